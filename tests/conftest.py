@@ -1,0 +1,29 @@
+"""What every test shares: one event loop library, and the folder of real recorded trades where it is at hand."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# A loaded two-core machine makes a single example slow; that is no failure of what is tested.
+settings.register_profile("wadm", deadline=None)
+settings.load_profile("wadm")
+
+_BESIDE = Path(__file__).parents[2] / "shared" / "captures"
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def captures() -> Path:
+    """The folder of real recorded trades: `WADM_CAPTURES`, or the one beside the checkout."""
+    folder = Path(os.environ.get("WADM_CAPTURES", _BESIDE))
+    if not folder.is_dir():
+        pytest.skip(f"no recorded trades at {folder}; set WADM_CAPTURES to their folder")
+    return folder

@@ -1,0 +1,82 @@
+"""Log lines are events with fields, not prose: `instrument.live instrument=binance:spot:BTCUSDT`. They go to stderr, never to stdout."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import Any, Final
+
+_FIELDS: Final = "wadm_fields"
+
+
+class EventLog:
+    """Writes events with fields through the standard logging."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+
+    def debug(self, event: str, **fields: object) -> None:
+        """Detail that only a developer wants."""
+        self._log(logging.DEBUG, event, fields)
+
+    def info(self, event: str, **fields: object) -> None:
+        """The ordinary course of things."""
+        self._log(logging.INFO, event, fields)
+
+    def warning(self, event: str, **fields: object) -> None:
+        """Something went wrong and is being dealt with."""
+        self._log(logging.WARNING, event, fields)
+
+    def error(self, event: str, *, exc_info: BaseException | None = None, **fields: object) -> None:
+        """Something went wrong that should not."""
+        self._log(logging.ERROR, event, fields, exc_info)
+
+    def _log(self, level: int, event: str, fields: dict[str, object], exc_info: BaseException | None = None) -> None:
+        if self._logger.isEnabledFor(level):
+            self._logger.log(level, event, extra={_FIELDS: fields}, exc_info=exc_info)
+
+
+log: Final = EventLog(logging.getLogger("wadm"))
+
+
+class PlainFormatter(logging.Formatter):
+    """`10:31:07 info instrument.live instrument=binance:spot:BTCUSDT`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created, UTC).strftime("%H:%M:%S")
+        fields = "".join(f" {name}={_shown(value)}" for name, value in _fields(record).items())
+        line = f"{time} {record.levelname.lower()} {record.getMessage()}{fields}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, event, then the event's fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        entry: dict[str, Any] = {"time": time, "level": record.levelname.lower(), "event": record.getMessage()}
+        entry |= {name: value if isinstance(value, int | float | bool) else str(value) for name, value in _fields(record).items()}
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry, ensure_ascii=False)
+
+
+def configure_logs(*, production: bool, level: int = logging.INFO) -> None:
+    """Send every logger's lines to stderr: WADM's own from `level` on, libraries' from warnings on."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if production else PlainFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("wadm").setLevel(level)
+
+
+def _fields(record: logging.LogRecord) -> dict[str, object]:
+    return getattr(record, _FIELDS, {})
+
+
+def _shown(value: object) -> str:
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if " " in text or not text.isprintable() else text

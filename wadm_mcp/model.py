@@ -1,0 +1,223 @@
+"""The values everyone speaks: instruments, trades, timeframes, windows.
+
+Times are integers: milliseconds since the epoch, UTC. Prices and quantities are integers at a `Scale`;
+they are parsed exactly from the exchange's text and never pass through float.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from decimal import Decimal
+from enum import StrEnum
+from typing import Final, NamedTuple, Self
+
+import msgspec
+
+SECOND: Final = 1_000
+MINUTE: Final = 60 * SECOND
+HOUR: Final = 60 * MINUTE
+DAY: Final = 24 * HOUR
+
+EXCHANGES: Final = ("binance", "bybit")
+MARKETS: Final = ("spot", "linear")
+
+_DECIMAL: Final = re.compile(r"([0-9]{1,18})(?:\.([0-9]{1,18}))?", re.ASCII)
+_INTEGER_LIMIT: Final = 1 << 63
+"""Single prices and quantities stay below this, so that every store can hold one as a 64-bit integer. Sums may pass it."""
+
+
+class TradeType(StrEnum):
+    """The aggressor's (taker's) side."""
+
+    BUY = "BUY"
+    SELL = "SELL"
+
+
+class Instrument(NamedTuple):
+    """One symbol of one market of one exchange, written `binance:spot:BTCUSDT`."""
+
+    exchange: str
+    market: str
+    symbol: str
+
+    def __str__(self) -> str:
+        return f"{self.exchange}:{self.market}:{self.symbol}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """`binance:spot:BTCUSDT` back into an instrument; `ValueError` when the text has another shape."""
+        exchange, market, symbol = text.split(":")
+        return cls(exchange, market, symbol)
+
+
+class Scale(NamedTuple):
+    """How many decimals the integers of a price and of a quantity stand for: a price of 6183763 at scale 2 is 61837.63."""
+
+    price: int
+    quantity: int
+
+    def finest(self, other: Scale) -> Scale:
+        """The scale at which values of both can be written without rounding."""
+        return Scale(max(self.price, other.price), max(self.quantity, other.quantity))
+
+
+class Listing(msgspec.Struct, frozen=True):
+    """How an exchange lists an instrument today: its price step (tick), quantity step (lot) and status."""
+
+    instrument: Instrument
+    tick: Decimal
+    lot: Decimal
+    trading: bool = True
+
+    @property
+    def scale(self) -> Scale:
+        """The coarsest scale that writes the tick and the lot exactly."""
+        return Scale(decimals_of(self.tick), decimals_of(self.lot))
+
+
+class Trade(msgspec.Struct, frozen=True, gc=False):
+    """One public execution, or (linear Binance) one aggregate of `fills` executions.
+
+    `price` and `quantity` are integers at `scale`; `timestamp` is the exchange's match time in milliseconds.
+    `seq` is the exchange's own order within the instrument: the trade's id on Binance, the cross sequence on Bybit.
+    """
+
+    instrument: Instrument
+    timestamp: int
+    seq: int
+    trade_id: str
+    price: int
+    quantity: int
+    trade_type: TradeType
+    fills: int
+    scale: Scale
+
+    @property
+    def order(self) -> tuple[int, int, int, str]:
+        """Sort key of trades within an instrument: time, seq, then price in the aggressor's direction, then trade_id."""
+        return (self.timestamp, self.seq, self.price if self.trade_type is TradeType.BUY else -self.price, self.trade_id)
+
+
+class Timeframe(StrEnum):
+    """A bar length. Bars are aligned to UTC, half-open `[start, end)`."""
+
+    M1 = "1m"
+    M5 = "5m"
+    M15 = "15m"
+    M30 = "30m"
+    H1 = "1h"
+    H4 = "4h"
+    D1 = "1d"
+
+    @property
+    def ms(self) -> int:
+        """Length in milliseconds."""
+        return _LENGTHS[self]
+
+    def floor(self, timestamp: int) -> int:
+        """Start of the bar that holds `timestamp`."""
+        return timestamp - timestamp % _LENGTHS[self]
+
+
+_LENGTHS: Final = {
+    Timeframe.M1: MINUTE,
+    Timeframe.M5: 5 * MINUTE,
+    Timeframe.M15: 15 * MINUTE,
+    Timeframe.M30: 30 * MINUTE,
+    Timeframe.H1: HOUR,
+    Timeframe.H4: 4 * HOUR,
+    Timeframe.D1: DAY,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A stretch of market time, half-open `[start, end)`, in milliseconds."""
+
+    start: int
+    end: int
+
+    def __post_init__(self) -> None:
+        if self.start > self.end:
+            raise ValueError(f"a window's start {self.start} lies after its end {self.end}")
+
+    @property
+    def length(self) -> int:
+        """Milliseconds from start to end."""
+        return self.end - self.start
+
+    def __contains__(self, timestamp: int) -> bool:
+        return self.start <= timestamp < self.end
+
+
+class Lives(NamedTuple):
+    """How long each kind of data is kept, in milliseconds."""
+
+    trades: int
+    minutes: int
+    """Footprints, profiles and order flow of timeframes below one hour."""
+    hours: int
+    """The same from one hour up, and coverage."""
+
+
+class Basis(StrEnum):
+    """What a span of coverage rests on."""
+
+    EXACT = "exact"
+    """Proven by ids that the exchange counts without holes."""
+    OBSERVED = "observed"
+    """An unbroken, living connection."""
+
+
+class Span(msgspec.Struct, frozen=True):
+    """A stretch `[start, end)` in which the tape of one instrument is known complete.
+
+    With basis `exact` every id from `first_seq` to `last_seq` is held; with `observed` they are the outermost `seq` seen.
+    `reason` says how the span came to be held (`live`, `repaired`, `imported`), `opened_by` what ended the tape before it
+    (`start`, `disconnect`, `mute`, `missing_ids`).
+    A span is known in the store by its instrument and `start`; a later span with the same start replaces it.
+    """
+
+    start: int
+    end: int
+    first_seq: int
+    last_seq: int
+    basis: Basis
+    reason: str = "live"
+    opened_by: str = "start"
+
+
+def decimals_of(value: Decimal) -> int:
+    """Decimals needed to write `value` exactly, trailing zeros left out."""
+    exponent = value.normalize().as_tuple().exponent
+    return max(0, -int(exponent))
+
+
+def parse_decimal(text: str, decimals: int) -> tuple[int, int]:
+    """An exchange's decimal text as `(integer, decimals)`, exact.
+
+    The answer has the `decimals` asked for, or more where the text is finer than that: it rescales, it never rounds.
+    `ValueError` for anything but plain digits with one point, or a value that 64 bits cannot hold.
+    """
+    match = _DECIMAL.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text[:40]!r} is not a plain decimal number")
+    whole, fraction = match.groups(default="")
+    if len(fraction) > decimals:
+        fraction = fraction.rstrip("0")
+        decimals = max(decimals, len(fraction))
+    value = int(whole + fraction.ljust(decimals, "0"))
+    if value >= _INTEGER_LIMIT:
+        raise ValueError(f"{text} at {decimals} decimals does not fit 64 bits")
+    return value, decimals
+
+
+def rescale(value: int, decimals: int, finer: int) -> int:
+    """An integer at `decimals` written at `finer` decimals; `finer` is never smaller."""
+    return value if finer == decimals else value * 10 ** (finer - decimals)
+
+
+def to_decimal(value: int, decimals: int) -> Decimal:
+    """The exact decimal of an integer at a scale."""
+    return Decimal(value).scaleb(-decimals) if abs(value) < 10**28 else Decimal(f"{value}e-{decimals}")
