@@ -1,0 +1,218 @@
+"""Volume profiles: where the volume of a footprint lies by price. Point of control, value area, nodes.
+
+Pure integer arithmetic at the footprint's scale. Rows are anchored at price zero, so that profiles of different windows and
+exchanges share their rows; they are contiguous, and a row where nothing traded counts as 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from decimal import Decimal
+from fractions import Fraction
+from itertools import accumulate
+from operator import sub
+from typing import Final, Literal, NamedTuple, TypeAlias
+
+import msgspec
+
+from wadm_mcp.analytics.footprint import Bar, Footprint, Packed, integer, integers, pack, unpack
+from wadm_mcp.model import Scale, to_decimal
+
+Method: TypeAlias = Literal["two_row", "one_row"]
+"""How many rows the value area weighs at a time on either side."""
+
+MAX_ROWS: Final = 200_000
+"""Rows from the lowest to the highest price of a profile, untraded ones included."""
+
+
+class Node(NamedTuple):
+    """A row where something traded, named by its low price. `trade_count` is a sum of fills."""
+
+    price: int
+    buy_volume: int
+    sell_volume: int
+    trade_count: int
+
+    @property
+    def volume(self) -> int:
+        """Quantity traded on both sides."""
+        return self.buy_volume + self.sell_volume
+
+
+class VolumeProfile(msgspec.Struct, frozen=True):
+    """The profile of one window. Prices are integers at `scale.price`, volumes at `scale.quantity`, `notional` at both together.
+
+    `poc` and `val` are the low prices of their rows, `vah` is the top tick of the highest row of the value area.
+    `value_area` is the percentage asked for; `nodes` are the rows where something traded, low to high.
+    """
+
+    scale: Scale
+    tick: int
+    row: int
+    method: Method
+    value_area: int
+    poc: int
+    vah: int
+    val: int
+    volume: int
+    buy_volume: int
+    sell_volume: int
+    trade_count: int
+    notional: int
+    nodes: tuple[Node, ...]
+
+    @property
+    def delta(self) -> int:
+        """Taker buy volume minus taker sell volume."""
+        return self.buy_volume - self.sell_volume
+
+    def pack(self) -> bytes:
+        """The profile as MessagePack; `VolumeProfile.unpack` reads it back equal."""
+        figures = msgspec.structs.astuple(self)[1:-1]
+        rows = [node.price // self.row for node in self.nodes]
+        columns = ([node[column] for node in self.nodes] for column in range(1, 4))
+        return pack((self.scale, figures, [*rows[:1], *map(sub, rows[1:], rows)], *columns))
+
+    @classmethod
+    def unpack(cls, data: bytes) -> VolumeProfile:
+        """A packed profile; `ValueError` with one line for anything else, and for nodes that do not add up to their profile."""
+        scale, (packed_tick, packed_row, method, *packed_figures), *packed = unpack(data, _PROFILE, "profile")
+        tick, row, figures = integer(packed_tick), integer(packed_row), integers(packed_figures)
+        steps, *columns = (integers(column) for column in packed)
+        if tick <= 0 or row <= 0 or row % tick:
+            raise ValueError(f"a packed profile is malformed: a row of {row} is no positive multiple of a tick of {tick}")
+        if any(len(column) != len(steps) for column in columns):
+            raise ValueError(f"a packed profile is malformed: {len(steps)} rows, but columns of {[len(column) for column in columns]}")
+        if min(steps[1:], default=1) <= 0 or any(min(column, default=0) < 0 for column in columns):
+            raise ValueError("a packed profile is malformed: rows must ascend, volumes and counts must not be negative")
+        prices = (index * row for index in accumulate(steps))
+        profile = cls(scale, tick, row, method, *figures, nodes=tuple(map(Node, prices, *columns)))
+        totals = [profile.buy_volume, profile.sell_volume, profile.trade_count]
+        if totals != [sum(column) for column in columns] or profile.volume != profile.buy_volume + profile.sell_volume:
+            raise ValueError("a packed profile is malformed: its nodes do not add up to its totals")
+        return profile
+
+
+_PROFILE: Final = msgspec.msgpack.Decoder(
+    tuple[
+        Scale,
+        tuple[Packed, Packed, Method, Packed, Packed, Packed, Packed, Packed, Packed, Packed, Packed, Packed],
+        list[Packed],
+        list[Packed],
+        list[Packed],
+        list[Packed],
+    ]
+)
+
+
+def point_of_control(volumes: Sequence[int]) -> int:
+    """The row with the greatest volume: of equal ones the nearest to the middle of the profile, of equally near ones the lower.
+
+    `volumes` are contiguous rows, low to high, at least one.
+    """
+    most, middle = max(volumes), len(volumes) - 1
+    return min((row for row, volume in enumerate(volumes) if volume == most), key=lambda row: abs(2 * row - middle))
+
+
+def value_area(volumes: Sequence[int], poc: int, percent: int = 70, method: Method = "two_row") -> tuple[int, int]:
+    """Rows that hold at least `percent` of the volume around the POC, taken two at a time (`one_row`: one at a time).
+
+    `volumes` are contiguous rows, low to high, 0 where nothing traded. Returns the lowest and the highest row, both inclusive.
+    The side with more volume in its next rows is taken, the upper one of equal sides; reaching `percent` exactly is enough;
+    where only one row is left on a side it is weighed alone (Dalton, *Mind over Markets*).
+    """
+    step = 1 if method == "one_row" else 2
+    low = high = poc
+    top = len(volumes) - 1
+    held, wanted = volumes[poc], sum(volumes) * percent
+    while held * 100 < wanted:
+        above = sum(volumes[high + 1 : high + 1 + step])
+        below = sum(volumes[max(0, low - step) : low])
+        if high < top and (low == 0 or above >= below):
+            held, high = held + above, min(top, high + step)
+        else:
+            held, low = held + below, max(0, low - step)
+    return low, high
+
+
+def default_row(low: int, high: int, tick: int, rows: int = 100) -> int:
+    """The smallest row of 1, 2 or 5 times a power of ten ticks that cuts `low` to `high` into at most about `rows` rows."""
+    power = 1
+    while True:
+        for step in (1, 2, 5):
+            if high - low <= rows * step * power * tick:
+                return step * power * tick
+        power *= 10
+
+
+def row_count(low: int, high: int, row: int) -> int:
+    """Rows from the one that holds `low` to the one that holds `high`, both included."""
+    return high // row - low // row + 1
+
+
+def smallest_row(low: int, high: int, tick: int) -> int:
+    """A multiple of `tick` from which on every row cuts `low` to `high` into at most `MAX_ROWS` rows."""
+    return max(1, -((low - high) // ((MAX_ROWS - 2) * tick))) * tick
+
+
+def volume_profile(
+    footprint: Footprint, *, tick: int, row: int | None = None, percent: int = 70, method: Method = "two_row"
+) -> VolumeProfile | None:
+    """The profile of a footprint, None where nothing traded.
+
+    `tick` and `row` are integers at `footprint.scale.price`; without `row` it is `default_row`. `ValueError` for a row that is no
+    positive multiple of the tick or would need more than `MAX_ROWS` rows, and for a percentage outside 1 to 100.
+    """
+    bar = footprint.bar
+    decimals = bar.scale.price
+    if not 1 <= percent <= 100:
+        raise ValueError(f"a value area of {percent} percent is outside 1 to 100; the usual one is 70")
+    if tick <= 0:
+        raise ValueError(f"a tick of {to_decimal(tick, decimals)} is not a price step; it must be above 0")
+    if row is not None and (row <= 0 or row % tick):
+        raise ValueError(f"a row of {to_decimal(row, decimals)} is no positive multiple of the tick {to_decimal(tick, decimals)}")
+    if bar.low is None or bar.high is None:
+        return None
+    row = row or default_row(bar.low, bar.high, tick)
+    rows = row_count(bar.low, bar.high, row)
+    if rows > MAX_ROWS:
+        enough = to_decimal(smallest_row(bar.low, bar.high, tick), decimals)
+        raise ValueError(f"a row of {to_decimal(row, decimals)} cuts this window into {rows} rows, at most {MAX_ROWS}; {enough} would do")
+    bottom = bar.low // row
+    volumes = [0] * rows
+    held: dict[int, list[int]] = {}
+    for price, (buy, sell, buy_fills, sell_fills) in footprint.cells.items():
+        index = price // row
+        volumes[index - bottom] += buy + sell
+        node = held.get(index)
+        if node is None:
+            held[index] = [buy, sell, buy_fills + sell_fills]
+        else:
+            node[0] += buy
+            node[1] += sell
+            node[2] += buy_fills + sell_fills
+    poc = point_of_control(volumes)
+    lowest, highest = value_area(volumes, poc, percent, method)
+    return VolumeProfile(
+        scale=bar.scale,
+        tick=tick,
+        row=row,
+        method=method,
+        value_area=percent,
+        poc=(bottom + poc) * row,
+        vah=(bottom + highest + 1) * row - tick,
+        val=(bottom + lowest) * row,
+        volume=bar.volume,
+        buy_volume=bar.buy_volume,
+        sell_volume=bar.sell_volume,
+        trade_count=bar.trade_count,
+        notional=bar.notional,
+        nodes=tuple(Node(index * row, *held[index]) for index in sorted(held)),
+    )
+
+
+def vwap(figures: Bar | VolumeProfile) -> Decimal | None:
+    """Volume-weighted average price, rounded once, half to even, to two decimals more than prices have. None without volume."""
+    if not figures.volume:
+        return None
+    return to_decimal(round(Fraction(figures.notional * 100, figures.volume)), figures.scale.price + 2)
