@@ -1,0 +1,312 @@
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wadm_mcp.errors import ExchangeError, FrameError
+from wadm_mcp.exchanges.bybit import Bybit
+from wadm_mcp.exchanges.exchange import Acknowledged, Decoder, Exchange, Pong, Refused, Trades
+from wadm_mcp.model import Instrument, Listing, Scale, TradeType, to_decimal
+
+from .hostile import hostile
+
+BYBIT: Exchange = Bybit()
+LINEAR_ROW: dict[str, Any] = {
+    "T": 1785060230817, "s": "BTCUSDT", "S": "Buy", "v": "0.001", "p": "64474.20", "L": "PlusTick",
+    "i": "20f43950-d8dd-5b31-9112-a178eb6023af", "BT": False, "RPI": False, "seq": 715964329311,
+}  # fmt: skip
+SPOT_ROW: dict[str, Any] = {
+    "i": "2290000000587387109", "T": 1785060230817, "p": "64474.2", "v": "0.001378", "S": "Sell", "s": "BTCUSDT",
+    "BT": False, "RPI": False, "seq": 81000000001,
+}  # fmt: skip
+
+
+def frame(*rows: dict[str, Any], topic: str = "publicTrade.BTCUSDT", ts: int = 1785060230819) -> str:
+    return json.dumps({"topic": topic, "type": "snapshot", "ts": ts, "data": rows})
+
+
+def decoder(market: str) -> Decoder:
+    lot = {"spot": "0.000001", "linear": "0.001"}[market]
+    return BYBIT.decoder(
+        market, [Listing(Instrument("bybit", market, symbol), Decimal("0.1"), Decimal(lot)) for symbol in ("BTCUSDT", "ETHUSDT")]
+    )
+
+
+def trades_of(message: object) -> Trades:
+    assert isinstance(message, Trades)
+    return message
+
+
+def test_a_linear_row_is_one_trade_ordered_by_its_cross_sequence() -> None:
+    message = trades_of(decoder("linear").decode(frame(LINEAR_ROW).encode()))
+    (trade,) = message.trades
+    assert (message.instrument, message.event_time, message.set_aside) == (Instrument("bybit", "linear", "BTCUSDT"), 1785060230819, 0)
+    assert (trade.instrument, trade.timestamp, trade.seq, trade.fills) == (message.instrument, 1785060230817, 715964329311, 1)
+    assert (trade.trade_id, trade.trade_type) == ("20f43950-d8dd-5b31-9112-a178eb6023af", TradeType.BUY)
+    assert (trade.price, trade.quantity, trade.scale) == (644742, 1, Scale(1, 3))
+
+
+def test_a_spot_row_keeps_its_long_decimal_id() -> None:
+    (trade,) = trades_of(decoder("spot").decode(frame(SPOT_ROW))).trades
+    assert (trade.trade_id, trade.trade_type, trade.seq) == ("2290000000587387109", TradeType.SELL, 81000000001)
+    assert (trade.price, trade.quantity, trade.scale) == (644742, 1378, Scale(1, 6))
+
+
+def test_a_row_without_a_cross_sequence_is_ordered_by_its_time() -> None:
+    old = {key: value for key, value in LINEAR_ROW.items() if key not in ("seq", "RPI", "BT")}
+    (trade,) = trades_of(decoder("linear").decode(frame(old))).trades
+    assert trade.seq == trade.timestamp == 1785060230817
+
+
+@pytest.mark.parametrize("count", [1, 2, 1024])
+def test_a_frame_holds_many_trades_in_the_order_of_the_wire(count: int) -> None:
+    rows = [{**LINEAR_ROW, "i": f"id-{place}", "v": f"0.{place + 1:04}"} for place in range(count)]
+    message = trades_of(decoder("linear").decode(frame(*rows)))
+    assert [trade.trade_id for trade in message.trades] == [f"id-{place}" for place in range(count)]
+    total = sum((to_decimal(trade.quantity, trade.scale.quantity) for trade in message.trades), Decimal())
+    assert total == sum(Decimal(row["v"]) for row in rows)
+
+
+def test_a_block_trade_is_set_aside_and_a_retail_improvement_is_a_trade() -> None:
+    block, retail = {**LINEAR_ROW, "BT": True, "i": "block"}, {**LINEAR_ROW, "RPI": True, "i": "retail"}
+    message = trades_of(decoder("linear").decode(frame(block, retail, block)))
+    assert ([trade.trade_id for trade in message.trades], message.set_aside) == (["retail"], 2)
+    assert trades_of(decoder("linear").decode(frame(block))).trades == []
+
+
+def test_a_finer_figure_widens_the_scale_from_then_on_and_rounds_nothing() -> None:
+    wire = decoder("linear")
+    rows = [LINEAR_ROW, {**LINEAR_ROW, "p": "64474.255"}, {**LINEAR_ROW, "v": "0.00012"}]
+    read = trades_of(wire.decode(frame(*rows))).trades
+    assert [trade.scale for trade in read] == [Scale(1, 3), Scale(3, 3), Scale(3, 5)]
+    assert [to_decimal(trade.price, trade.scale.price) for trade in read] == [Decimal(row["p"]) for row in rows]
+    assert [to_decimal(trade.quantity, trade.scale.quantity) for trade in read] == [Decimal(row["v"]) for row in rows]
+    assert trades_of(wire.decode(frame(LINEAR_ROW))).trades[0].scale == Scale(3, 5)
+
+
+def test_a_refused_frame_changes_no_scale() -> None:
+    wire = decoder("linear")
+    with pytest.raises(FrameError):
+        wire.decode(frame({**LINEAR_ROW, "p": "64474.2555"}, {**LINEAR_ROW, "v": "0"}))
+    assert trades_of(wire.decode(frame(LINEAR_ROW))).trades[0].scale == Scale(1, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"p": "0"}, "p"),
+        ({"p": "-64474.2"}, "p"),
+        ({"p": 64474.2}, "p"),
+        ({"v": "NaN"}, "v"),
+        ({"v": "0.000"}, "v"),
+        ({"v": "1e3"}, "v"),
+        ({"S": "buy"}, "S"),
+        ({"S": "Hold\nit"}, "S"),
+        ({"T": "1785060230817"}, "T"),
+        ({"T": 1785060230}, "T"),
+        ({"T": 1785060230817000}, "T"),
+        ({"i": 2290000000587387109}, "i"),
+        ({"i": ""}, "i"),
+        ({"i": "x" * 65}, "i"),
+        ({"seq": -1}, "seq"),
+        ({"seq": 1 << 63}, "seq"),
+        ({"BT": 0}, "BT"),
+        ({"s": "ETHUSDT"}, "s"),
+        ({"s": None}, "s"),
+    ],
+)
+def test_a_wrong_value_in_one_row_refuses_the_frame_and_names_the_path(change: dict[str, Any], key: str) -> None:
+    with pytest.raises(FrameError) as caught:
+        decoder("linear").decode(frame(LINEAR_ROW, {**LINEAR_ROW, **change}))
+    assert str(caught.value).startswith("bybit linear frame: ")
+    assert str(caught.value).endswith((f"`$.data[1].{key}`", f"`$.data[...].{key}`"))
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("key", ["T", "s", "S", "v", "p", "i"])
+def test_a_missing_key_is_refused_by_name(key: str) -> None:
+    with pytest.raises(FrameError, match=f"`{key}`"):
+        decoder("linear").decode(frame({name: value for name, value in LINEAR_ROW.items() if name != key}))
+
+
+@pytest.mark.parametrize(
+    "unlawful",
+    [
+        b"", b"{", b"null", b"[]", b"{}", b"\xff", b"[" * 100_000, "\ud800", '{"op":"ping"}', '{"success":1}', '{"topic":5}',
+        '{"topic":"publicTrade.BTCUSDT"}', '{"topic":"publicTrade.BTCUSDT","ts":1785060230819,"data":[]}',
+        '{"topic":"publicTrade.BTCUSDT","ts":"1785060230819","data":[]}',
+        frame({**LINEAR_ROW, "s": "XRPUSDT"}, topic="publicTrade.XRPUSDT"), frame(LINEAR_ROW, ts=5),
+    ],
+)  # fmt: skip
+def test_what_is_neither_trades_nor_an_answer_is_refused(unlawful: str | bytes) -> None:
+    with pytest.raises(FrameError) as caught:
+        decoder("linear").decode(unlawful)
+    assert len(str(caught.value)) < 300
+    assert str(caught.value).isprintable()
+
+
+def test_another_topic_concerns_nobody() -> None:
+    assert decoder("linear").decode('{"topic":"orderbook.1.BTCUSDT","type":"snapshot","ts":1785060230819,"data":{"s":"BTCUSDT"}}') is None
+    assert decoder("linear").decode(frame(LINEAR_ROW, topic="somethingElse.BTCUSDT")) is None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        '{"success":true,"ret_msg":"pong","conn_id":"c","op":"ping"}',
+        '{"success":true,"ret_msg":"pong","conn_id":"c","req_id":"","op":"ping"}',
+        '{"success":true,"ret_msg":"pong","conn_id":"c","req_id":"100001","op":"ping"}',
+        '{"args":["1672916271846"],"op":"pong"}',
+    ],
+)
+def test_each_form_of_pong_is_understood(answer: str) -> None:
+    assert decoder("spot").decode(answer) == Pong()
+
+
+def test_an_acknowledgement_names_its_request() -> None:
+    linear = '{"success":true,"ret_msg":"","conn_id":"c","req_id":"x1","op":"subscribe"}'
+    spot = '{"success":true,"ret_msg":"subscribe","conn_id":"c","req_id":"7","op":"subscribe"}'
+    assert decoder("linear").decode(linear) == Acknowledged("x1")
+    assert decoder("spot").decode(spot) == Acknowledged("7")
+    assert decoder("spot").decode('{"success":true,"conn_id":"c","data":{"failTopics":[]},"type":"COMMAND_RESP"}') == Acknowledged("")
+
+
+def test_a_refusal_says_why() -> None:
+    unknown = (
+        '{"success":false,"ret_msg":"error:handler not found,topic:publicTrade.NOTASYMBOL","conn_id":"c","req_id":"","op":"subscribe"}'
+    )
+    crowded = '{"success":false,"ret_msg":"args size \\u003e10","conn_id":"c","req_id":"3","op":"subscribe"}'
+    assert decoder("linear").decode(unknown) == Refused("", "error:handler not found,topic:publicTrade.NOTASYMBOL")
+    assert decoder("spot").decode(crowded) == Refused("3", "args size >10")
+
+
+def test_requests_have_the_exchanges_form() -> None:
+    subscribe = json.loads(BYBIT.subscribe("linear", ["BTCUSDT", "ETHUSDT"], 4))
+    assert subscribe == {"req_id": "4", "op": "subscribe", "args": ["publicTrade.BTCUSDT", "publicTrade.ETHUSDT"]}
+    assert json.loads(BYBIT.ping(100001)) == {"req_id": "100001", "op": "ping"}
+    assert [BYBIT.stream_path(market) for market in ("spot", "linear")] == ["/v5/public/spot", "/v5/public/linear"]
+
+
+@pytest.mark.parametrize(("market", "names"), [("spot", 10), ("linear", 100)])
+def test_a_full_connection_keeps_to_the_documented_limits(market: str, names: int) -> None:
+    limits = BYBIT.limits(market)
+    symbols = [f"{place:03}0000BABYDOGEPERPUSDT" for place in range(limits.streams)]
+    assert limits.names_per_request == names
+    assert len(json.dumps(json.loads(BYBIT.subscribe(market, symbols, 1))["args"], separators=(",", ":"))) <= 21_000
+    assert (limits.ping_every, limits.pong_within, limits.lifetime) == (20, 10, None)
+    assert not BYBIT.numbers_trades[market]
+
+
+def record(symbol: str = "BTCUSDT", **changes: Any) -> dict[str, Any]:
+    lots = {"basePrecision": "0.000001", "quotePrecision": "0.0000001", "minOrderQty": "0.000048", "maxOrderQty": "71.7"}
+    filters = {"lotSizeFilter": lots, "priceFilter": {"tickSize": "0.1"}}
+    return {"symbol": symbol, "baseCoin": "BTC", "quoteCoin": "USDT", "status": "Trading", **filters, **changes}
+
+
+def contract(symbol: str = "BTCUSDT", **changes: Any) -> dict[str, Any]:
+    lots = {"maxOrderQty": "1190.000", "minOrderQty": "0.001", "qtyStep": "0.001"}
+    prices = {"minPrice": "0.10", "maxPrice": "1999999.80", "tickSize": "0.10"}
+    return record(symbol, contractType="LinearPerpetual", priceScale="2", lotSizeFilter=lots, priceFilter=prices, **changes)
+
+
+def reply(*records: Any, cursor: str | None = "") -> bytes:
+    result = {"category": "linear", "list": records, "nextPageCursor": cursor}
+    return json.dumps({"retCode": 0, "retMsg": "OK", "result": result, "retExtInfo": {}, "time": 1785060231000}).encode()
+
+
+def test_a_listing_has_the_markets_own_quantity_step() -> None:
+    assert BYBIT.read_listings("spot", reply(record())) == (
+        [Listing(Instrument("bybit", "spot", "BTCUSDT"), Decimal("0.1"), Decimal("0.000001"))],
+        "",
+    )
+    perpetual = Listing(Instrument("bybit", "linear", "BTCUSDT"), Decimal("0.1"), Decimal("0.001"))
+    assert BYBIT.read_listings("linear", reply(contract()))[0] == [perpetual]
+    assert perpetual.scale == Scale(1, 3)
+
+
+def test_a_symbol_that_is_not_trading_says_so_and_a_dated_contract_is_left_out() -> None:
+    future = contract("BTCUSDT-26DEC25") | {"contractType": "LinearFutures"}
+    listings, _ = BYBIT.read_listings("linear", reply(contract("NEWUSDT", status="PreLaunch"), future))
+    assert [(each.instrument.symbol, each.trading) for each in listings] == [("NEWUSDT", False)]
+
+
+def test_listings_are_asked_for_page_after_page() -> None:
+    first = BYBIT.listings_request("linear", "")
+    assert (first.path, first.params) == ("/v5/market/instruments-info", {"category": "linear", "limit": "1000"})
+    _, cursor = BYBIT.read_listings("linear", reply(contract(), cursor="first%3DBTC%26last%3DETH"))
+    assert BYBIT.listings_request("linear", cursor).params["cursor"] == "first%3DBTC%26last%3DETH"
+    assert BYBIT.read_listings("linear", reply(contract(), cursor=None))[1] == ""
+
+
+def test_one_malformed_record_costs_only_itself() -> None:
+    malformed: list[Any] = [None, {"symbol": "A"}, record("B"), contract(""), record("C/D")]
+    listings, _ = BYBIT.read_listings("linear", reply(*malformed, contract()))
+    assert [each.instrument.symbol for each in listings] == ["BTCUSDT"]
+    with pytest.raises(ExchangeError, match="cannot be read"):
+        BYBIT.read_listings("linear", reply(*malformed))
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>", b"[]", b"{}", b'{"retCode":"0"}', b'{"retCode":0}', b'{"retCode":0,"result":{}}', b"\xff"]
+)
+def test_an_unreadable_reply_is_an_error_that_says_whose(body: bytes) -> None:
+    with pytest.raises(ExchangeError, match=r"^bybit spot sent .* Check that"):
+        BYBIT.read_listings("spot", body)
+
+
+def test_an_error_body_is_an_error_in_the_exchanges_words() -> None:
+    with pytest.raises(ExchangeError, match=r"^bybit spot refused .*Too many visits!.*code 10006.*Wait"):
+        BYBIT.read_listings("spot", b'{"retCode":10006,"retMsg":"Too many visits!","result":{},"retExtInfo":{},"time":1}')
+
+
+LAWFUL = {
+    market: [
+        frame(row),
+        frame(row, {**row, "i": "2", "BT": True}, {**row, "i": "3"}),
+        '{"success":true,"ret_msg":"pong","conn_id":"c","op":"ping"}',
+        '{"success":false,"ret_msg":"error:invalid op","conn_id":"c","req_id":"1","op":"subscribe"}',
+        '{"args":["1672916271846"],"op":"pong"}',
+    ]
+    for market, row in (("spot", SPOT_ROW), ("linear", LINEAR_ROW))
+}
+
+
+@settings(deadline=None)
+@given(st.data(), st.sampled_from(["spot", "linear"]))
+def test_whatever_arrives_the_next_lawful_frame_reads_as_before(data: st.DataObject, market: str) -> None:
+    wire = decoder(market)
+    received = data.draw(hostile(LAWFUL[market]))
+    said, message = "", None
+    try:
+        message = wire.decode(received)
+    except FrameError as error:
+        said = str(error)
+    assert said.isprintable()
+    assert message is None or isinstance(message, Trades | Acknowledged | Refused | Pong)
+    for trade in message.trades if isinstance(message, Trades) else ():
+        assert 0 < trade.price < 1 << 63
+        assert 0 < trade.quantity < 1 << 63
+        assert 0 <= trade.seq < 1 << 63
+    (before,), (after,) = (trades_of(each.decode(LAWFUL[market][0])).trades for each in (decoder(market), wire))
+    assert to_decimal(after.price, after.scale.price) == to_decimal(before.price, before.scale.price)
+    assert to_decimal(after.quantity, after.scale.quantity) == to_decimal(before.quantity, before.scale.quantity)
+    assert (after.order[:2], after.trade_id, after.trade_type) == (before.order[:2], before.trade_id, before.trade_type)
+    if message is None:
+        assert after == before
+
+
+@settings(deadline=None)
+@given(hostile([reply(record(), contract()).decode()]), st.sampled_from(["spot", "linear"]))
+def test_a_hostile_list_of_symbols_is_listings_or_an_error_of_ours(body: bytes, market: str) -> None:
+    said, listings = "", list[Listing]()
+    try:
+        listings, _ = BYBIT.read_listings(market, body)
+    except ExchangeError as error:
+        said = str(error)
+    assert said.isprintable()
+    assert all(each.tick > 0 and each.lot > 0 for each in listings)

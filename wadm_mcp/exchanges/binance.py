@@ -1,0 +1,307 @@
+"""Binance: spot `@trade` (raw trades) and USD-M `@aggTrade` (aggregates of up to 100 ms), as `Exchange` asks for them.
+
+Both are numbered without holes per symbol: spot by `t`, USD-M by `a`. The first and last ids of an aggregate jump over prints that are
+not market trades, so they give its fills and never a gap (binance-public-data issue 378).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Final, NamedTuple
+
+import msgspec
+
+from wadm_mcp.exchanges.exchange import Acknowledged, Decoder, Limits, Message, Refused, Request, ShuttingDown, Trades
+from wadm_mcp.exchanges.wire import (
+    UNREADABLE,
+    Count,
+    Held,
+    Millis,
+    Name,
+    figure,
+    listings_refused,
+    listings_unreadable,
+    one_line,
+    read_records,
+    step,
+    wrong,
+)
+from wadm_mcp.model import Instrument, Listing, Scale, Trade, TradeType
+
+_BUY: Final = TradeType.BUY
+_SELL: Final = TradeType.SELL
+_MOST_FILLS: Final = (1 << 31) - 1
+"""Documents keep fills in 32 bits."""
+
+
+class _Spot(msgspec.Struct, frozen=True, gc=False, tag_field="e", tag="trade"):
+    """`<symbol>@trade`. Until 2024 it also had the order ids `b` and `a`."""
+
+    event_time: Millis = msgspec.field(name="E")
+    symbol: str = msgspec.field(name="s")
+    id: Count = msgspec.field(name="t")
+    price: str = msgspec.field(name="p")
+    quantity: str = msgspec.field(name="q")
+    timestamp: Millis = msgspec.field(name="T")
+    buyer_is_maker: bool = msgspec.field(name="m")
+
+    @property
+    def fills(self) -> int:
+        return 1
+
+
+class _Aggregate(msgspec.Struct, frozen=True, gc=False, tag_field="e", tag="aggTrade"):
+    """`<symbol>@aggTrade`: fills of one taker side at one price."""
+
+    event_time: Millis = msgspec.field(name="E")
+    symbol: str = msgspec.field(name="s")
+    id: Count = msgspec.field(name="a")
+    price: str = msgspec.field(name="p")
+    quantity: str = msgspec.field(name="q")
+    first: Count = msgspec.field(name="f")
+    last: Count = msgspec.field(name="l")
+    timestamp: Millis = msgspec.field(name="T")
+    buyer_is_maker: bool = msgspec.field(name="m")
+
+    @property
+    def fills(self) -> int:
+        return self.last - self.first + 1
+
+
+class _WrappedSpot(msgspec.Struct, frozen=True):
+    """The event on a combined stream."""
+
+    stream: str
+    data: _Spot
+
+
+class _WrappedAggregate(msgspec.Struct, frozen=True):
+    """The event on a combined stream."""
+
+    stream: str
+    data: _Aggregate
+
+
+class _Any(msgspec.Struct, frozen=True):
+    """As much of a frame as tells what kind it is."""
+
+    e: str = ""
+    stream: str = ""
+    data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+class _Error(msgspec.Struct, frozen=True):
+    code: int = 0
+    msg: str = ""
+
+
+class _Reply(msgspec.Struct, frozen=True):
+    """The answer to a request. An error is flat in the documents and nested in the field."""
+
+    id: int | str | None = None
+    result: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    error: _Error | None = None
+    code: int | None = None
+    msg: str = ""
+
+
+class _Filter(msgspec.Struct, frozen=True):
+    kind: str = msgspec.field(name="filterType")
+    tick: str = msgspec.field(name="tickSize", default="")
+    step: str = msgspec.field(name="stepSize", default="")
+
+
+class _Record(msgspec.Struct, frozen=True):
+    """One symbol of `exchangeInfo`. Only futures have a `contractType`; a contract that is not launched yet has an empty one."""
+
+    symbol: Name
+    filters: list[_Filter]
+    status: str = ""
+    contract: str = msgspec.field(name="contractType", default="")
+
+
+class _Listings(msgspec.Struct, frozen=True):
+    symbols: list[msgspec.Raw] | msgspec.UnsetType = msgspec.UNSET
+    code: int | None = None
+    msg: str = ""
+
+
+class _Wire(NamedTuple):
+    """What one market's wire is called."""
+
+    event: type[_Spot] | type[_Aggregate]
+    wrapped: type[_WrappedSpot] | type[_WrappedAggregate]
+    kind: str
+    path: str
+    listings: str
+    limits: Limits
+
+    @property
+    def suffix(self) -> str:
+        return f"@{self.kind}"
+
+
+# About 4,000 bytes is what one client frame may hold before it is dropped in silence: 50 names stay below it whatever they are called
+# (Binance.Net issue 974).
+_NAMES: Final = 50
+_DAY: Final = 86_400.0
+
+# USD-M serves aggTrade on its /market route only: on another it is acknowledged and silent.
+_WIRES: Final[Mapping[str, _Wire]] = MappingProxyType(
+    {
+        "spot": _Wire(_Spot, _WrappedSpot, "trade", "/ws", "/api/v3/exchangeInfo", Limits(1024, _NAMES, 2.0, _DAY, None, 10.0)),
+        "linear": _Wire(
+            _Aggregate, _WrappedAggregate, "aggTrade", "/market/ws", "/fapi/v1/exchangeInfo", Limits(200, _NAMES, 4.0, _DAY, None, 10.0)
+        ),
+    }
+)
+
+_read_any: Final = msgspec.json.Decoder(_Any).decode
+_read_reply: Final = msgspec.json.Decoder(_Reply).decode
+_read_listings: Final = msgspec.json.Decoder(_Listings).decode
+_read_record: Final = msgspec.json.Decoder(_Record).decode
+
+
+class BinanceDecoder:
+    """Frames of one Binance connection into messages."""
+
+    def __init__(self, market: str, listings: Sequence[Listing]) -> None:
+        wire = _WIRES[market]
+        self._who = f"binance {market}"
+        self._kind = wire.kind
+        self._suffix = wire.suffix
+        self._read = msgspec.json.Decoder(wire.event).decode
+        self._read_wrapped = msgspec.json.Decoder(wire.wrapped).decode
+        self._held = Held.by_symbol(listings)
+
+    def decode(self, frame: str | bytes) -> Message | None:
+        """See `Decoder.decode`."""
+        try:
+            event = self._read(frame)
+        except UNREADABLE as error:
+            return self._other(frame, error)
+        return self._trades(event, "$")
+
+    def _trades(self, event: _Spot | _Aggregate, at: str) -> Trades:
+        held = self._held.get(event.symbol)
+        if held is None:
+            raise wrong(self._who, f"symbol {event.symbol[:40]!r} was not asked for here", f"{at}.s")
+        instrument, scale, listed = held
+        try:
+            price, price_decimals = figure(event.price, scale.price, listed.price)
+        except ValueError as error:
+            raise wrong(self._who, error, f"{at}.p") from None
+        try:
+            quantity, quantity_decimals = figure(event.quantity, scale.quantity, listed.quantity)
+        except ValueError as error:
+            raise wrong(self._who, error, f"{at}.q") from None
+        fills = event.fills
+        if not 0 < fills <= _MOST_FILLS:
+            raise wrong(self._who, f"an aggregate cannot have {fills} fills", f"{at}.l")
+        if price_decimals != scale.price or quantity_decimals != scale.quantity:
+            scale = Scale(price_decimals, quantity_decimals)
+            self._held[event.symbol] = Held(instrument, scale, listed)
+        # `m` says that the buyer was the maker: then the taker sold.
+        side = _SELL if event.buyer_is_maker else _BUY
+        trade = Trade(instrument, event.timestamp, event.id, str(event.id), price, quantity, side, fills, scale)
+        return Trades(instrument, (trade,), event.event_time)
+
+    def _other(self, frame: str | bytes, not_a_trade: Exception) -> Message | None:
+        """A frame that is no raw trade event: wrapped, an answer, a notice, an event of another kind, or not lawful at all."""
+        try:
+            frame_kind = _read_any(frame)
+        except UNREADABLE as error:
+            raise wrong(self._who, error) from None
+        if frame_kind.stream:
+            return self._wrapped(frame, frame_kind)
+        if frame_kind.e == self._kind:
+            raise wrong(self._who, not_a_trade) from None
+        if frame_kind.e:
+            return ShuttingDown() if frame_kind.e == "serverShutdown" else None
+        return self._reply(frame)
+
+    def _wrapped(self, frame: str | bytes, kind: _Any) -> Message | None:
+        if isinstance(kind.data, msgspec.UnsetType):
+            raise wrong(self._who, "a combined frame without data", "$.data")
+        if kind.stream == "!serverShutdown":
+            return ShuttingDown()
+        if not kind.stream.endswith(self._suffix):
+            return None
+        try:
+            event = self._read_wrapped(frame).data
+        except UNREADABLE as error:
+            raise wrong(self._who, error) from None
+        if kind.stream != event.symbol.lower() + self._suffix:
+            raise wrong(self._who, f"stream {kind.stream[:40]!r} carries symbol {event.symbol[:40]!r}", "$.data.s")
+        return self._trades(event, "$.data")
+
+    def _reply(self, frame: str | bytes) -> Message:
+        try:
+            reply = _read_reply(frame)
+        except UNREADABLE as error:
+            raise wrong(self._who, error) from None
+        request_id = "" if reply.id is None else str(reply.id)[:64]
+        if reply.error is not None:
+            return Refused(request_id, _said(reply.error.code, reply.error.msg))
+        if reply.code is not None:
+            return Refused(request_id, _said(reply.code, reply.msg))
+        if isinstance(reply.result, msgspec.UnsetType):
+            raise wrong(self._who, "neither an event nor an answer", "$")
+        return Acknowledged(request_id)
+
+
+def _said(code: int, text: str) -> str:
+    return f"{one_line(text) or 'no reason given'} (code {code})"
+
+
+class Binance:
+    """Binance spot and USD-M, as `Exchange` asks."""
+
+    name: str = "binance"
+    numbers_trades: Mapping[str, bool] = MappingProxyType({"spot": True, "linear": True})
+
+    def limits(self, market: str) -> Limits:
+        """Spot takes 5 client messages a second, USD-M 10; 1,024 streams (USD-M: 200 in its older text); both cut after 24 h."""
+        return _WIRES[market].limits
+
+    def stream_path(self, market: str) -> str:
+        return _WIRES[market].path
+
+    def subscribe(self, market: str, symbols: Sequence[str], request_id: int) -> str:
+        """Stream names are in lower case: upper-case ones are accepted and stay silent."""
+        names = [symbol.lower() + _WIRES[market].suffix for symbol in symbols]
+        return msgspec.json.encode({"method": "SUBSCRIBE", "params": names, "id": request_id}).decode()
+
+    def ping(self, request_id: int) -> str:
+        """Never sent: Binance pings by WebSocket ping frames, which the socket answers itself."""
+        raise NotImplementedError(f"binance has no ping frame of its own (request {request_id})")
+
+    def decoder(self, market: str, listings: Sequence[Listing]) -> Decoder:
+        return BinanceDecoder(market, listings)
+
+    def listings_request(self, market: str, cursor: str) -> Request:
+        """One reply holds every symbol; there is no cursor."""
+        return Request(_WIRES[market].listings, {})
+
+    def read_listings(self, market: str, body: bytes) -> tuple[list[Listing], str]:
+        """Every spot symbol, or every perpetual; contracts with a delivery date are left out."""
+        who = f"{self.name} {market}"
+        try:
+            reply = _read_listings(body)
+        except UNREADABLE as error:
+            raise listings_unreadable(who, error) from None
+        if reply.code is not None:
+            raise listings_refused(who, reply.code, reply.msg)
+        if isinstance(reply.symbols, msgspec.UnsetType):
+            raise listings_unreadable(who, "it has no `symbols`")
+        return read_records(who, reply.symbols, lambda record: _listing(market, record)), ""
+
+
+def _listing(market: str, raw: msgspec.Raw) -> Listing | None:
+    record = _read_record(raw)
+    if record.contract not in ("", "PERPETUAL"):
+        return None
+    tick = next((each.tick for each in record.filters if each.kind == "PRICE_FILTER"), "")
+    lot = next((each.step for each in record.filters if each.kind == "LOT_SIZE"), "")
+    return Listing(Instrument("binance", market, record.symbol), step(tick), step(lot), record.status == "TRADING")

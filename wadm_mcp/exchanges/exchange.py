@@ -1,0 +1,121 @@
+"""The contract every venue fulfils: pure translation between its wire and WADM's own words. No I/O, no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from wadm_mcp.model import Instrument, Listing, Trade
+
+
+class Trades(msgspec.Struct, frozen=True, gc=False):
+    """A frame of trades of one instrument, in the exchange's order.
+
+    `event_time` is when the exchange sent it (ms). `set_aside` counts prints that are not trades of the book
+    (block trades): accounted for, kept out of every figure.
+    """
+
+    instrument: Instrument
+    trades: Sequence[Trade]
+    event_time: int
+    set_aside: int = 0
+
+
+class Acknowledged(msgspec.Struct, frozen=True):
+    """The exchange took a request. It proves nothing: a stream on the wrong route is acknowledged and silent."""
+
+    request_id: str
+
+
+class Pong(msgspec.Struct, frozen=True):
+    """The answer to our heartbeat: the connection was alive and empty up to here."""
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """The exchange refused a request; on Bybit one bad topic voids its whole batch."""
+
+    request_id: str
+    message: str
+
+
+class ShuttingDown(msgspec.Struct, frozen=True):
+    """The exchange announced that this connection ends soon, with no fixed lead time: open its replacement now."""
+
+
+Message = Trades | Acknowledged | Pong | Refused | ShuttingDown
+
+
+class Limits(NamedTuple):
+    """What one connection may do, by the exchange's documents. Times in seconds."""
+
+    streams: int
+    """Instruments on one connection."""
+    names_per_request: int
+    """Instruments in one subscribe request."""
+    requests_per_second: float
+    """Client messages a second, pongs counted; kept well below the documented limit."""
+    lifetime: float | None
+    """The exchange cuts a connection after this long; None where it states no limit."""
+    ping_every: float | None
+    """How often the client must send `Exchange.ping`; None where the server pings."""
+    pong_within: float
+    """How long an answer to our ping may take before the connection is taken for dead."""
+
+
+class Request(NamedTuple):
+    """A REST request: path and query, to be put behind the market's REST base URL."""
+
+    path: str
+    params: Mapping[str, str]
+
+
+class Decoder(Protocol):
+    """Frames of one connection into messages.
+
+    It keeps the listings' scales and widens one when a finer price or quantity arrives. A value too large for the widened scale is written
+    at the listing's own again, so scales may shrink: every trade states the scale it is written at. A `FrameError` changes no scale.
+    """
+
+    def decode(self, frame: str | bytes) -> Message | None:
+        """The frame's meaning; None for a lawful frame that concerns nobody here. `FrameError` for anything else.
+
+        A frame that names a symbol the decoder was not given is a `FrameError`.
+        """
+        ...
+
+
+class Exchange(Protocol):
+    """One venue. Stateless; its decoders hold what a connection must remember."""
+
+    name: str
+    numbers_trades: Mapping[str, bool]
+    """By market: does `seq` count trades without holes? Then a missing seq is a missing trade."""
+
+    def limits(self, market: str) -> Limits: ...
+
+    def stream_path(self, market: str) -> str:
+        """Path of the trade socket, put behind the market's WebSocket base URL."""
+        ...
+
+    def subscribe(self, market: str, symbols: Sequence[str], request_id: int) -> str:
+        """The request that subscribes trades of `symbols`; the caller keeps to `Limits.names_per_request`."""
+        ...
+
+    def ping(self, request_id: int) -> str:
+        """The heartbeat frame of a venue whose clients must ping."""
+        ...
+
+    def decoder(self, market: str, listings: Sequence[Listing]) -> Decoder: ...
+
+    def listings_request(self, market: str, cursor: str) -> Request:
+        """Asks for every listing of the market; `cursor` is empty at first, then what `read_listings` returned."""
+        ...
+
+    def read_listings(self, market: str, body: bytes) -> tuple[list[Listing], str]:
+        """Listings of a reply, and the cursor of the next page (empty at the end).
+
+        One malformed record is skipped. `ExchangeError` for an error body or one that cannot be read.
+        """
+        ...
