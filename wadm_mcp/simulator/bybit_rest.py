@@ -1,0 +1,145 @@
+"""Loopback Bybit v5 REST: listings, newest trades and time (exchanges.md 4.3, 6). Numbers are strings; errors come with HTTP 200."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Final
+
+from wadm_mcp.model import SECOND, Instrument
+from wadm_mcp.simulator.faults import Reply
+from wadm_mcp.simulator.listings import assets_of, steps_of, symbols_of
+from wadm_mcp.simulator.stage import Stage
+from wadm_mcp.simulator.tape import Print
+
+RECENT: Final = {"spot": 60, "linear": 1_000}
+"""Most trades that recent-trade returns."""
+
+_DEFAULT: Final = {"spot": 60, "linear": 500}
+_REQUESTS: Final = 600
+_INSTRUMENTS: Final = 1_000
+
+
+class _RefusalError(Exception):
+    pass
+
+
+class BybitRest:
+    """The REST side of Bybit. Over 600 requests in 5 seconds it answers 403."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._asked: deque[int] = deque(maxlen=_REQUESTS)
+
+    def answer(self, path: str, params: Mapping[str, str]) -> Reply:
+        """The reply to a GET."""
+        now = self._stage.clock()
+        if len(self._asked) == _REQUESTS and now - self._asked[0] < 5 * SECOND:
+            return Reply(403, {"retCode": 10018, "retMsg": "access too frequent", "result": {}, "retExtInfo": {}, "time": now})
+        self._asked.append(now)
+        try:
+            match path:
+                case "/v5/market/time":
+                    result: dict[str, object] = {"timeSecond": str(now // SECOND), "timeNano": str(now * 1_000_000)}
+                case "/v5/market/instruments-info":
+                    result = self._instruments(params)
+                case "/v5/market/recent-trade":
+                    result = self._recent(params, now)
+                case _:
+                    return Reply(404, {})
+        except _RefusalError as refused:
+            return Reply(200, {"retCode": 10001, "retMsg": f"params error: {refused}", "result": {}, "retExtInfo": {}, "time": now})
+        return Reply(200, {"retCode": 0, "retMsg": "OK", "result": result, "retExtInfo": {}, "time": now})
+
+    def _recent(self, params: Mapping[str, str], now: int) -> dict[str, object]:
+        category = _category(params)
+        tape = self._stage.tapes.get(Instrument("bybit", category, params.get("symbol", "")))
+        if tape is None:
+            raise _RefusalError("symbol invalid")
+        limit = _limit(params, RECENT[category], _DEFAULT[category])
+        newest = [_recent_row(params["symbol"], row) for row in reversed(tape.newest_prints(limit, now))]
+        return {"category": category, "list": newest}
+
+    def _instruments(self, params: Mapping[str, str]) -> dict[str, object]:
+        category = _category(params)
+        symbols = symbols_of(self._stage.tapes, "bybit", category)
+        if "symbol" in params:
+            symbols = [symbol for symbol in symbols if symbol == params["symbol"]]
+            if not symbols:
+                raise _RefusalError("symbol invalid")
+        if category == "spot":
+            return {"category": category, "list": [_spot_listing(symbol) for symbol in symbols]}
+        limit = _limit(params, _INSTRUMENTS, 500)
+        cursor = params.get("cursor", "")
+        if cursor and cursor not in symbols:
+            raise _RefusalError("cursor invalid")
+        first = symbols.index(cursor) if cursor else 0
+        following = symbols[first + limit : first + limit + 1]
+        page = [_linear_listing(symbol) for symbol in symbols[first : first + limit]]
+        return {"category": category, "list": page, "nextPageCursor": following[0] if following else ""}
+
+
+def _category(params: Mapping[str, str]) -> str:
+    category = params.get("category", "")
+    if category not in RECENT:
+        raise _RefusalError("category invalid" if category else "category is required")
+    return category
+
+
+def _limit(params: Mapping[str, str], most: int, default: int) -> int:
+    text = params.get("limit", str(default))
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 1_000:
+        raise _RefusalError("limit invalid")
+    return min(int(text), most)
+
+
+def _recent_row(symbol: str, row: Print) -> dict[str, object]:
+    return {
+        "execId": row.trade_id,
+        "symbol": symbol,
+        "price": row.price,
+        "size": row.quantity,
+        "side": "Buy" if row.buy else "Sell",
+        "time": str(row.time),
+        "isBlockTrade": False,
+        "isRPITrade": False,
+        "seq": str(row.seq),
+    }
+
+
+def _spot_listing(symbol: str) -> dict[str, object]:
+    steps = steps_of(Instrument("bybit", "spot", symbol))
+    base, quote = assets_of(symbol)
+    return {
+        "symbol": symbol,
+        "baseCoin": base,
+        "quoteCoin": quote,
+        "innovation": "0",
+        "status": "Trading",
+        "marginTrading": "utaOnly",
+        "lotSizeFilter": {
+            "basePrecision": steps.lot_text,
+            "quotePrecision": "0.0000001",
+            "minOrderQty": steps.lot_text,
+            "maxOrderQty": steps.quantity(10**9),
+        },
+        "priceFilter": {"tickSize": steps.tick_text},
+    }
+
+
+def _linear_listing(symbol: str) -> dict[str, object]:
+    steps = steps_of(Instrument("bybit", "linear", symbol))
+    base, quote = assets_of(symbol)
+    return {
+        "symbol": symbol,
+        "contractType": "LinearPerpetual",
+        "status": "Trading",
+        "baseCoin": base,
+        "quoteCoin": quote,
+        "launchTime": "1585526400000",
+        "deliveryTime": "0",
+        "priceScale": str(steps.price_decimals),
+        "priceFilter": {"minPrice": steps.tick_text, "maxPrice": steps.price(10**9), "tickSize": steps.tick_text},
+        "lotSizeFilter": {"maxOrderQty": steps.quantity(10**9), "minOrderQty": steps.lot_text, "qtyStep": steps.lot_text},
+        "settleCoin": quote,
+    }

@@ -1,0 +1,140 @@
+"""One WebSocket connection of a simulated venue: its queue, its tasks, and the count of what the client sends."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any, Protocol
+
+import anyio
+from websockets.asyncio.server import ServerConnection
+from websockets.exceptions import ConnectionClosed
+
+from wadm_mcp.simulator.stage import Route, Stage
+
+
+class Host(Protocol):
+    """What a connection needs of its venue."""
+
+    exchange: str
+    stage: Stage
+
+    async def receive(self, client: Client, message: bytes) -> None: ...
+
+    async def heartbeat(self, client: Client) -> None: ...
+
+    def forget(self, client: Client) -> None: ...
+
+
+class Connection(ServerConnection):
+    """A server connection that counts every frame the client sends: pings, pongs and messages alike."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.flooded = anyio.Event()
+        self.arrivals: deque[float] = deque(maxlen=1)
+
+    def allow(self, per_second: int) -> None:
+        """Sets how many frames a second are tolerated."""
+        self.arrivals = deque(maxlen=per_second + 1)
+
+    def process_event(self, event: Any) -> None:
+        now, limit = time.monotonic(), self.arrivals.maxlen or 1
+        # The first event is the handshake's request.
+        if self.request is not None and limit > 1:
+            self.arrivals.append(now)
+            if len(self.arrivals) == limit and now - self.arrivals[0] < 1:
+                self.flooded.set()
+        super().process_event(event)
+
+
+class Client:
+    """One WebSocket connection of a venue."""
+
+    def __init__(self, connection: ServerConnection, route: Route, venue: Host) -> None:
+        self.connection = connection
+        self.route = route
+        self.combined = route.combined
+        self.topics: dict[str, None] = {}
+        self.last_used = anyio.current_time()
+        self._venue = venue
+        self._queue, self._unsent = anyio.create_memory_object_stream[str | bytes](venue.stage.queue)
+
+    def offer(self, frame: str | bytes) -> bool:
+        """Queues a frame; a client whose queue is full is dropped."""
+        taken = self._put(frame)
+        if taken is None:
+            self.drop()
+        return taken is True
+
+    async def wait_to_offer(self, frame: str | bytes, patience: float) -> bool:
+        """Queues a frame when there is room for it; a client that makes none in `patience` seconds is dropped."""
+        taken = self._put(frame)
+        if taken is not None:
+            return taken
+        with anyio.move_on_after(patience):
+            try:
+                await self._queue.send(frame)
+            except (anyio.ClosedResourceError, anyio.BrokenResourceError):
+                return False
+            return True
+        self.drop()
+        return False
+
+    def _put(self, frame: str | bytes) -> bool | None:
+        """True when queued, None when the queue is full, False when the connection has ended."""
+        try:
+            self._queue.send_nowait(frame)
+        except anyio.WouldBlock:
+            return None
+        except (anyio.ClosedResourceError, anyio.BrokenResourceError):
+            return False
+        return True
+
+    def drop(self) -> None:
+        """Ends the TCP connection at once, without a closing handshake; nothing is delivered to it any more."""
+        self._venue.forget(self)
+        self.connection.transport.abort()
+
+    async def close(self, code: int, reason: str) -> None:
+        """Ends the connection with a closing handshake; nothing is delivered to it any more."""
+        self._venue.forget(self)
+        await self.connection.close(code, reason)
+
+    async def serve(self) -> None:
+        """Lives until the connection ends, for whichever reason."""
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._write)
+                tasks.start_soon(self._watch)
+                tasks.start_soon(self._venue.heartbeat, self)
+                await self._read()
+                tasks.cancel_scope.cancel()
+        finally:
+            self._queue.close()
+            self._unsent.close()
+
+    async def _read(self) -> None:
+        try:
+            while True:
+                message = await self.connection.recv(decode=False)
+                self.last_used = anyio.current_time()
+                await self._venue.receive(self, message)
+        except ConnectionClosed:
+            return
+
+    async def _write(self) -> None:
+        sending, exchange, market = self._venue.stage.faults.sending, self._venue.exchange, self.route.market
+        try:
+            async for queued in self._unsent:
+                for frame in await sending(exchange, market, queued):
+                    await self.connection.send(frame)
+                self.last_used = anyio.current_time()
+        except ConnectionClosed:
+            return
+
+    async def _watch(self) -> None:
+        """Closes a connection over its message limit, as soon as it is."""
+        assert isinstance(self.connection, Connection)
+        await self.connection.flooded.wait()
+        await self.close(1008, "Too many requests")

@@ -1,0 +1,216 @@
+"""What one simulated instrument has traded, as text ready for the wire: computed from the market, or held because somebody pushed it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from itertools import islice
+from typing import Final, NamedTuple, Protocol, TypeVar
+
+from wadm_mcp.model import MINUTE
+from wadm_mcp.simulator.market import EPOCH, Fill, Folded, Market
+
+MARKET_PRINTS: Final = ("MARKET", "RPI")
+"""USD-M prints that are trades of the book; the others take an id and are nowhere in aggregates or REST (exchanges.md 2.2, 4.2)."""
+
+_HELD: Final = 200_000
+_QUIET_MINUTES: Final = 24 * 60
+
+
+class Print(NamedTuple):
+    """One execution as the exchange writes it. `number` counts without holes; `trade_id` and `seq` are what the wire shows."""
+
+    number: int
+    trade_id: str
+    seq: int
+    time: int
+    price: str
+    quantity: str
+    buy: bool
+    kind: str = "MARKET"
+    best: bool = True
+
+
+class Aggregate(NamedTuple):
+    """Executions folded by Binance. `plain` is the quantity without retail-price-improvement fills (`nq`)."""
+
+    number: int
+    time: int
+    price: str
+    quantity: str
+    plain: str
+    first: int
+    last: int
+    buy: bool
+
+
+_Row = TypeVar("_Row")
+Naming = Callable[[str, Fill], tuple[str, int]]
+"""A symbol's fill to its id and seq on the wire."""
+
+
+class Tape(Protocol):
+    """The history of one instrument. Times are ms, half-open `[start, end)`; every answer is in the exchange's order."""
+
+    def prints(self, start: int, end: int) -> Iterator[Print]: ...
+
+    def aggregates(self, start: int, end: int) -> Iterator[Aggregate]:
+        """Aggregates whose window has ended at `end` and had not at `start`."""
+        ...
+
+    def prints_from(self, number: int, end: int) -> Iterator[Print]: ...
+
+    def aggregates_from(self, number: int, end: int) -> Iterator[Aggregate]: ...
+
+    def newest_prints(self, limit: int, end: int) -> list[Print]: ...
+
+    def newest_aggregates(self, limit: int, end: int) -> list[Aggregate]: ...
+
+
+class MarketTape:
+    """A tape computed from a `Market`, as far back as its ids go."""
+
+    def __init__(self, market: Market, naming: Naming) -> None:
+        self.market = market
+        self._naming = naming
+
+    def prints(self, start: int, end: int) -> Iterator[Print]:
+        """Prints with `start <= time < end`."""
+        for minute in _minutes(start, end):
+            for fill in self.market.slice_of(minute, start, end):
+                yield self._print(fill)
+
+    def aggregates(self, start: int, end: int) -> Iterator[Aggregate]:
+        """Aggregates of the windows that ended in `(start, end]`."""
+        start, end = self._closed(start), self._closed(end)
+        for minute in _minutes(start, end):
+            for folded in self.market.folded_slice_of(minute, start, end):
+                yield self._aggregate(folded)
+
+    def prints_from(self, number: int, end: int) -> Iterator[Print]:
+        """Prints from an id, inclusive, with `time < end`."""
+        start = self.market.minute_of_trade(number)
+        return (one for one in self.prints(start, end) if one.number >= number)
+
+    def aggregates_from(self, number: int, end: int) -> Iterator[Aggregate]:
+        """Aggregates from an id, inclusive, whose window has ended at `end`."""
+        start = self.market.minute_of_aggregate(number)
+        return (one for one in self.aggregates(start, end) if one.number >= number)
+
+    def newest_prints(self, limit: int, end: int) -> list[Print]:
+        """The last `limit` prints before `end`, oldest first."""
+        found: list[Fill] = []
+        for minute in _backwards(end):
+            found = self.market.slice_of(minute, minute, end)[-limit:] + found
+            if len(found) >= limit:
+                break
+        return [self._print(fill) for fill in found[-limit:]]
+
+    def newest_aggregates(self, limit: int, end: int) -> list[Aggregate]:
+        """The last `limit` aggregates closed at `end`, oldest first."""
+        found: list[Folded] = []
+        end = self._closed(end)
+        for minute in _backwards(end):
+            found = self.market.folded_slice_of(minute, minute, end)[-limit:] + found
+            if len(found) >= limit:
+                break
+        return [self._aggregate(folded) for folded in found[-limit:]]
+
+    def _closed(self, time: int) -> int:
+        return time - time % self.market.window
+
+    def _print(self, fill: Fill) -> Print:
+        steps = self.market.steps
+        trade_id, seq = self._naming(self.market.instrument.symbol, fill)
+        price, quantity = ("0", "0") if fill.kind == "NA" else (steps.price(fill.price), steps.quantity(fill.quantity))
+        return Print(fill.id, trade_id, seq, fill.time, price, quantity, fill.buy, fill.kind)
+
+    def _aggregate(self, folded: Folded) -> Aggregate:
+        price, quantity, plain = (
+            self.market.steps.price,
+            self.market.steps.quantity(folded.quantity),
+            self.market.steps.quantity(folded.plain),
+        )
+        return Aggregate(folded.id, folded.time, price(folded.price), quantity, plain, folded.first, folded.last, folded.buy)
+
+
+class HeldTape:
+    """The newest rows somebody pushed, at most 200,000 of each kind, with the text they were pushed with.
+
+    What was pushed is visible whatever time it bears: `end` limits ranges of time, not pages by id and not the newest rows.
+    Prints are folded into aggregates of `window` ms as they come, except where aggregates are added themselves.
+    """
+
+    def __init__(self, window: int | None = 1) -> None:
+        self.window = window
+        self._prints: deque[Print] = deque(maxlen=_HELD)
+        self._aggregates: deque[Aggregate] = deque(maxlen=_HELD)
+        self._aggregate_number = 1
+
+    def add(self, row: Print) -> None:
+        """Appends a print, and folds it."""
+        self._prints.append(row)
+        if self.window is not None:
+            last = self._aggregates[-1] if self._aggregates else None
+            if last is not None and joins(last, row, self.window):
+                self._aggregates[-1] = joined(last, row)
+            else:
+                self._aggregates.append(single(self._aggregate_number, row))
+                self._aggregate_number += 1
+
+    def add_aggregate(self, row: Aggregate) -> None:
+        """Appends an aggregate as it is."""
+        self._aggregates.append(row)
+
+    def prints(self, start: int, end: int) -> Iterator[Print]:
+        return (row for row in self._prints if start <= row.time < end)
+
+    def aggregates(self, start: int, end: int) -> Iterator[Aggregate]:
+        return (row for row in self._aggregates if start <= row.time < end)
+
+    def prints_from(self, number: int, end: int) -> Iterator[Print]:
+        return (row for row in self._prints if row.number >= number)
+
+    def aggregates_from(self, number: int, end: int) -> Iterator[Aggregate]:
+        return (row for row in self._aggregates if row.number >= number)
+
+    def newest_prints(self, limit: int, end: int) -> list[Print]:
+        return _last(self._prints, limit)
+
+    def newest_aggregates(self, limit: int, end: int) -> list[Aggregate]:
+        return _last(self._aggregates, limit)
+
+
+def joins(whole: Aggregate, row: Print, window: int) -> bool:
+    """Does the next print belong to the aggregate: same price and side, the id after its last, within one aligned window of `window` ms."""
+    same = (whole.price, whole.buy, whole.time // window) == (row.price, row.buy, row.time // window)
+    return same and row.number == whole.last + 1
+
+
+def joined(whole: Aggregate, row: Print) -> Aggregate:
+    """The aggregate with one more print, summed exactly; its time stays that of the first."""
+    quantity = Decimal(whole.quantity) + Decimal(row.quantity)
+    plain = Decimal(whole.plain) + (0 if row.kind == "RPI" else Decimal(row.quantity))
+    return whole._replace(quantity=f"{quantity:f}", plain=f"{plain:f}", last=row.number)
+
+
+def single(number: int, row: Print) -> Aggregate:
+    """An aggregate of one print."""
+    plain = f"{Decimal(row.quantity) * 0:f}" if row.kind == "RPI" else row.quantity
+    return Aggregate(number, row.time, row.price, row.quantity, plain, row.number, row.number, row.buy)
+
+
+def _last(rows: deque[_Row], limit: int) -> list[_Row]:
+    return list(islice(rows, max(0, len(rows) - limit), None))
+
+
+def _minutes(start: int, end: int) -> range:
+    start = max(start, EPOCH)
+    return range(start - start % MINUTE, end, MINUTE)
+
+
+def _backwards(end: int) -> range:
+    """Starts of the minutes before `end`, newest first, a day of them at most."""
+    newest = (end - 1) - (end - 1) % MINUTE
+    return range(newest, max(EPOCH, newest - _QUIET_MINUTES * MINUTE) - 1, -MINUTE)
