@@ -1,0 +1,523 @@
+"""What is SQLite's own: the file, its processes, its damages."""
+
+# Nobody else waits for the loop of a test that damages a file or starts a process that will die.
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from anyio.streams.buffered import BufferedByteReceiveStream
+
+from wadm_mcp.errors import StoreError
+from wadm_mcp.model import DAY, MINUTE, Timeframe, Window
+from wadm_mcp.storage import sqlite_expiry, sqlite_schema
+from wadm_mcp.storage.sqlite import SqliteStore
+from wadm_mcp.storage.store import Derived, Lives
+
+from . import BTC, ETH, EVER, T0, every_trade, order_flow, profile, span, stored_footprint, trade
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "wadm.sqlite"
+
+
+def pragma(db: sqlite3.Connection | None, name: str) -> Any:
+    assert db is not None
+    return db.execute(f"PRAGMA {name}").fetchone()[0]
+
+
+async def record(path: Path, count: int = 2_000) -> None:
+    """A file with `count` trades, coverage, and some of everything else."""
+    async with SqliteStore(path) as store:
+        trades = [trade(seq, T0 + seq) for seq in range(count)]
+        await store.write(trades, [(BTC, span(T0, T0 + count))])
+        await store.derive(Derived([stored_footprint(T0, trades)], [profile(T0, trades)], [order_flow(T0, trades)]))
+
+
+async def test_the_file_is_made_for_durable_writes_and_for_shrinking(path: Path) -> None:
+    async with SqliteStore(path) as store:
+        writer = store._writer
+        assert pragma(writer, "journal_mode") == "wal"
+        assert pragma(writer, "synchronous") == 2
+        assert pragma(writer, "auto_vacuum") == 2
+        assert pragma(writer, "application_id") == sqlite_schema.APPLICATION_ID
+        assert pragma(writer, "user_version") == sqlite_schema.SCHEMA_VERSION
+        assert pragma(writer, "busy_timeout") == sqlite_schema.BUSY_SECONDS * 1_000
+    async with SqliteStore(path) as store:
+        assert pragma(store._writer, "synchronous") == 2
+        assert pragma(store._writer, "journal_mode") == "wal"
+
+
+async def test_no_question_and_no_write_walks_through_a_table(path: Path) -> None:
+    asked: set[str] = set()
+    async with SqliteStore(path) as store:
+        connections = [store._writer, *store._readers]
+        for db in connections:
+            assert db is not None
+            db.set_trace_callback(asked.add)
+        trades = [trade(seq, T0 + seq) for seq in range(5)]
+        await store.write(trades, [(BTC, span(T0, T0 + 5))])
+        await store.derive(
+            Derived([stored_footprint(T0, trades)], [profile(T0, trades)], [order_flow(T0, trades)], [(await store.marks())[0]])
+        )
+        for newest in (False, True):
+            await store.trades(BTC, EVER, limit=3, newest=newest)
+            await store.trades(BTC, EVER, after=trades[2].order, limit=3, newest=newest)
+        await store.footprints(BTC, Timeframe.M1, EVER)
+        await store.profiles(BTC, Timeframe.M1, EVER)
+        await store.order_flow(BTC, Timeframe.M1, EVER)
+        await store.spans(BTC, EVER)
+        await store.state()
+        await store.expire(T0 + DAY, Lives(1, 1, 1))
+        for db in connections:
+            assert db is not None
+            db.set_trace_callback(None)
+        plans = {
+            statement: [str(row[3]) for row in store._readers[0].execute(f"EXPLAIN QUERY PLAN {statement}")]
+            for statement in asked
+            if statement.split()[0] in ("SELECT", "UPDATE", "DELETE", "INSERT")
+        }
+    assert len(plans) > 20
+    # Whole by their meaning, and small: every mark that is open, and every instrument.
+    whole = ("SCAN marks", "SCAN instruments", "SCAN CONSTANT ROW", "SCAN (subquery")
+    for statement, plan in plans.items():
+        for step in plan:
+            assert not step.startswith("SCAN") or step.startswith(whole), f"{step}: {statement}"
+            assert "AUTOMATIC" not in step, statement
+            assert "TEMP B-TREE" not in step or "RIGHT PART" in step or "coverage" in statement, f"{step}: {statement}"
+
+
+async def test_the_page_after_a_trade_is_entered_by_key(path: Path) -> None:
+    await record(path, count=20_000)
+    async with SqliteStore(path, read_only=True) as store:
+        steps = 0
+
+        def count() -> int:
+            nonlocal steps
+            steps += 1
+            return 0
+
+        for db in store._readers:
+            db.set_progress_handler(count, 100)
+        after = (T0 + 19_990, 19_990, 0, "")
+        assert len(await store.trades(BTC, Window(T0, T0 + 20_000), after=after, limit=100)) == 10
+        assert steps < 50
+
+
+async def test_a_reader_beside_the_writer_sees_its_commits(path: Path) -> None:
+    async with SqliteStore(path) as writer, SqliteStore(path, read_only=True) as reader:
+        assert await every_trade(reader) == []
+        await writer.write([trade(1)], [(BTC, span(T0, T0))])
+        assert await every_trade(reader) == [trade(1)]
+        assert await reader.spans(BTC, EVER) == [span(T0, T0)]
+        await writer.write([trade(1, instrument=ETH)], [])
+        assert await every_trade(reader, ETH) == [trade(1, instrument=ETH)]
+        assert len(await reader.marks()) == 2
+
+
+READING = """
+import sys, anyio
+from pathlib import Path
+from wadm_mcp.model import Instrument, Window
+from wadm_mcp.storage.sqlite import SqliteStore
+
+async def main():
+    async with SqliteStore(Path(sys.argv[1]), read_only=True) as store:
+        for _ in sys.stdin:
+            trades = await store.trades(Instrument("binance", "spot", "BTCUSDT"), Window(0, 1 << 60), limit=100)
+            print(len(trades), flush=True)
+
+anyio.run(main)
+"""
+
+
+async def test_another_process_reads_what_this_one_commits(path: Path) -> None:
+    async with SqliteStore(path) as store:
+        await store.write([trade(1)], [])
+        with anyio.fail_after(30):
+            async with await anyio.open_process([sys.executable, "-c", READING, str(path)], stderr=None) as process:
+                assert process.stdin is not None
+                assert process.stdout is not None
+                answers = BufferedByteReceiveStream(process.stdout)
+                await process.stdin.send(b"\n")
+                assert await answers.receive_until(b"\n", 100) == b"1"
+                await store.write([trade(2), trade(3)], [])
+                await process.stdin.send(b"\n")
+                assert await answers.receive_until(b"\n", 100) == b"3"
+                await process.stdin.aclose()
+                await process.wait()
+
+
+async def test_a_reader_writes_nothing_and_changes_nothing(path: Path) -> None:
+    await record(path)
+    before = path.read_bytes()
+    async with SqliteStore(path, read_only=True) as store:
+        assert len(await every_trade(store)) == 2_000
+        writes: list[Callable[[], Awaitable[object]]] = [
+            lambda: store.write([trade(1)], []),
+            lambda: store.derive(Derived([stored_footprint(T0)])),
+            lambda: store.expire(T0 + DAY, Lives(1, 1, 1)),
+        ]
+        for write in writes:
+            with pytest.raises(StoreError, match="opened for reading only"):
+                await write()
+    assert path.read_bytes() == before
+
+
+async def test_a_reader_finds_nothing_recorded_where_there_is_no_file_yet(path: Path) -> None:
+    with pytest.raises(StoreError, match=r"nothing was recorded in .*wadm\.sqlite yet"):
+        await SqliteStore(path, read_only=True).__aenter__()
+    assert not path.parent.exists()
+    path.parent.mkdir()
+    path.touch()
+    with pytest.raises(StoreError, match="nothing was recorded"):
+        await SqliteStore(path, read_only=True).__aenter__()
+    assert path.read_bytes() == b""
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+@pytest.mark.parametrize(
+    ("statements", "says"),
+    [
+        ([f"PRAGMA user_version = {sqlite_schema.SCHEMA_VERSION + 1}"], "newer WADM.*upgrade wadm-mcp"),
+        (["PRAGMA application_id = 7"], "another program's database.*move it away"),
+    ],
+)
+async def test_a_file_that_is_not_for_us_is_refused_and_left_alone(path: Path, read_only: bool, statements: list[str], says: str) -> None:
+    await record(path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        for statement in statements:
+            db.execute(statement)
+    await refused_and_left_alone(path, says, read_only)
+
+
+async def refused_and_left_alone(path: Path, says: str, read_only: bool = False) -> None:
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match=says) as error:
+        await SqliteStore(path, read_only=read_only).__aenter__()
+    assert str(path) in str(error.value)
+    assert "WADM_DATA_DIR" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert path.read_bytes() == before
+
+
+async def test_the_database_of_another_program_is_refused_and_left_alone(path: Path) -> None:
+    path.parent.mkdir()
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TABLE theirs (id INTEGER)")
+    await refused_and_left_alone(path, "another program's database")
+
+
+async def test_a_file_that_is_no_database_is_refused_and_left_alone(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_text("timestamp,price,quantity\n" * 1_000)
+    await refused_and_left_alone(path, "is not a database")
+
+
+async def test_a_damaged_header_is_named(path: Path) -> None:
+    await record(path)
+    with path.open("r+b") as file:
+        file.write(os.urandom(16))
+    await refused_and_left_alone(path, "is not a database, or its beginning is damaged")
+
+
+async def test_a_truncated_file_is_named(path: Path) -> None:
+    await record(path)
+    os.truncate(path, path.stat().st_size // 4096 // 2 * 4096)
+    await refused_and_left_alone(path, "damaged.*restore a backup")
+
+
+async def test_a_page_damaged_anywhere_is_named_on_opening_or_on_reading_and_never_read_as_trades(path: Path) -> None:
+    await record(path, count=3_000)
+    whole, expected = path.read_bytes(), [trade(seq, T0 + seq) for seq in range(3_000)]
+    named = 0
+    for page in range(1, len(whole) // 4096):
+        path.write_bytes(whole[: page * 4096] + b"\xa5" * 4096 + whole[(page + 1) * 4096 :])
+        try:
+            async with SqliteStore(path, read_only=True) as store:
+                assert await every_trade(store) == expected
+        except StoreError as error:
+            named += str(path) in str(error)
+    assert named > len(whole) // 4096 // 2
+
+
+async def test_damage_that_opening_had_no_time_to_find_is_named_by_the_read_that_meets_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await record(path, count=20_000)
+    whole = path.read_bytes()
+    monkeypatch.setattr(sqlite_schema, "_check", lambda db, path: None)  # type: ignore[misc]
+    path.write_bytes(b"".join(whole[at : at + 4096] if at < 4096 * 60 else b"\xa5" * 4096 for at in range(0, len(whole), 4096)))
+    async with SqliteStore(path, read_only=True) as store:
+        with pytest.raises(StoreError, match="damaged"):
+            await every_trade(store)
+
+
+async def test_the_check_of_a_huge_file_ends_with_its_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    await record(path, count=20_000)
+    monkeypatch.setattr(sqlite_schema, "CHECK_SECONDS", 0)
+    async with SqliteStore(path) as store:
+        assert len(await every_trade(store)) == 20_000
+
+
+@pytest.mark.parametrize(("table", "column"), [("footprints", "packed"), ("profiles", "packed"), ("order_flow", "bar")])
+async def test_a_packed_value_that_cannot_be_read_is_named(path: Path, table: str, column: str) -> None:
+    await record(path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute(f"UPDATE {table} SET {column} = x'c1'")
+    async with SqliteStore(path) as store:
+        find = {"footprints": store.footprints, "profiles": store.profiles, "order_flow": store.order_flow}[table]
+        with pytest.raises(StoreError, match=f"{table} 1m of binance:spot:BTCUSDT, row {T0}"):
+            await find(BTC, Timeframe.M1, EVER)
+        assert len(await every_trade(store)) == 2_000
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+async def test_a_folder_that_cannot_be_one_is_named(tmp_path: Path, read_only: bool) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=r"file/wadm\.sqlite.*WADM_DATA_DIR"):
+        await SqliteStore(tmp_path / "file" / "wadm.sqlite", read_only=read_only).__aenter__()
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+async def test_a_folder_in_place_of_the_file_is_named(tmp_path: Path, read_only: bool) -> None:
+    with pytest.raises(StoreError, match=f"{tmp_path.name}.*WADM_DATA_DIR"):
+        await SqliteStore(tmp_path, read_only=read_only).__aenter__()
+
+
+async def test_a_full_disk_keeps_nothing_of_the_batch_and_the_next_try_succeeds(path: Path) -> None:
+    async with SqliteStore(path) as store:
+        await store.write([trade(1)], [])
+        assert store._writer is not None
+        pages = pragma(store._writer, "page_count")
+        store._writer.execute(f"PRAGMA max_page_count = {pages + 3}").fetchone()
+        batch = [trade(seq, T0 + MINUTE) for seq in range(2, 20_000)]
+        with pytest.raises(StoreError, match=r"the disk that holds .* is full: nothing of this write was kept"):
+            await store.write(batch, [(ETH, span(T0, T0 + MINUTE))])
+        assert await every_trade(store) == [trade(1)]
+        assert [mark.minute for mark in await store.marks()] == [T0]
+        assert await store.spans(ETH, EVER) == []
+        store._writer.execute(f"PRAGMA max_page_count = {1 << 30}").fetchone()
+        await store.write(batch, [(ETH, span(T0, T0 + MINUTE))])
+        assert len(await every_trade(store)) == 19_999
+        assert await store.spans(ETH, EVER) == [span(T0, T0 + MINUTE)]
+
+
+async def test_a_read_only_file_system_is_named(path: Path) -> None:
+    async with SqliteStore(path) as store:
+        assert store._writer is not None
+        store._writer.execute("PRAGMA query_only = ON")
+        with pytest.raises(StoreError, match="read-only"):
+            await store.write([trade(1)], [])
+
+
+async def test_a_lock_held_elsewhere_is_named_and_the_next_try_succeeds(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_schema, "BUSY_SECONDS", 0.01)
+    async with SqliteStore(path) as store:
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(StoreError, match="locked by another program"):
+                await store.write([trade(1)], [])
+        await store.write([trade(1)], [])
+        assert await every_trade(store) == [trade(1)]
+
+
+async def test_a_number_beyond_64_bits_is_refused_with_its_batch(path: Path) -> None:
+    async with SqliteStore(path) as store:
+        with pytest.raises(StoreError, match="64 bits"):
+            await store.write([trade(1), trade(2**63)], [])
+        assert await every_trade(store) == []
+        await store.write([trade(1)], [])
+        with pytest.raises(StoreError, match="64 bits"):
+            await store.trades(BTC, EVER, after=(T0, 2**70, 0, ""), limit=1)
+
+
+async def test_a_file_that_vanished_is_not_healthy(path: Path) -> None:
+    async with SqliteStore(path) as store:
+        path.unlink()
+        with pytest.raises(StoreError, match="cannot be reached"):
+            await store.state()
+
+
+async def test_a_closed_store_says_so(path: Path) -> None:
+    async with SqliteStore(path) as store:
+        pass
+    with pytest.raises(StoreError, match="closed"):
+        await store.write([trade(1)], [])
+    with pytest.raises(StoreError, match="closed"):
+        await store.marks()
+
+
+WRITING = f"""
+import os, sys, anyio
+from pathlib import Path
+from wadm_mcp.storage.sqlite import SqliteStore
+from {__package__} import BTC, T0, span, trade
+
+async def main():
+    fatal = int(sys.argv[2])
+    statements = 0
+
+    def count(statement):
+        nonlocal statements
+        statements += 1
+        if statements == fatal:
+            os._exit(9)
+
+    async with SqliteStore(Path(sys.argv[1])) as store:
+        store._writer.set_trace_callback(count)
+        for batch in range(1_000_000):
+            first = batch * 10
+            await store.write([trade(seq, T0 + seq) for seq in range(first, first + 10)], [(BTC, span(T0, T0 + first + 9, 0, first + 9))])
+            print(batch + 1, flush=True)
+
+anyio.run(main)
+"""
+
+
+async def killed(path: Path, *, fatal: int = 0, kill_after: int | None = None) -> int:
+    """Batches that a recorder saw acknowledged before it died: at its `fatal`-th statement, or by a signal after so many batches."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITING, str(path), str(fatal)], stdout=subprocess.PIPE, env=environment, text=True
+    ) as process:
+        assert process.stdout is not None
+        acknowledged = 0
+        for line in process.stdout:
+            acknowledged = int(line)
+            if acknowledged == kill_after:
+                process.send_signal(signal.SIGKILL)
+    assert process.returncode == (9 if kill_after is None else -signal.SIGKILL)
+    return acknowledged
+
+
+async def whole_batches(path: Path) -> int:
+    """How many batches are held; each of them is whole, and coverage claims exactly them."""
+    async with SqliteStore(path, read_only=True) as reader:
+        seen = await every_trade(reader)
+    async with SqliteStore(path) as store:
+        assert await every_trade(store) == seen
+        seqs = [one.seq for one in await every_trade(store)]
+        spans = await store.spans(BTC, EVER)
+        marks = await store.marks()
+    assert seqs == list(range(len(seqs)))
+    assert len(seqs) % 10 == 0
+    assert [one.last_seq for one in spans] == ([len(seqs) - 1] if seqs else [])
+    assert len(marks) == (1 if seqs else 0)
+    return len(seqs) // 10
+
+
+@pytest.mark.parametrize("fatal", [1, 4, 12, 17, 18, 19, 20, 33, 40])
+async def test_a_death_inside_a_write_loses_nothing_acknowledged_and_keeps_nothing_half(path: Path, fatal: int) -> None:
+    acknowledged = await killed(path, fatal=fatal)
+    assert await whole_batches(path) in (acknowledged, acknowledged + 1)
+
+
+@pytest.mark.parametrize("kill_after", [1, 30])
+async def test_a_kill_between_writes_loses_nothing_acknowledged(path: Path, kill_after: int) -> None:
+    acknowledged = await killed(path, kill_after=kill_after)
+    assert acknowledged >= kill_after
+    assert await whole_batches(path) in (acknowledged, acknowledged + 1)
+
+
+async def test_expiry_is_bounded_and_the_file_shrinks_with_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_expiry, "ROWS", 3_000)
+    monkeypatch.setattr(sqlite_expiry, "PAGES", 10)
+    async with SqliteStore(path) as store:
+        for instrument in (BTC, ETH):
+            await store.write([trade(seq, T0 + seq // 7, instrument=instrument) for seq in range(10_000)], [])
+        await store.derive(Derived(settles=await store.marks()))
+        await store.expire(T0, Lives(DAY, DAY, DAY))
+        assert store._writer is not None
+        store._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        full = path.stat().st_size
+        now, lives = T0 + DAY + 1_000, Lives(DAY, DAY, DAY)
+        assert await store.expire(now, lives) == 3_000
+        assert (await every_trade(store))[0].seq == 3_000, "the oldest go first, also within one millisecond"
+        deleted = 3_000
+        while went := await store.expire(now, lives):
+            assert went <= 3_000
+            deleted += went
+        assert deleted == 2 * 7_000
+        assert [one.timestamp - T0 for one in (await every_trade(store, ETH))[:1]] == [1_000]
+        shrunk = path.stat().st_size
+        assert shrunk < full * 3 // 4
+        await store.expire(now + DAY, lives)
+        assert shrunk - path.stat().st_size == 10 * 4096
+        with closing(sqlite3.connect(path)) as db:
+            assert pragma(db, "quick_check") == "ok"
+
+
+async def test_trades_of_a_minute_that_was_not_derived_yet_do_not_expire(path: Path) -> None:
+    now, lives = T0 + 10 * DAY, Lives(DAY, DAY, DAY)
+    minutes = [T0, T0 + MINUTE, T0 + 2 * MINUTE, T0 + 9 * DAY]
+    async with SqliteStore(path) as store:
+        await store.write([trade(at + seq, at + seq) for at in minutes for seq in (0, MINUTE - 1)], [])
+        marks = await store.marks()
+        await store.derive(Derived(settles=[mark for mark in marks if mark.minute != minutes[1]]))
+        assert await store.expire(now, lives) == 4
+        assert {one.timestamp - one.timestamp % MINUTE for one in await every_trade(store)} == {minutes[1], minutes[3]}
+        await store.derive(Derived(settles=marks))
+        assert await store.expire(now, lives) == 2
+
+
+async def test_the_event_loop_turns_while_a_big_batch_is_written(path: Path) -> None:
+    turns = 0
+    async with SqliteStore(path) as store, anyio.create_task_group() as tasks:
+
+        async def turn() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await anyio.lowlevel.checkpoint()
+
+        tasks.start_soon(turn)
+        batch = [trade(seq, T0 + seq) for seq in range(50_000)]
+        turns = 0
+        await store.write(batch, [])
+        assert turns > 10
+        tasks.cancel_scope.cancel()
+
+
+async def test_questions_are_answered_while_a_write_is_under_way(path: Path) -> None:
+    async with SqliteStore(path) as store:
+        await store.write([trade(1)], [])
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(store.write, [trade(2)], [])
+                for _ in range(5):
+                    assert await every_trade(store) == [trade(1)]
+                other.execute("ROLLBACK")
+        assert await every_trade(store) == [trade(1), trade(2)]
+
+
+async def test_a_cancelled_write_is_finished_before_the_store_closes(path: Path) -> None:
+    batch = [trade(seq, T0 + seq) for seq in range(5_000)]
+    async with anyio.create_task_group() as tasks, SqliteStore(path) as store:
+        tasks.start_soon(store.write, batch, [])
+        await anyio.lowlevel.checkpoint()
+        tasks.cancel_scope.cancel()
+    async with SqliteStore(path, read_only=True) as store:
+        assert await every_trade(store) in ([], batch)
+
+
+async def test_a_path_with_the_letters_of_an_address_is_only_a_path(tmp_path: Path) -> None:
+    path = tmp_path / "a folder?mode=memory#50%" / "wadm ü.sqlite"
+    await record(path, count=3)
+    assert path.exists()
+    async with SqliteStore(path, read_only=True) as store:
+        assert len(await every_trade(store)) == 3

@@ -1,0 +1,437 @@
+"""The contract of a store, whatever it is made of. `store` is an open, empty one."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from wadm_mcp.model import DAY, HOUR, MINUTE, Basis, Instrument, Listing, Scale, Span, Timeframe, Trade, TradeType, Window
+from wadm_mcp.storage.store import Derived, Lives, Mark, Store
+
+from . import BTC, ETH, EVER, T0, every_trade, order_flow, profile, span, stored_footprint, trade
+from .conftest import NewStore
+
+pytestmark = pytest.mark.anyio
+
+few_examples = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+ids = st.sampled_from(["", "1", "2", "10", "9", "0f", "é", "~"])
+"""Ids that equal their seq ('' below), that sort between such, and beyond ASCII."""
+
+
+@st.composite
+def tapes(draw: st.DrawFn) -> list[Trade]:
+    """Trades with many ties, each identity once; one id may stand beside others that are numbered by their seq."""
+    keys = draw(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 11), ids), unique=True, max_size=40))
+    identities = {(T0 + at, seq, trade_id or str(seq)) for at, seq, trade_id in keys}
+    return [
+        trade(
+            seq,
+            at,
+            trade_id=trade_id,
+            price=draw(st.integers(1, 3)),
+            trade_type=draw(st.sampled_from(TradeType)),
+            quantity=draw(st.integers(0, 2**63 - 1)),
+            fills=draw(st.integers(1, 2**31 - 1)),
+            scale=Scale(draw(st.integers(0, 18)), draw(st.integers(0, 18))),
+        )
+        for at, seq, trade_id in sorted(identities)
+    ]
+
+
+def in_order(trades: list[Trade]) -> list[Trade]:
+    return sorted(trades, key=lambda one: one.order)
+
+
+async def test_an_empty_store_answers_with_nothing(store: Store) -> None:
+    await store.write([], [])
+    await store.derive(Derived())
+    await store.keep_listings([])
+    assert await every_trade(store) == []
+    assert await store.spans(BTC, EVER) == []
+    assert await store.footprints(BTC, Timeframe.M1, EVER) == []
+    assert await store.order_flow(BTC, Timeframe.M1, EVER) == []
+    assert await store.profiles(BTC, Timeframe.M1, EVER) == []
+    assert await store.marks() == []
+    assert await store.listings() == []
+    assert await store.expire(T0, Lives(0, 0, 0)) == 0
+
+
+async def test_trades_come_back_as_they_were(store: Store) -> None:
+    numbered = trade(6_534_153_222, T0 + 1, fills=7)
+    named = trade(
+        9_007_199_254_740_993,
+        T0,
+        instrument=ETH,
+        trade_id="5f2b0d3e-5c3a-5f0e-9d0e-1c1d6a0f8b11",
+        price=2**63 - 1,
+        quantity=2**63 - 1,
+        trade_type=TradeType.SELL,
+        scale=Scale(18, 0),
+    )
+    await store.write([numbered, named], [])
+    assert await every_trade(store) == [numbered]
+    assert await every_trade(store, ETH) == [named]
+
+
+async def test_writing_the_same_trades_again_changes_none_of_them(store: Store) -> None:
+    trades = [trade(seq, T0 + seq) for seq in range(10)]
+    await store.write(trades[:7], [])
+    await store.write(trades[3:], [])
+    await store.write([trades[0], trades[0], trades[9]], [])
+    assert await every_trade(store) == trades
+
+
+async def test_a_trade_delivered_again_at_a_finer_scale_is_the_same_trade(store: Store) -> None:
+    once = trade(1, price=100_10, quantity=5, scale=Scale(2, 0))
+    again = trade(1, price=100_100, quantity=500, scale=Scale(3, 2))
+    await store.write([once], [])
+    await store.write([again], [])
+    assert await every_trade(store) == [once]
+
+
+async def test_the_same_id_on_two_instruments_is_two_trades(store: Store) -> None:
+    here, there = trade(1), trade(1, instrument=ETH)
+    await store.write([here, there], [])
+    assert (await every_trade(store), await every_trade(store, ETH)) == ([here], [there])
+
+
+async def test_an_id_that_is_the_seq_sorts_among_others_as_what_it_is(store: Store) -> None:
+    trades = [trade(9, trade_id=trade_id) for trade_id in ("1", "10", "9", "90", "a")]
+    await store.write(trades[::-1], [])
+    assert await every_trade(store) == trades
+    for position, one in enumerate(trades):
+        assert await store.trades(BTC, EVER, after=one.order, limit=9) == trades[position + 1 :]
+    assert await store.trades(BTC, EVER, limit=3, newest=True) == trades[2:]
+
+
+@few_examples
+@given(tape=tapes(), data=st.data())
+async def test_trades_come_in_their_order_whatever_order_they_were_written_in(
+    new_store: NewStore, tape: list[Trade], data: st.DataObject
+) -> None:
+    shuffled = data.draw(st.permutations(tape))
+    cut = data.draw(st.integers(0, len(tape)))
+    async with new_store() as store:
+        await store.write(shuffled[:cut], [])
+        await store.write(shuffled[cut:] + shuffled[:1], [])
+        assert await every_trade(store) == in_order(tape)
+
+
+@few_examples
+@given(tape=tapes(), limit=st.integers(1, 7), start=st.integers(-1, 3), length=st.integers(0, 5))
+async def test_pages_of_trades_are_complete_and_repeat_nothing(
+    new_store: NewStore, tape: list[Trade], limit: int, start: int, length: int
+) -> None:
+    window = Window(T0 + start, T0 + start + length)
+    expected = [one for one in in_order(tape) if one.timestamp in window]
+    async with new_store() as store:
+        await store.write(tape, [])
+        seen = page = await store.trades(BTC, window, limit=limit)
+        while page:
+            page = await store.trades(BTC, window, after=page[-1].order, limit=limit)
+            assert len(page) <= limit
+            seen = seen + page
+        assert seen == expected
+
+
+@few_examples
+@given(tape=tapes(), limit=st.integers(1, 50), data=st.data())
+async def test_the_newest_trades_are_the_last_of_the_window_in_ascending_order(
+    new_store: NewStore, tape: list[Trade], limit: int, data: st.DataObject
+) -> None:
+    async with new_store() as store:
+        await store.write(tape, [])
+        assert await store.trades(BTC, EVER, limit=limit, newest=True) == in_order(tape)[-limit:]
+        if tape:
+            after = data.draw(st.sampled_from(tape)).order
+            later = [one for one in in_order(tape) if one.order > after]
+            assert await store.trades(BTC, EVER, after=after, limit=limit, newest=True) == later[-limit:]
+            assert await store.trades(BTC, EVER, after=after, limit=limit) == later[:limit]
+
+
+async def test_a_position_before_the_window_changes_nothing_and_one_behind_it_leaves_nothing(store: Store) -> None:
+    trades = [trade(seq, T0 + seq) for seq in range(10)]
+    await store.write(trades, [])
+    window = Window(T0 + 4, T0 + 6)
+    assert await store.trades(BTC, window, after=(T0 + 1, 1, 0, ""), limit=9) == trades[4:6]
+    assert await store.trades(BTC, window, after=(T0 + 8, 8, 0, ""), limit=9) == []
+
+
+async def test_a_limit_of_nothing_gives_nothing(store: Store) -> None:
+    await store.write([trade(1)], [])
+    assert await store.trades(BTC, EVER, limit=0) == []
+
+
+async def test_windows_are_half_open(store: Store) -> None:
+    starts = [T0, T0 + MINUTE, T0 + 2 * MINUTE]
+    await store.write([trade(start, start) for start in starts], [])
+    await store.derive(
+        Derived(
+            [stored_footprint(start) for start in starts], [profile(start) for start in starts], [order_flow(start) for start in starts]
+        )
+    )
+    window = Window(starts[0], starts[2])
+    assert [one.timestamp for one in await every_trade(store, window=window)] == starts[:2]
+    for found in (
+        await store.footprints(BTC, Timeframe.M1, window),
+        await store.profiles(BTC, Timeframe.M1, window),
+        await store.order_flow(BTC, Timeframe.M1, window),
+    ):
+        assert [one.start for one in found] == starts[:2]
+    nothing = Window(starts[1], starts[1])
+    assert await every_trade(store, window=nothing) == []
+    assert await store.footprints(BTC, Timeframe.M1, nothing) == []
+
+
+async def test_every_minute_written_to_is_marked_oldest_first(store: Store) -> None:
+    await store.write([trade(3, T0 + MINUTE), trade(1, T0 + MINUTE - 1), trade(2, T0), trade(1, T0, instrument=ETH)], [])
+    marks = await store.marks()
+    assert {(mark.instrument, mark.minute) for mark in marks} == {(BTC, T0), (BTC, T0 + MINUTE), (ETH, T0)}
+    assert [mark.minute for mark in marks] == [T0, T0, T0 + MINUTE]
+
+
+async def test_a_settled_mark_is_gone_and_others_stay(store: Store) -> None:
+    await store.write([trade(1, T0), trade(2, T0 + MINUTE)], [])
+    first, second = await store.marks()
+    await store.derive(Derived([stored_footprint(T0)], settles=[first]))
+    assert await store.marks() == [second]
+    await store.derive(Derived(settles=[second]))
+    assert await store.marks() == []
+
+
+async def test_a_late_write_keeps_its_mark(store: Store) -> None:
+    await store.write([trade(1)], [])
+    (seen,) = await store.marks()
+    await store.write([trade(2)], [])
+    await store.derive(Derived([stored_footprint(T0, [trade(1)])], settles=[seen]))
+    (grown,) = await store.marks()
+    assert grown.writes > seen.writes
+    await store.derive(Derived([stored_footprint(T0, [trade(1), trade(2)], revision=1)], settles=[grown]))
+    assert await store.marks() == []
+
+
+async def test_a_mark_set_anew_is_not_cleared_by_whoever_saw_the_old_one(store: Store) -> None:
+    await store.write([trade(1)], [])
+    (seen,) = await store.marks()
+    await store.derive(Derived(settles=[seen]))
+    await store.write([trade(2)], [])
+    await store.derive(Derived(settles=[seen]))
+    assert [mark.minute for mark in await store.marks()] == [T0]
+
+
+async def test_settling_a_mark_that_was_never_set_changes_nothing(store: Store) -> None:
+    await store.derive(Derived(settles=[Mark(ETH, T0, 1)]))
+    assert await store.marks() == []
+
+
+async def test_coverage_alone_marks_no_minute(store: Store) -> None:
+    await store.write([], [(BTC, span(T0, T0 + MINUTE))])
+    assert await store.marks() == []
+
+
+async def test_what_was_derived_comes_back_as_it_was_oldest_first(store: Store) -> None:
+    trades = [trade(1, price=100), trade(2, price=102, trade_type=TradeType.SELL, quantity=7), trade(3, price=99, scale=Scale(4, 6))]
+    footprints = [stored_footprint(T0, trades, revision=3), stored_footprint(T0 + MINUTE, trades[:1])]
+    profiles = [profile(T0, trades), profile(T0 + MINUTE, trades[:2], revision=1)]
+    flows = [order_flow(T0, trades, cumulative_delta=-5), order_flow(T0 + MINUTE, trades[1:], cumulative_delta=12, revision=2)]
+    await store.derive(Derived(footprints[::-1], profiles[::-1], flows[::-1]))
+    assert await store.footprints(BTC, Timeframe.M1, EVER) == footprints
+    assert await store.profiles(BTC, Timeframe.M1, EVER) == profiles
+    assert await store.order_flow(BTC, Timeframe.M1, EVER) == flows
+
+
+async def test_bars_without_a_trade_are_kept_too(store: Store) -> None:
+    empty = profile(T0)
+    assert empty.profile is None
+    await store.derive(Derived([stored_footprint(T0)], [empty], [order_flow(T0)]))
+    assert await store.footprints(BTC, Timeframe.M1, EVER) == [stored_footprint(T0)]
+    assert await store.profiles(BTC, Timeframe.M1, EVER) == [empty]
+    assert await store.order_flow(BTC, Timeframe.M1, EVER) == [order_flow(T0)]
+
+
+async def test_sums_beyond_64_bits_stay_exact(store: Store) -> None:
+    trades = [trade(seq, price=2**62, quantity=2**63 - 1) for seq in range(5)]
+    footprint, volume, flow = stored_footprint(T0, trades), profile(T0, trades), order_flow(T0, trades, cumulative_delta=-(2**200) - 1)
+    assert flow.bar.buy_volume == 5 * (2**63 - 1)
+    await store.derive(Derived([footprint], [volume], [flow]))
+    assert await store.footprints(BTC, Timeframe.M1, EVER) == [footprint]
+    assert await store.profiles(BTC, Timeframe.M1, EVER) == [volume]
+    assert await store.order_flow(BTC, Timeframe.M1, EVER) == [flow]
+
+
+@pytest.mark.parametrize("timeframe", Timeframe)
+async def test_timeframes_and_instruments_are_kept_apart(store: Store, timeframe: Timeframe) -> None:
+    for one in Timeframe:
+        for instrument in (BTC, ETH):
+            flow = order_flow(T0, instrument=instrument, timeframe=one, cumulative_delta=one.ms + len(instrument.market))
+            volume = profile(T0, [trade(1, quantity=one.ms + len(instrument.market))], instrument=instrument, timeframe=one)
+            await store.derive(Derived(profiles=[volume], order_flow=[flow]))
+    for instrument in (BTC, ETH):
+        (flow,) = await store.order_flow(instrument, timeframe, EVER)
+        assert flow.cumulative_delta == timeframe.ms + len(instrument.market)
+        (volume,) = await store.profiles(instrument, timeframe, EVER)
+        assert volume.profile is not None
+        assert volume.profile.volume == flow.cumulative_delta
+
+
+async def test_a_newer_or_equal_revision_replaces_and_an_older_one_does_not(store: Store) -> None:
+    for revision, quantity, kept in ((1, 10, 10), (1, 11, 11), (3, 13, 13), (2, 12, 13), (0, 9, 13)):
+        trades = [trade(1, quantity=quantity)]
+        await store.derive(
+            Derived(
+                [stored_footprint(T0, trades, revision=revision)],
+                [profile(T0, trades, revision=revision)],
+                [order_flow(T0, trades, cumulative_delta=quantity, revision=revision)],
+            )
+        )
+        (footprint,) = await store.footprints(BTC, Timeframe.M1, EVER)
+        (volume,) = await store.profiles(BTC, Timeframe.M1, EVER)
+        (flow,) = await store.order_flow(BTC, Timeframe.M1, EVER)
+        assert volume.profile is not None
+        assert [footprint.footprint.bar.volume, volume.profile.volume, flow.bar.volume, flow.cumulative_delta] == [kept] * 4
+
+
+async def test_a_profile_that_lost_its_trades_is_replaced_by_none(store: Store) -> None:
+    await store.derive(Derived(profiles=[profile(T0, [trade(1)])]))
+    await store.derive(Derived(profiles=[profile(T0, revision=1)]))
+    assert await store.profiles(BTC, Timeframe.M1, EVER) == [profile(T0, revision=1)]
+
+
+async def test_a_stale_pass_settles_no_mark(store: Store) -> None:
+    await store.derive(Derived([stored_footprint(T0, revision=5)]))
+    await store.write([trade(1)], [])
+    (mark,) = await store.marks()
+    await store.derive(Derived([stored_footprint(T0, [trade(1)], revision=4)], settles=[mark]))
+    assert await store.marks() == [mark]
+    await store.derive(Derived([stored_footprint(T0, [trade(1)], revision=6)], settles=[mark]))
+    assert await store.marks() == []
+
+
+async def test_spans_come_back_as_they_were(store: Store) -> None:
+    held = [
+        Span(T0, T0 + 10, 2**62, 2**63 - 1, Basis.EXACT, "repaired", "missing_ids"),
+        Span(T0 + 20, T0 + 20, 5, 5, Basis.OBSERVED, "imported", "mute"),
+    ]
+    await store.write([], [(BTC, one) for one in reversed(held)])
+    assert await store.spans(BTC, EVER) == held
+    assert await store.spans(ETH, EVER) == []
+
+
+async def test_a_later_span_with_the_same_start_replaces_the_earlier_one(store: Store) -> None:
+    await store.write([], [(BTC, span(T0, T0 + 10)), (ETH, span(T0, T0 + 5))])
+    grown = Span(T0, T0 + 30, 1, 9, Basis.OBSERVED, "repaired", "disconnect")
+    await store.write([], [(BTC, grown)])
+    shorter = msgspec.structs.replace(grown, end=T0 + 20)
+    await store.write([], [(BTC, span(T0, T0 + 15)), (BTC, shorter)])
+    assert await store.spans(BTC, EVER) == [shorter]
+    assert await store.spans(ETH, EVER) == [span(T0, T0 + 5)]
+
+
+async def test_spans_of_a_window_come_with_their_nearest_neighbours(store: Store) -> None:
+    held = [span(T0 + start, T0 + start + 10) for start in range(0, 200, 20)]
+    await store.write([], [(BTC, one) for one in held])
+    assert await store.spans(BTC, Window(T0 + 65, T0 + 105)) == held[2:7]
+    assert await store.spans(BTC, Window(T0 + 72, T0 + 77)) == held[3:5], "a window in a gap"
+    assert await store.spans(BTC, Window(T0 + 65, T0 + 65)) == held[2:5], "an empty window"
+    assert await store.spans(BTC, Window(T0 - 50, T0 - 20)) == held[:1], "before everything"
+    assert await store.spans(BTC, Window(T0 + 500, T0 + 600)) == held[-1:], "after everything"
+    assert await store.spans(BTC, Window(T0 + 70, T0 + 80)) == held[2:6], "ends that only touch"
+
+
+async def test_a_long_span_is_found_beneath_shorter_ones(store: Store) -> None:
+    long, short, after = span(T0, T0 + 1_000), span(T0 + 10, T0 + 20), span(T0 + 2_000, T0 + 2_100)
+    await store.write([], [(BTC, long), (BTC, short), (BTC, after)])
+    assert await store.spans(BTC, Window(T0 + 500, T0 + 600)) == [long, short, after]
+    assert await store.spans(BTC, Window(T0 + 1_500, T0 + 1_600)) == [long, after], "the nearest is the one that ends last"
+
+
+async def test_trades_and_coverage_of_one_batch_are_kept_together(store: Store) -> None:
+    trades = [trade(1, T0), trade(2, T0 + 5, instrument=ETH)]
+    await store.write(trades, [(BTC, span(T0, T0)), (ETH, span(T0 + 5, T0 + 5))])
+    assert [await every_trade(store, one) for one in (BTC, ETH)] == [trades[:1], trades[1:]]
+    assert [await store.spans(one, EVER) for one in (BTC, ETH)] == [[span(T0, T0)], [span(T0 + 5, T0 + 5)]]
+
+
+async def test_listings_come_back_in_their_newest_form(store: Store) -> None:
+    first = [Listing(BTC, Decimal("0.01"), Decimal("0.00001")), Listing(ETH, Decimal("1E-18"), Decimal("1000"))]
+    await store.keep_listings(first)
+    assert await store.listings() == first
+    changed = Listing(BTC, Decimal("0.10"), Decimal("0.00001"), trading=False)
+    await store.keep_listings([changed])
+    assert {one.instrument: one for one in await store.listings()} == {BTC: changed, ETH: first[1]}
+
+
+async def test_an_instrument_that_was_never_listed_has_no_listing(store: Store) -> None:
+    await store.write([trade(1, instrument=ETH)], [])
+    await store.keep_listings([Listing(BTC, Decimal(1), Decimal(1))])
+    assert [one.instrument for one in await store.listings()] == [BTC]
+    assert len(await every_trade(store, ETH)) == 1
+
+
+async def test_each_kind_of_data_leaves_at_the_end_of_its_own_life(store: Store) -> None:
+    now, lives = T0 + 100 * DAY, Lives(trades=DAY, minutes=10 * DAY, hours=50 * DAY)
+    ages = [now - age * DAY for age in (60, 20, 5, 0)]
+    for instrument in (BTC, ETH):
+        await store.write([trade(at, at, instrument=instrument) for at in ages], [(instrument, span(at - 1, at)) for at in ages])
+        for timeframe in Timeframe:
+            await store.derive(
+                Derived(
+                    [stored_footprint(at, instrument=instrument, timeframe=timeframe) for at in ages],
+                    [profile(at, instrument=instrument, timeframe=timeframe) for at in ages],
+                    [order_flow(at, instrument=instrument, timeframe=timeframe) for at in ages],
+                )
+            )
+    await store.derive(Derived(settles=await store.marks()))
+    deleted = 0
+    while went := await store.expire(now, lives):
+        deleted += went
+    for instrument in (BTC, ETH):
+        assert [one.timestamp for one in await every_trade(store, instrument)] == ages[3:]
+        assert [one.end for one in await store.spans(instrument, EVER)] == ages[1:]
+        for timeframe in Timeframe:
+            kept = ages[2:] if timeframe.ms < HOUR else ages[1:]
+            assert [one.start for one in await store.footprints(instrument, timeframe, EVER)] == kept
+            assert [one.start for one in await store.profiles(instrument, timeframe, EVER)] == kept
+            assert [one.start for one in await store.order_flow(instrument, timeframe, EVER)] == kept
+    assert deleted == 2 * (3 + 1 + 3 * (4 * 2 + 3 * 1))
+
+
+async def test_a_span_across_the_end_of_its_life_stays_whole(store: Store) -> None:
+    now = T0 + 10 * DAY
+    across = span(T0, T0 + 6 * DAY)
+    await store.write([], [(BTC, span(T0 - 9, T0 - 5)), (BTC, across)])
+    await store.expire(now, Lives(DAY, DAY, 5 * DAY))
+    assert await store.spans(BTC, EVER) == [across]
+
+
+async def test_the_state_says_kind_place_and_size(store: Store) -> None:
+    before = await store.state()
+    await store.write([trade(seq, T0 + seq) for seq in range(5_000)], [])
+    after = await store.state()
+    assert (after.kind, after.place) == (before.kind, before.place)
+    assert after.bytes > before.bytes > 0
+
+
+@few_examples
+@given(
+    st.lists(
+        st.builds(
+            Listing,
+            st.builds(Instrument, st.sampled_from(["binance", "bybit"]), st.just("spot"), st.text("ABC1é", min_size=1, max_size=4)),
+            st.decimals(allow_nan=False, allow_infinity=False),
+            st.decimals(allow_nan=False, allow_infinity=False),
+            st.booleans(),
+        ),
+        unique_by=lambda listing: listing.instrument,
+        max_size=5,
+    )
+)
+async def test_ticks_and_lots_are_kept_exactly(new_store: NewStore, listings: list[Listing]) -> None:
+    async with new_store() as store:
+        await store.keep_listings(listings)
+        assert {one.instrument: one for one in await store.listings()} == {one.instrument: one for one in listings}

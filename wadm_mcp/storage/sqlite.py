@@ -1,0 +1,246 @@
+"""The embedded store: one SQLite file in the data directory, for whoever configured nothing.
+
+One process records, others may read the same file meanwhile (`read_only`). Every statement runs in a worker thread, one at a time
+on the connection that writes and on each of two that read; a statement that runs is waited for, never abandoned.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self, TypeVar
+
+from anyio import CancelScope, CapacityLimiter, to_thread
+
+from wadm_mcp.errors import StoreError
+from wadm_mcp.model import MINUTE, Instrument, Listing, Span, Timeframe, Trade, Window
+from wadm_mcp.storage import sqlite_expiry, sqlite_rows
+from wadm_mcp.storage.sqlite_rows import Row
+from wadm_mcp.storage.sqlite_schema import damaged, open_readers, open_writer, plain_words, transaction
+from wadm_mcp.storage.store import Derived, Lives, Mark, OrderFlow, Profile, Store, StoredFootprint, StoreState
+
+_READERS: Final = 2
+_FIND_INSTRUMENT: Final = "SELECT id FROM instruments WHERE exchange = ? AND market = ? AND symbol = ?"
+
+T = TypeVar("T")
+
+
+class SqliteStore(Store):
+    """A `Store` in one file at `path`, whose folder is made where it is missing.
+
+    With `read_only` the file is only read: it must exist already, it sees what another process commits to it, and every method
+    that writes is refused. A trade's price and id are not 0 and not empty.
+    """
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        self._path = path
+        self._read_only = read_only
+        self._writer: sqlite3.Connection | None = None
+        self._readers: list[sqlite3.Connection] = []
+        """Those that nobody uses right now."""
+
+    async def __aenter__(self) -> Self:
+        self._writing, self._reading = CapacityLimiter(1), CapacityLimiter(_READERS)
+        try:
+            await to_thread.run_sync(self._open, limiter=self._writing)
+        except BaseException:
+            await self._close()
+            raise
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        await self._close()
+
+    async def write(self, trades: Sequence[Trade], spans: Sequence[tuple[Instrument, Span]]) -> None:
+        def keep(db: sqlite3.Connection) -> None:
+            ids = _register(db, chain((trade.instrument for trade in trades), (instrument for instrument, _ in spans)))
+            db.executemany(sqlite_rows.KEEP_TRADE, (sqlite_rows.trade_row(ids[trade.instrument], trade) for trade in trades))
+            minutes = sorted({(trade.timestamp - trade.timestamp % MINUTE, ids[trade.instrument]) for trade in trades})
+            if minutes:
+                db.execute("UPDATE counter SET writes = writes + 1 WHERE id = 1")
+                (writes,) = db.execute("SELECT writes FROM counter WHERE id = 1").fetchone()
+                db.executemany(sqlite_rows.KEEP_MARK, ((*minute, writes) for minute in minutes))
+            db.executemany(sqlite_rows.KEEP_SPAN, (sqlite_rows.span_row(ids[instrument], span) for instrument, span in spans))
+
+        if trades or spans:
+            await self._write(keep)
+
+    async def derive(self, derived: Derived) -> None:
+        """As the contract says. Where any row is older than the stored one the whole pass is stale, and its marks stay."""
+
+        def keep(db: sqlite3.Connection) -> None:
+            offered = chain(derived.footprints, derived.profiles, derived.order_flow)
+            ids = _register(db, chain((row.instrument for row in offered), (mark.instrument for mark in derived.settles)))
+            taken = (
+                _keep(db, sqlite_rows.KEEP_FOOTPRINT, [sqlite_rows.footprint_row(ids[row.instrument], row) for row in derived.footprints]),
+                _keep(db, sqlite_rows.KEEP_PROFILE, [sqlite_rows.profile_row(ids[row.instrument], row) for row in derived.profiles]),
+                _keep(
+                    db, sqlite_rows.KEEP_ORDER_FLOW, [sqlite_rows.order_flow_row(ids[bar.instrument], bar) for bar in derived.order_flow]
+                ),
+            )
+            if all(taken):
+                settled = ((mark.minute, ids[mark.instrument], mark.writes) for mark in derived.settles)
+                db.executemany("DELETE FROM marks WHERE minute = ? AND instrument = ? AND writes = ?", settled)
+
+        if derived.footprints or derived.profiles or derived.order_flow or derived.settles:
+            await self._write(keep)
+
+    async def marks(self) -> list[Mark]:
+        rows = await self._read(lambda db: db.execute(sqlite_rows.FIND_MARKS).fetchall())
+        return [Mark(Instrument(*names), minute, writes) for minute, writes, *names in rows]
+
+    async def keep_listings(self, listings: Sequence[Listing]) -> None:
+        def keep(db: sqlite3.Connection) -> None:
+            ids = _register(db, (listing.instrument for listing in listings))
+            rows = ((str(listing.tick), str(listing.lot), listing.trading, ids[listing.instrument]) for listing in listings)
+            db.executemany("UPDATE instruments SET tick = ?, lot = ?, trading = ? WHERE id = ?", rows)
+
+        if listings:
+            await self._write(keep)
+
+    async def listings(self) -> list[Listing]:
+        def find(db: sqlite3.Connection) -> list[Listing]:
+            rows = db.execute(sqlite_rows.FIND_LISTINGS).fetchall()
+            return self._read_rows("instruments", "every exchange", rows, sqlite_rows.listing_of)
+
+        return await self._read(find)
+
+    async def trades(
+        self,
+        instrument: Instrument,
+        window: Window,
+        *,
+        after: tuple[int, int, int, str] | None = None,
+        limit: int,
+        newest: bool = False,
+    ) -> list[Trade]:
+        def find(db: sqlite3.Connection) -> list[Trade]:
+            known = _known(db, instrument)
+            if known is None:
+                return []
+            rows = db.execute(*sqlite_rows.find_trades(known, window, after, limit, newest)).fetchall()
+            return self._read_rows("trades", instrument, reversed(rows) if newest else rows, partial(sqlite_rows.trade_of, instrument))
+
+        return await self._read(find) if limit > 0 else []
+
+    async def footprints(self, instrument: Instrument, timeframe: Timeframe, window: Window) -> list[StoredFootprint]:
+        return await self._derived("footprints", sqlite_rows.FIND_FOOTPRINTS, sqlite_rows.footprint_of, instrument, timeframe, window)
+
+    async def order_flow(self, instrument: Instrument, timeframe: Timeframe, window: Window) -> list[OrderFlow]:
+        return await self._derived("order_flow", sqlite_rows.FIND_ORDER_FLOW, sqlite_rows.order_flow_of, instrument, timeframe, window)
+
+    async def profiles(self, instrument: Instrument, timeframe: Timeframe, window: Window) -> list[Profile]:
+        return await self._derived("profiles", sqlite_rows.FIND_PROFILES, sqlite_rows.profile_of, instrument, timeframe, window)
+
+    async def spans(self, instrument: Instrument, window: Window) -> list[Span]:
+        def find(db: sqlite3.Connection) -> list[Span]:
+            key = {"instrument": _known(db, instrument), "start": window.start, "end": window.end}
+            return self._read_rows("coverage", instrument, db.execute(sqlite_rows.FIND_SPANS, key).fetchall(), sqlite_rows.span_of)
+
+        return await self._read(find)
+
+    async def expire(self, now: int, lives: Lives) -> int:
+        """As the contract says, and the file shrinks with it. Trades of a minute that still has its mark are kept."""
+        deleted = await self._write(lambda db: sqlite_expiry.delete(db, now, lives))
+        await self._write(sqlite_expiry.shrink, atomic=False)
+        return deleted
+
+    async def state(self) -> StoreState:
+        def look(db: sqlite3.Connection) -> int:
+            db.execute("SELECT id FROM instruments LIMIT 1").fetchone()
+            log = self._path.with_name(f"{self._path.name}-wal")
+            return self._path.stat().st_size + (log.stat().st_size if log.exists() else 0)
+
+        return StoreState("sqlite", str(self._path), await self._read(look))
+
+    async def _derived(
+        self,
+        table: str,
+        statement: str,
+        value_of: Callable[[Instrument, Timeframe, Row], T],
+        instrument: Instrument,
+        timeframe: Timeframe,
+        window: Window,
+    ) -> list[T]:
+        def find(db: sqlite3.Connection) -> list[T]:
+            rows = db.execute(statement, (_known(db, instrument), timeframe.ms, window.start, window.end)).fetchall()
+            return self._read_rows(f"{table} {timeframe}", instrument, rows, partial(value_of, instrument, timeframe))
+
+        return await self._read(find)
+
+    def _read_rows(self, table: str, subject: object, rows: Iterable[Row], value_of: Callable[[Row], T]) -> list[T]:
+        values: list[T] = []
+        for row in rows:
+            try:
+                values.append(value_of(row))
+            except (ValueError, TypeError) as error:
+                raise StoreError(damaged(self._path, f"{table} of {subject}, row {row[0]}: {error}")) from error
+        return values
+
+    async def _write(self, work: Callable[[sqlite3.Connection], T], atomic: bool = True) -> T:
+        def run() -> T:
+            if self._writer is None:
+                raise StoreError(f"{self._path} {'was opened for reading only' if self._read_only else 'is closed'}: nothing was written")
+            with plain_words(self._path), transaction(self._writer, "BEGIN IMMEDIATE") if atomic else nullcontext():
+                return work(self._writer)
+
+        return await to_thread.run_sync(run, limiter=self._writing)
+
+    async def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        def run() -> T:
+            if not self._readers:
+                raise StoreError(f"{self._path} is closed: nothing can be read from it")
+            db = self._readers.pop()
+            try:
+                # One snapshot for all statements of a question.
+                with plain_words(self._path), transaction(db, "BEGIN"):
+                    return work(db)
+            finally:
+                self._readers.append(db)
+
+        return await to_thread.run_sync(run, limiter=self._reading)
+
+    def _open(self) -> None:
+        if not self._read_only:
+            self._writer = open_writer(self._path)
+        self._readers = open_readers(self._path, _READERS, check=self._read_only)
+
+    async def _close(self) -> None:
+        with CancelScope(shield=True):
+            for _ in range(_READERS):
+                await to_thread.run_sync(self._close_reader, limiter=self._reading)
+            await to_thread.run_sync(self._close_writer, limiter=self._writing)
+
+    def _close_reader(self) -> None:
+        # There are as many tokens as readers, so whoever holds one finds a reader until all are closed.
+        if self._readers:
+            self._readers.pop().close()
+
+    def _close_writer(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def _known(db: sqlite3.Connection, instrument: Instrument) -> int | None:
+    row = db.execute(_FIND_INSTRUMENT, instrument).fetchone()
+    return None if row is None else int(row[0])
+
+
+def _keep(db: sqlite3.Connection, statement: str, rows: Sequence[Row]) -> bool:
+    """Were all of these rows taken, none of them older than what is stored?"""
+    return not rows or db.executemany(statement, rows).rowcount == len(rows)
+
+
+def _register(db: sqlite3.Connection, instruments: Iterable[Instrument]) -> dict[Instrument, int]:
+    """The ids of these instruments, new ones included. Not remembered: a transaction that fails takes its new ids back."""
+    ids: dict[Instrument, int] = {}
+    for instrument in dict.fromkeys(instruments):
+        db.execute("INSERT INTO instruments (exchange, market, symbol) VALUES (?, ?, ?) ON CONFLICT DO NOTHING", instrument)
+        (ids[instrument],) = db.execute(_FIND_INSTRUMENT, instrument).fetchone()
+    return ids
