@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+
+from tests.market import listing
+from wadm_mcp.collection import collector as collector_module
+from wadm_mcp.collection import pace as pace_module
+from wadm_mcp.collection.collector import Collector
+from wadm_mcp.collection.recorder import Recorder
+from wadm_mcp.exchanges.binance import Binance
+from wadm_mcp.exchanges.bybit import Bybit
+from wadm_mcp.exchanges.exchange import Exchange, Limits, Trades
+from wadm_mcp.health import Health, State
+from wadm_mcp.model import Instrument, Span, Trade
+from wadm_mcp.runtime import now_ms
+from wadm_mcp.simulator.simulator import Simulator
+from wadm_mcp.tape import Tape
+
+pytestmark = pytest.mark.anyio
+
+NAMES = ("BTCUSDT", "ETHUSDT")
+
+
+class Recording(Recorder):
+    """A recorder that tests can wait on."""
+
+    def __init__(self) -> None:
+        self.health = Health(now_ms)
+        self.tape = Tape()
+        super().__init__(self.tape, self.health, now_ms, time.monotonic)
+        self.changed = anyio.Event()
+        self.losses: list[tuple[str, str]] = []
+
+    async def take(self, connection: int, message: Trades) -> None:
+        await super().take(connection, message)
+        self._tell()
+
+    def lost(self, connection: int, instruments: Sequence[Instrument], reason: str, detail: str) -> None:  # type: ignore[override]
+        super().lost(connection, instruments, reason, detail)
+        self.losses.append((reason, detail))
+        self._tell()
+
+    def _tell(self) -> None:
+        self.changed.set()
+        self.changed = anyio.Event()
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        with anyio.fail_after(10):
+            while not holds():
+                await self.changed.wait()
+
+    def trades(self, instrument: Instrument) -> list[Trade]:
+        return sorted(self.tape[instrument].unsaved.values(), key=lambda trade: trade.seq)
+
+    def spans(self, instrument: Instrument) -> list[Span]:
+        return self[instrument].spans
+
+
+class Setting:
+    """A simulated market, a collector on it, and where its trades go."""
+
+    def __init__(self, simulator: Simulator, recorder: Recording, instruments: list[Instrument]) -> None:
+        self.simulator = simulator
+        self.recorder = recorder
+        self.instruments = instruments
+
+    async def push(self, *prices: str, symbol: str = "BTCUSDT", wait: bool = True) -> None:
+        exchange, market, _ = self.instruments[0]
+        instrument = Instrument(exchange, market, symbol)
+        held = len(self.recorder.trades(instrument))
+        await self.simulator.push(exchange, market, symbol, [(now_ms(), price, "0.5", "BUY") for price in prices])
+        if wait:
+            await self.recorder.until(lambda: len(self.recorder.trades(instrument)) >= held + len(prices))
+
+    async def push_until_heard(self) -> None:
+        """Trade again and again until a connection hears of it: the simulator may still hold the one that is going."""
+        held = len(self.recorder.trades(self.instruments[0]))
+        with anyio.fail_after(10):
+            while len(self.recorder.trades(self.instruments[0])) == held:
+                await self.push("61500", wait=False)
+                with anyio.move_on_after(0.2):
+                    await self.recorder.changed.wait()
+
+
+@asynccontextmanager
+async def collecting(
+    exchange: Exchange | None = None, market: str = "spot", names: tuple[str, ...] = ("BTCUSDT",), *, listed: tuple[str, ...] | None = None
+) -> AsyncGenerator[Setting]:
+    exchange = exchange or Binance()
+    instruments = [Instrument(exchange.name, market, name) for name in names]
+    known = [Instrument(exchange.name, market, name) for name in (listed or names)]
+    recorder = Recording()
+    for instrument in instruments:
+        recorder.follow(listing(instrument, "0.1", "0.001"), numbered=exchange.numbers_trades[market])
+    async with Simulator(instruments=known, manual=True) as simulator, anyio.create_task_group() as tasks:
+        name = exchange.name if exchange.name == "bybit" else f"binance_{market}"
+        listings = [recorder.tape[instrument].listing for instrument in instruments]
+        collector = Collector(exchange, market, listings, simulator.urls[f"{name}_ws"], recorder, recorder.health, time.monotonic)
+        tasks.start_soon(collector.run)
+        with anyio.fail_after(10):
+            for instrument in known:
+                if instrument in instruments:
+                    await simulator.subscribed(*instrument)
+        yield Setting(simulator, recorder, instruments)
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(("exchange", "market"), [(Binance(), "spot"), (Binance(), "linear"), (Bybit(), "spot"), (Bybit(), "linear")])
+async def test_every_market_delivers_its_trades_exactly(exchange: Exchange, market: str) -> None:
+    async with collecting(exchange, market, NAMES) as s:
+        await s.push("61000.1", "61000.2")
+        await s.push("3000.5", symbol="ETHUSDT")
+        trades = s.recorder.trades(s.instruments[0])
+        assert [trade.price for trade in trades] == [610_001, 610_002]
+        assert [trade.quantity for trade in trades] == [500, 500]
+        assert [trade.price for trade in s.recorder.trades(s.instruments[1])] == [30_005]
+        assert s.recorder.health.parts[str(s.instruments[0])].state is State.OK
+
+
+async def test_an_instrument_is_live_with_its_first_frame_and_not_with_its_acknowledgement() -> None:
+    async with collecting() as s:
+        assert s.recorder.health.parts[str(s.instruments[0])].state is State.STARTING
+        await s.push("61000")
+        assert s.recorder.health.parts[str(s.instruments[0])].state is State.OK
+
+
+async def test_after_a_cut_it_comes_back_and_the_missing_ids_are_a_gap() -> None:
+    async with collecting() as s:
+        (instrument,) = s.instruments
+        await s.push("61000")
+        s.simulator.drop_connections("binance", "spot")
+        await s.recorder.until(lambda: bool(s.recorder.losses))
+        await s.push("61001", wait=False)
+        with anyio.fail_after(10):
+            await s.simulator.subscribed(*instrument)
+        await s.push("61002")
+        first, second = s.recorder.spans(instrument)
+        assert second.first_seq - first.last_seq == 2
+        assert second.opened_by == "disconnect"
+
+
+async def test_after_a_cut_in_which_nothing_traded_there_is_no_gap_where_ids_count() -> None:
+    async with collecting() as s:
+        (instrument,) = s.instruments
+        await s.push("61000")
+        s.simulator.drop_connections("binance", "spot")
+        await s.recorder.until(lambda: bool(s.recorder.losses))
+        with anyio.fail_after(10):
+            await s.simulator.subscribed(*instrument)
+        await s.push("61001")
+        assert len(s.recorder.spans(instrument)) == 1
+
+
+async def test_a_lost_id_is_a_gap_of_one_trade() -> None:
+    async with collecting() as s:
+        (instrument,) = s.instruments
+        await s.push("61000")
+        s.simulator.skip_trades("binance", "spot", "BTCUSDT", 1)
+        await s.push("61001", wait=False)
+        await s.push("61002")
+        first, second = s.recorder.spans(instrument)
+        assert (second.first_seq - first.last_seq - 1, second.opened_by) == (1, "missing_ids")
+
+
+@pytest.mark.parametrize(
+    "garbage", ["{", b"\xff\x00", '{"e":"trade"}', '{"e":"trade","E":1,"s":"NOPE","t":1,"p":"x","q":"-1","T":1,"m":0}', "[]", ""]
+)
+async def test_garbage_is_counted_and_changes_nothing_else(garbage: str | bytes) -> None:
+    async with collecting() as s:
+        await s.push("61000")
+        s.simulator.send_raw("binance", "spot", garbage)
+        await s.push("61001")
+        assert s.recorder.health.counts["frames.bad"] == 1
+        assert len(s.recorder.spans(s.instruments[0])) == 1
+        assert s.recorder.losses == []
+
+
+async def test_an_oversized_frame_costs_the_connection_and_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collector_module, "_FRAME_LIMIT", 10_000)
+    async with collecting() as s:
+        await s.push("61000")
+        s.simulator.send_raw("binance", "spot", "x" * 20_000)
+        await s.recorder.until(lambda: bool(s.recorder.losses))
+        await s.push_until_heard()
+        assert s.recorder.health.counts["frames.oversized"] == 1
+
+
+async def test_a_mute_connection_is_taken_for_dead_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace_module, "_SHORTEST", 0.5)
+    monkeypatch.setattr(pace_module, "_PATIENCE", 0.1)
+    async with collecting(Bybit()) as s:
+        await s.push("61000")
+        s.simulator.mute("bybit", "spot")
+        await s.recorder.until(lambda: bool(s.recorder.losses))
+        assert s.recorder.losses[0][0] == "mute"
+        s.simulator.unmute("bybit", "spot")
+        await s.push_until_heard()
+        assert [span.opened_by for span in s.recorder.spans(s.instruments[0])] == ["start", "mute"]
+
+
+class Hurried(Binance):
+    """Binance with a connection age limit of about a second."""
+
+    def limits(self, market: str) -> Limits:
+        return super().limits(market)._replace(lifetime=0.5)
+
+
+async def test_before_the_age_limit_a_new_connection_delivers_and_only_then_the_old_one_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collector_module, "_RELIEF_WITHIN", 30.0)
+    async with collecting(Hurried()) as s:
+        (instrument,) = s.instruments
+        await s.push("61000")
+        with anyio.fail_after(10):
+            while s.simulator.connections("binance", "spot") < 2:
+                await anyio.sleep(0.02)
+        assert s.recorder.losses == []
+        await s.push("61001")
+        with anyio.fail_after(10):
+            while not s.recorder.losses:
+                await s.push("61002")
+        await s.push("61003")
+        assert s.recorder.losses[0][1] == "relieved"
+        assert len(s.recorder.spans(instrument)) == 1
+
+
+async def test_one_symbol_the_exchange_refuses_does_not_cost_the_others_their_trades() -> None:
+    async with collecting(Bybit(), names=NAMES, listed=("ETHUSDT",)) as s:
+        with anyio.fail_after(10):
+            await s.simulator.subscribed("bybit", "spot", "ETHUSDT")
+        await s.push("3000.5", symbol="ETHUSDT")
+        with anyio.fail_after(10):
+            while "refused" not in s.recorder.health.parts["bybit:spot:BTCUSDT"].detail:
+                await anyio.sleep(0.02)
+        assert s.recorder.health.parts["bybit:spot:ETHUSDT"].state is State.OK
+
+
+async def test_an_exchange_that_cannot_be_reached_is_tried_again_and_says_so() -> None:
+    recorder = Recording()
+    instrument = Instrument("binance", "spot", "BTCUSDT")
+    recorder.follow(listing(instrument), numbered=True)
+    collector = Collector(Binance(), "spot", [listing(instrument)], "ws://127.0.0.1:1", recorder, recorder.health, time.monotonic)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(collector.run)
+        await recorder.until(lambda: len(recorder.losses) >= 2)
+        assert "cannot connect to ws://127.0.0.1:1/ws" in recorder.health.parts[str(instrument)].detail
+        tasks.cancel_scope.cancel()

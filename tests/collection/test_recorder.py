@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import anyio
+import pytest
+
+from tests.market import BYBIT, NOON, SPOT, Clock, listing, trade
+from wadm_mcp.collection import recorder as recorder_module
+from wadm_mcp.collection.recorder import Recorder
+from wadm_mcp.exchanges.exchange import Trades
+from wadm_mcp.health import Health, State
+from wadm_mcp.model import MINUTE, Trade
+from wadm_mcp.tape import Tape
+
+pytestmark = pytest.mark.anyio
+
+
+class Recording:
+    """A recorder of one instrument with its clock, tape and health."""
+
+    def __init__(self, *, numbered: bool = True) -> None:
+        self.clock = Clock()
+        self.tape = Tape()
+        self.health = Health(self.clock)
+        self.recorder = Recorder(self.tape, self.health, self.clock, self.clock.monotonic)
+        self.instrument = SPOT if numbered else BYBIT
+        self.followed = self.recorder.follow(listing(self.instrument), numbered=numbered)
+
+    async def frame(self, *trades: Trade, connection: int = 1, set_aside: int = 0) -> None:
+        await self.recorder.take(connection, Trades(self.instrument, trades, self.clock(), set_aside))
+
+    def lose(self, reason: str = "disconnect") -> None:
+        self.recorder.lost(1, [self.instrument], reason, "the test cut it")
+
+
+async def test_a_trade_is_in_the_tape_and_waits_for_the_store() -> None:
+    r = Recording()
+    await r.frame(trade(1), trade(2, price=6_000_100))
+    tape = r.tape[SPOT]
+    assert tape.minutes[NOON].bar.trade_count == 2
+    assert tape.newest == trade(2, price=6_000_100)
+    waiting = r.recorder.cut()
+    assert [each.seq for each in waiting.trades] == [1, 2]
+    assert [span.last_seq for _, span in waiting.spans] == [2]
+    assert r.recorder.cut().trades == []
+
+
+async def test_a_trade_leaves_the_memory_once_the_store_has_it() -> None:
+    r = Recording()
+    await r.frame(trade(1), trade(2))
+    r.recorder.saved(r.recorder.cut().trades[:1])
+    assert [each.seq for each in r.tape[SPOT].unsaved.values()] == [2]
+
+
+async def test_a_repeated_trade_is_counted_and_changes_nothing() -> None:
+    r = Recording()
+    await r.frame(trade(1))
+    await r.frame(trade(1))
+    assert r.tape[SPOT].minutes[NOON].bar.trade_count == 1
+    assert r.health.counts["trades.repeated"] == 1
+    assert len(r.recorder.cut().trades) == 1
+
+
+async def test_an_instrument_is_live_with_its_first_frame_and_down_when_its_connection_is_lost() -> None:
+    r = Recording()
+    name = str(SPOT)
+    assert r.health.parts[name].state is State.STARTING
+    await r.frame(trade(1))
+    assert r.health.parts[name].state is State.OK
+    r.lose()
+    assert r.health.parts[name].state is State.DOWN
+    assert r.health.parts[name].detail == "the test cut it"
+
+
+async def test_a_quiet_tail_is_claimed_while_the_connection_lives_and_not_for_longer_than_thirty_seconds() -> None:
+    r = Recording()
+    await r.frame(trade(1))
+    r.clock.pass_seconds(10)
+    assert r.followed.alive_until() == r.clock() - 1_000
+    r.clock.pass_seconds(21)
+    assert r.followed.alive_until() is None
+
+
+async def test_a_lost_connection_takes_its_quiet_tail_back() -> None:
+    r = Recording()
+    await r.frame(trade(1))
+    r.clock.pass_seconds(5)
+    r.lose("mute")
+    assert r.followed.alive_until() is None
+
+
+async def test_frames_that_come_late_claim_no_time_the_market_has_not_told_of() -> None:
+    r = Recording()
+    r.clock.pass_seconds(40)
+    await r.recorder.take(1, Trades(SPOT, [trade(1)], NOON + 5))
+    r.clock.pass_seconds(3)
+    assert r.followed.alive_until() == NOON + 2_005
+
+
+async def test_an_exchange_clock_ahead_of_ours_claims_no_time_to_come() -> None:
+    r = Recording()
+    await r.recorder.take(1, Trades(SPOT, [trade(1, NOON + 1_500)], NOON + 1_500))
+    assert r.followed.alive_until() == NOON
+
+
+async def test_a_trade_of_a_settled_minute_waits_for_rollup_and_stays_out_of_the_tape() -> None:
+    r = Recording()
+    await r.frame(trade(5))
+    r.tape[SPOT].minutes.clear()
+    r.tape[SPOT].settled_until = NOON + MINUTE
+    await r.frame(trade(4, NOON + 1))
+    assert r.tape[SPOT].minutes == {}
+    assert r.health.counts["trades.late"] == 1
+    assert [each.seq for each in r.recorder.cut().trades] == [5, 4]
+
+
+async def test_prints_that_are_set_aside_are_counted() -> None:
+    r = Recording()
+    await r.frame(trade(1), set_aside=3)
+    assert r.health.counts["trades.set_aside"] == 3
+
+
+async def test_a_full_memory_makes_the_exchange_wait_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder_module, "WAITING_LIMIT", 2)
+    r = Recording()
+    await r.frame(trade(1), trade(2))
+    taken = anyio.Event()
+
+    async def third() -> None:
+        await r.frame(trade(3))
+        taken.set()
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(third)
+            await anyio.wait_all_tasks_blocked()
+            assert not taken.is_set()
+            assert len(r.recorder.cut().trades) == 2
+            await taken.wait()
+    assert [each.seq for each in r.recorder.cut().trades] == [3]
+
+
+async def test_a_batch_worth_writing_is_announced() -> None:
+    r = Recording()
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(r.recorder.enough)
+            await r.frame(*(trade(number) for number in range(1, 1_001)))

@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.market import NOON, SPOT, Clock, listing, trade
+from wadm_mcp.analytics.footprint import Bar, Footprint
+from wadm_mcp.analytics.volume_profile import volume_profile
+from wadm_mcp.collection.recorder import Recorder
+from wadm_mcp.collection.rollup import Rollup
+from wadm_mcp.collection.writer import Writer
+from wadm_mcp.exchanges.exchange import Trades
+from wadm_mcp.health import Health
+from wadm_mcp.model import DAY, HOUR, MINUTE, Lives, Timeframe, Trade, Window
+from wadm_mcp.storage.sqlite import SqliteStore
+from wadm_mcp.storage.store import OrderFlow
+from wadm_mcp.tape import Tape
+
+pytestmark = pytest.mark.anyio
+
+LIVES = Lives(3 * DAY, 30 * DAY, 365 * DAY)
+ALWAYS = Window(NOON - 2 * DAY, NOON + 2 * DAY)
+
+
+class Recording:
+    """Recorder, rollup and writer over a real store; `write` is one turn of the writer."""
+
+    def __init__(self, store: SqliteStore, clock: Clock) -> None:
+        self.store = store
+        self.clock = clock
+        self.tape = Tape()
+        self.health = Health(clock)
+        self.recorder = Recorder(self.tape, self.health, clock, clock.monotonic)
+        self.rollup = Rollup(self.recorder, store, self.health, clock, LIVES.trades)
+        self.writer = Writer(self.recorder, self.rollup, store, self.health, LIVES, clock, clock.monotonic)
+
+    async def begin(self) -> None:
+        recent = await self.store.trades(SPOT, ALWAYS, limit=100, newest=True)
+        spans = await self.store.spans(SPOT, ALWAYS)
+        followed = self.recorder.follow(listing(), numbered=True, spans=spans, recent=recent)
+        await self.rollup.recover(followed)
+
+    async def trade(self, *trades: Trade) -> None:
+        await self.recorder.take(1, Trades(SPOT, trades, max(self.clock(), trades[-1].timestamp)))
+
+    async def write(self) -> None:
+        await self.writer.flush()
+
+    async def bars(self, timeframe: Timeframe = Timeframe.M1) -> list[OrderFlow]:
+        return await self.store.order_flow(SPOT, timeframe, ALWAYS)
+
+
+@asynccontextmanager
+async def recording(folder: Path, clock: Clock | None = None) -> AsyncGenerator[Recording]:
+    async with SqliteStore(folder / "wadm.sqlite") as store:
+        one = Recording(store, clock or Clock())
+        await one.begin()
+        yield one
+
+
+def footprint_of(trades: Sequence[Trade]) -> Footprint:
+    footprint = Footprint(listing().scale)
+    for each in trades:
+        footprint.add(each)
+    return footprint
+
+
+def bar_of(trades: Sequence[Trade]) -> Bar:
+    return footprint_of(trades).bar
+
+
+async def test_a_minute_closes_when_the_market_is_past_it_and_not_before(tmp_path: Path) -> None:
+    async with recording(tmp_path) as r:
+        await r.trade(trade(1), trade(2, NOON + 59_999))
+        r.clock.pass_seconds(61)
+        await r.write()
+        assert await r.bars() == []
+        r.clock.pass_seconds(2)
+        await r.write()
+        (row,) = await r.bars()
+        assert row.bar == bar_of([trade(1), trade(2, NOON + 59_999)])
+        assert (row.start, row.cumulative_delta, row.revision) == (NOON, 200, 0)
+
+
+async def test_a_closed_minute_leaves_the_tape_and_its_mark(tmp_path: Path) -> None:
+    async with recording(tmp_path) as r:
+        await r.trade(trade(1))
+        await r.write()
+        assert [mark.minute for mark in await r.store.marks()] == [NOON]
+        r.clock.pass_seconds(63)
+        await r.write()
+        assert await r.store.marks() == []
+        assert r.tape[SPOT].minutes == {}
+
+
+async def test_a_quiet_minute_on_a_living_connection_has_an_empty_bar(tmp_path: Path) -> None:
+    async with recording(tmp_path) as r:
+        await r.trade(trade(1))
+        r.clock.pass_seconds(123)
+        await r.write()
+        first, quiet = await r.bars()
+        assert quiet.bar == Bar(listing().scale)
+        assert quiet.cumulative_delta == first.cumulative_delta
+        (_, profile) = await r.store.profiles(SPOT, Timeframe.M1, ALWAYS)
+        assert profile.profile is None
+
+
+async def test_a_minute_without_a_connection_has_no_bar(tmp_path: Path) -> None:
+    async with recording(tmp_path) as r:
+        await r.trade(trade(1))
+        r.recorder.lost(1, [SPOT], "disconnect", "cut")
+        r.clock.pass_minutes(3)
+        await r.write()
+        assert [row.start for row in await r.bars()] == [NOON]
+        await r.trade(trade(9, r.clock()))
+        r.clock.pass_seconds(123)
+        await r.write()
+        assert [row.start for row in await r.bars()] == [NOON, NOON + 3 * MINUTE, NOON + 4 * MINUTE]
+
+
+async def test_every_timeframe_equals_what_its_trades_give(tmp_path: Path) -> None:
+    start, dice = NOON - NOON % DAY + 21 * HOUR, random.Random(5)
+    clock = Clock(start)
+    trades: list[Trade] = []
+    async with recording(tmp_path, clock) as r:
+        number, price = 0, 6_000_000
+        while clock() < start + 4 * HOUR:
+            frame: list[Trade] = []
+            for _ in range(dice.randrange(4)):
+                number, price = number + 1, price + dice.randint(-40, 40)
+                frame.append(trade(number, clock() + len(frame), price, dice.randint(1, 10**6), dice.choice(("BUY", "SELL"))))
+            if frame:
+                await r.trade(*frame)
+                trades += frame
+            clock.pass_seconds(dice.randint(5, 40))
+            await r.write()
+        clock.pass_seconds(5)
+        await r.write()
+        for timeframe in Timeframe:
+            rows = await r.bars(timeframe)
+            profiles = {row.start: row.profile for row in await r.store.profiles(SPOT, timeframe, ALWAYS)}
+            whole = [row for row in rows if row.start >= start]
+            assert whole or timeframe in (Timeframe.D1, Timeframe.H4)
+            for row in rows:
+                window = Window(row.start, row.start + timeframe.ms)
+                mine = [each for each in trades if each.timestamp in window]
+                session = [each for each in trades if row.start - row.start % DAY <= each.timestamp < window.end]
+                assert row.bar == bar_of(mine)
+                assert row.cumulative_delta == bar_of(session).delta
+                expected = volume_profile(footprint_of(mine), tick=1)
+                assert profiles[row.start] == expected
+        assert [row.start for row in await r.bars(Timeframe.D1)] == [start - 21 * HOUR]
+        for timeframe in (Timeframe.M1, Timeframe.H1, Timeframe.D1):
+            for row in await r.store.footprints(SPOT, timeframe, ALWAYS):
+                window = Window(row.start, row.start + timeframe.ms)
+                assert row.footprint == footprint_of([each for each in trades if each.timestamp in window])
+
+
+async def test_a_late_trade_revises_its_minute_what_stands_above_it_and_the_cumulative_deltas_after_it(tmp_path: Path) -> None:
+    async with recording(tmp_path) as r:
+        for minute in range(6):
+            await r.trade(trade(10 * minute + 10, NOON + minute * MINUTE))
+            r.clock.pass_minutes(1)
+            await r.write()
+        r.clock.pass_seconds(5)
+        await r.write()
+        late = trade(15, NOON + 30_000, 6_000_500, 7, "SELL")
+        await r.trade(late)
+        await r.write()
+        rows = await r.bars()
+        assert rows[0].bar == bar_of([trade(10), late])
+        assert [row.cumulative_delta for row in rows] == [100 * (minute + 1) - 7 for minute in range(6)]
+        assert [row.revision for row in rows] == [1] * 6
+        (five,) = await r.bars(Timeframe.M5)
+        assert (five.bar.trade_count, five.bar.sell_volume, five.cumulative_delta, five.revision) == (6, 7, 493, 1)
+        assert await r.store.marks() == []
+
+
+async def test_trades_out_of_order_within_a_minute_get_their_path_back_when_it_closes(tmp_path: Path) -> None:
+    async with recording(tmp_path) as r:
+        first, second, third = trade(1, NOON), trade(2, NOON + 1, quantity=900, side="SELL"), trade(3, NOON + 2)
+        await r.trade(first, third, second)
+        assert r.tape[SPOT].minutes[NOON].bar.min_delta is None
+        r.clock.pass_seconds(63)
+        await r.write()
+        (row,) = await r.bars()
+        assert row.bar == bar_of([first, second, third])
+
+
+async def test_a_restart_in_the_middle_of_a_minute_goes_on_with_all_of_it(tmp_path: Path) -> None:
+    clock = Clock()
+    async with recording(tmp_path, clock) as r:
+        await r.trade(trade(1), trade(2, NOON + 10))
+        await r.write()
+    clock.pass_seconds(20)
+    async with recording(tmp_path, clock) as r:
+        assert r.tape[SPOT].minutes[NOON].bar.trade_count == 2
+        await r.trade(trade(3, NOON + 20_000))
+        clock.pass_seconds(50)
+        await r.write()
+        (row,) = await r.bars()
+        assert row.bar == bar_of([trade(1), trade(2, NOON + 10), trade(3, NOON + 20_000)])
+
+
+async def test_a_restart_after_a_crash_derives_the_minutes_that_were_left(tmp_path: Path) -> None:
+    clock = Clock()
+    async with recording(tmp_path, clock) as r:
+        await r.store.write([trade(1), trade(2, NOON + MINUTE)], [])
+    clock.pass_minutes(30)
+    async with recording(tmp_path, clock) as r:
+        await r.write()
+        assert [row.start for row in await r.bars()] == [NOON, NOON + MINUTE]
+        assert [row.bar.trade_count for row in await r.bars(Timeframe.M15)] == [2]
+
+
+async def test_downtime_leaves_no_empty_bars(tmp_path: Path) -> None:
+    clock = Clock()
+    async with recording(tmp_path, clock) as r:
+        await r.trade(trade(1))
+        clock.pass_seconds(63)
+        await r.write()
+    clock.pass_minutes(10)
+    async with recording(tmp_path, clock) as r:
+        await r.trade(trade(50, clock()))
+        clock.pass_minutes(1)
+        await r.write()
+        clock.pass_seconds(3)
+        await r.write()
+        assert [row.start for row in await r.bars()] == [NOON, NOON + 11 * MINUTE]

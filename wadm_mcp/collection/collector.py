@@ -1,0 +1,292 @@
+"""One connection's life, again and again: connect, subscribe, prove life, reconnect.
+
+A collector follows some instruments of one market over one socket. It never gives up. A connection that is about to reach the
+exchange's age limit, or whose end the exchange announces, is relieved: the new one delivers before the old one goes.
+Acknowledgements prove nothing: USD-M acknowledges a stream on the wrong route and stays silent (exchanges.md 2.1). Only frames do.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
+from typing import Final, Protocol
+
+import anyio
+from anyio.lowlevel import checkpoint
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, PayloadTooBig, WebSocketException
+
+from wadm_mcp.collection.pace import Pace
+from wadm_mcp.errors import FrameError
+from wadm_mcp.exchanges.exchange import Exchange, Pong, Refused, ShuttingDown, Trades
+from wadm_mcp.health import Health, State
+from wadm_mcp.logs import log
+from wadm_mcp.model import Instrument, Listing
+
+_FRAME_LIMIT: Final = 4 * 1024 * 1024
+"""Bytes of the largest frame that is read; the largest lawful one (1,024 Bybit trades) is near 300 kB."""
+_FRAMES_QUEUED: Final = 1_024
+_SHORTEST_PAUSE: Final = 0.5
+_LONGEST_PAUSE: Final = 60.0
+_HEALTHY_AFTER: Final = 60.0
+"""Seconds of deliveries after which a connection that ends is met with the shortest pause again."""
+_RELIEF_WITHIN: Final = 60.0
+"""Seconds that a fresh connection gets to deliver every instrument before it relieves the old one anyway."""
+_LIFETIME_USED: Final = 0.97
+_FRAMES_AT_ONCE: Final = 64
+"""Frames read from a full socket before other tasks get their turn."""
+
+_numbers: Iterator[int] = count(1)
+
+
+class Sink(Protocol):
+    """Where trades go: the recorder."""
+
+    async def take(self, connection: int, message: Trades) -> None: ...
+
+    def lost(self, connection: int, instruments: Sequence[Instrument], reason: str, detail: str) -> None: ...
+
+    def pace(self, instrument: Instrument) -> Pace: ...
+
+
+class Collector:
+    """Keeps one subscription set of a market delivering into the sink until cancelled."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        market: str,
+        listings: Sequence[Listing],
+        base_url: str,
+        sink: Sink,
+        health: Health,
+        monotonic: Callable[[], float],
+    ) -> None:
+        self.exchange = exchange
+        self.market = market
+        self.listings = listings
+        self.url = base_url + exchange.stream_path(market)
+        self.sink = sink
+        self.health = health
+        self.monotonic = monotonic
+        self.limits = exchange.limits(market)
+
+    async def run(self) -> None:
+        """Connect, and connect again whenever the connection ends or is to be relieved."""
+        pause = _SHORTEST_PAUSE
+        async with anyio.create_task_group() as tasks:
+            connection = Connection(self)
+            tasks.start_soon(connection.run)
+            while True:
+                await connection.attention.wait()
+                if connection.ended:
+                    pause = _SHORTEST_PAUSE if connection.was_healthy else pause
+                    await anyio.sleep(pause * random.uniform(0.5, 1.0))
+                    pause = min(_LONGEST_PAUSE, pause * 2)
+                    connection = Connection(self)
+                    tasks.start_soon(connection.run)
+                    continue
+                fresh = Connection(self)
+                tasks.start_soon(fresh.run)
+                with anyio.move_on_after(_RELIEF_WITHIN):
+                    await fresh.delivering.wait()
+                if not fresh.ended:
+                    pause = _SHORTEST_PAUSE
+                    log.info(
+                        "connection.relieved", exchange=self.exchange.name, market=self.market, old=connection.number, new=fresh.number
+                    )
+                    connection.close()
+                    connection = fresh
+                else:
+                    await anyio.sleep(pause * random.uniform(0.5, 1.0))
+                    pause = min(_LONGEST_PAUSE, pause * 2)
+
+
+class Connection:
+    """One socket: from the handshake to its end. `run` returns when it is over and reports whatever ended it."""
+
+    def __init__(self, collector: Collector) -> None:
+        self._collector = collector
+        self._instruments = {listing.instrument: listing for listing in collector.listings}
+        self._heard: dict[Instrument, float] = {}
+        self._refused: set[Instrument] = set()
+        self._singly = anyio.Event()
+        self._asked_singly = False
+        self._pinged_at: float | None = None
+        self._began = collector.monotonic()
+        self._scope = anyio.CancelScope()
+        self._end: tuple[str, str] | None = None
+        self.number = next(_numbers)
+        self.attention = anyio.Event()
+        """Set when the connection ended, or wants to be relieved."""
+        self.delivering = anyio.Event()
+        """Set when every instrument has delivered, or the connection ended."""
+        self.ended = False
+
+    @property
+    def was_healthy(self) -> bool:
+        """Did it deliver for long enough that its end is an accident and not a habit?"""
+        return bool(self._heard) and self._collector.monotonic() - self._began >= _HEALTHY_AFTER
+
+    def close(self) -> None:
+        """End the connection; what it covered is covered by its relief."""
+        self._give_up("disconnect", "relieved")
+
+    async def run(self) -> None:
+        """Live until the exchange, the network, a watchdog or `close` ends it. Only cancellation and bugs are raised."""
+        reason, detail = "disconnect", "the process stops"
+        try:
+            with self._scope:
+                detail = await self._live()
+        finally:
+            if self._end is not None:
+                reason, detail = self._end
+            self.ended = True
+            self._collector.sink.lost(self.number, list(self._instruments), reason, detail)
+            self.attention.set()
+            self.delivering.set()
+        log.info(
+            "connection.ended", exchange=self._collector.exchange.name, market=self._collector.market, connection=self.number, why=detail
+        )
+
+    async def _live(self) -> str:
+        """What ended the connection, in a few words."""
+        collector = self._collector
+        try:
+            socket = await connect(
+                collector.url,
+                compression=None,
+                ping_interval=None,
+                open_timeout=10,
+                close_timeout=1,
+                max_size=_FRAME_LIMIT,
+                max_queue=_FRAMES_QUEUED,
+            )
+        except TimeoutError:
+            return f"{collector.url} did not answer the handshake within 10 s"
+        except (OSError, WebSocketException) as error:
+            return f"cannot connect to {collector.url}: {error}"
+        try:
+            for instrument in self._instruments:
+                collector.sink.pace(instrument).connected(collector.monotonic())
+            detail = ""
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._talk, socket)
+                tasks.start_soon(self._watch)
+                detail = await self._receive(socket)
+                tasks.cancel_scope.cancel()
+            return detail
+        finally:
+            with anyio.move_on_after(2, shield=True):
+                await socket.close()
+
+    async def _receive(self, socket: ClientConnection) -> str:
+        """Hand every frame on until the connection closes; why it did."""
+        decoder = self._collector.exchange.decoder(self._collector.market, list(self._instruments.values()))
+        sink, monotonic = self._collector.sink, self._collector.monotonic
+        read = 0
+        while True:
+            try:
+                frame = await socket.recv(decode=False)
+            except ConnectionClosed as closed:
+                if isinstance(closed.__cause__, PayloadTooBig):
+                    self._collector.health.count("frames.oversized")
+                    return f"a frame of more than {_FRAME_LIMIT:,} bytes came in"
+                code = closed.rcvd.code if closed.rcvd is not None else 1006
+                return f"the connection closed with code {code}"
+            read += 1
+            if read % _FRAMES_AT_ONCE == 0:
+                await checkpoint()
+            try:
+                message = decoder.decode(frame)
+            except FrameError as error:
+                self._bad_frame(error)
+                continue
+            if type(message) is Trades:
+                if message.instrument not in self._heard:
+                    self._first_frame(message.instrument)
+                self._heard[message.instrument] = monotonic()
+                await sink.take(self.number, message)
+            elif isinstance(message, Pong):
+                self._pinged_at = None
+            elif isinstance(message, Refused):
+                self._refused_request(message)
+            elif isinstance(message, ShuttingDown):
+                self.attention.set()
+
+    async def _talk(self, socket: ClientConnection) -> None:
+        """Subscribe in chunks, then keep the heart beating, all within the exchange's message rate."""
+        collector, limits = self._collector, self._collector.limits
+        symbols = [instrument.symbol for instrument in self._instruments]
+        request = count(1)
+        try:
+            for first in range(0, len(symbols), limits.names_per_request):
+                names = symbols[first : first + limits.names_per_request]
+                await socket.send(collector.exchange.subscribe(collector.market, names, next(request)))
+                await anyio.sleep(1 / limits.requests_per_second)
+            while True:
+                with anyio.move_on_after(limits.ping_every):
+                    await self._singly.wait()
+                if self._singly.is_set():
+                    self._singly = anyio.Event()
+                    for instrument in [each for each in self._instruments if each not in self._heard]:
+                        await socket.send(collector.exchange.subscribe(collector.market, [instrument.symbol], next(request)))
+                        await anyio.sleep(1 / limits.requests_per_second)
+                elif limits.ping_every is not None:
+                    self._pinged_at = self._pinged_at or collector.monotonic()
+                    await socket.send(collector.exchange.ping(next(request)))
+        except ConnectionClosed:
+            return
+
+    async def _watch(self) -> None:
+        """Take a mute connection for dead, and ask for relief before the exchange's age limit."""
+        collector, limits = self._collector, self._collector.limits
+        began = collector.monotonic()
+        retire = None if limits.lifetime is None else began + limits.lifetime * _LIFETIME_USED * random.uniform(0.98, 1.0)
+        while True:
+            await anyio.sleep(1.0)
+            now = collector.monotonic()
+            if retire is not None and now >= retire:
+                self.attention.set()
+            if self._pinged_at is not None and now - self._pinged_at > limits.pong_within:
+                self._give_up("mute", f"no pong within {limits.pong_within:g} s")
+            for instrument in self._instruments.keys() - self._refused:
+                pace = collector.sink.pace(instrument)
+                silent = now - self._heard.get(instrument, began)
+                if silent > pace.allowance:
+                    for each in self._instruments:
+                        if now - self._heard.get(each, began) > collector.sink.pace(each).allowance:
+                            collector.sink.pace(each).fruitless()
+                    self._give_up("mute", f"{instrument} has been silent for {silent:.0f} s, longer than it usually is")
+                    return
+
+    def _refused_request(self, refused: Refused) -> None:
+        """One bad topic voids its whole batch (exchanges.md 3.3): ask for each instrument alone, then only the bad one stays out."""
+        self._collector.health.count("requests.refused")
+        if "already subscribed" in refused.message:
+            return
+        log.warning("request.refused", exchange=self._collector.exchange.name, market=self._collector.market, message=refused.message[:200])
+        if not self._asked_singly:
+            self._asked_singly = True
+            self._singly.set()
+            return
+        for instrument in self._instruments:
+            if instrument.symbol in refused.message:
+                self._refused.add(instrument)
+                self._collector.health.report(str(instrument), State.DOWN, f"the exchange refused it: {refused.message[:200]}")
+
+    def _first_frame(self, instrument: Instrument) -> None:
+        self._heard[instrument] = self._collector.monotonic()
+        log.info("instrument.live", instrument=instrument, connection=self.number)
+        if len(self._heard) >= len(self._instruments) - len(self._refused):
+            self.delivering.set()
+
+    def _bad_frame(self, error: FrameError) -> None:
+        self._collector.health.count("frames.bad")
+        log.warning("frame.bad", exchange=self._collector.exchange.name, market=self._collector.market, error=error)
+
+    def _give_up(self, reason: str, detail: str) -> None:
+        if self._end is None:
+            self._end = (reason, detail)
+        self._scope.cancel()

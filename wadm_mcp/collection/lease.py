@@ -1,0 +1,40 @@
+"""Who records: of all processes on one data directory, the one that holds the operating system's lock on `recorder.lock`.
+
+The lock ends with its process, however that ends, so nothing stale is ever left.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from filelock import FileLock, Timeout
+
+from wadm_mcp.errors import StoreError
+
+
+class Lease:
+    """The right to record into a data directory. Non-blocking: `take` answers at once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "recorder.lock"
+        self._lock = FileLock(self._path)
+
+    def take(self) -> bool:
+        """Take the lock if nobody holds it; true when this process holds it. `StoreError` when the folder allows no lock."""
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            return False
+        except OSError as error:
+            raise StoreError(
+                f"{self._path}: cannot be locked ({error.strerror}); make the folder writable, or set WADM_DATA_DIR to another"
+            ) from error
+        return True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._lock.release()

@@ -1,0 +1,188 @@
+"""The one road every trade takes: is it new? -> what waits for the store -> the live tape.
+
+Live, repaired, imported and replayed trades take the same steps. Nothing here waits for the store, until so much waits for it that
+the recorder makes its callers wait too: then the exchange's own socket fills, and what it drops shows up as a gap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, NamedTuple
+
+import anyio
+
+from wadm_mcp.collection.continuity import Continuity, Counted, Observed
+from wadm_mcp.collection.pace import Pace
+from wadm_mcp.exchanges.exchange import Trades
+from wadm_mcp.health import Health, State
+from wadm_mcp.model import MINUTE, SECOND, Instrument, Listing, Span, Trade
+from wadm_mcp.tape import InstrumentTape, Tape
+
+WAITING_LIMIT: Final = 200_000
+"""Trades that may wait for the store before the recorder makes the collectors wait."""
+_BATCH: Final = 1_000
+"""Trades that are worth a write before its time has come."""
+_LONGEST_QUIET: Final = 30.0
+"""Seconds of silence after which no quiet tail is claimed, whatever the instrument's pace (design.md, decision 4)."""
+
+_STRAGGLERS: Final = SECOND
+"""Market time that frames on their way may be behind the newest one: no quiet is claimed within it."""
+
+
+class Waiting(NamedTuple):
+    """What waits for the store: every trade recorded since the last call, and the coverage that holds once they are in."""
+
+    trades: Sequence[Trade]
+    spans: Sequence[tuple[Instrument, Span]]
+
+
+class Followed:
+    """What the recorder knows of one instrument beside its tape."""
+
+    def __init__(
+        self, tape: InstrumentTape, continuity: Continuity, pace: Pace, clock: Callable[[], int], monotonic: Callable[[], float]
+    ) -> None:
+        self.tape = tape
+        self.continuity = continuity
+        self.pace = pace
+        self._clock = clock
+        self._monotonic = monotonic
+        self._event_time: int | None = None
+        self._heard_at = 0.0
+        self._living_since = 0
+
+    @property
+    def spans(self) -> list[Span]:
+        return self.continuity.spans
+
+    def heard(self, connection: int, event_time: int) -> None:
+        """A frame of trades came in, sent by the exchange at `event_time`."""
+        if not self.continuity.living:
+            self._living_since = event_time
+        self._heard_at = self._monotonic()
+        self._event_time = event_time
+        self.pace.heard(self._heard_at)
+        self.continuity.heard(connection, event_time)
+
+    def market_time(self) -> int:
+        """How far the market's time has come as this instrument's frames tell it: never past now, behind it when frames come late."""
+        now = self._clock()
+        if self._event_time is None or not self.continuity.living:
+            return now
+        return min(now, self._event_time + round((self._monotonic() - self._heard_at) * SECOND))
+
+    def covers_quiet(self, minute: int) -> bool:
+        """Was a connection alive all through a minute in which nothing traded?"""
+        return self.continuity.living and self._living_since <= minute
+
+    def alive_until(self) -> int | None:
+        silent = self._monotonic() - self._heard_at
+        if self._event_time is None or not self.continuity.living or silent > min(_LONGEST_QUIET, self.pace.allowance):
+            return None
+        return max(min(self._event_time, self._clock()), self.market_time() - _STRAGGLERS)
+
+
+class Recorder:
+    """Takes trades of every followed instrument into memory, and hands what waits for the store to the writer."""
+
+    def __init__(self, tape: Tape, health: Health, clock: Callable[[], int], monotonic: Callable[[], float]) -> None:
+        self._tape = tape
+        self._health = health
+        self._clock = clock
+        self._monotonic = monotonic
+        self._followed: dict[Instrument, Followed] = {}
+        self._waiting: list[Trade] = []
+        self._room = anyio.Event()
+        self._enough = anyio.Event()
+        self.taken = 0
+        """Trades recorded since the start."""
+
+    def follow(self, listing: Listing, *, numbered: bool, spans: Iterable[Span] = (), recent: Sequence[Trade] = ()) -> Followed:
+        """Begin to record an instrument, going on from what the store holds: its coverage and its newest trades, oldest first."""
+        tape = self._tape.follow(listing)
+        continuity: Continuity
+        if numbered:
+            continuity = Counted(spans)
+            for trade in recent:
+                continuity.take(trade)
+        else:
+            continuity = Observed(spans, recent)
+        if recent:
+            tape.newest = max(recent, key=lambda trade: trade.timestamp)
+        followed = Followed(tape, continuity, Pace(_interval(recent)), self._clock, self._monotonic)
+        tape.held = followed
+        self._followed[listing.instrument] = followed
+        self._health.report(str(listing.instrument), State.STARTING, "no trade has come in yet")
+        return followed
+
+    def __getitem__(self, instrument: Instrument) -> Followed:
+        return self._followed[instrument]
+
+    def pace(self, instrument: Instrument) -> Pace:
+        """How often the instrument usually trades."""
+        return self._followed[instrument].pace
+
+    @property
+    def followed(self) -> list[Followed]:
+        """Every instrument that is recorded."""
+        return list(self._followed.values())
+
+    async def take(self, connection: int, message: Trades) -> None:
+        """Record a frame of trades. Waits only while the store is so far behind that no more may be held in memory."""
+        while len(self._waiting) >= WAITING_LIMIT:
+            self._health.count("recorder.waits")
+            await self._room.wait()
+        followed = self._followed[message.instrument]
+        if not followed.continuity.living:
+            self._health.report(str(message.instrument), State.OK)
+        followed.heard(connection, message.event_time)
+        if message.set_aside:
+            self._health.count("trades.set_aside", message.set_aside)
+        tape, continuity = followed.tape, followed.continuity
+        for trade in message.trades:
+            if not continuity.take(trade):
+                self._health.count("trades.repeated")
+                continue
+            if not tape.settled_until:
+                tape.settled_until = trade.timestamp - trade.timestamp % MINUTE
+            if not tape.add(trade):
+                self._health.count("trades.late")
+            tape.unsaved[trade.order] = trade
+            self._waiting.append(trade)
+            self.taken += 1
+        if len(self._waiting) >= _BATCH:
+            self._enough.set()
+
+    def lost(self, connection: int, instruments: Iterable[Instrument], reason: str, detail: str) -> None:
+        """A connection ended (`disconnect`) or was given up as mute (`mute`): what it covered ends with its last trade."""
+        for instrument in instruments:
+            followed = self._followed[instrument]
+            followed.continuity.lost(connection, reason)
+            if not followed.continuity.living:
+                self._health.report(str(instrument), State.DOWN, detail)
+
+    async def enough(self) -> None:
+        """Returns once a batch worth writing waits."""
+        await self._enough.wait()
+
+    def cut(self) -> Waiting:
+        """Everything that waits for the store, with the coverage that it brings about."""
+        trades, self._waiting = self._waiting, []
+        self._enough = anyio.Event()
+        self._room.set()
+        self._room = anyio.Event()
+        spans = [(instrument, span) for instrument, followed in self._followed.items() for span in followed.continuity.changed()]
+        return Waiting(trades, spans)
+
+    def saved(self, trades: Iterable[Trade]) -> None:
+        """The store holds these durably now."""
+        for trade in trades:
+            self._tape[trade.instrument].unsaved.pop(trade.order, None)
+
+
+def _interval(recent: Sequence[Trade]) -> float:
+    """Usual seconds between seconds with trades, as the newest stored trades tell; 4 where they tell nothing."""
+    seconds = {trade.timestamp // SECOND for trade in recent}
+    if len(seconds) < 10:
+        return 4.0
+    return min(120.0, (max(seconds) - min(seconds)) / (len(seconds) - 1))

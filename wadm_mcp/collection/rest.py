@@ -1,0 +1,168 @@
+"""REST of the exchanges: one client whoever asks, so that bounds and patience are kept in one place."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Iterator, Mapping
+from http import HTTPStatus
+from types import TracebackType
+from typing import Final, Self
+
+import anyio
+import anyio.to_thread
+import httpx2
+
+from wadm_mcp import __version__
+from wadm_mcp.errors import ExchangeError, SettingError
+from wadm_mcp.exchanges.exchange import Exchange, Request
+from wadm_mcp.exchanges.wire import one_line
+from wadm_mcp.model import Listing
+
+_ADVICE: Final[Mapping[int, str]] = {
+    HTTPStatus.FORBIDDEN: "It refuses this address: too many requests (wait ten minutes) or a region it does not serve",
+    HTTPStatus.NOT_FOUND: "Check that the REST base URL leads to it",
+    HTTPStatus.IM_A_TEAPOT: "This address is banned for too many requests: wait",
+    HTTPStatus.TOO_MANY_REQUESTS: "Too many requests from this address: wait",
+    HTTPStatus.UNAVAILABLE_FOR_LEGAL_REASONS: "It does not serve this region",
+}
+_NETWORK: Final = "Check the network, the proxy and the REST base URL"
+_LOOPBACK: Final = ("all://127.0.0.1", "all://localhost", "all://[::1]")
+"""Hosts that no proxy of the environment is asked for: the loopback exchanges of a demo are on this machine."""
+
+_SAID: Final = 160
+"""Characters of an exchange's own words that an error repeats."""
+
+
+class Rest:
+    """Asks exchanges over HTTP. Entered once as a context manager; `SettingError` when the environment's proxy cannot be used.
+
+    Times are seconds: `connect` and `read` bound each wait, `whole` a request from first to last byte. `body_limit` is in bytes, after
+    decompression; `pages` bounds the requests of one list.
+    """
+
+    def __init__(
+        self, *, connect: float = 5.0, read: float = 20.0, whole: float = 60.0, body_limit: int = 64 * 1024 * 1024, pages: int = 50
+    ) -> None:
+        self._connect = connect
+        self._read = read
+        self._whole = whole
+        self._body_limit = body_limit
+        self._pages = pages
+
+    async def __aenter__(self) -> Self:
+        try:
+            self._client = httpx2.AsyncClient(
+                timeout=httpx2.Timeout(self._read, connect=self._connect),
+                headers={"User-Agent": f"wadm-mcp/{__version__}"},
+                mounts=dict.fromkeys(_LOOPBACK),
+            )
+        except (ImportError, ValueError, httpx2.InvalidURL):
+            raise SettingError("ALL_PROXY, HTTPS_PROXY, HTTP_PROXY: one of them cannot be used; a proxy is http://host:port") from None
+        await self._client.__aenter__()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        await self._client.__aexit__(kind, error, traceback)
+
+    async def listings(self, exchange: Exchange, market: str, base_url: str) -> list[Listing]:
+        """Every listing of a market, page after page.
+
+        Raises:
+            ExchangeError: the exchange cannot be reached, is too slow, refuses, or sends what cannot be read; one line that says which.
+        """
+        who = f"{exchange.name} {market}"
+        listings: list[Listing] = []
+        cursor = ""
+        for _ in range(self._pages):
+            body = await self._get(who, base_url, exchange.listings_request(market, cursor))
+            # A list of symbols is megabytes: reading it on the loop would hold every socket up.
+            page, following = await anyio.to_thread.run_sync(exchange.read_listings, market, body)
+            listings += page
+            if not following:
+                return listings
+            if following == cursor:
+                raise ExchangeError(f"{who} repeats the same page of its list of symbols. Check that the REST base URL leads to it")
+            cursor = following
+        raise ExchangeError(f"{who} lists its symbols on more than {self._pages} pages. Check that the REST base URL leads to it")
+
+    async def _get(self, who: str, base_url: str, request: Request) -> bytes:
+        """The body of a reply with status 200; `ExchangeError` for anything else. Every request to an exchange goes through here."""
+        try:
+            url = httpx2.URL(base_url.rstrip("/") + request.path)
+        except httpx2.InvalidURL:
+            raise ExchangeError(f"{who}: its REST base URL is no URL. Give one such as https://host:port") from None
+        # The base URL may hold a password; the errors name the host only.
+        place = f"{url.scheme}://{url.netloc.decode('ascii')}"
+        try:
+            with anyio.fail_after(self._whole):
+                async with self._client.stream("GET", url, params=dict(request.params)) as response:
+                    if response.status_code != HTTPStatus.OK:
+                        said = await self._body(who, response, most=4 * _SAID, cut=True)
+                        raise _answered(who, request, response, said)
+                    return await self._body(who, response, most=self._body_limit)
+        except TimeoutError:
+            raise ExchangeError(f"{who}: {place} took more than {self._whole:g} s to answer. Try again later") from None
+        except httpx2.ConnectTimeout:
+            raise ExchangeError(f"{who}: {place} did not take a connection within {self._connect:g} s. {_NETWORK}") from None
+        except httpx2.TimeoutException:
+            raise ExchangeError(f"{who}: {place} was silent for {self._read:g} s. Try again later") from None
+        except httpx2.HTTPError as error:
+            raise ExchangeError(f"{who}: {place} {_failure(error)}") from None
+
+    async def _body(self, who: str, response: httpx2.Response, *, most: int, cut: bool = False) -> bytes:
+        body = bytearray()
+        async for piece in response.aiter_bytes():
+            body += piece
+            if len(body) > most:
+                if cut:
+                    break
+                raise ExchangeError(f"{who} sent more than {most:,} bytes. Check that the REST base URL leads to it")
+        return bytes(body[:most])
+
+
+def _answered(who: str, request: Request, response: httpx2.Response, body: bytes) -> ExchangeError:
+    """The error of a reply with another status than 200, with the exchange's own words and its Retry-After."""
+    said = one_line(body.decode("utf-8", "replace"), _SAID)
+    wait = response.headers.get("Retry-After", "")[:40]
+    text = f"{who} answered HTTP {response.status_code} to {request.path}" + (f": {said}" if said else "")
+    if advice := _ADVICE.get(response.status_code):
+        text += f". {advice}"
+    if wait:
+        text += f" (Retry-After: {wait}{' s' if wait.isdecimal() else ''})"
+    return ExchangeError(text)
+
+
+def _failure(error: httpx2.HTTPError) -> str:
+    """What broke, in our words: the library's name neither the cause nor a way on."""
+    causes = list(_causes(error))
+    if any(isinstance(cause, socket.gaierror) for cause in causes):
+        return f"does not resolve to an address. {_NETWORK}"
+    if any(isinstance(cause, ConnectionRefusedError) for cause in causes):
+        return f"refused the connection. {_NETWORK}"
+    if any(isinstance(cause, ssl.SSLError) for cause in causes):
+        return f"could not agree on TLS. {_NETWORK}"
+    if isinstance(error, httpx2.ProxyError):
+        return f"is out of reach behind the proxy. {_NETWORK}"
+    if isinstance(error, httpx2.DecodingError):
+        return "sent a reply that cannot be decompressed. Try again later"
+    if isinstance(error, httpx2.ConnectError):
+        return f"cannot be reached. {_NETWORK}"
+    if isinstance(error, httpx2.UnsupportedProtocol):
+        return "is not an address of REST. Give a base URL such as https://host:port"
+    return f"broke the connection before its reply was whole. {_NETWORK}"
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, what it came from, and the members of groups among them."""
+    waiting: list[BaseException] = [error]
+    seen: set[int] = set()
+    while waiting:
+        cause = waiting.pop()
+        if id(cause) in seen:
+            continue
+        seen.add(id(cause))
+        yield cause
+        waiting += [each for each in (cause.__cause__, cause.__context__) if each is not None]
+        if isinstance(cause, BaseExceptionGroup):
+            waiting += cause.exceptions

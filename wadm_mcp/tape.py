@@ -1,0 +1,114 @@
+"""The live tape: what is known now and not yet, or not only, in the store.
+
+The recorder (or the follower, where another process records) writes it, queries read it, neither knows the other. All of it
+happens on the event loop, so a reader sees a whole trade or none. Memory is bounded: trades and minutes leave once the store has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Protocol
+
+import anyio
+
+from wadm_mcp.analytics.footprint import Footprint
+from wadm_mcp.errors import UnknownSymbol
+from wadm_mcp.model import MINUTE, Instrument, Listing, Span, Trade, Window
+
+
+class Held(Protocol):
+    """What this process knows of an instrument's coverage now."""
+
+    @property
+    def spans(self) -> Sequence[Span]:
+        """Oldest first; they stand above what the store says of the same time."""
+        ...
+
+    def alive_until(self) -> int | None:
+        """Market time up to which a quiet tail may be claimed; None when it may not."""
+        ...
+
+
+class InstrumentTape:
+    """The live tape of one instrument."""
+
+    def __init__(self, listing: Listing) -> None:
+        self.listing = listing
+        self.minutes: dict[int, Footprint] = {}
+        """By their start: the open minute, and those whose footprint the store does not hold yet. Each is whole as far as the tape goes."""
+        self.unsaved: dict[tuple[int, int, int, str], Trade] = {}
+        """Trades that are not yet durable, by `Trade.order`."""
+        self.newest: Trade | None = None
+        """The trade with the latest timestamp seen."""
+        self.held: Held | None = None
+        """Coverage as this process knows it; None where another process records."""
+        self.settled_until = 0
+        """Minutes before this one stand in the store; a later trade of theirs waits for rollup."""
+
+    @property
+    def instrument(self) -> Instrument:
+        return self.listing.instrument
+
+    def add(self, trade: Trade) -> bool:
+        """Take a trade into its minute. False when that minute stands in the store already, so that the trade came late for it."""
+        minute = trade.timestamp - trade.timestamp % MINUTE
+        if self.newest is None or trade.timestamp >= self.newest.timestamp:
+            self.newest = trade
+        footprint = self.minutes.get(minute)
+        if footprint is None:
+            if minute < self.settled_until:
+                return False
+            footprint = self.minutes[minute] = Footprint(self.listing.scale)
+        footprint.add(trade)
+        return True
+
+    def unsaved_in(self, window: Window) -> list[Trade]:
+        """Trades of the window that only memory holds, in `Trade.order`."""
+        return sorted((trade for trade in self.unsaved.values() if trade.timestamp in window), key=lambda trade: trade.order)
+
+    def minutes_in(self, window: Window) -> dict[int, Footprint]:
+        """Footprints of the window's minutes that stand above the store's, by start."""
+        return {start: footprint for start, footprint in self.minutes.items() if start in window}
+
+
+class Tape:
+    """The live tapes of every followed instrument."""
+
+    def __init__(self) -> None:
+        self._instruments: dict[Instrument, InstrumentTape] = {}
+        self.begun = anyio.Event()
+        """Set once any instrument is followed."""
+
+    def follow(self, listing: Listing) -> InstrumentTape:
+        """The tape of an instrument, made when it is new; the listing is brought up to date."""
+        tape = self._instruments.get(listing.instrument)
+        if tape is None:
+            tape = self._instruments[listing.instrument] = InstrumentTape(listing)
+        tape.listing = listing
+        self.begun.set()
+        return tape
+
+    def keep(self, instruments: Collection[Instrument]) -> list[Instrument]:
+        """Forget every instrument but these; which were forgotten."""
+        gone = [instrument for instrument in self._instruments if instrument not in instruments]
+        for instrument in gone:
+            del self._instruments[instrument]
+        return gone
+
+    def __getitem__(self, instrument: Instrument) -> InstrumentTape:
+        try:
+            return self._instruments[instrument]
+        except KeyError:
+            raise UnknownSymbol(f"{instrument} is not followed any more. Try list_markets()") from None
+
+    def get(self, instrument: Instrument) -> InstrumentTape | None:
+        """The tape of an instrument, None where it is not followed."""
+        return self._instruments.get(instrument)
+
+    def __iter__(self) -> Iterator[InstrumentTape]:
+        return iter(self._instruments.values())
+
+    @property
+    def listings(self) -> Iterable[Listing]:
+        """Listings of the followed instruments, in the order they were followed."""
+        return [tape.listing for tape in self]
