@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+from itertools import accumulate, pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.market import BYBIT, NOON, SPOT, listing
+from tests.queries.world import Held, World, made
+from wadm_mcp.model import DAY, HOUR, MINUTE, Basis, Lives, Span, Timeframe, Window
+from wadm_mcp.queries.coverage import IN_TRANSIT, LISTED, Gap, Judgement, coverage, judge, lost_bars, lost_trades
+from wadm_mcp.queries.scope import ask, read_scope
+
+anyio_test = pytest.mark.anyio
+
+_MOMENTS = st.integers(0, 60)
+
+
+def exact(start: int, end: int, first: int, last: int, opened_by: str = "disconnect", reason: str = "live") -> Span:
+    return Span(start, end, first, last, Basis.EXACT, reason, opened_by)
+
+
+def observed(start: int, end: int, opened_by: str = "disconnect", reason: str = "live") -> Span:
+    return Span(start, end, -1, -1, Basis.OBSERVED, reason, opened_by)
+
+
+@st.composite
+def windows(draw: st.DrawFn) -> Window:
+    start, end = sorted((draw(_MOMENTS), draw(_MOMENTS)))
+    return Window(start, end)
+
+
+@st.composite
+def watched(draw: st.DrawFn) -> list[Span]:
+    pairs = draw(st.lists(st.tuples(_MOMENTS, _MOMENTS), max_size=8))
+    return [observed(min(pair), max(pair)) for pair in pairs]
+
+
+@st.composite
+def counted(draw: st.DrawFn) -> tuple[list[int], list[tuple[int, int]]]:
+    """Times of trades 0, 1, 2, ... and stretches of ids that are held."""
+    times = list(accumulate(draw(st.lists(st.integers(0, 9), min_size=1, max_size=12))))
+    ids = st.integers(0, len(times) - 1)
+    held = draw(st.lists(st.tuples(ids, ids), max_size=6))
+    return times, [(min(pair), max(pair)) for pair in held]
+
+
+@given(watched(), windows(), _MOMENTS, st.none() | _MOMENTS)
+def test_every_millisecond_is_covered_or_in_a_gap(spans: list[Span], window: Window, now: int, alive_until: int | None) -> None:
+    covered = {moment for span in spans for moment in range(span.start, span.end)}
+    if spans and alive_until is not None:
+        covered |= set(range(max(span.end for span in spans), min(alive_until, now)))
+    asked = range(window.start, min(window.end, now))
+    judgement = judge(spans, window, now, alive_until)
+    missing = [moment for gap in judgement.gaps for moment in range(gap.start, gap.end)]
+    assert sorted(missing) == sorted(set(asked) - covered)
+    assert (judgement.covered, judgement.judged) == (len(covered & set(asked)), len(asked))
+    assert all(gap.missing_trades is None for gap in judgement.gaps)
+
+
+@given(counted(), windows(), _MOMENTS)
+def test_ids_that_follow_each_other_leave_no_gap_whatever_time_lies_between(
+    tape: tuple[list[int], list[tuple[int, int]]], window: Window, now: int
+) -> None:
+    times, stretches = tape
+    spans = [exact(times[first], times[last], first, last) for first, last in stretches]
+    held = {number for first, last in stretches for number in range(first, last + 1)}
+    covered = {moment for one, two in pairwise(sorted(held)) if two == one + 1 for moment in range(times[one], times[two])}
+    asked = range(window.start, min(window.end, now))
+    judgement = judge(spans, window, now)
+    missing = [moment for gap in judgement.gaps for moment in range(gap.start, gap.end)]
+    assert sorted(missing) == sorted(set(asked) - covered)
+    everything = judge(spans, Window(0, 1_000), 1_000)
+    lost = set(range(min(held), max(held))) - held if held else set()
+    assert sum(gap.missing_trades or 0 for gap in everything.gaps) == len(lost)
+
+
+@given(watched(), windows(), _MOMENTS, st.lists(windows(), max_size=3))
+def test_what_outlived_its_life_is_told_as_expired_and_counted_once(
+    spans: list[Span], window: Window, now: int, lost: list[Window]
+) -> None:
+    judgement = judge(spans, window, now, None, lost)
+    asked = set(range(window.start, min(window.end, now)))
+    held = {moment for span in spans for moment in range(span.start, span.end)} & asked
+    gone = {moment for stretch in lost for moment in range(stretch.start, stretch.end)} & held
+    expired = [moment for gap in judgement.gaps if gap.reason == "expired" for moment in range(gap.start, gap.end)]
+    assert sorted(expired) == sorted(gone)
+    assert judgement.covered == len(held - gone)
+
+
+@given(watched(), windows(), _MOMENTS)
+def test_the_ratio_is_truncated_and_one_only_when_nothing_is_missing(spans: list[Span], window: Window, now: int) -> None:
+    judgement = judge(spans, window, now)
+    if judgement.judged:
+        assert (judgement.millionths == 1_000_000) == (not judgement.gaps)
+        assert judgement.millionths <= judgement.covered * 1_000_000 / judgement.judged
+    else:
+        assert judgement.millionths == 0
+
+
+def test_a_hundred_percent_is_a_whole_one_and_nothing_is_a_whole_zero() -> None:
+    full, empty = judge([observed(0, 60)], Window(10, 20), 30), judge([], Window(10, 20), 30)
+    assert (full.ratio, full.basis, full.gaps) == (1, Basis.OBSERVED, ())
+    assert isinstance(full.ratio, int)
+    assert (empty.ratio, empty.basis, empty.gaps) == (0, None, (Gap(10, 20, None, "not_recorded"),))
+    assert isinstance(empty.ratio, int)
+
+
+def test_an_empty_window_has_ratio_zero_and_no_gap() -> None:
+    assert judge([observed(0, 60)], Window(10, 10), 30).ratio == 0
+    assert judge([observed(0, 60)], Window(40, 50), 30) == (0, 0, None, ())
+
+
+def test_a_third_is_truncated_to_six_decimals() -> None:
+    assert judge([observed(0, 2)], Window(0, 3), 3).ratio == 0.666666
+
+
+def test_a_missing_id_between_spans_that_touch_lowers_a_full_window() -> None:
+    spans = [exact(0, 10, 1, 5), exact(10, 20, 8, 9, "missing_ids")]
+    judgement = judge(spans, Window(0, 20), 20)
+    assert judgement.gaps == (Gap(10, 10, 2, "missing_ids"),)
+    assert judgement.covered == judgement.judged
+    assert judgement.ratio == 0.999999
+
+
+@pytest.mark.parametrize("window", [Window(5, 10), Window(10, 15)])
+def test_a_gap_without_length_counts_in_the_windows_on_both_its_sides(window: Window) -> None:
+    assert judge([exact(0, 10, 1, 5), exact(10, 20, 8, 9)], window, 20).ratio == 0.999999
+
+
+def test_spans_that_overlap_in_time_and_miss_ids_have_a_gap() -> None:
+    assert judge([exact(0, 10, 1, 5), exact(8, 20, 7, 9, "mute")], Window(0, 20), 20).gaps == (Gap(8, 8, 1, "mute"),)
+
+
+def test_a_gap_counts_its_missing_trades_and_names_what_opened_it() -> None:
+    judgement = judge([exact(0, 10, 1, 5), exact(12, 20, 9, 12, "disconnect")], Window(0, 20), 20)
+    assert judgement.gaps == (Gap(10, 12, 3, "disconnect"),)
+    assert judgement.ratio == 0.9
+
+
+def test_a_gap_that_lies_partly_in_the_window_cannot_be_counted() -> None:
+    assert judge([exact(0, 10, 1, 5), exact(20, 30, 9, 12)], Window(15, 30), 30).gaps == (Gap(15, 20, None, "disconnect"),)
+
+
+def test_before_the_first_span_nothing_was_recorded_and_behind_the_last_it_depends_on_a_living_connection() -> None:
+    spans, window = [exact(10, 20, 1, 5, "start")], Window(0, 40)
+    assert [gap[:2] + gap[3:] for gap in judge(spans, window, 30).gaps] == [(0, 10, "not_recorded"), (20, 30, "not_recorded")]
+    assert judge(spans, Window(0, 30), 30, 25).gaps[-1] == Gap(25, 30, None, "not_yet_seen")
+    assert judge(spans, window, 30, 99).gaps == (Gap(0, 10, None, "not_recorded"),)
+
+
+def test_an_open_window_is_judged_as_far_as_a_living_tape_has_come() -> None:
+    spans = [exact(0, 20, 1, 5, "start")]
+    assert judge(spans, Window(10, 60_000), 30, 25) == Judgement(15, 15, Basis.EXACT, ())
+
+
+def test_a_living_tape_far_behind_now_is_missing_what_lies_between() -> None:
+    spans, now = [exact(0, 20, 1, 5, "start")], 25 + IN_TRANSIT + 1
+    assert judge(spans, Window(0, 60_000), now, 25).gaps == (Gap(25, now, None, "not_yet_seen"),)
+
+
+def test_a_living_connection_says_nothing_of_what_was_imported() -> None:
+    assert judge([exact(0, 10, 1, 5, reason="imported")], Window(0, 20), 20, 20).gaps == (Gap(10, 20, None, "not_yet_seen"),)
+
+
+def test_a_live_span_stands_beside_the_older_state_of_it_in_the_store() -> None:
+    assert judge([exact(0, 10, 1, 5), exact(0, 20, 1, 9), exact(0, 4, 1, 2)], Window(0, 20), 20).ratio == 1
+
+
+def test_one_observed_span_makes_the_whole_basis_observed() -> None:
+    assert judge([exact(0, 10, 1, 5), observed(10, 20)], Window(0, 20), 20).basis is Basis.OBSERVED
+    assert judge([exact(0, 10, 1, 5), observed(10, 20)], Window(0, 10), 20).basis is Basis.EXACT
+
+
+_LIVES = Lives(HOUR, DAY, 10 * DAY)
+
+
+@pytest.mark.parametrize(
+    ("window", "unit", "lost"),
+    [
+        (Window(NOON - 2 * HOUR, NOON), Timeframe.M5, []),
+        (Window(NOON - 26 * HOUR, NOON), Timeframe.M5, [Window(NOON - 26 * HOUR, NOON - DAY)]),
+        (Window(NOON - 26 * HOUR, NOON), Timeframe.H1, []),
+        (Window(NOON - 26 * HOUR - MINUTE, NOON - 25 * HOUR), Timeframe.H1, [Window(NOON - 26 * HOUR - MINUTE, NOON - 26 * HOUR)]),
+        (Window(NOON - 26 * HOUR, NOON - 25 * HOUR + MINUTE), Timeframe.H1, [Window(NOON - 25 * HOUR, NOON - 25 * HOUR + MINUTE)]),
+        (
+            Window(NOON - 26 * HOUR + MINUTE, NOON - 26 * HOUR + 2 * MINUTE),
+            Timeframe.H1,
+            [Window(NOON - 26 * HOUR + MINUTE, NOON - 26 * HOUR + 2 * MINUTE)],
+        ),
+        (Window(NOON - 11 * DAY, NOON), Timeframe.H1, [Window(NOON - 11 * DAY, NOON - 10 * DAY)]),
+    ],
+)
+def test_old_minutes_are_lost_where_no_whole_hour_stands_for_them(window: Window, unit: Timeframe, lost: list[Window]) -> None:
+    assert lost_bars(_LIVES, NOON, window, unit) == lost
+    assert lost_bars(None, NOON, window, unit) == []
+
+
+def test_raw_trades_are_lost_after_their_life() -> None:
+    assert lost_trades(_LIVES, NOON, Window(NOON - 2 * HOUR, NOON)) == [Window(NOON - 2 * HOUR, NOON - HOUR)]
+    assert lost_trades(_LIVES, NOON, Window(NOON - HOUR, NOON)) == []
+    assert lost_trades(None, NOON, Window(0, NOON)) == []
+
+
+@anyio_test
+async def test_a_merged_answer_carries_the_worst_part_on_top() -> None:
+    world = World(now=NOON)
+    world.hold(SPOT, NOON - 2 * HOUR, NOON).hold(BYBIT, NOON - HOUR // 2, NOON)
+    world.add([made(1, NOON - 5), made(2, NOON - 700, instrument=BYBIT)])
+    told = await coverage(world.view, read_scope(world.view, ask(world.view, "q"), symbol="BTCUSDT"))
+    assert list(told) == ["ratio", "basis", "gaps", "newest_trade_at", "lag_ms", "parts"]
+    assert {name: part["ratio"] for name, part in told["parts"].items()} == {"binance": 1, "bybit": 0.5}
+    assert {**told, "parts": None} == {**told["parts"]["bybit"], "parts": None}
+    assert told["lag_ms"] == 700
+    assert told["gaps"] == [["2026-06-01T11:00:00Z", "2026-06-01T11:30:00Z", None, "not_recorded"]]
+
+
+@anyio_test
+async def test_of_equally_covered_parts_the_one_that_lags_most_is_on_top() -> None:
+    world = World(now=NOON)
+    world.hold(SPOT, NOON - 2 * HOUR, NOON).hold(BYBIT, NOON - 2 * HOUR, NOON)
+    world.add([made(1, NOON - 5_000), made(2, NOON - 700, instrument=BYBIT)])
+    scope = read_scope(world.view, ask(world.view, "q"), symbol="BTCUSDT")
+    assert (await coverage(world.view, scope))["lag_ms"] == 5_000
+    world.tape[BYBIT].newest = None
+    world.tape[BYBIT].unsaved.clear()
+    assert (await coverage(world.view, scope))["lag_ms"] is None
+
+
+@anyio_test
+async def test_the_newest_trade_comes_from_the_store_when_memory_is_empty_and_as_of_hides_later_ones() -> None:
+    world = World(listing(SPOT), now=NOON).hold(SPOT, 0, NOON)
+    world.add([made(1, NOON - 2 * HOUR - 1), made(2, NOON - HOUR)], durable_until=NOON)
+    call = ask(world.view, "q")
+    for newest in (world.tape[SPOT].newest, None):
+        world.tape[SPOT].newest = newest
+        told = await coverage(world.view, read_scope(world.view, call, symbol="BTCUSDT", exchange="binance"))
+        assert (told["newest_trade_at"], told["lag_ms"]) == ("2026-06-01T11:00:00Z", HOUR)
+        then = await coverage(world.view, read_scope(world.view, call, symbol="BTCUSDT", exchange="binance", as_of=NOON - HOUR))
+        assert (then["newest_trade_at"], then["lag_ms"]) == ("2026-06-01T09:59:59.999Z", HOUR + 1)
+
+
+@anyio_test
+async def test_of_many_gaps_the_newest_are_listed_and_the_others_counted() -> None:
+    world = World(listing(SPOT), now=NOON)
+    spans = [observed(NOON - (index + 1) * MINUTE, NOON - index * MINUTE - 1_000) for index in reversed(range(60))]
+    world.tape[SPOT].held = Held(spans)
+    told = await coverage(world.view, read_scope(world.view, ask(world.view, "q"), symbol="BTCUSDT", exchange="binance"))
+    assert list(told)[2:4] == ["gaps", "more_gaps"]
+    assert (len(told["gaps"]), told["more_gaps"]) == (LISTED, 60 - LISTED)
+    assert told["gaps"][-1] == ["2026-06-01T11:59:59Z", "2026-06-01T12:00:00Z", None, "not_recorded"]

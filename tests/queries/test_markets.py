@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.market import BYBIT, NOON, SPOT, listing
+from tests.queries.world import Held, World, made, rows_of
+from wadm_mcp.health import Health, State
+from wadm_mcp.model import DAY, HOUR, MINUTE, Basis, Span
+from wadm_mcp.queries.markets import markets
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_every_followed_instrument_has_a_row() -> None:
+    world = World(now=NOON)
+    world.tape[SPOT].held = Held(
+        [
+            Span(NOON - 30 * HOUR, NOON - 12 * HOUR, 1, 9, Basis.EXACT),
+            Span(NOON - 6 * HOUR, NOON, 12, 20, Basis.EXACT, "live", "disconnect"),
+        ]
+    )
+    await world.store.write([], [(SPOT, Span(NOON - 9 * DAY, NOON - 8 * DAY, 0, 0, Basis.EXACT))])
+    world.add([made(1, NOON - MINUTE, 6_183_763)])
+    health = Health(world.clock)
+    health.report("binance:spot:BTCUSDT", State.OK)
+    answer = await markets(world.view, health)
+    assert list(answer) == ["markets"]
+    assert answer["markets"]["columns"] == (
+        ["exchange", "market", "symbol", "status", "last_price", "last_trade_at", "lag_ms", "coverage_24h", "open_gaps", "history_from"]
+    )
+    assert answer["markets"]["rows"] == [
+        ["binance", "spot", "BTCUSDT", "live", 61837.63, "2026-06-01T11:59:00Z", 60_000, 0.75, 1, "2026-05-23T12:00:00Z"],
+        ["bybit", "spot", "BTCUSDT", "down", None, None, None, 0, 1, None],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("state", "status"),
+    [(State.OK, "live"), (State.STANDBY, "standby"), (State.DOWN, "down"), (State.STARTING, "starting")],
+)
+async def test_the_status_is_what_the_instrument_last_reported(state: State, status: str) -> None:
+    world = World(listing(BYBIT), now=NOON)
+    health = Health(world.clock)
+    health.report(str(BYBIT), state)
+    assert [row["status"] for row in rows_of((await markets(world.view, health))["markets"])] == [status]
+
+
+async def test_a_standby_tells_the_newest_trade_of_the_store() -> None:
+    world = World(listing(BYBIT), now=NOON).add([made(3, NOON - HOUR, instrument=BYBIT)], durable_until=NOON)
+    world.tape[BYBIT].newest = None
+    (row,) = rows_of((await markets(world.view, Health(world.clock)))["markets"])
+    assert (row["last_price"], row["lag_ms"]) == (60_000, HOUR)
+
+
+async def test_nothing_followed_is_an_empty_table() -> None:
+    world = World(now=NOON)
+    world.tape.keep([])
+    assert (await markets(world.view, Health(world.clock)))["markets"]["rows"] == []

@@ -1,0 +1,59 @@
+"""Every followed instrument, and how its tape is doing."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from wadm_mcp.health import Health, State
+from wadm_mcp.model import DAY, MINUTE, Instrument, Window
+from wadm_mcp.queries.coverage import judge
+from wadm_mcp.queries.figures import table
+from wadm_mcp.queries.numbers import iso, number
+from wadm_mcp.queries.view import View
+
+COLUMNS: Final = (
+    "exchange",
+    "market",
+    "symbol",
+    "status",
+    "last_price",
+    "last_trade_at",
+    "lag_ms",
+    "coverage_24h",
+    "open_gaps",
+    "history_from",
+)
+
+_STATUS: Final = {State.OK: "live", State.STANDBY: "standby", State.STARTING: "starting", State.DOWN: "down"}
+
+
+async def markets(view: View, health: Health) -> dict[str, Any]:
+    """A row for each followed instrument. `status` is `live`, `starting`, `standby` (another process records) or `down`.
+
+    `open_gaps` are the gaps of the last 24 hours that are still open, `history_from` is the start of the oldest coverage.
+    """
+    rows = [await _row(view, health, listing.instrument) for listing in view.listings]
+    return {"markets": table(COLUMNS, rows)}
+
+
+async def _row(view: View, health: Health, instrument: Instrument) -> list[Any]:
+    now = view.clock()
+    day = Window(now - DAY, now)
+    alive_until = view.alive_until(instrument)
+    judgement = judge(await view.spans(instrument, day), day, now, alive_until)
+    # Of a window before all time the store gives what comes after it: the oldest span.
+    oldest = min((span.start for span in await view.spans(instrument, Window(0, 1))), default=None)
+    newest = view.newest(instrument)
+    if newest is None:
+        newest = next(iter(await view.trades(instrument, Window(0, now + MINUTE), limit=1, newest=True)), None)
+    report = health.parts.get(str(instrument))
+    return [
+        *instrument,
+        _STATUS[report.state] if report is not None else "down",
+        number(newest.price, newest.scale.price) if newest is not None else None,
+        iso(newest.timestamp) if newest is not None else None,
+        max(0, now - newest.timestamp) if newest is not None else None,
+        judgement.ratio,
+        len(judgement.gaps),
+        iso(oldest) if oldest is not None else None,
+    ]

@@ -1,0 +1,79 @@
+"""Exact figures as JSON: numbers written from the exact decimal, times as ISO 8601."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Final, TypeAlias
+
+from wadm_mcp.model import SECOND
+
+Number: TypeAlias = int | float | str
+
+_EXACT: Final = 10**15
+"""Up to 15 significant digits every decimal survives the way into a double and back."""
+
+
+def number(value: int, decimals: int) -> Number:
+    """An integer at a scale as a JSON number that reads back as exactly that decimal; a text where a double could not hold it.
+
+    Whole values are ints, others the float whose shortest text is the decimal; beyond 15 significant digits it is plain decimal text.
+    """
+    divisor = 10**decimals
+    if -_EXACT < value < _EXACT:
+        return value // divisor if value % divisor == 0 else value / divisor
+    while decimals and value % 10 == 0:
+        value, decimals, divisor = value // 10, decimals - 1, divisor // 10
+    if -_EXACT < value < _EXACT:
+        return value if not decimals else value / divisor
+    digits = str(abs(value)).rjust(decimals + 1, "0")
+    text = f"{digits[:-decimals]}.{digits[-decimals:]}" if decimals else digits
+    return f"-{text}" if value < 0 else text
+
+
+def maybe(value: int | None, decimals: int) -> Number | None:
+    """`number`, or null for what cannot be computed."""
+    return None if value is None else number(value, decimals)
+
+
+def decimal_number(value: Decimal | None) -> Number | None:
+    """A decimal as `number` gives it, null for None."""
+    if value is None:
+        return None
+    decimals = places(value)
+    return number(at_decimals(value, decimals), decimals)
+
+
+def places(value: Decimal) -> int:
+    """Decimals a number was written with: at least as many as it needs."""
+    return max(0, -int(value.as_tuple().exponent))
+
+
+def at_decimals(value: Decimal, decimals: int) -> int:
+    """A decimal as the integer at a scale that writes it exactly; `ValueError` where it does not."""
+    sign, digits, exponent = value.as_tuple()
+    mantissa, shift = int("".join(map(str, digits))), int(exponent) + decimals
+    whole, rest = (mantissa * 10**shift, 0) if shift >= 0 else divmod(mantissa, 10**-shift)
+    if rest:
+        raise ValueError(f"{value} cannot be written with {decimals} decimals")
+    return -whole if sign else whole
+
+
+def decimal_text(value: Decimal) -> str:
+    """A decimal in plain digits, without trailing zeros: how sizes are named in sentences."""
+    text = f"{value:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def iso(timestamp: int) -> str:
+    """A time (ms) as ISO 8601 with `Z`; milliseconds only where it is not a whole second."""
+    return iso_ms(timestamp) if timestamp % SECOND else f"{_seconds(timestamp)}Z"
+
+
+def iso_ms(timestamp: int) -> str:
+    """A time (ms) as ISO 8601 with `Z`, always with milliseconds."""
+    return f"{_seconds(timestamp)}.{timestamp % SECOND:03}Z"
+
+
+def _seconds(timestamp: int) -> str:
+    return datetime.fromtimestamp(timestamp // SECOND, UTC).isoformat(timespec="seconds")[:19]

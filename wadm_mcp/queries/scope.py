@@ -1,0 +1,163 @@
+"""What a question is about: which instruments, which stretch of market time, and what counts as now.
+
+Windows are `[start, end)` widened to whole minutes. `end` beyond now means now, so that an open window may end up to a minute in
+the future. With `as_of` the tape is read as far as that minute's start and no trade after it is told: it takes the place of now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from wadm_mcp.analytics.order_flow import session_start
+from wadm_mcp.errors import QueryError, UnknownSymbol
+from wadm_mcp.model import DAY, HOUR, MINUTE, Instrument, Listing, Window
+from wadm_mcp.queries.arguments import (
+    ALL,
+    SESSION,
+    WINDOWS,
+    Call,
+    Example,
+    listed,
+    read_choice,
+    read_exchange,
+    read_market,
+    read_symbol,
+    read_time,
+    shown,
+)
+from wadm_mcp.queries.numbers import iso
+from wadm_mcp.queries.view import View
+
+LONGEST: Final = 400 * DAY
+"""Windows longer than this are refused."""
+
+DEFAULT_WINDOW: Final = "1h"
+"""The window of a question that names none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """One question's instruments and window.
+
+    `name` is how answers call the instrument, `all:spot:BTCUSDT` for a merged answer, even where only one exchange follows the
+    symbol. `now` is the clock's time (ms), or the minute of `as_of`. `call` shows calls that would work, for errors about other arguments.
+    """
+
+    name: str
+    listings: tuple[Listing, ...]
+    window: Window
+    now: int
+    as_of: bool
+    asked: tuple[str | int | None, ...]
+    """What the caller chose, in one form whatever its spelling: two questions with the same `name` and `asked` are the same one."""
+    call: Call
+
+    @property
+    def instruments(self) -> tuple[Instrument, ...]:
+        """The instruments asked about, in the order of the exchanges."""
+        return tuple(listing.instrument for listing in self.listings)
+
+    @property
+    def merged(self) -> bool:
+        """Is the answer one over all exchanges?"""
+        return self.name.startswith(f"{ALL}:")
+
+    @property
+    def closed(self) -> bool:
+        """Does the window lie wholly in the past?"""
+        return self.window.end <= self.now
+
+    def heading(self, coverage: dict[str, Any]) -> dict[str, Any]:
+        """How every answer begins: coverage, instrument, window."""
+        window = {"start": iso(self.window.start), "end": iso(self.window.end), "closed": self.closed}
+        return {"coverage": coverage, "instrument": self.name, "window": window}
+
+
+def ask(view: View, name: str, **examples: Example) -> Call:
+    """The call of a question; its examples name the first followed symbol."""
+    symbol = next((listing.instrument.symbol for listing in view.listings), "BTCUSDT")
+    return Call(name, (("symbol", symbol), *examples.items()))
+
+
+def read_scope(
+    view: View,
+    call: Call,
+    *,
+    symbol: object,
+    exchange: object = ALL,
+    market: object = None,
+    window: object = None,
+    start: object = None,
+    end: object = None,
+    as_of: object = None,
+) -> Scope:
+    """The scope of a question. `QueryError` for an argument that cannot be used, `UnknownSymbol` for a symbol not followed there."""
+    name, listings = _followed(view, call, symbol, exchange, market)
+    call = call.about(listings[0].instrument.symbol)
+    now = clock = view.clock()
+    told = read_time(call, "as_of", as_of, as_of=iso(clock - clock % MINUTE))
+    if told is not None:
+        now = told - told % MINUTE
+        if now > clock:
+            raise call.refuse(
+                "as_of", as_of, f"it lies in the future, now is {iso(clock - clock % 1000)}", as_of=iso(clock - clock % MINUTE)
+            )
+    stretch, *asked = _window(call, now, window, start, end)
+    return Scope(name, listings, stretch, now, told is not None, (*asked, None if told is None else now), call)
+
+
+def _followed(view: View, call: Call, symbol: object, exchange: object, market: object) -> tuple[str, tuple[Listing, ...]]:
+    every = view.listings
+    wanted = read_symbol(call, symbol, (listing.instrument.symbol for listing in every))
+    call = call.about(wanted)
+    known = [listing for listing in every if listing.instrument.symbol == wanted]
+    markets = _in_order((listing.instrument.market for listing in every), view.markets)
+    venue = read_exchange(call, exchange)
+    there = [listing for listing in known if venue in (ALL, listing.instrument.exchange)]
+    chosen = read_market(call, market, markets) or _in_order((listing.instrument.market for listing in there or known), view.markets)[0]
+    found = {listing.instrument.exchange: listing for listing in there if listing.instrument.market == chosen}
+    if not found:
+        where = f"in market {chosen}" if venue == ALL else f"on {venue} in market {chosen}"
+        places = listed([str(listing.instrument) for listing in known])
+        raise UnknownSymbol(f"symbol {shown(wanted)} is not followed {where}. Followed: {places}. Try {call.example()}")
+    ordered = _in_order(found, view.exchanges)
+    return f"{venue}:{chosen}:{wanted}", tuple(found[one] for one in ordered)
+
+
+def _in_order(names: Iterable[str], order: Sequence[str]) -> list[str]:
+    """Each name once: those of `order` first and in it."""
+    unique = dict.fromkeys(names)
+    return [*(name for name in order if name in unique), *(name for name in unique if name not in order)]
+
+
+def _window(call: Call, now: int, window: object, start: object, end: object) -> tuple[Window, str | None, int | None, int | None]:
+    """The window, and what was asked for: its name, or start and end."""
+    if window is not None and (start is not None or end is not None):
+        other, given = ("start", start) if start is not None else ("end", end)
+        raise QueryError(
+            f"window={shown(window)} with {other}={shown(given)}: choose one, a window by name or start and end. "
+            f"Try {call.example(window=DEFAULT_WINDOW)}"
+        )
+    hour = now - now % HOUR
+    works: dict[str, Example | None] = {"window": None, "start": iso(hour - HOUR), "end": iso(hour)}
+    first, last = read_time(call, "start", start, **works), read_time(call, "end", end, **works)
+    if first is None:
+        if last is not None:
+            raise call.refuse("end", end, "start is needed with it", **works)
+        name = read_choice(call, "window", window, (*WINDOWS, SESSION), DEFAULT_WINDOW, fold=False)
+        return _whole(session_start(now) if name == SESSION else now - WINDOWS[name], now), name, None, None
+    if first - first % MINUTE > now:
+        raise call.refuse("start", start, f"it lies in the future, now is {iso(now - now % 1000)}", **works)
+    if last is not None and last < first:
+        raise call.refuse("end", end, f"it lies before start={shown(start)}", **works)
+    until = now if last is None else min(last, now)
+    if until - first > LONGEST:
+        raise call.refuse("start", start, "a window is at most 400 days long", **works)
+    return _whole(min(first, until), until), None, first, last
+
+
+def _whole(start: int, end: int) -> Window:
+    """The window widened to whole minutes."""
+    return Window(start - start % MINUTE, -(-end // MINUTE) * MINUTE)

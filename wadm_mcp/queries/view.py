@@ -1,0 +1,145 @@
+"""The tape and the store seen as one: what every question reads from.
+
+The tape is read first and the store second, so that what moves from one to the other in between is seen, at worst, in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Final, TypeVar
+
+import anyio
+from anyio import to_thread
+
+from wadm_mcp.analytics.footprint import Bar, Footprint
+from wadm_mcp.model import HOUR, Instrument, Listing, Lives, Span, Timeframe, Trade, Window
+from wadm_mcp.storage.store import Store
+from wadm_mcp.tape import Tape
+
+_FIRST_WITHIN: Final = 3.0
+_MERGED_ON_LOOP: Final = 20
+"""Footprints up to this many are merged at once; more go to a worker thread."""
+
+
+class View:
+    """Reads the tape of followed instruments. `clock` gives now (ms). `markets` is the configured order; the first is the default.
+
+    `lives` is how long the store keeps what it holds, None for ever.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        tape: Tape,
+        clock: Callable[[], int],
+        markets: Iterable[str],
+        exchanges: Iterable[str],
+        lives: Lives | None = None,
+    ) -> None:
+        self._store = store
+        self._tape = tape
+        self.clock = clock
+        self.markets = tuple(markets)
+        self.exchanges = tuple(exchanges)
+        self.lives = lives
+
+    async def begun(self) -> None:
+        """Waits, for a moment only, until something is followed: a first question may come before the exchanges told what they list."""
+        with anyio.move_on_after(_FIRST_WITHIN):
+            await self._tape.begun.wait()
+
+    @property
+    def listings(self) -> list[Listing]:
+        """Listings of every followed instrument."""
+        return list(self._tape.listings)
+
+    def newest(self, instrument: Instrument) -> Trade | None:
+        """The newest trade held in memory of this instrument."""
+        return self._tape[instrument].newest
+
+    async def trades(
+        self, instrument: Instrument, window: Window, *, after: tuple[int, int, int, str] | None = None, limit: int, newest: bool = False
+    ) -> list[Trade]:
+        """Up to `limit` trades of the window in `Trade.order`: the first after `after`, or with `newest` the last ones."""
+        unsaved = self._tape[instrument].unsaved_in(window)
+        stored = await self._store.trades(instrument, window, after=after, limit=limit, newest=newest)
+        known = {trade.order for trade in stored}
+        both = [*stored, *(trade for trade in unsaved if trade.order not in known and (after is None or trade.order > after))]
+        both.sort(key=lambda trade: trade.order)
+        return both[-limit:] if newest else both[:limit]
+
+    async def footprint(self, instrument: Instrument, window: Window) -> Footprint:
+        """The merge of everything traded in a window of whole minutes."""
+        live = self._live(instrument, window)
+
+        async def stored(timeframe: Timeframe, part: Window) -> dict[int, Footprint]:
+            return {row.start: row.footprint for row in await self._store.footprints(instrument, timeframe, part)}
+
+        pieces = await _coarsest((Timeframe.D1, Timeframe.H1, Timeframe.M1), window, live, stored)
+        scale = self._tape[instrument].listing.scale
+        if len(pieces) <= _MERGED_ON_LOOP:
+            return Footprint.consecutive(pieces.values(), scale)
+        return await to_thread.run_sync(Footprint.consecutive, pieces.values(), scale)
+
+    async def bars(self, instrument: Instrument, timeframe: Timeframe, window: Window) -> dict[int, Bar]:
+        """Bars by the start of their timeframe's bar, each made only of the window's minutes; those without trades are left out."""
+        live = {start: footprint.bar for start, footprint in self._live(instrument, window).items()}
+
+        async def stored(timeframe: Timeframe, part: Window) -> dict[int, Bar]:
+            return {row.start: row.bar for row in await self._store.order_flow(instrument, timeframe, part)}
+
+        bars: dict[int, Bar] = {}
+        for start, bar in (await _coarsest(_LADDERS[timeframe], window, live, stored)).items():
+            of = timeframe.floor(start)
+            bars[of] = bars[of].then(bar) if of in bars else bar
+        return {start: bar for start, bar in bars.items() if bar.trade_count}
+
+    async def spans(self, instrument: Instrument, window: Window) -> list[Span]:
+        """Coverage that touches the window, oldest first, with the nearest neighbours: the process's own knowledge above the store's."""
+        held = self._tape[instrument].held
+        live = list(held.spans) if held is not None else []
+        stored = await self._store.spans(instrument, window)
+        starts = {span.start for span in live}
+        return sorted([*live, *(span for span in stored if span.start not in starts)], key=lambda span: (span.start, span.end))
+
+    def _live(self, instrument: Instrument, window: Window) -> dict[int, Footprint]:
+        """Copies of the tape's minutes: the tape goes on while a question waits for the store or a thread."""
+        return {start: minute.rescaled(minute.scale) for start, minute in self._tape[instrument].minutes_in(window).items()}
+
+    def alive_until(self, instrument: Instrument) -> int | None:
+        """How far past the newest trade this process may claim quiet (ms), None when it may not."""
+        held = self._tape[instrument].held
+        return held.alive_until() if held is not None else None
+
+
+_Piece = TypeVar("_Piece")
+_LADDERS: Final = {
+    timeframe: tuple(dict.fromkeys((timeframe, Timeframe.H1, Timeframe.M1) if timeframe.ms > HOUR else (timeframe, Timeframe.M1)))
+    for timeframe in Timeframe
+}
+"""Where a bar's minutes may be found, coarsest first."""
+
+
+async def _coarsest(
+    timeframes: Sequence[Timeframe],
+    window: Window,
+    live: Mapping[int, _Piece],
+    stored: Callable[[Timeframe, Window], Awaitable[dict[int, _Piece]]],
+) -> dict[int, _Piece]:
+    """The window as few pieces, oldest first: the coarsest that are stored and hold no live minute, finer ones between them."""
+    timeframe, finer = timeframes[0], timeframes[1:]
+    if not finer:
+        return dict(sorted({**await stored(timeframe, window), **live}.items()))
+    first, end = timeframe.floor(window.start + timeframe.ms - 1), timeframe.floor(window.end)
+    if first >= end:
+        return await _coarsest(finer, window, live, stored)
+    busy = {timeframe.floor(minute) for minute in live}
+    pieces = {start: piece for start, piece in (await stored(timeframe, Window(first, end))).items() if start not in busy}
+    reached = window.start
+    for start in [*sorted(pieces), window.end]:
+        if start > reached:
+            part = Window(reached, start)
+            inside = {minute: piece for minute, piece in live.items() if minute in part}
+            pieces.update(await _coarsest(finer, part, inside, stored))
+        reached = start + timeframe.ms
+    return dict(sorted(pieces.items()))
