@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+
+import anyio
+import pytest
+
+from wadm_mcp.errors import SettingError, StoreError
+from wadm_mcp.health import State
+from wadm_mcp.model import Instrument, Window
+from wadm_mcp.runtime import Runtime, now_ms
+from wadm_mcp.settings import Settings, read_settings
+from wadm_mcp.simulator.simulator import Simulator
+
+pytestmark = pytest.mark.anyio
+
+SPOT = Instrument("binance", "spot", "BTCUSDT")
+
+
+def settings_for(folder: Path, simulator: Simulator, **changes: object) -> Settings:
+    urls = {f"WADM_{name.upper()}": url for name, url in simulator.urls.items()}
+    return read_settings({}, overrides={"WADM_DATA_DIR": folder, "WADM_EXCHANGES": ("binance",), **urls, **changes})
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    with anyio.fail_after(15):
+        while not holds():
+            await anyio.sleep(0.02)
+
+
+@asynccontextmanager
+async def running(folder: Path, **changes: object) -> AsyncGenerator[tuple[Runtime, Simulator]]:
+    async with Simulator(manual=True) as simulator, Runtime(settings_for(folder, simulator, **changes)) as runtime:
+        yield runtime, simulator
+
+
+async def push(simulator: Simulator, *, count: int = 1) -> None:
+    await simulator.push("binance", "spot", "BTCUSDT", [(now_ms(), "61000.5", "0.1", "BUY")] * count)
+
+
+async def test_what_is_pushed_is_recorded_and_survives_a_restart(tmp_path: Path) -> None:
+    async with running(tmp_path) as (runtime, simulator):
+        with anyio.fail_after(15):
+            await simulator.subscribed(*SPOT)
+        await push(simulator, count=5)
+        await until(lambda: runtime.recorded == 5)
+        assert runtime.role == "recording"
+        assert runtime.health.parts[str(SPOT)].state is State.OK
+    async with running(tmp_path) as (runtime, _):
+        await runtime.view.begun()
+        now = now_ms()
+        window = Window(now - now % 60_000 - 600_000, now + 60_000)
+        assert (await runtime.view.footprint(SPOT, window)).bar.trade_count == 5
+        assert len(await runtime.view.trades(SPOT, window, limit=10)) == 5
+
+
+async def test_a_symbol_that_nobody_lists_is_told_with_its_near_matches(tmp_path: Path) -> None:
+    async with running(tmp_path, WADM_SYMBOLS=("ETHUSDX",)) as (runtime, _):
+        with anyio.fail_after(15):
+            error = await runtime.failed()
+        assert isinstance(error, SettingError)
+        assert str(error).startswith("WADM_SYMBOLS=ETHUSDX: no such symbol at binance (spot). Nearest: ETHUSDT")
+
+
+async def test_a_symbol_that_one_exchange_lists_is_followed_there(tmp_path: Path) -> None:
+    both = {"WADM_EXCHANGES": ("binance", "bybit"), "WADM_SYMBOLS": ("BNBUSDT",)}
+    async with running(tmp_path, **both) as (runtime, simulator):
+        with anyio.fail_after(15):
+            await simulator.subscribed("binance", "spot", "BNBUSDT")
+        await until(lambda: runtime.followed == [Instrument("binance", "spot", "BNBUSDT")])
+
+
+async def test_an_exchange_that_does_not_answer_is_told_and_what_was_stored_of_it_is_used(tmp_path: Path) -> None:
+    async with running(tmp_path) as (_, simulator):
+        with anyio.fail_after(15):
+            await simulator.subscribed(*SPOT)
+    async with running(tmp_path, WADM_BINANCE_SPOT_REST="http://127.0.0.1:1") as (runtime, simulator):
+        with anyio.fail_after(15):
+            await simulator.subscribed(*SPOT)
+        await push(simulator)
+        await until(lambda: runtime.recorded == 1)
+    async with running(tmp_path / "new", WADM_BINANCE_SPOT_REST="http://127.0.0.1:1") as (runtime, _):
+        await until(lambda: "binance spot listings" in runtime.health.parts)
+        assert runtime.health.parts["binance spot listings"].state is State.DOWN
+        assert not runtime.health.ready
+
+
+async def test_a_part_that_fails_is_told_and_restarted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = iter([RuntimeError("a bug")])
+
+    async def fail_once(self: object) -> None:
+        for error in failures:
+            raise error
+        await anyio.sleep_forever()
+
+    monkeypatch.setattr("wadm_mcp.collection.collector.Collector.run", fail_once)
+    async with running(tmp_path) as (runtime, _):
+        await until(lambda: runtime.health.counts["parts.restarted"] == 1)
+        assert runtime.health.parts["binance spot collector"].detail == "failed (RuntimeError) and is being restarted"
+        await until(lambda: "binance spot collector" not in runtime.health.parts)
+
+
+async def test_a_store_that_cannot_be_used_ends_the_runtime_by_name(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "wadm.sqlite")) as database:
+        database.execute("CREATE TABLE somebody_elses (x)")
+        database.commit()
+    async with running(tmp_path) as (runtime, _):
+        with anyio.fail_after(15):
+            error = await runtime.failed()
+        assert isinstance(error, StoreError)
+        assert "wadm.sqlite" in str(error)
+
+
+async def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    async with running(tmp_path / "file" / "data") as (runtime, _):
+        with anyio.fail_after(15):
+            assert "file/data" in str(await runtime.failed())

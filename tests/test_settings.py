@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from wadm_mcp.errors import SettingError
+from wadm_mcp.model import DAY, HOUR, Lives
+from wadm_mcp.settings import data_dotenv, is_loopback, read_settings, strange_settings
+
+
+def test_nothing_set_follows_bitcoin_on_both_spot_markets_and_binds_loopback() -> None:
+    settings = read_settings({})
+    assert (settings.WADM_SYMBOLS, settings.WADM_EXCHANGES, settings.WADM_MARKETS) == (("BTCUSDT",), ("binance", "bybit"), ("spot",))
+    assert (settings.WADM_HOST, settings.WADM_PORT, settings.binds_loopback) == ("127.0.0.1", 8920, True)
+    assert settings.lives == Lives(72 * HOUR, 30 * DAY, 365 * DAY)
+
+
+def test_lists_are_split_trimmed_and_each_name_kept_once() -> None:
+    settings = read_settings({"WADM_SYMBOLS": " btcusdt, ETHUSDT ,btcusdt", "WADM_MARKETS": "linear,SPOT"})
+    assert settings.WADM_SYMBOLS == ("BTCUSDT", "ETHUSDT")
+    assert settings.WADM_MARKETS == ("linear", "spot")
+
+
+def test_an_empty_variable_counts_as_not_set() -> None:
+    assert read_settings({"WADM_PORT": "", "API_KEY": ""}).API_KEY is None
+
+
+def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_text("WADM_PORT=9000\nWADM_SYMBOLS=ETHUSDT\n")
+    settings = read_settings({"WADM_PORT": "9001"}, dotenv=file)
+    assert (settings.WADM_PORT, settings.WADM_SYMBOLS) == (9001, ("ETHUSDT",))
+
+
+def test_the_data_directory_has_the_only_file_a_client_started_server_reads(tmp_path: Path) -> None:
+    assert data_dotenv({"WADM_DATA_DIR": str(tmp_path)}) == tmp_path / ".env"
+
+
+def test_every_market_has_its_urls() -> None:
+    settings = read_settings({"WADM_BINANCE_LINEAR_WS": "ws://127.0.0.1:1/", "WADM_BYBIT_REST": "http://localhost:2"})
+    assert settings.socket_url("binance", "linear") == "ws://127.0.0.1:1"
+    assert settings.rest_url("bybit", "spot") == settings.rest_url("bybit", "linear") == "http://localhost:2"
+    assert settings.socket_url("binance", "spot") == "wss://stream.binance.com:9443"
+
+
+def test_a_misspelt_setting_is_told_with_the_nearest_name() -> None:
+    (hint,) = strange_settings({"WADM_SYMBOL": "BTCUSDT", "PATH": "/bin", "WADM_PORT": "1"})
+    assert "WADM_SYMBOL is not a setting" in hint
+    assert "WADM_SYMBOLS" in hint
+
+
+def test_a_secret_never_shows() -> None:
+    settings = read_settings({"API_KEY": "very-secret"})
+    assert "very-secret" not in repr(settings) + str(settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("WADM_PORT", "eighty", "a port is a whole number from 1 to 65535"),
+        ("WADM_MINUTES_TTL_DAYS", "1.5", "a whole number from 1 to 3650 is needed"),
+        ("WADM_BINANCE_SPOT_WS", "stream.binance.com", "a base URL without path is needed, such as wss://host:port"),
+        ("WADM_BYBIT_REST", "https://host?x=1", "a base URL without path is needed, such as https://host:port"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_named_with_what_is_allowed(name: str, value: str, said: str) -> None:
+    with pytest.raises(SettingError) as refused:
+        read_settings({name: value})
+    assert str(refused.value) == f"{name}={value}: {said}"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "[::1]", "LOCALHOST"])
+def test_loopback_is_known_by_name_and_address(host: str) -> None:
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "example.org", ""])
+def test_every_other_host_is_beyond_loopback(host: str) -> None:
+    assert not is_loopback(host)

@@ -1,0 +1,220 @@
+"""Every environment variable, read and checked once. A value that cannot be used is one `SettingError` that names it."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+import platformdirs
+from dotenv import dotenv_values
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from wadm_mcp.errors import SettingError
+from wadm_mcp.model import DAY, EXCHANGES, HOUR, MARKETS, Lives
+from wadm_mcp.near import nearest
+
+
+def _list(value: object) -> object:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+def _symbols(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if not (name.isascii() and name.isalnum()):
+            raise ValueError("symbols are the exchange's own names, comma separated, such as BTCUSDT,ETHUSDT")
+    return _unique(tuple(name.upper() for name in names), "symbol")
+
+
+def _one_of(allowed: Sequence[str]) -> Any:
+    def check(names: tuple[str, ...]) -> tuple[str, ...]:
+        lowered = tuple(name.lower() for name in names)
+        if any(name not in allowed for name in lowered):
+            raise ValueError(f"allowed are {', '.join(allowed)}, comma separated")
+        return _unique(lowered, "name")
+
+    return AfterValidator(check)
+
+
+def _unique(names: tuple[str, ...], kind: str) -> tuple[str, ...]:
+    if not names:
+        raise ValueError(f"at least one {kind} is needed")
+    return tuple(dict.fromkeys(names))
+
+
+def _base_url(schemes: Sequence[str]) -> Any:
+    def check(url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in schemes or not parts.hostname or parts.path.strip("/") or parts.query:
+            raise ValueError(f"a base URL without path is needed, such as {schemes[-1]}://host:port")
+        return url.rstrip("/")
+
+    return AfterValidator(check)
+
+
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_list)]
+SocketUrl = Annotated[str, _base_url(("ws", "wss"))]
+RestUrl = Annotated[str, _base_url(("http", "https"))]
+
+
+class Settings(BaseSettings):
+    """WADM's settings under the names of the process environment. `read_settings` makes one; it is never changed."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, case_sensitive=True)
+
+    ENVIRONMENT: Literal["development", "production"] = Field("development", description="`production`: JSON logs, no debug detail")
+    API_KEY: SecretStr | None = Field(None, description="key for HTTP: `Authorization: Bearer` or `X-API-Key`")
+    WADM_SYMBOLS: Annotated[Names, AfterValidator(_symbols)] = Field(("BTCUSDT",), description="symbols to follow, comma separated")
+    WADM_EXCHANGES: Annotated[Names, _one_of(EXCHANGES)] = Field(EXCHANGES, description="`binance`, `bybit` or both")
+    WADM_MARKETS: Annotated[Names, _one_of(MARKETS)] = Field(
+        ("spot",), description="`spot`, `linear` or both; the first is the default of questions"
+    )
+    WADM_HOST: str = Field("127.0.0.1", description="address to bind; beyond loopback `API_KEY` is needed")
+    WADM_PORT: int = Field(8920, ge=1, le=65535, description="port of `wadm-mcp serve`")
+    WADM_ALLOWED_HOSTS: Names = Field((), description="Host and Origin names accepted beyond loopback, comma separated")
+    WADM_DATA_DIR: Path = Field(
+        default_factory=lambda: Path(platformdirs.user_data_dir("wadm", appauthor=False)),
+        description="folder of the SQLite file and the lock",
+    )
+    WADM_TRADES_TTL_HOURS: int = Field(72, ge=1, le=87_600, description="how long raw trades are kept")
+    WADM_MINUTES_TTL_DAYS: int = Field(30, ge=1, le=3_650, description="how long footprints, profiles and bars below one hour are kept")
+    WADM_HOURS_TTL_DAYS: int = Field(365, ge=1, le=3_650, description="the same from one hour up, and coverage")
+    WADM_BINANCE_SPOT_WS: SocketUrl = Field("wss://stream.binance.com:9443", description="base URL, no path")
+    WADM_BINANCE_SPOT_REST: RestUrl = Field("https://api.binance.com", description="base URL, no path")
+    WADM_BINANCE_LINEAR_WS: SocketUrl = Field("wss://fstream.binance.com", description="base URL, no path")
+    WADM_BINANCE_LINEAR_REST: RestUrl = Field("https://fapi.binance.com", description="base URL, no path")
+    WADM_BYBIT_WS: SocketUrl = Field("wss://stream.bybit.com", description="base URL, no path")
+    WADM_BYBIT_REST: RestUrl = Field("https://api.bybit.com", description="base URL, no path")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+    @property
+    def lives(self) -> Lives:
+        """How long each kind of data is kept."""
+        return Lives(self.WADM_TRADES_TTL_HOURS * HOUR, self.WADM_MINUTES_TTL_DAYS * DAY, self.WADM_HOURS_TTL_DAYS * DAY)
+
+    @property
+    def binds_loopback(self) -> bool:
+        """Does the server listen on this machine's own addresses only?"""
+        return is_loopback(self.WADM_HOST)
+
+    def socket_url(self, exchange: str, market: str) -> str:
+        """WebSocket base URL of a market."""
+        return str(getattr(self, _url_name(exchange, market, "WS")))
+
+    def rest_url(self, exchange: str, market: str) -> str:
+        """REST base URL of a market."""
+        return str(getattr(self, _url_name(exchange, market, "REST")))
+
+
+def is_loopback(host: str) -> bool:
+    """Is this a name or address of the loopback?"""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def read_settings(environ: Mapping[str, str], *, dotenv: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Settings from the environment, below it a `.env` file where there is one, above both `overrides`.
+
+    `SettingError` names the variable, the value and what is allowed; a secret's value is never shown.
+    """
+    file = {name: value for name, value in dotenv_values(dotenv).items() if value} if dotenv is not None and dotenv.is_file() else {}
+    raw: dict[str, Any] = {**file, **{name: value for name, value in environ.items() if value}, **(overrides or {})}
+    for name in ("MONGODB_URL", "REDIS_URL"):
+        if name in raw:
+            raise SettingError(f"{name} is set, but this version keeps its tape in SQLite and its cache in process only; unset it")
+    try:
+        settings = Settings(**{name: raw[name] for name in Settings.model_fields if name in raw})
+    except ValidationError as error:
+        raise SettingError(_sentence(error, raw)) from None
+    if settings.WADM_DATA_DIR.expanduser() != settings.WADM_DATA_DIR:
+        settings = settings.model_copy(update={"WADM_DATA_DIR": settings.WADM_DATA_DIR.expanduser()})
+    return settings
+
+
+def settings_table() -> list[tuple[str, str, str]]:
+    """Name, default as one would write it, and meaning of every setting: what `.env.example` and the documentation show."""
+    rows: list[tuple[str, str, str]] = []
+    for name, field in Settings.model_fields.items():
+        default = field.get_default(call_default_factory=False)
+        shown = (
+            ",".join(default)
+            if isinstance(default, tuple)
+            else ""
+            if default is None or field.default_factory is not None
+            else str(default)
+        )
+        rows.append((name, shown, field.description or ""))
+    return rows
+
+
+def dotenv_example() -> str:
+    """The text of `.env.example`: every setting with its default, commented out."""
+    head = "# Every setting of WADM with its default. Copy to .env and uncomment what you change.\n"
+    return head + "".join(f"\n# {meaning}\n#{name}={default}\n" for name, default, meaning in settings_table())
+
+
+def strange_settings(environ: Mapping[str, str]) -> list[str]:
+    """A line for each `WADM_` variable that is no setting of this version: most often a misspelling."""
+    return [
+        f"{name} is not a setting of this version of WADM. Nearest: {', '.join(nearest(name, Settings.model_fields))}"
+        for name in sorted(environ)
+        if name.startswith("WADM_") and name not in Settings.model_fields
+    ]
+
+
+def data_dotenv(environ: Mapping[str, str]) -> Path:
+    """The `.env` of the data directory, the only one that a server started by an MCP client reads."""
+    folder = environ.get("WADM_DATA_DIR") or platformdirs.user_data_dir("wadm", appauthor=False)
+    return Path(folder).expanduser() / ".env"
+
+
+_ALLOWED = {
+    "WADM_PORT": "a port is a whole number from 1 to 65535",
+    "ENVIRONMENT": "allowed are development and production",
+}
+
+
+def _sentence(error: ValidationError, raw: Mapping[str, Any]) -> str:
+    first = error.errors(include_url=False, include_context=True)[0]
+    name = str(first["loc"][0])
+    shown = "(hidden)" if Settings.model_fields[name].annotation == SecretStr | None else raw.get(name, "")
+    context = first.get("ctx", {})
+    if name in _ALLOWED:
+        allowed = _ALLOWED[name]
+    elif first["type"] == "value_error":
+        allowed = str(context.get("error", first["msg"]))
+    elif first["type"].startswith(("int_", "greater", "less")):
+        bounds = [m for m in Settings.model_fields[name].metadata if hasattr(m, "ge") or hasattr(m, "le")]
+        low = next((m.ge for m in bounds if hasattr(m, "ge")), 0)
+        high = next((m.le for m in bounds if hasattr(m, "le")), "any")
+        allowed = f"a whole number from {low} to {high} is needed"
+    else:
+        allowed = first["msg"]
+    return f"{name}={shown}: {allowed}"
+
+
+def _url_name(exchange: str, market: str, kind: str) -> str:
+    return f"WADM_BYBIT_{kind}" if exchange == "bybit" else f"WADM_BINANCE_{market.upper()}_{kind}"
+
+
+def environment() -> Mapping[str, str]:
+    """The process environment, read once at the edge."""
+    return dict(os.environ)
