@@ -1,0 +1,179 @@
+"""A runtime that collects nothing: a tape filled by hand, a store that holds nothing, and how often it was entered."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Any, Self
+
+import anyio
+from mcp.client import Client
+from mcp.client.sse import sse_client
+from mcp.server.subscriptions import InMemorySubscriptionBus
+
+from tests.market import BYBIT, NOON, SPOT, Clock, listing, trade
+from wadm_mcp.errors import WadmError
+from wadm_mcp.health import Health, State
+from wadm_mcp.model import MINUTE, Basis, Instrument, Listing, Lives, Span, Timeframe, Trade, Window
+from wadm_mcp.queries.view import View
+from wadm_mcp.server.http import serve_http
+from wadm_mcp.server.server import WadmServer, build_server
+from wadm_mcp.settings import Settings
+from wadm_mcp.storage.store import Derived, Mark, OrderFlow, Profile, StoredFootprint, StoreState
+from wadm_mcp.tape import Tape
+from wadm_mcp.web import build_app
+
+ERAS = ("legacy", "2026-07-28")
+TRADES = 150
+
+
+class EmptyStore:
+    """A store without a row. `error` is raised by every read, where it is set."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        return None
+
+    async def write(self, trades: Sequence[Trade], spans: Sequence[tuple[Instrument, Span]]) -> None:
+        raise NotImplementedError
+
+    async def derive(self, derived: Derived) -> None:
+        raise NotImplementedError
+
+    async def marks(self) -> list[Mark]:
+        return []
+
+    async def keep_listings(self, listings: Sequence[Listing]) -> None:
+        raise NotImplementedError
+
+    async def listings(self) -> list[Listing]:
+        return []
+
+    async def trades(
+        self,
+        instrument: Instrument,
+        window: Window,
+        *,
+        after: tuple[int, int, int, str] | None = None,
+        limit: int,
+        newest: bool = False,
+    ) -> list[Trade]:
+        self._check()
+        return []
+
+    async def footprints(self, instrument: Instrument, timeframe: Timeframe, window: Window) -> list[StoredFootprint]:
+        self._check()
+        return []
+
+    async def order_flow(self, instrument: Instrument, timeframe: Timeframe, window: Window) -> list[OrderFlow]:
+        self._check()
+        return []
+
+    async def profiles(self, instrument: Instrument, timeframe: Timeframe, window: Window) -> list[Profile]:
+        self._check()
+        return []
+
+    async def spans(self, instrument: Instrument, window: Window) -> list[Span]:
+        self._check()
+        return []
+
+    async def expire(self, now: int, lives: Lives) -> int:
+        return 0
+
+    async def state(self) -> StoreState:
+        return StoreState("empty", "memory", 0)
+
+    def _check(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+
+class _Held:
+    """Three covered minutes, and no living connection."""
+
+    @property
+    def spans(self) -> Sequence[Span]:
+        return [Span(NOON, NOON + 3 * MINUTE, 1, TRADES, Basis.EXACT)]
+
+    def alive_until(self) -> int | None:
+        return None
+
+
+class FakeRuntime:
+    """Two exchanges follow BTCUSDT; Binance traded every second of the last minutes, every tenth a sale."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = Settings(**settings).model_copy(update={"WADM_PORT": 0})
+        self.bus = InMemorySubscriptionBus()
+        self.clock = Clock(NOON + 3 * MINUTE)
+        self.health = Health(self.clock)
+        self.health.report("store", State.OK)
+        self.store = EmptyStore()
+        self.tape = Tape()
+        self.view = View(self.store, self.tape, self.clock, ("spot", "linear"), ("binance", "bybit"))
+        self.role = "recording"
+        self.entries = 0
+        self.exits = 0
+        self.error = WadmError("the store is of another schema")
+        self.broken = anyio.Event()
+        self._trades = 0
+        for instrument in (SPOT, BYBIT):
+            self.tape.follow(listing(instrument))
+            self.health.report(str(instrument), State.OK)
+        for second in range(TRADES):
+            self.trade(at=NOON + second * 1000, side="SELL" if second % 10 == 0 else "BUY", price=6_000_000 + second % 7)
+        self.tape[SPOT].held = _Held()
+
+    async def __aenter__(self) -> Self:
+        self.entries += 1
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.exits += 1
+
+    async def failed(self) -> WadmError:
+        await self.broken.wait()
+        return self.error
+
+    @property
+    def followed(self) -> list[Instrument]:
+        return [one.instrument for one in self.view.listings]
+
+    def trade(self, *, at: int | None = None, side: str = "BUY", price: int = 6_000_000) -> None:
+        """One more trade on the tape of Binance."""
+        self._trades += 1
+        new = trade(self._trades, at if at is not None else self.clock() - 1, price, 100, side)
+        self.tape[SPOT].add(new)
+        self.tape[SPOT].unsaved[new.order] = new
+
+
+@asynccontextmanager
+async def serving(runtime: FakeRuntime) -> AsyncGenerator[tuple[str, WadmServer]]:
+    """The runtime served by a real uvicorn on a free port: its base URL and the MCP server."""
+    server = build_server(runtime)
+    started, urls = anyio.Event(), list[str]()
+
+    def answer(url: str) -> None:
+        urls.append(url)
+        started.set()
+
+    async def serve() -> None:
+        await serve_http(build_app(server, runtime), runtime.settings, on_started=answer)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(serve)
+        with anyio.fail_after(5):
+            await started.wait()
+        yield urls[0], server
+        tasks.cancel_scope.cancel()
+
+
+def over(transport: str, url: str, era: str, **options: Any) -> Client:
+    """An MCP client of a served runtime."""
+    return Client(f"{url}/mcp" if transport == "http" else sse_client(f"{url}/sse"), mode=era, **options)  # pyright: ignore[reportArgumentType]

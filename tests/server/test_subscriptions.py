@@ -1,0 +1,138 @@
+# pyright: reportDeprecated=false
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import pytest
+from mcp.client import Client
+from mcp.shared.exceptions import MCPError
+from mcp.shared.subscriptions import ResourceUpdated
+from mcp_types import ResourceUpdatedNotification
+
+from tests.server.fake import FakeRuntime, over, serving
+from wadm_mcp.server.server import build_server
+
+pytestmark = [
+    pytest.mark.anyio,
+    # The client's own word on the older protocol, which is what is tested here.
+    pytest.mark.filterwarnings("ignore:resources/(un)?subscribe is removed"),
+    pytest.mark.filterwarnings("ignore:ping is removed"),
+]
+
+_TRADES = "wadm://binance/spot/BTCUSDT/trades"
+_MERGED = "wadm://all/spot/BTCUSDT/order-flow/1m"
+_OTHER = "wadm://bybit/spot/BTCUSDT/trades"
+
+
+class _Inbox:
+    """Collects the URIs a client before 2026-07-28 is notified of."""
+
+    def __init__(self) -> None:
+        self.uris: list[str] = []
+        self.arrived = anyio.Event()
+
+    async def __call__(self, message: Any) -> None:
+        if isinstance(message, ResourceUpdatedNotification):
+            self.uris.append(str(message.params.uri))
+            self.arrived.set()
+
+
+async def test_a_listener_hears_of_the_instruments_it_asked_for() -> None:
+    runtime = FakeRuntime()
+    server = build_server(runtime)
+    await server.publisher.publish()
+    with anyio.fail_after(5):
+        async with Client(server) as client, client.listen(resource_subscriptions=[_TRADES, _MERGED, _OTHER, "wadm://markets"]) as events:
+            runtime.trade()
+            await server.publisher.publish()
+            heard: set[str] = set()
+            async for event in events:
+                assert isinstance(event, ResourceUpdated)
+                heard.add(event.uri)
+                if len(heard) == 3:
+                    break
+    assert heard == {_TRADES, _MERGED, "wadm://markets"}
+
+
+async def test_a_subscriber_of_the_older_protocol_is_notified_until_it_unsubscribes() -> None:
+    runtime, inbox = FakeRuntime(), _Inbox()
+    server = build_server(runtime)
+    await server.publisher.publish()
+    with anyio.fail_after(5):
+        async with Client(server, mode="legacy", message_handler=inbox) as client:
+            assert client.server_capabilities.resources is not None
+            assert client.server_capabilities.resources.subscribe
+            for uri in (_TRADES, _OTHER, "wadm://guide"):
+                await client.subscribe_resource(uri)
+            runtime.trade()
+            await server.publisher.publish()
+            await inbox.arrived.wait()
+            assert inbox.uris == [_TRADES]
+            await client.unsubscribe_resource(_TRADES)
+            runtime.trade()
+            await server.publisher.publish()
+            await client.send_ping()
+    assert inbox.uris == [_TRADES]
+
+
+async def test_nothing_new_is_nothing_to_tell() -> None:
+    runtime, inbox = FakeRuntime(), _Inbox()
+    server = build_server(runtime)
+    async with Client(server, mode="legacy", message_handler=inbox) as client:
+        await client.subscribe_resource(_TRADES)
+        for _ in range(3):
+            await server.publisher.publish()
+        await client.send_ping()
+    assert len(inbox.uris) == 1
+
+
+async def test_a_client_that_left_is_forgotten() -> None:
+    runtime = FakeRuntime()
+    server = build_server(runtime)
+    async with Client(server, mode="legacy") as client:
+        await client.subscribe_resource(_TRADES)
+        assert server.publisher.watched == {_TRADES}
+    async with Client(server) as client, client.listen(resource_subscriptions=[_OTHER]):
+        assert server.publisher.watched == {_OTHER}
+    with anyio.fail_after(5):
+        while server.publisher.watched:
+            await anyio.lowlevel.checkpoint()
+
+
+async def test_subscriptions_are_bounded() -> None:
+    server = build_server(FakeRuntime())
+    async with Client(server, mode="legacy") as client:
+        for number in range(256):
+            await client.subscribe_resource(f"wadm://binance/spot/S{number}/trades")
+        with pytest.raises(MCPError, match="one client may have 256 URIs"):
+            await client.subscribe_resource("wadm://markets")
+    async with Client(server, mode="legacy") as client:
+        with pytest.raises(MCPError, match="at most 256 characters"):
+            await client.subscribe_resource("wadm://" + "x" * 300)
+    async with Client(server) as client:
+        with pytest.raises(MCPError, match="one client may have 256 URIs"):
+            async with client.listen(resource_subscriptions=[f"wadm://{number}" for number in range(257)]):
+                pass
+
+
+@pytest.mark.parametrize("transport", ["http", "sse"])
+async def test_both_eras_are_told_over_a_real_connection(transport: str) -> None:
+    runtime, inbox = FakeRuntime(), _Inbox()
+    with anyio.fail_after(10):
+        async with (
+            serving(runtime) as (url, server),
+            over(transport, url, "legacy", message_handler=inbox) as older,
+            over(transport, url, "2026-07-28") as newer,
+            newer.listen(resource_subscriptions=[_TRADES]) as events,
+        ):
+            await older.subscribe_resource(_TRADES)
+            while not inbox.arrived.is_set():
+                runtime.trade()
+                await server.publisher.publish()
+                with anyio.move_on_after(0.2):
+                    await inbox.arrived.wait()
+            async for event in events:
+                assert event == ResourceUpdated(uri=_TRADES)
+                break
+    assert set(inbox.uris) == {_TRADES}

@@ -1,0 +1,84 @@
+"""Who may speak to the HTTP face: one check outside every route, before anything reads the request.
+
+A foreign Host is 421 and a foreign Origin 403, so that no page in a browser can reach a server on loopback (DNS rebinding).
+With `API_KEY` set, every route but the health routes needs it.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Iterable
+from typing import Final
+from urllib.parse import urlsplit
+
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from wadm_mcp.settings import Settings, is_loopback
+
+OPEN_PATHS: Final = ("/health", "/health/live")
+"""Routes that need no key: a probe has none."""
+
+_SHOWN: Final = 60
+
+
+class Guard:
+    """ASGI middleware around the whole application."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        self._allowed = frozenset(_name_of(host) for host in settings.WADM_ALLOWED_HOSTS)
+        key = settings.API_KEY.get_secret_value() if settings.API_KEY is not None else ""
+        self._key = key.encode() or None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refusal = self._refusal(scope) if scope["type"] == "http" else None
+        await (refusal or self._app)(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> JSONResponse | None:
+        hosts, origins = _values(scope, b"host"), _values(scope, b"origin")
+        if not hosts or not all(self._accepts(_name_of(host)) for host in hosts):
+            return _refuse(421, "Host", hosts)
+        if not all(self._accepts(_name_of_origin(origin)) for origin in origins):
+            return _refuse(403, "Origin", origins)
+        if self._key is not None and scope["path"] not in OPEN_PATHS and not self._knows_key(scope):
+            text = "API_KEY is needed: send it as Authorization: Bearer KEY, or as X-API-Key: KEY"
+            return JSONResponse({"error": text}, 401, {"WWW-Authenticate": "Bearer"})
+        return None
+
+    def _accepts(self, name: str) -> bool:
+        return name in self._allowed or is_loopback(name)
+
+    def _knows_key(self, scope: Scope) -> bool:
+        given = [value for name, value in scope["headers"] if name == b"x-api-key"]
+        for name, value in scope["headers"]:
+            scheme, _, credentials = value.partition(b" ")
+            if name == b"authorization" and scheme.lower() == b"bearer":
+                given.append(credentials.strip())
+        return any(hmac.compare_digest(value, self._key or b"") for value in given)
+
+
+def _refuse(status: int, header: str, given: Iterable[str]) -> JSONResponse:
+    value = ", ".join(given)[:_SHOWN] or "(none)"
+    return JSONResponse({"error": f"{header} {value} is not accepted here: loopback names are, and those in WADM_ALLOWED_HOSTS"}, status)
+
+
+def _values(scope: Scope, header: bytes) -> list[str]:
+    return [value.decode("latin-1") for name, value in scope["headers"] if name == header]
+
+
+def _name_of(host: str) -> str:
+    """`wadm.example:443` and `[::1]:8920` without their port, in lower case. Empty for anything that is no host."""
+    try:
+        parts = urlsplit(f"//{host}")
+        parts.port  # noqa: B018  raises ValueError for a port that is none
+    except ValueError:
+        return ""
+    plain = parts.netloc == host and "@" not in host
+    return (parts.hostname or "").rstrip(".") if plain else ""
+
+
+def _name_of_origin(origin: str) -> str:
+    """Host name of `https://wadm.example:443`. Empty for `null` and whatever else is no web origin."""
+    scheme, separator, host = origin.partition("://")
+    return _name_of(host) if separator and scheme.lower() in ("http", "https") else ""

@@ -1,0 +1,93 @@
+"""The resources: the same answers as the tools', at addresses a client can read again and subscribe to. No market logic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+from mcp.server.mcpserver import MCPServer
+from mcp_types import Resource
+
+from wadm_mcp.errors import QueryError
+from wadm_mcp.model import Instrument, Timeframe
+from wadm_mcp.queries.arguments import shown
+from wadm_mcp.queries.coverage import coverage, lost_trades
+from wadm_mcp.queries.figures import table
+from wadm_mcp.queries.numbers import iso
+from wadm_mcp.queries.scope import ask, read_scope
+from wadm_mcp.queries.trades import COLUMNS, _row
+from wadm_mcp.queries.view import View
+from wadm_mcp.server.context import Runtime
+from wadm_mcp.server.guide import GUIDE
+from wadm_mcp.server.questions import MARKETS, ORDER_FLOW, TRADES, VOLUME_PROFILE, Answer
+from wadm_mcp.server.tools import compact
+
+_JSON: Final = "application/json"
+_WINDOW: Final = "15m"
+_TRADES: Final = 100
+"""Trades of that window a trades resource shows: the newest."""
+_BARS: Final = 60
+"""Bars an order-flow resource shows."""
+
+
+def declare(server: MCPServer[Any], runtime: Runtime) -> None:
+    """Register the resources and templates. Their errors are `WadmError`s; the server words them for its protocol."""
+
+    @server.resource("wadm://markets", title="Markets followed", mime_type=_JSON)
+    async def markets() -> str:
+        """What list_markets answers: instruments followed, freshness, coverage."""
+        return compact(await MARKETS.ask(runtime, {}))
+
+    @server.resource("wadm://guide", title="How to read the answers", mime_type="text/markdown")
+    async def guide() -> str:
+        """Coverage, units, row naming, merged answers: one page to read before quoting figures."""
+        return GUIDE
+
+    @server.resource("wadm://{exchange}/{market}/{symbol}/trades", title="Newest trades", mime_type=_JSON)
+    async def trades(exchange: str, market: str, symbol: str) -> str:
+        """The last 100 trades of the last 15 minutes, oldest first. exchange: binance, bybit or all."""
+        return compact(await _newest_trades(runtime.view, symbol, exchange, market))
+
+    @server.resource(
+        "wadm://{exchange}/{market}/{symbol}/volume-profile/{timeframe}", title="Volume profile of the open bar", mime_type=_JSON
+    )
+    async def volume_profile(exchange: str, market: str, symbol: str, timeframe: str) -> str:
+        """The volume profile of the bar that is open now (1m 5m 15m 30m 1h 4h 1d), from its start to now."""
+        start = _timeframe(runtime, "volume-profile", timeframe).floor(runtime.view.clock())
+        asked = {"symbol": symbol, "exchange": exchange, "market": market, "start": iso(start)}
+        return compact(await VOLUME_PROFILE.ask(runtime, asked))
+
+    @server.resource("wadm://{exchange}/{market}/{symbol}/order-flow/{timeframe}", title="Order flow", mime_type=_JSON)
+    async def order_flow(exchange: str, market: str, symbol: str, timeframe: str) -> str:
+        """The last 60 bars of order flow, the open one included."""
+        bar = _timeframe(runtime, "order-flow", timeframe)
+        start = bar.floor(runtime.view.clock()) - (_BARS - 1) * bar.ms
+        asked = {"symbol": symbol, "exchange": exchange, "market": market, "timeframe": str(bar), "start": iso(start)}
+        return compact(await ORDER_FLOW.ask(runtime, asked))
+
+
+def concrete(followed: Iterable[Instrument]) -> list[Resource]:
+    """The addresses worth listing of each followed instrument; the templates reach the others."""
+    return [
+        Resource(uri=f"wadm://{exchange}/{market}/{symbol}/{kind}", name=f"{exchange}:{market}:{symbol} {kind}", mime_type=_JSON)
+        for exchange, market, symbol in followed
+        for kind in ("trades", f"volume-profile/{Timeframe.H1}", f"order-flow/{Timeframe.M1}")
+    ]
+
+
+async def _newest_trades(view: View, symbol: str, exchange: str, market: str) -> Answer:
+    """As get_trades answers, but the last rows of the window instead of the first."""
+    scope = read_scope(view, ask(view, TRADES.name), symbol=symbol, exchange=exchange, market=market, window=_WINDOW)
+    covered = await coverage(view, scope, lost_trades(view.lives, view.clock(), scope.window))
+    found = [trade for one in scope.instruments for trade in await view.trades(one, scope.window, limit=_TRADES, newest=True)]
+    found.sort(key=lambda trade: (trade.timestamp, trade.instrument.exchange, trade.order))
+    return {**scope.heading(covered), "trades": table(COLUMNS, [_row(trade) for trade in found[-_TRADES:]]), "next_cursor": None}
+
+
+def _timeframe(runtime: Runtime, kind: str, given: str) -> Timeframe:
+    try:
+        return Timeframe(given)
+    except ValueError:
+        works = next((f"{one.exchange}/{one.market}/{one.symbol}" for one in runtime.followed), "all/spot/BTCUSDT")
+        allowed = ", ".join(Timeframe)
+        raise QueryError(f"timeframe={shown(given)}: allowed are {allowed}. Try wadm://{works}/{kind}/{Timeframe.H1}") from None

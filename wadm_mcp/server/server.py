@@ -1,0 +1,133 @@
+"""The MCP face: one server object that every transport shares, and what the SDK would word in its own way said in ours."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+from mcp.server.caching import CacheHint
+from mcp.server.lowlevel.helper_types import ReadResourceContents
+from mcp.server.mcpserver import MCPServer
+from mcp.server.mcpserver.context import Context
+from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError, UnexpectedResourceError
+from mcp.shared.exceptions import MCPError
+from mcp_types import INVALID_PARAMS, CallToolResult, GetPromptResult, InputRequiredResult, Resource
+
+from wadm_mcp import __version__
+from wadm_mcp.errors import UnknownSymbol, WadmError
+from wadm_mcp.logs import log
+from wadm_mcp.near import nearest
+from wadm_mcp.queries.arguments import shown
+from wadm_mcp.server import prompts, resources
+from wadm_mcp.server.context import Runtime
+from wadm_mcp.server.subscriptions import Publisher
+from wadm_mcp.server.tools import refused, tools
+
+INSTRUCTIONS: Final = """\
+WADM records the public trades of Binance and Bybit and answers with volume profiles and order flow. Every answer starts with coverage: \
+how much of the window the tape holds. Read and state it first; below ratio 1 the figures are incomplete.
+list_markets: what is followed, how fresh. get_volume_profile: POC, value area, volume by price. get_order_flow: delta and \
+cumulative delta by bar. get_footprint: buy and sell volume inside few bars. get_trades: single prints.
+Times are UTC, volumes base units. Figures are facts; phase and intent are your judgement. wadm://guide explains how to read answers; \
+the prompt waickoff_report writes a report."""
+
+_HOUR: Final = 3_600_000
+_LASTING: Final = CacheHint(_HOUR, "public")
+_READ: Final = CacheHint(1_000, "private")
+
+
+class WadmServer(MCPServer[Runtime]):
+    """An `MCPServer` whose errors are WADM's in every word. `publisher` pushes resource updates while its `run` runs."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        @asynccontextmanager
+        async def hand_out(_: MCPServer[Runtime]) -> AsyncGenerator[Runtime]:
+            yield runtime
+
+        self.publisher = Publisher(runtime)
+        self._runtime = runtime
+        super().__init__(
+            "wadm",
+            title="WADM",
+            version=__version__,
+            instructions=INSTRUCTIONS,
+            tools=[*tools()],
+            lifespan=hand_out,
+            subscriptions=runtime.bus,
+            middleware=[self.publisher.watch],
+            cache_hints={
+                "tools/list": _LASTING,
+                "prompts/list": _LASTING,
+                "resources/templates/list": _LASTING,
+                "resources/list": CacheHint(60_000, "private"),
+                "resources/read": _READ,
+            },
+        )
+        resources.declare(self, runtime)
+        prompts.declare(self)
+        self.publisher.serve(self._lowlevel_server)
+
+    async def call_tool(
+        self, name: str, arguments: dict[str, Any], context: Context[Runtime, Any] | None = None
+    ) -> CallToolResult | InputRequiredResult:
+        """The tool's answer; a name that is no tool is refused like any other mistake, for the model to read."""
+        known = [tool.name for tool in await self.list_tools()]
+        if name not in known:
+            return refused(f"tool {shown(name)} does not exist.{_near(name, known)} Tools: {', '.join(known)}. Try list_markets()")
+        return await super().call_tool(name, arguments, context)
+
+    async def list_resources(self) -> list[Resource]:
+        """The fixed resources, then those of the instruments followed now."""
+        return [*await super().list_resources(), *resources.concrete(self._runtime.followed)]
+
+    async def read_resource(
+        self, uri: Any, context: Context[Runtime, Any] | None = None
+    ) -> Iterable[ReadResourceContents] | InputRequiredResult:
+        """The resource's content. `ResourceError` with WADM's own line; `ResourceNotFoundError` where what the URI names does not exist."""
+        try:
+            return await super().read_resource(uri, context)
+        except UnexpectedResourceError as error:
+            match error.__cause__:
+                case UnknownSymbol() as cause:
+                    raise ResourceNotFoundError(str(cause)) from None
+                case WadmError() as cause:
+                    raise ResourceError(str(cause)) from None
+                case cause:
+                    log.error("resource.failed", uri=shown(str(uri)), exc_info=cause)
+                    raise ResourceError(f"{uri} failed inside WADM; the log has the details") from None
+        except ResourceNotFoundError:
+            known = [str(one.uri) for one in await super().list_resources()]
+            templates = [one.uri_template for one in await self.list_resource_templates()]
+            raise ResourceNotFoundError(
+                f"resource {shown(str(uri))} does not exist. Resources: {', '.join([*known, *templates])}"
+            ) from None
+
+    async def get_prompt(
+        self, name: str, arguments: dict[str, Any] | None = None, context: Context[Runtime, Any] | None = None
+    ) -> GetPromptResult | InputRequiredResult:
+        """The prompt's text. Invalid params with WADM's own line for a wrong name or argument."""
+        known = {prompt.name: prompt.arguments or [] for prompt in await self.list_prompts()}
+        if name not in known:
+            raise MCPError(INVALID_PARAMS, f"prompt {shown(name)} does not exist. Prompts: {', '.join(known)}")
+        allowed = [argument.name for argument in known[name]]
+        works = f'Try {name}(symbol="BTCUSDT", window="24h")'
+        for given in arguments or {}:
+            if given not in allowed:
+                raise MCPError(
+                    INVALID_PARAMS, f"{name} has no argument {shown(given)}.{_near(given, allowed)} Allowed: {', '.join(allowed)}. {works}"
+                )
+        for argument in known[name]:
+            if argument.required and not str((arguments or {}).get(argument.name, "")).strip():
+                raise MCPError(INVALID_PARAMS, f"{name} needs the argument {argument.name}. {works}")
+        return await super().get_prompt(name, arguments, context)
+
+
+def build_server(runtime: Runtime) -> WadmServer:
+    """The MCP server of a runtime. It owns nothing: whoever serves it enters the runtime, once."""
+    return WadmServer(runtime)
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    found = nearest(name, known, 1)
+    return f" Nearest: {found[0]}." if found else ""

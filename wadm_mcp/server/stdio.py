@@ -1,0 +1,121 @@
+"""MCP over standard input and output: what an MCP client launches. Only MCP goes to stdout.
+
+It ends on end of input, on SIGTERM or SIGINT, or when the runtime cannot go on. The runtime is left, and so has flushed, before
+the transport is waited for: a client that neither reads nor closes must not cost a trade.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import AsyncGenerator, Iterator
+from concurrent.futures import CancelledError
+from contextlib import asynccontextmanager
+from typing import Any, Final, cast
+
+import anyio
+from anyio.from_thread import BlockingPortal
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+from mcp.server.stdio import stdio_server
+
+from wadm_mcp.errors import WadmError
+from wadm_mcp.logs import log
+from wadm_mcp.server.context import Runtime, one_error, running
+from wadm_mcp.server.server import WadmServer
+
+_STDIN: Final = 0
+_CHUNK: Final = 1 << 16
+_WAITING_LINES: Final = 16
+_LAST_WORDS: Final = 0.5
+"""Seconds the transport may take to end once everything is flushed."""
+
+
+async def serve_stdio(server: WadmServer, runtime: Runtime) -> None:
+    """Serve one client over stdin and stdout until it leaves or a signal asks to stop; then return.
+
+    Enters the runtime, once. Raises the `WadmError` the runtime failed with.
+    """
+    failures: list[WadmError] = []
+    with one_error(), anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        leave = threading.Timer(_LAST_WORDS, lambda: os._exit(1 if failures else 0))
+        leave.daemon = True
+        async with anyio.create_task_group() as session:
+            async with running(runtime, server.publisher.run):
+                ended = anyio.Event()
+
+                async def talk() -> None:
+                    try:
+                        await _talk(server)
+                    finally:
+                        ended.set()
+
+                async def heed_signals() -> None:
+                    async for _ in signals:
+                        ended.set()
+
+                async def heed_failure() -> None:
+                    failures.append(await runtime.failed())
+                    ended.set()
+
+                for task in (talk, heed_signals, heed_failure):
+                    session.start_soon(task)
+                await ended.wait()
+            session.cancel_scope.cancel()
+            leave.start()
+        leave.cancel()
+    if failures:
+        raise failures[0]
+
+
+async def _talk(server: WadmServer) -> None:
+    """One session. A client that closed its end of stdout has left, as one that closed stdin has."""
+    lowlevel = server._lowlevel_server
+    try:
+        async with _lines(_STDIN) as lines, stdio_server(stdin=cast(Any, lines)) as (read, write):
+            await lowlevel.run(read, write, lowlevel.create_initialization_options())
+    except* BrokenPipeError:
+        log.info("stdio.closed", by="client")
+
+
+@asynccontextmanager
+async def _lines(fd: int) -> AsyncGenerator[MemoryObjectReceiveStream[str]]:
+    """Lines of a file descriptor, read by a daemon thread: nothing can interrupt a read, and no exit may wait for one."""
+    send, receive = anyio.create_memory_object_stream[str](_WAITING_LINES)
+    async with BlockingPortal() as portal:
+        threading.Thread(target=_pump, args=(fd, portal, send), name="stdin", daemon=True).start()
+        try:
+            yield receive
+        finally:
+            receive.close()
+            send.close()
+            await portal.stop(cancel_remaining=True)
+
+
+def _pump(fd: int, portal: BlockingPortal, send: MemoryObjectSendStream[str]) -> None:
+    try:
+        for line in _read_lines(fd):
+            portal.call(send.send, line)
+        portal.call(send.aclose)
+    except (RuntimeError, CancelledError, anyio.ClosedResourceError, anyio.BrokenResourceError):
+        return  # The session is over, and with it the portal.
+
+
+def _read_lines(fd: int) -> Iterator[str]:
+    rest: list[bytes] = []
+    while chunk := _read(fd):
+        *ends, tail = chunk.split(b"\n")
+        for end in ends:
+            yield b"".join((*rest, end)).decode(errors="replace")
+            rest.clear()
+        rest.append(tail)
+    if last := b"".join(rest):
+        yield last.decode(errors="replace")
+
+
+def _read(fd: int) -> bytes:
+    """What there is to read; nothing at the end, and nothing where there is no such descriptor or its terminal went away."""
+    try:
+        return os.read(fd, _CHUNK)
+    except OSError:
+        return b""
