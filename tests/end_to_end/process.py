@@ -1,0 +1,101 @@
+"""A WADM process as a user starts it, on a port and a data folder of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx2
+from anyio.abc import Process
+from anyio.streams.text import TextReceiveStream
+
+COMMAND = [sys.executable, "-W", "error::RuntimeWarning", "-m", "wadm_mcp"]
+START_WITHIN = 30
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def environment(folder: Path, **settings: str) -> dict[str, str]:
+    """A clean environment: nothing of the tester's own settings comes along."""
+    ours = ("WADM_", "API_KEY", "MONGODB_URL", "REDIS_URL", "ENVIRONMENT")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    return {**kept, "WADM_DATA_DIR": str(folder), **settings}
+
+
+class Served:
+    """A process that serves HTTP."""
+
+    def __init__(self, process: Process, url: str, log: Path, client: httpx2.AsyncClient) -> None:
+        self.process = process
+        self.url = url
+        self.log = log
+        self.client = client
+
+    async def get(self, path: str, **params: Any) -> Any:
+        response = await self.client.get(path, params={name: str(value) for name, value in params.items()})
+        response.raise_for_status()
+        return response.json()
+
+    async def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Ask it to stop; its exit status."""
+        self.process.send_signal(number)
+        with anyio.fail_after(5):
+            return await self.process.wait()
+
+    @property
+    def stderr(self) -> str:
+        return self.log.read_text()
+
+
+@asynccontextmanager
+async def serving(folder: Path, *arguments: str, settings: Mapping[str, str] | None = None, name: str = "log") -> AsyncGenerator[Served]:
+    """`wadm-mcp ARGUMENTS`, up and answering; killed at the end if it still runs."""
+    port = free_port()
+    log = folder.parent / f"{folder.name}-{name}.txt"
+    env = environment(folder, WADM_PORT=str(port), **(settings or {}))
+    url = f"http://127.0.0.1:{port}"
+    with log.open("w") as stderr:
+        command = [*COMMAND, *arguments]
+        async with await anyio.open_process(command, env=env, stdout=subprocess.PIPE, stderr=stderr, cwd=folder.parent) as process:
+            assert process.stdout is not None
+            try:
+                with anyio.fail_after(START_WITHIN):
+                    told = ""
+                    async for text in TextReceiveStream(process.stdout):
+                        told += text
+                        if "try" in told:
+                            break
+                    assert url in told, f"it did not start: {log.read_text()}"
+                async with httpx2.AsyncClient(base_url=url, timeout=20, trust_env=False) as client:
+                    yield Served(process, url, log, client)
+            finally:
+                if process.returncode is None:
+                    process.kill()
+
+
+def run(folder: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    env = environment(folder, **{"WADM_PORT": str(free_port()), **settings})
+    return subprocess.run(
+        [*COMMAND, *arguments], env=env, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20, check=False
+    )
+
+
+async def until(holds: Any, *, within: float = 30, every: float = 0.1) -> Any:
+    """What `holds` gives, once that is true of it; another process tells no event."""
+    with anyio.fail_after(within):
+        while not (value := await holds()):
+            await anyio.sleep(every)
+        return value

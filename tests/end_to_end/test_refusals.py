@@ -1,0 +1,105 @@
+"""Everything a user can get wrong ends in one clear line, without a traceback, with the right exit status."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.process import run
+from wadm_mcp.simulator.simulator import Simulator
+
+BAD_SETTINGS = [
+    ({"WADM_PORT": "eighty"}, "WADM_PORT=eighty: a port is a whole number from 1 to 65535"),
+    ({"WADM_PORT": "70000"}, "WADM_PORT=70000: a port is a whole number from 1 to 65535"),
+    ({"ENVIRONMENT": "staging"}, "ENVIRONMENT=staging: allowed are development and production"),
+    ({"WADM_EXCHANGES": "binance,kraken"}, "WADM_EXCHANGES=binance,kraken: allowed are binance, bybit, comma separated"),
+    ({"WADM_MARKETS": "futures"}, "WADM_MARKETS=futures: allowed are spot, linear, comma separated"),
+    ({"WADM_SYMBOLS": "BTC/USDT"}, "WADM_SYMBOLS=BTC/USDT: symbols are"),
+    ({"WADM_SYMBOLS": ","}, "WADM_SYMBOLS=,: at least one symbol is needed"),
+    ({"WADM_TRADES_TTL_HOURS": "0"}, "WADM_TRADES_TTL_HOURS=0: a whole number from 1 to 87600"),
+    ({"WADM_BYBIT_WS": "https://x"}, "WADM_BYBIT_WS=https://x: a base URL without path is needed, such as wss://host:port"),
+    ({"WADM_BINANCE_SPOT_REST": "https://x/api"}, "WADM_BINANCE_SPOT_REST=https://x/api: a base URL without path"),
+    ({"WADM_HOST": "0.0.0.0"}, "WADM_HOST=0.0.0.0: beyond loopback API_KEY must be set"),
+    ({"WADM_HOST": "nowhere.invalid", "API_KEY": "k"}, "WADM_HOST=nowhere.invalid: "),
+    ({"WADM_DATA_DIR": "/proc/nowhere"}, "WADM_DATA_DIR=/proc/nowhere"),
+    ({"MONGODB_URL": "mongodb://localhost"}, "MONGODB_URL"),
+    ({"REDIS_URL": "redis://localhost"}, "REDIS_URL"),
+]
+
+
+@pytest.mark.parametrize(("settings", "line"), BAD_SETTINGS, ids=lambda value: next(iter(value)) if isinstance(value, dict) else "")
+def test_a_bad_setting_is_one_line_that_names_it(tmp_path: Path, settings: dict[str, str], line: str) -> None:
+    ended = run(tmp_path, "serve", "--demo", **settings)
+    assert ended.returncode == 2
+    assert line in ended.stderr
+    assert len(ended.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("arguments", [("sevre",), ("serve", "--port", "1"), ("replay",), ("replay", "--speed", "fast", "x"), ("--speed",)])
+def test_a_bad_argument_is_one_line_and_status_2(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    ended = run(tmp_path, *arguments)
+    assert ended.returncode == 2
+    assert len(ended.stderr.strip().splitlines()) == 1
+
+
+def test_a_secret_is_never_shown(tmp_path: Path) -> None:
+    ended = run(tmp_path, "serve", "--demo", WADM_HOST="nowhere.invalid", API_KEY="very-secret")
+    assert "very-secret" not in ended.stderr + ended.stdout
+
+
+@pytest.mark.anyio
+async def test_a_symbol_that_no_exchange_knows_stops_the_start_and_names_near_matches(tmp_path: Path) -> None:
+    async with Simulator(manual=True) as simulator:
+        urls = {f"WADM_{name.upper()}": url for name, url in simulator.urls.items()}
+        from anyio import to_thread
+
+        ended = await to_thread.run_sync(lambda: run(tmp_path, "serve", WADM_SYMBOLS="BTCUSDT,ETHUSDX", **urls))
+    assert ended.returncode == 2
+    (line,) = [line for line in ended.stderr.splitlines() if line.startswith("wadm-mcp: ")]
+    assert "WADM_SYMBOLS=ETHUSDX" in line
+    assert "Nearest: ETHUSDT" in line
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda path: path.write_bytes(b"not a database at all" * 100), "wadm.sqlite"),
+        (lambda path: newer(path), "wadm.sqlite"),
+    ],
+)
+def test_a_store_that_cannot_be_used_is_named_and_left_as_it_is(tmp_path: Path, make: object, said: str) -> None:
+    folder = tmp_path / "demo"
+    folder.mkdir()
+    path = folder / "wadm.sqlite"
+    make(path)  # type: ignore[operator]
+    before = path.read_bytes()
+    ended = run(tmp_path, "serve", "--demo")
+    assert ended.returncode == 1
+    assert said in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert path.read_bytes() == before
+
+
+def newer(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as database:
+        from wadm_mcp.storage.sqlite_schema import APPLICATION_ID
+
+        database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        database.execute("PRAGMA user_version = 99")
+        database.commit()
+
+
+def test_a_file_that_is_no_recording_is_named(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("hello\n")
+    ended = run(tmp_path, "replay", "notes.txt")
+    assert ended.returncode == 1
+    assert "notes.txt" in ended.stderr
+    assert len(ended.stderr.strip().splitlines()) == 1
+    missing = run(tmp_path, "replay", "absent.gz")
+    assert missing.returncode == 1
+    assert "absent.gz" in missing.stderr

@@ -1,0 +1,5 @@
+"""`python -m wadm_mcp` is `wadm-mcp`."""
+
+from wadm_mcp.cli import main
+
+main()

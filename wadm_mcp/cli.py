@@ -1,0 +1,174 @@
+"""The composition root: `wadm-mcp`, `wadm-mcp serve`, `replay`, `doctor`. Puts the parts together and turns outcomes into exit statuses.
+
+0 after a signal or the end of input, 1 on failure, 2 on a bad setting or argument. Only MCP goes to stdout, except for `doctor`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Final, NoReturn
+
+import anyio
+from anyio import to_thread
+
+from wadm_mcp import __version__
+from wadm_mcp.collection.lease import Lease
+from wadm_mcp.doctor import examine
+from wadm_mcp.errors import SettingError, WadmError
+from wadm_mcp.logs import configure_logs, log
+from wadm_mcp.runtime import Runtime
+from wadm_mcp.server.http import serve_http
+from wadm_mcp.server.server import build_server
+from wadm_mcp.server.stdio import serve_stdio
+from wadm_mcp.settings import Settings, data_dotenv, environment, read_settings, strange_settings
+from wadm_mcp.simulator.feed import ReplayFeed
+from wadm_mcp.simulator.replay import Recording, read_recording
+from wadm_mcp.simulator.simulator import Simulator
+from wadm_mcp.status import show_status, welcome
+from wadm_mcp.web import build_app
+
+_DEMO_SEED: Final = 7
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"wadm-mcp: {message}. Try {self.prog} --help\n")
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run a command and exit with its status; whatever a user can mend is one line on stderr."""
+    arguments = _parser().parse_args(argv)
+    try:
+        status = anyio.run(_run, arguments)
+    except WadmError as error:
+        print(f"wadm-mcp: {error}", file=sys.stderr)
+        status = 2 if isinstance(error, SettingError) else 1
+    except KeyboardInterrupt:
+        status = 0
+    logging.shutdown()
+    sys.exit(status)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="wadm-mcp",
+        description="Records public trades on Binance and Bybit and answers over MCP. Without a command it speaks MCP over stdio.",
+    )
+    parser.add_argument("--version", action="version", version=f"wadm-mcp {__version__}")
+    parser.add_argument("--demo", action="store_true", help="follow loopback exchanges: no network, everything else real")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    serve = commands.add_parser("serve", help="serve MCP over HTTP and SSE, /health and /api on one port")
+    serve.add_argument("--demo", action="store_true", default=argparse.SUPPRESS, help="follow loopback exchanges")
+    replay = commands.add_parser("replay", help="serve, fed by recorded Binance frames")
+    replay.add_argument("files", nargs="+", type=Path, metavar="FILE", help="lines of <receive time> <raw frame>, gzipped or not")
+    replay.add_argument("--speed", type=_speed, default=1.0, help="times faster than recorded; 0: as fast as it goes (default 1)")
+    commands.add_parser("doctor", help="check settings, store and exchanges")
+    return parser
+
+
+def _speed(text: str) -> float:
+    try:
+        speed = float(text)
+    except ValueError:
+        speed = -1.0
+    if not 0 <= speed <= 1e6:
+        raise argparse.ArgumentTypeError(f"{text}: a speed is a number from 0 (as fast as it goes) to 1000000")
+    return speed
+
+
+async def _run(arguments: argparse.Namespace) -> int:
+    environ = environment()
+    # An MCP client starts us inside somebody's project, whose .env is not ours; `serve` is started by its own operator.
+    dotenv = Path(".env") if arguments.command == "serve" else data_dotenv(environ)
+    settings = read_settings(environ, dotenv=dotenv)
+    configure_logs(production=settings.ENVIRONMENT == "production")
+    for hint in strange_settings(environ):
+        log.warning("setting.unknown", hint=hint)
+    if arguments.command == "doctor":
+        return await examine(settings)
+    try:
+        async with AsyncExitStack() as stack:
+            replay = None
+            if arguments.command == "replay":
+                recording = await to_thread.run_sync(read_recording, arguments.files)
+                settings, replay = await _replay(stack, settings, recording, arguments.speed)
+            elif arguments.demo:
+                settings = await _demo(stack, settings)
+            runtime = Runtime(settings)
+            if arguments.command is None:
+                await serve_stdio(build_server(runtime), runtime)
+            else:
+                await _serve(runtime, replay)
+    except BaseExceptionGroup as group:
+        raise _first(group) from None
+    return 0
+
+
+async def _serve(runtime: Runtime, replay: ReplayFeed | None) -> None:
+    server = build_server(runtime)
+    async with anyio.create_task_group() as tasks:
+
+        def started(url: str) -> None:
+            print(welcome(url, runtime.settings), flush=True)
+            tasks.start_soon(show_status, runtime, replay)
+
+        await serve_http(build_app(server, runtime), runtime.settings, on_started=started)
+        tasks.cancel_scope.cancel()
+
+
+async def _demo(stack: AsyncExitStack, settings: Settings) -> Settings:
+    """Settings that point to loopback exchanges, which run as long as the stack."""
+    simulator = await stack.enter_async_context(Simulator(seed=_DEMO_SEED))
+    return settings.model_copy(update={"WADM_DATA_DIR": settings.WADM_DATA_DIR / "demo", **_urls(simulator)})
+
+
+async def _replay(stack: AsyncExitStack, settings: Settings, recording: Recording, speed: float) -> tuple[Settings, ReplayFeed]:
+    """Settings that point to a loopback Binance which plays the recording, into a data folder that begins empty."""
+    for note in recording.notes:
+        log.warning("recording.skipped", note=note)
+    folder = settings.WADM_DATA_DIR / "replay"
+    _empty(folder)
+    simulator = await stack.enter_async_context(Simulator(replay=recording, speed=speed))
+    assert simulator.replay is not None
+    changes = {
+        "WADM_DATA_DIR": folder,
+        "WADM_SYMBOLS": tuple(recording.symbols),
+        "WADM_EXCHANGES": ("binance",),
+        "WADM_MARKETS": (recording.market,),
+        **_urls(simulator),
+    }
+    return settings.model_copy(update=changes), simulator.replay
+
+
+def _urls(simulator: Simulator) -> dict[str, str]:
+    return {f"WADM_{name.upper()}": url for name, url in simulator.urls.items()}
+
+
+def _empty(folder: Path) -> None:
+    """Remove what an earlier replay recorded: its trades bear the same ids at other times."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with Lease(folder) as lease:
+            if not lease.take():
+                raise SettingError(f"{folder} is in use by another replay; stop it, or set WADM_DATA_DIR to another folder")
+            for file in folder.glob("wadm.sqlite*"):
+                file.unlink()
+    except OSError as error:
+        wrong = f"WADM_DATA_DIR={folder.parent}: the folder cannot be used ({error.strerror})"
+        raise SettingError(f"{wrong}; name one that can be written") from error
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What a user is told of a group: its one error of ours, else the group itself."""
+    ours, rest = group.split(WadmError)
+    while ours is not None and rest is None:
+        error = ours.exceptions[0]
+        if not isinstance(error, BaseExceptionGroup):
+            return error
+        ours = error
+    return group

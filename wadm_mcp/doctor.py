@@ -1,0 +1,118 @@
+"""`wadm-mcp doctor`: are settings, store and exchanges fit to record? Prints a table; changes nothing."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Final, NamedTuple
+
+import anyio
+from websockets.asyncio.client import connect
+from websockets.exceptions import WebSocketException
+
+from wadm_mcp.collection.lease import Lease
+from wadm_mcp.collection.rest import Rest
+from wadm_mcp.errors import FrameError, WadmError
+from wadm_mcp.exchanges.exchange import Exchange, Trades
+from wadm_mcp.model import Listing
+from wadm_mcp.near import nearest
+from wadm_mcp.runtime import EXCHANGES
+from wadm_mcp.settings import Settings
+from wadm_mcp.storage.sqlite import SqliteStore
+
+_FRAME_WITHIN: Final = 15.0
+
+
+class Finding(NamedTuple):
+    """One line of the table."""
+
+    part: str
+    fit: bool
+    detail: str
+
+
+async def examine(settings: Settings) -> int:
+    """Check everything, print the table, and return the exit status: 0 when all is fit, 1 otherwise."""
+    findings: list[Finding] = []
+
+    async def check(part: str, step: Callable[[], Awaitable[str]]) -> None:
+        try:
+            findings.append(Finding(part, True, await step()))
+        except WadmError as error:
+            findings.append(Finding(part, False, str(error)))
+
+    await check("data folder", lambda: _folder(settings))
+    await check("store", lambda: _store(settings))
+    async with Rest() as rest:
+        for name in settings.WADM_EXCHANGES:
+            for market in settings.WADM_MARKETS:
+                exchange = EXCHANGES[name]
+                listings: list[Listing] = []
+
+                async def look_up(exchange: Exchange = exchange, market: str = market, listings: list[Listing] = listings) -> str:
+                    return await _listings(rest, settings, exchange, market, listings)
+
+                async def listen(exchange: Exchange = exchange, market: str = market, listings: list[Listing] = listings) -> str:
+                    return await _stream(settings, exchange, market, listings)
+
+                await check(f"{name} {market} REST", look_up)
+                if listings:
+                    await check(f"{name} {market} stream", listen)
+    width = max(len(finding.part) for finding in findings)
+    for finding in findings:
+        sys.stdout.write(f"{finding.part:<{width}}  {'ok  ' if finding.fit else 'FAIL'}  {finding.detail}\n")
+    return 0 if all(finding.fit for finding in findings) else 1
+
+
+async def _folder(settings: Settings) -> str:
+    folder = settings.WADM_DATA_DIR
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise WadmError(f"{existing} cannot be written; set WADM_DATA_DIR to a folder that can")
+    if not folder.exists():
+        return f"{folder} (is made at the first start)"
+    with Lease(folder) as lease:
+        return f"{folder} ({'nobody records' if lease.take() else 'another process records'})"
+
+
+async def _store(settings: Settings) -> str:
+    path = settings.WADM_DATA_DIR / "wadm.sqlite"
+    if not path.exists():
+        return "sqlite, nothing recorded yet"
+    async with SqliteStore(path, read_only=True) as store:
+        state = await store.state()
+        listings = await store.listings()
+    return f"{state.kind}, {state.bytes / 1e6:.1f} MB, {len(listings)} instruments"
+
+
+async def _listings(rest: Rest, settings: Settings, exchange: Exchange, market: str, found: list[Listing]) -> str:
+    listed = {each.instrument.symbol: each for each in await rest.listings(exchange, market, settings.rest_url(exchange.name, market))}
+    found += [listed[symbol] for symbol in settings.WADM_SYMBOLS if symbol in listed]
+    missing = [symbol for symbol in settings.WADM_SYMBOLS if symbol not in listed]
+    if missing:
+        raise WadmError(f"{missing[0]} is not listed here. Nearest: {', '.join(nearest(missing[0], listed)) or 'none'}")
+    return f"{len(listed):,} instruments; " + ", ".join(f"{each.instrument.symbol} tick {each.tick} lot {each.lot}" for each in found[:3])
+
+
+async def _stream(settings: Settings, exchange: Exchange, market: str, listings: list[Listing]) -> str:
+    """An acknowledgement proves nothing, so this waits for a frame of trades."""
+    url = settings.socket_url(exchange.name, market) + exchange.stream_path(market)
+    names = [each.instrument.symbol for each in listings][: exchange.limits(market).names_per_request]
+    decoder = exchange.decoder(market, listings)
+    began = anyio.current_time()
+    try:
+        async with connect(url, compression=None, open_timeout=10, close_timeout=1) as socket:
+            await socket.send(exchange.subscribe(market, names, 1))
+            with anyio.fail_after(_FRAME_WITHIN):
+                while not isinstance(decoder.decode(await socket.recv(decode=False)), Trades):
+                    pass
+    except TimeoutError:
+        raise WadmError(
+            f"{url}: connected, but no trade came within {_FRAME_WITHIN:g} s; the market may be quiet, or the route blocked"
+        ) from None
+    except (OSError, WebSocketException) as error:
+        raise WadmError(f"cannot connect to {url}: {error}") from error
+    except FrameError as error:
+        raise WadmError(f"{url}: {error}") from error
+    return f"first trade after {anyio.current_time() - began:.1f} s"
