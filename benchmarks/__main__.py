@@ -1,0 +1,113 @@
+"""The hot path in one process: what a trade costs from its frame to the tape and to the store, beside the plainest way to do it.
+
+    python -m benchmarks
+
+Ratios compare rows of one run; seconds depend on the machine.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from decimal import Decimal
+from pathlib import Path
+
+import anyio
+
+from wadm_mcp.analytics.volume_profile import volume_profile
+from wadm_mcp.collection.recorder import Recorder
+from wadm_mcp.exchanges.binance import Binance
+from wadm_mcp.exchanges.exchange import Trades
+from wadm_mcp.health import Health
+from wadm_mcp.model import MINUTE, Instrument, Listing, Window
+from wadm_mcp.runtime import now_ms
+from wadm_mcp.simulator.market import Market
+from wadm_mcp.storage.sqlite import SqliteStore
+from wadm_mcp.tape import Tape
+
+LISTING = Listing(Instrument("binance", "spot", "BTCUSDT"), Decimal("0.01"), Decimal("0.00001"))
+TRADES = 200_000
+
+
+def frames() -> list[bytes]:
+    """Frames of the simulated market, as Binance writes them."""
+    market, minute, made = Market("binance", "spot", "BTCUSDT", rate=100), 1_790_000_040_000, list[bytes]()
+    while len(made) < TRADES:
+        for fill in market.trades(minute):
+            price, quantity = f"{fill.price / 100:.8f}", f"{fill.quantity / 100_000:.8f}"
+            event = {"e": "trade", "E": fill.time + 1, "s": "BTCUSDT", "t": fill.id, "p": price, "q": quantity}
+            made.append(json.dumps({**event, "T": fill.time, "m": not fill.buy, "M": True}, separators=(",", ":")).encode())
+        minute += MINUTE
+    return made[:TRADES]
+
+
+def plain(made: list[bytes]) -> None:
+    """json, Decimal and a dictionary: what one would write first."""
+    cells: dict[tuple[int, Decimal], list[Decimal]] = {}
+    for frame in made:
+        row = json.loads(frame)
+        cell = cells.setdefault((row["T"] // MINUTE, Decimal(row["p"])), [Decimal(0), Decimal(0)])
+        cell[row["m"]] += Decimal(row["q"])
+
+
+async def timed(name: str, step: Callable[[], Awaitable[object]], base: float | None = None) -> float:
+    """Run a step once, print what it cost."""
+    began = time.process_time()
+    await step()
+    spent = time.process_time() - began
+    ratio = f"  {spent / base:5.2f} x plain" if base else ""
+    print(f"{name:<42} {spent / TRADES * 1e6:7.2f} µs CPU a trade{ratio}")
+    return spent
+
+
+async def main() -> None:
+    """Run every row."""
+    made = frames()
+    decoder = Binance().decoder("spot", [LISTING])
+    messages: list[Trades] = []
+
+    async def simple() -> None:
+        plain(made)
+
+    async def decode() -> None:
+        messages.extend(message for frame in made if isinstance(message := decoder.decode(frame), Trades))
+
+    base = await timed("plain: json, Decimal, dictionary", simple)
+    await timed("decode", decode, base)
+    tape = Tape()
+    recorder = Recorder(tape, Health(now_ms), now_ms, time.monotonic)
+    recorder.follow(LISTING, numbered=True)
+
+    async def record() -> None:
+        for message in messages:
+            await recorder.take(1, message)
+
+    # All of it waits at once here; a live writer drains it every 250 ms.
+    await timed("record: continuity, tape, footprint", record, base)
+    with tempfile.TemporaryDirectory() as folder:
+        async with SqliteStore(Path(folder) / "wadm.sqlite") as store:
+            waiting = recorder.cut()
+
+            async def write() -> None:
+                for first in range(0, TRADES, 1_000):
+                    await store.write(waiting.trades[first : first + 1_000], waiting.spans if first + 1_000 >= TRADES else ())
+
+            await timed("store: SQLite, durable, batches of 1,000", write, base)
+            state = await store.state()
+            print(f"{'stored':<42} {state.bytes / TRADES:7.1f} bytes a trade")
+            began = time.perf_counter()
+            await store.trades(LISTING.instrument, Window(0, 1 << 52), limit=1_000)
+            print(f"{'query: 1,000 trades':<42} {(time.perf_counter() - began) * 1e3:7.2f} ms")
+    minutes = list(tape[LISTING.instrument].minutes.values())
+    began = time.perf_counter()
+    merged = type(minutes[0]).consecutive(minutes, LISTING.scale)
+    print(f"{f'merge {len(minutes)} minutes, {len(merged.cells):,} levels':<42} {(time.perf_counter() - began) * 1e3:7.2f} ms")
+    began = time.perf_counter()
+    volume_profile(merged, tick=1)
+    print(f"{'profile of these':<42} {(time.perf_counter() - began) * 1e3:7.2f} ms")
+
+
+if __name__ == "__main__":
+    anyio.run(main)
