@@ -25,7 +25,7 @@ test: $(VENV)/ready ## run every test
 lint: $(VENV)/ready ## ruff, format check, strict types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: $(VENV)/ready ## put the code in shape
 	$(BIN)/ruff check --fix .
