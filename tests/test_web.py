@@ -80,7 +80,7 @@ async def test_a_wrong_question_is_answered_with_the_tools_own_line(query: str, 
 async def test_a_store_that_does_not_answer_is_503_and_a_crash_500_without_detail(caplog: pytest.LogCaptureFixture) -> None:
     runtime = FakeRuntime()
     async with _client(runtime) as client:
-        runtime.store.error = StoreError("the store is out of reach")
+        runtime.store.error, runtime.store.spared = StoreError("the store is out of reach"), 1
         away = await client.get("/api/trades", params=_WINDOW)
         runtime.store.error = ZeroDivisionError("secret detail")
         crashed = await client.get("/api/trades", params=_WINDOW)

@@ -62,6 +62,11 @@ class InstrumentTape:
         footprint.add(trade)
         return True
 
+    @property
+    def raw_since(self) -> int:
+        """From when on memory holds every single trade: just after the oldest one that is not yet durable; 0 when all are."""
+        return min((trade.timestamp for trade in self.unsaved.values()), default=-1) + 1
+
     def unsaved_in(self, window: Window) -> list[Trade]:
         """Trades of the window that only memory holds, in `Trade.order`."""
         return sorted((trade for trade in self.unsaved.values() if trade.timestamp in window), key=lambda trade: trade.order)

@@ -29,10 +29,11 @@ TRADES = 150
 
 
 class EmptyStore:
-    """A store without a row. `error` is raised by every read, where it is set."""
+    """A store without a row. Where `error` is set every read raises it, after as many as `spared` says."""
 
     def __init__(self) -> None:
         self.error: Exception | None = None
+        self.spared = 0
 
     async def __aenter__(self) -> Self:
         return self
@@ -90,8 +91,9 @@ class EmptyStore:
         return StoreState("empty", "memory", 0)
 
     def _check(self) -> None:
-        if self.error is not None:
+        if self.error is not None and self.spared <= 0:
             raise self.error
+        self.spared -= 1
 
 
 class _Held:

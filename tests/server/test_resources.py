@@ -108,7 +108,7 @@ async def test_a_wrong_uri_is_refused_in_one_line_of_our_own(era: str, uri: str,
 async def test_a_failing_store_and_a_crash_are_one_line_too(caplog: pytest.LogCaptureFixture) -> None:
     runtime = FakeRuntime()
     uri = "wadm://binance/spot/BTCUSDT/trades"
-    runtime.store.error = StoreError("the store is out of reach")
+    runtime.store.error, runtime.store.spared = StoreError("the store is out of reach"), 1
     assert (await _refusal(runtime, uri)).error.message == "the store is out of reach"
     runtime.store.error = ZeroDivisionError("secret detail")
     for crashed in (uri, "wadm://markets"):

@@ -129,9 +129,20 @@ async def test_an_unknown_tool_is_answered_with_the_known_ones() -> None:
     assert _text(result).startswith('tool "get_tradez" does not exist. Nearest: get_trades. Tools: list_markets, get_trades,')
 
 
-async def test_a_store_that_does_not_answer_is_told_in_its_own_line() -> None:
+async def test_without_the_store_the_live_tape_answers_and_claims_no_more_than_it_holds() -> None:
     runtime = FakeRuntime()
     runtime.store.error = StoreError("the store is out of reach; it is tried again")
+    result = await _call(runtime, "get_order_flow", {"symbol": "BTCUSDT", "exchange": "binance", "window": "1h"})
+    assert not result.is_error
+    assert result.structured_content is not None
+    coverage = result.structured_content["coverage"]
+    assert coverage["ratio"] < 1
+    assert coverage["gaps"][0][3] == "store_unreachable"
+
+
+async def test_a_store_that_fails_in_the_middle_of_a_question_is_told_in_its_own_line() -> None:
+    runtime = FakeRuntime()
+    runtime.store.error, runtime.store.spared = StoreError("the store is out of reach; it is tried again"), 1
     result = await _call(runtime, "get_trades", _WINDOW)
     assert result.is_error
     assert _text(result) == "the store is out of reach; it is tried again"

@@ -60,14 +60,21 @@ class Judgement(NamedTuple):
         return number(self.millionths, 6)
 
 
-def judge(spans: Iterable[Span], window: Window, now: int, alive_until: int | None = None, lost: Iterable[Window] = ()) -> Judgement:
+def judge(
+    spans: Iterable[Span],
+    window: Window,
+    now: int,
+    alive_until: int | None = None,
+    lost: Iterable[Window] = (),
+    before: str = "not_recorded",
+) -> Judgement:
     """How much of a window, up to `now`, the spans hold.
 
     Spans may touch, overlap and repeat. Two neighbours with basis `exact` are one when their ids leave none out, whatever time lies
     between; where ids are missing there is a gap even when the spans touch. `alive_until` is how far the newest span, if it is a
     live one, may be taken beyond its last trade; None where no connection lives. An open window is judged that far only, as long as
     it is no more than `IN_TRANSIT` behind now: what the exchange is still sending is not missing. `lost` stretches were held and
-    outlived their life.
+    outlived their life. `before` is why nothing is known of the time before the first span.
     """
     horizon = min(window.end, now)
     held = sorted(spans, key=lambda span: (span.start, span.end, span.first_seq))
@@ -80,7 +87,8 @@ def judge(spans: Iterable[Span], window: Window, now: int, alive_until: int | No
                 horizon = min(horizon, seen)
     if horizon <= window.start:
         return Judgement(0, 0, None, ())
-    gaps = [inside for gap in _gaps(held, window.start, horizon, alive_until is not None) for inside in _cut(gap, window.start, horizon)]
+    every = _gaps(held, window.start, horizon, alive_until is not None, before)
+    gaps = [inside for gap in every for inside in _cut(gap, window.start, horizon)]
     for stretch in lost:
         expired = list(_cut(Gap(stretch.start, stretch.end, None, "expired"), window.start, horizon))
         for gap in gaps:
@@ -93,12 +101,12 @@ def judge(spans: Iterable[Span], window: Window, now: int, alive_until: int | No
     return Judgement(horizon - window.start - missing, horizon - window.start, basis, tuple(gaps))
 
 
-def _gaps(held: Sequence[Span], start: int, horizon: int, living: bool) -> Iterator[Gap]:
+def _gaps(held: Sequence[Span], start: int, horizon: int, living: bool, before: str) -> Iterator[Gap]:
     """What lies before, between and after spans in order of time."""
     tail: Span | None = None
     for span in held:
         if tail is None:
-            yield Gap(min(start, span.start), span.start, None, "not_recorded")
+            yield Gap(min(start, span.start), span.start, None, before)
             tail = span
             continue
         missing = _missing(tail, span)
@@ -109,7 +117,7 @@ def _gaps(held: Sequence[Span], start: int, horizon: int, living: bool) -> Itera
             first, last = min(tail.first_seq, span.first_seq), max(tail.last_seq, span.last_seq)
             tail = msgspec.structs.replace(tail, end=max(tail.end, span.end), first_seq=first, last_seq=last)
     if tail is None:
-        yield Gap(start, horizon, None, "not_recorded")
+        yield Gap(start, horizon, None, before)
     else:
         yield Gap(min(tail.end, horizon), horizon, None, "not_yet_seen" if living else "not_recorded")
 
@@ -171,23 +179,31 @@ async def newest_trade_at(view: View, instrument: Instrument, before: int | None
 
 
 async def coverage(
-    view: View, scope: Scope, lost: Sequence[Window] = (), *, anchor: Window | None = None, anchor_lost: Sequence[Window] = ()
+    view: View,
+    scope: Scope,
+    lost: Sequence[Window] = (),
+    *,
+    anchor: Window | None = None,
+    anchor_lost: Sequence[Window] = (),
+    raw: bool = False,
 ) -> dict[str, Any]:
     """What a scope's window holds, as answers tell it; of a merged scope the worst part's values on top, and every part by exchange.
 
-    With `anchor`, the stretch that cumulative delta sums over, its coverage is told too.
+    `raw` says that single trades are told and not figures. With `anchor`, the stretch that cumulative delta sums over, its
+    coverage is told too.
     """
     parts: dict[str, tuple[Judgement, dict[str, Any]]] = {}
     anchors: list[Judgement] = []
     for instrument in scope.instruments:
         window = scope.window if anchor is None else Window(min(anchor.start, scope.window.start), scope.window.end)
         alive_until = view.alive_until(instrument)
-        spans = await view.spans(instrument, window)
-        judgement = judge(spans, scope.window, scope.now, alive_until, lost)
+        spans = await view.spans(instrument, window, raw=raw)
+        before = "store_unreachable" if view.alone else "not_recorded"
+        judgement = judge(spans, scope.window, scope.now, alive_until, lost, before)
         newest = await newest_trade_at(view, instrument, scope.now if scope.as_of else None)
         told = _told(judgement, newest, scope.now)
         if anchor is not None:
-            anchors.append(judge(spans, anchor, scope.now, alive_until, anchor_lost))
+            anchors.append(judge(spans, anchor, scope.now, alive_until, anchor_lost, before))
             told["anchor"] = {"start": iso(anchor.start), "ratio": anchors[-1].ratio}
         parts[instrument.exchange] = judgement, told
     worst = dict(min(parts.values(), key=_badness)[1])

@@ -6,16 +6,20 @@ The tape is read first and the store second, so that what moves from one to the 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from copy import copy
 from typing import Final, TypeVar
 
 import anyio
+import msgspec
 from anyio import to_thread
 
 from wadm_mcp.analytics.footprint import Bar, Footprint
+from wadm_mcp.errors import StoreError
 from wadm_mcp.model import HOUR, Instrument, Listing, Lives, Span, Timeframe, Trade, Window
 from wadm_mcp.storage.store import Store
 from wadm_mcp.tape import Tape
 
+_Row = TypeVar("_Row")
 _FIRST_WITHIN: Final = 3.0
 _MERGED_ON_LOOP: Final = 20
 """Footprints up to this many are merged at once; more go to a worker thread."""
@@ -24,7 +28,8 @@ _MERGED_ON_LOOP: Final = 20
 class View:
     """Reads the tape of followed instruments. `clock` gives now (ms). `markets` is the configured order; the first is the default.
 
-    `lives` is how long the store keeps what it holds, None for ever.
+    `lives` is how long the store keeps what it holds, None for ever. A question reads through a `reading` of its own: if the store
+    does not answer its first look, the whole question is answered from the live tape, and claims no more than that holds.
     """
 
     def __init__(
@@ -42,6 +47,14 @@ class View:
         self.markets = tuple(markets)
         self.exchanges = tuple(exchanges)
         self.lives = lives
+        self.alone: bool | None = None
+        """Does this reading do without the store? None until the store was first asked."""
+
+    def reading(self) -> View:
+        """A view for one question."""
+        one = copy(self)
+        one.alone = None
+        return one
 
     async def begun(self) -> None:
         """Waits, for a moment only, until something is followed: a first question may come before the exchanges told what they list."""
@@ -62,7 +75,7 @@ class View:
     ) -> list[Trade]:
         """Up to `limit` trades of the window in `Trade.order`: the first after `after`, or with `newest` the last ones."""
         unsaved = self._tape[instrument].unsaved_in(window)
-        stored = await self._store.trades(instrument, window, after=after, limit=limit, newest=newest)
+        stored = await self._stored(lambda: self._store.trades(instrument, window, after=after, limit=limit, newest=newest))
         known = {trade.order for trade in stored}
         both = [*stored, *(trade for trade in unsaved if trade.order not in known and (after is None or trade.order > after))]
         both.sort(key=lambda trade: trade.order)
@@ -73,7 +86,8 @@ class View:
         live = self._live(instrument, window)
 
         async def stored(timeframe: Timeframe, part: Window) -> dict[int, Footprint]:
-            return {row.start: row.footprint for row in await self._store.footprints(instrument, timeframe, part)}
+            rows = await self._stored(lambda: self._store.footprints(instrument, timeframe, part))
+            return {row.start: row.footprint for row in rows}
 
         pieces = await _coarsest((Timeframe.D1, Timeframe.H1, Timeframe.M1), window, live, stored)
         scale = self._tape[instrument].listing.scale
@@ -86,7 +100,7 @@ class View:
         live = {start: footprint.bar for start, footprint in self._live(instrument, window).items()}
 
         async def stored(timeframe: Timeframe, part: Window) -> dict[int, Bar]:
-            return {row.start: row.bar for row in await self._store.order_flow(instrument, timeframe, part)}
+            return {row.start: row.bar for row in await self._stored(lambda: self._store.order_flow(instrument, timeframe, part))}
 
         bars: dict[int, Bar] = {}
         for start, bar in (await _coarsest(_LADDERS[timeframe], window, live, stored)).items():
@@ -94,13 +108,33 @@ class View:
             bars[of] = bars[of].then(bar) if of in bars else bar
         return {start: bar for start, bar in bars.items() if bar.trade_count}
 
-    async def spans(self, instrument: Instrument, window: Window) -> list[Span]:
-        """Coverage that touches the window, oldest first, with the nearest neighbours: the process's own knowledge above the store's."""
-        held = self._tape[instrument].held
-        live = list(held.spans) if held is not None else []
-        stored = await self._store.spans(instrument, window)
+    async def spans(self, instrument: Instrument, window: Window, *, raw: bool = False) -> list[Span]:
+        """Coverage that touches the window, oldest first, with the nearest neighbours: the process's own knowledge above the store's.
+
+        Without the store it is what the live tape vouches for: of its figures, or with `raw` of its single trades.
+        """
+        tape = self._tape[instrument]
+        stored = await self._stored(lambda: self._store.spans(instrument, window))
+        live = list(tape.held.spans) if tape.held is not None else []
+        if self.alone:
+            since = tape.raw_since if raw else tape.settled_until
+            return [msgspec.structs.replace(span, start=max(span.start, since)) for span in live if since and span.end > since]
         starts = {span.start for span in live}
         return sorted([*live, *(span for span in stored if span.start not in starts)], key=lambda span: (span.start, span.end))
+
+    async def _stored(self, read: Callable[[], Awaitable[list[_Row]]]) -> list[_Row]:
+        """What the store says; nothing where this reading does without it. `StoreError` when it fails in the middle of a question."""
+        if self.alone:
+            return []
+        try:
+            rows = await read()
+        except StoreError:
+            if self.alone is False:
+                raise
+            self.alone = True
+            return []
+        self.alone = False
+        return rows
 
     def _live(self, instrument: Instrument, window: Window) -> dict[int, Footprint]:
         """Copies of the tape's minutes: the tape goes on while a question waits for the store or a thread."""

@@ -51,7 +51,7 @@ class Question(NamedTuple):
         await runtime.view.begun()
         asked = {name: value for name, value in given.items() if value is not None}
         missing = {name: None for name, default in arguments.items() if default is NEEDED and name not in asked}
-        served = {"view": runtime.view, "health": runtime.health}
+        served = {"view": runtime.view.reading(), "health": runtime.health}
         return await self.query(**{name: served[name] for name in _SERVED if name in self._parameters}, **missing, **asked)
 
     def _unknown(self, argument: str, runtime: Runtime) -> QueryError:

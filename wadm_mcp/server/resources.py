@@ -11,15 +11,11 @@ from mcp_types import Resource
 from wadm_mcp.errors import QueryError
 from wadm_mcp.model import Instrument, Timeframe
 from wadm_mcp.queries.arguments import shown
-from wadm_mcp.queries.coverage import coverage, lost_trades
-from wadm_mcp.queries.figures import table
 from wadm_mcp.queries.numbers import iso
-from wadm_mcp.queries.scope import ask, read_scope
-from wadm_mcp.queries.trades import COLUMNS, _row
-from wadm_mcp.queries.view import View
+from wadm_mcp.queries.trades import newest_trades
 from wadm_mcp.server.context import Runtime
 from wadm_mcp.server.guide import GUIDE
-from wadm_mcp.server.questions import MARKETS, ORDER_FLOW, TRADES, VOLUME_PROFILE, Answer
+from wadm_mcp.server.questions import MARKETS, ORDER_FLOW, VOLUME_PROFILE
 from wadm_mcp.server.tools import compact
 
 _JSON: Final = "application/json"
@@ -46,7 +42,9 @@ def declare(server: MCPServer[Any], runtime: Runtime) -> None:
     @server.resource("wadm://{exchange}/{market}/{symbol}/trades", title="Newest trades", mime_type=_JSON)
     async def trades(exchange: str, market: str, symbol: str) -> str:
         """The last 100 trades of the last 15 minutes, oldest first. exchange: binance, bybit or all."""
-        return compact(await _newest_trades(runtime.view, symbol, exchange, market))
+        await runtime.view.begun()
+        asked = {"symbol": symbol, "exchange": exchange, "market": market, "window": _WINDOW}
+        return compact(await newest_trades(runtime.view.reading(), limit=_TRADES, **asked))
 
     @server.resource(
         "wadm://{exchange}/{market}/{symbol}/volume-profile/{timeframe}", title="Volume profile of the open bar", mime_type=_JSON
@@ -73,15 +71,6 @@ def concrete(followed: Iterable[Instrument]) -> list[Resource]:
         for exchange, market, symbol in followed
         for kind in ("trades", f"volume-profile/{Timeframe.H1}", f"order-flow/{Timeframe.M1}")
     ]
-
-
-async def _newest_trades(view: View, symbol: str, exchange: str, market: str) -> Answer:
-    """As get_trades answers, but the last rows of the window instead of the first."""
-    scope = read_scope(view, ask(view, TRADES.name), symbol=symbol, exchange=exchange, market=market, window=_WINDOW)
-    covered = await coverage(view, scope, lost_trades(view.lives, view.clock(), scope.window))
-    found = [trade for one in scope.instruments for trade in await view.trades(one, scope.window, limit=_TRADES, newest=True)]
-    found.sort(key=lambda trade: (trade.timestamp, trade.instrument.exchange, trade.order))
-    return {**scope.heading(covered), "trades": table(COLUMNS, [_row(trade) for trade in found[-_TRADES:]]), "next_cursor": None}
 
 
 def _timeframe(runtime: Runtime, kind: str, given: str) -> Timeframe:
