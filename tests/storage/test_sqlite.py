@@ -19,7 +19,7 @@ import pytest
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from wadm_mcp.errors import StoreError
-from wadm_mcp.model import DAY, MINUTE, Timeframe, Window
+from wadm_mcp.model import DAY, HOUR, MINUTE, Timeframe, Window
 from wadm_mcp.storage import sqlite_expiry, sqlite_schema
 from wadm_mcp.storage.sqlite import SqliteStore
 from wadm_mcp.storage.store import Derived, Lives
@@ -431,6 +431,64 @@ async def test_a_kill_between_writes_loses_nothing_acknowledged(path: Path, kill
     acknowledged = await killed(path, kill_after=kill_after)
     assert acknowledged >= kill_after
     assert await whole_batches(path) in (acknowledged, acknowledged + 1)
+
+
+async def test_each_kind_of_data_leaves_at_the_end_of_its_own_life(path: Path) -> None:
+    async with SqliteStore(path) as store:
+        now, lives = T0 + 100 * DAY, Lives(trades=DAY, minutes=10 * DAY, hours=50 * DAY)
+        ages = [now - age * DAY for age in (60, 20, 5, 0)]
+        for instrument in (BTC, ETH):
+            await store.write([trade(at, at, instrument=instrument) for at in ages], [(instrument, span(at - 1, at)) for at in ages])
+            for timeframe in Timeframe:
+                await store.derive(
+                    Derived(
+                        [stored_footprint(at, instrument=instrument, timeframe=timeframe) for at in ages],
+                        [profile(at, instrument=instrument, timeframe=timeframe) for at in ages],
+                        [order_flow(at, instrument=instrument, timeframe=timeframe) for at in ages],
+                    )
+                )
+        await store.derive(Derived(settles=await store.marks()))
+        deleted = 0
+        while went := await store.expire(now, lives):
+            deleted += went
+        for instrument in (BTC, ETH):
+            assert [one.timestamp for one in await every_trade(store, instrument)] == ages[3:]
+            assert [one.end for one in await store.spans(instrument, EVER)] == ages[1:]
+            for timeframe in Timeframe:
+                kept = ages[2:] if timeframe.ms < HOUR else ages[1:]
+                assert [one.start for one in await store.footprints(instrument, timeframe, EVER)] == kept
+                assert [one.start for one in await store.profiles(instrument, timeframe, EVER)] == kept
+                assert [one.start for one in await store.order_flow(instrument, timeframe, EVER)] == kept
+        assert deleted == 2 * (3 + 1 + 3 * (4 * 2 + 3 * 1))
+
+
+async def test_a_span_across_the_end_of_its_life_stays_whole(path: Path) -> None:
+    async with SqliteStore(path) as store:
+        now = T0 + 10 * DAY
+        across = span(T0, T0 + 6 * DAY)
+        await store.write([], [(BTC, span(T0 - 9, T0 - 5)), (BTC, across)])
+        await store.expire(now, Lives(DAY, DAY, 5 * DAY))
+        assert await store.spans(BTC, EVER) == [across]
+
+
+async def test_volume_profiles_come_back_as_they_were_and_none_replaces_one_that_lost_its_trades(path: Path) -> None:
+    sums = profile(T0 + MINUTE, [trade(seq, price=2**62, quantity=2**63 - 1) for seq in range(5)], revision=1)
+    empty = profile(T0 + 2 * MINUTE)
+    assert empty.profile is None
+    async with SqliteStore(path) as store:
+        await store.derive(Derived(profiles=[empty, sums, profile(T0, [trade(1)])]))
+        assert await store.profiles(BTC, Timeframe.M1, EVER) == [profile(T0, [trade(1)]), sums, empty]
+        assert await store.profiles(BTC, Timeframe.M1, Window(T0, T0 + MINUTE)) == [profile(T0, [trade(1)])]
+        await store.derive(Derived(profiles=[profile(T0, revision=1), profile(T0 + MINUTE)]))
+        assert await store.profiles(BTC, Timeframe.M1, EVER) == [profile(T0, revision=1), sums, empty]
+        assert await store.profiles(BTC, Timeframe.H1, EVER) == []
+
+
+async def test_the_size_grows_with_what_is_written(path: Path) -> None:
+    async with SqliteStore(path) as store:
+        before = await store.state()
+        await store.write([trade(seq, T0 + seq) for seq in range(5_000)], [])
+        assert (await store.state()).bytes > before.bytes
 
 
 async def test_expiry_is_bounded_and_the_file_shrinks_with_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

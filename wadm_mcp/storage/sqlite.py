@@ -135,6 +135,7 @@ class SqliteStore(Store):
         return await self._derived("order_flow", sqlite_rows.FIND_ORDER_FLOW, sqlite_rows.order_flow_of, instrument, timeframe, window)
 
     async def profiles(self, instrument: Instrument, timeframe: Timeframe, window: Window) -> list[Profile]:
+        """Volume profiles whose start lies in the window, oldest first."""
         return await self._derived("profiles", sqlite_rows.FIND_PROFILES, sqlite_rows.profile_of, instrument, timeframe, window)
 
     async def spans(self, instrument: Instrument, window: Window) -> list[Span]:

@@ -77,7 +77,10 @@ class StoreState(NamedTuple):
 
 
 class Store(Protocol):
-    """Where things rest. Entered once as a context manager; `StoreError` when the store cannot be used, by name and with what to do."""
+    """Where things rest, entered as a context manager; `StoreError` when the store cannot be used, by name and with what to do.
+
+    Volume profiles are written for those who read the store itself; answers come from footprints.
+    """
 
     async def __aenter__(self) -> Self: ...
 
@@ -129,16 +132,12 @@ class Store(Protocol):
         """Order flow whose start lies in the window, oldest first."""
         ...
 
-    async def profiles(self, instrument: Instrument, timeframe: Timeframe, window: Window) -> list[Profile]:
-        """Volume profiles whose start lies in the window, oldest first."""
-        ...
-
     async def spans(self, instrument: Instrument, window: Window) -> list[Span]:
         """Coverage that touches the window, oldest first, and the nearest span before it and after it where there is one."""
         ...
 
     async def expire(self, now: int, lives: Lives) -> int:
-        """Delete a bounded amount of what outlived its life; how many rows went."""
+        """Delete a bounded amount of what outlived its life; how many rows went. 0 where the store's own server deletes."""
         ...
 
     async def state(self) -> StoreState:

@@ -1,0 +1,364 @@
+"""The one place that turns values into documents of the MongoDB store and back.
+
+`trades`, `volume_profiles` and `order_flow` are the owner's data model: prices and quantities are Decimal128 whose exponent is the
+scale, never normalised, so that the integers come back as they were; times are UTC dates. `footprints` and `bars` are packed and ours.
+A document that cannot be read raises `ValueError`, `TypeError` or `KeyError`; the store says which document that was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal, InvalidOperation
+from functools import lru_cache
+from hashlib import blake2b
+from struct import Struct
+from struct import error as struct_error
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from bson.binary import Binary
+from bson.datetime_ms import DatetimeMS
+from bson.decimal128 import Decimal128
+from bson.int64 import Int64
+from bson.objectid import ObjectId
+from bson.raw_bson import RawBSONDocument
+
+from wadm_mcp.analytics.footprint import Bar, Footprint
+from wadm_mcp.analytics.order_flow import imbalance_ratio
+from wadm_mcp.analytics.volume_profile import Node
+from wadm_mcp.model import SECOND, Basis, Instrument, Listing, Scale, Span, Timeframe, Trade, TradeType
+from wadm_mcp.storage.store import Mark, OrderFlow, Profile, StoredFootprint
+
+Document: TypeAlias = dict[str, Any]
+
+TRADE_FIELDS: Final = {"_id": 0, "price": 1, "quantity": 1, "timestamp": 1, "trade_type": 1, "trade_id": 1, "fills": 1, "seq": 1}
+"""What `trade_of` reads of a document."""
+
+_DIGITS: Final = 34
+"""Decimal digits that a Decimal128 holds."""
+_BIAS: Final = 6176
+_COEFFICIENT: Final = 113
+"""Bits of the coefficient; above it lie 14 bits of exponent and the sign."""
+_HIGH: Final = _COEFFICIENT - 64
+_LARGEST: Final = 10**_DIGITS
+_BUY: Final = TradeType.BUY
+_SIDES: Final = {side.value: side for side in TradeType}
+
+
+def date(timestamp: int) -> DatetimeMS:
+    """A time in milliseconds as a BSON date; beyond 64 bits the last date there is."""
+    return DatetimeMS(max(-(1 << 63), min(timestamp, (1 << 63) - 1)))
+
+
+def decimal128(value: int, decimals: int) -> Decimal128:
+    """An integer at a scale as Decimal128, exact up to 34 digits; longer ones, only ever sums, are rounded half to even.
+
+    Encoded from the integer (IEEE 754-2008, binary integer decimal): by way of text it takes five times as long.
+    """
+    coefficient, exponent = abs(value), -decimals
+    if coefficient >= _LARGEST:
+        coefficient, exponent = _rounded(coefficient, exponent)
+    bits = (value < 0) << 127 | (exponent + _BIAS) << _COEFFICIENT | coefficient
+    return Decimal128.from_bid(bits.to_bytes(16, "little"))
+
+
+def integer_of(value: Decimal128) -> tuple[int, int]:
+    """The integer and its decimals that a Decimal128 stands for; `ValueError` for one that is no number."""
+    bits = int.from_bytes(value.bid, "little")
+    exponent = (bits >> _COEFFICIENT & 0x3FFF) - _BIAS
+    if bits >> 125 & 3 == 3:
+        raise ValueError(f"{value} is not a number that is stored")
+    coefficient = bits & (1 << _COEFFICIENT) - 1
+    integer = -coefficient if bits >> 127 else coefficient
+    return (integer, -exponent) if exponent <= 0 else (integer * 10**exponent, 0)
+
+
+def trade_document(trade: Trade) -> RawBSONDocument:
+    """A document of `trades`, its BSON written straight from the integers: a trade is what there are most of.
+
+    Its `_id` is the trade's second and 64 bits of hash of its identity, so that a trade stored twice is one document.
+    `ValueError` for a number that 64 bits (`fills`: 32) cannot hold.
+    """
+    form = _form(trade.instrument)
+    side = form.buy if trade.trade_type is _BUY else form.sell
+    trade_id = trade.trade_id.encode()
+    price_decimals, quantity_decimals = trade.scale
+    identity = form.identity.copy()
+    identity.update(trade_id)
+    try:
+        head = side.head.pack(
+            side.size + len(trade_id),
+            b"\x07_id\0",
+            (trade.timestamp // SECOND & 0xFFFFFFFF).to_bytes(4, "big") + identity.digest(),
+            form.before_price,
+            trade.price,
+            _BIAS - price_decimals << _HIGH,
+            b"\x13quantity\0",
+            trade.quantity,
+            _BIAS - quantity_decimals << _HIGH,
+            b"\x09timestamp\0",
+            trade.timestamp,
+            side.before_id,
+            len(trade_id) + 1,
+        )
+        tail = form.tail.pack(form.after_id, trade.fills, b"\x12seq\0", trade.seq)
+    except struct_error as error:
+        raise ValueError(f"trade {trade.trade_id} of {trade.instrument} has a number that is too large or negative ({error})") from None
+    return RawBSONDocument(head + trade_id + tail)
+
+
+def trade_of(instrument: Instrument, document: Mapping[str, Any]) -> Trade:
+    """A trade from its document."""
+    price, price_decimals = integer_of(document["price"])
+    quantity, quantity_decimals = integer_of(document["quantity"])
+    return Trade(
+        instrument,
+        int(document["timestamp"]),
+        int(document["seq"]),
+        document["trade_id"],
+        price,
+        quantity,
+        _SIDES[document["trade_type"]],
+        document["fills"],
+        _scale(price_decimals, quantity_decimals),
+    )
+
+
+def profile_document(stored: Profile) -> Document:
+    """A document of `volume_profiles`. A bar without trades has no POC, VAH, VAL and no nodes."""
+    profile = stored.profile
+    document: Document = {
+        "_id": derived_id(stored.instrument, stored.timeframe, stored.start),
+        "symbol": stored.instrument.symbol,
+        "timeframe": stored.timeframe.value,
+        "start_time": date(stored.start),
+        "end_time": date(stored.start + stored.timeframe.ms),
+        "poc": None,
+        "vah": None,
+        "val": None,
+        "nodes": [],
+        "exchange": stored.instrument.exchange,
+        "market": stored.instrument.market,
+        "row_size": None,
+        "method": None,
+        "revision": stored.revision,
+    }
+    if profile is not None:
+        decimals = profile.scale.price
+        document.update(
+            poc=decimal128(profile.poc, decimals),
+            vah=decimal128(profile.vah, decimals),
+            val=decimal128(profile.val, decimals),
+            nodes=[_node(node, profile.scale) for node in profile.nodes],
+            row_size=decimal128(profile.row, decimals),
+            method=profile.method,
+        )
+    return document
+
+
+def order_flow_document(stored: OrderFlow) -> Document:
+    """A document of `order_flow`. `imbalance_ratio` is a double of six decimals; what cannot be computed is null."""
+    bar = stored.bar
+    prices, quantities = bar.scale
+    imbalance = imbalance_ratio(bar.buy_volume, bar.sell_volume)
+    return {
+        "_id": derived_id(stored.instrument, stored.timeframe, stored.start),
+        "symbol": stored.instrument.symbol,
+        "timeframe": stored.timeframe.value,
+        "timestamp": date(stored.start),
+        "delta": decimal128(bar.delta, quantities),
+        "cumulative_delta": decimal128(stored.cumulative_delta, quantities),
+        "volume": decimal128(bar.volume, quantities),
+        "buy_volume": decimal128(bar.buy_volume, quantities),
+        "sell_volume": decimal128(bar.sell_volume, quantities),
+        "imbalance_ratio": None if imbalance is None else float(imbalance),
+        "exchange": stored.instrument.exchange,
+        "market": stored.instrument.market,
+        "open": _optional(bar.open, prices),
+        "high": _optional(bar.high, prices),
+        "low": _optional(bar.low, prices),
+        "close": _optional(bar.close, prices),
+        "trade_count": Int64(bar.trade_count),
+        "min_delta": _optional(bar.min_delta, quantities),
+        "max_delta": _optional(bar.max_delta, quantities),
+        "revision": stored.revision,
+    }
+
+
+def footprint_document(stored: StoredFootprint) -> Document:
+    """A document of `footprints`."""
+    return {**_packed(stored), "packed": Binary(stored.footprint.pack())}
+
+
+def footprint_of(instrument: Instrument, timeframe: Timeframe, document: Mapping[str, Any]) -> StoredFootprint:
+    """A footprint from its document."""
+    return StoredFootprint(
+        instrument, timeframe, int(document["start_time"]), Footprint.unpack(document["packed"]), int(document["revision"])
+    )
+
+
+def bar_document(stored: OrderFlow) -> Document:
+    """A document of `bars`: what `order_flow` cannot give back. A cumulative delta may pass 64 bits, so it rests as text."""
+    return {**_packed(stored), "packed": Binary(stored.bar.pack()), "cumulative_delta": str(stored.cumulative_delta)}
+
+
+def bar_of(instrument: Instrument, timeframe: Timeframe, document: Mapping[str, Any]) -> OrderFlow:
+    """Order flow from a document of `bars`."""
+    bar, total = Bar.unpack(document["packed"]), int(document["cumulative_delta"])
+    return OrderFlow(instrument, timeframe, int(document["start_time"]), bar, total, int(document["revision"]))
+
+
+def span_document(instrument: Instrument, span: Span) -> Document:
+    """A document of `coverage`."""
+    return {
+        "_id": _hashed(span.start, instrument, "coverage"),
+        **instrument._asdict(),
+        "start": date(span.start),
+        "end": date(span.end),
+        "first_seq": Int64(span.first_seq),
+        "last_seq": Int64(span.last_seq),
+        "basis": span.basis.value,
+        "reason": span.reason,
+        "opened_by": span.opened_by,
+    }
+
+
+def span_of(document: Mapping[str, Any]) -> Span:
+    """A span from its document."""
+    return Span(
+        int(document["start"]),
+        int(document["end"]),
+        int(document["first_seq"]),
+        int(document["last_seq"]),
+        Basis(document["basis"]),
+        document["reason"],
+        document["opened_by"],
+    )
+
+
+def mark_id(instrument: Instrument, minute: int) -> Document:
+    """`_id` of a document of `marks`: sorted by it they come oldest first."""
+    return {"minute": date(minute), **instrument._asdict()}
+
+
+def mark_of(document: Mapping[str, Any]) -> Mark:
+    """A mark from its document."""
+    names = dict(document["_id"])
+    minute = int(names.pop("minute"))
+    return Mark(Instrument(**names), minute, int(document["writes"]))
+
+
+def listing_document(listing: Listing) -> Document:
+    """A document of `listings`; its steps rest as text, which holds any decimal."""
+    return {
+        "_id": str(listing.instrument),
+        **listing.instrument._asdict(),
+        "tick": str(listing.tick),
+        "lot": str(listing.lot),
+        "trading": listing.trading,
+    }
+
+
+def listing_of(document: Mapping[str, Any]) -> Listing:
+    """A listing from its document."""
+    instrument = Instrument(document["exchange"], document["market"], document["symbol"])
+    try:
+        return Listing(instrument, Decimal(document["tick"]), Decimal(document["lot"]), document["trading"])
+    except InvalidOperation:
+        raise ValueError(f"{document['tick']!r} and {document['lot']!r} are not decimals") from None
+
+
+def described(document: Mapping[str, Any]) -> str:
+    """Which document of its collection this is, for an error."""
+    name = next(name for name in ("trade_id", "start_time", "start", "_id") if name in document)
+    value = document[name]
+    return f"{name} {int(value) if isinstance(value, DatetimeMS) else value}"
+
+
+def derived_id(instrument: Instrument, timeframe: Timeframe, start: int) -> ObjectId:
+    """`_id` of whatever is derived for one bar: the same each time it is derived."""
+    return _hashed(start, instrument, timeframe.value)
+
+
+def _hashed(start: int, instrument: Instrument, kind: str) -> ObjectId:
+    digest = blake2b(f"{instrument}\0{kind}\0{start}".encode(), digest_size=8).digest()
+    return ObjectId((start // SECOND & 0xFFFFFFFF).to_bytes(4, "big") + digest)
+
+
+def _packed(stored: StoredFootprint | OrderFlow) -> Document:
+    return {
+        "_id": derived_id(stored.instrument, stored.timeframe, stored.start),
+        **stored.instrument._asdict(),
+        "timeframe": stored.timeframe.value,
+        "start_time": date(stored.start),
+        "revision": stored.revision,
+    }
+
+
+def _node(node: Node, scale: Scale) -> Document:
+    return {
+        "price_level": decimal128(node.price, scale.price),
+        "volume": decimal128(node.volume, scale.quantity),
+        "buy_volume": decimal128(node.buy_volume, scale.quantity),
+        "sell_volume": decimal128(node.sell_volume, scale.quantity),
+        "trade_count": Int64(node.trade_count),
+    }
+
+
+def _optional(value: int | None, decimals: int) -> Decimal128 | None:
+    return None if value is None else decimal128(value, decimals)
+
+
+def _rounded(coefficient: int, exponent: int) -> tuple[int, int]:
+    """The nearest coefficient of 34 digits, half to even, and its exponent."""
+    surplus = len(str(coefficient)) - _DIGITS
+    whole, rest = divmod(coefficient, 10**surplus)
+    half = 5 * 10 ** (surplus - 1)
+    whole += rest > half or (rest == half and whole & 1)
+    return (whole, exponent + surplus) if whole < _LARGEST else (whole // 10, exponent + surplus + 1)
+
+
+@lru_cache(maxsize=1024)
+def _scale(price: int, quantity: int) -> Scale:
+    """Shared, for a page of trades holds thousands of them."""
+    return Scale(price, quantity)
+
+
+class _Side(NamedTuple):
+    """What is constant in the documents of one instrument's trades of one side."""
+
+    head: Struct
+    size: int
+    """Bytes of the document without those of its `trade_id`."""
+    before_id: bytes
+
+
+class _Form(NamedTuple):
+    """What is constant in the documents of one instrument's trades."""
+
+    identity: blake2b
+    before_price: bytes
+    buy: _Side
+    sell: _Side
+    after_id: bytes
+    tail: Struct
+
+
+@lru_cache(maxsize=1024)
+def _form(instrument: Instrument) -> _Form:
+    before_price = _text("symbol", instrument.symbol) + b"\x13price\0"
+    after_id = b"\0" + _text("exchange", instrument.exchange) + _text("market", instrument.market) + b"\x10fills\0"
+    # The pad byte at the end is the one that ends a document.
+    tail = Struct(f"<{len(after_id)}si5sqx")
+    buy, sell = (_side(trade_type, before_price, tail) for trade_type in TradeType)
+    return _Form(blake2b(f"{instrument}\0".encode(), digest_size=8), before_price, buy, sell, after_id, tail)
+
+
+def _side(trade_type: TradeType, before_price: bytes, tail: Struct) -> _Side:
+    before_id = _text("trade_type", trade_type) + b"\x02trade_id\0"
+    head = Struct(f"<i5s12s{len(before_price)}sQQ10sQQ11sq{len(before_id)}si")
+    return _Side(head, head.size + tail.size, before_id)
+
+
+def _text(name: str, value: str) -> bytes:
+    encoded = value.encode()
+    return b"\x02" + name.encode() + b"\0" + (len(encoded) + 1).to_bytes(4, "little") + encoded + b"\0"
