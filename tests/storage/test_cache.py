@@ -1,0 +1,459 @@
+"""The contract of a cache, in process and in a real redis-server, and what a Redis in trouble costs: only time, and little of that."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager
+from itertools import pairwise
+
+import anyio
+import pytest
+from anyio.abc import SocketStream
+from hypothesis import given
+from hypothesis import strategies as st
+from redis import Redis
+from redis.exceptions import BusyLoadingError
+
+from tests.market import Clock
+from tests.redis_server import RedisServer, given_redis_url, redis_binary
+from wadm_mcp.errors import SettingError
+from wadm_mcp.health import Health, State
+from wadm_mcp.storage.cache import Cache, InProcessCache, seal, tape_name, unseal
+from wadm_mcp.storage.redis_cache import ANSWER_WITHIN, CONNECT_WITHIN, PART, RedisCache, _explained
+
+pytestmark = pytest.mark.anyio
+
+SECRET = "s3cret-word"
+LIFE = 60.0
+PATIENT = 5.0
+"""Seconds for an answer in tests where Redis is well; a loaded machine makes it slow."""
+
+
+class Seconds:
+    """A monotonic clock that goes when told."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture(scope="module")
+def shared_url() -> Generator[str]:
+    """A healthy Redis for the tests that leave it so."""
+    given = given_redis_url()
+    if given is not None:
+        yield given
+        return
+    with RedisServer(redis_binary()) as server:
+        yield server.url
+
+
+@pytest.fixture
+def server() -> Generator[RedisServer]:
+    """A Redis to be ill-treated."""
+    with RedisServer(redis_binary()) as own:
+        yield own
+
+
+@pytest.fixture
+def health() -> Health:
+    return Health(Clock())
+
+
+@pytest.fixture(params=["in process", "redis"])
+async def cache(request: pytest.FixtureRequest) -> AsyncGenerator[Cache]:
+    """An open, empty cache of each kind."""
+    if request.param == "in process":
+        async with InProcessCache() as opened:
+            yield opened
+    else:
+        tape = tape_name(f"{os.getpid()} {time.time_ns()}")
+        async with RedisCache(request.getfixturevalue("shared_url"), tape, Health(Clock()), answer_within=PATIENT) as opened:
+            yield opened
+
+
+@asynccontextmanager
+async def redis_cache(url: str, health: Health, clock: Seconds | None = None, answer_within: float = PATIENT) -> AsyncGenerator[RedisCache]:
+    tape = tape_name("a tape")
+    async with RedisCache(url, tape, health, answer_within=answer_within, monotonic=clock or time.monotonic) as opened:
+        yield opened
+
+
+def line_of(health: Health) -> str:
+    """What health says of a cache that is down: one line without a secret."""
+    report = health.parts[PART]
+    assert report.state is State.DOWN
+    assert report.detail.isprintable()
+    assert SECRET not in report.detail
+    return report.detail
+
+
+async def test_values_come_back_in_the_order_of_their_keys(cache: Cache) -> None:
+    await cache.put("one", b"\x01", LIFE)
+    await cache.put("two", b"", LIFE)
+    await cache.put("large", bytes(range(256)) * 4_000, LIFE)
+    assert await cache.get(["two", "none", "one"]) == [b"", None, b"\x01"]
+    assert await cache.get(["large"]) == [bytes(range(256)) * 4_000]
+    assert await cache.get([]) == []
+
+
+async def test_a_later_value_takes_the_place_of_an_earlier_one(cache: Cache) -> None:
+    await cache.put("key", b"old", LIFE)
+    await cache.put("key", b"new", LIFE)
+    assert await cache.get(["key"]) == [b"new"]
+
+
+async def test_what_is_forgotten_is_gone_and_nothing_else_is(cache: Cache) -> None:
+    for key in ("one", "two", "three"):
+        await cache.put(key, key.encode(), LIFE)
+    await cache.forget(["one", "three", "never held"])
+    await cache.forget([])
+    assert await cache.get(["one", "two", "three"]) == [None, b"two", None]
+
+
+async def test_an_entry_without_a_life_is_not_held(cache: Cache) -> None:
+    await cache.put("key", b"value", 0)
+    await cache.put("other", b"value", -1)
+    assert await cache.get(["key", "other"]) == [None, None]
+
+
+async def test_hits_and_misses_are_counted(cache: Cache) -> None:
+    await cache.put("key", b"value", LIFE)
+    await cache.get(["key", "none", "none either"])
+    assert cache.state.ok
+    assert (cache.state.hits, cache.state.misses, cache.state.failures) == (1, 2, 0)
+
+
+async def test_an_entry_in_process_lives_as_long_as_told() -> None:
+    clock = Seconds()
+    async with InProcessCache(monotonic=clock) as cache:
+        await cache.put("key", b"value", 2.0)
+        clock.now += 1.999
+        assert await cache.get(["key"]) == [b"value"]
+        clock.now += 0.001
+        assert await cache.get(["key"]) == [None]
+        assert cache.bytes == 0
+
+
+async def test_the_least_recently_used_entry_leaves_first() -> None:
+    async with InProcessCache(1_000) as cache:
+        for key in ("a", "b", "c"):
+            await cache.put(key, b"x" * 50, LIFE)
+        await cache.get(["a"])
+        await cache.put("d", b"x" * 50, LIFE)
+        assert await cache.get(["a", "b", "c", "d"]) == [b"x" * 50, None, b"x" * 50, b"x" * 50]
+
+
+async def test_a_value_larger_than_the_cache_is_not_held_and_drives_nothing_out() -> None:
+    async with InProcessCache(1_000) as cache:
+        await cache.put("small", b"x", LIFE)
+        await cache.put("small too", b"x", LIFE)
+        await cache.put("small", b"x" * 1_000, LIFE)
+        assert await cache.get(["small", "small too"]) == [None, b"x"]
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("put"), st.sampled_from("abcdé"), st.integers(0, 700)),
+            st.tuples(st.just("forget"), st.sampled_from("abcdé"), st.just(0)),
+            st.tuples(st.just("get"), st.sampled_from("abcdé"), st.just(0)),
+            st.tuples(st.just("wait"), st.just(""), st.integers(0, 40)),
+        ),
+        max_size=60,
+    )
+)
+async def test_the_bytes_held_in_process_are_counted_exactly_and_bounded(steps: list[tuple[str, str, int]]) -> None:
+    clock = Seconds()
+    async with InProcessCache(2_000, monotonic=clock) as cache:
+        newest: dict[str, tuple[bytes, float]] = {}
+        for step, key, size in steps:
+            if step == "put":
+                value = os.urandom(size)
+                await cache.put(key, value, 30.0)
+                newest[key] = value, clock.now + 30.0
+            elif step == "forget":
+                await cache.forget([key])
+                newest.pop(key, None)
+            elif step == "wait":
+                clock.now += size
+            else:
+                (found,) = await cache.get([key])
+                value, until = newest.get(key, (None, 0.0))
+                assert found is None or (found == value and clock.now < until)
+            assert cache.bytes == sum(len(key.encode()) + len(value) + 256 for key, (_, value) in cache._entries.items())
+            assert cache.bytes <= 2_000
+
+
+def test_a_value_of_another_version_is_not_read() -> None:
+    assert unseal(seal(b"value")) == b"value"
+    assert unseal(b"\x02value") is None
+    assert unseal(b"") is None
+
+
+async def test_every_entry_in_redis_has_its_namespace_its_version_and_a_life(server: RedisServer, health: Health) -> None:
+    async with redis_cache(server.url, health) as cache:
+        await cache.put("key", b"value", LIFE)
+        await cache.put("brief", b"value", 0.000_1)
+        await cache.look()
+    with Redis(port=server.port) as raw:
+        names = [bytes(name) for name in raw.scan_iter()]
+        assert f"wadm:1:{tape_name('a tape')}:key".encode() in names
+        for name in names:
+            assert name.decode().startswith(f"wadm:1:{tape_name('a tape')}:")
+            assert raw.pttl(name) != -1
+        assert 0 < raw.pttl(f"wadm:1:{tape_name('a tape')}:key") <= LIFE * 1_000
+        assert raw.get(f"wadm:1:{tape_name('a tape')}:key") == b"\x01value"
+
+
+async def test_what_cannot_be_read_is_a_miss_and_forgotten(server: RedisServer, health: Health) -> None:
+    async with redis_cache(server.url, health) as cache:
+        await cache.put("ours", b"value", LIFE)
+        prefix = f"wadm:1:{tape_name('a tape')}:"
+        with Redis(port=server.port) as raw:
+            raw.set(f"{prefix}foreign", b"\x02value")
+            raw.rpush(f"{prefix}list", b"value")
+            assert await cache.get(["foreign", "ours", "list"]) == [None, b"value", None]
+            assert not raw.exists(f"{prefix}foreign")
+        assert health.counts["cache.unreadable"] == 1
+        assert cache.state.ok
+
+
+async def test_two_tapes_in_one_redis_never_mix(server: RedisServer, health: Health) -> None:
+    async with (
+        RedisCache(server.url, tape_name("/one"), health, answer_within=PATIENT) as one,
+        RedisCache(server.url, tape_name("/two"), health, answer_within=PATIENT) as two,
+    ):
+        await one.put("key", b"one", LIFE)
+        assert await two.get(["key"]) == [None]
+        await two.forget(["key"])
+        assert await one.get(["key"]) == [b"one"]
+
+
+async def test_two_processes_on_one_tape_share_what_they_hold(server: RedisServer, health: Health) -> None:
+    async with redis_cache(server.url, health) as one, redis_cache(server.url, health) as two:
+        await one.put("key", b"value", LIFE)
+        assert await two.get(["key"]) == [b"value"]
+
+
+async def test_a_killed_redis_is_left_alone_and_found_again(server: RedisServer, health: Health) -> None:
+    clock = Seconds()
+    async with redis_cache(server.url, health, clock) as cache:
+        await cache.put("key", b"value", LIFE)
+        server.kill()
+        with anyio.fail_after(5):
+            assert await cache.get(["key"]) == [None]
+            assert "cannot be reached" in line_of(health)
+            began, failures = time.perf_counter(), cache.state.failures
+            for _ in range(1_000):
+                assert await cache.get(["key"]) == [None]
+                await cache.put("key", b"value", LIFE)
+                await cache.forget(["key"])
+            assert time.perf_counter() - began < 2
+            assert cache.state.failures == failures == 1
+        server.start()
+        clock.now += 1.1
+        with anyio.fail_after(2):
+            assert await cache.get(["key"]) == [None]
+            await cache.put("key", b"new", LIFE)
+            assert await cache.get(["key"]) == [b"new"]
+        assert health.parts[PART].state is State.OK
+
+
+async def test_the_longer_redis_is_gone_the_less_often_it_is_tried(server: RedisServer, health: Health) -> None:
+    clock = Seconds()
+    async with redis_cache(server.url, health, clock) as cache:
+        server.kill()
+        tried: list[float] = []
+        for _ in range(600):
+            before = cache.state.failures
+            await cache.get(["key"])
+            if cache.state.failures > before:
+                tried.append(clock.now)
+            clock.now += 0.1
+        pauses = [round(later - earlier, 1) for earlier, later in pairwise(tried)]
+        assert pauses[:4] == pytest.approx([1, 2, 4, 8], abs=0.15)
+        assert pauses[4:] == pytest.approx([10] * len(pauses[4:]), abs=0.15)
+
+
+async def test_a_paused_redis_costs_one_short_wait_however_many_ask(server: RedisServer, health: Health) -> None:
+    clock = Seconds()
+    async with redis_cache(server.url, health, clock, ANSWER_WITHIN) as cache:
+        for number in range(40):
+            await cache.put(str(number), str(number).encode(), LIFE)
+        server.pause()
+        try:
+            began = time.perf_counter()
+            found: list[bytes | None] = []
+
+            async def ask(number: int) -> None:
+                found.extend(await cache.get([str(number)]))
+
+            async with anyio.create_task_group() as tasks:
+                for number in range(40):
+                    tasks.start_soon(ask, number)
+            assert time.perf_counter() - began < 3 * (CONNECT_WITHIN + ANSWER_WITHIN)
+            assert found == [None] * 40
+            assert "does not answer in time" in line_of(health)
+        finally:
+            server.resume()
+        # What failed together counts as one failure.
+        clock.now += 1.1
+        for number in range(40):
+            assert await cache.get([str(number)]) == [str(number).encode()]
+        assert health.parts[PART].state is State.OK
+
+
+async def test_after_a_failure_one_call_tries_for_all(server: RedisServer, health: Health) -> None:
+    clock = Seconds()
+    async with redis_cache(server.url, health, clock, ANSWER_WITHIN) as cache:
+        server.pause()
+        try:
+            await cache.get(["key"])
+            clock.now += 1.1
+            async with anyio.create_task_group() as tasks:
+                for _ in range(20):
+                    tasks.start_soon(cache.get, ["key"])
+            assert cache.state.failures == 2
+        finally:
+            server.resume()
+
+
+async def test_a_cancelled_call_never_leaves_its_answer_to_another(server: RedisServer, health: Health) -> None:
+    async with redis_cache(server.url, health) as cache:
+        await cache.put("one", b"one", LIFE)
+        await cache.put("two", b"two", LIFE)
+        for _ in range(5):
+            server.pause()
+            try:
+                with anyio.move_on_after(0.02) as scope:
+                    await cache.get(["one"])
+                assert scope.cancelled_caught
+            finally:
+                server.resume()
+            assert await cache.get(["two", "one"]) == [b"two", b"one"]
+
+
+async def test_a_full_redis_gives_what_it_holds_and_says_so(health: Health) -> None:
+    with RedisServer(redis_binary(), maxmemory="3mb", **{"maxmemory-policy": "noeviction"}) as server:
+        clock = Seconds()
+        async with redis_cache(server.url, health, clock) as cache:
+            await cache.put("first", b"value", LIFE)
+            assert health.parts[PART].state is State.OK
+            for number in range(40):
+                await cache.put(str(number), bytes(100_000), LIFE)
+            assert "is full" in line_of(health)
+            assert health.counts["cache.full"] == 1
+            assert await cache.get(["first"]) == [b"value"]
+            assert "is full" in line_of(health)
+            await cache.forget([str(number) for number in range(40)])
+            clock.now += 1.1
+            await cache.look()
+            assert health.parts[PART].state is State.OK
+            await cache.put("later", b"value", LIFE)
+            assert await cache.get(["later"]) == [b"value"]
+
+
+async def test_a_redis_that_evicts_is_no_trouble(health: Health) -> None:
+    with RedisServer(redis_binary(), maxmemory="3mb", **{"maxmemory-policy": "allkeys-lru"}) as server:
+        async with redis_cache(server.url, health) as cache:
+            for number in range(60):
+                await cache.put(str(number), bytes(100_000), LIFE)
+            assert await cache.get(["59"]) == [bytes(100_000)]
+            assert await cache.get(["0"]) == [None]
+        assert health.parts[PART].state is State.OK
+
+
+async def test_a_redis_that_only_reads_is_told(server: RedisServer, health: Health) -> None:
+    async with redis_cache(server.url, health) as cache:
+        await cache.put("key", b"value", LIFE)
+        with Redis(port=server.port) as raw:
+            raw.replicaof("127.0.0.1", "1")
+        await cache.put("other", b"value", LIFE)
+        assert "read-only replica" in line_of(health)
+        assert await cache.get(["key"]) == [b"value"]
+
+
+@pytest.mark.parametrize("credentials", ["", f":{SECRET}@", f"user:{SECRET}@"])
+async def test_a_refused_password_is_told_and_never_shown(credentials: str, health: Health) -> None:
+    with RedisServer(redis_binary(), requirepass="the right one") as server:
+        async with redis_cache(f"redis://{credentials}127.0.0.1:{server.port}/0", health) as cache:
+            assert await cache.get(["key"]) == [None]
+            await cache.put("key", b"value", LIFE)
+            assert "refuses the user name or the password of REDIS_URL, or wants one" in line_of(health)
+            assert health.counts["cache.refused"] == 1
+            assert SECRET not in repr(cache.state)
+        async with redis_cache(f"redis://:the%20right%20one@127.0.0.1:{server.port}/0", health) as cache:
+            await cache.put("key", b"value", LIFE)
+            assert await cache.get(["key"]) == [b"value"]
+
+
+async def test_health_hears_of_a_dead_redis_that_nobody_asks(server: RedisServer, health: Health) -> None:
+    clock = Seconds()
+    async with redis_cache(server.url, health, clock) as cache:
+        assert health.parts[PART].state is State.STARTING
+        await cache.look()
+        assert health.parts[PART].state is State.OK
+        server.kill()
+        await cache.look()
+        assert line_of(health).startswith(f"Redis at 127.0.0.1:{server.port}/0 cannot be reached")
+        server.start()
+        clock.now += 1.1
+        await cache.look()
+        assert health.parts[PART].state is State.OK
+
+
+async def test_watching_goes_on_until_cancelled(server: RedisServer, health: Health) -> None:
+    async with redis_cache(server.url, health) as cache:
+        with anyio.move_on_after(0.3) as scope:
+            await cache.watch()
+        assert scope.cancelled_caught
+    assert health.parts[PART].state is State.OK
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        (b"-LOADING Redis is loading the dataset in memory\r\n", "still loading"),
+        (b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n", ""),
+        (b"$abc\r\n", ""),
+        (b"*1\r\n:7\r\n", "does not answer as Redis does"),
+        (b"+OK\r\n", "does not answer as Redis does"),
+        (b"-MISCONF \x1b[31m\xff\r\n", ""),
+    ],
+)
+async def test_whatever_answers_in_place_of_redis_is_a_miss(reply: bytes, said: str, health: Health) -> None:
+    async def answer(stream: SocketStream) -> None:
+        async with stream:
+            try:
+                while await stream.receive():
+                    await stream.send(reply)
+            except (anyio.EndOfStream, anyio.BrokenResourceError):
+                return
+
+    async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, answer)
+        port = listener.extra(anyio.abc.SocketAttribute.local_port)
+        with anyio.fail_after(2):
+            async with redis_cache(f"redis://127.0.0.1:{port}/0", health) as cache:
+                assert await cache.get(["key", "other"]) == [None, None]
+        assert said in line_of(health)
+        tasks.cancel_scope.cancel()
+
+
+def test_a_loading_redis_is_named_so() -> None:
+    assert _explained(BusyLoadingError("...")) == ("loading", "is still loading its data")
+
+
+@pytest.mark.parametrize(
+    "url", ["", "localhost:6379", f"http://user:{SECRET}@localhost", f"redis://:{SECRET}@localhost:port", f"redis://:{SECRET}@host:6379/x"]
+)
+def test_an_address_that_is_none_is_refused_without_its_secret(url: str, health: Health) -> None:
+    with pytest.raises(SettingError) as refusal:
+        RedisCache(url, "tape", health)
+    assert SECRET not in str(refusal.value)
+    assert str(refusal.value).startswith("REDIS_URL=(hidden): ")
