@@ -1,38 +1,45 @@
-"""From memory to the store, in batches, and after each batch whatever became due: rollup, expiry.
+"""From memory through the journal to the store, in batches, and after that whatever became due: rollup, expiry.
 
-One task, so that what is derived never runs ahead of the trades it is derived from. A store that fails costs time, not trades:
-the batch is kept and tried again until the recorder's bound is reached.
+Two tasks. One takes what the recorder holds into the journal, every 250 ms or 1,000 trades: from then on it survives the process. The
+other drains the journal into the store and releases what the store holds durably. A store that fails costs time, not trades; once the
+journal is full too, the recorder makes the sockets wait.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import anyio
 
+from wadm_mcp.collection.journal import Journal
 from wadm_mcp.collection.recorder import Recorder
 from wadm_mcp.collection.rollup import Rollup
-from wadm_mcp.errors import StoreError
+from wadm_mcp.collection.segment import Entry
+from wadm_mcp.errors import JournalFull, StoreError
 from wadm_mcp.health import Health, State
-from wadm_mcp.model import Instrument, Lives, Span, Trade
+from wadm_mcp.logs import log
+from wadm_mcp.model import Lives
 from wadm_mcp.storage.store import Store
 
 _EVERY: Final = 0.25
-"""Seconds between writes."""
-_CHUNK: Final = 5_000
-"""Trades in one write: each is one transaction, and coverage follows with the last."""
+"""Seconds between entries of the journal, and between looks at it."""
+_BATCH: Final = 5_000
+"""Trades in one write to the store; coverage follows with the last of an entry."""
+_BATCHES: Final = 20
+"""Writes in a row before rollup and expiry get their turn."""
 _ROLLUP_EVERY: Final = 1.0
 _EXPIRE_EVERY: Final = 30.0
 _LONGEST_PAUSE: Final = 5.0
 
 
 class Writer:
-    """Drains the recorder into the store until cancelled; `flush` writes what is left at the end."""
+    """Drains the recorder into the store until cancelled; `flush` saves what is left at the end."""
 
     def __init__(
         self,
         recorder: Recorder,
+        journal: Journal,
         rollup: Rollup,
         store: Store,
         health: Health,
@@ -41,21 +48,76 @@ class Writer:
         monotonic: Callable[[], float],
     ) -> None:
         self._recorder = recorder
+        self._journal = journal
         self._rollup = rollup
         self._store = store
         self._health = health
         self._lives = lives
         self._clock = clock
         self._monotonic = monotonic
-        self._left: tuple[list[Trade], Sequence[tuple[Instrument, Span]]] = ([], ())
+        self._held: Entry | None = None
+        """An entry that the journal had no room for."""
+        self._told = 0
+        self._fresh = anyio.Event()
 
     async def run(self) -> None:
-        """Write, roll up and expire for as long as this process records."""
-        rolled = expired = self._monotonic()
+        """Journal, write, roll up and expire for as long as this process records."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._keep_journal)
+            tasks.start_soon(self._keep_store)
+
+    async def drain(self) -> None:
+        """Bring into the store all the journal holds, however long the store takes; before anything new is recorded."""
+        await self._patiently(self._drain)
+        self._tell_damage()
+
+    async def flush(self) -> None:
+        """Save what waits: into the journal, and into the store if it answers. `StoreError` when the journal does not take it either."""
+        try:
+            await self._journal_all()
+        except JournalFull:
+            await self._drain()
+            await self._journal_all()
+        await self._drain()
+        await self._rollup.run()
+
+    async def _keep_journal(self) -> None:
         while True:
             with anyio.move_on_after(_EVERY):
                 await self._recorder.enough()
-            await self._write()
+            try:
+                await self._journal_waiting()
+            except JournalFull as error:
+                self._health.report("journal", State.DOWN, str(error))
+                self._health.count("journal.full")
+                await anyio.sleep(_EVERY)
+            else:
+                self._health.report("journal", State.OK)
+            self._tell_damage()
+
+    async def _journal_all(self) -> None:
+        while await self._journal_waiting():
+            pass
+
+    async def _journal_waiting(self) -> bool:
+        """Take what waits into the journal; was there anything?"""
+        if self._held is None:
+            waiting = self._recorder.cut()
+            if not waiting.trades and not waiting.spans:
+                return False
+            self._held = Entry(waiting.trades, waiting.spans)
+        await self._journal.append(self._held)
+        self._held = None
+        self._fresh.set()
+        return True
+
+    async def _keep_store(self) -> None:
+        rolled = expired = self._monotonic()
+        while True:
+            with anyio.move_on_after(_EVERY):
+                await self._fresh.wait()
+            self._fresh = anyio.Event()
+            await self._patiently(self._drain_some)
             now = self._monotonic()
             if now - rolled >= _ROLLUP_EVERY:
                 rolled = now
@@ -64,37 +126,37 @@ class Writer:
                 expired = now
                 await self._patiently(self._expire)
 
-    async def flush(self) -> None:
-        """Write what waits, once; `StoreError` when the store does not take it."""
-        await self._cut_and_write()
-        await self._rollup.run()
+    async def _drain(self) -> None:
+        while await self._drain_batch():
+            pass
 
-    async def _write(self) -> None:
-        await self._patiently(self._cut_and_write)
+    async def _drain_some(self) -> None:
+        """What is due besides must not wait for a backlog that is long."""
+        for _ in range(_BATCHES):
+            if not await self._drain_batch():
+                return
 
-    async def _cut_and_write(self) -> None:
-        trades, spans = self._left
-        if not trades and not spans:
-            waiting = self._recorder.cut()
-            trades, spans = list(waiting.trades), waiting.spans
-            self._left = trades, spans
-        while trades:
-            chunk = trades[:_CHUNK]
-            last = len(chunk) == len(trades)
-            await self._store.write(chunk, spans if last else ())
-            del trades[: len(chunk)]
-            self._recorder.saved(chunk)
-            if last:
-                spans = ()
-        if spans:
-            await self._store.write((), spans)
-        self._left = [], ()
+    async def _drain_batch(self) -> bool:
+        batch = await self._journal.next(_BATCH)
+        if batch is None:
+            return False
+        await self._store.write(batch.trades, batch.spans)
+        self._recorder.saved(batch.trades)
+        await self._journal.release(batch)
+        return True
 
     async def _expire(self) -> None:
         while await self._store.expire(self._clock(), self._lives):
-            await self._cut_and_write()
+            await self._drain()
+
+    def _tell_damage(self) -> None:
+        for line in self._journal.damaged[self._told :]:
+            log.error("journal.damaged", detail=line)
+            self._health.count("journal.damaged")
+        self._told = len(self._journal.damaged)
 
     async def _patiently(self, step: Callable[[], Awaitable[None]]) -> None:
+        """Try a step until the store takes it."""
         pause = _EVERY
         while True:
             try:
