@@ -6,14 +6,20 @@ happens on the event loop, so a reader sees a whole trade or none. Memory is bou
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 import anyio
 
 from wadm_mcp.analytics.footprint import Footprint
 from wadm_mcp.errors import UnknownSymbol
 from wadm_mcp.model import MINUTE, Instrument, Listing, Span, Trade, Window
+
+UNSAVED_LIMIT: Final = 50_000
+"""Trades of an instrument that memory holds for questions while the store does not have them."""
+MINUTES_LIMIT: Final = 120
+"""Minutes of an instrument that memory holds while the store does not have their figures."""
 
 
 class Held(Protocol):
@@ -42,6 +48,10 @@ class InstrumentTape:
         """The trade with the latest timestamp seen."""
         self.held: Held | None = None
         """Coverage as this process knows it; None where another process records."""
+        self.known_until: int | None = None
+        """Where another process records: market time up to which the tape holds what the store's coverage claims."""
+        self.revising: Counter[int] = Counter()
+        """Trades by settled minute that came late and are not in its stored figures yet."""
         self.settled_until = 0
         """Minutes before this one stand in the store; a later trade of theirs waits for rollup."""
 
@@ -57,10 +67,25 @@ class InstrumentTape:
         footprint = self.minutes.get(minute)
         if footprint is None:
             if minute < self.settled_until:
+                self.revising[minute] += 1
                 return False
             footprint = self.minutes[minute] = Footprint(self.listing.scale)
         footprint.add(trade)
         return True
+
+    def keep_unsaved(self, trade: Trade) -> None:
+        """Hold a trade for questions until the store has it; of too many the oldest is let go, the journal has them."""
+        self.unsaved[trade.order] = trade
+        if len(self.unsaved) > UNSAVED_LIMIT:
+            del self.unsaved[next(iter(self.unsaved))]
+
+    def bound(self) -> None:
+        """Let the oldest minutes go when the store has been away for long. They are derived from their trades once it is back."""
+        while len(self.minutes) > MINUTES_LIMIT:
+            oldest = min(self.minutes)
+            del self.minutes[oldest]
+            self.settled_until = max(self.settled_until, oldest + MINUTE)
+            self.revising[oldest] += 1
 
     @property
     def raw_since(self) -> int:

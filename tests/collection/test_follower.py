@@ -2,17 +2,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import anyio
 import pytest
 
-from tests.market import NOON, SPOT, Clock, listing, trade
+from tests.market import BYBIT, NOON, SPOT, Clock, listing, trade
 from wadm_mcp.collection.follower import Follower
 from wadm_mcp.health import Health, State
-from wadm_mcp.model import DAY, MINUTE, Window
+from wadm_mcp.model import DAY, MINUTE, Basis, Span, Window
 from wadm_mcp.queries.view import View
 from wadm_mcp.storage.sqlite import SqliteStore
 from wadm_mcp.tape import Tape
 
-from .test_rollup import Recording
+from .test_rollup import recording
 
 pytestmark = pytest.mark.anyio
 
@@ -21,18 +22,16 @@ ALWAYS = Window(NOON - DAY, NOON + DAY)
 
 async def test_what_another_process_records_can_be_asked_for_here_minute_by_minute(tmp_path: Path) -> None:
     clock, tape = Clock(), Tape()
-    async with SqliteStore(tmp_path / "wadm.sqlite") as theirs, SqliteStore(tmp_path / "wadm.sqlite") as ours:
-        recording = Recording(theirs, clock)
-        await theirs.keep_listings([listing()])
-        await recording.begin()
-        follower = Follower(tape, ours, Health(clock))
+    async with recording(tmp_path, clock) as one, SqliteStore(tmp_path / "wadm.sqlite") as ours:
+        await one.store.keep_listings([listing()])
+        follower = Follower(tape, ours, Health(clock), clock)
         view = View(ours, tape, clock, ["spot"], ["binance"])
         told = 0
         for minute in range(4):
             for _ in range(3):
                 told += 1
-                await recording.trade(trade(told, clock()))
-                await recording.write()
+                await one.trade(trade(told, clock()))
+                await one.write()
                 await follower.follow()
                 footprint = await view.footprint(SPOT, ALWAYS)
                 assert footprint.bar.trade_count == told
@@ -43,21 +42,20 @@ async def test_what_another_process_records_can_be_asked_for_here_minute_by_minu
 
 async def test_a_late_trade_of_an_old_minute_does_not_hide_what_that_minute_holds(tmp_path: Path) -> None:
     clock, tape = Clock(), Tape()
-    async with SqliteStore(tmp_path / "wadm.sqlite") as store:
-        recording = Recording(store, clock)
+    async with recording(tmp_path, clock) as one:
+        store = one.store
         await store.keep_listings([listing()])
-        await recording.begin()
-        follower = Follower(tape, store, Health(clock))
+        follower = Follower(tape, store, Health(clock), clock)
         view = View(store, tape, clock, ["spot"], ["binance"])
         for minute in range(10):
-            await recording.trade(trade(2 * minute + 1, clock()))
+            await one.trade(trade(2 * minute + 1, clock()))
             clock.pass_minutes(1)
-            await recording.write()
+            await one.write()
             await follower.follow()
         await store.write([trade(2, NOON + 5)], [])
         await follower.follow()
         assert (await view.footprint(SPOT, Window(NOON, NOON + MINUTE))).bar.trade_count == 1
-        await recording.write()
+        await one.write()
         await follower.follow()
         assert (await view.footprint(SPOT, Window(NOON, NOON + MINUTE))).bar.trade_count == 2
 
@@ -65,7 +63,40 @@ async def test_a_late_trade_of_an_old_minute_does_not_hide_what_that_minute_hold
 async def test_an_instrument_that_another_process_records_stands_by(tmp_path: Path) -> None:
     clock = Clock()
     async with SqliteStore(tmp_path / "wadm.sqlite") as store:
-        await store.keep_listings([listing()])
+        await store.keep_listings([listing(), listing(BYBIT)])
+        await store.write([trade(1)], [])
         health = Health(clock)
-        await Follower(Tape(), store, health).follow()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(Follower(Tape(), store, health, clock).run)
+            with anyio.fail_after(10):
+                while not health.parts:
+                    await anyio.sleep(0.01)
+            tasks.cancel_scope.cancel()
         assert health.parts[str(SPOT)].state is State.STANDBY
+        assert str(BYBIT) not in health.parts
+
+
+async def test_a_trade_that_is_stored_behind_newer_ones_is_seen_at_once(tmp_path: Path) -> None:
+    clock, tape = Clock(), Tape()
+    async with SqliteStore(tmp_path / "wadm.sqlite") as store:
+        await store.keep_listings([listing()])
+        follower = Follower(tape, store, Health(clock), clock)
+        await store.write([trade(1), trade(3, NOON + 900)], [])
+        await follower.follow()
+        await store.write([trade(2, NOON + 500)], [])
+        await follower.follow()
+        await follower.follow()
+        assert tape[SPOT].minutes[NOON].bar.trade_count == 3
+
+
+async def test_coverage_is_claimed_only_as_far_as_the_trades_were_read(tmp_path: Path) -> None:
+    clock, tape = Clock(), Tape()
+    async with SqliteStore(tmp_path / "wadm.sqlite") as store:
+        await store.keep_listings([listing()])
+        follower = Follower(tape, store, Health(clock), clock)
+        view = View(store, tape, clock, ["spot"], ["binance"])
+        await store.write([trade(1), trade(2, NOON + 900)], [(SPOT, Span(NOON, NOON + 900, 1, 2, Basis.EXACT))])
+        await follower.follow()
+        await store.write([trade(3, NOON + 5_000)], [(SPOT, Span(NOON, NOON + 5_000, 1, 3, Basis.EXACT))])
+        (span,) = await view.spans(SPOT, ALWAYS)
+        assert span.end == NOON + 900

@@ -8,7 +8,7 @@ from wadm_mcp.collection import recorder as recorder_module
 from wadm_mcp.collection.recorder import Recorder
 from wadm_mcp.exchanges.exchange import Trades
 from wadm_mcp.health import Health, State
-from wadm_mcp.model import MINUTE, Trade
+from wadm_mcp.model import DAY, HOUR, MINUTE, Trade
 from wadm_mcp.tape import Tape
 
 pytestmark = pytest.mark.anyio
@@ -145,3 +145,30 @@ async def test_a_batch_worth_writing_is_announced() -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(r.recorder.enough)
             await r.frame(*(trade(number) for number in range(1, 1_001)))
+
+
+@pytest.mark.parametrize("at", [-8 * DAY, 2 * HOUR, 73 * 365 * DAY])
+async def test_a_frame_from_another_time_is_counted_and_builds_nothing(at: int) -> None:
+    r = Recording()
+    await r.frame(trade(1))
+    await r.recorder.take(1, Trades(SPOT, [trade(2, NOON + at)], NOON + at))
+    assert r.health.counts["frames.implausible"] == 1
+    assert [span.last_seq for span in r.followed.spans] == [1]
+
+
+@pytest.mark.parametrize("at", [-3 * HOUR, 10_000])
+async def test_a_trade_that_its_own_frame_belies_is_a_missing_one(at: int) -> None:
+    r = Recording()
+    await r.frame(trade(1))
+    await r.frame(trade(2, NOON + at))
+    await r.frame(trade(3))
+    assert r.health.counts["trades.implausible"] == 1
+    assert [span.first_seq for span in r.followed.spans] == [1, 3]
+
+
+async def test_a_stale_first_frame_claims_nothing_before_its_connection() -> None:
+    r = Recording(numbered=False)
+    r.recorder.connected(1)
+    await r.recorder.take(1, Trades(BYBIT, [trade(1, NOON - HOUR, instrument=BYBIT)], NOON - HOUR))
+    (span,) = r.followed.spans
+    assert span.start == NOON - 5_000

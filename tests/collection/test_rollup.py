@@ -10,14 +10,17 @@ import pytest
 from tests.market import NOON, SPOT, Clock, listing, trade
 from wadm_mcp.analytics.footprint import Bar, Footprint
 from wadm_mcp.analytics.volume_profile import volume_profile
+from wadm_mcp.collection.journal import Journal
 from wadm_mcp.collection.recorder import Recorder
 from wadm_mcp.collection.rollup import Rollup
 from wadm_mcp.collection.writer import Writer
+from wadm_mcp.errors import StoreError
 from wadm_mcp.exchanges.exchange import Trades
 from wadm_mcp.health import Health
 from wadm_mcp.model import DAY, HOUR, MINUTE, Lives, Timeframe, Trade, Window
+from wadm_mcp.queries.view import View
 from wadm_mcp.storage.sqlite import SqliteStore
-from wadm_mcp.storage.store import OrderFlow
+from wadm_mcp.storage.store import OrderFlow, Store
 from wadm_mcp.tape import Tape
 
 pytestmark = pytest.mark.anyio
@@ -29,14 +32,20 @@ ALWAYS = Window(NOON - 2 * DAY, NOON + 2 * DAY)
 class Recording:
     """Recorder, rollup and writer over a real store; `write` is one turn of the writer."""
 
-    def __init__(self, store: SqliteStore, clock: Clock) -> None:
+    def __init__(self, store: Store, journal: Journal, clock: Clock) -> None:
         self.store = store
+        self.journal = journal
         self.clock = clock
         self.tape = Tape()
         self.health = Health(clock)
         self.recorder = Recorder(self.tape, self.health, clock, clock.monotonic)
         self.rollup = Rollup(self.recorder, store, self.health, clock, LIVES.trades)
-        self.writer = Writer(self.recorder, self.rollup, store, self.health, LIVES, clock, clock.monotonic)
+        self.writer = Writer(self.recorder, journal, self.rollup, store, self.health, LIVES, clock, clock.monotonic)
+
+    async def save(self) -> None:
+        """Bring what was traded into the store, and derive nothing of it."""
+        await self.writer._journal_all()
+        await self.writer._drain()
 
     async def begin(self) -> None:
         recent = await self.store.trades(SPOT, ALWAYS, limit=100, newest=True)
@@ -56,8 +65,9 @@ class Recording:
 
 @asynccontextmanager
 async def recording(folder: Path, clock: Clock | None = None) -> AsyncGenerator[Recording]:
-    async with SqliteStore(folder / "wadm.sqlite") as store:
-        one = Recording(store, clock or Clock())
+    async with SqliteStore(folder / "wadm.sqlite") as store, Journal(folder / "journal", 1 << 30) as journal:
+        one = Recording(store, journal, clock or Clock())
+        await one.writer.drain()
         await one.begin()
         yield one
 
@@ -105,6 +115,7 @@ async def test_a_quiet_minute_on_a_living_connection_has_an_empty_bar(tmp_path: 
         first, quiet = await r.bars()
         assert quiet.bar == Bar(listing().scale)
         assert quiet.cumulative_delta == first.cumulative_delta
+        assert isinstance(r.store, SqliteStore)
         (_, profile) = await r.store.profiles(SPOT, Timeframe.M1, ALWAYS)
         assert profile.profile is None
 
@@ -142,6 +153,7 @@ async def test_every_timeframe_equals_what_its_trades_give(tmp_path: Path) -> No
         await r.write()
         for timeframe in Timeframe:
             rows = await r.bars(timeframe)
+            assert isinstance(r.store, SqliteStore)
             profiles = {row.start: row.profile for row in await r.store.profiles(SPOT, timeframe, ALWAYS)}
             whole = [row for row in rows if row.start >= start]
             assert whole or timeframe in (Timeframe.D1, Timeframe.H4)
@@ -231,3 +243,84 @@ async def test_downtime_leaves_no_empty_bars(tmp_path: Path) -> None:
         clock.pass_seconds(3)
         await r.write()
         assert [row.start for row in await r.bars()] == [NOON, NOON + 11 * MINUTE]
+
+
+async def test_an_hour_whose_end_passed_without_a_connection_is_whole_in_every_bar_above_it(tmp_path: Path) -> None:
+    clock = Clock(NOON + 35 * MINUTE)
+    async with recording(tmp_path, clock) as r:
+        await r.trade(*(trade(number, clock() + number) for number in range(1, 6)))
+        clock.pass_minutes(3)
+        await r.write()
+        r.recorder.lost(1, [SPOT], "disconnect", "cut")
+        clock.pass_minutes(40)
+        await r.trade(trade(6, clock()))
+        clock.pass_seconds(63)
+        await r.write()
+        assert [row.bar.trade_count for row in await r.bars(Timeframe.H1)] == [5]
+        while clock() < NOON + 4 * HOUR + 3_000:
+            clock.pass_minutes(30)
+            await r.trade(trade(r.recorder.taken + 1, clock()))
+            await r.write()
+        traded = sum(row.bar.trade_count for row in await r.bars() if row.start < NOON + 4 * HOUR)
+        assert [row.bar.trade_count for row in await r.bars(Timeframe.H4)] == [traded]
+        (four,) = await r.bars(Timeframe.H4)
+        assert four.cumulative_delta == four.bar.delta
+
+
+async def test_an_hour_that_ended_while_the_process_was_down_is_closed_by_the_next(tmp_path: Path) -> None:
+    clock = Clock(NOON + 55 * MINUTE)
+    async with recording(tmp_path, clock) as r:
+        await r.trade(trade(1, clock()))
+        clock.pass_seconds(63)
+        await r.write()
+    clock.pass_minutes(20)
+    async with recording(tmp_path, clock) as r:
+        await r.trade(trade(9, clock()))
+        clock.pass_seconds(63)
+        await r.write()
+        assert [(row.start, row.bar.trade_count) for row in await r.bars(Timeframe.H1)] == [(NOON, 1)]
+
+
+async def test_at_a_restart_nothing_of_what_is_stored_is_missing_from_answers_even_for_a_moment(tmp_path: Path) -> None:
+    clock = Clock()
+    async with recording(tmp_path, clock) as r:
+        await r.trade(trade(1), trade(2, NOON + 10))
+        await r.save()
+        clock.pass_seconds(61)
+        await r.trade(trade(3, clock()))
+        await r.save()
+    async with recording(tmp_path, clock) as one:
+        view = View(one.store, one.tape, clock, ["spot"], ["binance"])
+        assert (await view.footprint(SPOT, Window(NOON, NOON + 2 * MINUTE))).bar.trade_count == 3
+
+
+async def test_while_a_late_trade_is_not_in_the_figures_their_minute_is_not_claimed(tmp_path: Path) -> None:
+    async with recording(tmp_path) as r:
+        await r.trade(trade(1), trade(3, NOON + 9))
+        r.clock.pass_seconds(63)
+        await r.write()
+        view = View(r.store, r.tape, r.clock, ["spot"], ["binance"])
+        minute = Window(NOON, NOON + MINUTE)
+        assert view.revising(SPOT, minute) == []
+        await r.trade(trade(2, NOON + 5))
+        assert view.revising(SPOT, minute) == [minute]
+        await r.write()
+        assert view.revising(SPOT, minute) == []
+        assert (await view.footprint(SPOT, minute)).bar.trade_count == 3
+
+
+async def test_a_stop_writes_the_batch_that_failed_before_and_what_came_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with recording(tmp_path) as r:
+        await r.trade(trade(1))
+        write = r.store.write
+
+        async def fail(*_: object) -> None:
+            raise StoreError("disk full")
+
+        monkeypatch.setattr(r.store, "write", fail)
+        with pytest.raises(StoreError):
+            await r.write()
+        await r.trade(trade(2), trade(3))
+        monkeypatch.setattr(r.store, "write", write)
+        await r.write()
+        assert len(await r.store.trades(SPOT, ALWAYS, limit=10)) == 3

@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from typing import Final, Protocol
+from urllib.parse import urlsplit
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -23,6 +24,7 @@ from wadm_mcp.exchanges.exchange import Exchange, Pong, Refused, ShuttingDown, T
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
 from wadm_mcp.model import Instrument, Listing
+from wadm_mcp.settings import is_loopback
 
 _FRAME_LIMIT: Final = 4 * 1024 * 1024
 """Bytes of the largest frame that is read; the largest lawful one (1,024 Bybit trades) is near 300 kB."""
@@ -42,6 +44,8 @@ _numbers: Iterator[int] = count(1)
 
 class Sink(Protocol):
     """Where trades go: the recorder."""
+
+    def connected(self, connection: int) -> None: ...
 
     async def take(self, connection: int, message: Trades) -> None: ...
 
@@ -162,12 +166,14 @@ class Connection:
                 close_timeout=1,
                 max_size=_FRAME_LIMIT,
                 max_queue=_FRAMES_QUEUED,
+                proxy=None if is_loopback(urlsplit(collector.url).hostname or "") else True,
             )
         except TimeoutError:
             return f"{collector.url} did not answer the handshake within 10 s"
         except (OSError, WebSocketException) as error:
             return f"cannot connect to {collector.url}: {error}"
         try:
+            collector.sink.connected(self.number)
             for instrument in self._instruments:
                 collector.sink.pace(instrument).connected(collector.monotonic())
             detail = ""

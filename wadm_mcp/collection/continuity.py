@@ -26,7 +26,7 @@ class Continuity(Protocol):
         ...
 
     def heard(self, connection: int, event_time: int) -> None:
-        """A frame of trades came in on a connection, sent by the exchange at `event_time`. Called before the frame's trades are taken."""
+        """A frame of trades came in: its time at the exchange, never before its connection. Called before its trades are taken."""
         ...
 
     def lost(self, connection: int, reason: str) -> None:
@@ -128,7 +128,8 @@ class Counted(_Spans):
             after.first, after.start, after.changed = number, min(after.start, at + 1), True
             return True
         else:
-            held.insert(place, _Held(at + 1, at, number, number, self._opened_by if after is None else "missing_ids"))
+            start = max(at + 1, before.end) if before is not None else at + 1
+            held.insert(place, _Held(start, at, number, number, self._opened_by if after is None else "missing_ids"))
             self._opened_by = "missing_ids"
             return True
         if after is not None and before.last + 1 == after.first:
@@ -176,7 +177,8 @@ class Observed(_Spans):
     def heard(self, connection: int, event_time: int) -> None:
         self._connections.add(connection)
         if self._open is None:
-            self._open = _Held(event_time, event_time, -1, -1, self._opened_by)
+            start = max(event_time, self._held[-1].end) if self._held else event_time
+            self._open = _Held(start, start, -1, -1, self._opened_by)
             self._held.append(self._open)
 
     def lost(self, connection: int, reason: str) -> None:

@@ -15,7 +15,7 @@ from wadm_mcp.collection.continuity import Continuity, Counted, Observed
 from wadm_mcp.collection.pace import Pace
 from wadm_mcp.exchanges.exchange import Trades
 from wadm_mcp.health import Health, State
-from wadm_mcp.model import MINUTE, SECOND, Instrument, Listing, Span, Trade
+from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, Instrument, Listing, Span, Trade
 from wadm_mcp.tape import InstrumentTape, Tape
 
 WAITING_LIMIT: Final = 200_000
@@ -27,6 +27,15 @@ _LONGEST_QUIET: Final = 30.0
 
 _STRAGGLERS: Final = SECOND
 """Market time that frames on their way may be behind the newest one: no quiet is claimed within it."""
+
+
+_SKEW: Final = 5 * SECOND
+"""How far the clocks of exchange, trade and this machine may disagree and still be believed of one another."""
+_OLDEST_FRAME: Final = 7 * DAY
+_NEWEST_FRAME: Final = HOUR
+"""Frames outside these bounds around now carry a time that nothing may be built on."""
+_OLDEST_TRADE: Final = HOUR
+"""Age of a numbered trade in its frame; a trade that is said to be older would stretch coverage over time nobody watched."""
 
 
 class Waiting(NamedTuple):
@@ -45,6 +54,7 @@ class Followed:
         self.tape = tape
         self.continuity = continuity
         self.pace = pace
+        self.numbered = isinstance(continuity, Counted)
         self._clock = clock
         self._monotonic = monotonic
         self._event_time: int | None = None
@@ -55,14 +65,14 @@ class Followed:
     def spans(self) -> list[Span]:
         return self.continuity.spans
 
-    def heard(self, connection: int, event_time: int) -> None:
-        """A frame of trades came in, sent by the exchange at `event_time`."""
+    def heard(self, connection: int, event_time: int, since: int) -> None:
+        """A frame of trades came in, sent by the exchange at `event_time`, on a connection that covers nothing before `since`."""
         if not self.continuity.living:
             self._living_since = event_time
         self._heard_at = self._monotonic()
         self._event_time = event_time
         self.pace.heard(self._heard_at)
-        self.continuity.heard(connection, event_time)
+        self.continuity.heard(connection, max(event_time, since))
 
     def market_time(self) -> int:
         """How far the market's time has come as this instrument's frames tell it: never past now, behind it when frames come late."""
@@ -91,6 +101,7 @@ class Recorder:
         self._clock = clock
         self._monotonic = monotonic
         self._followed: dict[Instrument, Followed] = {}
+        self._connected: dict[int, int] = {}
         self._waiting: list[Trade] = []
         self._room = anyio.Event()
         self._enough = anyio.Event()
@@ -132,14 +143,21 @@ class Recorder:
         while len(self._waiting) >= WAITING_LIMIT:
             self._health.count("recorder.waits")
             await self._room.wait()
+        now = self._clock()
+        if not now - _OLDEST_FRAME <= message.event_time <= now + _NEWEST_FRAME:
+            self._health.count("frames.implausible")
+            return
         followed = self._followed[message.instrument]
         if not followed.continuity.living:
             self._health.report(str(message.instrument), State.OK)
-        followed.heard(connection, message.event_time)
+        followed.heard(connection, message.event_time, self._connected.get(connection, 0) - _SKEW)
         if message.set_aside:
             self._health.count("trades.set_aside", message.set_aside)
         tape, continuity = followed.tape, followed.continuity
         for trade in message.trades:
+            if trade.timestamp > message.event_time + _SKEW or (followed.numbered and trade.timestamp < message.event_time - _OLDEST_TRADE):
+                self._health.count("trades.implausible")
+                continue
             if not continuity.take(trade):
                 self._health.count("trades.repeated")
                 continue
@@ -147,14 +165,20 @@ class Recorder:
                 tape.settled_until = trade.timestamp - trade.timestamp % MINUTE
             if not tape.add(trade):
                 self._health.count("trades.late")
-            tape.unsaved[trade.order] = trade
+            tape.keep_unsaved(trade)
             self._waiting.append(trade)
             self.taken += 1
+        tape.bound()
         if len(self._waiting) >= _BATCH:
             self._enough.set()
 
+    def connected(self, connection: int) -> None:
+        """A connection was made: whatever it brings first, it covers nothing before this moment."""
+        self._connected[connection] = self._clock()
+
     def lost(self, connection: int, instruments: Iterable[Instrument], reason: str, detail: str) -> None:
         """A connection ended (`disconnect`) or was given up as mute (`mute`): what it covered ends with its last trade."""
+        self._connected.pop(connection, None)
         for instrument in instruments:
             followed = self._followed[instrument]
             followed.continuity.lost(connection, reason)
@@ -177,7 +201,9 @@ class Recorder:
     def saved(self, trades: Iterable[Trade]) -> None:
         """The store holds these durably now."""
         for trade in trades:
-            self._tape[trade.instrument].unsaved.pop(trade.order, None)
+            tape = self._tape.get(trade.instrument)
+            if tape is not None:
+                tape.unsaved.pop(trade.order, None)
 
 
 def _interval(recent: Sequence[Trade]) -> float:

@@ -38,12 +38,20 @@ class Rest:
     """Asks exchanges over HTTP. Entered once as a context manager; `SettingError` when the environment's proxy cannot be used.
 
     Times are seconds: `connect` and `read` bound each wait, `whole` a request from first to last byte. `body_limit` is in bytes, after
-    decompression; `pages` bounds the requests of one list.
+    decompression; `pages` bounds the requests of one list. With `proxied` the environment's proxies are used.
     """
 
     def __init__(
-        self, *, connect: float = 5.0, read: float = 20.0, whole: float = 60.0, body_limit: int = 64 * 1024 * 1024, pages: int = 50
+        self,
+        *,
+        proxied: bool = True,
+        connect: float = 5.0,
+        read: float = 20.0,
+        whole: float = 60.0,
+        body_limit: int = 64 * 1024 * 1024,
+        pages: int = 50,
     ) -> None:
+        self._proxied = proxied
         self._connect = connect
         self._read = read
         self._whole = whole
@@ -56,6 +64,7 @@ class Rest:
                 timeout=httpx2.Timeout(self._read, connect=self._connect),
                 headers={"User-Agent": f"wadm-mcp/{__version__}"},
                 mounts=dict.fromkeys(_LOOPBACK),
+                trust_env=self._proxied,
             )
         except (ImportError, ValueError, httpx2.InvalidURL):
             raise SettingError("ALL_PROXY, HTTPS_PROXY, HTTP_PROXY: one of them cannot be used; a proxy is http://host:port") from None

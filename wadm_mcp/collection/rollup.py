@@ -18,12 +18,14 @@ from wadm_mcp.analytics.order_flow import session_start
 from wadm_mcp.analytics.volume_profile import VolumeProfile, volume_profile
 from wadm_mcp.collection.recorder import Followed, Recorder
 from wadm_mcp.health import Health
-from wadm_mcp.model import DAY, MINUTE, SECOND, Instrument, Listing, Scale, Timeframe, Trade, Window, rescale
+from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, Instrument, Listing, Scale, Timeframe, Trade, Window, rescale
 from wadm_mcp.storage.store import Derived, Mark, OrderFlow, Profile, Store, StoredFootprint
 
 _GRACE: Final = 2 * SECOND
 """Market time left to stragglers before a minute closes; an exchange's frames may lag their trades (exchanges.md section 7)."""
 _PAGE: Final = 10_000
+_RECOVERED: Final = 10
+"""Marked minutes that a start brings back at once; a crash leaves one or two."""
 _PACKED: Final = (Timeframe.M1, Timeframe.H1, Timeframe.D1)
 
 
@@ -38,18 +40,20 @@ class Rollup:
         self._trades_life = trades_life
 
     async def recover(self, followed: Followed) -> None:
-        """Bring the open minute back from its stored trades. Closed minutes that were left marked are derived by `run`."""
+        """Bring the minutes that the store's figures lack back into the tape from their stored trades; `run` derives what is over."""
         tape, now = followed.tape, self._clock()
-        marked = sorted(mark.minute for mark in await self._store.marks() if mark.instrument == tape.instrument)
-        opened = [minute for minute in marked if minute + MINUTE > now]
-        trades = [trade for minute in opened for trade in await self._stored_trades(tape.instrument, minute)]
+        marked = sorted(mark.minute for mark in await self._store.marks() if mark.instrument == tape.instrument)[-_RECOVERED:]
+        trades = [trade for minute in marked for trade in await self._stored_trades(tape.instrument, minute)]
         tape.minutes.clear()
+        tape.revising.clear()
+        tape.settled_until = 0
+        for trade in trades:
+            tape.add(trade)
+        opened = [minute for minute in marked if minute + MINUTE > now]
         if opened:
             tape.settled_until = opened[0]
         elif tape.newest is not None:
             tape.settled_until = tape.newest.timestamp - tape.newest.timestamp % MINUTE + MINUTE
-        for trade in trades:
-            tape.add(trade)
 
     async def run(self) -> None:
         """Close what is due and derive again what is marked; one pass over every instrument."""
@@ -74,19 +78,25 @@ class Rollup:
                 due[until] = Footprint(tape.listing.scale)
             until += MINUTE
         late = [mark.minute for mark in marks if mark.minute < tape.settled_until and mark.minute not in unsaved]
+        revised = {minute: tape.revising[minute] for minute in late}
         for minute in [*late, *(minute for minute, footprint in due.items() if _path_unknown(footprint.bar))]:
             due[minute] = await self._derived_again(tape.instrument, minute)
-        if due:
-            settles = [writes[minute] for minute in due if minute in writes]
-            await self._derive(tape.listing, due, until, settles, in_turn=not late)
+        settles = [writes[minute] for minute in due if minute in writes]
+        await self._derive(tape.listing, due, tape.settled_until, until, settles, in_turn=not late)
         tape.settled_until = until
-        for minute in [minute for minute in tape.minutes if minute < until]:
+        for minute, trades in revised.items():
+            tape.revising[minute] -= trades
+        unsaved = {trade.timestamp - trade.timestamp % MINUTE for trade in tape.unsaved.values()}
+        for minute in [minute for minute in tape.minutes if minute < until and minute not in unsaved]:
             del tape.minutes[minute]
 
     async def _derive(
-        self, listing: Listing, minutes: Mapping[int, Footprint], until: int, settles: Sequence[Mark], *, in_turn: bool
+        self, listing: Listing, minutes: Mapping[int, Footprint], settled: int, until: int, settles: Sequence[Mark], *, in_turn: bool
     ) -> None:
-        """Derive these minutes and every closed bar above them. `in_turn`: they follow everything derived before."""
+        """Derive these minutes, every closed bar above them, and every bar that was open at `settled` and is over at `until`.
+
+        `in_turn`: the minutes follow everything derived before.
+        """
         instrument = listing.instrument
         footprints: list[StoredFootprint] = []
         profiles: list[Profile] = []
@@ -94,8 +104,13 @@ class Rollup:
         revisions: dict[tuple[Timeframe, int], int] = {}
         hours: dict[int, Footprint] = {}
         for timeframe in Timeframe:
-            starts = sorted({timeframe.floor(minute) for minute in minutes})
-            for start in starts:
+            starts = {timeframe.floor(minute) for minute in minutes}
+            left_open = timeframe.floor(settled - 1)
+            passed = left_open not in starts and settled < left_open + timeframe.ms <= until
+            # Its end passed without a minute to derive: the connection was down, or the process.
+            if passed and await self._store.order_flow(instrument, Timeframe.M1, Window(left_open, settled)):
+                starts.add(left_open)
+            for start in sorted(starts):
                 window = Window(start, start + timeframe.ms)
                 if window.end > until:
                     continue
@@ -104,7 +119,7 @@ class Rollup:
                 elif timeframe.ms <= Timeframe.H1.ms:
                     footprint = await self._merged(listing, Timeframe.M1, window, minutes)
                 else:
-                    footprint = await self._merged(listing, Timeframe.H1, window, hours)
+                    footprint = await self._merged_hours(listing, window, minutes, hours)
                 if timeframe is Timeframe.H1:
                     hours[start] = footprint
                 stored = await self._store.order_flow(instrument, timeframe, window)
@@ -115,6 +130,8 @@ class Rollup:
                     footprints.append(StoredFootprint(instrument, timeframe, start, footprint, revision))
                 profile = await to_thread.run_sync(_profile, footprint, listing)
                 profiles.append(Profile(instrument, timeframe, start, profile, revision))
+        if not bars:
+            return
         order_flow = await self._cumulated(instrument, bars, revisions, in_turn)
         await self._store.derive(Derived(footprints, profiles, order_flow, settles))
 
@@ -122,6 +139,18 @@ class Rollup:
         stored = await self._store.footprints(listing.instrument, part, window)
         pieces = {row.start: row.footprint for row in stored}
         pieces.update((start, footprint) for start, footprint in fresh.items() if start in window)
+        ordered = [pieces[start] for start in sorted(pieces)]
+        return await to_thread.run_sync(Footprint.consecutive, ordered, listing.scale)
+
+    async def _merged_hours(
+        self, listing: Listing, window: Window, minutes: Mapping[int, Footprint], hours: Mapping[int, Footprint]
+    ) -> Footprint:
+        """A bar of several hours from its hours, and from minutes where an hour has none of its own."""
+        stored = await self._store.footprints(listing.instrument, Timeframe.H1, window)
+        pieces = {row.start: row.footprint for row in stored} | {start: footprint for start, footprint in hours.items() if start in window}
+        for hour in range(window.start, window.end, HOUR):
+            if hour not in pieces:
+                pieces[hour] = await self._merged(listing, Timeframe.M1, Window(hour, hour + HOUR), minutes)
         ordered = [pieces[start] for start in sorted(pieces)]
         return await to_thread.run_sync(Footprint.consecutive, ordered, listing.scale)
 
@@ -138,9 +167,10 @@ class Rollup:
             day = Window(session, session + DAY)
             fresh = {key: bar for key, bar in bars.items() if key[1] in day}
             minutes = {start: bar for (timeframe, start), bar in fresh.items() if timeframe is Timeframe.M1}
-            first = min(minutes)
+            first = min(minutes, default=day.end)
             before = await self._store.order_flow(instrument, Timeframe.M1, Window(max(session, first - MINUTE), first))
-            if in_turn and (before or first == session):
+            follows = all(start + timeframe.ms > first for timeframe, start in fresh)
+            if in_turn and minutes and follows and (before or first == session):
                 deltas = _Deltas(minutes, before[0] if before else None)
                 later: list[OrderFlow] = []
             else:

@@ -67,6 +67,7 @@ def judge(
     alive_until: int | None = None,
     lost: Iterable[Window] = (),
     before: str = "not_recorded",
+    revising: Iterable[Window] = (),
 ) -> Judgement:
     """How much of a window, up to `now`, the spans hold.
 
@@ -74,7 +75,8 @@ def judge(
     between; where ids are missing there is a gap even when the spans touch. `alive_until` is how far the newest span, if it is a
     live one, may be taken beyond its last trade; None where no connection lives. An open window is judged that far only, as long as
     it is no more than `IN_TRANSIT` behind now: what the exchange is still sending is not missing. `lost` stretches were held and
-    outlived their life. `before` is why nothing is known of the time before the first span.
+    outlived their life. `before` is why nothing is known of the time before the first span; figures of the minutes `revising` lack
+    late trades for a moment.
     """
     horizon = min(window.end, now)
     held = sorted(spans, key=lambda span: (span.start, span.end, span.first_seq))
@@ -89,8 +91,9 @@ def judge(
         return Judgement(0, 0, None, ())
     every = _gaps(held, window.start, horizon, alive_until is not None, before)
     gaps = [inside for gap in every for inside in _cut(gap, window.start, horizon)]
-    for stretch in lost:
-        expired = list(_cut(Gap(stretch.start, stretch.end, None, "expired"), window.start, horizon))
+    unheld = [*((stretch, "expired") for stretch in lost), *((minute, "being_revised") for minute in revising)]
+    for stretch, reason in unheld:
+        expired = list(_cut(Gap(stretch.start, stretch.end, None, reason), window.start, horizon))
         for gap in gaps:
             if gap.start < gap.end:
                 expired = [rest for piece in expired for rest in (*_cut(piece, window.start, gap.start), *_cut(piece, gap.end, horizon))]
@@ -199,11 +202,12 @@ async def coverage(
         alive_until = view.alive_until(instrument)
         spans = await view.spans(instrument, window, raw=raw)
         before = "store_unreachable" if view.alone else "not_recorded"
-        judgement = judge(spans, scope.window, scope.now, alive_until, lost, before)
+        revising = [] if raw else view.revising(instrument, window)
+        judgement = judge(spans, scope.window, scope.now, alive_until, lost, before, revising)
         newest = await newest_trade_at(view, instrument, scope.now if scope.as_of else None)
         told = _told(judgement, newest, scope.now)
         if anchor is not None:
-            anchors.append(judge(spans, anchor, scope.now, alive_until, anchor_lost, before))
+            anchors.append(judge(spans, anchor, scope.now, alive_until, anchor_lost, before, revising))
             told["anchor"] = {"start": iso(anchor.start), "ratio": anchors[-1].ratio}
         parts[instrument.exchange] = judgement, told
     worst = dict(min(parts.values(), key=_badness)[1])

@@ -22,7 +22,7 @@ from wadm_mcp.queries.view import View
 
 COLUMNS: Final = ("price_level", "buy_volume", "sell_volume", "imbalance")
 
-MOST_BARS: Final = 48
+MOST_BARS: Final = 100
 """Bars of one answer."""
 
 MOST_NODES: Final = 4_000

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from wadm_mcp.analytics.order_flow import session_start
-from wadm_mcp.errors import QueryError, UnknownSymbol
+from wadm_mcp.errors import NotReady, QueryError, UnknownSymbol
 from wadm_mcp.model import DAY, HOUR, MINUTE, Instrument, Listing, Window
 from wadm_mcp.queries.arguments import (
     ALL,
@@ -110,6 +110,9 @@ def read_scope(
 
 def _followed(view: View, call: Call, symbol: object, exchange: object, market: object) -> tuple[str, tuple[Listing, ...]]:
     every = view.listings
+    name = symbol.strip().upper() if isinstance(symbol, str) else ""
+    if name in view.symbols and all(listing.instrument.symbol != name for listing in every):
+        raise NotReady(f"{name} is configured, but no exchange has told yet what it lists; /health has the reasons. Ask again")
     wanted = read_symbol(call, symbol, (listing.instrument.symbol for listing in every))
     call = call.about(wanted)
     known = [listing for listing in every if listing.instrument.symbol == wanted]

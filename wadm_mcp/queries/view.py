@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from copy import copy
+from functools import partial
 from typing import Final, TypeVar
 
 import anyio
@@ -15,7 +16,8 @@ from anyio import to_thread
 
 from wadm_mcp.analytics.footprint import Bar, Footprint
 from wadm_mcp.errors import StoreError
-from wadm_mcp.model import HOUR, Instrument, Listing, Lives, Span, Timeframe, Trade, Window
+from wadm_mcp.model import HOUR, MINUTE, Instrument, Listing, Lives, Span, Timeframe, Trade, Window
+from wadm_mcp.storage.cached import CachedFootprints
 from wadm_mcp.storage.store import Store
 from wadm_mcp.tape import Tape
 
@@ -28,8 +30,9 @@ _MERGED_ON_LOOP: Final = 20
 class View:
     """Reads the tape of followed instruments. `clock` gives now (ms). `markets` is the configured order; the first is the default.
 
-    `lives` is how long the store keeps what it holds, None for ever. A question reads through a `reading` of its own: if the store
-    does not answer its first look, the whole question is answered from the live tape, and claims no more than that holds.
+    `lives` is how long the store keeps what it holds, None for ever; `symbols` are the configured ones. A question reads through a
+    `reading` of its own: if the store does not answer its first look, the whole question is answered from the live tape, and claims no
+    more than that holds.
     """
 
     def __init__(
@@ -40,13 +43,17 @@ class View:
         markets: Iterable[str],
         exchanges: Iterable[str],
         lives: Lives | None = None,
+        cached: CachedFootprints | None = None,
+        symbols: Iterable[str] = (),
     ) -> None:
         self._store = store
+        self._cached = cached
         self._tape = tape
         self.clock = clock
         self.markets = tuple(markets)
         self.exchanges = tuple(exchanges)
         self.lives = lives
+        self.symbols = tuple(symbols)
         self.alone: bool | None = None
         """Does this reading do without the store? None until the store was first asked."""
 
@@ -84,12 +91,18 @@ class View:
     async def footprint(self, instrument: Instrument, window: Window) -> Footprint:
         """The merge of everything traded in a window of whole minutes."""
         live = self._live(instrument, window)
+        merge = partial(self._merged, instrument, live)
+        if self._cached is None or self.alone:
+            return await merge(window)
+        return await self._cached.footprint(instrument, window, live, partial(self.bars, instrument, Timeframe.D1), merge)
 
+    async def _merged(self, instrument: Instrument, live: Mapping[int, Footprint], window: Window) -> Footprint:
         async def stored(timeframe: Timeframe, part: Window) -> dict[int, Footprint]:
             rows = await self._stored(lambda: self._store.footprints(instrument, timeframe, part))
             return {row.start: row.footprint for row in rows}
 
-        pieces = await _coarsest((Timeframe.D1, Timeframe.H1, Timeframe.M1), window, live, stored)
+        inside = {minute: footprint for minute, footprint in live.items() if minute in window}
+        pieces = await _coarsest((Timeframe.D1, Timeframe.H1, Timeframe.M1), window, inside, stored)
         scale = self._tape[instrument].listing.scale
         if len(pieces) <= _MERGED_ON_LOOP:
             return Footprint.consecutive(pieces.values(), scale)
@@ -119,6 +132,9 @@ class View:
         if self.alone:
             since = tape.raw_since if raw else tape.settled_until
             return [msgspec.structs.replace(span, start=max(span.start, since)) for span in live if since and span.end > since]
+        if tape.held is None and tape.known_until is not None:
+            until = tape.known_until
+            stored = [msgspec.structs.replace(span, end=min(span.end, until)) for span in stored if span.start <= until]
         starts = {span.start for span in live}
         return sorted([*live, *(span for span in stored if span.start not in starts)], key=lambda span: (span.start, span.end))
 
@@ -139,6 +155,11 @@ class View:
     def _live(self, instrument: Instrument, window: Window) -> dict[int, Footprint]:
         """Copies of the tape's minutes: the tape goes on while a question waits for the store or a thread."""
         return {start: minute.rescaled(minute.scale) for start, minute in self._tape[instrument].minutes_in(window).items()}
+
+    def revising(self, instrument: Instrument, window: Window) -> list[Window]:
+        """Minutes of the window that gained trades which their stored figures lack for a moment."""
+        late = (minute for minute, trades in self._tape[instrument].revising.items() if trades)
+        return [Window(minute, minute + MINUTE) for minute in sorted(late) if minute in window]
 
     def alive_until(self, instrument: Instrument) -> int | None:
         """How far past the newest trade this process may claim quiet (ms), None when it may not."""
