@@ -19,7 +19,7 @@ from anyio import to_thread
 from wadm_mcp import __version__
 from wadm_mcp.collection.lease import Lease
 from wadm_mcp.doctor import examine
-from wadm_mcp.errors import SettingError, WadmError
+from wadm_mcp.errors import SettingError, WadmError, ours
 from wadm_mcp.logs import configure_logs, log
 from wadm_mcp.runtime import Runtime
 from wadm_mcp.server.http import serve_http
@@ -30,9 +30,12 @@ from wadm_mcp.simulator.feed import ReplayFeed
 from wadm_mcp.simulator.replay import Recording, read_recording
 from wadm_mcp.simulator.simulator import Simulator
 from wadm_mcp.status import show_status, welcome
+from wadm_mcp.storage.mongo import MongoStore
 from wadm_mcp.web import build_app
 
 _DEMO_SEED: Final = 7
+_REPLAY: Final = "_replay_demo"
+"""Added to a database's name; a replay begins with an empty one."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -42,7 +45,10 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit with its status; whatever a user can mend is one line on stderr."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.demo and arguments.command in ("replay", "doctor"):
+        parser.error(f"--demo goes with wadm-mcp and wadm-mcp serve, not with {arguments.command}")
     try:
         status = anyio.run(_run, arguments)
     except WadmError as error:
@@ -87,26 +93,37 @@ async def _run(arguments: argparse.Namespace) -> int:
     dotenv = Path(".env") if arguments.command == "serve" else data_dotenv(environ)
     settings = read_settings(environ, dotenv=dotenv)
     configure_logs(production=settings.ENVIRONMENT == "production")
-    for hint in strange_settings(environ):
+    for hint in strange_settings(environ, dotenv):
         log.warning("setting.unknown", hint=hint)
     if arguments.command == "doctor":
         return await examine(settings)
+    if arguments.command is None and sys.stdin.isatty():
+        print("wadm-mcp speaks MCP on stdin and stdout, for a client to launch. For a terminal there is: wadm-mcp serve", file=sys.stderr)
     try:
         async with AsyncExitStack() as stack:
-            replay = None
+            replay, suffix = None, ""
             if arguments.command == "replay":
-                recording = await to_thread.run_sync(read_recording, arguments.files)
+                suffix = _REPLAY
+                recording = await to_thread.run_sync(_recording, arguments.files)
                 settings, replay = await _replay(stack, settings, recording, arguments.speed)
             elif arguments.demo:
+                suffix = "_demo"
                 settings = await _demo(stack, settings)
-            runtime = Runtime(settings)
+            runtime = Runtime(settings, suffix=suffix)
             if arguments.command is None:
                 await serve_stdio(build_server(runtime), runtime)
             else:
                 await _serve(runtime, replay)
     except BaseExceptionGroup as group:
-        raise _first(group) from None
+        raise (ours(group) or group) from None
     return 0
+
+
+def _recording(files: Sequence[Path]) -> Recording:
+    try:
+        return read_recording(files)
+    except WadmError as error:
+        raise SettingError(str(error)) from error
 
 
 async def _serve(runtime: Runtime, replay: ReplayFeed | None) -> None:
@@ -133,6 +150,8 @@ async def _replay(stack: AsyncExitStack, settings: Settings, recording: Recordin
         log.warning("recording.skipped", note=note)
     folder = settings.WADM_DATA_DIR / "replay"
     _empty(folder)
+    if settings.MONGODB_URL is not None:
+        await MongoStore(settings.MONGODB_URL.get_secret_value(), settings.lives, suffix=_REPLAY).drop()
     simulator = await stack.enter_async_context(Simulator(replay=recording, speed=speed))
     assert simulator.replay is not None
     changes = {
@@ -156,19 +175,8 @@ def _empty(folder: Path) -> None:
         with Lease(folder) as lease:
             if not lease.take():
                 raise SettingError(f"{folder} is in use by another replay; stop it, or set WADM_DATA_DIR to another folder")
-            for file in folder.glob("wadm.sqlite*"):
+            for file in (*folder.glob("wadm.sqlite*"), *folder.glob("journal/*.seg")):
                 file.unlink()
     except OSError as error:
         wrong = f"WADM_DATA_DIR={folder.parent}: the folder cannot be used ({error.strerror})"
         raise SettingError(f"{wrong}; name one that can be written") from error
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """What a user is told of a group: its one error of ours, else the group itself."""
-    ours, rest = group.split(WadmError)
-    while ours is not None and rest is None:
-        error = ours.exceptions[0]
-        if not isinstance(error, BaseExceptionGroup):
-            return error
-        ours = error
-    return group

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import anyio
@@ -13,12 +14,16 @@ from websockets.exceptions import WebSocketException
 
 from wadm_mcp.collection.lease import Lease
 from wadm_mcp.collection.rest import Rest
+from wadm_mcp.collection.roster import EXCHANGES
 from wadm_mcp.errors import FrameError, WadmError
 from wadm_mcp.exchanges.exchange import Exchange, Trades
+from wadm_mcp.health import Health
 from wadm_mcp.model import Listing
 from wadm_mcp.near import nearest
-from wadm_mcp.runtime import EXCHANGES
 from wadm_mcp.settings import Settings
+from wadm_mcp.storage.mongo import MongoStore
+from wadm_mcp.storage.opening import open_cache
+from wadm_mcp.storage.redis_cache import RedisCache
 from wadm_mcp.storage.sqlite import SqliteStore
 
 _FRAME_WITHIN: Final = 15.0
@@ -42,9 +47,22 @@ async def examine(settings: Settings) -> int:
         except WadmError as error:
             findings.append(Finding(part, False, str(error)))
 
+    findings.append(
+        Finding(
+            "settings",
+            True,
+            f"{', '.join(settings.WADM_SYMBOLS)} at {', '.join(settings.WADM_EXCHANGES)} ({', '.join(settings.WADM_MARKETS)})",
+        )
+    )
     await check("data folder", lambda: _folder(settings))
-    await check("store", lambda: _store(settings))
-    async with Rest() as rest:
+    if settings.MONGODB_URL is not None:
+        findings.append(_processor())
+        await check("MongoDB", lambda: _mongodb(settings))
+    else:
+        await check("SQLite", lambda: _sqlite(settings))
+    if settings.REDIS_URL is not None:
+        await check("Redis", lambda: _redis(settings))
+    async with Rest(proxied=not settings.stays_on_loopback) as rest:
         for name in settings.WADM_EXCHANGES:
             for market in settings.WADM_MARKETS:
                 exchange = EXCHANGES[name]
@@ -59,10 +77,16 @@ async def examine(settings: Settings) -> int:
                 await check(f"{name} {market} REST", look_up)
                 if listings:
                     await check(f"{name} {market} stream", listen)
+                else:
+                    findings.append(Finding(f"{name} {market} stream", False, "not tried: nothing to subscribe to"))
     width = max(len(finding.part) for finding in findings)
     for finding in findings:
-        sys.stdout.write(f"{finding.part:<{width}}  {'ok  ' if finding.fit else 'FAIL'}  {finding.detail}\n")
-    return 0 if all(finding.fit for finding in findings) else 1
+        first, *more = finding.detail.splitlines()
+        sys.stdout.write(f"{finding.part:<{width}}  {'ok  ' if finding.fit else 'FAIL'}  {first}\n")
+        sys.stdout.writelines(f"{'':<{width}}        {line}\n" for line in more)
+    unfit = sum(not finding.fit for finding in findings)
+    sys.stdout.write(f"{unfit} of {len(findings)} need attention\n" if unfit else "fit to record\n")
+    return 1 if unfit else 0
 
 
 async def _folder(settings: Settings) -> str:
@@ -76,14 +100,46 @@ async def _folder(settings: Settings) -> str:
         return f"{folder} ({'nobody records' if lease.take() else 'another process records'})"
 
 
-async def _store(settings: Settings) -> str:
+def _processor() -> Finding:
+    """MongoDB 5 and later need a processor with AVX, if it is to run on this machine."""
+    flags = Path("/proc/cpuinfo")
+    if not flags.exists() or "flags" not in (text := flags.read_text()):
+        return Finding("processor", True, "not known here; MongoDB 5 and later need AVX")
+    has = " avx " in text.replace("\n", " ")
+    return Finding("processor", has, "has AVX" if has else "has no AVX, which MongoDB 5 and later need; run MongoDB on another machine")
+
+
+async def _mongodb(settings: Settings) -> str:
+    assert settings.MONGODB_URL is not None
+    async with MongoStore(settings.MONGODB_URL.get_secret_value(), settings.lives, read_only=True) as store:
+        state = await store.describe()
+    lines = [f"{state.version} at {state.place}, {sum(each.bytes for each in state.collections) / 1e6:.1f} MB"]
+    for each in state.collections:
+        lives = ", ".join(f"{name} {seconds / 3600:g} h" for name, seconds in sorted(each.lives.items()))
+        text = f"{each.name}: {each.documents:,} documents, {each.bytes / 1e6:.1f} MB, indexes {', '.join(each.indexes)}"
+        lines.append(text + (f"; lives {lives}" if lives else ""))
+    return "\n".join(lines)
+
+
+async def _redis(settings: Settings) -> str:
+    cache = open_cache(settings, Health(lambda: 0))
+    async with cache:
+        if isinstance(cache, RedisCache):
+            await cache.look()
+        state = cache.state
+    if not state.ok:
+        raise WadmError(state.detail)
+    return f"{state.kind} at {state.place}"
+
+
+async def _sqlite(settings: Settings) -> str:
     path = settings.WADM_DATA_DIR / "wadm.sqlite"
     if not path.exists():
-        return "sqlite, nothing recorded yet"
+        return "nothing recorded yet"
     async with SqliteStore(path, read_only=True) as store:
         state = await store.state()
         listings = await store.listings()
-    return f"{state.kind}, {state.bytes / 1e6:.1f} MB, {len(listings)} instruments"
+    return f"{state.bytes / 1e6:.1f} MB, {len(listings)} instruments"
 
 
 async def _listings(rest: Rest, settings: Settings, exchange: Exchange, market: str, found: list[Listing]) -> str:
@@ -102,7 +158,9 @@ async def _stream(settings: Settings, exchange: Exchange, market: str, listings:
     decoder = exchange.decoder(market, listings)
     began = anyio.current_time()
     try:
-        async with connect(url, compression=None, open_timeout=10, close_timeout=1) as socket:
+        async with connect(
+            url, compression=None, open_timeout=10, close_timeout=1, proxy=None if settings.stays_on_loopback else True
+        ) as socket:
             await socket.send(exchange.subscribe(market, names, 1))
             with anyio.fail_after(_FRAME_WITHIN):
                 while not isinstance(decoder.decode(await socket.recv(decode=False)), Trades):

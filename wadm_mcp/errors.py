@@ -5,6 +5,17 @@ class WadmError(Exception):
     """Anything WADM says no to. The text is written for the reader, never a library's own."""
 
 
+def ours(group: BaseExceptionGroup[BaseException]) -> WadmError | None:
+    """The one error of ours that a task group wrapped, None where it holds anything else beside."""
+    found, rest = group.split(WadmError)
+    if found is None or rest is not None:
+        return None
+    error: WadmError | BaseExceptionGroup[WadmError] = found
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 class SettingError(WadmError):
     """A setting or a command-line argument cannot be used; the start stops with status 2."""
 
@@ -21,8 +32,20 @@ class StoreError(WadmError):
     """The store cannot be used as it is: damaged, of another schema, or out of reach."""
 
 
+class StoreUnreachable(StoreError):
+    """The store cannot be used for now: it does not answer, is changing over, or its disk is full. Trying again later may succeed."""
+
+
+class JournalFull(StoreError):
+    """The journal takes no more for now: its bound is reached, or its disk is full or cannot be written. Nothing of the batch was kept."""
+
+
 class QueryError(WadmError):
     """A question cannot be answered as asked; the text names the argument, what was given, what is allowed, and a call that would work."""
+
+
+class NotReady(WadmError):
+    """The symbol asked for is configured, but no exchange has told yet what it lists. Asking again later may succeed."""
 
 
 class UnknownSymbol(QueryError):

@@ -27,7 +27,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
-        self._allowed = frozenset(_name_of(host) for host in settings.WADM_ALLOWED_HOSTS)
+        self._allowed = frozenset(_name_of(host) for host in settings.WADM_ALLOWED_HOSTS) - {""}
         key = settings.API_KEY.get_secret_value() if settings.API_KEY is not None else ""
         self._key = key.encode() or None
 
@@ -47,7 +47,7 @@ class Guard:
         return None
 
     def _accepts(self, name: str) -> bool:
-        return name in self._allowed or is_loopback(name)
+        return bool(name) and (name in self._allowed or is_loopback(name))
 
     def _knows_key(self, scope: Scope) -> bool:
         given = [value for name, value in scope["headers"] if name == b"x-api-key"]

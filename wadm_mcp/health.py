@@ -55,8 +55,9 @@ class Health:
 
     @property
     def ready(self) -> bool:
-        """Is every part live or standing by?"""
-        return bool(self._parts) and all(part.state in (State.OK, State.STANDBY) for part in self._parts.values())
+        """Is every part that answers depend on live or standing by? Without its cache WADM is slower, not wrong."""
+        needed = [part for name, part in self._parts.items() if name != "cache"]
+        return bool(needed) and all(part.state in (State.OK, State.STANDBY) for part in needed)
 
     @property
     def reasons(self) -> list[str]:

@@ -63,9 +63,25 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry, ensure_ascii=False)
 
 
+class _Handler(logging.StreamHandler[Any]):
+    """Writes to stderr; where a status line stands there, it is cleared first."""
+
+    clears = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.clears:
+            self.stream.write("\r\x1b[K")
+        super().emit(record)
+
+
+def clear_line_first(clears: bool) -> None:
+    """From now on a status line stands on the terminal, and each log line takes its place; or no longer."""
+    _Handler.clears = clears
+
+
 def configure_logs(*, production: bool, level: int = logging.INFO) -> None:
     """Send every logger's lines to stderr: WADM's own from `level` on, libraries' from warnings on."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Handler(sys.stderr)
     handler.setFormatter(JsonFormatter() if production else PlainFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]

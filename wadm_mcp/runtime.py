@@ -1,4 +1,4 @@
-"""What lives as long as the process: store, tape, collectors, aggregators, in one supervised task group.
+"""What lives as long as the process: store, cache, tape, collectors, aggregators, in one supervised task group.
 
 It is entered exactly once, by whatever owns the process's life; an MCP lifespan only hands it out, since the SDK enters that once
 per SSE connection. A part that fails is restarted and says so in `health`; what cannot be mended by waiting ends in `failed`.
@@ -7,9 +7,8 @@ per SSE connection. A part that fails is restarted and says so in `health`; what
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from functools import partial
 from types import TracebackType
 from typing import Final, Literal, Self
 
@@ -17,33 +16,33 @@ import anyio
 from anyio.abc import TaskGroup
 from mcp.server.subscriptions import InMemorySubscriptionBus
 
-from wadm_mcp.collection.collector import Collector
 from wadm_mcp.collection.follower import Follower
+from wadm_mcp.collection.journal import Journal
 from wadm_mcp.collection.lease import Lease
 from wadm_mcp.collection.recorder import Recorder
 from wadm_mcp.collection.rest import Rest
 from wadm_mcp.collection.rollup import Rollup
+from wadm_mcp.collection.roster import Roster
 from wadm_mcp.collection.writer import Writer
-from wadm_mcp.errors import ExchangeError, SettingError, StoreError, WadmError
-from wadm_mcp.exchanges.binance import Binance
-from wadm_mcp.exchanges.bybit import Bybit
-from wadm_mcp.exchanges.exchange import Exchange
+from wadm_mcp.errors import SettingError, StoreError, StoreUnreachable, WadmError, ours
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
-from wadm_mcp.model import DAY, Instrument, Listing, Window
-from wadm_mcp.near import nearest
+from wadm_mcp.model import Instrument, Listing
 from wadm_mcp.queries.view import View
 from wadm_mcp.settings import Settings
-from wadm_mcp.storage.sqlite import SqliteStore
+from wadm_mcp.storage.cache import InProcessCache
+from wadm_mcp.storage.cached import CachedAnswers, CachedFootprints
+from wadm_mcp.storage.opening import open_cache, open_store
+from wadm_mcp.storage.redis_cache import RedisCache
 from wadm_mcp.tape import Tape
 
-EXCHANGES: Final[Mapping[str, Exchange]] = {"binance": Binance(), "bybit": Bybit()}
-"""Every venue, by name."""
-_RECENT_TRADES: Final = 2_000
-"""Newest stored trades that a start looks at: what repeats, and how often the instrument trades."""
 _LEASE_EVERY: Final = 0.5
 _FLUSH_WITHIN: Final = 2.0
+_OPENED_WITHIN: Final = 2.0
+"""Seconds that entering waits for the store, so that a first question finds it open; the port must not wait for a dead one."""
 _LONGEST_PAUSE: Final = 30.0
+_STORE_PAUSE: Final = 1.0
+_ANSWER_BYTES: Final = 8 << 20
 
 
 def now_ms() -> int:
@@ -52,16 +51,31 @@ def now_ms() -> int:
 
 
 class Runtime:
-    """The collecting half of WADM, and the view that questions read. An async context manager, entered once."""
+    """The collecting half of WADM, and the view that questions read. An async context manager, entered once.
 
-    def __init__(self, settings: Settings, *, clock: Callable[[], int] = now_ms, monotonic: Callable[[], float] = time.monotonic) -> None:
+    `suffix` sets the data of demo and replay apart in a database, as their folder does on disk.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        suffix: str = "",
+        clock: Callable[[], int] = now_ms,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.settings = settings
         self.bus = InMemorySubscriptionBus()
         self.health = Health(clock)
         self.role: Literal["starting", "recording", "standby"] = "starting"
         self.tape = Tape()
-        self.store = SqliteStore(settings.WADM_DATA_DIR / "wadm.sqlite")
-        self.view = View(self.store, self.tape, clock, settings.WADM_MARKETS, settings.WADM_EXCHANGES, settings.lives)
+        self.store = open_store(settings, suffix)
+        self.cache = open_cache(settings, self.health, suffix)
+        self.answers = CachedAnswers(InProcessCache(_ANSWER_BYTES))
+        footprints = CachedFootprints(self.cache)
+        self.view = View(
+            self.store, self.tape, clock, settings.WADM_MARKETS, settings.WADM_EXCHANGES, settings.lives, footprints, settings.WADM_SYMBOLS
+        )
         self.entered = 0
         """How often the runtime was entered; once, or something is wrong."""
         self._clock = clock
@@ -71,6 +85,7 @@ class Runtime:
         self._failed = anyio.Event()
         self._opened = anyio.Event()
         self._recorder: Recorder | None = None
+        self._follower = Follower(self.tape, self.store, self.health, clock)
 
     async def __aenter__(self) -> Self:
         self.entered += 1
@@ -79,8 +94,9 @@ class Runtime:
         async with AsyncExitStack() as stack:
             tasks = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(tasks.cancel_scope.cancel)
-            tasks.start_soon(self._live)
-            await self._opened.wait()
+            tasks.start_soon(self._live, tasks)
+            with anyio.move_on_after(_OPENED_WITHIN):
+                await self._opened.wait()
             self._stack = stack.pop_all()
         return self
 
@@ -108,10 +124,14 @@ class Runtime:
         """Trades that wait for the store."""
         return sum(len(tape.unsaved) for tape in self.tape)
 
-    async def _live(self) -> None:
+    async def _live(self, tasks: TaskGroup) -> None:
+        """Cache and store around the collecting, until cancelled or something cannot be mended."""
         try:
             self.settings.WADM_DATA_DIR.mkdir(parents=True, exist_ok=True)
-            async with self.store:
+            async with self.cache, AsyncExitStack() as stack:
+                if isinstance(self.cache, RedisCache):
+                    tasks.start_soon(self._supervise, "cache watch", self.cache.watch)
+                await self._enter_store(stack)
                 self.health.report("store", State.OK)
                 self._opened.set()
                 await self._take_turns()
@@ -120,8 +140,25 @@ class Runtime:
             self._fail(SettingError(f"WADM_DATA_DIR={folder}: the folder cannot be used ({error.strerror}); name one that can be written"))
         except WadmError as error:
             self._fail(error)
+        except BaseExceptionGroup as group:
+            error = ours(group)
+            if error is None:
+                raise
+            self._fail(error)
         finally:
             self._opened.set()
+
+    async def _enter_store(self, stack: AsyncExitStack) -> None:
+        """Open the store, and again as long as waiting may help."""
+        while True:
+            try:
+                await stack.enter_async_context(self.store)
+            except StoreUnreachable as error:
+                self.health.report("store", State.DOWN, str(error))
+                log.warning("store.unreachable", error=error)
+                await anyio.sleep(_STORE_PAUSE)
+            else:
+                return
 
     def _fail(self, error: WadmError) -> None:
         self._failure = error
@@ -140,118 +177,64 @@ class Runtime:
         self.health.report("recorder", State.STANDBY, "another process on this data directory records; answers here come from its store")
         log.info("recorder.standby", data=self.settings.WADM_DATA_DIR)
         async with anyio.create_task_group() as tasks:
-            follower = Follower(self.tape, self.store, self.health)
-            tasks.start_soon(self._supervise, "follower", follower.run)
+            tasks.start_soon(self._supervise, "follower", self._follower.run)
             while not lease.take():  # noqa: ASYNC110 - the lock is another process's to free; no event tells of it
                 await anyio.sleep(_LEASE_EVERY)
             tasks.cancel_scope.cancel()
 
     async def _record(self) -> None:
         """Collect, write and roll up until cancelled; then write what is left. What is stored already can be asked for all along."""
-        await self._insist(Follower(self.tape, self.store, self.health).follow)
-        for tape in self.tape:
-            self.health.report(str(tape.instrument), State.STARTING, "it is being looked up at its exchange")
+        settings, health = self.settings, self.health
+        self._tell_starting()
         self.role = "recording"
-        self.health.report("recorder", State.OK)
-        log.info("recorder.begins", data=self.settings.WADM_DATA_DIR)
-        recorder = self._recorder = Recorder(self.tape, self.health, self._clock, self._monotonic)
-        rollup = Rollup(recorder, self.store, self.health, self._clock, self.settings.lives.trades)
-        writer = Writer(recorder, rollup, self.store, self.health, self.settings.lives, self._clock, self._monotonic)
+        health.report("recorder", State.OK)
+        log.info("recorder.begins", data=settings.WADM_DATA_DIR)
+        recorder = self._recorder = Recorder(self.tape, health, self._clock, self._monotonic)
+        rollup = Rollup(recorder, self.store, health, self._clock, settings.lives.trades)
+        limit = settings.WADM_JOURNAL_MAX_MB << 20
+        async with Journal(settings.WADM_DATA_DIR / "journal", limit) as journal:
+            writer = Writer(recorder, journal, rollup, self.store, health, settings.lives, self._clock, self._monotonic)
+            await writer.drain()
+            await self._follow_and_write(recorder, rollup, writer)
+
+    async def _follow_and_write(self, recorder: Recorder, rollup: Rollup, writer: Writer) -> None:
+        settings, health = self.settings, self.health
+        stored = await self._catch_up()
         try:
-            async with Rest() as rest, anyio.create_task_group() as tasks:
-                tasks.start_soon(self._supervise, "writer", writer.run)
-                await self._follow_all(rest, recorder, rollup, tasks)
+            async with Rest(proxied=not settings.stays_on_loopback) as rest, anyio.create_task_group() as tasks:
+
+                def start(name: str, job: Callable[[], Awaitable[None]]) -> None:
+                    tasks.start_soon(self._supervise, name, job)
+
+                start("writer", writer.run)
+                roster = Roster(settings, self.tape, self.store, recorder, rollup, health, self._clock, self._monotonic, stored, start)
+                unknown = await roster.assemble(rest)
+                if unknown is not None:
+                    self._fail(unknown)
         finally:
             with anyio.move_on_after(_FLUSH_WITHIN, shield=True):
                 try:
                     await writer.flush()
                 except StoreError as error:
-                    log.error("store.not_flushed", trades=self.waiting, error=error)
+                    log.warning("store.not_flushed", trades=self.waiting, journal="keeps them", error=error)
 
-    async def _follow_all(self, rest: Rest, recorder: Recorder, rollup: Rollup, tasks: TaskGroup) -> None:
-        """Look the configured symbols up at every exchange and follow those it knows. A symbol that none knows ends in `failed`."""
-        unknown: dict[str, list[str]] = {symbol: [] for symbol in self.settings.WADM_SYMBOLS}
-        known: set[str] = set()
-        async with anyio.create_task_group() as lookups:
-            for exchange in self.settings.WADM_EXCHANGES:
-                for market in self.settings.WADM_MARKETS:
-                    lookups.start_soon(self._follow_market, rest, recorder, rollup, tasks, EXCHANGES[exchange], market, unknown, known)
-        for instrument in self.tape.keep([followed.tape.instrument for followed in recorder.followed]):
-            self.health.forget(str(instrument))
-        for symbol, near in unknown.items():
-            if symbol not in known:
-                asked = f"{' and '.join(self.settings.WADM_EXCHANGES)} ({', '.join(self.settings.WADM_MARKETS)})"
-                found = ", ".join(nearest(symbol, near)) or "none"
-                self._fail(SettingError(f"WADM_SYMBOLS={symbol}: no such symbol at {asked}. Nearest: {found}"))
-
-    async def _follow_market(
-        self,
-        rest: Rest,
-        recorder: Recorder,
-        rollup: Rollup,
-        tasks: TaskGroup,
-        exchange: Exchange,
-        market: str,
-        unknown: dict[str, list[str]],
-        known: set[str],
-    ) -> None:
-        listings = await self._listings(rest, exchange, market)
-        mine: list[Listing] = []
-        for symbol in self.settings.WADM_SYMBOLS:
-            listing = listings.get(symbol)
-            if listing is not None:
-                known.add(symbol)
-                mine.append(listing)
-            else:
-                unknown[symbol].extend(listings)
-                found = ", ".join(nearest(symbol, listings)) or "none"
-                log.warning("symbol.unknown", exchange=exchange.name, market=market, symbol=symbol, nearest=found)
-        await self._insist(partial(self.store.keep_listings, mine))
-        for listing in mine:
-            await self._insist(partial(self._follow, listing, recorder, rollup, exchange.numbers_trades[market]))
-        url, size = self.settings.socket_url(exchange.name, market), exchange.limits(market).streams
-        for first in range(0, len(mine), size):
-            collector = Collector(exchange, market, mine[first : first + size], url, recorder, self.health, self._monotonic)
-            tasks.start_soon(self._supervise, f"{exchange.name} {market} collector", collector.run)
-
-    async def _follow(self, listing: Listing, recorder: Recorder, rollup: Rollup, numbered: bool) -> None:
-        now = self._clock()
-        spans = await self.store.spans(listing.instrument, Window(now - DAY, now))
-        recent = await self.store.trades(listing.instrument, Window(0, now + DAY), limit=_RECENT_TRADES, newest=True)
-        followed = recorder.follow(listing, numbered=numbered, spans=spans, recent=recent)
-        await rollup.recover(followed)
-
-    async def _listings(self, rest: Rest, exchange: Exchange, market: str) -> dict[str, Listing]:
-        """What the exchange lists, asked until it answers; what was stored of it before, where that has every symbol."""
-        part, pause = f"{exchange.name} {market} listings", 1.0
+    async def _catch_up(self) -> list[Listing]:
+        """Bring the tape up to what is stored, as a follower would, before anything new is recorded; the stored listings."""
         while True:
             try:
-                found = await rest.listings(exchange, market, self.settings.rest_url(exchange.name, market))
-            except ExchangeError as error:
-                self.health.report(part, State.DOWN, str(error))
-                log.warning("listings.failed", exchange=exchange.name, market=market, error=error, again_in_s=pause)
-                stored = {
-                    listing.instrument.symbol: listing
-                    for listing in await self.store.listings()
-                    if listing.instrument.exchange == exchange.name and listing.instrument.market == market
-                }
-                if all(symbol in stored for symbol in self.settings.WADM_SYMBOLS):
-                    self.health.report(part, State.OK, "as stored before; the exchange did not answer")
-                    return stored
-                await anyio.sleep(pause)
-                pause = min(_LONGEST_PAUSE, pause * 2)
-            else:
-                self.health.forget(part)
-                return {listing.instrument.symbol: listing for listing in found}
-
-    async def _insist(self, step: Callable[[], Awaitable[None]]) -> None:
-        """Try a step on the store until the store takes it."""
-        while True:
-            try:
-                return await step()
+                await self._follower.follow()
+                stored = await self.store.listings()
             except StoreError as error:
                 self.health.report("store", State.DOWN, str(error))
-                await anyio.sleep(1.0)
+                await anyio.sleep(_STORE_PAUSE)
+            else:
+                break
+        self._tell_starting()
+        return stored
+
+    def _tell_starting(self) -> None:
+        for tape in self.tape:
+            self.health.report(str(tape.instrument), State.STARTING, "it is being looked up at its exchange")
 
     async def _supervise(self, name: str, job: Callable[[], Awaitable[None]]) -> None:
         """Keep a part alive: a failure is logged, shown in health, and met with a restart."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -46,15 +47,29 @@ def _unique(names: tuple[str, ...], kind: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+def _host_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if not _HOST.fullmatch(name):
+            raise ValueError("names or addresses of hosts are needed, comma separated, such as wadm.example or 10.0.0.7")
+    return names
+
+
 def _base_url(schemes: Sequence[str]) -> Any:
     def check(url: str) -> str:
-        parts = urlsplit(url)
-        if parts.scheme not in schemes or not parts.hostname or parts.path.strip("/") or parts.query:
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError:
+            parts, port = urlsplit(""), None
+        lawful = parts.scheme in schemes and parts.hostname and port != 0 and not any(mark in url for mark in " #?")
+        if not lawful or parts.path.strip("/"):
             raise ValueError(f"a base URL without path is needed, such as {schemes[-1]}://host:port")
         return url.rstrip("/")
 
     return AfterValidator(check)
 
+
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\.?(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_list)]
 SocketUrl = Annotated[str, _base_url(("ws", "wss"))]
@@ -68,6 +83,10 @@ class Settings(BaseSettings):
 
     ENVIRONMENT: Literal["development", "production"] = Field("development", description="`production`: JSON logs, no debug detail")
     API_KEY: SecretStr | None = Field(None, description="key for HTTP: `Authorization: Bearer` or `X-API-Key`")
+    MONGODB_URL: SecretStr | None = Field(
+        None, description="MongoDB to keep the tape in, such as mongodb://user:pass@localhost:27017/wadm; else SQLite"
+    )
+    REDIS_URL: SecretStr | None = Field(None, description="Redis to cache in, such as redis://localhost:6379/0; else in process")
     WADM_SYMBOLS: Annotated[Names, AfterValidator(_symbols)] = Field(("BTCUSDT",), description="symbols to follow, comma separated")
     WADM_EXCHANGES: Annotated[Names, _one_of(EXCHANGES)] = Field(EXCHANGES, description="`binance`, `bybit` or both")
     WADM_MARKETS: Annotated[Names, _one_of(MARKETS)] = Field(
@@ -75,14 +94,17 @@ class Settings(BaseSettings):
     )
     WADM_HOST: str = Field("127.0.0.1", description="address to bind; beyond loopback `API_KEY` is needed")
     WADM_PORT: int = Field(8920, ge=1, le=65535, description="port of `wadm-mcp serve`")
-    WADM_ALLOWED_HOSTS: Names = Field((), description="Host and Origin names accepted beyond loopback, comma separated")
+    WADM_ALLOWED_HOSTS: Annotated[Names, AfterValidator(_host_names)] = Field(
+        (), description="Host and Origin names accepted beyond loopback, comma separated"
+    )
     WADM_DATA_DIR: Path = Field(
         default_factory=lambda: Path(platformdirs.user_data_dir("wadm", appauthor=False)),
-        description="folder of the SQLite file and the lock",
+        description="folder of the SQLite file, the journal and the lock",
     )
     WADM_TRADES_TTL_HOURS: int = Field(72, ge=1, le=87_600, description="how long raw trades are kept")
     WADM_MINUTES_TTL_DAYS: int = Field(30, ge=1, le=3_650, description="how long footprints, profiles and bars below one hour are kept")
     WADM_HOURS_TTL_DAYS: int = Field(365, ge=1, le=3_650, description="the same from one hour up, and coverage")
+    WADM_JOURNAL_MAX_MB: int = Field(1024, ge=1, le=1_000_000, description="most the journal between sockets and store may take on disk")
     WADM_BINANCE_SPOT_WS: SocketUrl = Field("wss://stream.binance.com:9443", description="base URL, no path")
     WADM_BINANCE_SPOT_REST: RestUrl = Field("https://api.binance.com", description="base URL, no path")
     WADM_BINANCE_LINEAR_WS: SocketUrl = Field("wss://fstream.binance.com", description="base URL, no path")
@@ -111,6 +133,16 @@ class Settings(BaseSettings):
         """Does the server listen on this machine's own addresses only?"""
         return is_loopback(self.WADM_HOST)
 
+    @property
+    def stays_on_loopback(self) -> bool:
+        """Is everything it collects from on this machine, so that no proxy concerns it?"""
+        return all(
+            is_loopback(urlsplit(url).hostname or "")
+            for exchange in self.WADM_EXCHANGES
+            for market in self.WADM_MARKETS
+            for url in (self.socket_url(exchange, market), self.rest_url(exchange, market))
+        )
+
     def socket_url(self, exchange: str, market: str) -> str:
         """WebSocket base URL of a market."""
         return str(getattr(self, _url_name(exchange, market, "WS")))
@@ -135,11 +167,8 @@ def read_settings(environ: Mapping[str, str], *, dotenv: Path | None = None, ove
 
     `SettingError` names the variable, the value and what is allowed; a secret's value is never shown.
     """
-    file = {name: value for name, value in dotenv_values(dotenv).items() if value} if dotenv is not None and dotenv.is_file() else {}
+    file = {name: value for name, value in _file_values(dotenv).items() if value}
     raw: dict[str, Any] = {**file, **{name: value for name, value in environ.items() if value}, **(overrides or {})}
-    for name in ("MONGODB_URL", "REDIS_URL"):
-        if name in raw:
-            raise SettingError(f"{name} is set, but this version keeps its tape in SQLite and its cache in process only; unset it")
     try:
         settings = Settings(**{name: raw[name] for name in Settings.model_fields if name in raw})
     except ValidationError as error:
@@ -147,6 +176,16 @@ def read_settings(environ: Mapping[str, str], *, dotenv: Path | None = None, ove
     if settings.WADM_DATA_DIR.expanduser() != settings.WADM_DATA_DIR:
         settings = settings.model_copy(update={"WADM_DATA_DIR": settings.WADM_DATA_DIR.expanduser()})
     return settings
+
+
+def _file_values(dotenv: Path | None) -> Mapping[str, str | None]:
+    if dotenv is None or not dotenv.is_file():
+        return {}
+    try:
+        return dotenv_values(dotenv)
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise SettingError(f"{dotenv}: the file of settings cannot be read ({why}); mend it or move it away") from error
 
 
 def settings_table() -> list[tuple[str, str, str]]:
@@ -171,11 +210,12 @@ def dotenv_example() -> str:
     return head + "".join(f"\n# {meaning}\n#{name}={default}\n" for name, default, meaning in settings_table())
 
 
-def strange_settings(environ: Mapping[str, str]) -> list[str]:
+def strange_settings(environ: Mapping[str, str], dotenv: Path | None = None) -> list[str]:
     """A line for each `WADM_` variable that is no setting of this version: most often a misspelling."""
+    file = _file_values(dotenv)
     return [
         f"{name} is not a setting of this version of WADM. Nearest: {', '.join(nearest(name, Settings.model_fields))}"
-        for name in sorted(environ)
+        for name in sorted({*environ, *file})
         if name.startswith("WADM_") and name not in Settings.model_fields
     ]
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from typing import Final
 
 import anyio
 
 from wadm_mcp.health import State
-from wadm_mcp.logs import log
+from wadm_mcp.logs import clear_line_first, log
+from wadm_mcp.model import DAY
 from wadm_mcp.runtime import Runtime
 from wadm_mcp.settings import Settings
 from wadm_mcp.simulator.feed import ReplayFeed
@@ -17,7 +19,8 @@ _EVERY: Final = 1.0
 
 
 def welcome(url: str, settings: Settings) -> str:
-    """Where to connect, and one call to try."""
+    """Where to connect, and one call to try. A wildcard address is told as one that this machine answers to."""
+    url = url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
     key = ' -H "Authorization: Bearer $API_KEY"' if settings.API_KEY is not None else ""
     header = ' --header "Authorization: Bearer $API_KEY"' if settings.API_KEY is not None else ""
     symbol = settings.WADM_SYMBOLS[0]
@@ -45,19 +48,22 @@ async def show_status(runtime: Runtime, replay: ReplayFeed | None) -> None:
 
 async def _tell_end(replay: ReplayFeed) -> None:
     await replay.finished.wait()
-    log.info("replay.finished", rows=replay.played, shifted_minutes=(replay.shift or 0) // 60_000)
+    log.info("replay.finished", rows=replay.played, shifted_days=round((replay.shift or 0) / DAY, 2))
 
 
 async def _keep_line(runtime: Runtime, replay: ReplayFeed | None) -> None:
     before = runtime.recorded
+    clear_line_first(True)
     try:
         while True:
             await anyio.sleep(_EVERY)
             recorded = runtime.recorded
-            sys.stderr.write(f"\r\x1b[K{status_line(runtime, recorded - before, replay)}")
+            width = shutil.get_terminal_size().columns - 1
+            sys.stderr.write(f"\r\x1b[K{status_line(runtime, recorded - before, replay)[:width]}")
             sys.stderr.flush()
             before = recorded
     finally:
+        clear_line_first(False)
         sys.stderr.write("\r\x1b[K")
 
 
@@ -67,7 +73,9 @@ def status_line(runtime: Runtime, rate: int, replay: ReplayFeed | None) -> str:
     followed = [str(instrument) for instrument in runtime.followed]
     live = sum(1 for name in followed if name in parts and parts[name].state is State.OK)
     told = [runtime.role]
-    if runtime.role == "recording":
+    if runtime.role == "recording" and not followed:
+        told = ["waiting for the exchanges to tell what they list"]
+    elif runtime.role == "recording":
         told += [f"{live} of {len(followed)} instruments live", f"{rate} trades/s", f"{runtime.recorded:,} recorded"]
         if runtime.waiting > 5_000:
             told.append(f"{runtime.waiting:,} wait for the store")
@@ -77,4 +85,4 @@ def status_line(runtime: Runtime, rate: int, replay: ReplayFeed | None) -> str:
         told.append(f"replay {replay.played:,} of {replay.total:,}")
     if not runtime.health.ready and runtime.health.reasons:
         told.append(runtime.health.reasons[0])
-    return " · ".join(told)[:200]
+    return " · ".join(told)

@@ -22,7 +22,7 @@ from starlette.routing import Mount, Route
 from starlette.types import Receive, Scope, Send
 
 from wadm_mcp import __version__
-from wadm_mcp.errors import QueryError, StoreError, UnknownSymbol
+from wadm_mcp.errors import NotReady, QueryError, StoreError, UnknownSymbol
 from wadm_mcp.guard import Guard
 from wadm_mcp.logs import log
 from wadm_mcp.queries.arguments import shown
@@ -104,7 +104,7 @@ def _api(question: Question, runtime: Runtime) -> Callable[[Request], Awaitable[
             return _error(HTTPStatus.NOT_FOUND, str(error))
         except QueryError as error:
             return _error(HTTPStatus.BAD_REQUEST, str(error))
-        except StoreError as error:
+        except (StoreError, NotReady) as error:
             return _error(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
         except Exception as error:  # noqa: BLE001 - whatever went wrong, the log gets it all and the client one line
             log.error("api.failed", path=question.path, exc_info=error)

@@ -99,3 +99,8 @@ async def until(holds: Any, *, within: float = 30, every: float = 0.1) -> Any:
         while not (value := await holds()):
             await anyio.sleep(every)
         return value
+
+
+def resident(served: Served) -> int:
+    """Resident memory in bytes."""
+    return int(Path(f"/proc/{served.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

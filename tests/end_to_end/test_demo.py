@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ from mcp import Client, StdioServerParameters
 from mcp.client.sse import sse_client
 from mcp.types import TextContent, TextResourceContents
 
-from tests.end_to_end.process import Served, environment, serving, until
+from tests.end_to_end.process import environment, resident, serving, until
 
 pytestmark = pytest.mark.anyio
 
@@ -103,8 +102,3 @@ async def test_a_client_that_comes_and_goes_a_hundred_times_leaves_collectors_an
         log = served.stderr
         assert (log.count("instrument.live"), log.count("connection.ended")) == (2, 0)
         assert await served.stop() == 0
-
-
-def resident(served: Served) -> int:
-    """Resident memory in bytes."""
-    return int(Path(f"/proc/{served.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -25,8 +25,10 @@ BAD_SETTINGS = [
     ({"WADM_HOST": "0.0.0.0"}, "WADM_HOST=0.0.0.0: beyond loopback API_KEY must be set"),
     ({"WADM_HOST": "nowhere.invalid", "API_KEY": "k"}, "WADM_HOST=nowhere.invalid: "),
     ({"WADM_DATA_DIR": "/proc/nowhere"}, "WADM_DATA_DIR=/proc/nowhere"),
-    ({"MONGODB_URL": "mongodb://localhost"}, "MONGODB_URL"),
-    ({"REDIS_URL": "redis://localhost"}, "REDIS_URL"),
+    ({"MONGODB_URL": "localhost"}, "MONGODB_URL"),
+    ({"REDIS_URL": "localhost"}, "REDIS_URL"),
+    ({"WADM_BYBIT_REST": "http://127.0.0.1:99999999"}, "WADM_BYBIT_REST=http://127.0.0.1:99999999: a base URL without path"),
+    ({"WADM_ALLOWED_HOSTS": "https://wadm.example"}, "WADM_ALLOWED_HOSTS=https://wadm.example: names or addresses of hosts are needed"),
 ]
 
 
@@ -97,9 +99,9 @@ def newer(path: Path) -> None:
 def test_a_file_that_is_no_recording_is_named(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello\n")
     ended = run(tmp_path, "replay", "notes.txt")
-    assert ended.returncode == 1
+    assert ended.returncode == 2
     assert "notes.txt" in ended.stderr
     assert len(ended.stderr.strip().splitlines()) == 1
     missing = run(tmp_path, "replay", "absent.gz")
-    assert missing.returncode == 1
+    assert missing.returncode == 2
     assert "absent.gz" in missing.stderr

@@ -13,6 +13,7 @@ import pytest
 from anyio.abc import Process
 
 from tests.end_to_end.process import COMMAND, environment, serving, until
+from wadm_mcp.runtime import now_ms
 from wadm_mcp.simulator.simulator import Simulator
 
 pytestmark = pytest.mark.anyio
@@ -38,11 +39,11 @@ async def test_serve_stops_on_a_signal_with_everything_it_took_stored(tmp_path: 
                 await simulator.subscribed("binance", "spot", "BTCUSDT")
             told = 0
             while told < 500:
-                await simulator.push("binance", "spot", "BTCUSDT", [(1_790_000_000_000 + told, "61000.5", "0.1", "BUY")] * 50)
+                await simulator.push("binance", "spot", "BTCUSDT", [(now_ms(), "61000.5", "0.1", "BUY")] * 50)
                 told += 50
 
             async def taken() -> bool:
-                page = await served.get("/api/trades", symbol="BTCUSDT", start=1_790_000_000_000, end=1_790_000_060_000, limit=1000)
+                page = await served.get("/api/trades", symbol="BTCUSDT", window="15m", limit=1000)
                 return len(page["trades"]["rows"]) == told
 
             await until(taken)

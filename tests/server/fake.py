@@ -20,6 +20,8 @@ from wadm_mcp.queries.view import View
 from wadm_mcp.server.http import serve_http
 from wadm_mcp.server.server import WadmServer, build_server
 from wadm_mcp.settings import Settings
+from wadm_mcp.storage.cache import InProcessCache
+from wadm_mcp.storage.cached import CachedAnswers
 from wadm_mcp.storage.store import Derived, Mark, OrderFlow, Profile, StoredFootprint, StoreState
 from wadm_mcp.tape import Tape
 from wadm_mcp.web import build_app
@@ -113,6 +115,7 @@ class FakeRuntime:
     def __init__(self, **settings: Any) -> None:
         self.settings = Settings(**settings).model_copy(update={"WADM_PORT": 0})
         self.bus = InMemorySubscriptionBus()
+        self.answers = CachedAnswers(InProcessCache())
         self.clock = Clock(NOON + 3 * MINUTE)
         self.health = Health(self.clock)
         self.health.report("store", State.OK)

@@ -19,6 +19,7 @@ from wadm_mcp.health import Health
 from wadm_mcp.model import Instrument
 from wadm_mcp.queries.view import View
 from wadm_mcp.settings import Settings
+from wadm_mcp.storage.cached import CachedAnswers
 
 
 class Runtime(Protocol):
@@ -29,6 +30,9 @@ class Runtime(Protocol):
 
     @property
     def health(self) -> Health: ...
+
+    @property
+    def answers(self) -> CachedAnswers: ...
 
     @property
     def settings(self) -> Settings: ...

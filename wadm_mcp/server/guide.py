@@ -13,11 +13,13 @@ begins with how much of the tape it has seen.
 ## Coverage first
 
 - `coverage.ratio` is covered time over window time. 1 means that nothing is missing. Below 1, say so before any figure: volumes are
-  too low, and POC, value area and cumulative delta may be wrong. 0 with null figures means that the tape holds nothing there.
+  too low, and POC, value area and cumulative delta may be wrong. 0 means that the tape holds nothing there: its zero volumes are
+  no quiet market.
 - `coverage.basis`: `exact` is proven by ids the exchange counts without holes (Binance); `observed` rests on an unbroken connection
   (Bybit numbers nothing).
 - `coverage.gaps` lists `[start, end, missing_trades, reason]`; `missing_trades` is null where the exchange does not count.
-  `not_recorded`: nobody was recording. `expired`: it was held and outlived its life. `more_gaps` counts older ones that are not listed.
+  `not_recorded`: nobody was recording. `expired`: it was held and outlived its life. `store_unreachable`: only the live tape answers
+  now. `being_revised`: late trades are being added, ask again in a moment. `more_gaps` counts older ones that are not listed.
 - `newest_trade_at` and `lag_ms` say how fresh the tape is. `window.closed` false means that the last bar is still growing.
 - A window without trades or without coverage is an answer, not an error.
 

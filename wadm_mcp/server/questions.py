@@ -36,6 +36,8 @@ class Question(NamedTuple):
     name: str
     path: str
     query: Callable[..., Awaitable[Answer]]
+    costly: bool = False
+    """Is an answer about an open window worth giving again to whoever asks within a second?"""
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -52,7 +54,11 @@ class Question(NamedTuple):
         asked = {name: value for name, value in given.items() if value is not None}
         missing = {name: None for name, default in arguments.items() if default is NEEDED and name not in asked}
         served = {"view": runtime.view.reading(), "health": runtime.health}
-        return await self.query(**{name: served[name] for name in _SERVED if name in self._parameters}, **missing, **asked)
+
+        async def answer() -> Answer:
+            return await self.query(**{name: served[name] for name in _SERVED if name in self._parameters}, **missing, **asked)
+
+        return await runtime.answers.ask(self.name, asked, answer) if self.costly else await answer()
 
     def _unknown(self, argument: str, runtime: Runtime) -> QueryError:
         allowed, call = self.arguments, Call(self.name)
@@ -69,8 +75,8 @@ class Question(NamedTuple):
 
 MARKETS: Final = Question("list_markets", "/api/markets", markets)
 TRADES: Final = Question("get_trades", "/api/trades", trades)
-VOLUME_PROFILE: Final = Question("get_volume_profile", "/api/volume-profile", volume_profile)
-ORDER_FLOW: Final = Question("get_order_flow", "/api/order-flow", order_flow)
-FOOTPRINT: Final = Question("get_footprint", "/api/footprint", footprint)
+VOLUME_PROFILE: Final = Question("get_volume_profile", "/api/volume-profile", volume_profile, costly=True)
+ORDER_FLOW: Final = Question("get_order_flow", "/api/order-flow", order_flow, costly=True)
+FOOTPRINT: Final = Question("get_footprint", "/api/footprint", footprint, costly=True)
 
 QUESTIONS: Final = (MARKETS, TRADES, VOLUME_PROFILE, ORDER_FLOW, FOOTPRINT)

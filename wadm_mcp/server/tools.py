@@ -93,7 +93,7 @@ _DECLARATIONS: Final = (
         questions.FOOTPRINT,
         "Footprint",
         answers.Footprint,
-        "Inside each bar, buy and sell volume by price row with diagonal imbalances, plus the bar's OHLC, delta and poc. At most 48 "
+        "Inside each bar, buy and sell volume by price row with diagonal imbalances, plus the bar's OHLC, delta and poc. At most 100 "
         "bars and much output: find the bars of interest with get_order_flow first, or choose a coarse row_size.",
     ),
 )

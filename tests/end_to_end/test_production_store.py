@@ -1,0 +1,206 @@
+"""The production store behind the whole process: a real mongod and a real redis-server, stopped and killed while trades come in."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from tests.end_to_end.process import Served, resident, serving, until
+from tests.redis_server import RedisServer, redis_binary
+from tests.servers import Mongod, own_mongod
+from wadm_mcp.runtime import now_ms
+from wadm_mcp.simulator.simulator import Simulator
+
+pytestmark = pytest.mark.anyio
+
+TICK = 0.05
+SOAK = os.environ.get("WADM_SOAK") == "1"
+"""`make soak`: at full rate, for as long and as often as a bad day would have it."""
+RATE = 2_000 if SOAK else 1_000
+AWAY = 60.0 if SOAK else 2.0
+KILLS = 10 if SOAK else 2
+
+
+class Pushed:
+    """A market that trades at a steady rate until told to stop; how many trades it made."""
+
+    def __init__(self, simulator: Simulator, rate: int) -> None:
+        self._simulator = simulator
+        self._rate = rate
+        self.count = 0
+
+    async def run(self) -> None:
+        with anyio.fail_after(20):
+            await self._simulator.subscribed("binance", "spot", "BTCUSDT")
+        began = time.monotonic()
+        while True:
+            await anyio.sleep(TICK)
+            due = int((time.monotonic() - began) * self._rate) - self.count
+            now = now_ms()
+            trades = [(now, f"{61_000 + number % 50}.5", "0.125", "BUY" if number % 3 else "SELL") for number in range(due)]
+            await self._simulator.push("binance", "spot", "BTCUSDT", trades)
+            self.count += due
+
+
+@asynccontextmanager
+async def trading(folder: Path, rate: int, **settings: str) -> AsyncGenerator[tuple[Served, Pushed, Any]]:
+    async with Simulator(manual=True) as simulator:
+        urls = {f"WADM_{name.upper()}": url for name, url in simulator.urls.items()}
+        async with (
+            serving(folder, "serve", settings={**urls, "WADM_EXCHANGES": "binance", **settings}) as served,
+            anyio.create_task_group() as tasks,
+        ):
+            pushed = Pushed(simulator, rate)
+            scope = anyio.CancelScope()
+
+            async def push() -> None:
+                with scope:
+                    await pushed.run()
+
+            tasks.start_soon(push)
+            yield served, pushed, scope.cancel
+            tasks.cancel_scope.cancel()
+
+
+async def trade_count(served: Served) -> int:
+    answer = await served.get("/api/volume-profile", symbol="BTCUSDT", window="15m", detail="brief")
+    return answer["trade_count"]
+
+
+async def recorded_all(served: Served, pushed: Pushed) -> None:
+    async def whole() -> bool:
+        flow = await served.get("/api/order-flow", symbol="BTCUSDT", window="15m", timeframe="1m")
+        ours = sum(row[11] for row in flow["bars"]["rows"])
+        assert ours <= pushed.count
+        return ours == pushed.count
+
+    await until(whole, within=60)
+
+
+async def status(served: Served) -> int:
+    return (await served.client.get("/health")).status_code
+
+
+async def stored(server: Mongod, name: str = "wadm") -> tuple[int, int]:
+    """Trades in the database, and how many different ids they have."""
+    import pymongo
+    from anyio import to_thread
+
+    def count() -> tuple[int, int]:
+        with pymongo.MongoClient[dict[str, Any]](server.url, tz_aware=True) as client:
+            trades = client[name]["trades"]
+            return trades.count_documents({}), len(trades.distinct("trade_id"))
+
+    return await to_thread.run_sync(count)
+
+
+async def test_a_mongod_that_is_away_under_load_costs_no_trade_and_health_says_so_meanwhile(tmp_path: Path) -> None:
+    with own_mongod() as mongod:
+        async with trading(tmp_path / "data", RATE, MONGODB_URL=f"{mongod.url}/wadm") as (served, pushed, stop):
+            await until(lambda: _is(status(served), 200))
+            await until(lambda: _over(trade_count(served), 500))
+            mongod.stop()
+            await until(lambda: _is(status(served), 503))
+            answer = await served.get("/api/order-flow", symbol="BTCUSDT", window="15m", timeframe="1m")
+            assert answer["bars"]["rows"][-1][11] > 0
+            assert answer["coverage"]["gaps"][0][3] == "store_unreachable"
+            settled = resident(served)
+            await anyio.sleep(AWAY)
+            assert resident(served) - settled < 100 * 1024 * 1024
+            mongod.start()
+            await until(lambda: _is(status(served), 200), within=60)
+            stop()
+            await recorded_all(served, pushed)
+            assert await served.stop() == 0
+            assert "Traceback" not in served.stderr
+            assert await stored(mongod) == (pushed.count, pushed.count)
+
+
+async def test_servers_that_are_killed_in_the_middle_of_their_work_lose_nothing_and_double_nothing(tmp_path: Path) -> None:
+    with own_mongod() as mongod, RedisServer(redis_binary()) as redis:
+        servers = {"MONGODB_URL": f"{mongod.url}/wadm", "REDIS_URL": redis.url}
+        async with trading(tmp_path / "data", RATE, **servers) as (served, pushed, stop):
+            await until(lambda: _over(trade_count(served), 500))
+            for number in range(KILLS):
+                held = (await served.get("/api/volume-profile", symbol="BTCUSDT", window="15m", detail="brief"))["trade_count"]
+                mongod.kill()
+                if number % 2:
+                    redis.kill()
+                    redis.start()
+                mongod.start()
+                await until(lambda held=held: _over(trade_count(served), held), within=60)
+            stop()
+            await recorded_all(served, pushed)
+            assert await served.stop() == 0
+            assert "Traceback" not in served.stderr
+            assert await stored(mongod) == (pushed.count, pushed.count)
+
+
+async def test_a_stop_while_mongod_is_away_leaves_the_trades_in_the_journal_and_the_next_start_stores_them(tmp_path: Path) -> None:
+    with own_mongod() as mongod:
+        async with trading(tmp_path / "data", 500, MONGODB_URL=f"{mongod.url}/wadm") as (served, pushed, stop):
+            await until(lambda: _over(trade_count(served), 200))
+            mongod.kill()
+            await until(lambda: _is(status(served), 503))
+            before = pushed.count
+            await until(lambda: _true(pushed.count > before + 500))
+            stop()
+            await anyio.sleep(1)
+            served.process.send_signal(signal.SIGTERM)
+            with anyio.fail_after(10):
+                assert await served.process.wait() == 0
+        mongod.start()
+        async with trading(tmp_path / "data", 1, MONGODB_URL=f"{mongod.url}/wadm") as (again, _, stop):
+            stop()
+
+            async def all_stored() -> bool:
+                return await stored(mongod) == (pushed.count, pushed.count)
+
+            await until(all_stored)
+            assert await again.stop() == 0
+
+
+async def test_answers_go_on_without_redis_and_health_says_so(tmp_path: Path) -> None:
+    with RedisServer(redis_binary()) as redis:
+        async with trading(tmp_path / "data", 100, REDIS_URL=redis.url) as (served, pushed, stop):
+            await until(lambda: _over(trade_count(served), 100))
+            assert (await served.get("/health"))["parts"]["cache"]["state"] == "ok"
+            redis.kill()
+
+            async def told() -> bool:
+                health = await served.get("/health")
+                return health["parts"]["cache"]["state"] == "down"
+
+            await until(told)
+            assert await status(served) == 200
+            meanwhile = pushed.count
+            await until(lambda: _over(trade_count(served), meanwhile))
+            redis.start()
+
+            async def back() -> bool:
+                return (await served.get("/health"))["parts"]["cache"]["state"] == "ok"
+
+            await until(back)
+            stop()
+            await recorded_all(served, pushed)
+            assert await served.stop() == 0
+
+
+async def _is(value: Any, wanted: object) -> bool:
+    return await value == wanted
+
+
+async def _over(value: Any, least: int) -> bool:
+    return await value > least
+
+
+async def _true(value: bool) -> bool:
+    return value
