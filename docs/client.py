@@ -11,7 +11,8 @@ URL = sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8920"
 COMMAND = str(Path(sys.executable).with_name("wadm-mcp"))
 
 
-async def ask(server) -> None:
+async def ask(transport: str, server) -> None:
+    print(f"-- {transport}")
     async with Client(server) as client:
         print([tool.name for tool in (await client.list_tools()).tools])
         for tool in ("get_volume_profile", "get_order_flow"):
@@ -21,6 +22,6 @@ async def ask(server) -> None:
         print(resource.contents[0].text[:160])
 
 
-anyio.run(ask, f"{URL}/mcp")  # Streamable HTTP
-anyio.run(ask, sse_client(f"{URL}/sse"))  # SSE
-anyio.run(ask, StdioServerParameters(command=COMMAND, args=["--demo"]))  # stdio: the client launches it
+anyio.run(ask, "Streamable HTTP", f"{URL}/mcp")
+anyio.run(ask, "SSE", sse_client(f"{URL}/sse"))
+anyio.run(ask, "stdio: the client launches it", StdioServerParameters(command=COMMAND, args=["--demo"]))

@@ -1,0 +1,95 @@
+"""One run recorded into SQLite and into MongoDB behind a real Redis: every question gets the same answer, byte for byte."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.collection.test_rollup import Recording
+from tests.market import NOON, Clock, trade
+from tests.redis_server import RedisServer, redis_binary
+from tests.servers import mongodb_url
+from wadm_mcp.collection.journal import Journal
+from wadm_mcp.health import Health
+from wadm_mcp.model import HOUR, Trade
+from wadm_mcp.queries.footprint import footprint
+from wadm_mcp.queries.order_flow import order_flow
+from wadm_mcp.queries.trades import trades
+from wadm_mcp.queries.view import View
+from wadm_mcp.queries.volume_profile import volume_profile
+from wadm_mcp.storage.cache import InProcessCache
+from wadm_mcp.storage.cached import CachedFootprints
+from wadm_mcp.storage.mongo import MongoStore
+from wadm_mcp.storage.redis_cache import RedisCache
+from wadm_mcp.storage.sqlite import SqliteStore
+
+from .conftest import LIVES
+
+pytestmark = pytest.mark.anyio
+
+START = NOON - 14 * HOUR
+"""Before a midnight, so that a whole session and parts of two lie in the run."""
+QUESTIONS: list[tuple[Callable[..., Any], dict[str, Any]]] = [
+    (volume_profile, {"start": START, "end": NOON, "detail": "full"}),
+    (volume_profile, {"start": START + HOUR, "end": START + 2 * HOUR, "row_size": "0.05", "method": "one_row"}),
+    (volume_profile, {"start": START + 90_000, "end": NOON - 333_000}),
+    *((order_flow, {"start": START, "end": NOON, "timeframe": timeframe}) for timeframe in ("1m", "5m", "15m", "30m", "1h", "4h", "1d")),
+    (footprint, {"start": START, "end": START + 4 * HOUR, "timeframe": "15m"}),
+    (trades, {"start": START, "end": NOON, "limit": 1000}),
+    (trades, {"start": START, "end": NOON, "limit": 100, "min_notional": "500000"}),
+]
+
+
+def run() -> list[Trade]:
+    """Trades with bursts in one millisecond, missing ids, and a few that come late."""
+    dice, made, at, number, price = random.Random(11), list[Trade](), START, 0, 6_000_000
+    while at < NOON - 60_000:
+        at += dice.choice((0, 0, 0, 40, 900, 7_000, 45_000))
+        number += 1 if dice.random() < 0.999 else 4
+        price += dice.randint(-30, 30)
+        made.append(trade(number, at, price, dice.randint(1, 10**7), dice.choice(("BUY", "SELL"))))
+    for place in dice.sample(range(len(made) - 400), 5):
+        made.insert(place + dice.randint(100, 300), made.pop(place))
+    return made
+
+
+async def test_sqlite_and_mongodb_with_redis_answer_alike(tmp_path: Path) -> None:
+    made = run()
+    answers: list[list[bytes]] = []
+    with mongodb_url() as url, RedisServer(redis_binary()) as redis:
+        for kind in ("sqlite", "mongodb"):
+            clock = Clock(START)
+            async with AsyncExitStack() as stack:
+                store = SqliteStore(tmp_path / "wadm.sqlite") if kind == "sqlite" else MongoStore(f"{url}/same", LIVES)
+                cache = InProcessCache() if kind == "sqlite" else RedisCache(redis.url, "same", Health(clock))
+                await stack.enter_async_context(store)
+                await stack.enter_async_context(cache)
+                journal = await stack.enter_async_context(Journal(tmp_path / f"{kind}-journal", 1 << 30))
+                one = Recording(store, journal, clock)
+                await one.begin()
+                for first in range(0, len(made), 400):
+                    for each in made[first : first + 400]:
+                        clock.now = max(clock.now, each.timestamp)
+                        await one.trade(each)
+                    await one.write()
+                clock.now = NOON + 5_000
+                await one.write()
+                view = View(store, one.tape, clock, ["spot"], ["binance"], LIVES, CachedFootprints(cache))
+                # Twice, so that the second time the cache answers where it does.
+                answers.append([_told(await ask(view.reading(), symbol="BTCUSDT", **asked)) for _ in range(2) for ask, asked in QUESTIONS])
+    assert answers[0] == answers[1]
+    assert answers[0][: len(QUESTIONS)] == answers[0][len(QUESTIONS) :]
+    assert json.loads(answers[0][0])["trade_count"] == len(made)
+
+
+def _told(answer: dict[str, Any]) -> bytes:
+    """An answer as it is sent, but for how old its newest trade is."""
+    for coverage in (answer["coverage"], *answer["coverage"].get("parts", {}).values()):
+        coverage.pop("lag_ms")
+    return json.dumps(answer).encode()
