@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test lint format bench soak clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -20,7 +20,7 @@ demo: $(VENV)/ready ## serve loopback exchanges on port 8920, no network needed
 	@$(BIN)/wadm-mcp serve --demo
 
 test: $(VENV)/ready ## run every test
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 lint: $(VENV)/ready ## ruff, format check, strict types
 	$(BIN)/ruff check .
@@ -31,8 +31,12 @@ format: $(VENV)/ready ## put the code in shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/ready ## measure the hot path
+bench: $(VENV)/ready ## measure the hot path and the cache
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.cache
+
+soak: $(VENV)/ready ## outages at full rate, for as long as a bad day has them
+	WADM_SOAK=1 $(BIN)/python -m pytest -q tests/end_to_end/test_production_store.py
 
 clean: ## remove what the targets made
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
