@@ -84,7 +84,7 @@ async def test_an_exchange_that_does_not_answer_is_told_and_what_was_stored_of_i
         await until(lambda: runtime.recorded == 1)
     async with running(tmp_path / "new", WADM_BINANCE_SPOT_REST="http://127.0.0.1:1") as (runtime, _):
         await until(lambda: "binance spot listings" in runtime.health.parts)
-        assert runtime.health.parts["binance spot listings"].state is State.DOWN
+        await until(lambda: runtime.health.parts["binance spot listings"].state is State.DOWN)
         assert not runtime.health.ready
 
 

@@ -128,7 +128,7 @@ async def _redis(settings: Settings) -> str:
             await cache.look()
         state = cache.state
     if not state.ok:
-        raise WadmError(state.detail)
+        raise WadmError(f"{state.place}: {state.detail}; check that redis-server runs there, or unset REDIS_URL")
     return f"{state.kind} at {state.place}"
 
 

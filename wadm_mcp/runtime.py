@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from socket import gethostname
 from types import TracebackType
 from typing import Final, Literal, Self
 
@@ -37,8 +38,10 @@ from wadm_mcp.storage.redis_cache import RedisCache
 from wadm_mcp.tape import Tape
 
 _LEASE_EVERY: Final = 0.5
+_HELD_FOR: Final = 8.0
+"""Seconds that the store's lease outlives its holder's last word: others take over within ten."""
 _FLUSH_WITHIN: Final = 2.0
-_OPENED_WITHIN: Final = 2.0
+_OPENED_WITHIN: Final = 1.0
 """Seconds that entering waits for the store, so that a first question finds it open; the port must not wait for a dead one."""
 _LONGEST_PAUSE: Final = 30.0
 _STORE_PAUSE: Final = 1.0
@@ -78,6 +81,8 @@ class Runtime:
         )
         self.entered = 0
         """How often the runtime was entered; once, or something is wrong."""
+        # One process at a time has a data directory, so whoever comes after a crash holds what that one held.
+        self._name = f"{gethostname()}:{settings.WADM_DATA_DIR.absolute()}"
         self._clock = clock
         self._monotonic = monotonic
         self._stack = AsyncExitStack()
@@ -168,17 +173,48 @@ class Runtime:
     async def _take_turns(self) -> None:
         """Stand by while another process on the data directory records; record once it does not."""
         with Lease(self.settings.WADM_DATA_DIR) as lease:
-            if not lease.take():
-                await self._stand_by(lease)
-            await self._record()
+            while True:
+                if not await self._may_record(lease):
+                    await self._stand_by(lease)
+                await self._record_while_held()
+
+    async def _may_record(self, lease: Lease) -> bool:
+        """Is it this process that records? First of those on its data directory, then of those on its store."""
+        try:
+            return lease.take() and await self.store.hold(self._name, _HELD_FOR)
+        except StoreUnreachable as error:
+            self.health.report("store", State.DOWN, str(error))
+            return False
+
+    async def _record_while_held(self) -> None:
+        """Record until another process holds the store's lease; while the store does not answer this one goes on."""
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._record)
+                while True:
+                    await anyio.sleep(_HELD_FOR / 4)
+                    try:
+                        held = await self.store.hold(self._name, _HELD_FOR)
+                    except StoreError:
+                        continue
+                    if not held:
+                        log.warning("recorder.relieved", reason="another process holds the store's lease")
+                        tasks.cancel_scope.cancel()
+                        break
+        finally:
+            with anyio.move_on_after(_FLUSH_WITHIN, shield=True):
+                try:
+                    await self.store.let_go(self._name)
+                except StoreError as error:
+                    log.warning("lease.kept", until_s=_HELD_FOR, error=error)
 
     async def _stand_by(self, lease: Lease) -> None:
         self.role = "standby"
-        self.health.report("recorder", State.STANDBY, "another process on this data directory records; answers here come from its store")
+        self.health.report("recorder", State.STANDBY, "another process records on this data directory or store; answers here come from it")
         log.info("recorder.standby", data=self.settings.WADM_DATA_DIR)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._supervise, "follower", self._follower.run)
-            while not lease.take():  # noqa: ASYNC110 - the lock is another process's to free; no event tells of it
+            while not await self._may_record(lease):  # noqa: ASYNC110 - no event tells that another process lets go
                 await anyio.sleep(_LEASE_EVERY)
             tasks.cancel_scope.cancel()
 
@@ -187,7 +223,7 @@ class Runtime:
         settings, health = self.settings, self.health
         self._tell_starting()
         self.role = "recording"
-        health.report("recorder", State.OK)
+        health.report("recorder", State.STARTING, "bringing what the journal holds into the store")
         log.info("recorder.begins", data=settings.WADM_DATA_DIR)
         recorder = self._recorder = Recorder(self.tape, health, self._clock, self._monotonic)
         rollup = Rollup(recorder, self.store, health, self._clock, settings.lives.trades)
@@ -195,6 +231,7 @@ class Runtime:
         async with Journal(settings.WADM_DATA_DIR / "journal", limit) as journal:
             writer = Writer(recorder, journal, rollup, self.store, health, settings.lives, self._clock, self._monotonic)
             await writer.drain()
+            health.report("recorder", State.OK)
             await self._follow_and_write(recorder, rollup, writer)
 
     async def _follow_and_write(self, recorder: Recorder, rollup: Rollup, writer: Writer) -> None:
@@ -216,7 +253,7 @@ class Runtime:
                 try:
                     await writer.flush()
                 except StoreError as error:
-                    log.warning("store.not_flushed", trades=self.waiting, journal="keeps them", error=error)
+                    log.warning("recorder.not_flushed", trades=self.waiting, error=error)
 
     async def _catch_up(self) -> list[Listing]:
         """Bring the tape up to what is stored, as a follower would, before anything new is recorded; the stored listings."""

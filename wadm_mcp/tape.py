@@ -16,8 +16,8 @@ from wadm_mcp.analytics.footprint import Footprint
 from wadm_mcp.errors import UnknownSymbol
 from wadm_mcp.model import MINUTE, Instrument, Listing, Span, Trade, Window
 
-UNSAVED_LIMIT: Final = 50_000
-"""Trades of an instrument that memory holds for questions while the store does not have them."""
+UNSAVED_LIMIT: Final = 100_000
+"""Trades of all instruments that memory holds for questions while the store does not have them, shared evenly."""
 MINUTES_LIMIT: Final = 120
 """Minutes of an instrument that memory holds while the store does not have their figures."""
 
@@ -44,6 +44,13 @@ class InstrumentTape:
         """By their start: the open minute, and those whose footprint the store does not hold yet. Each is whole as far as the tape goes."""
         self.unsaved: dict[tuple[int, int, int, str], Trade] = {}
         """Trades that are not yet durable, by `Trade.order`."""
+        self.unsaved_limit = UNSAVED_LIMIT
+        self.waiting: Counter[int] = Counter()
+        """Trades by minute that the store does not hold yet, whether memory still has them or the journal alone."""
+        self.let_go: Counter[int] = Counter()
+        """Those of them that memory let go."""
+        self.saved_until = 0
+        """Latest timestamp of a trade that memory gave to the store."""
         self.newest: Trade | None = None
         """The trade with the latest timestamp seen."""
         self.held: Held | None = None
@@ -76,8 +83,23 @@ class InstrumentTape:
     def keep_unsaved(self, trade: Trade) -> None:
         """Hold a trade for questions until the store has it; of too many the oldest is let go, the journal has them."""
         self.unsaved[trade.order] = trade
-        if len(self.unsaved) > UNSAVED_LIMIT:
-            del self.unsaved[next(iter(self.unsaved))]
+        self.waiting[_minute(trade)] += 1
+        if len(self.unsaved) > self.unsaved_limit:
+            oldest = self.unsaved.pop(next(iter(self.unsaved)))
+            self.let_go[_minute(oldest)] += 1
+            self.saved_until = max(self.saved_until, oldest.timestamp)
+
+    def save(self, trade: Trade) -> None:
+        """The store has a trade durably."""
+        minute = _minute(trade)
+        if self.unsaved.pop(trade.order, None) is None:
+            _less(self.let_go, minute)
+        _less(self.waiting, minute)
+        self.saved_until = max(self.saved_until, trade.timestamp)
+
+    def revised(self, minute: int, trades: int) -> None:
+        """So many late trades of a minute are in its stored figures now."""
+        _less(self.revising, minute, trades)
 
     def bound(self) -> None:
         """Let the oldest minutes go when the store has been away for long. They are derived from their trades once it is back."""
@@ -89,8 +111,8 @@ class InstrumentTape:
 
     @property
     def raw_since(self) -> int:
-        """From when on memory holds every single trade: just after the oldest one that is not yet durable; 0 when all are."""
-        return min((trade.timestamp for trade in self.unsaved.values()), default=-1) + 1
+        """From when on memory holds every single trade: just after the latest one that left it; 0 when it holds none."""
+        return max(self.saved_until + 1, min(trade.timestamp for trade in self.unsaved.values()) + 1) if self.unsaved else 0
 
     def unsaved_in(self, window: Window) -> list[Trade]:
         """Trades of the window that only memory holds, in `Trade.order`."""
@@ -99,6 +121,19 @@ class InstrumentTape:
     def minutes_in(self, window: Window) -> dict[int, Footprint]:
         """Footprints of the window's minutes that stand above the store's, by start."""
         return {start: footprint for start, footprint in self.minutes.items() if start in window}
+
+
+def _minute(trade: Trade) -> int:
+    return trade.timestamp - trade.timestamp % MINUTE
+
+
+def _less(counts: Counter[int], minute: int, by: int = 1) -> None:
+    """Count down, and forget what reaches zero."""
+    left = counts[minute] - by
+    if left > 0:
+        counts[minute] = left
+    else:
+        counts.pop(minute, None)
 
 
 class Tape:
@@ -114,6 +149,8 @@ class Tape:
         tape = self._instruments.get(listing.instrument)
         if tape is None:
             tape = self._instruments[listing.instrument] = InstrumentTape(listing)
+            for each in self._instruments.values():
+                each.unsaved_limit = max(1, UNSAVED_LIMIT // len(self._instruments))
         tape.listing = listing
         self.begun.set()
         return tape

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import anyio
 import pytest
 
 from tests.market import NOON, SPOT, Clock, listing, trade
@@ -301,11 +302,11 @@ async def test_while_a_late_trade_is_not_in_the_figures_their_minute_is_not_clai
         await r.write()
         view = View(r.store, r.tape, r.clock, ["spot"], ["binance"])
         minute = Window(NOON, NOON + MINUTE)
-        assert view.revising(SPOT, minute) == []
+        assert view.lacking(SPOT, minute) == []
         await r.trade(trade(2, NOON + 5))
-        assert view.revising(SPOT, minute) == [minute]
+        assert view.lacking(SPOT, minute) == [minute]
         await r.write()
-        assert view.revising(SPOT, minute) == []
+        assert view.lacking(SPOT, minute) == []
         assert (await view.footprint(SPOT, minute)).bar.trade_count == 3
 
 
@@ -324,3 +325,75 @@ async def test_a_stop_writes_the_batch_that_failed_before_and_what_came_after_it
         monkeypatch.setattr(r.store, "write", write)
         await r.write()
         assert len(await r.store.trades(SPOT, ALWAYS, limit=10)) == 3
+
+
+async def test_a_minute_is_not_settled_while_the_journal_alone_has_trades_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with recording(tmp_path) as r:
+        await r.trade(trade(1))
+        r.tape[SPOT].unsaved_limit = 3
+        await r.trade(*(trade(number, NOON + number) for number in range(2, 11)))
+        await r.writer._journal_all()
+        assert len(r.tape[SPOT].unsaved) == 3
+        view = View(r.store, r.tape, r.clock, ["spot"], ["binance"])
+        minute = Window(NOON, NOON + MINUTE)
+        assert view.lacking(SPOT, minute, raw=True) == [minute]
+        r.clock.pass_seconds(63)
+        await r.rollup.run()
+        assert await r.bars() == []
+        await r.write()
+        (row,) = await r.bars()
+        assert row.bar.trade_count == 10
+        assert view.lacking(SPOT, minute, raw=True) == []
+        assert (r.tape[SPOT].waiting, r.tape[SPOT].let_go) == ({}, {})
+
+
+async def test_a_store_away_for_hours_costs_no_figure_and_no_memory_without_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wadm_mcp.tape.MINUTES_LIMIT", 5)
+    async with recording(tmp_path) as r:
+        view = View(r.store, r.tape, r.clock, ["spot"], ["binance"])
+        for minute in range(12):
+            await r.trade(trade(minute + 1, r.clock()))
+            await r.writer._journal_all()
+            r.clock.pass_minutes(1)
+        assert len(r.tape[SPOT].minutes) == 5
+        assert len(view.lacking(SPOT, ALWAYS)) == 7
+        r.clock.pass_seconds(5)
+        await r.write()
+        assert [row.bar.trade_count for row in await r.bars()] == [1] * 12
+        assert view.lacking(SPOT, ALWAYS) == []
+
+
+async def test_more_than_a_small_journal_holds_goes_through_it_in_pieces(tmp_path: Path) -> None:
+    async with SqliteStore(tmp_path / "wadm.sqlite") as store, Journal(tmp_path / "journal", 200_000) as journal:
+        r = Recording(store, journal, Clock())
+        await r.begin()
+        for first in range(1, 30_001, 1_000):
+            await r.trade(*(trade(number, NOON + number) for number in range(first, first + 1_000)))
+        with anyio.fail_after(30):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(r.writer.run)
+                while r.tape[SPOT].waiting:
+                    await anyio.sleep(0.05)
+                tasks.cancel_scope.cancel()
+        await r.write()
+        assert len(await store.trades(SPOT, ALWAYS, limit=40_000)) == 30_000
+        assert r.health.counts["journal.full"] > 0
+
+
+async def test_figures_that_cannot_be_derived_do_not_keep_trades_from_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with recording(tmp_path) as r:
+
+        async def fail() -> None:
+            raise StoreError("one row is damaged")
+
+        monkeypatch.setattr(r.rollup, "run", fail)
+        monkeypatch.setattr("wadm_mcp.collection.writer._ROLLUP_EVERY", -1.0)
+        with anyio.fail_after(30):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(r.writer.run)
+                for number in range(1, 4):
+                    await r.trade(trade(number))
+                    while r.tape[SPOT].waiting:
+                        await anyio.sleep(0.02)
+                tasks.cancel_scope.cancel()
+        assert r.health.parts["rollup"].detail == "one row is damaged"

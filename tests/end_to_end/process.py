@@ -37,7 +37,8 @@ def environment(folder: Path, **settings: str) -> dict[str, str]:
 class Served:
     """A process that serves HTTP."""
 
-    def __init__(self, process: Process, url: str, log: Path, client: httpx2.AsyncClient) -> None:
+    def __init__(self, process: Process, url: str, log: Path, client: httpx2.AsyncClient, settings: Mapping[str, str]) -> None:
+        self.settings = settings
         self.process = process
         self.url = url
         self.log = log
@@ -79,7 +80,7 @@ async def serving(folder: Path, *arguments: str, settings: Mapping[str, str] | N
                             break
                     assert url in told, f"it did not start: {log.read_text()}"
                 async with httpx2.AsyncClient(base_url=url, timeout=20, trust_env=False) as client:
-                    yield Served(process, url, log, client)
+                    yield Served(process, url, log, client, settings or {})
             finally:
                 if process.returncode is None:
                     process.kill()

@@ -168,6 +168,40 @@ async def test_a_stop_while_mongod_is_away_leaves_the_trades_in_the_journal_and_
             assert await again.stop() == 0
 
 
+async def test_of_two_processes_on_one_database_one_records_and_the_other_takes_over_when_it_is_killed(tmp_path: Path) -> None:
+    with own_mongod() as mongod:
+        database = f"{mongod.url}/wadm"
+        async with trading(tmp_path / "data", 100, MONGODB_URL=database) as (first, pushed, stop):
+            await until(lambda: _over(trade_count(first), 100))
+            urls = {name: value for name, value in first.settings.items() if name.startswith("WADM_")}
+            async with serving(tmp_path / "other", "serve", settings={**urls, "MONGODB_URL": database}) as second:
+                assert (await second.client.get("/health")).json()["role"] in ("starting", "standby")
+                seen = await trade_count(first)
+                await until(lambda: _over(trade_count(second), seen))
+                assert (await second.get("/health"))["role"] == "standby"
+                first.process.kill()
+
+                async def took_over() -> bool:
+                    return (await second.client.get("/health")).json()["role"] == "recording"
+
+                await until(took_over, within=12)
+                await until(lambda: _is(status(second), 200))
+                before = await trade_count(second)
+                await until(lambda: _over(trade_count(second), before))
+                stop()
+                held = 0
+
+                async def quiet() -> bool:
+                    nonlocal held
+                    last, held = held, await trade_count(second)
+                    return held == last
+
+                await until(quiet, every=1.5)
+                assert await second.stop() == 0
+                assert await stored(mongod) == (held, held)
+                assert held <= pushed.count
+
+
 async def test_answers_go_on_without_redis_and_health_says_so(tmp_path: Path) -> None:
     with RedisServer(redis_binary()) as redis:
         async with trading(tmp_path / "data", 100, REDIS_URL=redis.url) as (served, pushed, stop):

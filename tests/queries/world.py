@@ -85,6 +85,12 @@ class MemoryStore(Store):
     async def expire(self, now: int, lives: Lives) -> int:
         return 0
 
+    async def hold(self, owner: str, life: float) -> bool:
+        return True
+
+    async def let_go(self, owner: str) -> None:
+        return None
+
     async def state(self) -> StoreState:
         return StoreState("memory", "tests", 0)
 

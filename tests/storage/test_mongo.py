@@ -843,3 +843,19 @@ async def test_trades_of_every_instrument_and_scale_live_in_one_collection(url: 
         for position, one in enumerate(instruments):
             assert [found.scale.price for found in await every_trade(store, one)] == [position]
     assert plain["trades"].count_documents({}) == 12
+
+
+async def test_of_two_processes_on_one_database_one_holds_the_lease_and_the_other_gets_it_when_it_ends(mongodb: str) -> None:
+    async with MongoStore(f"{mongodb}/lease", LIVES) as one, MongoStore(f"{mongodb}/lease", LIVES) as two:
+        assert await one.hold("one", 60)
+        assert not await two.hold("two", 60)
+        assert await one.hold("one", 0.3)
+        with anyio.fail_after(10):
+            while not await two.hold("two", 60):
+                await anyio.sleep(0.05)
+        assert not await one.hold("one", 60)
+        await one.let_go("one")
+        assert not await one.hold("one", 60)
+        await two.let_go("two")
+        assert await one.hold("one", 60)
+        await one.let_go("one")

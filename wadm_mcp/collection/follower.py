@@ -5,6 +5,7 @@ The store is asked every second for what it gained. Minutes that stand there lea
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
@@ -76,6 +77,7 @@ class Follower:
         tape = self._tape.follow(listing)
         tape.newest = tape.newest or newest
         tape.known_until = known_until
+        tape.revising = Counter(minute for minute in marked if since is not None and minute < since)
         for minute in [minute for minute in tape.minutes if minute not in marked]:
             del tape.minutes[minute]
         if since is not None:

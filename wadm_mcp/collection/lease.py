@@ -23,6 +23,8 @@ class Lease:
 
     def take(self) -> bool:
         """Take the lock if nobody holds it; true when this process holds it. `StoreError` when the folder allows no lock."""
+        if self._lock.is_locked:
+            return True
         try:
             self._lock.acquire(timeout=0)
         except Timeout:

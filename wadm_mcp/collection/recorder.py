@@ -203,7 +203,7 @@ class Recorder:
         for trade in trades:
             tape = self._tape.get(trade.instrument)
             if tape is not None:
-                tape.unsaved.pop(trade.order, None)
+                tape.save(trade)
 
 
 def _interval(recent: Sequence[Trade]) -> float:

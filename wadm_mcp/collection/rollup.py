@@ -8,6 +8,7 @@ and every closed bar above it go to the store in one step, so that what is read 
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
@@ -42,10 +43,11 @@ class Rollup:
     async def recover(self, followed: Followed) -> None:
         """Bring the minutes that the store's figures lack back into the tape from their stored trades; `run` derives what is over."""
         tape, now = followed.tape, self._clock()
-        marked = sorted(mark.minute for mark in await self._store.marks() if mark.instrument == tape.instrument)[-_RECOVERED:]
+        every = sorted(mark.minute for mark in await self._store.marks() if mark.instrument == tape.instrument)
+        marked = every[-_RECOVERED:]
         trades = [trade for minute in marked for trade in await self._stored_trades(tape.instrument, minute)]
         tape.minutes.clear()
-        tape.revising.clear()
+        tape.revising = Counter(every[:-_RECOVERED])
         tape.settled_until = 0
         for trade in trades:
             tape.add(trade)
@@ -65,19 +67,18 @@ class Rollup:
 
     async def _settle(self, followed: Followed, marks: Sequence[Mark]) -> None:
         tape = followed.tape
-        unsaved = {trade.timestamp - trade.timestamp % MINUTE for trade in tape.unsaved.values()}
         writes = {mark.minute: mark for mark in marks}
         due: dict[int, Footprint] = {}
         until = tape.settled_until
         ready = followed.market_time() - _GRACE
-        while until and until + MINUTE <= ready and until not in unsaved:
+        while until and until + MINUTE <= ready and until not in tape.waiting:
             if until in tape.minutes:
                 # A copy: a straggler may still come while the store is waited for, and marks the minute again.
                 due[until] = tape.minutes[until].rescaled(tape.minutes[until].scale)
             elif followed.covers_quiet(until):
                 due[until] = Footprint(tape.listing.scale)
             until += MINUTE
-        late = [mark.minute for mark in marks if mark.minute < tape.settled_until and mark.minute not in unsaved]
+        late = [mark.minute for mark in marks if mark.minute < tape.settled_until and mark.minute not in tape.waiting]
         revised = {minute: tape.revising[minute] for minute in late}
         for minute in [*late, *(minute for minute, footprint in due.items() if _path_unknown(footprint.bar))]:
             due[minute] = await self._derived_again(tape.instrument, minute)
@@ -85,9 +86,8 @@ class Rollup:
         await self._derive(tape.listing, due, tape.settled_until, until, settles, in_turn=not late)
         tape.settled_until = until
         for minute, trades in revised.items():
-            tape.revising[minute] -= trades
-        unsaved = {trade.timestamp - trade.timestamp % MINUTE for trade in tape.unsaved.values()}
-        for minute in [minute for minute in tape.minutes if minute < until and minute not in unsaved]:
+            tape.revised(minute, trades)
+        for minute in [minute for minute in tape.minutes if minute < until and minute not in tape.waiting]:
             del tape.minutes[minute]
 
     async def _derive(

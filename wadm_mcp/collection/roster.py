@@ -114,6 +114,7 @@ class Roster:
     async def _listings(self, rest: Rest, exchange: Exchange, market: str) -> dict[str, Listing]:
         """What the exchange lists, asked until it answers; what was stored of it before, where that has every symbol."""
         part, pause = f"{exchange.name} {market} listings", 1.0
+        self._health.report(part, State.STARTING, "the exchange is being asked")
         while True:
             try:
                 found = await rest.listings(exchange, market, self._settings.rest_url(exchange.name, market))

@@ -7,19 +7,19 @@ journal is full too, the recorder makes the sockets wait.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import anyio
 
-from wadm_mcp.collection.journal import Journal
+from wadm_mcp.collection.journal import RECORD_TRADES, Journal
 from wadm_mcp.collection.recorder import Recorder
 from wadm_mcp.collection.rollup import Rollup
 from wadm_mcp.collection.segment import Entry
 from wadm_mcp.errors import JournalFull, StoreError
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
-from wadm_mcp.model import Lives
+from wadm_mcp.model import Instrument, Lives, Span, Trade
 from wadm_mcp.storage.store import Store
 
 _EVERY: Final = 0.25
@@ -55,8 +55,9 @@ class Writer:
         self._lives = lives
         self._clock = clock
         self._monotonic = monotonic
-        self._held: Entry | None = None
-        """An entry that the journal had no room for."""
+        self._held: tuple[list[Trade], Sequence[tuple[Instrument, Span]]] = ([], ())
+        """What was cut and the journal has not taken yet."""
+        self._failing = False
         self._told = 0
         self._fresh = anyio.Event()
 
@@ -72,14 +73,15 @@ class Writer:
         self._tell_damage()
 
     async def flush(self) -> None:
-        """Save what waits: into the journal, and into the store if it answers. `StoreError` when the journal does not take it either."""
+        """Save what waits: into the journal, and into the store unless it failed last. `StoreError` when something could not be saved."""
         try:
             await self._journal_all()
         except JournalFull:
             await self._drain()
             await self._journal_all()
-        await self._drain()
-        await self._rollup.run()
+        if not self._failing:
+            await self._drain()
+            await self._rollup.run()
 
     async def _keep_journal(self) -> None:
         while True:
@@ -101,13 +103,19 @@ class Writer:
 
     async def _journal_waiting(self) -> bool:
         """Take what waits into the journal; was there anything?"""
-        if self._held is None:
+        trades, spans = self._held
+        if not trades and not spans:
             waiting = self._recorder.cut()
-            if not waiting.trades and not waiting.spans:
+            trades, spans = self._held = list(waiting.trades), waiting.spans
+            if not trades and not spans:
                 return False
-            self._held = Entry(waiting.trades, waiting.spans)
-        await self._journal.append(self._held)
-        self._held = None
+        while len(trades) > RECORD_TRADES:
+            # In pieces, each of which a small journal has room for once the store made some.
+            await self._journal.append(Entry(trades[:RECORD_TRADES], ()))
+            del trades[:RECORD_TRADES]
+            self._fresh.set()
+        await self._journal.append(Entry(trades, spans))
+        self._held = [], ()
         self._fresh.set()
         return True
 
@@ -121,10 +129,10 @@ class Writer:
             now = self._monotonic()
             if now - rolled >= _ROLLUP_EVERY:
                 rolled = now
-                await self._patiently(self._rollup.run)
+                await self._once("rollup", self._rollup.run)
             if now - expired >= _EXPIRE_EVERY:
                 expired = now
-                await self._patiently(self._expire)
+                await self._once("expiry", self._expire)
 
     async def _drain(self) -> None:
         while await self._drain_batch():
@@ -155,6 +163,16 @@ class Writer:
             self._health.count("journal.damaged")
         self._told = len(self._journal.damaged)
 
+    async def _once(self, part: str, step: Callable[[], Awaitable[None]]) -> None:
+        """Try what must not keep trades from the store: a failure is told, and it gets its next turn."""
+        try:
+            await step()
+        except StoreError as error:
+            self._health.report(part, State.DOWN, str(error))
+            self._health.count("store.failures")
+        else:
+            self._health.report(part, State.OK)
+
     async def _patiently(self, step: Callable[[], Awaitable[None]]) -> None:
         """Try a step until the store takes it."""
         pause = _EVERY
@@ -164,8 +182,10 @@ class Writer:
             except StoreError as error:
                 self._health.report("store", State.DOWN, str(error))
                 self._health.count("store.failures")
+                self._failing = True
                 await anyio.sleep(pause)
                 pause = min(_LONGEST_PAUSE, pause * 2)
             else:
                 self._health.report("store", State.OK)
+                self._failing = False
                 return

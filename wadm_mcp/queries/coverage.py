@@ -202,7 +202,7 @@ async def coverage(
         alive_until = view.alive_until(instrument)
         spans = await view.spans(instrument, window, raw=raw)
         before = "store_unreachable" if view.alone else "not_recorded"
-        revising = [] if raw else view.revising(instrument, window)
+        revising = view.lacking(instrument, window, raw=raw)
         judgement = judge(spans, scope.window, scope.now, alive_until, lost, before, revising)
         newest = await newest_trade_at(view, instrument, scope.now if scope.as_of else None)
         told = _told(judgement, newest, scope.now)

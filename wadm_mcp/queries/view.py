@@ -156,10 +156,10 @@ class View:
         """Copies of the tape's minutes: the tape goes on while a question waits for the store or a thread."""
         return {start: minute.rescaled(minute.scale) for start, minute in self._tape[instrument].minutes_in(window).items()}
 
-    def revising(self, instrument: Instrument, window: Window) -> list[Window]:
-        """Minutes of the window that gained trades which their stored figures lack for a moment."""
-        late = (minute for minute, trades in self._tape[instrument].revising.items() if trades)
-        return [Window(minute, minute + MINUTE) for minute in sorted(late) if minute in window]
+    def lacking(self, instrument: Instrument, window: Window, *, raw: bool = False) -> list[Window]:
+        """Minutes of the window whose figures lack late trades for a moment; with `raw` those of which the journal alone has trades."""
+        tape = self._tape[instrument]
+        return [Window(minute, minute + MINUTE) for minute in sorted(tape.let_go if raw else tape.revising) if minute in window]
 
     def alive_until(self, instrument: Instrument) -> int | None:
         """How far past the newest trade this process may claim quiet (ms), None when it may not."""

@@ -44,8 +44,11 @@ class Question(NamedTuple):
         """Its arguments' names and defaults; `NEEDED` where there is none."""
         return {name: parameter.default for name, parameter in self._parameters.items() if name not in _SERVED}
 
-    async def ask(self, runtime: Runtime, given: Mapping[str, Any]) -> Answer:
-        """The answer. An argument given as null counts as not given. `QueryError` says what was wrong with an argument."""
+    async def ask(self, runtime: Runtime, given: Mapping[str, Any], *, anew: bool = False) -> Answer:
+        """The answer; with `anew` never one that was made a moment ago. An argument given as null counts as not given.
+
+        `QueryError` says what was wrong with an argument.
+        """
         arguments = self.arguments
         for name in given:
             if name not in arguments:
@@ -58,7 +61,7 @@ class Question(NamedTuple):
         async def answer() -> Answer:
             return await self.query(**{name: served[name] for name in _SERVED if name in self._parameters}, **missing, **asked)
 
-        return await runtime.answers.ask(self.name, asked, answer) if self.costly else await answer()
+        return await runtime.answers.ask(self.name, asked, answer) if self.costly and not anew else await answer()
 
     def _unknown(self, argument: str, runtime: Runtime) -> QueryError:
         allowed, call = self.arguments, Call(self.name)

@@ -53,7 +53,7 @@ def declare(server: MCPServer[Any], runtime: Runtime) -> None:
         """The volume profile of the bar that is open now (1m 5m 15m 30m 1h 4h 1d), from its start to now."""
         start = _timeframe(runtime, "volume-profile", timeframe).floor(runtime.view.clock())
         asked = {"symbol": symbol, "exchange": exchange, "market": market, "start": iso(start)}
-        return compact(await VOLUME_PROFILE.ask(runtime, asked))
+        return compact(await VOLUME_PROFILE.ask(runtime, asked, anew=True))
 
     @server.resource("wadm://{exchange}/{market}/{symbol}/order-flow/{timeframe}", title="Order flow", mime_type=_JSON)
     async def order_flow(exchange: str, market: str, symbol: str, timeframe: str) -> str:
@@ -61,7 +61,7 @@ def declare(server: MCPServer[Any], runtime: Runtime) -> None:
         bar = _timeframe(runtime, "order-flow", timeframe)
         start = bar.floor(runtime.view.clock()) - (_BARS - 1) * bar.ms
         asked = {"symbol": symbol, "exchange": exchange, "market": market, "timeframe": str(bar), "start": iso(start)}
-        return compact(await ORDER_FLOW.ask(runtime, asked))
+        return compact(await ORDER_FLOW.ask(runtime, asked, anew=True))
 
 
 def concrete(followed: Iterable[Instrument]) -> list[Resource]:

@@ -17,7 +17,7 @@ from anyio import CancelScope, fail_after, move_on_after, to_thread
 from anyio.lowlevel import checkpoint_if_cancelled
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorDatabase
 from pymongo import DeleteOne, IndexModel, ReplaceOne, ReturnDocument, UpdateOne, WriteConcern
-from pymongo.errors import BulkWriteError, CollectionInvalid, OperationFailure, PyMongoError
+from pymongo.errors import BulkWriteError, CollectionInvalid, DuplicateKeyError, OperationFailure, PyMongoError
 
 from wadm_mcp.errors import SettingError, StoreError
 from wadm_mcp.model import MINUTE, Instrument, Listing, Lives, Span, Timeframe, Trade, Window
@@ -29,6 +29,7 @@ from wadm_mcp.storage.store import Derived, Mark, OrderFlow, Store, StoredFootpr
 
 OLDEST_SERVER: Final = (6, 0)
 
+_LEASE: Final = "recorder"
 _DATABASE: Final = "wadm"
 """Where the URL names no database."""
 _CHUNK: Final = 1_000
@@ -195,6 +196,27 @@ class MongoStore(Store):
     async def expire(self, now: int, lives: Lives) -> int:
         """Nothing: the server's TTL indexes delete, and their lives were set on entering."""
         return 0
+
+    async def hold(self, owner: str, life: float) -> bool:
+        """As the contract says, by the server's own clock, in one step that the server makes alone."""
+        free = {"$or": [{"$eq": [{"$ifNull": ["$owner", owner]}, owner]}, {"$lt": ["$until", "$$NOW"]}]}
+        until = {"$dateAdd": {"startDate": "$$NOW", "unit": "millisecond", "amount": round(life * 1000)}}
+        step = [{"$set": {"owner": {"$cond": [free, owner, "$owner"]}, "until": {"$cond": [free, until, "$until"]}}}]
+
+        async def take(database: Database) -> bool:
+            try:
+                lease = await database["leases"].find_one_and_update(
+                    {"_id": _LEASE}, step, upsert=True, return_document=ReturnDocument.AFTER
+                )
+            except DuplicateKeyError:
+                # Another process made the first lease at this very moment.
+                return False
+            return bool(lease["owner"] == owner)
+
+        return await self._tell(take)
+
+    async def let_go(self, owner: str) -> None:
+        await self._tell(lambda database: database["leases"].delete_one({"_id": _LEASE, "owner": owner}))
 
     async def state(self) -> StoreState:
         stats = await self._ask(lambda database: database.command("dbStats"))

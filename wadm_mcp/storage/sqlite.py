@@ -151,6 +151,13 @@ class SqliteStore(Store):
         await self._write(sqlite_expiry.shrink, atomic=False)
         return deleted
 
+    async def hold(self, owner: str, life: float) -> bool:
+        """As the contract says: the lock on the data directory has decided."""
+        return True
+
+    async def let_go(self, owner: str) -> None:
+        """As the contract says: there is nothing to let go but the lock on the data directory."""
+
     async def state(self) -> StoreState:
         def look(db: sqlite3.Connection) -> int:
             db.execute("SELECT id FROM instruments LIMIT 1").fetchone()

@@ -140,6 +140,17 @@ class Store(Protocol):
         """Delete a bounded amount of what outlived its life; how many rows went. 0 where the store's own server deletes."""
         ...
 
+    async def hold(self, owner: str, life: float) -> bool:
+        """Be, or go on to be, the one that records into this store, for `life` seconds from now. False while another owner is.
+
+        A store that one machine's lock guards already (SQLite's data directory) always says yes.
+        """
+        ...
+
+    async def let_go(self, owner: str) -> None:
+        """Record no more, so that another owner may at once."""
+        ...
+
     async def state(self) -> StoreState:
         """Proof that the store answers; `StoreError` when it does not."""
         ...
