@@ -99,8 +99,8 @@ async def test_a_part_that_fails_is_told_and_restarted(tmp_path: Path, monkeypat
     monkeypatch.setattr("wadm_mcp.collection.collector.Collector.run", fail_once)
     async with running(tmp_path) as (runtime, _):
         await until(lambda: runtime.health.counts["parts.restarted"] == 1)
-        assert runtime.health.parts["binance spot collector"].detail == "failed (RuntimeError) and is being restarted"
-        await until(lambda: "binance spot collector" not in runtime.health.parts)
+        assert runtime.health.parts["binance spot collector 1"].detail == "failed (RuntimeError) and is being restarted"
+        await until(lambda: "binance spot collector 1" not in runtime.health.parts)
 
 
 async def test_a_store_that_cannot_be_used_ends_the_runtime_by_name(tmp_path: Path) -> None:
@@ -119,3 +119,33 @@ async def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     async with running(tmp_path / "file" / "data") as (runtime, _):
         with anyio.fail_after(15):
             assert "file/data" in str(await runtime.failed())
+
+
+async def test_of_two_bybit_connections_either_may_die_without_a_gap(tmp_path: Path) -> None:
+    bybit = Instrument("bybit", "spot", "BTCUSDT")
+    async with running(tmp_path, WADM_EXCHANGES=("bybit",)) as (runtime, simulator):
+        await until(lambda: simulator.connections("bybit", "spot") == 2)
+
+        async def trade_until(holds: Callable[[], bool]) -> None:
+            with anyio.fail_after(20):
+                while not holds():
+                    await simulator.push("bybit", "spot", "BTCUSDT", [(now_ms(), "61000.5", "0.1", "SELL")])
+                    await anyio.sleep(0.02)
+
+        await trade_until(lambda: runtime.health.counts["trades.repeated"] >= 3)
+        for number in (0, 1):
+            simulator._venue("bybit", "spot").members("spot")[number].drop()
+            repeated = runtime.health.counts["trades.repeated"]
+            await trade_until(lambda repeated=repeated: runtime.health.counts["trades.repeated"] >= repeated + 3)
+        assert runtime.health.parts[str(bybit)].state is State.OK
+        spans = await runtime.view.spans(bybit, Window(0, now_ms() + 1))
+        assert len(spans) == 1
+        assert simulator.connections("bybit", "spot") == 2
+
+
+async def test_one_bybit_connection_is_enough_for_who_wants_no_more(tmp_path: Path) -> None:
+    async with running(tmp_path, WADM_EXCHANGES=("bybit",), WADM_BYBIT_CONNECTIONS=1) as (_, simulator):
+        with anyio.fail_after(15):
+            await simulator.subscribed("bybit", "spot", "BTCUSDT")
+        await anyio.sleep(2.5)
+        assert simulator.connections("bybit", "spot") == 1

@@ -127,7 +127,7 @@ class Runtime:
     @property
     def waiting(self) -> int:
         """Trades that wait for the store."""
-        return sum(len(tape.unsaved) for tape in self.tape)
+        return sum(tape.waiting.total() for tape in self.tape)
 
     async def _live(self, tasks: TaskGroup) -> None:
         """Cache and store around the collecting, until cancelled or something cannot be mended."""

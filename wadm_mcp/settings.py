@@ -105,6 +105,9 @@ class Settings(BaseSettings):
     WADM_MINUTES_TTL_DAYS: int = Field(30, ge=1, le=3_650, description="how long footprints, profiles and bars below one hour are kept")
     WADM_HOURS_TTL_DAYS: int = Field(365, ge=1, le=3_650, description="the same from one hour up, and coverage")
     WADM_JOURNAL_MAX_MB: int = Field(1024, ge=16, le=1_000_000, description="most the journal between sockets and store may take on disk")
+    WADM_BYBIT_CONNECTIONS: int = Field(
+        2, ge=1, le=4, description="connections for each set of Bybit instruments: its ids cannot prove what one of them missed"
+    )
     WADM_BINANCE_SPOT_WS: SocketUrl = Field("wss://stream.binance.com:9443", description="base URL, no path")
     WADM_BINANCE_SPOT_REST: RestUrl = Field("https://api.binance.com", description="base URL, no path")
     WADM_BINANCE_LINEAR_WS: SocketUrl = Field("wss://fstream.binance.com", description="base URL, no path")

@@ -100,5 +100,5 @@ async def test_a_client_that_comes_and_goes_a_hundred_times_leaves_collectors_an
             await visit(number)
         assert resident(served) - before < 12 * 1024 * 1024
         log = served.stderr
-        assert (log.count("instrument.live"), log.count("connection.ended")) == (2, 0)
+        assert (log.count("instrument.live"), log.count("connection.ended")) == (3, 0)
         assert await served.stop() == 0

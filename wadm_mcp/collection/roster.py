@@ -35,6 +35,8 @@ _RECENT_TRADES: Final = 2_000
 """Newest stored trades that a start looks at: what repeats, and how often the instrument trades."""
 _LONGEST_PAUSE: Final = 30.0
 _STORE_PAUSE: Final = 1.0
+_STAGGER: Final = 2.0
+"""Seconds between the starts of connections that cover each other, so that nothing ends them all at one age."""
 
 
 class Roster:
@@ -102,8 +104,10 @@ class Roster:
         url, size = self._settings.socket_url(exchange.name, market), exchange.limits(market).streams
         for first in range(0, len(mine), size):
             part = mine[first : first + size]
-            collector = Collector(exchange, market, part, url, self._recorder, self._health, self._monotonic)
-            self._start(f"{exchange.name} {market} collector", collector.run)
+            # Where ids do not count, a second connection holds what the first one misses; where they do, they prove it.
+            for copy in range(1 if exchange.numbers_trades[market] else self._settings.WADM_BYBIT_CONNECTIONS):
+                collector = Collector(exchange, market, part, url, self._recorder, self._health, self._monotonic)
+                self._start(f"{exchange.name} {market} collector {copy + 1}", partial(_staggered, collector, copy * _STAGGER))
 
     async def _follow(self, listing: Listing, numbered: bool) -> None:
         now = self._clock()
@@ -140,3 +144,8 @@ class Roster:
             except StoreError as error:
                 self._health.report("store", State.DOWN, str(error))
                 await anyio.sleep(_STORE_PAUSE)
+
+
+async def _staggered(collector: Collector, delay: float) -> None:
+    await anyio.sleep(delay)
+    await collector.run()
