@@ -204,7 +204,7 @@ async def test_of_two_processes_on_one_database_one_records_and_the_other_takes_
 
 async def test_answers_go_on_without_redis_and_health_says_so(tmp_path: Path) -> None:
     with RedisServer(redis_binary()) as redis:
-        async with trading(tmp_path / "data", 100, REDIS_URL=redis.url) as (served, pushed, stop):
+        async with trading(tmp_path / "data", RATE if SOAK else 100, REDIS_URL=redis.url) as (served, pushed, stop):
             await until(lambda: _over(trade_count(served), 100))
             assert (await served.get("/health"))["parts"]["cache"]["state"] == "ok"
             redis.kill()
@@ -215,6 +215,8 @@ async def test_answers_go_on_without_redis_and_health_says_so(tmp_path: Path) ->
 
             await until(told)
             assert await status(served) == 200
+            if SOAK:
+                await anyio.sleep(AWAY)
             meanwhile = pushed.count
             await until(lambda: _over(trade_count(served), meanwhile))
             redis.start()
