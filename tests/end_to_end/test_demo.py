@@ -77,8 +77,10 @@ async def test_the_demo_answers_over_stdio(tmp_path: Path, mode: str) -> None:
 async def test_the_client_of_the_readme_works_as_it_is_shown(tmp_path: Path) -> None:
     async with serving(tmp_path / "data", "serve", "--demo") as served:
         example = Path(__file__).parents[2] / "docs" / "client.py"
+        # A client passes on little of its environment but HOME: the demo it launches must not find this user's own data.
+        home = {**environment(tmp_path / "data"), "HOME": str(tmp_path)}
         with anyio.fail_after(60):
-            ended = await anyio.run_process([sys.executable, str(example), served.url], env=environment(tmp_path / "data"), check=False)
+            ended = await anyio.run_process([sys.executable, str(example), served.url], env=home, check=False)
         told = ended.stdout.decode()
         assert ended.returncode == 0, ended.stderr.decode()
         assert told.count("get_volume_profile coverage") == told.count('{"coverage"') == 3
