@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wadm_mcp.errors import ExchangeError, FrameError
+from wadm_mcp.errors import FrameError
 from wadm_mcp.exchanges.binance import Binance
 from wadm_mcp.exchanges.exchange import Acknowledged, Decoder, Exchange, Refused, ShuttingDown, Trades
 from wadm_mcp.model import Instrument, Listing, Scale, TradeType, to_decimal
@@ -285,73 +285,6 @@ def test_the_other_recorded_frames_concern_nobody(captures: Path) -> None:
     assert {decoder("linear").decode(frame) for frame in others} == {None}
 
 
-def reply(path: Path) -> bytes:
-    """The body in a recording whose first line is `url -> time: body`."""
-    line = gzip.decompress(path.read_bytes()).splitlines()[0]
-    return line[line.index(b'{"timezone"') :]
-
-
-def test_the_recorded_spot_symbols_are_all_listed(captures: Path) -> None:
-    listings, cursor = BINANCE.read_listings("spot", reply(captures / "reference" / "binance_spot_exchangeinfo_2021.txt.gz"))
-    by_name = {each.instrument.symbol: each for each in listings}
-    assert (len(listings), len(by_name), cursor) == (1695, 1695, "")
-    assert sum(each.trading for each in listings) == 1262
-    assert by_name["BTCUSDT"].scale == Scale(2, 5)
-    assert (by_name["ETHBTC"].tick, by_name["ETHBTC"].lot) == (Decimal("0.000001"), Decimal("0.0001"))
-    assert by_name["SHIBUSDT"].scale == Scale(8, 0)
-
-
-def test_the_recorded_perpetuals_are_listed_and_contracts_with_a_delivery_date_are_not(captures: Path) -> None:
-    body = reply(captures / "reference" / "binance_usdm_exchangeinfo_2021.txt.gz")
-    records = json.loads(body)["symbols"]
-    by_name = {each.instrument.symbol: each for each in BINANCE.read_listings("linear", body)[0]}
-    assert len(records) == 122
-    assert set(by_name) == {record["symbol"] for record in records if record["contractType"] in ("PERPETUAL", "")}
-    assert len(by_name) == 120
-    assert "BTCUSDT_210924" not in by_name
-    for record in records:
-        if record["symbol"] in by_name:
-            filters = {each["filterType"]: each for each in record["filters"]}
-            ours = by_name[record["symbol"]]
-            assert ours.instrument == Instrument("binance", "linear", record["symbol"])
-            assert ours.tick == Decimal(filters["PRICE_FILTER"]["tickSize"])
-            assert ours.lot == Decimal(filters["LOT_SIZE"]["stepSize"])
-            assert ours.trading == (record["status"] == "TRADING")
-
-
-def record(symbol: str = "BTCUSDT", **changes: Any) -> dict[str, Any]:
-    filters = [{"filterType": "LOT_SIZE", "stepSize": "0.00001000"}, {"filterType": "PRICE_FILTER", "tickSize": "0.01000000"}]
-    return {"symbol": symbol, "status": "TRADING", "pricePrecision": 8, "filters": filters, **changes}
-
-
-def test_one_malformed_record_costs_only_itself() -> None:
-    malformed: list[Any] = [
-        7, {"symbol": "A"}, record("B", filters=[]), record("C", filters=[{"filterType": "PRICE_FILTER", "tickSize": "0.00"}]),
-        record("", status="TRADING"), record("A:B"), record("D", status=None),
-    ]  # fmt: skip
-    body = json.dumps({"symbols": [*malformed, record(), record("ETHUSDT", status="HALT")]}).encode()
-    listings, _ = BINANCE.read_listings("spot", body)
-    assert [(each.instrument.symbol, each.trading) for each in listings] == [("BTCUSDT", True), ("ETHUSDT", False)]
-    with pytest.raises(ExchangeError, match="cannot be read"):
-        BINANCE.read_listings("spot", json.dumps({"symbols": malformed}).encode())
-
-
-@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b"{}", b"\xff", b'{"symbols":{}}', b'{"retCode":0}'])
-def test_an_unreadable_reply_is_an_error_that_says_whose(body: bytes) -> None:
-    with pytest.raises(ExchangeError, match=r"^binance linear sent .* Check that"):
-        BINANCE.read_listings("linear", body)
-
-
-def test_an_error_body_is_an_error_in_the_exchanges_words() -> None:
-    with pytest.raises(ExchangeError, match=r"^binance spot refused .*Way too much request weight used.*code -1003.*Wait"):
-        BINANCE.read_listings("spot", b'{"code":-1003,"msg":"Way too much request weight used;\\nIP banned"}')
-
-
-def test_listings_are_asked_for_at_the_markets_own_path() -> None:
-    assert BINANCE.listings_request("spot", "").path == "/api/v3/exchangeInfo"
-    assert BINANCE.listings_request("linear", "").path == "/fapi/v1/exchangeInfo"
-
-
 LAWFUL = {
     market: [
         json.dumps(event),
@@ -387,15 +320,3 @@ def test_whatever_arrives_the_next_lawful_frame_reads_as_before(data: st.DataObj
     assert (after.order[:2], after.trade_id, after.trade_type) == (before.order[:2], before.trade_id, before.trade_type)
     if message is None:
         assert after == before
-
-
-@settings(deadline=None)
-@given(st.binary(max_size=64) | st.from_regex(r'\{"symbols":\[.*\]\}', fullmatch=True).map(str.encode))
-def test_a_hostile_list_of_symbols_is_listings_or_an_error_of_ours(body: bytes) -> None:
-    said, listings = "", list[Listing]()
-    try:
-        listings, _ = BINANCE.read_listings("spot", body)
-    except ExchangeError as error:
-        said = str(error)
-    assert said.isprintable()
-    assert all(each.tick > 0 and each.lot > 0 for each in listings)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wadm_mcp.errors import ExchangeError, FrameError
+from wadm_mcp.errors import FrameError
 from wadm_mcp.exchanges.bybit import Bybit
 from wadm_mcp.exchanges.exchange import Acknowledged, Decoder, Exchange, Pong, Refused, Trades
 from wadm_mcp.model import Instrument, Listing, Scale, TradeType, to_decimal
@@ -202,68 +202,6 @@ def test_a_full_connection_keeps_to_the_documented_limits(market: str, names: in
     assert not BYBIT.numbers_trades[market]
 
 
-def record(symbol: str = "BTCUSDT", **changes: Any) -> dict[str, Any]:
-    lots = {"basePrecision": "0.000001", "quotePrecision": "0.0000001", "minOrderQty": "0.000048", "maxOrderQty": "71.7"}
-    filters = {"lotSizeFilter": lots, "priceFilter": {"tickSize": "0.1"}}
-    return {"symbol": symbol, "baseCoin": "BTC", "quoteCoin": "USDT", "status": "Trading", **filters, **changes}
-
-
-def contract(symbol: str = "BTCUSDT", **changes: Any) -> dict[str, Any]:
-    lots = {"maxOrderQty": "1190.000", "minOrderQty": "0.001", "qtyStep": "0.001"}
-    prices = {"minPrice": "0.10", "maxPrice": "1999999.80", "tickSize": "0.10"}
-    return record(symbol, contractType="LinearPerpetual", priceScale="2", lotSizeFilter=lots, priceFilter=prices, **changes)
-
-
-def reply(*records: Any, cursor: str | None = "") -> bytes:
-    result = {"category": "linear", "list": records, "nextPageCursor": cursor}
-    return json.dumps({"retCode": 0, "retMsg": "OK", "result": result, "retExtInfo": {}, "time": 1785060231000}).encode()
-
-
-def test_a_listing_has_the_markets_own_quantity_step() -> None:
-    assert BYBIT.read_listings("spot", reply(record())) == (
-        [Listing(Instrument("bybit", "spot", "BTCUSDT"), Decimal("0.1"), Decimal("0.000001"))],
-        "",
-    )
-    perpetual = Listing(Instrument("bybit", "linear", "BTCUSDT"), Decimal("0.1"), Decimal("0.001"))
-    assert BYBIT.read_listings("linear", reply(contract()))[0] == [perpetual]
-    assert perpetual.scale == Scale(1, 3)
-
-
-def test_a_symbol_that_is_not_trading_says_so_and_a_dated_contract_is_left_out() -> None:
-    future = contract("BTCUSDT-26DEC25") | {"contractType": "LinearFutures"}
-    listings, _ = BYBIT.read_listings("linear", reply(contract("NEWUSDT", status="PreLaunch"), future))
-    assert [(each.instrument.symbol, each.trading) for each in listings] == [("NEWUSDT", False)]
-
-
-def test_listings_are_asked_for_page_after_page() -> None:
-    first = BYBIT.listings_request("linear", "")
-    assert (first.path, first.params) == ("/v5/market/instruments-info", {"category": "linear", "limit": "1000"})
-    _, cursor = BYBIT.read_listings("linear", reply(contract(), cursor="first%3DBTC%26last%3DETH"))
-    assert BYBIT.listings_request("linear", cursor).params["cursor"] == "first%3DBTC%26last%3DETH"
-    assert BYBIT.read_listings("linear", reply(contract(), cursor=None))[1] == ""
-
-
-def test_one_malformed_record_costs_only_itself() -> None:
-    malformed: list[Any] = [None, {"symbol": "A"}, record("B"), contract(""), record("C/D")]
-    listings, _ = BYBIT.read_listings("linear", reply(*malformed, contract()))
-    assert [each.instrument.symbol for each in listings] == ["BTCUSDT"]
-    with pytest.raises(ExchangeError, match="cannot be read"):
-        BYBIT.read_listings("linear", reply(*malformed))
-
-
-@pytest.mark.parametrize(
-    "body", [b"", b"<html>", b"[]", b"{}", b'{"retCode":"0"}', b'{"retCode":0}', b'{"retCode":0,"result":{}}', b"\xff"]
-)
-def test_an_unreadable_reply_is_an_error_that_says_whose(body: bytes) -> None:
-    with pytest.raises(ExchangeError, match=r"^bybit spot sent .* Check that"):
-        BYBIT.read_listings("spot", body)
-
-
-def test_an_error_body_is_an_error_in_the_exchanges_words() -> None:
-    with pytest.raises(ExchangeError, match=r"^bybit spot refused .*Too many visits!.*code 10006.*Wait"):
-        BYBIT.read_listings("spot", b'{"retCode":10006,"retMsg":"Too many visits!","result":{},"retExtInfo":{},"time":1}')
-
-
 LAWFUL = {
     market: [
         frame(row),
@@ -298,15 +236,3 @@ def test_whatever_arrives_the_next_lawful_frame_reads_as_before(data: st.DataObj
     assert (after.order[:2], after.trade_id, after.trade_type) == (before.order[:2], before.trade_id, before.trade_type)
     if message is None:
         assert after == before
-
-
-@settings(deadline=None)
-@given(hostile([reply(record(), contract()).decode()]), st.sampled_from(["spot", "linear"]))
-def test_a_hostile_list_of_symbols_is_listings_or_an_error_of_ours(body: bytes, market: str) -> None:
-    said, listings = "", list[Listing]()
-    try:
-        listings, _ = BYBIT.read_listings(market, body)
-    except ExchangeError as error:
-        said = str(error)
-    assert said.isprintable()
-    assert all(each.tick > 0 and each.lot > 0 for each in listings)

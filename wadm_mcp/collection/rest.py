@@ -1,23 +1,25 @@
-"""REST of the exchanges: one client whoever asks, so that bounds and patience are kept in one place."""
+"""REST of the exchanges: one client whoever asks, so that bounds, patience and each host's budget are kept in one place."""
 
 from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 import anyio
 import anyio.to_thread
 import httpx2
 
 from wadm_mcp import __version__
+from wadm_mcp.collection.budget import Budget, Priority, now_ms
 from wadm_mcp.errors import ExchangeError, SettingError
-from wadm_mcp.exchanges.exchange import Exchange, Request
+from wadm_mcp.exchanges.exchange import Aggregate, Exchange, Kline, Request
 from wadm_mcp.exchanges.wire import one_line
-from wadm_mcp.model import Listing
+from wadm_mcp.model import Listing, Trade, Window
 
 _ADVICE: Final[Mapping[int, str]] = {
     HTTPStatus.FORBIDDEN: "It refuses this address: too many requests (wait ten minutes) or a region it does not serve",
@@ -33,12 +35,17 @@ _LOOPBACK: Final = ("all://127.0.0.1", "all://localhost", "all://[::1]")
 _SAID: Final = 160
 """Characters of an exchange's own words that an error repeats."""
 
+_Row = TypeVar("_Row")
+
 
 class Rest:
     """Asks exchanges over HTTP. Entered once as a context manager; `SettingError` when the environment's proxy cannot be used.
 
     Times are seconds: `connect` and `read` bound each wait, `whole` a request from first to last byte. `body_limit` is in bytes, after
     decompression; `pages` bounds the requests of one list. With `proxied` the environment's proxies are used.
+
+    Every method raises `ExchangeError` when the exchange cannot be reached, is too slow, refuses, sends what cannot be read, or is to be
+    left alone for now: one line that says which. They wait their turn first, and can be cancelled at any time.
     """
 
     def __init__(
@@ -50,13 +57,19 @@ class Rest:
         whole: float = 60.0,
         body_limit: int = 64 * 1024 * 1024,
         pages: int = 50,
+        clock: Callable[[], int] = now_ms,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.budgets: dict[str, Budget] = {}
+        """What each host may still be asked, by its base URL without credentials."""
         self._proxied = proxied
         self._connect = connect
         self._read = read
         self._whole = whole
         self._body_limit = body_limit
         self._pages = pages
+        self._clock = clock
+        self._monotonic = monotonic
 
     async def __aenter__(self) -> Self:
         try:
@@ -75,16 +88,12 @@ class Rest:
         await self._client.__aexit__(kind, error, traceback)
 
     async def listings(self, exchange: Exchange, market: str, base_url: str) -> list[Listing]:
-        """Every listing of a market, page after page.
-
-        Raises:
-            ExchangeError: the exchange cannot be reached, is too slow, refuses, or sends what cannot be read; one line that says which.
-        """
+        """Every listing of a market, page after page."""
         who = f"{exchange.name} {market}"
         listings: list[Listing] = []
         cursor = ""
         for _ in range(self._pages):
-            body = await self._get(who, base_url, exchange.listings_request(market, cursor))
+            body = await self.get(exchange, market, base_url, exchange.listings_request(market, cursor), Priority.LISTINGS)
             # A list of symbols is megabytes: reading it on the loop would hold every socket up.
             page, following = await anyio.to_thread.run_sync(exchange.read_listings, market, body)
             listings += page
@@ -95,19 +104,75 @@ class Rest:
             cursor = following
         raise ExchangeError(f"{who} lists its symbols on more than {self._pages} pages. Check that the REST base URL leads to it")
 
-    async def _get(self, who: str, base_url: str, request: Request) -> bytes:
+    async def trades(
+        self, exchange: Exchange, listing: Listing, base_url: str, first: int | None = None, priority: int = Priority.REPAIR
+    ) -> list[Trade]:
+        """One reply of trades, oldest first: from the id `first` on where the exchange numbers them, else the newest."""
+        request = exchange.trades_request(listing.instrument.market, listing.instrument.symbol, first)
+        return await self._rows(exchange, listing, base_url, request, priority, exchange.read_trades)
+
+    async def aggregates(
+        self,
+        exchange: Exchange,
+        listing: Listing,
+        base_url: str,
+        *,
+        start: int | None = None,
+        first: int | None = None,
+        priority: int = Priority.HISTORY,
+    ) -> list[Aggregate]:
+        """One reply of aggregates, oldest first: from `start` (ms) on, or from the aggregate id `first` on."""
+        request = exchange.aggregates_request(listing.instrument.market, listing.instrument.symbol, start=start, first=first)
+        return await self._rows(exchange, listing, base_url, request, priority, exchange.read_aggregates)
+
+    async def klines(
+        self, exchange: Exchange, listing: Listing, base_url: str, window: Window, priority: int = Priority.HISTORY
+    ) -> list[Kline]:
+        """One reply of a window's minutes, oldest first: as many of the first ones as it holds."""
+        request = exchange.klines_request(listing.instrument.market, listing.instrument.symbol, window)
+        return await self._rows(exchange, listing, base_url, request, priority, exchange.read_klines)
+
+    async def _rows(
+        self,
+        exchange: Exchange,
+        listing: Listing,
+        base_url: str,
+        request: Request,
+        priority: int,
+        read: Callable[[Listing, bytes], list[_Row]],
+    ) -> list[_Row]:
+        body = await self.get(exchange, listing.instrument.market, base_url, request, priority)
+        return await anyio.to_thread.run_sync(read, listing, body)
+
+    async def get(self, exchange: Exchange, market: str, base_url: str, request: Request, priority: int = Priority.REPAIR) -> bytes:
         """The body of a reply with status 200; `ExchangeError` for anything else. Every request to an exchange goes through here."""
+        who = f"{exchange.name} {market}"
+        budget = self.budget(exchange, market, base_url)
+        url = httpx2.URL(base_url.rstrip("/") + request.path)
+        async with budget.asking(request.weight, priority) as number:
+            return await self._ask(who, url, request, lambda *reply: budget.heard(number, *reply))
+
+    def budget(self, exchange: Exchange, market: str, base_url: str) -> Budget:
+        """The budget that requests to this base URL are spent from; `ExchangeError` when it is no URL."""
         try:
-            url = httpx2.URL(base_url.rstrip("/") + request.path)
+            place = _place(httpx2.URL(base_url))
         except httpx2.InvalidURL:
-            raise ExchangeError(f"{who}: its REST base URL is no URL. Give one such as https://host:port") from None
-        # The base URL may hold a password; the errors name the host only.
-        place = f"{url.scheme}://{url.netloc.decode('ascii')}"
+            raise ExchangeError(f"{exchange.name} {market}: its REST base URL is no URL. Give one such as https://host:port") from None
+        if place not in self.budgets:
+            who = f"{exchange.name} at {place}"
+            self.budgets[place] = Budget(who, exchange.allowance(market), clock=self._clock, monotonic=self._monotonic)
+        return self.budgets[place]
+
+    async def _ask(self, who: str, url: httpx2.URL, request: Request, heard: Callable[[int, Mapping[str, str], bytes], None]) -> bytes:
+        """Sends the request; `heard` is told of the reply's head, and of a refusal again with its words."""
+        place = _place(url)
         try:
             with anyio.fail_after(self._whole):
                 async with self._client.stream("GET", url, params=dict(request.params)) as response:
+                    heard(response.status_code, response.headers, b"")
                     if response.status_code != HTTPStatus.OK:
                         said = await self._body(who, response, most=4 * _SAID, cut=True)
+                        heard(response.status_code, response.headers, said)
                         raise _answered(who, request, response, said)
                     return await self._body(who, response, most=self._body_limit)
         except TimeoutError:
@@ -128,6 +193,11 @@ class Rest:
                     break
                 raise ExchangeError(f"{who} sent more than {most:,} bytes. Check that the REST base URL leads to it")
         return bytes(body[:most])
+
+
+def _place(url: httpx2.URL) -> str:
+    """Where a URL leads. A base URL may hold a password; errors and budgets name the host only."""
+    return f"{url.scheme}://{url.netloc.decode('ascii')}"
 
 
 def _answered(who: str, request: Request, response: httpx2.Response, body: bytes) -> ExchangeError:

@@ -1,4 +1,5 @@
-"""Binance: spot `@trade` (raw trades) and USD-M `@aggTrade` (aggregates of up to 100 ms), as `Exchange` asks for them.
+"""Binance: spot `@trade` (raw trades) and USD-M `@aggTrade` (aggregates of up to 100 ms), as `Exchange` asks for them. REST is in
+`binance_rest`.
 
 Both are numbered without holes per symbol: spot by `t`, USD-M by `a`. The first and last ids of an aggregate jump over prints that are
 not market trades, so they give its fills and never a gap (binance-public-data issue 378).
@@ -12,27 +13,13 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from wadm_mcp.exchanges.exchange import Acknowledged, Decoder, Limits, Message, Refused, Request, ShuttingDown, Trades
-from wadm_mcp.exchanges.wire import (
-    UNREADABLE,
-    Count,
-    Held,
-    Millis,
-    Name,
-    figure,
-    listings_refused,
-    listings_unreadable,
-    one_line,
-    read_records,
-    step,
-    wrong,
-)
-from wadm_mcp.model import Instrument, Listing, Scale, Trade, TradeType
+from wadm_mcp.exchanges.binance_rest import BinanceRest
+from wadm_mcp.exchanges.exchange import Acknowledged, Decoder, Limits, Message, Refused, ShuttingDown, Trades
+from wadm_mcp.exchanges.wire import MOST_FILLS, UNREADABLE, Code, Count, Held, Millis, figure, one_line, wrong
+from wadm_mcp.model import Listing, Scale, Trade, TradeType
 
 _BUY: Final = TradeType.BUY
 _SELL: Final = TradeType.SELL
-_MOST_FILLS: Final = (1 << 31) - 1
-"""Documents keep fills in 32 bits."""
 
 
 class _Spot(msgspec.Struct, frozen=True, gc=False, tag_field="e", tag="trade"):
@@ -92,7 +79,7 @@ class _Any(msgspec.Struct, frozen=True):
 
 
 class _Error(msgspec.Struct, frozen=True):
-    code: int = 0
+    code: Code = 0
     msg: str = ""
 
 
@@ -102,28 +89,7 @@ class _Reply(msgspec.Struct, frozen=True):
     id: int | str | None = None
     result: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     error: _Error | None = None
-    code: int | None = None
-    msg: str = ""
-
-
-class _Filter(msgspec.Struct, frozen=True):
-    kind: str = msgspec.field(name="filterType")
-    tick: str = msgspec.field(name="tickSize", default="")
-    step: str = msgspec.field(name="stepSize", default="")
-
-
-class _Record(msgspec.Struct, frozen=True):
-    """One symbol of `exchangeInfo`. Only futures have a `contractType`; a contract that is not launched yet has an empty one."""
-
-    symbol: Name
-    filters: list[_Filter]
-    status: str = ""
-    contract: str = msgspec.field(name="contractType", default="")
-
-
-class _Listings(msgspec.Struct, frozen=True):
-    symbols: list[msgspec.Raw] | msgspec.UnsetType = msgspec.UNSET
-    code: int | None = None
+    code: Code | None = None
     msg: str = ""
 
 
@@ -134,7 +100,6 @@ class _Wire(NamedTuple):
     wrapped: type[_WrappedSpot] | type[_WrappedAggregate]
     kind: str
     path: str
-    listings: str
     limits: Limits
 
     @property
@@ -150,17 +115,13 @@ _DAY: Final = 86_400.0
 # USD-M serves aggTrade on its /market route only: on another it is acknowledged and silent.
 _WIRES: Final[Mapping[str, _Wire]] = MappingProxyType(
     {
-        "spot": _Wire(_Spot, _WrappedSpot, "trade", "/ws", "/api/v3/exchangeInfo", Limits(1024, _NAMES, 2.0, _DAY, None, 10.0)),
-        "linear": _Wire(
-            _Aggregate, _WrappedAggregate, "aggTrade", "/market/ws", "/fapi/v1/exchangeInfo", Limits(200, _NAMES, 4.0, _DAY, None, 10.0)
-        ),
+        "spot": _Wire(_Spot, _WrappedSpot, "trade", "/ws", Limits(1024, _NAMES, 2.0, _DAY, None, 10.0)),
+        "linear": _Wire(_Aggregate, _WrappedAggregate, "aggTrade", "/market/ws", Limits(200, _NAMES, 4.0, _DAY, None, 10.0)),
     }
 )
 
 _read_any: Final = msgspec.json.Decoder(_Any).decode
 _read_reply: Final = msgspec.json.Decoder(_Reply).decode
-_read_listings: Final = msgspec.json.Decoder(_Listings).decode
-_read_record: Final = msgspec.json.Decoder(_Record).decode
 
 
 class BinanceDecoder:
@@ -197,7 +158,7 @@ class BinanceDecoder:
         except ValueError as error:
             raise wrong(self._who, error, f"{at}.q") from None
         fills = event.fills
-        if not 0 < fills <= _MOST_FILLS:
+        if not 0 < fills <= MOST_FILLS:
             raise wrong(self._who, f"an aggregate cannot have {fills} fills", f"{at}.l")
         if price_decimals != scale.price or quantity_decimals != scale.quantity:
             scale = Scale(price_decimals, quantity_decimals)
@@ -255,10 +216,9 @@ def _said(code: int, text: str) -> str:
     return f"{one_line(text) or 'no reason given'} (code {code})"
 
 
-class Binance:
+class Binance(BinanceRest):
     """Binance spot and USD-M, as `Exchange` asks."""
 
-    name: str = "binance"
     numbers_trades: Mapping[str, bool] = MappingProxyType({"spot": True, "linear": True})
 
     def limits(self, market: str) -> Limits:
@@ -279,29 +239,3 @@ class Binance:
 
     def decoder(self, market: str, listings: Sequence[Listing]) -> Decoder:
         return BinanceDecoder(market, listings)
-
-    def listings_request(self, market: str, cursor: str) -> Request:
-        """One reply holds every symbol; there is no cursor."""
-        return Request(_WIRES[market].listings, {})
-
-    def read_listings(self, market: str, body: bytes) -> tuple[list[Listing], str]:
-        """Every spot symbol, or every perpetual; contracts with a delivery date are left out."""
-        who = f"{self.name} {market}"
-        try:
-            reply = _read_listings(body)
-        except UNREADABLE as error:
-            raise listings_unreadable(who, error) from None
-        if reply.code is not None:
-            raise listings_refused(who, reply.code, reply.msg)
-        if isinstance(reply.symbols, msgspec.UnsetType):
-            raise listings_unreadable(who, "it has no `symbols`")
-        return read_records(who, reply.symbols, lambda record: _listing(market, record)), ""
-
-
-def _listing(market: str, raw: msgspec.Raw) -> Listing | None:
-    record = _read_record(raw)
-    if record.contract not in ("", "PERPETUAL"):
-        return None
-    tick = next((each.tick for each in record.filters if each.kind == "PRICE_FILTER"), "")
-    lot = next((each.step for each in record.filters if each.kind == "LOT_SIZE"), "")
-    return Listing(Instrument("binance", market, record.symbol), step(tick), step(lot), record.status == "TRADING")

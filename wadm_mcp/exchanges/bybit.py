@@ -1,4 +1,4 @@
-"""Bybit v5: `publicTrade` of spot and linear, as `Exchange` asks for it.
+"""Bybit v5: `publicTrade` of spot and linear, as `Exchange` asks for it. REST is in `bybit_rest`.
 
 Nothing on this wire counts trades: `i` names one, `seq` orders them and jumps with every event of the book. A request with one bad topic
 is refused whole.
@@ -12,25 +12,12 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
-from wadm_mcp.exchanges.exchange import Acknowledged, Decoder, Limits, Message, Pong, Refused, Request, Trades
-from wadm_mcp.exchanges.wire import (
-    UNREADABLE,
-    Count,
-    Held,
-    Millis,
-    Name,
-    figure,
-    listings_refused,
-    listings_unreadable,
-    one_line,
-    read_records,
-    step,
-    wrong,
-)
-from wadm_mcp.model import Instrument, Listing, Scale, Trade, TradeType
+from wadm_mcp.exchanges.bybit_rest import SIDES, BybitRest
+from wadm_mcp.exchanges.exchange import Acknowledged, Decoder, Limits, Message, Pong, Refused, Trades
+from wadm_mcp.exchanges.wire import UNREADABLE, Count, Held, Millis, TradeId, figure, one_line, wrong
+from wadm_mcp.model import Listing, Scale, Trade
 
 _TOPIC: Final = "publicTrade."
-_SIDES: Final = {"Buy": TradeType.BUY, "Sell": TradeType.SELL}
 
 # Spot takes 10 topics a request. All topics of a connection may be 21,000 characters together: 500 of up to 42, quotes and comma included.
 _LIMITS: Final[Mapping[str, Limits]] = MappingProxyType(
@@ -49,7 +36,7 @@ class _Row(msgspec.Struct, frozen=True, gc=False):
     side: Literal["Buy", "Sell"] = msgspec.field(name="S")
     quantity: str = msgspec.field(name="v")
     price: str = msgspec.field(name="p")
-    id: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] = msgspec.field(name="i")
+    id: TradeId = msgspec.field(name="i")
     block: bool = msgspec.field(name="BT", default=False)
     seq: Count | None = None
 
@@ -70,42 +57,8 @@ class _Other(msgspec.Struct, frozen=True):
     op: str = ""
 
 
-class _PriceFilter(msgspec.Struct, frozen=True):
-    tick: str = msgspec.field(name="tickSize")
-
-
-class _LotFilter(msgspec.Struct, frozen=True):
-    """The quantity step is `basePrecision` on spot and `qtyStep` on linear."""
-
-    base: str = msgspec.field(name="basePrecision", default="")
-    step: str = msgspec.field(name="qtyStep", default="")
-
-
-class _Record(msgspec.Struct, frozen=True):
-    """One symbol of `instruments-info`. Only contracts have a `contractType`."""
-
-    symbol: Name
-    prices: _PriceFilter = msgspec.field(name="priceFilter")
-    lots: _LotFilter = msgspec.field(name="lotSizeFilter")
-    status: str = ""
-    contract: str = msgspec.field(name="contractType", default="")
-
-
-class _Page(msgspec.Struct, frozen=True):
-    records: list[msgspec.Raw] | msgspec.UnsetType = msgspec.field(name="list", default=msgspec.UNSET)
-    cursor: str | None = msgspec.field(name="nextPageCursor", default=None)
-
-
-class _Listings(msgspec.Struct, frozen=True):
-    code: int = msgspec.field(name="retCode")
-    text: str = msgspec.field(name="retMsg", default="")
-    page: _Page | None = msgspec.field(name="result", default=None)
-
-
 _read_frame: Final = msgspec.json.Decoder(_Frame).decode
 _read_other: Final = msgspec.json.Decoder(_Other).decode
-_read_listings: Final = msgspec.json.Decoder(_Listings).decode
-_read_record: Final = msgspec.json.Decoder(_Record).decode
 
 
 class BybitDecoder:
@@ -148,7 +101,7 @@ class BybitDecoder:
             if price_decimals != scale.price or quantity_decimals != scale.quantity:
                 scale = Scale(price_decimals, quantity_decimals)
             seq = row.timestamp if row.seq is None else row.seq
-            trades.append(Trade(instrument, row.timestamp, seq, row.id, price, quantity, _SIDES[row.side], 1, scale))
+            trades.append(Trade(instrument, row.timestamp, seq, row.id, price, quantity, SIDES[row.side], 1, scale))
         if scale is not held.scale:
             self._held[frame.topic] = Held(instrument, scale, listed)
         return Trades(instrument, trades, frame.ts, len(frame.data) - len(trades))
@@ -176,10 +129,9 @@ class BybitDecoder:
         raise wrong(self._who, "neither trades nor an answer", "$")
 
 
-class Bybit:
+class Bybit(BybitRest):
     """Bybit v5 spot and linear, as `Exchange` asks."""
 
-    name: str = "bybit"
     numbers_trades: Mapping[str, bool] = MappingProxyType({"spot": False, "linear": False})
 
     def limits(self, market: str) -> Limits:
@@ -198,28 +150,3 @@ class Bybit:
 
     def decoder(self, market: str, listings: Sequence[Listing]) -> Decoder:
         return BybitDecoder(market, listings)
-
-    def listings_request(self, market: str, cursor: str) -> Request:
-        params = {"category": market, "limit": "1000"}
-        return Request("/v5/market/instruments-info", {**params, "cursor": cursor} if cursor else params)
-
-    def read_listings(self, market: str, body: bytes) -> tuple[list[Listing], str]:
-        """Every spot symbol, or every linear perpetual; contracts with a delivery date are left out."""
-        who = f"{self.name} {market}"
-        try:
-            reply = _read_listings(body)
-        except UNREADABLE as error:
-            raise listings_unreadable(who, error) from None
-        if reply.code != 0:
-            raise listings_refused(who, reply.code, reply.text)
-        if reply.page is None or isinstance(reply.page.records, msgspec.UnsetType):
-            raise listings_unreadable(who, "it has no `result.list`")
-        return read_records(who, reply.page.records, lambda record: _listing(market, record)), reply.page.cursor or ""
-
-
-def _listing(market: str, raw: msgspec.Raw) -> Listing | None:
-    record = _read_record(raw)
-    if record.contract not in ("", "LinearPerpetual"):
-        return None
-    lot = record.lots.base if market == "spot" else record.lots.step
-    return Listing(Instrument("bybit", market, record.symbol), step(record.prices.tick), step(lot), record.status == "Trading")

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from wadm_mcp.model import Instrument, Listing, Trade
+from wadm_mcp.model import Instrument, Listing, Trade, Window
 
 
 class Trades(msgspec.Struct, frozen=True, gc=False):
@@ -65,10 +65,48 @@ class Limits(NamedTuple):
 
 
 class Request(NamedTuple):
-    """A REST request: path and query, to be put behind the market's REST base URL."""
+    """A REST request: path and query, to be put behind the market's REST base URL, and what it costs of the market's `Allowance`."""
 
     path: str
     params: Mapping[str, str]
+    weight: int = 1
+
+
+class Allowance(NamedTuple):
+    """What one address may ask of a market's REST host, by the exchange's documents: `weight` in every `seconds`.
+
+    `used_header` is the response header that tells how much of it the address has used since the last whole multiple of `seconds`, empty
+    where there is none. `forbidden` is how many seconds an HTTP 403 asks one to stay away.
+    """
+
+    weight: int
+    seconds: float
+    used_header: str = ""
+    forbidden: float = 60.0
+
+
+class Aggregate(NamedTuple):
+    """Executions that the exchange folded into one row of its history: the raw ids `trade.seq` to `last`, `trade.fills` of them.
+
+    `number` is the aggregate's own id, by which the history is paged; `trade` has price, quantity, side and time of the whole.
+    """
+
+    number: int
+    last: int
+    trade: Trade
+
+
+class Kline(NamedTuple):
+    """One minute as the exchange itself states it. `start` in ms; volumes are integers at `decimals` of the quantity.
+
+    What a venue does not state is None: `trade_count` and `buy_volume` on Bybit.
+    """
+
+    start: int
+    volume: int
+    decimals: int
+    trade_count: int | None = None
+    buy_volume: int | None = None
 
 
 class Decoder(Protocol):
@@ -92,6 +130,8 @@ class Exchange(Protocol):
     name: str
     numbers_trades: Mapping[str, bool]
     """By market: does `seq` count trades without holes? Then a missing seq is a missing trade."""
+    folds_history: Mapping[str, bool]
+    """By market: is there, beside the history of rows, a cheaper one of `Aggregate`s?"""
 
     def limits(self, market: str) -> Limits: ...
 
@@ -118,4 +158,36 @@ class Exchange(Protocol):
 
         One malformed record is skipped. `ExchangeError` for an error body or one that cannot be read.
         """
+        ...
+
+    def allowance(self, market: str) -> Allowance:
+        """What REST of the market allows one address."""
+        ...
+
+    def trades_request(self, market: str, symbol: str, first: int | None = None) -> Request:
+        """Asks for rows like those of the trade socket, the most that one reply holds: from the id `first` on where the exchange
+        numbers its trades, else (and without `first`) the newest."""
+        ...
+
+    def read_trades(self, listing: Listing, body: bytes) -> list[Trade]:
+        """The trades of a reply to `trades_request`, in `Trade.order`; block trades are left out.
+
+        `ExchangeError` for an error body or one that cannot be read; a reply is taken whole or not at all.
+        """
+        ...
+
+    def aggregates_request(self, market: str, symbol: str, *, start: int | None = None, first: int | None = None) -> Request:
+        """Asks for aggregates where `folds_history`: those from `start` (ms) on, or from the aggregate id `first` on."""
+        ...
+
+    def read_aggregates(self, listing: Listing, body: bytes) -> list[Aggregate]:
+        """The aggregates of a reply, ascending; rows that the exchange marks invalid are left out. `ExchangeError` as of `read_trades`."""
+        ...
+
+    def klines_request(self, market: str, symbol: str, window: Window) -> Request:
+        """Asks for the minutes of a window, as many of the first ones as one reply holds."""
+        ...
+
+    def read_klines(self, listing: Listing, body: bytes) -> list[Kline]:
+        """The minutes of a reply, oldest first. `ExchangeError` as of `read_trades`."""
         ...

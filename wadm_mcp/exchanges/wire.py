@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from decimal import Decimal
 from functools import lru_cache
 from typing import Annotated, Final, NamedTuple
@@ -10,16 +11,35 @@ from typing import Annotated, Final, NamedTuple
 import msgspec
 
 from wadm_mcp.errors import ExchangeError, FrameError
-from wadm_mcp.model import Instrument, Listing, Scale, parse_decimal, to_decimal
+from wadm_mcp.exchanges.exchange import Kline
+from wadm_mcp.model import MINUTE, Instrument, Listing, Scale, Trade, TradeType, Window, parse_decimal, rescale, to_decimal
 
 Millis = Annotated[int, msgspec.Meta(ge=1_230_768_000_000, le=4_102_444_800_000)]
 """A time in milliseconds. Before 2009 or after 2100 it is another unit, or no time at all."""
 
+Minute = Annotated[int, msgspec.Meta(ge=1_230_768_000_000, le=4_102_444_800_000, multiple_of=MINUTE)]
+"""The start of a minute in milliseconds."""
+
 Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 """An id or a sequence number that every store can hold."""
 
+Code = Annotated[int, msgspec.Meta(ge=-(1 << 31), le=(1 << 31) - 1)]
+"""The number of an exchange's error."""
+
+TradeId = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+"""An id that is no number, or a number too long to be held as one."""
+
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[^\s:/]+$")]
 """A symbol as a listing states it: free of what separates an instrument's parts."""
+
+MOST_FILLS: Final = (1 << 31) - 1
+"""Fills of one row: documents keep them in 32 bits."""
+
+_MINUTES: Final = 1_000
+"""Minutes that one reply of either exchange holds."""
+
+LISTED: Final = "a list of symbols"
+"""What errors call a reply to a request for listings."""
 
 UNREADABLE: Final = (msgspec.MsgspecError, UnicodeError, RecursionError)
 """What decoding bytes of a stranger may raise."""
@@ -72,19 +92,89 @@ def one_line(text: str, most: int = 240) -> str:
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
-def listings_refused(who: str, code: int, text: str) -> ExchangeError:
-    """The error of a reply in which the exchange says no."""
+def refused(who: str, what: str, code: int, text: str) -> ExchangeError:
+    """The error of a reply in which the exchange says no to `what` (`trades of BTCUSDT`)."""
     said = one_line(text, 160) or "no reason given"
     return ExchangeError(
-        f"{who} refused to list its symbols: {said} (code {code}). Wait if it speaks of limits; otherwise check the REST base URL"
+        f"{who} refused {one_line(what, 80)}: {said} (code {code}). Wait if it speaks of limits; otherwise check the REST base URL"
     )
 
 
-def listings_unreadable(who: str, why: object) -> ExchangeError:
-    """The error of a reply that is not a list of symbols."""
+def unreadable(who: str, what: str, why: object) -> ExchangeError:
+    """The error of a reply that is not `what` was asked for."""
     return ExchangeError(
-        f"{who} sent a list of symbols that cannot be read: {one_line(str(why), 160)}. Check that the REST base URL leads to it"
+        f"{who} sent {one_line(what, 80)} that cannot be read: {one_line(str(why), 160)}. Check that the REST base URL leads to it"
     )
+
+
+def named(listing: Listing, what: str) -> tuple[str, str]:
+    """What errors of REST call the market (`binance spot`), and what it was asked for (`trades of BTCUSDT`)."""
+    exchange, market, symbol = listing.instrument
+    return f"{exchange} {market}", f"{what} of {symbol}"
+
+
+@contextmanager
+def reading(who: str, what: str) -> Generator[None]:
+    """Whatever is wrong with the bytes that the block reads is one `ExchangeError`."""
+    try:
+        yield
+    except (*UNREADABLE, ValueError) as error:
+        raise unreadable(who, what, error) from None
+
+
+class Rows:
+    """Rows of a reply made into trades of one listing, each at the listing's scale or, where its own figures are finer, at theirs.
+
+    `path` leads to the rows, `price` and `quantity` are the keys of the two: errors end in the place of what is wrong.
+    """
+
+    def __init__(self, listing: Listing, path: str, price: str, quantity: str) -> None:
+        self._instrument = listing.instrument
+        self._scale = listing.scale
+        self._path = path
+        self._price = price
+        self._quantity = quantity
+
+    def trade(
+        self, place: int, timestamp: int, seq: int, trade_id: str, price: str, quantity: str, side: TradeType, fills: int = 1
+    ) -> Trade:
+        """The trade of the row at `place`; `ValueError` when its price or quantity is none."""
+        scale = self._scale
+        value, price_decimals = self._figure(place, self._price, price, scale.price)
+        size, quantity_decimals = self._figure(place, self._quantity, quantity, scale.quantity)
+        if price_decimals != scale.price or quantity_decimals != scale.quantity:
+            scale = Scale(price_decimals, quantity_decimals)
+        return Trade(self._instrument, timestamp, seq, trade_id, value, size, side, fills, scale)
+
+    def _figure(self, place: int, key: str, text: str, decimals: int) -> tuple[int, int]:
+        try:
+            return figure(text, decimals, decimals)
+        except ValueError as error:
+            raise ValueError(f"{error} - at `{self._path}[{place}].{key}`") from None
+
+
+class Minutes(NamedTuple):
+    """The minutes of a window that one reply holds: the first start, the last millisecond, and how many they are."""
+
+    start: int
+    last: int
+    limit: int
+
+    @classmethod
+    def of(cls, window: Window) -> Minutes:
+        """The window widened to whole minutes, and cut after as many as a reply of either exchange holds."""
+        start = window.start - window.start % MINUTE
+        limit = min(_MINUTES, max(1, -(-(window.end - start) // MINUTE)))
+        return cls(start, start + limit * MINUTE - 1, limit)
+
+
+def kline(listing: Listing, start: int, volume: str, trade_count: int | None = None, buy_volume: str | None = None) -> Kline:
+    """A minute with its volumes at the listing's quantity decimals, or finer where either is; `ValueError` when one is no number."""
+    whole, decimals = parse_decimal(volume, listing.scale.quantity)
+    if buy_volume is None:
+        return Kline(start, whole, decimals, trade_count)
+    bought, finest = parse_decimal(buy_volume, decimals)
+    return Kline(start, rescale(whole, decimals, finest), finest, trade_count, bought)
 
 
 def read_records(who: str, records: Sequence[msgspec.Raw], read: Callable[[msgspec.Raw], Listing | None]) -> list[Listing]:
@@ -104,5 +194,5 @@ def read_records(who: str, records: Sequence[msgspec.Raw], read: Callable[[msgsp
         if listing is not None:
             listings.append(listing)
     if malformed and malformed == len(records):
-        raise listings_unreadable(who, f"none of its {malformed} records is whole, the last one: {why}")
+        raise unreadable(who, LISTED, f"none of its {malformed} records is whole, the last one: {why}")
     return listings

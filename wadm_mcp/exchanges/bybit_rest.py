@@ -1,0 +1,221 @@
+"""Bybit v5 REST of spot and linear: listings, the newest trades, and minutes (exchanges.md 4.3 and 6). Sockets are in `bybit`.
+
+There is no history by id or time: `recent-trade` has the newest rows and no more. Its numbers are strings, and an error comes under HTTP
+200 with a `retCode`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final, Literal
+
+import msgspec
+
+from wadm_mcp.exchanges.exchange import Aggregate, Allowance, Kline, Request
+from wadm_mcp.exchanges.wire import (
+    LISTED,
+    Code,
+    Count,
+    Millis,
+    Minute,
+    Minutes,
+    Name,
+    Rows,
+    TradeId,
+    kline,
+    named,
+    read_records,
+    reading,
+    refused,
+    step,
+)
+from wadm_mcp.model import Instrument, Listing, Trade, TradeType, Window
+
+SIDES: Final = {"Buy": TradeType.BUY, "Sell": TradeType.SELL}
+"""The taker's side, as socket and REST call it."""
+
+_ROWS: Final = {"spot": 60, "linear": 1_000}
+"""Most rows of `recent-trade`."""
+
+# One address has 600 requests in 5 s for all of the host; more of them earn a 403 that ends only after ten minutes without any.
+_ALLOWANCE: Final = Allowance(600, 5.0, forbidden=600.0)
+
+
+class _Reply(msgspec.Struct, frozen=True):
+    """What every reply is wrapped in. The `result` of an error may be anything."""
+
+    code: Code = msgspec.field(name="retCode")
+    text: str = msgspec.field(name="retMsg", default="")
+    result: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+class _Row(msgspec.Struct, frozen=True, gc=False):
+    """One trade of `recent-trade`: the socket's `i` is `execId` here. `seq` is absent before August 2025."""
+
+    id: TradeId = msgspec.field(name="execId")
+    symbol: str
+    price: str
+    quantity: str = msgspec.field(name="size")
+    side: Literal["Buy", "Sell"]
+    timestamp: Millis = msgspec.field(name="time")
+    block: bool = msgspec.field(name="isBlockTrade", default=False)
+    seq: Count | None = None
+
+
+class _Recent(msgspec.Struct, frozen=True):
+    rows: list[_Row] = msgspec.field(name="list")
+    category: str = ""
+
+
+class _Minute(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """A row of `kline`, up to the last figure that is read."""
+
+    start: Minute
+    open: str
+    high: str
+    low: str
+    close: str
+    volume: str
+
+
+class _Minutes(msgspec.Struct, frozen=True):
+    rows: list[_Minute] = msgspec.field(name="list")
+    category: str = ""
+    symbol: str = ""
+
+
+class _PriceFilter(msgspec.Struct, frozen=True):
+    tick: str = msgspec.field(name="tickSize")
+
+
+class _LotFilter(msgspec.Struct, frozen=True):
+    """The quantity step is `basePrecision` on spot and `qtyStep` on linear."""
+
+    base: str = msgspec.field(name="basePrecision", default="")
+    step: str = msgspec.field(name="qtyStep", default="")
+
+
+class _Record(msgspec.Struct, frozen=True):
+    """One symbol of `instruments-info`. Only contracts have a `contractType`."""
+
+    symbol: Name
+    prices: _PriceFilter = msgspec.field(name="priceFilter")
+    lots: _LotFilter = msgspec.field(name="lotSizeFilter")
+    status: str = ""
+    contract: str = msgspec.field(name="contractType", default="")
+
+
+class _Page(msgspec.Struct, frozen=True):
+    records: list[msgspec.Raw] = msgspec.field(name="list")
+    cursor: str | None = msgspec.field(name="nextPageCursor", default=None)
+
+
+_read_reply: Final = msgspec.json.Decoder(_Reply).decode
+_read_page: Final = msgspec.json.Decoder(_Page).decode
+_read_record: Final = msgspec.json.Decoder(_Record).decode
+
+# Not strict: that is how a number within quotes is read as one.
+_read_recent: Final = msgspec.json.Decoder(_Recent, strict=False).decode
+_read_minutes: Final = msgspec.json.Decoder(_Minutes, strict=False).decode
+
+
+class BybitRest:
+    """The REST half of `Exchange`."""
+
+    name: str = "bybit"
+    folds_history: Mapping[str, bool] = MappingProxyType({"spot": False, "linear": False})
+
+    def allowance(self, market: str) -> Allowance:
+        """600 requests in 5 s from one address, whatever the market; no reply says how many were used."""
+        return _ALLOWANCE
+
+    def listings_request(self, market: str, cursor: str) -> Request:
+        params = {"category": market, "limit": "1000"}
+        return Request("/v5/market/instruments-info", {**params, "cursor": cursor} if cursor else params)
+
+    def read_listings(self, market: str, body: bytes) -> tuple[list[Listing], str]:
+        """Every spot symbol, or every linear perpetual; contracts with a delivery date are left out."""
+        who = f"{self.name} {market}"
+        with reading(who, LISTED):
+            page = _read_page(_result(who, LISTED, body))
+        return read_records(who, page.records, lambda record: _listing(market, record)), page.cursor or ""
+
+    def trades_request(self, market: str, symbol: str, first: int | None = None) -> Request:
+        """The newest trades, whatever `first` is: at most 60 of spot, 1,000 of linear."""
+        return Request("/v5/market/recent-trade", {"category": market, "symbol": symbol, "limit": str(_ROWS[market])})
+
+    def read_trades(self, listing: Listing, body: bytes) -> list[Trade]:
+        """By time and cross sequence, those of one sequence in the order of the list.
+
+        The list's own order is not documented: it came newest first on linear and oldest first on spot.
+        """
+        who, what = named(listing, "trades")
+        with reading(who, what):
+            recent = _read_recent(_result(who, what, body))
+            _check(listing, recent.category, {row.symbol for row in recent.rows})
+            rows = Rows(listing, "$.result.list", "price", "size")
+            trades = [
+                rows.trade(place, row.timestamp, _seq(row), row.id, row.price, row.quantity, SIDES[row.side])
+                for place, row in enumerate(recent.rows)
+                if not row.block
+            ]
+        if trades and _moment(trades[0]) > _moment(trades[-1]):
+            trades.reverse()
+        return sorted(trades, key=_moment)
+
+    def aggregates_request(self, market: str, symbol: str, *, start: int | None = None, first: int | None = None) -> Request:
+        """Never sent: Bybit tells no aggregates."""
+        raise NotImplementedError(f"bybit {market} has no history of aggregates")
+
+    def read_aggregates(self, listing: Listing, body: bytes) -> list[Aggregate]:
+        """Never called: Bybit tells no aggregates."""
+        raise NotImplementedError(f"{listing.instrument} has no history of aggregates")
+
+    def klines_request(self, market: str, symbol: str, window: Window) -> Request:
+        """Of more minutes than the limit the reply would hold the last ones, so it is asked for no more."""
+        minutes = Minutes.of(window)
+        span = {"start": str(minutes.start), "end": str(minutes.last), "limit": str(minutes.limit)}
+        return Request("/v5/market/kline", {"category": market, "symbol": symbol, "interval": "1", **span})
+
+    def read_klines(self, listing: Listing, body: bytes) -> list[Kline]:
+        """Minutes with their volume alone; the list comes newest first."""
+        who, what = named(listing, "minutes")
+        with reading(who, what):
+            reply = _read_minutes(_result(who, what, body))
+            _check(listing, reply.category, {reply.symbol})
+            minutes = [kline(listing, row.start, row.volume) for row in reply.rows]
+        return sorted(minutes, key=lambda minute: minute.start)
+
+
+def _result(who: str, what: str, body: bytes) -> msgspec.Raw:
+    reply = _read_reply(body)
+    if reply.code != 0:
+        raise refused(who, what, reply.code, reply.text)
+    return reply.result
+
+
+def _check(listing: Listing, category: str, symbols: set[str]) -> None:
+    """Spot and linear name their symbols alike: a reply of the other market must not pass."""
+    _, market, symbol = listing.instrument
+    if category not in ("", market):
+        raise ValueError(f"it is of category {category[:40]!r} - at `$.result.category`")
+    for other in symbols - {"", symbol}:
+        raise ValueError(f"it carries symbol {other[:40]!r} - at `$.result.list`")
+
+
+def _seq(row: _Row) -> int:
+    """As the socket has it: without a cross sequence a row is ordered by its time."""
+    return row.timestamp if row.seq is None else row.seq
+
+
+def _moment(trade: Trade) -> tuple[int, int]:
+    return trade.timestamp, trade.seq
+
+
+def _listing(market: str, raw: msgspec.Raw) -> Listing | None:
+    record = _read_record(raw)
+    if record.contract not in ("", "LinearPerpetual"):
+        return None
+    lot = record.lots.base if market == "spot" else record.lots.step
+    return Listing(Instrument("bybit", market, record.symbol), step(record.prices.tick), step(lot), record.status == "Trading")
