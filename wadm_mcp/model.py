@@ -70,6 +70,16 @@ class Listing(msgspec.Struct, frozen=True):
     lot: Decimal
     trading: bool = True
 
+    @classmethod
+    def none(cls, instrument: Instrument) -> Self:
+        """What stands for an instrument that its exchange does not list, so that everyone on a store knows."""
+        return cls(instrument, Decimal(0), Decimal(0), False)
+
+    @property
+    def listed(self) -> bool:
+        """Does the exchange list it at all?"""
+        return self.tick > 0
+
     @property
     def scale(self) -> Scale:
         """The coarsest scale that writes the tick and the lot exactly."""
@@ -175,8 +185,11 @@ class Span(msgspec.Struct, frozen=True):
 
     With basis `exact` every id from `first_seq` to `last_seq` is held; with `observed` they are the outermost `seq` seen.
     `reason` says how the span came to be held (`live`, `repaired`, `imported`), `opened_by` what ended the tape before it
-    (`start`, `disconnect`, `mute`, `missing_ids`).
-    A span is known in the store by its instrument and `start`; a later span with the same start replaces it.
+    (`start`, `disconnect`, `mute`, `missing_ids`). The reason `absent` is the one that claims nothing: the exchange itself does not
+    have these ids, so they stay a gap that nobody tries to fill.
+    Without `raw` the span's trades are held as figures alone, without their rows.
+    A span is known in the store by its instrument, `start` and `first_seq` (several may begin in one millisecond); one that is stored
+    again only ever grows.
     """
 
     start: int
@@ -186,6 +199,12 @@ class Span(msgspec.Struct, frozen=True):
     basis: Basis
     reason: str = "live"
     opened_by: str = "start"
+    raw: bool = True
+
+    @property
+    def reached(self) -> int:
+        """Latest time of a trade in it, as far as it tells: a span of no length knows only trades of the millisecond before it."""
+        return self.end if self.end > self.start else self.start - 1
 
 
 def decimals_of(value: Decimal) -> int:

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 
 import anyio
 import anyio.abc
+import msgspec
 import pymongo
 import pytest
 from bson import Decimal128, Int64, ObjectId
@@ -32,7 +33,7 @@ from wadm_mcp.storage.mongo import MongoStore
 from wadm_mcp.storage.mongo_indexes import SCHEMA_VERSION, collections
 from wadm_mcp.storage.store import Derived, Mark
 
-from . import BTC, ETH, EVER, T0, every_trade, order_flow, profile, span, stored_footprint, trade
+from . import BTC, ETH, EVER, T0, every_trade, order_flow, piece, profile, span, stored_footprint, trade
 from .conftest import LIVES, Client
 
 pytestmark = pytest.mark.anyio
@@ -72,9 +73,13 @@ def failing(plain: Plain, *commands: str, collection: str | None = None, times: 
         admin.command({"configureFailPoint": "failCommand", "mode": "off"})
 
 
-def some(minute: int = T0) -> Derived:
+def some(minute: int = T0, revision: int = 0) -> Derived:
     trades = [trade(1, minute), trade(2, minute + 5, trade_type=TradeType.SELL)]
-    return Derived([stored_footprint(minute, trades)], [profile(minute, trades)], [order_flow(minute, trades)])
+    return Derived(
+        [stored_footprint(minute, trades, revision=revision)],
+        [profile(minute, trades, revision=revision)],
+        [order_flow(minute, trades, revision=revision)],
+    )
 
 
 async def test_documents_are_the_data_models_whoever_reads_them(url: str, plain: Plain) -> None:
@@ -218,14 +223,14 @@ async def test_whoever_settles_a_mark_while_its_trades_are_on_their_way_leaves_o
 async def test_a_pass_that_ended_halfway_keeps_its_mark_and_is_mended_by_the_next(url: str, plain: Plain, collection: str) -> None:
     async with MongoStore(url, LIVES) as store:
         await store.write([trade(1), trade(2, T0 + 5, trade_type=TradeType.SELL)], [])
-        derived = some()
         marks = await store.marks()
-        whole = Derived(derived.footprints, derived.profiles, derived.order_flow, marks)
+        whole = msgspec.structs.replace(some(), settles=marks)
         command = "delete" if collection == "marks" else "update"
         with failing(plain, command, collection=collection, errorCode=50), pytest.raises(StoreUnreachable):
             await store.derive(whole)
         assert await store.marks() == marks
-        await store.derive(whole)
+        derived = some(revision=1)
+        await store.derive(msgspec.structs.replace(derived, settles=marks))
         assert await store.marks() == []
         assert await store.footprints(BTC, Timeframe.M1, EVER) == derived.footprints
         assert await store.order_flow(BTC, Timeframe.M1, EVER) == derived.order_flow
@@ -263,7 +268,9 @@ def lives_of(lives: Lives) -> dict[str, dict[str, Any]]:
         "bars": partial("start_time"),
         "volume_profiles": partial("start_time"),
         "order_flow": partial("timestamp"),
+        "pieces": {"life": ({"minute": 1}, {}, lives.minutes // SECOND)},
         "coverage": {"life": ({"end": 1}, {}, lives.hours // SECOND)},
+        "leases": {},
         "marks": {},
         "counters": {},
         "listings": {},
@@ -344,8 +351,13 @@ async def test_no_question_and_no_write_scans_a_collection(url: str, plain: Plai
         for minute in range(T0, T0 + 50 * MINUTE, MINUTE):
             await store.derive(some(minute))
         plain.command("profile", 2, filter={"appName": "wadm"})
-        await store.write(trades[:5], [(BTC, span(T0, T0 + 5))])
-        await store.derive(Derived(some().footprints, some().profiles, some().order_flow, (await store.marks())[:1]))
+        await store.write(trades[:5], [(BTC, span(T0, T0 + 5))], [piece(T0, 1_000)])
+        await store.derive(msgspec.structs.replace(some(revision=1), settles=(await store.marks())[:1]))
+        await store.pieces(BTC, Window(T0, T0 + MINUTE))
+        assert await store.count(BTC, Window(T0, T0 + MINUTE)) == 501
+        await store.hold("one", [BTC, ETH], 60)
+        await store.hold("two", [BTC, ETH], 60)
+        await store.let_go("one")
         await store.keep_listings([Listing(BTC, *[0] * 2)])  # type: ignore[arg-type]
         await store.listings()
         for newest in (False, True):
@@ -358,8 +370,8 @@ async def test_no_question_and_no_write_scans_a_collection(url: str, plain: Plai
         plain.command("profile", 0)
     asked = list(plain["system.profile"].find({"op": {"$in": ["query", "update", "remove", "command"]}}))
     assert {(one["op"], one["ns"].partition(".")[2]) for one in asked} >= {
-        *(("query", name) for name in ("trades", "footprints", "bars", "coverage", "marks", "listings")),
-        *(("update", name) for name in ("marks", "coverage", "footprints", "bars", "volume_profiles", "order_flow", "listings")),
+        *(("query", name) for name in ("trades", "pieces", "footprints", "bars", "coverage", "marks", "listings", "leases")),
+        *(("update", name) for name in ("marks", "coverage", "footprints", "bars", "volume_profiles", "order_flow", "listings", "leases")),
         ("remove", "marks"),
         ("command", "counters"),
     }
@@ -847,15 +859,29 @@ async def test_trades_of_every_instrument_and_scale_live_in_one_collection(url: 
 
 async def test_of_two_processes_on_one_database_one_holds_the_lease_and_the_other_gets_it_when_it_ends(mongodb: str) -> None:
     async with MongoStore(f"{mongodb}/lease", LIVES) as one, MongoStore(f"{mongodb}/lease", LIVES) as two:
-        assert await one.hold("one", 60)
-        assert not await two.hold("two", 60)
-        assert await one.hold("one", 0.3)
+        assert await one.hold("one", [BTC], 60) == {BTC: 1}
+        assert await two.hold("two", [BTC, ETH], 60) == {ETH: 1}
+        assert await one.hold("one", [BTC], 0.3) == {BTC: 1}
         with anyio.fail_after(10):
-            while not await two.hold("two", 60):
+            while BTC not in (held := await two.hold("two", [BTC, ETH], 60)):
                 await anyio.sleep(0.05)
-        assert not await one.hold("one", 60)
+        assert held == {BTC: 2, ETH: 1}
+        assert await one.hold("one", [BTC], 60) == {}
         await one.let_go("one")
-        assert not await one.hold("one", 60)
+        assert await one.hold("one", [BTC], 60) == {}
         await two.let_go("two")
-        assert await one.hold("one", 60)
+        assert await one.hold("one", [BTC, ETH], 60) == {BTC: 3, ETH: 2}
         await one.let_go("one")
+
+
+async def test_of_many_that_want_one_instrument_at_once_one_gets_it(url: str) -> None:
+    held: dict[str, dict[Instrument, int]] = {}
+
+    async def take(owner: str) -> None:
+        async with MongoStore(url, LIVES) as store:
+            held[owner] = await store.hold(owner, [BTC, ETH], 60)
+
+    async with anyio.create_task_group() as tasks:
+        for owner in "abcde":
+            tasks.start_soon(take, owner)
+    assert sorted(instrument for each in held.values() for instrument in each) == sorted([BTC, ETH])

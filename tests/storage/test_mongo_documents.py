@@ -12,10 +12,10 @@ from bson.datetime_ms import DatetimeMS
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from wadm_mcp.model import MINUTE, Basis, Instrument, Scale, Timeframe, Trade, TradeType
+from wadm_mcp.model import MINUTE, Instrument, Scale, Timeframe, Trade, TradeType
 from wadm_mcp.storage import mongo_documents as documents
 
-from . import BTC, ETH, T0, order_flow, profile, span, stored_footprint, trade
+from . import BTC, ETH, T0, order_flow, piece, profile, span, stored_footprint, trade
 
 OPTIONS: CodecOptions[dict[str, Any]] = CodecOptions(datetime_conversion=DatetimeConversion.DATETIME_MS)
 
@@ -234,12 +234,21 @@ def test_one_bar_has_one_id_however_often_it_is_derived() -> None:
     assert documents.footprint_document(first)["_id"] == documents.footprint_document(again)["_id"]
 
 
-def test_a_span_is_known_by_its_instrument_and_start() -> None:
-    held = span(T0, T0 + 5, 2**62, 2**63 - 1, basis=Basis.OBSERVED, reason="imported")
-    document = documents.span_document(BTC, held)
-    assert documents.span_of(bson.decode(bson.encode(document), OPTIONS)) == held
-    assert documents.span_document(BTC, span(T0, T0 + 9))["_id"] == document["_id"]
-    assert documents.span_document(BTC, span(T0 + 1, T0 + 9))["_id"] != document["_id"] != documents.span_document(ETH, held)["_id"]
+def test_a_span_is_known_by_its_instrument_its_start_and_its_first_id() -> None:
+    held = span(T0, T0 + 5, 4, 9)
+    assert documents.span_id(BTC, span(T0, T0 + 9, 4, 20, reason="repaired")) == documents.span_id(BTC, held)
+    others = [(BTC, span(T0 + 1, T0 + 5, 4, 9)), (BTC, span(T0, T0 + 5, 5, 9)), (ETH, held)]
+    assert documents.span_id(BTC, held) not in [documents.span_id(*one) for one in others]
+
+
+def test_a_span_of_a_wadm_that_knew_only_rows_has_rows() -> None:
+    document = {"start": T0, "end": T0 + 5, "first_seq": 1, "last_seq": 2, "basis": "exact", "reason": "live", "opened_by": "start"}
+    assert documents.span_of(document) == span(T0, T0 + 5)
+
+
+def test_a_piece_comes_back_as_it_was() -> None:
+    document = bson.decode(bson.encode(documents.piece_document(piece(T0, 7))), OPTIONS)
+    assert documents.piece_of(BTC, document) == piece(T0, 7)
 
 
 def test_a_time_beyond_all_dates_is_the_last_one() -> None:

@@ -24,7 +24,7 @@ from wadm_mcp.storage import sqlite_expiry, sqlite_schema
 from wadm_mcp.storage.sqlite import SqliteStore
 from wadm_mcp.storage.store import Derived, Lives
 
-from . import BTC, ETH, EVER, T0, every_trade, order_flow, profile, span, stored_footprint, trade
+from . import BTC, ETH, EVER, T0, every_trade, order_flow, piece, profile, span, stored_footprint, trade
 
 pytestmark = pytest.mark.anyio
 
@@ -202,6 +202,32 @@ async def test_a_file_that_is_not_for_us_is_refused_and_left_alone(path: Path, r
         for statement in statements:
             db.execute(statement)
     await refused_and_left_alone(path, says, read_only)
+
+
+async def test_a_file_of_the_first_schema_is_migrated_once_and_a_reader_waits_for_that(path: Path) -> None:
+    await record(path)
+    held = span(T0, T0 + 9, 3, 7)
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        for statement in (
+            "DROP TABLE pieces",
+            "DROP TABLE coverage",
+            """CREATE TABLE coverage (
+                instrument INTEGER NOT NULL, start INTEGER NOT NULL, end INTEGER NOT NULL, first_seq INTEGER NOT NULL,
+                last_seq INTEGER NOT NULL, basis TEXT NOT NULL, reason TEXT NOT NULL, opened_by TEXT NOT NULL,
+                PRIMARY KEY (instrument, start)) WITHOUT ROWID""",
+            "CREATE INDEX coverage_by_end ON coverage (instrument, end)",
+            f"INSERT INTO coverage VALUES (1, {held.start}, {held.end}, 3, 7, 'exact', 'live', 'start')",
+            "PRAGMA user_version = 1",
+        ):
+            db.execute(statement)
+    await refused_and_left_alone(path, "written by an older WADM.*start a WADM that records there once", read_only=True)
+    async with SqliteStore(path) as store:
+        assert await store.spans(BTC, EVER) == [held]
+        await store.write([], [(BTC, span(T0, T0 + 20, 8, 9))], [piece(T0, 10)])
+    async with SqliteStore(path) as again, SqliteStore(path, read_only=True) as reader:
+        for store in (again, reader):
+            assert await store.spans(BTC, EVER) == [held, span(T0, T0 + 20, 8, 9)]
+            assert await store.pieces(BTC, EVER) == [piece(T0, 10)]
 
 
 async def refused_and_left_alone(path: Path, says: str, read_only: bool = False) -> None:

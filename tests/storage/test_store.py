@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from wadm_mcp.model import MINUTE, Basis, Instrument, Listing, Scale, Span, Timeframe, Trade, TradeType, Window
 from wadm_mcp.storage.store import Derived, Lives, Mark, Store
 
-from . import BTC, ETH, EVER, T0, every_trade, order_flow, profile, span, stored_footprint, trade
+from . import BTC, ETH, EVER, T0, every_trade, order_flow, piece, profile, span, stored_footprint, trade
 from .conftest import NewStore
 
 pytestmark = pytest.mark.anyio
@@ -269,8 +269,8 @@ async def test_timeframes_and_instruments_are_kept_apart(store: Store, timeframe
         assert footprint.footprint.bar.volume == flow.cumulative_delta
 
 
-async def test_a_newer_or_equal_revision_replaces_and_an_older_one_does_not(store: Store) -> None:
-    for revision, quantity, kept in ((1, 10, 10), (1, 11, 11), (3, 13, 13), (2, 12, 13), (0, 9, 13)):
+async def test_a_newer_revision_replaces_and_no_other_does(store: Store) -> None:
+    for revision, quantity, kept in ((1, 10, 10), (1, 11, 10), (3, 13, 13), (2, 12, 13), (0, 9, 13)):
         trades = [trade(1, quantity=quantity)]
         await store.derive(
             Derived(
@@ -282,6 +282,20 @@ async def test_a_newer_or_equal_revision_replaces_and_an_older_one_does_not(stor
         (footprint,) = await store.footprints(BTC, Timeframe.M1, EVER)
         (flow,) = await store.order_flow(BTC, Timeframe.M1, EVER)
         assert [footprint.footprint.bar.volume, flow.bar.volume, flow.cumulative_delta] == [kept] * 3
+
+
+async def test_of_a_pass_whose_bar_is_refused_nothing_of_that_bar_is_kept(store: Store) -> None:
+    kept, late = [trade(1, quantity=10)], [trade(1, quantity=99)]
+    await store.derive(Derived([stored_footprint(T0, kept)], [profile(T0, kept)], [order_flow(T0, kept, revision=2)]))
+    await store.derive(
+        Derived(
+            [stored_footprint(T0, late, revision=1), stored_footprint(T0 + MINUTE, late)],
+            [profile(T0, late, revision=1)],
+            [order_flow(T0, late, revision=1), order_flow(T0 + MINUTE, late)],
+        )
+    )
+    assert [row.footprint.bar.volume for row in await store.footprints(BTC, Timeframe.M1, EVER)] == [10, 99]
+    assert [row.bar.volume for row in await store.order_flow(BTC, Timeframe.M1, EVER)] == [10, 99]
 
 
 async def test_a_stale_pass_settles_no_mark(store: Store) -> None:
@@ -304,14 +318,69 @@ async def test_spans_come_back_as_they_were(store: Store) -> None:
     assert await store.spans(ETH, EVER) == []
 
 
-async def test_a_later_span_with_the_same_start_replaces_the_earlier_one(store: Store) -> None:
+async def test_a_span_that_is_stored_again_grows_whoever_writes_last(store: Store) -> None:
     await store.write([], [(BTC, span(T0, T0 + 10)), (ETH, span(T0, T0 + 5))])
     grown = Span(T0, T0 + 30, 1, 9, Basis.OBSERVED, "repaired", "disconnect")
     await store.write([], [(BTC, grown)])
-    shorter = msgspec.structs.replace(grown, end=T0 + 20)
-    await store.write([], [(BTC, span(T0, T0 + 15)), (BTC, shorter)])
-    assert await store.spans(BTC, EVER) == [shorter]
+    await store.write([], [(BTC, span(T0, T0 + 15)), (BTC, msgspec.structs.replace(grown, end=T0 + 20, last_seq=4))])
+    assert await store.spans(BTC, EVER) == [grown]
     assert await store.spans(ETH, EVER) == [span(T0, T0 + 5)]
+
+
+async def test_spans_that_begin_in_one_millisecond_are_told_apart_by_their_first_id(store: Store) -> None:
+    held = [span(T0, T0, 1, 1), span(T0, T0, 4, 4), span(T0, T0 + 9, 7, 30)]
+    await store.write([], [(BTC, one) for one in held[::-1]])
+    await store.write([], [(BTC, span(T0, T0 + 3, 4, 6))])
+    assert await store.spans(BTC, EVER) == [held[0], span(T0, T0 + 3, 4, 6), held[2]]
+
+
+async def test_spans_without_rows_and_ids_that_do_not_exist_come_back_as_such(store: Store) -> None:
+    held = [Span(T0, T0 + 9, 1, 9, Basis.EXACT, "repaired", "missing_ids", raw=False), Span(T0 + 9, T0 + 9, 10, 12, Basis.EXACT, "absent")]
+    await store.write([], [(BTC, one) for one in held])
+    assert await store.spans(BTC, EVER) == held
+
+
+async def test_pieces_are_kept_once_and_mark_their_minute(store: Store) -> None:
+    first, second, other = piece(T0, 1), piece(T0, 9), piece(T0 + MINUTE, 12)
+    await store.write([], [], [second, other])
+    await store.write([], [], [first, second, piece(T0, 1, instrument=ETH)])
+    assert await store.pieces(BTC, Window(T0, T0 + MINUTE)) == [first, second]
+    assert await store.pieces(BTC, EVER) == [first, second, other]
+    assert {(mark.instrument, mark.minute) for mark in await store.marks()} == {(BTC, T0), (BTC, T0 + MINUTE), (ETH, T0)}
+
+
+async def test_rows_and_pieces_of_a_window_are_counted(store: Store) -> None:
+    window = Window(T0, T0 + MINUTE)
+    assert await store.count(BTC, window) == 0
+    await store.write(
+        [trade(1), trade(2, T0 + MINUTE - 1), trade(3, T0 + MINUTE), trade(4, instrument=ETH)], [], [piece(T0, 10), piece(T0, 20)]
+    )
+    await store.write([trade(1)], [], [piece(T0, 10)])
+    assert await store.count(BTC, window) == 4
+
+
+async def test_who_wants_to_record_may_where_nobody_else_does(store: Store) -> None:
+    assert set(await store.hold("one", [BTC, ETH], 60)) == {BTC, ETH}
+    assert set(await store.hold("one", [BTC], 60)) == {BTC}
+    await store.let_go("one")
+    assert set(await store.hold("two", [BTC, ETH], 60)) == {BTC, ETH}
+    assert await store.hold("two", [], 60) == {}
+
+
+@few_examples
+@given(data=st.data())
+async def test_however_batches_overlap_and_repeat_their_content_is_kept_once(new_store: NewStore, data: st.DataObject) -> None:
+    ids = st.integers(1, 12)
+    batches = data.draw(st.lists(st.tuples(st.lists(ids, max_size=6), st.lists(ids, max_size=2), ids, ids), max_size=6))
+    held: dict[int, Span] = {}
+    async with new_store() as store:
+        for trades, firsts, first, count in batches:
+            one = span(T0 + first, T0 + first + count, first, first + count)
+            held[first] = max(one, held.get(first, one), key=lambda span: span.end)
+            await store.write([trade(seq, T0 + seq) for seq in trades], [(BTC, one)], [piece(T0, 100 * first) for first in firsts])
+        assert [one.seq for one in await every_trade(store)] == sorted({seq for batch in batches for seq in batch[0]})
+        assert [one.first_seq for one in await store.pieces(BTC, EVER)] == sorted({100 * first for batch in batches for first in batch[1]})
+        assert await store.spans(BTC, EVER) == [held[first] for first in sorted(held)]
 
 
 async def test_spans_of_a_window_come_with_their_nearest_neighbours(store: Store) -> None:

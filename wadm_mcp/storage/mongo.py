@@ -15,9 +15,10 @@ from typing import Any, Final, NamedTuple, Self, TypeAlias, TypeVar
 import pymongo
 from anyio import CancelScope, fail_after, move_on_after, to_thread
 from anyio.lowlevel import checkpoint_if_cancelled
+from bson.objectid import ObjectId
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorDatabase
 from pymongo import DeleteOne, IndexModel, ReplaceOne, ReturnDocument, UpdateOne, WriteConcern
-from pymongo.errors import BulkWriteError, CollectionInvalid, DuplicateKeyError, OperationFailure, PyMongoError
+from pymongo.errors import BulkWriteError, CollectionInvalid, OperationFailure, PyMongoError
 
 from wadm_mcp.errors import SettingError, StoreError
 from wadm_mcp.model import MINUTE, Instrument, Listing, Lives, Span, Timeframe, Trade, Window
@@ -25,11 +26,11 @@ from wadm_mcp.storage import mongo_documents as documents
 from wadm_mcp.storage.mongo_documents import Document, date
 from wadm_mcp.storage.mongo_errors import damaged, is_duplicate, plain_words
 from wadm_mcp.storage.mongo_indexes import BLOCKS, SCHEMA, SCHEMA_VERSION, Index, collections
-from wadm_mcp.storage.store import Derived, Mark, OrderFlow, Store, StoredFootprint, StoreState
+from wadm_mcp.storage.mongo_updates import lease_taking, span_growth
+from wadm_mcp.storage.store import Derived, Mark, OrderFlow, Piece, Store, StoredFootprint, StoreState, grown
 
 OLDEST_SERVER: Final = (6, 0)
 
-_LEASE: Final = "recorder"
 _DATABASE: Final = "wadm"
 """Where the URL names no database."""
 _CHUNK: Final = 1_000
@@ -48,9 +49,6 @@ _CLOSING: Final = 1.0
 _SOON: Final = WriteConcern(w=1, j=False)
 
 Database: TypeAlias = AsyncIOMotorDatabase[Document]
-
-_MIGRATIONS: Final[Mapping[int, Callable[[Database], Awaitable[None]]]] = {}
-"""What turns a database of one schema version into the next."""
 
 T = TypeVar("T")
 
@@ -103,27 +101,59 @@ class MongoStore(Store):
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         await self._close()
 
-    async def write(self, trades: Sequence[Trade], spans: Sequence[tuple[Instrument, Span]]) -> None:
-        """As the contract says. Minutes are marked before their trades and again after them.
+    async def write(self, trades: Sequence[Trade], spans: Sequence[tuple[Instrument, Span]], pieces: Sequence[Piece] = ()) -> None:
+        """As the contract says. Minutes are marked before their trades and pieces, and again after them.
 
-        The first mark outlives a crash in between, the second one a reader who settled the first without having seen the trades.
+        The first mark outlives a crash in between, the second one a reader who settled the first without having seen what came.
         """
-        minutes = sorted({(trade.timestamp - trade.timestamp % MINUTE, trade.instrument) for trade in trades})
+        packed = await to_thread.run_sync(lambda: [documents.piece_document(piece) for piece in pieces]) if pieces else []
+        minutes = {(trade.timestamp - trade.timestamp % MINUTE, trade.instrument) for trade in trades}
+        minutes.update((piece.minute, piece.instrument) for piece in pieces)
         if minutes:
+            marked = sorted(minutes)
             writes = await self._tell(_count_writes)
-            await self._tell(partial(_mark, minutes, writes - 1, _SOON))
+            await self._tell(partial(_mark, marked, writes - 1, _SOON))
             for first in range(0, len(trades), _CHUNK):
-                await self._tell(partial(_insert, self._encoded(trades[first : first + _CHUNK])))
-            await self._tell(partial(_mark, minutes, writes, None))
+                await self._tell(partial(_insert, "trades", self._encoded(trades[first : first + _CHUNK])))
+            for first in range(0, len(packed), _DERIVED_CHUNK):
+                await self._tell(partial(_insert, "pieces", packed[first : first + _DERIVED_CHUNK]))
+            await self._tell(partial(_mark, marked, writes, None))
         if spans:
-            newest = {(instrument, span.start): documents.span_document(instrument, span) for instrument, span in spans}
-            await self._tell(partial(_keep, "coverage", list(newest.values())))
+            held: dict[tuple[Instrument, int, int], Span] = {}
+            for instrument, span in spans:
+                key = instrument, span.start, span.first_seq
+                held[key] = grown(held[key], span) if key in held else span
+            await self._tell(partial(_grow, held))
+
+    async def pieces(self, instrument: Instrument, window: Window) -> list[Piece]:
+        minutes = {"minute": {"$gte": date(window.start), "$lt": date(window.end)}}
+        return await self._read(
+            "pieces",
+            f"pieces of {instrument}",
+            instrument._asdict() | minutes,
+            partial(documents.piece_of, instrument),
+            sort=[("minute", 1), ("first_seq", 1)],
+            hint="instrument_minute",
+        )
 
     async def derive(self, derived: Derived) -> None:
-        """As the contract says. Marks go last: a pass that ends before is done again, and replaces what it left."""
+        """As the contract says. Bars go first, each by compare-and-set; then the rows of those that were taken; marks last.
+
+        So of all who derive a bar one has each revision, and only that one goes on to its rows. A pass that ends anywhere leaves its
+        marks: whoever tries again reads the revision that the bars have by then and goes one higher, above everything the first one left.
+        A holder that woke late finds its bars refused and touches nothing else; and where it slept between bars and rows, its rows are
+        refused by those of whoever came after it. To have missed any of this is to be stale, and a stale pass settles nothing.
+        A footprint or profile whose bar is not in the pass stands by its own revision.
+        """
         rows = await to_thread.run_sync(_derived_documents, derived)
-        taken = [await self._replace(name, found) for name, found in rows.items()]
-        if all(taken) and derived.settles:
+        refused: set[ObjectId] = set()
+        stale = False
+        for name, found in rows.items():
+            older = await self._replace(name, [row for row in found if row["_id"] not in refused])
+            stale = stale or bool(older)
+            if name == "bars":
+                refused = older
+        if derived.settles and not stale:
             settled = [
                 DeleteOne({"_id": documents.mark_id(mark.instrument, mark.minute), "writes": mark.writes}) for mark in derived.settles
             ]
@@ -178,6 +208,15 @@ class MongoStore(Store):
         trades.sort(key=lambda trade: trade.order)
         return trades[-limit:] if newest else trades[:limit]
 
+    async def count(self, instrument: Instrument, window: Window) -> int:
+        bounds = {"$gte": date(window.start), "$lt": date(window.end)}
+
+        async def look(database: Database) -> int:
+            rows = await database["trades"].count_documents(instrument._asdict() | {"timestamp": bounds}, hint="instrument_time")
+            return rows + await database["pieces"].count_documents(instrument._asdict() | {"minute": bounds}, hint="instrument_minute")
+
+        return await self._ask(look)
+
     async def footprints(self, instrument: Instrument, timeframe: Timeframe, window: Window) -> list[StoredFootprint]:
         return await self._derived("footprints", documents.footprint_of, instrument, timeframe, window)
 
@@ -190,33 +229,35 @@ class MongoStore(Store):
         before = await self._spans(instrument, {"end": {"$lt": start}}, "instrument_end", [("end", -1), ("start", -1)], limit=1)
         touching = await self._spans(instrument, {"end": {"$gte": start}, "start": {"$lte": end}}, "instrument_end", [("end", 1)])
         after = await self._spans(instrument, {"start": {"$gt": end}}, "instrument_start", [("start", 1)], limit=1)
-        found = {span.start: span for span in (*before, *touching, *after)}
+        found = {(span.start, span.first_seq): span for span in (*before, *touching, *after)}
         return [found[start] for start in sorted(found)]
 
     async def expire(self, now: int, lives: Lives) -> int:
         """Nothing: the server's TTL indexes delete, and their lives were set on entering."""
         return 0
 
-    async def hold(self, owner: str, life: float) -> bool:
-        """As the contract says, by the server's own clock, in one step that the server makes alone."""
-        free = {"$or": [{"$eq": [{"$ifNull": ["$owner", owner]}, owner]}, {"$lt": ["$until", "$$NOW"]}]}
-        until = {"$dateAdd": {"startDate": "$$NOW", "unit": "millisecond", "amount": round(life * 1000)}}
-        step = [{"$set": {"owner": {"$cond": [free, owner, "$owner"]}, "until": {"$cond": [free, until, "$until"]}}}]
+    async def hold(self, owner: str, instruments: Sequence[Instrument], life: float) -> dict[Instrument, int]:
+        """As the contract says, by the server's own clock. Each lease is taken or renewed in one step that the server makes alone."""
+        if not instruments:
+            return {}
+        names = {str(instrument): instrument for instrument in instruments}
+        step = lease_taking(owner, life)
 
-        async def take(database: Database) -> bool:
+        async def take(database: Database) -> dict[Instrument, int]:
             try:
-                lease = await database["leases"].find_one_and_update(
-                    {"_id": _LEASE}, step, upsert=True, return_document=ReturnDocument.AFTER
-                )
-            except DuplicateKeyError:
-                # Another process made the first lease at this very moment.
-                return False
-            return bool(lease["owner"] == owner)
+                await database["leases"].bulk_write([UpdateOne({"_id": name}, step, upsert=True) for name in names], ordered=False)
+            except BulkWriteError as error:
+                # Another process made the first lease of an instrument at this very moment, and has it.
+                if not is_duplicate(error):
+                    raise
+            held = await _gathered(database["leases"].find({"_id": {"$in": list(names)}, "owner": owner}))
+            return {names[lease["_id"]]: int(lease["epoch"]) for lease in held}
 
         return await self._tell(take)
 
     async def let_go(self, owner: str) -> None:
-        await self._tell(lambda database: database["leases"].delete_one({"_id": _LEASE, "owner": owner}))
+        """As the contract says. Leases stay, for their epochs, and are over."""
+        await self._tell(lambda database: database["leases"].update_many({"owner": owner}, {"$set": {"until": date(0)}}))
 
     async def state(self) -> StoreState:
         stats = await self._ask(lambda database: database.command("dbStats"))
@@ -244,12 +285,12 @@ class MongoStore(Store):
         except ValueError as error:
             raise StoreError(f"{self._place} cannot keep what it is given: {error}") from error
 
-    async def _replace(self, name: str, rows: Sequence[Document]) -> bool:
-        """Were all of these taken, none of them older than what is stored?"""
-        taken = True
+    async def _replace(self, name: str, rows: Sequence[Document]) -> set[ObjectId]:
+        """Which of these were refused, being no newer than what is stored?"""
+        refused: set[ObjectId] = set()
         for first in range(0, len(rows), _DERIVED_CHUNK):
-            taken = await self._tell(partial(_replace, name, rows[first : first + _DERIVED_CHUNK])) and taken
-        return taken
+            refused |= await self._tell(partial(_replace, name, rows[first : first + _DERIVED_CHUNK]))
+        return refused
 
     async def _derived(
         self,
@@ -374,6 +415,9 @@ class MongoStore(Store):
             raise StoreError(
                 f"{self._place} was written by a newer WADM ({known}): upgrade wadm-mcp, or set MONGODB_URL to another database"
             )
+        if version < SCHEMA_VERSION and self._read_only:
+            known = f"its schema is {version}, this one reads {SCHEMA_VERSION}"
+            raise StoreError(f"{self._place} was written by an older WADM ({known}): start a WADM that records there once")
         for older in range(version, SCHEMA_VERSION):
             await self._tell(_MIGRATIONS[older])
             await self._tell(partial(_set_version, older + 1))
@@ -445,9 +489,9 @@ async def _mark(minutes: Iterable[tuple[int, Instrument]], writes: int, concern:
     await database.get_collection("marks", write_concern=concern).bulk_write(steps, ordered=False)
 
 
-async def _insert(trades: Sequence[Any], database: Database) -> None:
+async def _insert(name: str, rows: Sequence[Any], database: Database) -> None:
     try:
-        await database["trades"].insert_many(trades, ordered=False)
+        await database[name].insert_many(rows, ordered=False)
     except BulkWriteError as error:
         if not is_duplicate(error):
             raise
@@ -457,16 +501,39 @@ async def _keep(name: str, rows: Sequence[Document], database: Database) -> None
     await database[name].bulk_write([ReplaceOne({"_id": row["_id"]}, row, upsert=True) for row in rows], ordered=False)
 
 
-async def _replace(name: str, rows: Sequence[Document], database: Database) -> bool:
-    """Replace what is no newer, by compare-and-set: where a newer row stands, the insert that follows meets its `_id`."""
-    steps = [ReplaceOne({"_id": row["_id"], "revision": {"$lte": row["revision"]}}, row, upsert=True) for row in rows]
+async def _grow(spans: Mapping[tuple[Instrument, int, int], Span], database: Database) -> None:
+    steps = [
+        UpdateOne({"_id": documents.span_id(instrument, span)}, span_growth(instrument, span), upsert=True)
+        for (instrument, *_), span in spans.items()
+    ]
+    try:
+        await database["coverage"].bulk_write(steps, ordered=False)
+    except BulkWriteError as error:
+        if not is_duplicate(error):
+            raise
+        # Another process made one of these documents at this very moment: now they are there, and grow.
+        await database["coverage"].bulk_write(steps, ordered=False)
+
+
+async def _replace(name: str, rows: Sequence[Document], database: Database) -> set[ObjectId]:
+    """Replace what is older, by compare-and-set: where no older row stands, the insert that follows meets its `_id`. Which were refused?"""
+    steps = [ReplaceOne({"_id": row["_id"], "revision": {"$lt": row["revision"]}}, row, upsert=True) for row in rows]
     try:
         await database[name].bulk_write(steps, ordered=False)
     except BulkWriteError as error:
         if not is_duplicate(error):
             raise
-        return False
-    return True
+        return {rows[each["index"]]["_id"] for each in error.details["writeErrors"]}
+    return set()
+
+
+async def _forget_the_one_lease(database: Database) -> None:
+    """Schema 1 had one lease for all instruments, and no pieces; its spans, which have no `raw`, are read as having rows."""
+    await database["leases"].delete_one({"_id": "recorder"})
+
+
+_MIGRATIONS: Final[Mapping[int, Callable[[Database], Awaitable[None]]]] = {1: _forget_the_one_lease}
+"""What turns a database of one schema version into the next."""
 
 
 async def _create(name: str, database: Database) -> None:
@@ -504,10 +571,10 @@ def _model(index: Index) -> IndexModel:
 
 
 def _derived_documents(derived: Derived) -> Mapping[str, list[Document]]:
-    """What a pass writes, in the order it is written: what is read first, then what is shown."""
+    """What a pass writes, in the order it is written: the bars that decide, what is read, then what is shown."""
     return {
-        "footprints": [documents.footprint_document(row) for row in derived.footprints],
         "bars": [documents.bar_document(row) for row in derived.order_flow],
+        "footprints": [documents.footprint_document(row) for row in derived.footprints],
         "volume_profiles": [documents.profile_document(row) for row in derived.profiles],
         "order_flow": [documents.order_flow_document(row) for row in derived.order_flow],
     }

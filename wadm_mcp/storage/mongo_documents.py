@@ -1,7 +1,8 @@
 """The one place that turns values into documents of the MongoDB store and back.
 
 `trades`, `volume_profiles` and `order_flow` are the owner's data model: prices and quantities are Decimal128 whose exponent is the
-scale, never normalised, so that the integers come back as they were; times are UTC dates. `footprints` and `bars` are packed and ours.
+scale, never normalised, so that the integers come back as they were; times are UTC dates. `footprints`, `bars` and `pieces` are packed
+and ours.
 A document that cannot be read raises `ValueError`, `TypeError` or `KeyError`; the store says which document that was.
 """
 
@@ -26,7 +27,7 @@ from wadm_mcp.analytics.footprint import Bar, Footprint
 from wadm_mcp.analytics.order_flow import imbalance_ratio
 from wadm_mcp.analytics.volume_profile import Node
 from wadm_mcp.model import SECOND, Basis, Instrument, Listing, Scale, Span, Timeframe, Trade, TradeType
-from wadm_mcp.storage.store import Mark, OrderFlow, Profile, StoredFootprint
+from wadm_mcp.storage.store import Mark, OrderFlow, Piece, Profile, StoredFootprint
 
 Document: TypeAlias = dict[str, Any]
 
@@ -207,23 +208,31 @@ def bar_of(instrument: Instrument, timeframe: Timeframe, document: Mapping[str, 
     return OrderFlow(instrument, timeframe, int(document["start_time"]), bar, total, int(document["revision"]))
 
 
-def span_document(instrument: Instrument, span: Span) -> Document:
-    """A document of `coverage`."""
+def piece_document(piece: Piece) -> Document:
+    """A document of `pieces`. Its `_id` is its identity, so that a piece stored twice is one document."""
     return {
-        "_id": _hashed(span.start, instrument, "coverage"),
-        **instrument._asdict(),
-        "start": date(span.start),
-        "end": date(span.end),
-        "first_seq": Int64(span.first_seq),
-        "last_seq": Int64(span.last_seq),
-        "basis": span.basis.value,
-        "reason": span.reason,
-        "opened_by": span.opened_by,
+        "_id": _hashed(piece.minute, piece.instrument, f"piece {piece.first_seq}"),
+        **piece.instrument._asdict(),
+        "minute": date(piece.minute),
+        "first_seq": Int64(piece.first_seq),
+        "last_seq": Int64(piece.last_seq),
+        "packed": Binary(piece.footprint.pack()),
     }
 
 
+def piece_of(instrument: Instrument, document: Mapping[str, Any]) -> Piece:
+    """A piece from its document."""
+    footprint = Footprint.unpack(document["packed"])
+    return Piece(instrument, int(document["minute"]), int(document["first_seq"]), int(document["last_seq"]), footprint)
+
+
+def span_id(instrument: Instrument, span: Span) -> ObjectId:
+    """`_id` of a document of `coverage`."""
+    return _hashed(span.start, instrument, f"coverage\0{span.first_seq}")
+
+
 def span_of(document: Mapping[str, Any]) -> Span:
-    """A span from its document."""
+    """A span from its document. One without `raw` was written by a WADM that knew only spans with rows."""
     return Span(
         int(document["start"]),
         int(document["end"]),
@@ -232,6 +241,7 @@ def span_of(document: Mapping[str, Any]) -> Span:
         Basis(document["basis"]),
         document["reason"],
         document["opened_by"],
+        bool(document.get("raw", True)),
     )
 
 
@@ -269,7 +279,7 @@ def listing_of(document: Mapping[str, Any]) -> Listing:
 
 def described(document: Mapping[str, Any]) -> str:
     """Which document of its collection this is, for an error."""
-    name = next(name for name in ("trade_id", "start_time", "start", "_id") if name in document)
+    name = next(name for name in ("trade_id", "start_time", "start", "minute", "_id") if name in document)
     value = document[name]
     return f"{name} {int(value) if isinstance(value, DatetimeMS) else value}"
 

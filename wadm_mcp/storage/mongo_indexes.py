@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from wadm_mcp.model import HOUR, SECOND, Lives, Timeframe
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 SCHEMA: Final = "schema"
 """The collection whose one document says which WADM the others are for."""
@@ -40,6 +40,10 @@ def collections(lives: Lives) -> Mapping[str, Sequence[Index]]:
     """Every collection by name, with its indexes besides the one on `_id`."""
     return {
         "trades": (Index("instrument_time", (*_INSTRUMENT, ("timestamp", 1))), Index("life", (("timestamp", 1),), _seconds(lives.trades))),
+        "pieces": (
+            Index("instrument_minute", (*_INSTRUMENT, ("minute", 1), ("first_seq", 1))),
+            Index("life", (("minute", 1),), _seconds(lives.minutes)),
+        ),
         "footprints": (Index("instrument_start", _BAR), *_lives("start_time", lives)),
         "bars": (Index("instrument_start", _BAR), *_lives("start_time", lives)),
         "volume_profiles": _lives("start_time", lives),
@@ -53,6 +57,7 @@ def collections(lives: Lives) -> Mapping[str, Sequence[Index]]:
         "marks": (),
         "counters": (),
         "listings": (),
+        "leases": (Index("owner", (("owner", 1),)),),
     }
 
 

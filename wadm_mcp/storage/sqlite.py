@@ -22,7 +22,7 @@ from wadm_mcp.model import MINUTE, Instrument, Listing, Span, Timeframe, Trade, 
 from wadm_mcp.storage import sqlite_expiry, sqlite_rows
 from wadm_mcp.storage.sqlite_rows import Row
 from wadm_mcp.storage.sqlite_schema import damaged, open_readers, open_writer, plain_words, transaction
-from wadm_mcp.storage.store import Derived, Lives, Mark, OrderFlow, Profile, Store, StoredFootprint, StoreState
+from wadm_mcp.storage.store import Derived, Lives, Mark, OrderFlow, Piece, Profile, Store, StoredFootprint, StoreState
 
 _READERS: Final = 2
 _FIND_INSTRUMENT: Final = "SELECT id FROM instruments WHERE exchange = ? AND market = ? AND symbol = ?"
@@ -56,34 +56,43 @@ class SqliteStore(Store):
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         await self._close()
 
-    async def write(self, trades: Sequence[Trade], spans: Sequence[tuple[Instrument, Span]]) -> None:
+    async def write(self, trades: Sequence[Trade], spans: Sequence[tuple[Instrument, Span]], pieces: Sequence[Piece] = ()) -> None:
         def keep(db: sqlite3.Connection) -> None:
-            ids = _register(db, chain((trade.instrument for trade in trades), (instrument for instrument, _ in spans)))
+            ids = _register(db, chain((one.instrument for one in chain(trades, pieces)), (instrument for instrument, _ in spans)))
             db.executemany(sqlite_rows.KEEP_TRADE, (sqlite_rows.trade_row(ids[trade.instrument], trade) for trade in trades))
-            minutes = sorted({(trade.timestamp - trade.timestamp % MINUTE, ids[trade.instrument]) for trade in trades})
+            db.executemany(sqlite_rows.KEEP_PIECE, (sqlite_rows.piece_row(ids[piece.instrument], piece) for piece in pieces))
+            minutes = {(trade.timestamp - trade.timestamp % MINUTE, ids[trade.instrument]) for trade in trades}
+            minutes.update((piece.minute, ids[piece.instrument]) for piece in pieces)
             if minutes:
                 db.execute("UPDATE counter SET writes = writes + 1 WHERE id = 1")
                 (writes,) = db.execute("SELECT writes FROM counter WHERE id = 1").fetchone()
-                db.executemany(sqlite_rows.KEEP_MARK, ((*minute, writes) for minute in minutes))
+                db.executemany(sqlite_rows.KEEP_MARK, ((*minute, writes) for minute in sorted(minutes)))
             db.executemany(sqlite_rows.KEEP_SPAN, (sqlite_rows.span_row(ids[instrument], span) for instrument, span in spans))
 
-        if trades or spans:
+        if trades or spans or pieces:
             await self._write(keep)
 
+    async def pieces(self, instrument: Instrument, window: Window) -> list[Piece]:
+        def find(db: sqlite3.Connection) -> list[Piece]:
+            rows = db.execute(sqlite_rows.FIND_PIECES, (_known(db, instrument), window.start, window.end)).fetchall()
+            return self._read_rows("pieces", instrument, rows, partial(sqlite_rows.piece_of, instrument))
+
+        return await self._read(find)
+
     async def derive(self, derived: Derived) -> None:
-        """As the contract says. Where any row is older than the stored one the whole pass is stale, and its marks stay."""
+        """As the contract says, in one transaction. A footprint or profile whose bar is not in the pass stands by its own revision."""
 
         def keep(db: sqlite3.Connection) -> None:
             offered = chain(derived.footprints, derived.profiles, derived.order_flow)
             ids = _register(db, chain((row.instrument for row in offered), (mark.instrument for mark in derived.settles)))
-            taken = (
-                _keep(db, sqlite_rows.KEEP_FOOTPRINT, [sqlite_rows.footprint_row(ids[row.instrument], row) for row in derived.footprints]),
-                _keep(db, sqlite_rows.KEEP_PROFILE, [sqlite_rows.profile_row(ids[row.instrument], row) for row in derived.profiles]),
-                _keep(
-                    db, sqlite_rows.KEEP_ORDER_FLOW, [sqlite_rows.order_flow_row(ids[bar.instrument], bar) for bar in derived.order_flow]
-                ),
-            )
-            if all(taken):
+            bars = (sqlite_rows.order_flow_row(ids[bar.instrument], bar) for bar in derived.order_flow)
+            footprints = (sqlite_rows.footprint_row(ids[row.instrument], row) for row in derived.footprints)
+            profiles = (sqlite_rows.profile_row(ids[row.instrument], row) for row in derived.profiles)
+            refused = _refused(db, sqlite_rows.KEEP_ORDER_FLOW, bars)
+            stale = bool(refused)
+            for statement, rows in ((sqlite_rows.KEEP_FOOTPRINT, footprints), (sqlite_rows.KEEP_PROFILE, profiles)):
+                stale |= bool(_refused(db, statement, (row for row in rows if row[:3] not in refused)))
+            if not stale:
                 settled = ((mark.minute, ids[mark.instrument], mark.writes) for mark in derived.settles)
                 db.executemany("DELETE FROM marks WHERE minute = ? AND instrument = ? AND writes = ?", settled)
 
@@ -128,6 +137,13 @@ class SqliteStore(Store):
 
         return await self._read(find) if limit > 0 else []
 
+    async def count(self, instrument: Instrument, window: Window) -> int:
+        def find(db: sqlite3.Connection) -> int:
+            key = {"instrument": _known(db, instrument), "start": window.start, "end": window.end}
+            return int(db.execute(sqlite_rows.COUNT, key).fetchone()[0])
+
+        return await self._read(find)
+
     async def footprints(self, instrument: Instrument, timeframe: Timeframe, window: Window) -> list[StoredFootprint]:
         return await self._derived("footprints", sqlite_rows.FIND_FOOTPRINTS, sqlite_rows.footprint_of, instrument, timeframe, window)
 
@@ -146,14 +162,14 @@ class SqliteStore(Store):
         return await self._read(find)
 
     async def expire(self, now: int, lives: Lives) -> int:
-        """As the contract says, and the file shrinks with it. Trades of a minute that still has its mark are kept."""
+        """As the contract says, and the file shrinks with it. Trades and pieces of a minute that still has its mark are kept."""
         deleted = await self._write(lambda db: sqlite_expiry.delete(db, now, lives))
         await self._write(sqlite_expiry.shrink, atomic=False)
         return deleted
 
-    async def hold(self, owner: str, life: float) -> bool:
+    async def hold(self, owner: str, instruments: Sequence[Instrument], life: float) -> dict[Instrument, int]:
         """As the contract says: the lock on the data directory has decided."""
-        return True
+        return dict.fromkeys(instruments, 0)
 
     async def let_go(self, owner: str) -> None:
         """As the contract says: there is nothing to let go but the lock on the data directory."""
@@ -240,9 +256,9 @@ def _known(db: sqlite3.Connection, instrument: Instrument) -> int | None:
     return None if row is None else int(row[0])
 
 
-def _keep(db: sqlite3.Connection, statement: str, rows: Sequence[Row]) -> bool:
-    """Were all of these rows taken, none of them older than what is stored?"""
-    return not rows or db.executemany(statement, rows).rowcount == len(rows)
+def _refused(db: sqlite3.Connection, statement: str, rows: Iterable[Row]) -> set[Row]:
+    """Which of these, by instrument, timeframe and start, were refused, being no newer than what is stored?"""
+    return {row[:3] for row in rows if not db.execute(statement, row).rowcount}
 
 
 def _register(db: sqlite3.Connection, instruments: Iterable[Instrument]) -> dict[Instrument, int]:

@@ -24,6 +24,12 @@ _DELETE_DERIVED: Final = {
     for table in ("footprints", "profiles", "order_flow")
 }
 
+# As of trades, what a mark stands for needs its pieces.
+_DELETE_PIECES: Final = """DELETE FROM pieces WHERE rowid IN (
+    SELECT rowid FROM pieces WHERE instrument = :instrument AND minute < :horizon AND NOT EXISTS (
+        SELECT 1 FROM marks WHERE marks.minute = pieces.minute AND marks.instrument = pieces.instrument)
+    ORDER BY minute LIMIT :rows)"""
+
 # A span that straddles the horizon still says something of what is kept.
 _DELETE_COVERAGE: Final = """DELETE FROM coverage WHERE instrument = :instrument AND start IN (
     SELECT start FROM coverage WHERE instrument = :instrument AND end <= :horizon ORDER BY end LIMIT :rows)"""
@@ -50,10 +56,12 @@ def delete(db: sqlite3.Connection, now: int, lives: Lives) -> int:
                 key = {"instrument": instrument, "timeframe": timeframe.ms, "horizon": horizon, "rows": left}
                 left -= db.execute(statement, key).rowcount
         deleted += ROWS - left
-    left = ROWS
-    for instrument in instruments:
-        left -= db.execute(_DELETE_COVERAGE, {"instrument": instrument, "horizon": now - lives.hours, "rows": left}).rowcount
-    return deleted + ROWS - left
+    for statement, horizon in ((_DELETE_PIECES, now - lives.minutes), (_DELETE_COVERAGE, now - lives.hours)):
+        left = ROWS
+        for instrument in instruments:
+            left -= db.execute(statement, {"instrument": instrument, "horizon": horizon, "rows": left}).rowcount
+        deleted += ROWS - left
+    return deleted
 
 
 def shrink(db: sqlite3.Connection) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeAlias
 from wadm_mcp.analytics.footprint import Bar, Footprint
 from wadm_mcp.analytics.volume_profile import VolumeProfile
 from wadm_mcp.model import Basis, Instrument, Listing, Scale, Span, Timeframe, Trade, TradeType, Window
-from wadm_mcp.storage.store import OrderFlow, Profile, StoredFootprint
+from wadm_mcp.storage.store import OrderFlow, Piece, Profile, StoredFootprint
 
 Row: TypeAlias = tuple[Any, ...]
 
@@ -25,39 +25,54 @@ KEEP_TRADE: Final = """INSERT INTO trades
     (instrument, timestamp, seq, trade_id, price, quantity, fills, scale) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (instrument, timestamp, seq, trade_id) DO NOTHING"""
 
+KEEP_PIECE: Final = """INSERT INTO pieces (instrument, minute, first_seq, last_seq, packed) VALUES (?, ?, ?, ?, ?)
+    ON CONFLICT (instrument, minute, first_seq) DO NOTHING"""
+
 KEEP_MARK: Final = """INSERT INTO marks (minute, instrument, writes) VALUES (?, ?, ?)
     ON CONFLICT (minute, instrument) DO UPDATE SET writes = excluded.writes"""
 
+# As `grown` has it.
 KEEP_SPAN: Final = """INSERT INTO coverage
-    (instrument, start, end, first_seq, last_seq, basis, reason, opened_by) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
-    ON CONFLICT (instrument, start) DO UPDATE SET end = excluded.end, first_seq = excluded.first_seq, last_seq = excluded.last_seq,
-    basis = excluded.basis, reason = excluded.reason, opened_by = excluded.opened_by"""
+    (instrument, start, end, first_seq, last_seq, basis, reason, opened_by, raw) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (instrument, start, first_seq) DO UPDATE SET
+    end = max(coverage.end, excluded.end), last_seq = max(coverage.last_seq, excluded.last_seq),
+    basis = excluded.basis, reason = excluded.reason, opened_by = excluded.opened_by, raw = excluded.raw"""
 
+# Compare-and-set, each of these: a row that is no newer than the stored one changes nothing.
 KEEP_FOOTPRINT: Final = """INSERT INTO footprints (instrument, timeframe, start, packed, revision) VALUES (?, ?, ?, ?, ?)
     ON CONFLICT (instrument, timeframe, start) DO UPDATE SET packed = excluded.packed, revision = excluded.revision
-    WHERE excluded.revision >= footprints.revision"""
+    WHERE excluded.revision > footprints.revision"""
 
 KEEP_PROFILE: Final = """INSERT INTO profiles (instrument, timeframe, start, packed, revision) VALUES (?, ?, ?, ?, ?)
     ON CONFLICT (instrument, timeframe, start) DO UPDATE SET packed = excluded.packed, revision = excluded.revision
-    WHERE excluded.revision >= profiles.revision"""
+    WHERE excluded.revision > profiles.revision"""
 
 KEEP_ORDER_FLOW: Final = """INSERT INTO order_flow (instrument, timeframe, start, bar, cumulative_delta, revision) VALUES (?, ?, ?, ?, ?, ?)
     ON CONFLICT (instrument, timeframe, start) DO UPDATE
     SET bar = excluded.bar, cumulative_delta = excluded.cumulative_delta, revision = excluded.revision
-    WHERE excluded.revision >= order_flow.revision"""
+    WHERE excluded.revision > order_flow.revision"""
+
+FIND_PIECES: Final = """SELECT minute, first_seq, last_seq, packed FROM pieces WHERE instrument = ? AND minute >= ? AND minute < ?
+    ORDER BY minute, first_seq"""
 
 _DERIVED: Final = "WHERE instrument = ? AND timeframe = ? AND start >= ? AND start < ? ORDER BY start"
 FIND_FOOTPRINTS: Final = f"SELECT start, packed, revision FROM footprints {_DERIVED}"
 FIND_PROFILES: Final = f"SELECT start, packed, revision FROM profiles {_DERIVED}"
 FIND_ORDER_FLOW: Final = f"SELECT start, bar, cumulative_delta, revision FROM order_flow {_DERIVED}"
 
-_SPAN: Final = "start, end, first_seq, last_seq, basis, reason, opened_by"
+_SPAN: Final = "start, end, first_seq, last_seq, basis, reason, opened_by, raw"
 FIND_SPANS: Final = f"""SELECT {_SPAN} FROM (
-    SELECT * FROM (SELECT {_SPAN} FROM coverage WHERE instrument = :instrument AND end < :start ORDER BY end DESC, start DESC LIMIT 1)
+    SELECT * FROM (SELECT {_SPAN} FROM coverage WHERE instrument = :instrument AND end < :start
+        ORDER BY end DESC, start DESC, first_seq DESC LIMIT 1)
     UNION ALL SELECT {_SPAN} FROM coverage WHERE instrument = :instrument AND end >= :start AND start <= :end
-    UNION ALL SELECT * FROM (SELECT {_SPAN} FROM coverage WHERE instrument = :instrument AND start > :end ORDER BY start LIMIT 1))
-    ORDER BY start"""
+    UNION ALL SELECT * FROM (SELECT {_SPAN} FROM coverage WHERE instrument = :instrument AND start > :end
+        ORDER BY start, first_seq LIMIT 1))
+    ORDER BY start, first_seq"""
 """Start and end of a span are both indexed with their instrument, since spans may overlap."""
+
+COUNT: Final = """SELECT
+    (SELECT COUNT(*) FROM trades WHERE instrument = :instrument AND timestamp >= :start AND timestamp < :end)
+    + (SELECT COUNT(*) FROM pieces WHERE instrument = :instrument AND minute >= :start AND minute < :end)"""
 
 FIND_MARKS: Final = """SELECT minute, writes, exchange, market, symbol FROM marks JOIN instruments ON instruments.id = marks.instrument
     ORDER BY minute, marks.instrument"""
@@ -99,15 +114,26 @@ _SCALES: Final = {scale: Scale(*divmod(scale, _LEVELS)) for scale in range(19 * 
 """Shared, for a page of trades holds thousands of them."""
 
 
+def piece_row(instrument: int, piece: Piece) -> Row:
+    """For `KEEP_PIECE`."""
+    return instrument, piece.minute, piece.first_seq, piece.last_seq, piece.footprint.pack()
+
+
+def piece_of(instrument: Instrument, row: Row) -> Piece:
+    """A piece from a row of `FIND_PIECES`."""
+    minute, first_seq, last_seq, packed = row
+    return Piece(instrument, minute, first_seq, last_seq, Footprint.unpack(packed))
+
+
 def span_row(instrument: int, span: Span) -> Row:
     """For `KEEP_SPAN`."""
-    return instrument, span.start, span.end, span.first_seq, span.last_seq, span.basis.value, span.reason, span.opened_by
+    return instrument, span.start, span.end, span.first_seq, span.last_seq, span.basis.value, span.reason, span.opened_by, span.raw
 
 
 def span_of(row: Row) -> Span:
     """A span from a row of `FIND_SPANS`."""
-    start, end, first_seq, last_seq, basis, reason, opened_by = row
-    return Span(start, end, first_seq, last_seq, Basis(basis), reason, opened_by)
+    start, end, first_seq, last_seq, basis, reason, opened_by, raw = row
+    return Span(start, end, first_seq, last_seq, Basis(basis), reason, opened_by, bool(raw))
 
 
 def footprint_row(instrument: int, stored: StoredFootprint) -> Row:

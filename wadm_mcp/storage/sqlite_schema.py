@@ -15,13 +15,23 @@ from typing import Final
 from wadm_mcp.errors import StoreError
 
 APPLICATION_ID: Final = int.from_bytes(b"WADM", "big")
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 CHECK_SECONDS: Final = 1.0
 """How long an opening file is checked: a small one is checked whole, a huge one as far as this goes."""
 
 BUSY_SECONDS: Final = 2.0
 """How long a statement waits for another process that is writing."""
+
+_COVERAGE: Final = """CREATE TABLE IF NOT EXISTS coverage (
+        instrument INTEGER NOT NULL, start INTEGER NOT NULL, end INTEGER NOT NULL, first_seq INTEGER NOT NULL, last_seq INTEGER NOT NULL,
+        basis TEXT NOT NULL, reason TEXT NOT NULL, opened_by TEXT NOT NULL, raw INTEGER NOT NULL,
+        PRIMARY KEY (instrument, start, first_seq)) WITHOUT ROWID"""
+_COVERAGE_BY_END: Final = "CREATE INDEX IF NOT EXISTS coverage_by_end ON coverage (instrument, end)"
+
+_PIECES: Final = """CREATE TABLE IF NOT EXISTS pieces (
+        instrument INTEGER NOT NULL, minute INTEGER NOT NULL, first_seq INTEGER NOT NULL, last_seq INTEGER NOT NULL, packed BLOB NOT NULL,
+        PRIMARY KEY (instrument, minute, first_seq))"""
 
 # Key columns stand in the order every question asks by. The key of `trades` holds what never changes of a trade: its price does,
 # by its scale, when a finer price made a decoder widen it between two deliveries. The price carries the side as its sign, and an
@@ -38,6 +48,7 @@ _TABLES: Final = (
     """CREATE TABLE IF NOT EXISTS marks (
         minute INTEGER NOT NULL, instrument INTEGER NOT NULL, writes INTEGER NOT NULL,
         PRIMARY KEY (minute, instrument)) WITHOUT ROWID""",
+    _PIECES,
     # One row. Marks take their `writes` from it, so that a mark set anew never repeats a number that was already settled.
     "CREATE TABLE IF NOT EXISTS counter (id INTEGER PRIMARY KEY CHECK (id = 1), writes INTEGER NOT NULL)",
     "INSERT OR IGNORE INTO counter (id, writes) VALUES (1, 0)",
@@ -51,21 +62,31 @@ _TABLES: Final = (
         instrument INTEGER NOT NULL, timeframe INTEGER NOT NULL, start INTEGER NOT NULL, bar BLOB NOT NULL,
         cumulative_delta TEXT NOT NULL, revision INTEGER NOT NULL,
         PRIMARY KEY (instrument, timeframe, start)) WITHOUT ROWID""",
-    """CREATE TABLE IF NOT EXISTS coverage (
-        instrument INTEGER NOT NULL, start INTEGER NOT NULL, end INTEGER NOT NULL, first_seq INTEGER NOT NULL, last_seq INTEGER NOT NULL,
-        basis TEXT NOT NULL, reason TEXT NOT NULL, opened_by TEXT NOT NULL,
-        PRIMARY KEY (instrument, start)) WITHOUT ROWID""",
-    "CREATE INDEX IF NOT EXISTS coverage_by_end ON coverage (instrument, end)",
+    _COVERAGE,
+    _COVERAGE_BY_END,
     f"PRAGMA application_id = {APPLICATION_ID}",
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
+
+# What turns a file of one version into the next. All spans of version 1 have rows.
+_MIGRATIONS: Final = {
+    1: (
+        _PIECES,
+        "ALTER TABLE coverage RENAME TO coverage_1",
+        "DROP INDEX coverage_by_end",
+        _COVERAGE,
+        "INSERT INTO coverage SELECT instrument, start, end, first_seq, last_seq, basis, reason, opened_by, 1 FROM coverage_1",
+        "DROP TABLE coverage_1",
+        _COVERAGE_BY_END,
+    ),
+}
 
 _ELSEWHERE: Final = "or set WADM_DATA_DIR to another folder"
 _UNTOUCHED: Final = f"it was left as it is; move it away, restore a backup, {_ELSEWHERE}"
 
 
 def open_writer(path: Path) -> sqlite3.Connection:
-    """The one connection that writes; makes the folder, the file and its tables where they are missing.
+    """The one connection that writes; makes the folder, the file and its tables where they are missing, and migrates an older file.
 
     `StoreError` for a file that is damaged, foreign, from a newer WADM, or out of reach. Blocks.
     """
@@ -89,6 +110,12 @@ def open_writer(path: Path) -> sqlite3.Connection:
                 with transaction(db, "BEGIN IMMEDIATE"):
                     for statement in _TABLES:
                         db.execute(statement)
+            if _version(db) < SCHEMA_VERSION:
+                with transaction(db, "BEGIN IMMEDIATE"):
+                    # Looked at again: another process may have been faster.
+                    for older in range(_version(db), SCHEMA_VERSION):
+                        for statement in (*_MIGRATIONS[older], f"PRAGMA user_version = {older + 1}"):
+                            db.execute(statement)
         except BaseException:
             db.close()
             raise
@@ -98,12 +125,12 @@ def open_writer(path: Path) -> sqlite3.Connection:
 def open_readers(path: Path, count: int, *, check: bool) -> list[sqlite3.Connection]:
     """Connections that only read; they never create or change the file. With `check` the file is first looked over.
 
-    `StoreError` as of `open_writer`, and where nothing was recorded yet. Blocks.
+    `StoreError` as of `open_writer`, and where nothing was recorded yet or an older WADM's file was not migrated yet. Blocks.
     """
     readers: list[sqlite3.Connection] = []
     with plain_words(path):
         try:
-            if check and not (path.exists() and _inspect(path)):
+            if check and not (path.exists() and _inspect(path, oldest=SCHEMA_VERSION)):
                 raise StoreError(f"nothing was recorded in {path} yet: start a WADM that records there, {_ELSEWHERE}")
             for _ in range(count):
                 readers.append(_connect(path, "ro"))
@@ -189,22 +216,34 @@ def _is_fresh(db: sqlite3.Connection) -> bool:
     return db.execute("PRAGMA application_id").fetchone()[0] == 0 and _count_tables(db) == 0
 
 
+def _version(db: sqlite3.Connection) -> int:
+    return int(db.execute("PRAGMA user_version").fetchone()[0])
+
+
 def _count_tables(db: sqlite3.Connection) -> int:
     return int(db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
 
 
-def _inspect(path: Path) -> bool:
-    """Looks a file over without changing it: are our tables in it? `StoreError` when WADM must not use it."""
+def _inspect(path: Path, oldest: int = 1) -> bool:
+    """Looks a file over without changing it: are our tables in it? `StoreError` when WADM must not use it.
+
+    `oldest` is the schema that is old enough for whoever opens it: one who writes migrates, one who only reads cannot.
+    """
     with closing(_connect(path, "ro")) as db:
         if _is_fresh(db):
             return False
         (application,) = db.execute("PRAGMA application_id").fetchone()
-        (version,) = db.execute("PRAGMA user_version").fetchone()
+        version = _version(db)
         if application != APPLICATION_ID:
             raise StoreError(f"{path} is another program's database: {_UNTOUCHED}")
         if version > SCHEMA_VERSION:
             known = f"its schema is {version}, this one knows {SCHEMA_VERSION}"
             raise StoreError(f"{path} was written by a newer WADM ({known}): upgrade wadm-mcp, {_ELSEWHERE}")
+        if version < 1:
+            raise StoreError(damaged(path, f"schema {version}"))
+        if version < oldest:
+            known = f"its schema is {version}, this one reads {SCHEMA_VERSION}"
+            raise StoreError(f"{path} was written by an older WADM ({known}): start a WADM that records there once, {_ELSEWHERE}")
         _check(db, path)
     return True
 

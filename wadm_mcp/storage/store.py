@@ -1,7 +1,7 @@
 """The contract of what is kept: trades, footprints, volume profiles, order flow, coverage. Every store fulfils it alike.
 
-Order within a write: trades first, what is derived from them next, coverage last, so that coverage never claims what is not there.
-When a write returns it is durable. Writing the same again changes nothing.
+Order within a write: trades and pieces first, what is derived from them next, coverage last, so that coverage never claims what is not
+there. When a write returns it is durable. Writing the same again changes nothing.
 """
 
 from __future__ import annotations
@@ -48,6 +48,21 @@ class StoredFootprint(msgspec.Struct, frozen=True):
     revision: int = 0
 
 
+class Piece(msgspec.Struct, frozen=True):
+    """Trades of one minute that are held as their footprint alone, without rows: the consecutive ids `first_seq` to `last_seq`.
+
+    A history that an exchange tells in aggregates becomes pieces, since rows and aggregates may not share an instrument's ids. The
+    figures of a minute are derived from its rows and its pieces together; no id is in both. A piece is known by its instrument, `minute`
+    (its start, ms) and `first_seq`; storing it again changes nothing.
+    """
+
+    instrument: Instrument
+    minute: int
+    first_seq: int
+    last_seq: int
+    footprint: Footprint
+
+
 class Mark(NamedTuple):
     """A minute whose stored figures lack trades that are stored: open, late or recovered after a crash.
 
@@ -76,6 +91,11 @@ class StoreState(NamedTuple):
     bytes: int
 
 
+def grown(known: Span, newer: Span) -> Span:
+    """A stored span and one that is written over it, with the same start and first id, as one: the longer of both, told as by the newer."""
+    return msgspec.structs.replace(newer, end=max(known.end, newer.end), last_seq=max(known.last_seq, newer.last_seq))
+
+
 class Store(Protocol):
     """Where things rest, entered as a context manager; `StoreError` when the store cannot be used, by name and with what to do.
 
@@ -86,14 +106,27 @@ class Store(Protocol):
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None: ...
 
-    async def write(self, trades: Sequence[Trade], spans: Sequence[tuple[Instrument, Span]]) -> None:
-        """Keep a batch: trades (known ones are ignored), a mark on each of their minutes, then coverage. Durable on return."""
+    async def write(self, trades: Sequence[Trade], spans: Sequence[tuple[Instrument, Span]], pieces: Sequence[Piece] = ()) -> None:
+        """Keep a batch: trades and pieces (known ones are ignored), a mark on each of their minutes, then coverage. Durable on return.
+
+        A span that is stored already under its instrument, start and first id grows to the longer of both, whoever writes last: see
+        `grown`.
+        """
+        ...
+
+    async def pieces(self, instrument: Instrument, window: Window) -> list[Piece]:
+        """Pieces whose minute starts in the window, by minute and `first_seq`."""
+        ...
+
+    async def count(self, instrument: Instrument, window: Window) -> int:
+        """How many trades of the window are stored, pieces of its minutes counted as one each."""
         ...
 
     async def derive(self, derived: Derived) -> None:
         """Keep what rollup derived in place of what stood there; clear the marks it settles unless they grew since. Durable on return.
 
-        A pass in which any revision is lower than the stored one is stale: that row stays as it is, and no mark is cleared.
+        Compare-and-set: a bar is taken only if its revision is higher than the stored one, and its footprint and profile with it. A pass
+        in which any bar is refused is stale (another holder of the lease was there first): no mark is cleared.
         """
         ...
 
@@ -140,15 +173,16 @@ class Store(Protocol):
         """Delete a bounded amount of what outlived its life; how many rows went. 0 where the store's own server deletes."""
         ...
 
-    async def hold(self, owner: str, life: float) -> bool:
-        """Be, or go on to be, the one that records into this store, for `life` seconds from now. False while another owner is.
+    async def hold(self, owner: str, instruments: Sequence[Instrument], life: float) -> dict[Instrument, int]:
+        """Be, or go on to be, the one that records these instruments, for `life` seconds from now by the store's own clock.
 
-        A store that one machine's lock guards already (SQLite's data directory) always says yes.
+        Those that are held, each with the epoch of its lease: a number that grows whenever another owner takes it. What is missing
+        another owner holds. A store that one machine's lock guards already (SQLite's data directory) says yes to all, at epoch 0.
         """
         ...
 
     async def let_go(self, owner: str) -> None:
-        """Record no more, so that another owner may at once."""
+        """Record nothing more, so that another owner may at once."""
         ...
 
     async def state(self) -> StoreState:
