@@ -180,7 +180,7 @@ class Rude(Faults):
     async def connecting(self, exchange: str, path: str) -> Reply | None:
         return Reply(502, {}) if path == "/ws" else None
 
-    async def sending(self, exchange: str, market: str, frame: str | bytes) -> Sequence[str | bytes]:
+    async def sending(self, exchange: str, market: str, connection: int, frame: str | bytes) -> Sequence[str | bytes]:
         return (frame, frame)
 
     async def requested(self, exchange: str, path: str, params: Mapping[str, str]) -> Reply | None:

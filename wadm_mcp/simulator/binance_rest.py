@@ -122,7 +122,7 @@ class BinanceRest:
         limit = _number(params, "limit")
         if limit == 0:
             raise _RefusalError(-1130, "Data sent for parameter 'limit' is not valid.")
-        now = self._stage.clock()
+        now = self._stage.clock() - self._stage.faults.lag("binance", self._market)
         return _Page(
             tape, min(limit or default, most), _number(params, "fromId"), _number(params, "startTime"), _number(params, "endTime"), now
         )

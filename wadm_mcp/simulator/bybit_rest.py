@@ -57,7 +57,8 @@ class BybitRest:
         if tape is None:
             raise _RefusalError("symbol invalid")
         limit = _limit(params, RECENT[category], _DEFAULT[category])
-        newest = [_recent_row(params["symbol"], row) for row in reversed(tape.newest_prints(limit, now))]
+        until = now - self._stage.faults.lag("bybit", category)
+        newest = [_recent_row(params["symbol"], row) for row in reversed(tape.newest_prints(limit, until))]
         return {"category": category, "list": newest}
 
     def _instruments(self, params: Mapping[str, str]) -> dict[str, object]:

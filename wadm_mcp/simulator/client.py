@@ -10,6 +10,7 @@ import anyio
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 
+from wadm_mcp.simulator.faults import Cut
 from wadm_mcp.simulator.stage import Route, Stage
 
 
@@ -18,6 +19,7 @@ class Host(Protocol):
 
     exchange: str
     stage: Stage
+    connections: int
 
     async def receive(self, client: Client, message: bytes) -> None: ...
 
@@ -57,6 +59,8 @@ class Client:
         self.combined = route.combined
         self.topics: dict[str, None] = {}
         self.last_used = anyio.current_time()
+        venue.connections += 1
+        self.number = venue.connections
         self._venue = venue
         self._queue, self._unsent = anyio.create_memory_object_stream[str | bytes](venue.stage.queue)
 
@@ -127,11 +131,16 @@ class Client:
         sending, exchange, market = self._venue.stage.faults.sending, self._venue.exchange, self.route.market
         try:
             async for queued in self._unsent:
-                for frame in await sending(exchange, market, queued):
+                for frame in await sending(exchange, market, self.number, queued):
                     await self.connection.send(frame)
                 self.last_used = anyio.current_time()
         except ConnectionClosed:
             return
+        except Cut as cut:
+            if cut.code is None:
+                self.drop()
+            else:
+                await self.close(cut.code, cut.reason)
 
     async def _watch(self) -> None:
         """Closes a connection over its message limit, as soon as it is."""

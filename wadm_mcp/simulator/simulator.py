@@ -26,7 +26,7 @@ from wadm_mcp.simulator.listings import known_instruments
 from wadm_mcp.simulator.market import Fill, Market, usual_rate
 from wadm_mcp.simulator.replay import Recording
 from wadm_mcp.simulator.stage import QUEUE, Batch, Stage, Timing
-from wadm_mcp.simulator.tape import HeldTape, MarketTape, Naming, Print, Tape, single
+from wadm_mcp.simulator.tape import HeldTape, LackingTape, MarketTape, Naming, Print, Tape, single
 from wadm_mcp.simulator.venue import Venue
 
 FIRST_ID: Final = 1_000_001
@@ -68,10 +68,14 @@ class Simulator:
             listed = [one if isinstance(one, Instrument) else Instrument.parse(one) for one in instruments]
         self.instruments = listed
         held = manual or replay is not None
+        faults = faults or Faults()
         tapes: dict[Instrument, Tape] = {one: _held(replay) if held else _computed(one, seed, activity) for one in listed}
+        if faults.absent_every:
+            tapes = {one: LackingTape(tape, faults.absent_every) for one, tape in tapes.items()}
         self._manual = manual
         room = queue or (QUEUE if replay is None else _REPLAY_QUEUE)
-        self._stage = Stage(tapes, clock or _now, timing or Timing(), faults or Faults(), room)
+        ours = clock or _now
+        self._stage = Stage(tapes, lambda: ours() + faults.skew, timing or Timing(), faults, room)
         kinds = (BinanceSpot, BinanceLinear, Bybit)
         self._venues: list[Venue] = [
             kind(self._stage) for kind in kinds if replay is None or (kind.exchange, kind.markets) == ("binance", (replay.market,))
@@ -114,6 +118,10 @@ class Simulator:
     def sent(self) -> Mapping[tuple[str, str, str], int]:
         """Rows pushed to at least one client, by (exchange, market, symbol); 0 where nothing was."""
         return self._stage.sent
+
+    def tape(self, instrument: Instrument) -> Tape:
+        """The ledger: everything an instrument has traded, whoever was told of it."""
+        return self._stage.tapes[instrument]
 
     async def subscribed(self, exchange: str, market: str, symbol: str) -> None:
         """Returns as soon as a client is subscribed to the symbol's trades on a route that delivers them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
 from itertools import islice
 from typing import Final, NamedTuple, Protocol, TypeVar
@@ -46,6 +46,7 @@ class Aggregate(NamedTuple):
 
 
 _Row = TypeVar("_Row")
+_Numbered = TypeVar("_Numbered", Print, Aggregate)
 Naming = Callable[[str, Fill], tuple[str, int]]
 """A symbol's fill to its id and seq on the wire."""
 
@@ -180,6 +181,35 @@ class HeldTape:
 
     def newest_aggregates(self, limit: int, end: int) -> list[Aggregate]:
         return _last(self._aggregates, limit)
+
+
+class LackingTape:
+    """A tape of which the exchange itself does not have every `every`-th id."""
+
+    def __init__(self, tape: Tape, every: int) -> None:
+        self._tape = tape
+        self._every = every
+
+    def prints(self, start: int, end: int) -> Iterator[Print]:
+        return self._known(self._tape.prints(start, end))
+
+    def aggregates(self, start: int, end: int) -> Iterator[Aggregate]:
+        return self._known(self._tape.aggregates(start, end))
+
+    def prints_from(self, number: int, end: int) -> Iterator[Print]:
+        return self._known(self._tape.prints_from(number, end))
+
+    def aggregates_from(self, number: int, end: int) -> Iterator[Aggregate]:
+        return self._known(self._tape.aggregates_from(number, end))
+
+    def newest_prints(self, limit: int, end: int) -> list[Print]:
+        return list(self._known(self._tape.newest_prints(limit + limit // self._every + 1, end)))[-limit:]
+
+    def newest_aggregates(self, limit: int, end: int) -> list[Aggregate]:
+        return list(self._known(self._tape.newest_aggregates(limit + limit // self._every + 1, end)))[-limit:]
+
+    def _known(self, rows: Iterable[_Numbered]) -> Iterator[_Numbered]:
+        return (row for row in rows if row.number % self._every)
 
 
 def joins(whole: Aggregate, row: Print, window: int) -> bool:

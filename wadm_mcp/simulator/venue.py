@@ -43,6 +43,8 @@ class Venue:
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
         self.port = 0
+        self.connections = 0
+        """Connections so far: each has the number it came as."""
         self.clients: set[Client] = set()
         self.muted: set[str] = set()
         self._listeners: dict[tuple[str, str], dict[Client, None]] = {}
