@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from wadm_mcp.health import State
 from wadm_mcp.runtime import Runtime
 from wadm_mcp.settings import read_settings
@@ -28,11 +30,11 @@ def test_a_wildcard_address_is_told_as_one_that_answers_and_a_key_only_by_its_na
     assert "very-secret" not in text
 
 
-def test_the_status_line_tells_how_it_goes(tmp_path: Path) -> None:
+def test_the_status_line_tells_how_it_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = runtime(tmp_path)
-    one.role = "recording"
     one.health.report("recorder", State.OK)
     assert status_line(one, 0, None).startswith("waiting for the exchanges")
+    monkeypatch.setattr(Runtime, "role", "recording")
     one.tape.follow(listing())
     one.health.report(str(SPOT), State.OK)
     assert status_line(one, 45, None) == "recording · 1 of 1 instruments live · 45 trades/s · 0 recorded"

@@ -9,9 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from socket import gethostname
 from types import TracebackType
-from typing import Final, Literal, Self
+from typing import Final, Literal, Self, TypeAlias
 
 import anyio
 from anyio.abc import TaskGroup
@@ -28,7 +29,7 @@ from wadm_mcp.collection.writer import Writer
 from wadm_mcp.errors import SettingError, StoreError, StoreUnreachable, WadmError, ours
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
-from wadm_mcp.model import Instrument, Listing
+from wadm_mcp.model import Instrument
 from wadm_mcp.queries.view import View
 from wadm_mcp.settings import Settings
 from wadm_mcp.storage.cache import InProcessCache
@@ -38,14 +39,16 @@ from wadm_mcp.storage.redis_cache import RedisCache
 from wadm_mcp.tape import Tape
 
 _LEASE_EVERY: Final = 0.5
-_HELD_FOR: Final = 8.0
-"""Seconds that the store's lease outlives its holder's last word: others take over within ten."""
 _FLUSH_WITHIN: Final = 2.0
 _OPENED_WITHIN: Final = 1.0
 """Seconds that entering waits for the store, so that a first question finds it open; the port must not wait for a dead one."""
+_STORE_FIRST: Final = 3.0
+"""Seconds that recording waits for the store, to go on from what it holds; a dead one must not keep trades out of the journal."""
 _LONGEST_PAUSE: Final = 30.0
 _STORE_PAUSE: Final = 1.0
 _ANSWER_BYTES: Final = 8 << 20
+
+Role: TypeAlias = Literal["starting", "recording", "standby"]
 
 
 def now_ms() -> int:
@@ -70,14 +73,27 @@ class Runtime:
         self.settings = settings
         self.bus = InMemorySubscriptionBus()
         self.health = Health(clock)
-        self.role: Literal["starting", "recording", "standby"] = "starting"
         self.tape = Tape()
+        self.tape.awaited = {
+            Instrument(exchange, market, symbol)
+            for exchange in settings.WADM_EXCHANGES
+            for market in settings.WADM_MARKETS
+            for symbol in settings.WADM_SYMBOLS
+        }
         self.store = open_store(settings, suffix)
         self.cache = open_cache(settings, self.health, suffix)
         self.answers = CachedAnswers(InProcessCache(_ANSWER_BYTES))
         footprints = CachedFootprints(self.cache)
         self.view = View(
-            self.store, self.tape, clock, settings.WADM_MARKETS, settings.WADM_EXCHANGES, settings.lives, footprints, settings.WADM_SYMBOLS
+            self.store,
+            self.tape,
+            clock,
+            settings.WADM_MARKETS,
+            settings.WADM_EXCHANGES,
+            settings.lives,
+            footprints,
+            settings.WADM_SYMBOLS,
+            self._store_down,
         )
         self.entered = 0
         """How often the runtime was entered; once, or something is wrong."""
@@ -89,7 +105,9 @@ class Runtime:
         self._failure: WadmError | None = None
         self._failed = anyio.Event()
         self._opened = anyio.Event()
+        self._state: Role = "starting"
         self._recorder: Recorder | None = None
+        self._roster: Roster | None = None
         self._follower = Follower(self.tape, self.store, self.health, clock)
 
     async def __aenter__(self) -> Self:
@@ -115,6 +133,13 @@ class Runtime:
         return self._failure
 
     @property
+    def role(self) -> Role:
+        """Does this process record, or does it stand by while others do?"""
+        if self._state == "recording" and (self._roster is None or not self._roster.records):
+            return "standby" if self._roster is not None and self._roster.held_elsewhere else "starting"
+        return self._state
+
+    @property
     def followed(self) -> list[Instrument]:
         """Instruments that questions can be asked about."""
         return [listing.instrument for listing in self.view.listings]
@@ -129,16 +154,20 @@ class Runtime:
         """Trades that wait for the store."""
         return sum(tape.waiting.total() for tape in self.tape)
 
+    def _store_down(self) -> bool:
+        report = self.health.parts.get("store")
+        return report is not None and report.state is State.DOWN
+
     async def _live(self, tasks: TaskGroup) -> None:
         """Cache and store around the collecting, until cancelled or something cannot be mended."""
         try:
             self.settings.WADM_DATA_DIR.mkdir(parents=True, exist_ok=True)
-            async with self.cache, AsyncExitStack() as stack:
+            async with self.cache, AsyncExitStack() as stack, anyio.create_task_group() as inner:
                 if isinstance(self.cache, RedisCache):
                     tasks.start_soon(self._supervise, "cache watch", self.cache.watch)
-                await self._enter_store(stack)
-                self.health.report("store", State.OK)
-                self._opened.set()
+                inner.start_soon(self._open_store, stack)
+                with anyio.move_on_after(_STORE_FIRST):
+                    await self._opened.wait()
                 await self._take_turns()
         except OSError as error:
             folder = self.settings.WADM_DATA_DIR
@@ -153,16 +182,23 @@ class Runtime:
         finally:
             self._opened.set()
 
-    async def _enter_store(self, stack: AsyncExitStack) -> None:
-        """Open the store, and again as long as waiting may help."""
+    async def _open_store(self, stack: AsyncExitStack) -> None:
+        """Open the store, and again for as long as it takes: recording goes on into the journal. A file that is not ours ends it."""
+        pause = _STORE_PAUSE
         while True:
             try:
                 await stack.enter_async_context(self.store)
-            except StoreUnreachable as error:
+            except StoreError as error:
+                mendable = isinstance(error, StoreUnreachable) or self.settings.MONGODB_URL is not None
                 self.health.report("store", State.DOWN, str(error))
-                log.warning("store.unreachable", error=error)
-                await anyio.sleep(_STORE_PAUSE)
+                if not mendable:
+                    raise
+                log.warning("store.unreachable", error=error, again_in_s=pause)
+                await anyio.sleep(pause)
+                pause = min(_LONGEST_PAUSE, pause * 2)
             else:
+                self.health.report("store", State.OK)
+                self._opened.set()
                 return
 
     def _fail(self, error: WadmError) -> None:
@@ -171,103 +207,68 @@ class Runtime:
         self._failed.set()
 
     async def _take_turns(self) -> None:
-        """Stand by while another process on the data directory records; record once it does not."""
+        """Stand by while another process has the data directory; record once it does not."""
         with Lease(self.settings.WADM_DATA_DIR) as lease:
-            while True:
-                if not await self._may_record(lease):
-                    await self._stand_by(lease)
-                await self._record_while_held()
-
-    async def _may_record(self, lease: Lease) -> bool:
-        """Is it this process that records? First of those on its data directory, then of those on its store."""
-        try:
-            return lease.take() and await self.store.hold(self._name, _HELD_FOR)
-        except StoreUnreachable as error:
-            self.health.report("store", State.DOWN, str(error))
-            return False
-
-    async def _record_while_held(self) -> None:
-        """Record until another process holds the store's lease; while the store does not answer this one goes on."""
-        try:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._record)
-                while True:
-                    await anyio.sleep(_HELD_FOR / 4)
-                    try:
-                        held = await self.store.hold(self._name, _HELD_FOR)
-                    except StoreError:
-                        continue
-                    if not held:
-                        log.warning("recorder.relieved", reason="another process holds the store's lease")
-                        tasks.cancel_scope.cancel()
-                        break
-        finally:
-            with anyio.move_on_after(_FLUSH_WITHIN, shield=True):
-                try:
-                    await self.store.let_go(self._name)
-                except StoreError as error:
-                    log.warning("lease.kept", until_s=_HELD_FOR, error=error)
+            if not lease.take():
+                await self._stand_by(lease)
+            await self._record()
 
     async def _stand_by(self, lease: Lease) -> None:
-        self.role = "standby"
-        self.health.report("recorder", State.STANDBY, "another process records on this data directory or store; answers here come from it")
+        self._state = "standby"
+        self.tape.recorded_elsewhere = True
+        self.health.report("recorder", State.STANDBY, "another process records on this data directory; answers here come from its store")
         log.info("recorder.standby", data=self.settings.WADM_DATA_DIR)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._supervise, "follower", self._follower.run)
-            while not await self._may_record(lease):  # noqa: ASYNC110 - no event tells that another process lets go
+            while not lease.take():  # noqa: ASYNC110 - no event tells that another process lets go
                 await anyio.sleep(_LEASE_EVERY)
             tasks.cancel_scope.cancel()
+        self.tape.recorded_elsewhere = False
 
     async def _record(self) -> None:
         """Collect, write and roll up until cancelled; then write what is left. What is stored already can be asked for all along."""
         settings, health = self.settings, self.health
-        self._tell_starting()
-        self.role = "recording"
-        health.report("recorder", State.STARTING, "bringing what the journal holds into the store")
+        self._state = "recording"
         log.info("recorder.begins", data=settings.WADM_DATA_DIR)
         recorder = self._recorder = Recorder(self.tape, health, self._clock, self._monotonic)
         rollup = Rollup(recorder, self.store, health, self._clock, settings.lives.trades)
         limit = settings.WADM_JOURNAL_MAX_MB << 20
         async with Journal(settings.WADM_DATA_DIR / "journal", limit) as journal:
             writer = Writer(recorder, journal, rollup, self.store, health, settings.lives, self._clock, self._monotonic)
-            await writer.drain()
             health.report("recorder", State.OK)
-            await self._follow_and_write(recorder, rollup, writer)
+            await self._catch_up()
+            await self._follow_and_write(recorder, writer)
 
-    async def _follow_and_write(self, recorder: Recorder, rollup: Rollup, writer: Writer) -> None:
+    async def _follow_and_write(self, recorder: Recorder, writer: Writer) -> None:
         settings, health = self.settings, self.health
-        stored = await self._catch_up()
         try:
             async with Rest(proxied=not settings.stays_on_loopback) as rest, anyio.create_task_group() as tasks:
 
                 def start(name: str, job: Callable[[], Awaitable[None]]) -> None:
                     tasks.start_soon(self._supervise, name, job)
 
+                roster = self._roster = Roster(
+                    settings, self.tape, self.store, recorder, writer, rest, health, self._clock, self._monotonic, self._name, start
+                )
                 start("writer", writer.run)
-                roster = Roster(settings, self.tape, self.store, recorder, rollup, health, self._clock, self._monotonic, stored, start)
-                unknown = await roster.assemble(rest)
-                if unknown is not None:
-                    self._fail(unknown)
+                start("follower", partial(self._follower.run, roster))
+                await roster.run()
         finally:
             with anyio.move_on_after(_FLUSH_WITHIN, shield=True):
                 try:
                     await writer.flush()
                 except StoreError as error:
                     log.warning("recorder.not_flushed", trades=self.waiting, error=error)
+                if self._roster is not None:
+                    await self._roster.let_go()
 
-    async def _catch_up(self) -> list[Listing]:
-        """Bring the tape up to what is stored, as a follower would, before anything new is recorded; the stored listings."""
-        while True:
-            try:
-                await self._follower.follow()
-                stored = await self.store.listings()
-            except StoreError as error:
-                self.health.report("store", State.DOWN, str(error))
-                await anyio.sleep(_STORE_PAUSE)
-            else:
-                break
+    async def _catch_up(self) -> None:
+        """Bring the tape up to what is stored, as a follower would: questions are answered before any exchange is."""
+        try:
+            await self._follower.follow()
+        except StoreError as error:
+            self.health.report("store", State.DOWN, str(error))
         self._tell_starting()
-        return stored
 
     def _tell_starting(self) -> None:
         for tape in self.tape:

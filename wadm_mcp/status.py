@@ -73,7 +73,7 @@ def status_line(runtime: Runtime, rate: int, replay: ReplayFeed | None) -> str:
     followed = [str(instrument) for instrument in runtime.followed]
     live = sum(1 for name in followed if name in parts and parts[name].state is State.OK)
     told = [runtime.role]
-    if runtime.role == "recording" and not followed:
+    if runtime.role == "starting":
         told = ["waiting for the exchanges to tell what they list"]
     elif runtime.role == "recording":
         told += [f"{live} of {len(followed)} instruments live", f"{rate} trades/s", f"{runtime.recorded:,} recorded"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import anyio
 
@@ -35,6 +35,15 @@ class Held(Protocol):
         ...
 
 
+class Repairing(NamedTuple):
+    """A repair under way: trades still missing (0 where the exchange does not number them), how many of those come back from
+    aggregates, and about how long it takes."""
+
+    trades: int
+    folded: int
+    seconds: float
+
+
 class InstrumentTape:
     """The live tape of one instrument."""
 
@@ -42,6 +51,10 @@ class InstrumentTape:
         self.listing = listing
         self.minutes: dict[int, Footprint] = {}
         """By their start: the open minute, and those whose footprint the store does not hold yet. Each is whole as far as the tape goes."""
+        self.rows: Counter[int] = Counter()
+        """Trades that each of these minutes was made of, one by one; whoever derives a minute compares them with what the store holds."""
+        self.adopted = False
+        """Is what the store held before in it? Until then the minutes may lack trades of an earlier process."""
         self.unsaved: dict[tuple[int, int, int, str], Trade] = {}
         """Trades that are not yet durable, by `Trade.order`."""
         self.unsaved_limit = UNSAVED_LIMIT
@@ -57,6 +70,8 @@ class InstrumentTape:
         """Coverage as this process knows it; None where another process records."""
         self.known_until: int | None = None
         """Where another process records: market time up to which the tape holds what the store's coverage claims."""
+        self.repairing: Repairing | None = None
+        """What is being done about its gaps; None where there is nothing to do."""
         self.revising: Counter[int] = Counter()
         """Trades by settled minute that came late and are not in its stored figures yet."""
         self.settled_until = 0
@@ -78,7 +93,33 @@ class InstrumentTape:
                 return False
             footprint = self.minutes[minute] = Footprint(self.listing.scale)
         footprint.add(trade)
+        self.rows[minute] += 1
         return True
+
+    def add_piece(self, minute: int, footprint: Footprint) -> None:
+        """Take in trades of a minute that are known as a footprint alone and wait for the store. Their place in its path is unknown."""
+        self.waiting[minute] += 1
+        if minute not in self.minutes and minute < self.settled_until:
+            self.revising[minute] += 1
+        else:
+            self.join_piece(minute, footprint)
+
+    def join_piece(self, minute: int, footprint: Footprint) -> None:
+        """Add a piece's trades to a live minute, whose path is unknown from then on."""
+        live = self.minutes.get(minute) or Footprint(self.listing.scale)
+        self.minutes[minute] = merged = live.beside(footprint)
+        merged.bar.min_delta = merged.bar.max_delta = None
+
+    def make_minute(self, minute: int, trades: Sequence[Trade]) -> None:
+        """Make a live minute anew of all its trades, in `Trade.order`."""
+        self.minutes[minute] = footprint = Footprint(self.listing.scale)
+        for trade in trades:
+            footprint.add(trade)
+        self.rows[minute] = len(trades)
+
+    def save_piece(self, minute: int) -> None:
+        """The store has a piece of a minute durably."""
+        _less(self.waiting, minute)
 
     def keep_unsaved(self, trade: Trade) -> None:
         """Hold a trade for questions until the store has it; of too many the oldest is let go, the journal has them."""
@@ -105,9 +146,23 @@ class InstrumentTape:
         """Let the oldest minutes go when the store has been away for long. They are derived from their trades once it is back."""
         while len(self.minutes) > MINUTES_LIMIT:
             oldest = min(self.minutes)
-            del self.minutes[oldest]
+            self.drop_minute(oldest)
             self.settled_until = max(self.settled_until, oldest + MINUTE)
             self.revising[oldest] += 1
+
+    def drop_minute(self, minute: int) -> None:
+        """Let a minute go: the store has its figures, or will derive them."""
+        del self.minutes[minute]
+        self.rows.pop(minute, None)
+
+    def release(self) -> None:
+        """Another process records this instrument now: what is not in the store yet stays until it is, the rest is read from there."""
+        self.minutes.clear()
+        self.rows.clear()
+        self.revising.clear()
+        self.settled_until = 0
+        self.held = self.known_until = self.repairing = None
+        self.adopted = False
 
     @property
     def raw_since(self) -> int:
@@ -141,8 +196,12 @@ class Tape:
 
     def __init__(self) -> None:
         self._instruments: dict[Instrument, InstrumentTape] = {}
+        self.awaited: set[Instrument] = set()
+        """Configured instruments of which nobody knows yet whether their exchange lists them."""
+        self.recorded_elsewhere = False
+        """Does another process record into this data directory?"""
         self.begun = anyio.Event()
-        """Set once any instrument is followed."""
+        """Set once everything that can be known about what is followed was asked for."""
 
     def follow(self, listing: Listing) -> InstrumentTape:
         """The tape of an instrument, made when it is new; the listing is brought up to date."""
@@ -152,7 +211,7 @@ class Tape:
             for each in self._instruments.values():
                 each.unsaved_limit = max(1, UNSAVED_LIMIT // len(self._instruments))
         tape.listing = listing
-        self.begun.set()
+        self.awaited.discard(listing.instrument)
         return tape
 
     def keep(self, instruments: Collection[Instrument]) -> list[Instrument]:

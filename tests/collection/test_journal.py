@@ -21,12 +21,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.market import BYBIT, NOON, SPOT, trade
+from wadm_mcp.analytics.footprint import Footprint
 from wadm_mcp.collection import journal as journal_module
 from wadm_mcp.collection import segment as segment_module
 from wadm_mcp.collection.journal import Batch, Journal
 from wadm_mcp.collection.segment import Entry, pack, unpack
 from wadm_mcp.errors import JournalFull, StoreError
 from wadm_mcp.model import Basis, Instrument, Scale, Span, Trade, TradeType
+from wadm_mcp.storage.store import Piece
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -61,10 +63,28 @@ spans = st.builds(
     first_seq=seqs,
     last_seq=seqs,
     basis=st.sampled_from(Basis),
-    reason=st.sampled_from(["live", "repaired", "imported"]),
+    reason=st.sampled_from(["live", "repaired", "imported", "absent"]),
     opened_by=names,
+    raw=st.booleans(),
 )
-entries = st.builds(Entry, st.lists(trades, max_size=30), st.lists(st.tuples(instruments, spans), max_size=5))
+
+
+def footprint(made_of: Iterable[Trade]) -> Footprint:
+    made = Footprint(Scale(2, 5))
+    for each in made_of:
+        made.add(each)
+    return made
+
+
+pieces = st.builds(
+    Piece,
+    instrument=instruments,
+    minute=times,
+    first_seq=seqs,
+    last_seq=seqs,
+    footprint=st.lists(st.builds(trade, st.integers(1, 1 << 40), price=integers, quantity=integers), min_size=1, max_size=5).map(footprint),
+)
+entries = st.builds(Entry, st.lists(trades, max_size=30), st.lists(st.tuples(instruments, spans), max_size=5), st.lists(pieces, max_size=3))
 
 
 class Clock:

@@ -170,5 +170,7 @@ async def test_a_stale_first_frame_claims_nothing_before_its_connection() -> Non
     r = Recording(numbered=False)
     r.recorder.connected(1)
     await r.recorder.take(1, Trades(BYBIT, [trade(1, NOON - HOUR, instrument=BYBIT)], NOON - HOUR))
+    assert r.followed.spans == []
+    await r.frame(trade(2, NOON, instrument=BYBIT))
     (span,) = r.followed.spans
-    assert span.start == NOON - 5_000
+    assert span.start == NOON + 1

@@ -49,10 +49,7 @@ class Recording:
         await self.writer._drain()
 
     async def begin(self) -> None:
-        recent = await self.store.trades(SPOT, ALWAYS, limit=100, newest=True)
-        spans = await self.store.spans(SPOT, ALWAYS)
-        followed = self.recorder.follow(listing(), numbered=True, spans=spans, recent=recent)
-        await self.rollup.recover(followed)
+        await self.writer.adopt(self.recorder.follow(listing(), numbered=True))
 
     async def trade(self, *trades: Trade) -> None:
         await self.recorder.take(1, Trades(SPOT, trades, max(self.clock(), trades[-1].timestamp)))
@@ -68,7 +65,6 @@ class Recording:
 async def recording(folder: Path, clock: Clock | None = None) -> AsyncGenerator[Recording]:
     async with SqliteStore(folder / "wadm.sqlite") as store, Journal(folder / "journal", 1 << 30) as journal:
         one = Recording(store, journal, clock or Clock())
-        await one.writer.drain()
         await one.begin()
         yield one
 
@@ -302,11 +298,11 @@ async def test_while_a_late_trade_is_not_in_the_figures_their_minute_is_not_clai
         await r.write()
         view = View(r.store, r.tape, r.clock, ["spot"], ["binance"])
         minute = Window(NOON, NOON + MINUTE)
-        assert view.lacking(SPOT, minute) == []
+        assert await view.lacking(SPOT, minute) == []
         await r.trade(trade(2, NOON + 5))
-        assert view.lacking(SPOT, minute) == [minute]
+        assert await view.lacking(SPOT, minute) == [minute]
         await r.write()
-        assert view.lacking(SPOT, minute) == []
+        assert await view.lacking(SPOT, minute) == []
         assert (await view.footprint(SPOT, minute)).bar.trade_count == 3
 
 
@@ -336,14 +332,14 @@ async def test_a_minute_is_not_settled_while_the_journal_alone_has_trades_of_it(
         assert len(r.tape[SPOT].unsaved) == 3
         view = View(r.store, r.tape, r.clock, ["spot"], ["binance"])
         minute = Window(NOON, NOON + MINUTE)
-        assert view.lacking(SPOT, minute, raw=True) == [minute]
+        assert await view.lacking(SPOT, minute, raw=True) == [minute]
         r.clock.pass_seconds(63)
         await r.rollup.run()
         assert await r.bars() == []
         await r.write()
         (row,) = await r.bars()
         assert row.bar.trade_count == 10
-        assert view.lacking(SPOT, minute, raw=True) == []
+        assert await view.lacking(SPOT, minute, raw=True) == []
         assert (r.tape[SPOT].waiting, r.tape[SPOT].let_go) == ({}, {})
 
 
@@ -356,11 +352,11 @@ async def test_a_store_away_for_hours_costs_no_figure_and_no_memory_without_boun
             await r.writer._journal_all()
             r.clock.pass_minutes(1)
         assert len(r.tape[SPOT].minutes) == 5
-        assert len(view.lacking(SPOT, ALWAYS)) == 7
+        assert len(await view.lacking(SPOT, ALWAYS)) == 7
         r.clock.pass_seconds(5)
         await r.write()
         assert [row.bar.trade_count for row in await r.bars()] == [1] * 12
-        assert view.lacking(SPOT, ALWAYS) == []
+        assert await view.lacking(SPOT, ALWAYS) == []
 
 
 async def test_more_than_a_small_journal_holds_goes_through_it_in_pieces(tmp_path: Path) -> None:

@@ -178,6 +178,7 @@ async def test_of_two_processes_on_one_database_one_records_and_the_other_takes_
                 assert (await second.client.get("/health")).json()["role"] in ("starting", "standby")
                 seen = await trade_count(first)
                 await until(lambda: _over(trade_count(second), seen))
+                await until(lambda: _is(status(second), 200))
                 assert (await second.get("/health"))["role"] == "standby"
                 first.process.kill()
 

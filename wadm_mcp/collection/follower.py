@@ -6,15 +6,15 @@ The store is asked every second for what it gained. Minutes that stand there lea
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Collection, Sequence
+from typing import Final, Protocol
 
 import anyio
 
 from wadm_mcp.errors import StoreError
 from wadm_mcp.health import Health, State
 from wadm_mcp.model import DAY, MINUTE, Instrument, Listing, Trade, Window
-from wadm_mcp.storage.store import Store
+from wadm_mcp.storage.store import Piece, Store
 from wadm_mcp.tape import Tape
 
 _EVERY: Final = 1.0
@@ -25,6 +25,15 @@ _OUT_OF_TURN: Final = 5_000
 """Milliseconds of market time by which trades may be stored after newer ones and still be seen at once."""
 _FOREVER: Final = 1 << 52
 """A time (ms) beyond any trade's."""
+
+
+class Recording(Protocol):
+    """What a process that records knows of the others."""
+
+    @property
+    def held_elsewhere(self) -> Collection[Instrument]:
+        """Instruments that are wanted here and recorded by another process."""
+        ...
 
 
 class Follower:
@@ -38,20 +47,23 @@ class Follower:
         self._read: dict[Instrument, dict[tuple[int, int, int, str], None]] = {}
         """Orders of the trades read last, newest last: a little is read again each time, since trades may be stored out of turn."""
 
-    async def run(self) -> None:
-        """Follow until cancelled."""
+    async def run(self, here: Recording | None = None) -> None:
+        """Follow until cancelled: everything, or of a process that records itself only what it wants and others hold."""
         while True:
+            only = None if here is None else here.held_elsewhere
             try:
-                await self.follow()
+                if only is None or only:
+                    await self.follow(only)
             except StoreError as error:
-                self._health.report("store", State.DOWN, str(error))
+                if only is None:
+                    self._health.report("store", State.DOWN, str(error))
             else:
-                self._health.report("store", State.OK)
-                for tape in self._tape:
-                    self._health.report(str(tape.instrument), State.STANDBY, "another process records it")
+                if only is None:
+                    self._health.report("store", State.OK)
+                    self._tape.begun.set()
             await anyio.sleep(_EVERY)
 
-    async def follow(self) -> None:
+    async def follow(self, only: Collection[Instrument] | None = None) -> None:
         """Bring the tape up to what the store holds now. Instruments that were recorded within a day count as followed."""
         marked: dict[Instrument, list[int]] = {}
         for mark in await self._store.marks():
@@ -59,9 +71,15 @@ class Follower:
         now = self._clock()
         for listing in await self._store.listings():
             instrument = listing.instrument
+            if not listing.listed:
+                self._tape.awaited.discard(instrument)
+                continue
+            if only is not None and instrument not in only:
+                self._read.pop(instrument, None)
+                continue
             spans = await self._store.spans(instrument, Window(now - DAY, _FOREVER))
             known_until = max((span.end for span in spans), default=0)
-            if instrument in marked or known_until > now - DAY:
+            if instrument in marked or known_until > now - DAY or only is not None:
                 await self._follow(listing, marked.get(instrument, []), known_until)
 
     async def _follow(self, listing: Listing, marked: list[int], known_until: int) -> None:
@@ -73,31 +91,59 @@ class Follower:
             newest = next(iter(await self._store.trades(instrument, Window(0, _FOREVER), limit=1, newest=True)), None)
         since = min((minute for minute in marked if minute >= max(marked) - _RECENT), default=None)
         fresh = await self._gained(instrument, since) if since is not None else []
+        changed = await self._changed(instrument, since, marked, fresh)
         # From here on nothing waits: a question sees the instrument as it was before, or with all of this.
         tape = self._tape.follow(listing)
+        if tape.held is not None:
+            return
         tape.newest = tape.newest or newest
         tape.known_until = known_until
         tape.revising = Counter(minute for minute in marked if since is not None and minute < since)
         for minute in [minute for minute in tape.minutes if minute not in marked]:
-            del tape.minutes[minute]
+            tape.drop_minute(minute)
         if since is not None:
             tape.settled_until = max(tape.settled_until, since)
         for trade in fresh:
             tape.add(trade)
+        for minute, (trades, pieces) in changed.items():
+            tape.make_minute(minute, trades)
+            for piece in pieces:
+                tape.join_piece(minute, piece.footprint)
+                tape.rows[minute] += 1
+        self._health.report(str(instrument), State.STANDBY, "another process records it")
+
+    async def _changed(
+        self, instrument: Instrument, since: int | None, marked: Sequence[int], fresh: Sequence[Trade]
+    ) -> dict[int, tuple[list[Trade], list[Piece]]]:
+        """Recent minutes, whole, of which more is stored than was read: trades came in long after newer ones, or pieces."""
+        tape = self._tape.get(instrument)
+        rows = Counter(trade.timestamp - trade.timestamp % MINUTE for trade in fresh)
+        changed: dict[int, tuple[list[Trade], list[Piece]]] = {}
+        for minute in marked:
+            if since is None or minute < since:
+                continue
+            window = Window(minute, minute + MINUTE)
+            known = rows[minute] + (tape.rows[minute] if tape is not None else 0)
+            if await self._store.count(instrument, window) != known:
+                trades = await self._page_through(instrument, window)
+                changed[minute] = trades, await self._store.pieces(instrument, window)
+        return changed
+
+    async def _page_through(self, instrument: Instrument, window: Window) -> list[Trade]:
+        trades: list[Trade] = []
+        while True:
+            page = await self._store.trades(instrument, window, after=trades[-1].order if trades else None, limit=_PAGE)
+            trades += page
+            if len(page) < _PAGE:
+                return trades
 
     async def _gained(self, instrument: Instrument, since: int) -> list[Trade]:
         """Stored trades from a minute on that were not read before, those a little behind the newest included."""
         read = self._read.setdefault(instrument, {})
         newest = next(reversed(read), None)
         start = since if newest is None else max(since, newest[0] - _OUT_OF_TURN)
-        gained: list[Trade] = []
-        after: tuple[int, int, int, str] | None = None
-        while True:
-            page = await self._store.trades(instrument, Window(start, _FOREVER), after=after, limit=_PAGE)
-            gained += (trade for trade in page if trade.order not in read)
-            if len(page) < _PAGE:
-                break
-            after = page[-1].order
+        found = await self._page_through(instrument, Window(start, _FOREVER))
+        gained = [trade for trade in found if trade.order not in read]
         read.update((trade.order, None) for trade in gained)
         newest = max(read, default=None)
         if newest is not None:

@@ -29,6 +29,7 @@ from anyio import CancelScope, CapacityLimiter, to_thread
 from wadm_mcp.collection.segment import HEADER, Entry, Place, SegmentReader, Unreadable, pack
 from wadm_mcp.errors import JournalFull, StoreError
 from wadm_mcp.model import Instrument, Span, Trade
+from wadm_mcp.storage.store import Piece
 
 REMEMBERED: Final = 20_000
 """Trades and spans kept in memory beside the disk, so that a store that keeps up costs no reading."""
@@ -45,12 +46,13 @@ T = TypeVar("T")
 
 
 class Batch(NamedTuple):
-    """What the store is to keep next. Of spans that share instrument and start only the last is there."""
+    """What the store is to keep next. Of spans that share instrument, start and first id only the last is there."""
 
     trades: Sequence[Trade]
     spans: Sequence[tuple[Instrument, Span]]
     end: Place
     """Where the next batch begins once this one is released."""
+    pieces: Sequence[Piece] = ()
 
 
 @dataclass(slots=True)
@@ -297,13 +299,13 @@ class Journal:
 
     def _remember(self, start: Place, entry: Entry, after: Place) -> None:
         self._memory[start[:2]] = entry, after
-        self._weight += len(entry.trades) + len(entry.spans)
+        self._weight += entry.weight
         while self._weight > REMEMBERED:
             self._forget(next(iter(self._memory)))
 
     def _forget(self, key: tuple[int, int]) -> None:
         entry, _ = self._memory.pop(key)
-        self._weight -= len(entry.trades) + len(entry.spans)
+        self._weight -= entry.weight
 
     def _next(self, most: int) -> Batch | None:
         if self._left():
@@ -319,20 +321,23 @@ class Journal:
     def _gather(self, most: int) -> Batch | None:
         end = self._released
         trades: list[Trade] = []
-        spans: dict[tuple[Instrument, int], tuple[Instrument, Span]] = {}
+        spans: dict[tuple[Instrument, int, int], tuple[Instrument, Span]] = {}
+        pieces: list[Piece] = []
         weight = 0
         for start, entry, after in self._records(self._released):
             fresh = entry.trades[start.taken :]
-            if weight and weight + len(fresh) + len(entry.spans) > most:
+            adds = entry.weight - start.taken
+            if weight and weight + adds > most:
                 break
             if len(fresh) > most:
                 return Batch(fresh[:most], (), start._replace(taken=start.taken + most))
-            weight += len(fresh) + len(entry.spans)
+            weight += adds
             trades += fresh
+            pieces += entry.pieces
             if not self._doubtful(start):
-                spans |= {(instrument, span.start): (instrument, span) for instrument, span in entry.spans}
+                spans |= {(instrument, span.start, span.first_seq): (instrument, span) for instrument, span in entry.spans}
             end = after
-        return None if end == self._released else Batch(trades, list(spans.values()), end)
+        return None if end == self._released else Batch(trades, list(spans.values()), end, pieces)
 
     def _records(self, place: Place) -> Iterator[tuple[Place, Entry, Place]]:
         """Every record from a place on: its own place, what it holds, where it ends. `Unreadable` for one that cannot be read."""
@@ -410,11 +415,11 @@ class Journal:
 
 
 def _parts(entry: Entry) -> list[Entry]:
-    """The records of an entry: its trades in bounded numbers, its spans with the last of them."""
-    if not entry.trades and not entry.spans:
+    """The records of an entry: its trades in bounded numbers, its pieces and spans with the last of them."""
+    if not entry.weight:
         return []
-    pieces = [tuple(entry.trades[start : start + RECORD_TRADES]) for start in range(0, len(entry.trades) or 1, RECORD_TRADES)]
-    return [*(Entry(piece, ()) for piece in pieces[:-1]), Entry(pieces[-1], tuple(entry.spans))]
+    parts = [tuple(entry.trades[start : start + RECORD_TRADES]) for start in range(0, len(entry.trades) or 1, RECORD_TRADES)]
+    return [*(Entry(part, ()) for part in parts[:-1]), Entry(parts[-1], tuple(entry.spans), tuple(entry.pieces))]
 
 
 def _numbers(folder: Path) -> list[int]:

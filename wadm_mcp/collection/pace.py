@@ -22,6 +22,11 @@ class Pace:
         self._last: float | None = None
         self._fruitless = 0
 
+    def expect(self, interval: float) -> None:
+        """Begin with what was usual before, unless something was learned already."""
+        if self._last is None:
+            self._seconds, self._count = interval, 1.0
+
     def heard(self, now: float) -> None:
         """A frame of trades came in."""
         self._fruitless = 0

@@ -7,15 +7,19 @@ the recorder makes its callers wait too: then the exchange's own socket fills, a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 import anyio
 
-from wadm_mcp.collection.continuity import Continuity, Counted, Observed
+from wadm_mcp.collection.continuity import LIVE, REPAIRED
+from wadm_mcp.collection.counted import Counted
+from wadm_mcp.collection.observed import Observed
 from wadm_mcp.collection.pace import Pace
+from wadm_mcp.collection.segment import Entry
 from wadm_mcp.exchanges.exchange import Trades
 from wadm_mcp.health import Health, State
 from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, Instrument, Listing, Span, Trade
+from wadm_mcp.storage.store import Piece
 from wadm_mcp.tape import InstrumentTape, Tape
 
 WAITING_LIMIT: Final = 200_000
@@ -38,28 +42,35 @@ _OLDEST_TRADE: Final = HOUR
 """Age of a numbered trade in its frame; a trade that is said to be older would stretch coverage over time nobody watched."""
 
 
-class Waiting(NamedTuple):
-    """What waits for the store: every trade recorded since the last call, and the coverage that holds once they are in."""
-
-    trades: Sequence[Trade]
-    spans: Sequence[tuple[Instrument, Span]]
-
-
 class Followed:
     """What the recorder knows of one instrument beside its tape."""
 
     def __init__(
-        self, tape: InstrumentTape, continuity: Continuity, pace: Pace, clock: Callable[[], int], monotonic: Callable[[], float]
+        self, tape: InstrumentTape, continuity: Counted | Observed, clock: Callable[[], int], monotonic: Callable[[], float]
     ) -> None:
         self.tape = tape
         self.continuity = continuity
-        self.pace = pace
+        self.pace = Pace()
         self.numbered = isinstance(continuity, Counted)
         self._clock = clock
         self._monotonic = monotonic
         self._event_time: int | None = None
         self._heard_at = 0.0
         self._living_since = 0
+
+    def adopt(self, spans: Iterable[Span], recent: Sequence[Trade]) -> None:
+        """Go on from what the store holds: its coverage and its newest trades, oldest first."""
+        continuity = self.continuity
+        if isinstance(continuity, Counted):
+            continuity.adopt(spans)
+        else:
+            continuity.adopt(spans, recent)
+        if recent:
+            newest = recent[-1]
+            if self.tape.newest is None or newest.timestamp > self.tape.newest.timestamp:
+                self.tape.newest = newest
+            self.pace.expect(_interval(recent))
+        self.tape.adopted = True
 
     @property
     def spans(self) -> list[Span]:
@@ -103,35 +114,40 @@ class Recorder:
         self._followed: dict[Instrument, Followed] = {}
         self._connected: dict[int, int] = {}
         self._waiting: list[Trade] = []
+        self._pieces: list[Piece] = []
+        self._left: list[tuple[Instrument, Span]] = []
+        """Coverage of instruments that another process records now."""
         self._room = anyio.Event()
         self._enough = anyio.Event()
+        self._broken = anyio.Event()
         self.taken = 0
         """Trades recorded since the start."""
 
-    def follow(self, listing: Listing, *, numbered: bool, spans: Iterable[Span] = (), recent: Sequence[Trade] = ()) -> Followed:
-        """Begin to record an instrument, going on from what the store holds: its coverage and its newest trades, oldest first."""
+    def follow(self, listing: Listing, *, numbered: bool) -> Followed:
+        """Begin to record an instrument. What the store held of it before is for `Followed.adopt`, now or when the store answers."""
         tape = self._tape.follow(listing)
-        continuity: Continuity
-        if numbered:
-            continuity = Counted(spans)
-            for trade in recent:
-                continuity.take(trade)
-        else:
-            continuity = Observed(spans, recent)
-        if recent:
-            tape.newest = max(recent, key=lambda trade: trade.timestamp)
-        followed = Followed(tape, continuity, Pace(_interval(recent)), self._clock, self._monotonic)
+        tape.known_until, tape.adopted = None, False
+        continuity: Counted | Observed = Counted() if numbered else Observed()
+        followed = Followed(tape, continuity, self._clock, self._monotonic)
         tape.held = followed
         self._followed[listing.instrument] = followed
         self._health.report(str(listing.instrument), State.STARTING, "no trade has come in yet")
         return followed
+
+    def leave(self, instrument: Instrument) -> None:
+        """Another process records this instrument from now on. What waits for the store goes there all the same."""
+        followed = self._followed.pop(instrument, None)
+        if followed is not None:
+            self._left += [(instrument, span) for span in followed.continuity.changed()]
+            followed.tape.release()
 
     def __getitem__(self, instrument: Instrument) -> Followed:
         return self._followed[instrument]
 
     def pace(self, instrument: Instrument) -> Pace:
         """How often the instrument usually trades."""
-        return self._followed[instrument].pace
+        followed = self._followed.get(instrument)
+        return followed.pace if followed is not None else Pace()
 
     @property
     def followed(self) -> list[Followed]:
@@ -140,37 +156,78 @@ class Recorder:
 
     async def take(self, connection: int, message: Trades) -> None:
         """Record a frame of trades. Waits only while the store is so far behind that no more may be held in memory."""
-        while len(self._waiting) >= WAITING_LIMIT:
-            self._health.count("recorder.waits")
-            await self._room.wait()
+        await self._until_room()
         now = self._clock()
         if not now - _OLDEST_FRAME <= message.event_time <= now + _NEWEST_FRAME:
             self._health.count("frames.implausible")
             return
-        followed = self._followed[message.instrument]
+        followed = self._followed.get(message.instrument)
+        if followed is None:
+            return
         if not followed.continuity.living:
             self._health.report(str(message.instrument), State.OK)
+        tape, continuity = followed.tape, followed.continuity
+        breaks = continuity.breaks
         followed.heard(connection, message.event_time, self._connected.get(connection, 0) - _SKEW)
         if message.set_aside:
             self._health.count("trades.set_aside", message.set_aside)
-        tape, continuity = followed.tape, followed.continuity
         for trade in message.trades:
             if trade.timestamp > message.event_time + _SKEW or (followed.numbered and trade.timestamp < message.event_time - _OLDEST_TRADE):
                 self._health.count("trades.implausible")
                 continue
-            if not continuity.take(trade):
-                self._health.count("trades.repeated")
-                continue
-            if not tape.settled_until:
-                tape.settled_until = trade.timestamp - trade.timestamp % MINUTE
-            if not tape.add(trade):
-                self._health.count("trades.late")
-            tape.keep_unsaved(trade)
-            self._waiting.append(trade)
-            self.taken += 1
+            self._take(followed, trade, LIVE)
         tape.bound()
         if len(self._waiting) >= _BATCH:
             self._enough.set()
+        if continuity.breaks != breaks:
+            broken, self._broken = self._broken, anyio.Event()
+            broken.set()
+
+    async def repaired(self, instrument: Instrument, trades: Sequence[Trade], pieces: Sequence[Piece] = ()) -> int:
+        """Record what an exchange told afterwards, by the same road; how many trades of it were new.
+
+        A piece of which any trade is held already is left out whole: its rows can be asked for.
+        """
+        await self._until_room()
+        followed = self._followed.get(instrument)
+        if followed is None:
+            return 0
+        tape, continuity = followed.tape, followed.continuity
+        new = sum(trade.fills for trade in trades if self._take(followed, trade, REPAIRED))
+        for piece in pieces:
+            bar = piece.footprint.bar
+            assert isinstance(continuity, Counted)
+            if continuity.fold(piece.first_seq, piece.last_seq, bar.first_at, bar.last_at, REPAIRED):
+                tape.add_piece(piece.minute, piece.footprint)
+                self._pieces.append(piece)
+                new += bar.trade_count
+        tape.bound()
+        self._enough.set()
+        return new
+
+    def _take(self, followed: Followed, trade: Trade, reason: str) -> bool:
+        """One trade on its road; was it new?"""
+        tape = followed.tape
+        if not followed.continuity.take(trade, reason):
+            self._health.count("trades.repeated")
+            return False
+        if not tape.settled_until:
+            tape.settled_until = trade.timestamp - trade.timestamp % MINUTE
+        if not tape.add(trade):
+            self._health.count("trades.late")
+        tape.keep_unsaved(trade)
+        self._waiting.append(trade)
+        self.taken += 1
+        return True
+
+    async def _until_room(self) -> None:
+        while Entry(self._waiting, (), self._pieces).weight >= WAITING_LIMIT:
+            self._health.count("recorder.waits")
+            await self._room.wait()
+
+    async def broken(self) -> None:
+        """Returns once a gap may have come up somewhere."""
+        await self._broken.wait()
 
     def connected(self, connection: int) -> None:
         """A connection was made: whatever it brings first, it covers nothing before this moment."""
@@ -180,7 +237,9 @@ class Recorder:
         """A connection ended (`disconnect`) or was given up as mute (`mute`): what it covered ends with its last trade."""
         self._connected.pop(connection, None)
         for instrument in instruments:
-            followed = self._followed[instrument]
+            followed = self._followed.get(instrument)
+            if followed is None:
+                continue
             followed.continuity.lost(connection, reason)
             if not followed.continuity.living:
                 self._health.report(str(instrument), State.DOWN, detail)
@@ -189,21 +248,27 @@ class Recorder:
         """Returns once a batch worth writing waits."""
         await self._enough.wait()
 
-    def cut(self) -> Waiting:
+    def cut(self) -> Entry:
         """Everything that waits for the store, with the coverage that it brings about."""
         trades, self._waiting = self._waiting, []
+        pieces, self._pieces = self._pieces, []
         self._enough = anyio.Event()
         self._room.set()
         self._room = anyio.Event()
-        spans = [(instrument, span) for instrument, followed in self._followed.items() for span in followed.continuity.changed()]
-        return Waiting(trades, spans)
+        spans, self._left = self._left, []
+        spans += [(instrument, span) for instrument, followed in self._followed.items() for span in followed.continuity.changed()]
+        return Entry(trades, spans, pieces)
 
-    def saved(self, trades: Iterable[Trade]) -> None:
+    def saved(self, trades: Iterable[Trade], pieces: Iterable[Piece] = ()) -> None:
         """The store holds these durably now."""
         for trade in trades:
             tape = self._tape.get(trade.instrument)
             if tape is not None:
                 tape.save(trade)
+        for piece in pieces:
+            tape = self._tape.get(piece.instrument)
+            if tape is not None:
+                tape.save_piece(piece.minute)
 
 
 def _interval(recent: Sequence[Trade]) -> float:

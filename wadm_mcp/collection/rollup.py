@@ -8,7 +8,6 @@ and every closed bar above it go to the store in one step, so that what is read 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
@@ -17,6 +16,7 @@ from anyio import to_thread
 from wadm_mcp.analytics.footprint import Bar, Footprint
 from wadm_mcp.analytics.order_flow import session_start
 from wadm_mcp.analytics.volume_profile import VolumeProfile, volume_profile
+from wadm_mcp.collection.assembly import assembled
 from wadm_mcp.collection.recorder import Followed, Recorder
 from wadm_mcp.health import Health
 from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, Instrument, Listing, Scale, Timeframe, Trade, Window, rescale
@@ -25,8 +25,13 @@ from wadm_mcp.storage.store import Derived, Mark, OrderFlow, Profile, Store, Sto
 _GRACE: Final = 2 * SECOND
 """Market time left to stragglers before a minute closes; an exchange's frames may lag their trades (exchanges.md section 7)."""
 _PAGE: Final = 10_000
+RECENT_TRADES: Final = 2_000
+"""Newest stored trades that a start looks at: what repeats, and how often the instrument trades."""
 _RECOVERED: Final = 10
 """Marked minutes that a start brings back at once; a crash leaves one or two."""
+_LATE_EVERY: Final = 5 * SECOND
+"""Time left to late trades to come in before their minutes are derived again once more."""
+_LATE_AT_ONCE: Final = 120
 _PACKED: Final = (Timeframe.M1, Timeframe.H1, Timeframe.D1)
 
 
@@ -39,23 +44,37 @@ class Rollup:
         self._health = health
         self._clock = clock
         self._trades_life = trades_life
+        self._revised_at: dict[Instrument, int] = {}
+        """When late minutes of an instrument were last derived again."""
 
-    async def recover(self, followed: Followed) -> None:
-        """Bring the minutes that the store's figures lack back into the tape from their stored trades; `run` derives what is over."""
+    async def adopt(self, followed: Followed) -> None:
+        """Go on from what the store holds of an instrument. Nothing else may be written meanwhile.
+
+        Its minutes that lack figures are brought back into the tape from their stored trades; `run` derives those that are over.
+        """
         tape, now = followed.tape, self._clock()
-        every = sorted(mark.minute for mark in await self._store.marks() if mark.instrument == tape.instrument)
-        marked = every[-_RECOVERED:]
-        trades = [trade for minute in marked for trade in await self._stored_trades(tape.instrument, minute)]
-        tape.minutes.clear()
-        tape.revising = Counter(every[:-_RECOVERED])
-        tape.settled_until = 0
-        for trade in trades:
-            tape.add(trade)
-        opened = [minute for minute in marked if minute + MINUTE > now]
-        if opened:
-            tape.settled_until = opened[0]
-        elif tape.newest is not None:
-            tape.settled_until = tape.newest.timestamp - tape.newest.timestamp % MINUTE + MINUTE
+        instrument = tape.instrument
+        spans = await self._store.spans(instrument, Window(now - max(DAY, self._trades_life), now + DAY))
+        recent = await self._store.trades(instrument, Window(0, now + DAY), limit=RECENT_TRADES, newest=True)
+        every = sorted(mark.minute for mark in await self._store.marks() if mark.instrument == instrument)
+        marked = sorted({*every[-_RECOVERED:], *tape.minutes})
+        stored = {minute: await self._stored_trades(instrument, minute) for minute in marked}
+        pieces = {minute: await self._store.pieces(instrument, Window(minute, minute + MINUTE)) for minute in marked}
+        # From here on nothing waits: a question sees the instrument as it was before, or with all of this.
+        for minute in marked:
+            known = {trade.order for trade in stored[minute]}
+            unsaved = [trade for trade in tape.unsaved_in(Window(minute, minute + MINUTE)) if trade.order not in known]
+            tape.make_minute(minute, sorted([*stored[minute], *unsaved], key=lambda trade: trade.order))
+            for piece in pieces[minute]:
+                tape.join_piece(minute, piece.footprint)
+        tape.revising.update(every[:-_RECOVERED])
+        followed.adopt(spans, recent)
+        if not tape.settled_until:
+            opened = [minute for minute in marked if minute + MINUTE > now]
+            if opened:
+                tape.settled_until = opened[0]
+            elif tape.newest is not None:
+                tape.settled_until = tape.newest.timestamp - tape.newest.timestamp % MINUTE + MINUTE
 
     async def run(self) -> None:
         """Close what is due and derive again what is marked; one pass over every instrument."""
@@ -63,46 +82,96 @@ class Rollup:
         for mark in await self._store.marks():
             marks.setdefault(mark.instrument, []).append(mark)
         for followed in self._recorder.followed:
+            if not followed.tape.adopted:
+                await self.adopt(followed)
             await self._settle(followed, marks.get(followed.tape.instrument, []))
 
     async def _settle(self, followed: Followed, marks: Sequence[Mark]) -> None:
         tape = followed.tape
+        instrument, settled = tape.instrument, tape.settled_until
         writes = {mark.minute: mark for mark in marks}
-        due: dict[int, Footprint] = {}
-        until = tape.settled_until
+        over: list[int] = []
+        until = settled
         ready = followed.market_time() - _GRACE
         while until and until + MINUTE <= ready and until not in tape.waiting:
-            if until in tape.minutes:
-                # A copy: a straggler may still come while the store is waited for, and marks the minute again.
-                due[until] = tape.minutes[until].rescaled(tape.minutes[until].scale)
-            elif followed.covers_quiet(until):
-                due[until] = Footprint(tape.listing.scale)
+            if until in tape.minutes or followed.covers_quiet(until):
+                over.append(until)
             until += MINUTE
-        late = [mark.minute for mark in marks if mark.minute < tape.settled_until and mark.minute not in tape.waiting]
-        revised = {minute: tape.revising[minute] for minute in late}
-        for minute in [*late, *(minute for minute, footprint in due.items() if _path_unknown(footprint.bar))]:
-            due[minute] = await self._derived_again(tape.instrument, minute)
-        settles = [writes[minute] for minute in due if minute in writes]
-        await self._derive(tape.listing, due, tape.settled_until, until, settles, in_turn=not late)
-        tape.settled_until = until
-        for minute, trades in revised.items():
-            tape.revised(minute, trades)
+        late = self._due_late(instrument, [minute for minute in writes if minute < settled and minute not in tape.waiting])
+        if over or late or until > settled:
+            # Read before any content: what another holder of the lease derives from now on has a revision above these, and stands.
+            standing = await self._standing(instrument, min([*late, settled - 1]), until)
+            revised = {minute: tape.revising[minute] for minute in late}
+            due: dict[int, Footprint] = {}
+            for minute in over:
+                # A copy: a straggler may still come while the store is waited for, and marks the minute again.
+                live = tape.minutes.get(minute)
+                due[minute] = live.rescaled(live.scale) if live is not None else Footprint(tape.listing.scale)
+                if await self._differs(instrument, minute, due[minute], tape.rows[minute], writes):
+                    due[minute] = await self._derived_again(instrument, minute)
+            for minute in late:
+                due[minute] = await self._derived_again(instrument, minute)
+            settles = [writes[minute] for minute in due if minute in writes]
+            await self._derive(tape.listing, due, settled, until, settles, standing, in_turn=not late)
+            tape.settled_until = until
+            for minute, trades in revised.items():
+                tape.revised(minute, trades)
         for minute in [minute for minute in tape.minutes if minute < until and minute not in tape.waiting]:
-            del tape.minutes[minute]
+            tape.drop_minute(minute)
+
+    def _due_late(self, instrument: Instrument, late: Sequence[int]) -> list[int]:
+        """Marked minutes to derive again now, the newest first of too many: each pass costs every later bar of their sessions."""
+        now = self._clock()
+        if not late or abs(now - self._revised_at.get(instrument, 0)) < _LATE_EVERY:
+            return []
+        self._revised_at[instrument] = now
+        return sorted(late)[-_LATE_AT_ONCE:]
+
+    async def _standing(self, instrument: Instrument, first: int, until: int) -> dict[tuple[Timeframe, int], OrderFlow]:
+        """Every stored bar that holds or follows a minute, up to the end of the session in which `until` lies."""
+        end = max(session_start(until) + DAY, until)
+        return {
+            (timeframe, row.start): row
+            for timeframe in Timeframe
+            for row in await self._store.order_flow(instrument, timeframe, Window(timeframe.floor(first), end))
+        }
+
+    async def _differs(self, instrument: Instrument, minute: int, footprint: Footprint, rows: int, marks: Mapping[int, Mark]) -> bool:
+        """May the store hold other trades of a minute than the live footprint was made of?
+
+        All of those are in the store, which knows each trade once: equal numbers are the same trades, whoever else wrote.
+        """
+        if _path_unknown(footprint.bar):
+            return True
+        if not rows and minute not in marks:
+            return False
+        return await self._store.count(instrument, Window(minute, minute + MINUTE)) != rows
 
     async def _derive(
-        self, listing: Listing, minutes: Mapping[int, Footprint], settled: int, until: int, settles: Sequence[Mark], *, in_turn: bool
+        self,
+        listing: Listing,
+        minutes: Mapping[int, Footprint],
+        settled: int,
+        until: int,
+        settles: Sequence[Mark],
+        standing: Mapping[tuple[Timeframe, int], OrderFlow],
+        *,
+        in_turn: bool,
     ) -> None:
         """Derive these minutes, every closed bar above them, and every bar that was open at `settled` and is over at `until`.
 
-        `in_turn`: the minutes follow everything derived before.
+        `standing` is what the store has of them and after them; `in_turn`: the minutes follow everything derived before.
         """
         instrument = listing.instrument
         footprints: list[StoredFootprint] = []
         profiles: list[Profile] = []
         bars: dict[tuple[Timeframe, int], Bar] = {}
-        revisions: dict[tuple[Timeframe, int], int] = {}
         hours: dict[int, Footprint] = {}
+
+        def revision(timeframe: Timeframe, start: int) -> int:
+            known = standing.get((timeframe, start))
+            return known.revision + 1 if known is not None else 0
+
         for timeframe in Timeframe:
             starts = {timeframe.floor(minute) for minute in minutes}
             left_open = timeframe.floor(settled - 1)
@@ -122,17 +191,15 @@ class Rollup:
                     footprint = await self._merged_hours(listing, window, minutes, hours)
                 if timeframe is Timeframe.H1:
                     hours[start] = footprint
-                stored = await self._store.order_flow(instrument, timeframe, window)
-                revision = stored[0].revision + 1 if stored else 0
                 bars[timeframe, start] = footprint.bar
-                revisions[timeframe, start] = revision
                 if timeframe in _PACKED and footprint.cells:
-                    footprints.append(StoredFootprint(instrument, timeframe, start, footprint, revision))
+                    footprints.append(StoredFootprint(instrument, timeframe, start, footprint, revision(timeframe, start)))
                 profile = await to_thread.run_sync(_profile, footprint, listing)
-                profiles.append(Profile(instrument, timeframe, start, profile, revision))
+                profiles.append(Profile(instrument, timeframe, start, profile, revision(timeframe, start)))
         if not bars:
             return
-        order_flow = await self._cumulated(instrument, bars, revisions, in_turn)
+        totals = await self._cumulated(instrument, bars, standing, in_turn)
+        order_flow = [OrderFlow(instrument, *key, bar, total, revision(*key)) for key, (bar, total) in totals.items()]
         await self._store.derive(Derived(footprints, profiles, order_flow, settles))
 
     async def _merged(self, listing: Listing, part: Timeframe, window: Window, fresh: Mapping[int, Footprint]) -> Footprint:
@@ -158,11 +225,14 @@ class Rollup:
         self,
         instrument: Instrument,
         bars: Mapping[tuple[Timeframe, int], Bar],
-        revisions: Mapping[tuple[Timeframe, int], int],
+        standing: Mapping[tuple[Timeframe, int], OrderFlow],
         in_turn: bool,
-    ) -> list[OrderFlow]:
-        """The bars with their cumulative delta, and every later bar of their sessions whose cumulative delta they change."""
-        rows: list[OrderFlow] = []
+    ) -> dict[tuple[Timeframe, int], tuple[Bar, int]]:
+        """The bars with their cumulative delta, and with them every later bar of their sessions.
+
+        Those are written again even where nothing changes: a pass that ended in the middle may have left them in part.
+        """
+        told: dict[tuple[Timeframe, int], tuple[Bar, int]] = {}
         for session in sorted({session_start(start) for _, start in bars}):
             day = Window(session, session + DAY)
             fresh = {key: bar for key, bar in bars.items() if key[1] in day}
@@ -172,38 +242,26 @@ class Rollup:
             follows = all(start + timeframe.ms > first for timeframe, start in fresh)
             if in_turn and minutes and follows and (before or first == session):
                 deltas = _Deltas(minutes, before[0] if before else None)
-                later: list[OrderFlow] = []
             else:
                 stored = {row.start: row.bar for row in await self._store.order_flow(instrument, Timeframe.M1, day)}
                 deltas = _Deltas({**stored, **minutes})
-                later = [row for row in await self._later(instrument, first, day) if (row.timeframe, row.start) not in fresh]
+                later = [key for key in standing if key[1] in day and key[1] + key[0].ms > first]
+                fresh = {key: standing[key].bar for key in later} | fresh
             for (timeframe, start), bar in fresh.items():
                 total, bar = deltas.until(start + timeframe.ms, bar)
-                rows.append(OrderFlow(instrument, timeframe, start, bar, total, revisions[timeframe, start]))
-            for row in later:
-                total, bar = deltas.until(row.start + row.timeframe.ms, row.bar)
-                if bar != row.bar or total != row.cumulative_delta:
-                    rows.append(OrderFlow(instrument, row.timeframe, row.start, bar, total, row.revision + 1))
-        return rows
-
-    async def _later(self, instrument: Instrument, first: int, day: Window) -> list[OrderFlow]:
-        """Every stored bar of a session that ends after `first`."""
-        return [
-            row
-            for timeframe in Timeframe
-            for row in await self._store.order_flow(instrument, timeframe, Window(timeframe.floor(first), day.end))
-        ]
+                told[timeframe, start] = bar, total
+        return told
 
     async def _derived_again(self, instrument: Instrument, minute: int) -> Footprint:
-        """A minute from its stored trades, in the exchange's order; from what stands there where raw trades are gone."""
+        """A minute from its stored trades and pieces, in the exchange's order; added to what stands there where raw trades are gone."""
         self._health.count("minutes.derived_again")
-        if minute < self._clock() - self._trades_life:
-            stored = await self._store.footprints(instrument, Timeframe.M1, Window(minute, minute + MINUTE))
-            if stored:
-                self._health.count("minutes.not_revised")
-                return stored[0].footprint
+        window = Window(minute, minute + MINUTE)
         trades = await self._stored_trades(instrument, minute)
-        return await to_thread.run_sync(_footprint, trades)
+        pieces = await self._store.pieces(instrument, window)
+        standing: Sequence[StoredFootprint] = ()
+        if minute < self._clock() - self._trades_life:
+            standing = await self._store.footprints(instrument, Timeframe.M1, window)
+        return await to_thread.run_sync(assembled, trades, pieces, standing[0].footprint if standing else None)
 
     async def _stored_trades(self, instrument: Instrument, minute: int) -> list[Trade]:
         window = Window(minute, minute + MINUTE)
@@ -242,13 +300,6 @@ class _Deltas:
 
 def _path_unknown(bar: Bar) -> bool:
     return bar.trade_count > 0 and bar.min_delta is None
-
-
-def _footprint(trades: Sequence[Trade]) -> Footprint:
-    footprint = Footprint(trades[0].scale if trades else Scale(0, 0))
-    for trade in trades:
-        footprint.add(trade)
-    return footprint
 
 
 def _profile(footprint: Footprint, listing: Listing) -> VolumeProfile | None:

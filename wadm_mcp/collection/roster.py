@@ -1,28 +1,34 @@
-"""Which instruments are followed: looks the configured symbols up at every exchange, and sets collectors on those it lists.
+"""Which instruments are followed: looks the configured symbols up at every exchange, and sets collectors on those it may record.
 
 An exchange that does not answer is asked again for ever; what is known of its listings from before serves meanwhile. A symbol that one
-exchange does not list is a warning, one that none lists is for the process to refuse.
+exchange does not list is a warning, one that none lists is for the process to refuse. Of all processes on one store the one that holds
+an instrument's lease records it; while the store does not answer, whoever wants to goes on, since every write can be repeated.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from typing import Final
 
 import anyio
+from anyio.abc import TaskGroup
 
 from wadm_mcp.collection.collector import Collector
+from wadm_mcp.collection.overlap import Overlap
 from wadm_mcp.collection.recorder import Recorder
+from wadm_mcp.collection.repair import Repairer
 from wadm_mcp.collection.rest import Rest
-from wadm_mcp.collection.rollup import Rollup
+from wadm_mcp.collection.writer import Writer
 from wadm_mcp.errors import ExchangeError, SettingError, StoreError
 from wadm_mcp.exchanges.binance import Binance
 from wadm_mcp.exchanges.bybit import Bybit
 from wadm_mcp.exchanges.exchange import Exchange
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
-from wadm_mcp.model import DAY, Listing, Window
+from wadm_mcp.model import Instrument, Listing
 from wadm_mcp.near import nearest
 from wadm_mcp.settings import Settings
 from wadm_mcp.storage.store import Store
@@ -31,18 +37,48 @@ from wadm_mcp.tape import Tape
 EXCHANGES: Final[Mapping[str, Exchange]] = {"binance": Binance(), "bybit": Bybit()}
 """Every venue, by name."""
 
-_RECENT_TRADES: Final = 2_000
-"""Newest stored trades that a start looks at: what repeats, and how often the instrument trades."""
+_HELD_FOR: Final = 8.0
+"""Seconds that a lease outlives its holder's last word: others take over within ten."""
 _LONGEST_PAUSE: Final = 30.0
 _STORE_PAUSE: Final = 1.0
+_ADOPTED_WITHIN: Final = 3.0
+"""Seconds that recording waits for what the store holds; later it is caught up on."""
 _STAGGER: Final = 2.0
 """Seconds between the starts of connections that cover each other, so that nothing ends them all at one age."""
 
 
-class Roster:
-    """Follows what the settings name, for one recorder.
+@dataclass(slots=True)
+class _Group:
+    """Instruments of one market that share connections."""
 
-    `stored` are the listings known from before; `start` runs a collector under the caller's supervision, by name.
+    listings: list[Listing]
+    scopes: list[anyio.CancelScope] = field(default_factory=list[anyio.CancelScope])
+    left: bool = False
+
+    def leave(self) -> None:
+        """End its collectors, and let none begin again."""
+        self.left = True
+        for scope in self.scopes:
+            scope.cancel()
+
+
+@dataclass(slots=True)
+class _Market:
+    """What is followed of one market."""
+
+    exchange: Exchange
+    market: str
+    listings: list[Listing] = field(default_factory=list[Listing])
+    looked_up: bool = False
+    groups: list[_Group] = field(default_factory=list[_Group])
+    repaired: bool = False
+    numbers: count[int] = field(default_factory=lambda: count(1))
+
+
+class Roster:
+    """Follows what the settings name, for one recorder. `owner` names this process to the store's leases.
+
+    `start` runs a part under the caller's supervision, by name.
     """
 
     def __init__(
@@ -51,101 +87,207 @@ class Roster:
         tape: Tape,
         store: Store,
         recorder: Recorder,
-        rollup: Rollup,
+        writer: Writer,
+        rest: Rest,
         health: Health,
         clock: Callable[[], int],
         monotonic: Callable[[], float],
-        stored: Sequence[Listing],
+        owner: str,
         start: Callable[[str, Callable[[], Awaitable[None]]], None],
     ) -> None:
         self._settings = settings
         self._tape = tape
         self._store = store
         self._recorder = recorder
-        self._rollup = rollup
+        self._writer = writer
+        self._rest = rest
         self._health = health
         self._clock = clock
         self._monotonic = monotonic
-        self._stored = stored
+        self._owner = owner
         self._start = start
+        self._markets = [_Market(EXCHANGES[name], market) for name in settings.WADM_EXCHANGES for market in settings.WADM_MARKETS]
+        self._asked: set[int] = set()
         self._listed: dict[str, set[str]] = {symbol: set() for symbol in settings.WADM_SYMBOLS}
-        self._found: set[str] = set()
+        self._recording: set[Instrument] = set()
+        self._changed = anyio.Event()
 
-    async def assemble(self, rest: Rest) -> SettingError | None:
-        """Returns once every exchange has answered: None, or what to tell of a symbol that none of them lists."""
+    @property
+    def held_elsewhere(self) -> set[Instrument]:
+        """Instruments that are wanted here and recorded by another process."""
+        return {listing.instrument for each in self._markets for listing in each.listings} - self._recording
+
+    @property
+    def records(self) -> bool:
+        """Is any instrument recorded here?"""
+        return bool(self._recording)
+
+    async def run(self) -> None:
+        """Look everything up, then keep the leases, until cancelled. `SettingError` for a symbol that no exchange lists."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._keep_leases)
+            async with anyio.create_task_group() as lookups:
+                for each in self._markets:
+                    lookups.start_soon(self._look_up, each, tasks)
+            self._refuse_unknown()
+            wanted = {listing.instrument for each in self._markets for listing in each.listings}
+            for instrument in self._tape.keep(wanted):
+                self._health.forget(str(instrument))
+
+    async def let_go(self) -> None:
+        """Leave every lease to whoever wants it."""
+        try:
+            await self._store.let_go(self._owner)
+        except StoreError as error:
+            log.warning("lease.kept", until_s=_HELD_FOR, error=error)
+
+    def _refuse_unknown(self) -> None:
         settings = self._settings
-        async with anyio.create_task_group() as lookups:
-            for name in settings.WADM_EXCHANGES:
-                for market in settings.WADM_MARKETS:
-                    lookups.start_soon(self._follow_market, rest, EXCHANGES[name], market)
-        for instrument in self._tape.keep([followed.tape.instrument for followed in self._recorder.followed]):
-            self._health.forget(str(instrument))
+        found = {listing.instrument.symbol for each in self._markets for listing in each.listings}
         for symbol in settings.WADM_SYMBOLS:
-            if symbol not in self._found:
+            if symbol not in found:
                 asked = f"{' and '.join(settings.WADM_EXCHANGES)} ({', '.join(settings.WADM_MARKETS)})"
                 near = ", ".join(nearest(symbol, self._listed[symbol])) or "none"
-                return SettingError(f"WADM_SYMBOLS={symbol}: no such symbol at {asked}. Nearest: {near}")
-        return None
+                raise SettingError(f"WADM_SYMBOLS={symbol}: no such symbol at {asked}. Nearest: {near}")
 
-    async def _follow_market(self, rest: Rest, exchange: Exchange, market: str) -> None:
-        listed = await self._listings(rest, exchange, market)
-        mine: list[Listing] = []
+    async def _look_up(self, each: _Market, tasks: TaskGroup) -> None:
+        listed = await self._listings(each)
+        told: list[Listing] = []
         for symbol in self._settings.WADM_SYMBOLS:
+            instrument = Instrument(each.exchange.name, each.market, symbol)
             if symbol in listed:
-                self._found.add(symbol)
-                mine.append(listed[symbol])
+                each.listings.append(listed[symbol])
+                told.append(listed[symbol])
             else:
                 self._listed[symbol].update(listed)
                 near = ", ".join(nearest(symbol, listed)) or "none"
-                log.warning("symbol.unknown", exchange=exchange.name, market=market, symbol=symbol, nearest=near)
-        await self._insist(partial(self._store.keep_listings, mine))
-        for listing in mine:
-            await self._insist(partial(self._follow, listing, exchange.numbers_trades[market]))
-        url, size = self._settings.socket_url(exchange.name, market), exchange.limits(market).streams
-        for first in range(0, len(mine), size):
-            part = mine[first : first + size]
+                log.warning("symbol.unknown", exchange=each.exchange.name, market=each.market, symbol=symbol, nearest=near)
+                self._tape.awaited.discard(instrument)
+                told.append(Listing.none(instrument))
+        each.looked_up = True
+        tasks.start_soon(self._insist, partial(self._store.keep_listings, told))
+        self._changed.set()
+
+    async def _keep_leases(self) -> None:
+        """Record what this process holds the lease of, and nothing else."""
+        while True:
+            self._changed = anyio.Event()
+            wanted = [listing.instrument for each in self._markets for listing in each.listings]
+            held = await self._held(wanted)
+            for each in self._markets:
+                lost = [listing for listing in each.listings if listing.instrument in self._recording - held]
+                if lost:
+                    self._leave(each, {listing.instrument for listing in lost})
+                fresh = [listing for listing in each.listings if listing.instrument in held - self._recording]
+                if fresh:
+                    await self._begin(each, fresh)
+                    self._collect(each, fresh)
+            if all(each.looked_up or id(each) in self._asked for each in self._markets):
+                self._tape.begun.set()
+            with anyio.move_on_after(_HELD_FOR / 4):
+                await self._changed.wait()
+
+    async def _held(self, wanted: Sequence[Instrument]) -> set[Instrument]:
+        if not wanted:
+            return set()
+        try:
+            return set(await self._store.hold(self._owner, wanted, _HELD_FOR))
+        except StoreError:
+            return set(wanted)
+
+    async def _begin(self, each: _Market, fresh: Sequence[Listing]) -> None:
+        """Follow these instruments from what the store holds of them, if it tells at once."""
+        followed = [self._recorder.follow(listing, numbered=each.exchange.numbers_trades[each.market]) for listing in fresh]
+        self._recording.update(listing.instrument for listing in fresh)
+        with anyio.move_on_after(_ADOPTED_WITHIN):
+            try:
+                for one in followed:
+                    await self._writer.adopt(one)
+            except StoreError as error:
+                self._health.report("store", State.DOWN, str(error))
+        if not each.repaired:
+            each.repaired = True
+            self._start(f"{each.exchange.name} {each.market} repair", self._repairer(each).run)
+
+    def _collect(self, each: _Market, listings: Sequence[Listing]) -> None:
+        url, size = self._settings.socket_url(each.exchange.name, each.market), each.exchange.limits(each.market).streams
+        for first in range(0, len(listings), size):
+            group = _Group(list(listings[first : first + size]))
+            each.groups.append(group)
             # Where ids do not count, a second connection holds what the first one misses; where they do, they prove it.
-            for copy in range(1 if exchange.numbers_trades[market] else self._settings.WADM_BYBIT_CONNECTIONS):
-                collector = Collector(exchange, market, part, url, self._recorder, self._health, self._monotonic)
-                self._start(f"{exchange.name} {market} collector {copy + 1}", partial(_staggered, collector, copy * _STAGGER))
+            copies = 1 if each.exchange.numbers_trades[each.market] else self._settings.WADM_BYBIT_CONNECTIONS
+            for copy in range(copies):
+                collector = Collector(each.exchange, each.market, group.listings, url, self._recorder, self._health, self._monotonic)
+                name = f"{each.exchange.name} {each.market} collector {next(each.numbers)}"
+                self._start(name, partial(_until_left, group, collector, copy * _STAGGER))
 
-    async def _follow(self, listing: Listing, numbered: bool) -> None:
-        now = self._clock()
-        spans = await self._store.spans(listing.instrument, Window(now - DAY, now))
-        recent = await self._store.trades(listing.instrument, Window(0, now + DAY), limit=_RECENT_TRADES, newest=True)
-        await self._rollup.recover(self._recorder.follow(listing, numbered=numbered, spans=spans, recent=recent))
+    def _leave(self, each: _Market, lost: set[Instrument]) -> None:
+        """Another process records these now; their connections go on with the others."""
+        for instrument in lost:
+            log.warning("recorder.relieved", instrument=instrument, reason="another process holds its lease")
+            self._recorder.leave(instrument)
+        self._recording -= lost
+        for group in [group for group in each.groups if any(listing.instrument in lost for listing in group.listings)]:
+            each.groups.remove(group)
+            group.leave()
+            left = [listing for listing in group.listings if listing.instrument not in lost]
+            if left:
+                self._collect(each, left)
 
-    async def _listings(self, rest: Rest, exchange: Exchange, market: str) -> dict[str, Listing]:
+    def _repairer(self, each: _Market) -> Repairer | Overlap:
+        url = self._settings.rest_url(each.exchange.name, each.market)
+        if each.exchange.numbers_trades[each.market]:
+            life = self._settings.lives.trades
+            return Repairer(each.exchange, each.market, url, self._rest, self._recorder, self._health, self._clock, self._monotonic, life)
+        return Overlap(each.exchange, each.market, url, self._rest, self._recorder, self._health, self._monotonic)
+
+    async def _listings(self, each: _Market) -> dict[str, Listing]:
         """What the exchange lists, asked until it answers; what was stored of it before, where that has every symbol."""
+        exchange, market = each.exchange, each.market
         part, pause = f"{exchange.name} {market} listings", 1.0
         self._health.report(part, State.STARTING, "the exchange is being asked")
         while True:
             try:
-                found = await rest.listings(exchange, market, self._settings.rest_url(exchange.name, market))
+                found = await self._rest.listings(exchange, market, self._settings.rest_url(exchange.name, market))
             except ExchangeError as error:
                 self._health.report(part, State.DOWN, str(error))
                 log.warning("listings.failed", exchange=exchange.name, market=market, error=error, again_in_s=pause)
-                known = [one for one in self._stored if (one.instrument.exchange, one.instrument.market) == (exchange.name, market)]
-                stored = {listing.instrument.symbol: listing for listing in known}
+                stored = await self._stored(exchange.name, market)
                 if all(symbol in stored for symbol in self._settings.WADM_SYMBOLS):
                     self._health.report(part, State.OK, "as stored before; the exchange did not answer")
-                    return stored
+                    return {symbol: listing for symbol, listing in stored.items() if listing.listed}
+                self._asked.add(id(each))
+                self._changed.set()
                 await anyio.sleep(pause)
                 pause = min(_LONGEST_PAUSE, pause * 2)
             else:
                 self._health.forget(part)
                 return {listing.instrument.symbol: listing for listing in found}
 
+    async def _stored(self, exchange: str, market: str) -> dict[str, Listing]:
+        try:
+            known = await self._store.listings()
+        except StoreError:
+            return {}
+        return {one.instrument.symbol: one for one in known if (one.instrument.exchange, one.instrument.market) == (exchange, market)}
+
     async def _insist(self, step: Callable[[], Awaitable[None]]) -> None:
         """Try a step on the store until the store takes it."""
         while True:
             try:
                 return await step()
-            except StoreError as error:
-                self._health.report("store", State.DOWN, str(error))
+            except StoreError:
                 await anyio.sleep(_STORE_PAUSE)
 
 
-async def _staggered(collector: Collector, delay: float) -> None:
-    await anyio.sleep(delay)
-    await collector.run()
+async def _until_left(group: _Group, collector: Collector, delay: float) -> None:
+    """One collector's life, as long as its group is collected."""
+    if group.left:
+        return
+    with anyio.CancelScope() as scope:
+        group.scopes.append(scope)
+        try:
+            await anyio.sleep(delay)
+            await collector.run()
+        finally:
+            group.scopes.remove(scope)

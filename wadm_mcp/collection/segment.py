@@ -16,7 +16,9 @@ from zlib import crc32
 
 import msgspec
 
+from wadm_mcp.analytics.footprint import Footprint
 from wadm_mcp.model import Basis, Instrument, Scale, Span, Trade, TradeType
+from wadm_mcp.storage.store import Piece
 
 VERSION: Final = 1
 HEADER: Final = b"WADMSEG" + bytes([VERSION])
@@ -24,24 +26,58 @@ _FRAME: Final = struct.Struct(">II")
 _LEAD: Final = struct.Struct(">BI")
 _START_OF_LEAD: Final = bytes([VERSION, 0, 0])
 _LONGEST_RECORD: Final = 64_000_000
+_PIECE_WEIGHT: Final = 100
 
 _Integer = Annotated[int, msgspec.Meta(le=(1 << 63) - 1)]
 _Time = Annotated[int, msgspec.Meta(ge=-(1 << 62), le=1 << 62)]
 _Index = Annotated[int, msgspec.Meta(ge=0)]
 _TradeRow = tuple[_Index, _Time, _Integer, _Integer, _Integer, bool, _Integer, str | None]
 """Index of instrument and scale, ms after the first trade, seq, price, quantity, bought?, fills, trade_id unless the seq."""
-_SpanRow = tuple[Instrument, _Time, _Time, _Integer, _Integer, Basis, str, str]
-_Content = tuple[list[tuple[Instrument, Scale]], _Time, list[_TradeRow], list[_SpanRow]]
+
+
+class _SpanRow(msgspec.Struct, array_like=True):
+    instrument: Instrument
+    start: _Time
+    end: _Time
+    first_seq: _Integer
+    last_seq: _Integer
+    basis: Basis
+    reason: str
+    opened_by: str
+    raw: bool = True
+
+
+class _PieceRow(msgspec.Struct, array_like=True):
+    instrument: Instrument
+    minute: _Time
+    first_seq: _Integer
+    last_seq: _Integer
+    packed: bytes
+
+
+class _Content(msgspec.Struct, array_like=True):
+    scales: list[tuple[Instrument, Scale]]
+    base: _Time
+    rows: list[_TradeRow]
+    spans: list[_SpanRow]
+    pieces: list[_PieceRow] = []
+
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
 _DECODER: Final[msgspec.msgpack.Decoder[_Content]] = msgspec.msgpack.Decoder(_Content)
 
 
 class Entry(NamedTuple):
-    """One batch as the recorder cuts it: trades, and the coverage that holds once they are in the store."""
+    """One batch as the recorder cuts it: trades and pieces, and the coverage that holds once they are in the store."""
 
     trades: Sequence[Trade]
     spans: Sequence[tuple[Instrument, Span]]
+    pieces: Sequence[Piece] = ()
+
+    @property
+    def weight(self) -> int:
+        """How much memory it takes, in trades."""
+        return len(self.trades) + len(self.spans) + _PIECE_WEIGHT * len(self.pieces)
 
 
 class Place(NamedTuple):
@@ -160,7 +196,8 @@ def pack(entry: Entry) -> bytes:
         for trade in entry.trades
     ]
     spans = [(instrument, *msgspec.structs.astuple(span)) for instrument, span in entry.spans]
-    payload = _LEAD.pack(VERSION, len(rows)) + _ENCODER.encode((list(scales), base, rows, spans))
+    pieces = [(piece.instrument, piece.minute, piece.first_seq, piece.last_seq, piece.footprint.pack()) for piece in entry.pieces]
+    payload = _LEAD.pack(VERSION, len(rows)) + _ENCODER.encode((list(scales), base, rows, spans, pieces))
     if len(payload) > _LONGEST_RECORD:
         raise ValueError(f"a journal record has at most {_LONGEST_RECORD:,} bytes, this one would have {len(payload):,}")
     return _FRAME.pack(len(payload), crc32(payload)) + payload
@@ -174,7 +211,8 @@ def unpack(payload: bytes) -> Entry:
     if version != VERSION:
         raise ValueError(f"record version {version} is unknown")
     try:
-        scales, base, rows, spans = _DECODER.decode(memoryview(payload)[_LEAD.size :])
+        content = _DECODER.decode(memoryview(payload)[_LEAD.size :])
+        scales, base = content.scales, content.base
         trades = [
             Trade(
                 scales[index][0],
@@ -187,10 +225,15 @@ def unpack(payload: bytes) -> Entry:
                 fills,
                 scales[index][1],
             )
-            for index, late, seq, price, quantity, bought, fills, trade_id in rows
+            for index, late, seq, price, quantity, bought, fills, trade_id in content.rows
         ]
-    except (msgspec.MsgspecError, IndexError) as error:
+        pieces = [Piece(row.instrument, row.minute, row.first_seq, row.last_seq, Footprint.unpack(row.packed)) for row in content.pieces]
+    except (msgspec.MsgspecError, IndexError, ValueError) as error:
         raise ValueError("content has another shape than its version") from error
     if len(trades) != count:
         raise ValueError(f"number of trades is not the {count:,} stated")
-    return Entry(trades, [(row[0], Span(row[1], row[2], row[3], row[4], row[5], row[6], row[7])) for row in spans])
+    return Entry(trades, [(row.instrument, _span(row)) for row in content.spans], pieces)
+
+
+def _span(row: _SpanRow) -> Span:
+    return Span(row.start, row.end, row.first_seq, row.last_seq, row.basis, row.reason, row.opened_by, row.raw)

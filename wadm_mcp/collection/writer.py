@@ -7,19 +7,19 @@ journal is full too, the recorder makes the sockets wait.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import anyio
 
 from wadm_mcp.collection.journal import RECORD_TRADES, Journal
-from wadm_mcp.collection.recorder import Recorder
+from wadm_mcp.collection.recorder import Followed, Recorder
 from wadm_mcp.collection.rollup import Rollup
 from wadm_mcp.collection.segment import Entry
-from wadm_mcp.errors import JournalFull, StoreError
+from wadm_mcp.errors import JournalFull, StoreError, StoreUnreachable
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
-from wadm_mcp.model import Instrument, Lives, Span, Trade
+from wadm_mcp.model import Lives
 from wadm_mcp.storage.store import Store
 
 _EVERY: Final = 0.25
@@ -55,9 +55,13 @@ class Writer:
         self._lives = lives
         self._clock = clock
         self._monotonic = monotonic
-        self._held: tuple[list[Trade], Sequence[tuple[Instrument, Span]]] = ([], ())
+        self._held = Entry([], ())
         """What was cut and the journal has not taken yet."""
         self._failing = False
+        self._caught_up = False
+        """Was the journal ever empty, so that the store knows all that was recorded before?"""
+        self._storing = anyio.Lock()
+        """Whoever reads the store to go on from it must not be written around."""
         self._told = 0
         self._fresh = anyio.Event()
 
@@ -67,10 +71,12 @@ class Writer:
             tasks.start_soon(self._keep_journal)
             tasks.start_soon(self._keep_store)
 
-    async def drain(self) -> None:
-        """Bring into the store all the journal holds, however long the store takes; before anything new is recorded."""
-        await self._patiently(self._drain)
-        self._tell_damage()
+    async def adopt(self, followed: Followed) -> None:
+        """Go on from what the store holds of an instrument, once all that the journal held before is in it."""
+        async with self._storing:
+            if not followed.tape.adopted:
+                await self._drain()
+                await self._rollup.adopt(followed)
 
     async def flush(self) -> None:
         """Save what waits: into the journal, and into the store unless it failed last. `StoreError` when something could not be saved."""
@@ -80,8 +86,9 @@ class Writer:
             await self._drain()
             await self._journal_all()
         if not self._failing:
-            await self._drain()
-            await self._rollup.run()
+            async with self._storing:
+                await self._drain()
+                await self._rollup.run()
 
     async def _keep_journal(self) -> None:
         while True:
@@ -103,19 +110,19 @@ class Writer:
 
     async def _journal_waiting(self) -> bool:
         """Take what waits into the journal; was there anything?"""
-        trades, spans = self._held
-        if not trades and not spans:
-            waiting = self._recorder.cut()
-            trades, spans = self._held = list(waiting.trades), waiting.spans
-            if not trades and not spans:
+        if not self._held.weight:
+            self._held = self._recorder.cut()
+            if not self._held.weight:
                 return False
+        trades, spans, pieces = self._held
         while len(trades) > RECORD_TRADES:
-            # In pieces, each of which a small journal has room for once the store made some.
+            # In parts, each of which a small journal has room for once the store made some.
             await self._journal.append(Entry(trades[:RECORD_TRADES], ()))
-            del trades[:RECORD_TRADES]
+            trades = trades[RECORD_TRADES:]
+            self._held = Entry(trades, spans, pieces)
             self._fresh.set()
-        await self._journal.append(Entry(trades, spans))
-        self._held = [], ()
+        await self._journal.append(Entry(trades, spans, pieces))
+        self._held = Entry([], ())
         self._fresh.set()
         return True
 
@@ -127,12 +134,14 @@ class Writer:
             self._fresh = anyio.Event()
             await self._patiently(self._drain_some)
             now = self._monotonic()
-            if now - rolled >= _ROLLUP_EVERY:
+            if self._caught_up and now - rolled >= _ROLLUP_EVERY:
                 rolled = now
-                await self._once("rollup", self._rollup.run)
+                async with self._storing:
+                    await self._once("rollup", self._rollup.run)
             if now - expired >= _EXPIRE_EVERY:
                 expired = now
-                await self._once("expiry", self._expire)
+                async with self._storing:
+                    await self._once("expiry", self._expire)
 
     async def _drain(self) -> None:
         while await self._drain_batch():
@@ -140,16 +149,21 @@ class Writer:
 
     async def _drain_some(self) -> None:
         """What is due besides must not wait for a backlog that is long."""
-        for _ in range(_BATCHES):
-            if not await self._drain_batch():
-                return
+        async with self._storing:
+            if self._failing:
+                # With nothing to write, only this proves that the store is back.
+                await self._store.state()
+            for _ in range(_BATCHES):
+                if not await self._drain_batch():
+                    self._caught_up = True
+                    return
 
     async def _drain_batch(self) -> bool:
         batch = await self._journal.next(_BATCH)
         if batch is None:
             return False
-        await self._store.write(batch.trades, batch.spans)
-        self._recorder.saved(batch.trades)
+        await self._store.write(batch.trades, batch.spans, batch.pieces)
+        self._recorder.saved(batch.trades, batch.pieces)
         await self._journal.release(batch)
         return True
 
@@ -167,6 +181,10 @@ class Writer:
         """Try what must not keep trades from the store: a failure is told, and it gets its next turn."""
         try:
             await step()
+        except StoreUnreachable as error:
+            self._health.report("store", State.DOWN, str(error))
+            self._health.count("store.failures")
+            self._failing = True
         except StoreError as error:
             self._health.report(part, State.DOWN, str(error))
             self._health.count("store.failures")

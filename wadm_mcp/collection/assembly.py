@@ -1,0 +1,101 @@
+"""A minute put together from all that is stored of it: rows, pieces that have no rows, and the footprint that outlived its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from wadm_mcp.analytics.footprint import Footprint
+from wadm_mcp.exchanges.exchange import Aggregate
+from wadm_mcp.model import MINUTE, Instrument, Scale, Trade, TradeType
+from wadm_mcp.storage.store import Piece
+
+
+def assembled(trades: Sequence[Trade], pieces: Sequence[Piece], standing: Footprint | None = None) -> Footprint:
+    """The footprint of one minute's trades, in `Trade.order`, and of its pieces.
+
+    `standing` is the minute as it was derived while rows now gone were there. It is added to, not replaced: whatever lies outside its
+    ids, or inside where it has holes, was not in it. Of two answers the one that holds more is given.
+    """
+    whole = _merged(trades, pieces)
+    if standing is None or not standing.cells or standing.bar.trade_count <= whole.bar.trade_count:
+        return whole
+    bar = standing.bar
+    holes = bar.last_seq - bar.first_seq + 1 - bar.trade_count
+
+    def fresh(first: int, last: int, fills: int) -> bool:
+        nonlocal holes
+        if last < bar.first_seq or first > bar.last_seq:
+            return True
+        if holes < fills:
+            return False
+        holes -= fills
+        return True
+
+    late = _merged(
+        [trade for trade in trades if fresh(trade.seq, trade.seq, trade.fills)],
+        [piece for piece in pieces if fresh(piece.first_seq, piece.last_seq, piece.footprint.bar.trade_count)],
+    )
+    if not late.cells:
+        return standing
+    if late.bar.first_seq > bar.last_seq:
+        return standing.then(late)
+    if late.bar.last_seq < bar.first_seq:
+        return late.then(standing)
+    return standing.beside(late)
+
+
+def _merged(trades: Sequence[Trade], pieces: Sequence[Piece]) -> Footprint:
+    """Rows and pieces in the order of their ids."""
+    scale = trades[0].scale if trades else pieces[0].footprint.scale if pieces else Scale(0, 0)
+    if not pieces:
+        return _footprint(trades, scale)
+    stretches: list[Footprint] = []
+    rows = sorted(trades, key=lambda trade: trade.seq)
+    reached = 0
+    for piece in sorted(pieces, key=lambda piece: piece.first_seq):
+        start = reached
+        while reached < len(rows) and rows[reached].seq < piece.first_seq:
+            reached += 1
+        if reached > start:
+            stretches.append(_footprint(rows[start:reached], scale))
+        stretches.append(piece.footprint)
+    stretches.append(_footprint(rows[reached:], scale))
+    return Footprint.consecutive(stretches, scale)
+
+
+def _footprint(trades: Sequence[Trade], scale: Scale) -> Footprint:
+    footprint = Footprint(scale)
+    for trade in trades:
+        footprint.add(trade)
+    return footprint
+
+
+def pieces_of(instrument: Instrument, aggregates: Iterable[Aggregate]) -> list[Piece]:
+    """Aggregates, ascending, as pieces: one for each run of ids without a hole within a minute.
+
+    All figures are exact but one: where an aggregate of several executions opens a piece, the delta after its first execution is
+    unknown. `min_delta` (where it bought) or `max_delta` (where it sold) is None if that might have been the extreme.
+    """
+    pieces: list[Piece] = []
+    run: list[Aggregate] = []
+    for row in aggregates:
+        if run and (row.trade.seq != run[-1].last + 1 or row.trade.timestamp // MINUTE != run[-1].trade.timestamp // MINUTE):
+            pieces.append(_piece(instrument, run))
+            run = []
+        run.append(row)
+    if run:
+        pieces.append(_piece(instrument, run))
+    return pieces
+
+
+def _piece(instrument: Instrument, run: Sequence[Aggregate]) -> Piece:
+    first, last = run[0], run[-1]
+    footprint = _footprint([row.trade for row in run], first.trade.scale)
+    bar = footprint.bar
+    bar.last_seq = last.last
+    if first.trade.fills > 1 and bar.min_delta is not None and bar.max_delta is not None:
+        # Both go together: a bar's path is known or it is not.
+        bought = first.trade.trade_type is TradeType.BUY
+        if (bought and bar.min_delta > 0) or (not bought and bar.max_delta < 0):
+            bar.min_delta = bar.max_delta = None
+    return Piece(instrument, first.trade.timestamp - first.trade.timestamp % MINUTE, first.trade.seq, last.last, footprint)

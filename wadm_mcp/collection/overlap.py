@@ -1,0 +1,105 @@
+"""Closes the gaps of one market from the exchange's newest trades, where it does not number them.
+
+After every new connection the newest trades are asked for at once: they reach back over a short gap, and what a connection lost is among
+them. Both edges must be met by id (exchanges.md 5); what lies before the oldest trade told stays a gap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import anyio
+
+from wadm_mcp.collection.observed import Observed
+from wadm_mcp.collection.recorder import Followed, Recorder
+from wadm_mcp.collection.rest import Rest
+from wadm_mcp.errors import ExchangeError
+from wadm_mcp.exchanges.exchange import Exchange
+from wadm_mcp.health import Health, State
+from wadm_mcp.logs import log
+from wadm_mcp.model import Instrument
+from wadm_mcp.tape import Repairing
+
+_EVERY: Final = 0.5
+_PAUSES: Final = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
+"""Seconds before the newest trades are asked for again, as long as they lag behind the stream."""
+
+
+class Overlap:
+    """Proves what it can of every followed instrument of a market until cancelled."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        market: str,
+        base_url: str,
+        rest: Rest,
+        recorder: Recorder,
+        health: Health,
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._exchange = exchange
+        self._market = market
+        self._base_url = base_url
+        self._rest = rest
+        self._recorder = recorder
+        self._health = health
+        self._monotonic = monotonic
+        self._budget = rest.budget(exchange, market, base_url)
+        self._part = f"{exchange.name} {market} repair"
+        self._looked: dict[Instrument, int] = {}
+        """How many breaks of an instrument were looked into."""
+        self._tried: dict[Instrument, tuple[int, float]] = {}
+        """How often the newest trades did not reach, and when to ask again."""
+
+    async def run(self) -> None:
+        """Look into every break of continuity, for ever."""
+        while True:
+            due = self._due()
+            if due is None:
+                with anyio.move_on_after(_EVERY if not self._tried else _PAUSES[0]):
+                    await self._recorder.broken()
+                continue
+            try:
+                await self._look(due)
+            except ExchangeError as error:
+                self._health.count("repair.failures")
+                self._health.report(self._part, State.OK, f"waits: {error}")
+                log.warning("repair.failed", exchange=self._exchange.name, market=self._market, error=error)
+                await anyio.sleep(max(_PAUSES[0], self._budget.state.closed_for))
+
+    def _due(self) -> Followed | None:
+        now = self._monotonic()
+        waiting = 0
+        found: Followed | None = None
+        for followed in self._recorder.followed:
+            instrument = followed.tape.instrument
+            if instrument[:2] != (self._exchange.name, self._market):
+                continue
+            pending = followed.continuity.breaks != self._looked.get(instrument, 0)
+            followed.tape.repairing = Repairing(0, 0, 1.0) if pending and followed.continuity.missing() else None
+            if not pending:
+                continue
+            waiting += 1
+            if found is None and self._tried.get(instrument, (0, 0.0))[1] <= now:
+                found = followed
+        self._health.report(self._part, State.OK, f"{waiting} instruments are looked into" if waiting else "")
+        return found
+
+    async def _look(self, followed: Followed) -> None:
+        instrument, continuity = followed.tape.instrument, followed.continuity
+        assert isinstance(continuity, Observed)
+        breaks = continuity.breaks
+        newest = await self._rest.trades(self._exchange, followed.tape.listing, self._base_url)
+        new = await self._recorder.repaired(instrument, newest)
+        tried = continuity.prove(newest)
+        if new:
+            log.info("gap.repaired", instrument=instrument, trades=new)
+        times = self._tried.pop(instrument, (0, 0.0))[0]
+        if tried:
+            self._looked[instrument] = breaks
+            return
+        if times + 1 == len(_PAUSES):
+            log.warning("gap.unproven", instrument=instrument, why="the exchange's newest trades lag behind its stream")
+        self._tried[instrument] = times + 1, self._monotonic() + _PAUSES[min(times, len(_PAUSES) - 1)]
