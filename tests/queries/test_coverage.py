@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from itertools import accumulate, pairwise
+from itertools import accumulate, count
 
 import pytest
 from hypothesis import given
@@ -68,9 +68,11 @@ def test_ids_that_follow_each_other_leave_no_gap_whatever_time_lies_between(
     tape: tuple[list[int], list[tuple[int, int]]], window: Window, now: int
 ) -> None:
     times, stretches = tape
-    spans = [exact(times[first], times[last], first, last) for first, last in stretches]
+    # Of a first trade's millisecond others may be missing.
+    spans = [exact(times[first] + 1, max(times[first] + 1, times[last]), first, last) for first, last in stretches]
     held = {number for first, last in stretches for number in range(first, last + 1)}
-    covered = {moment for one, two in pairwise(sorted(held)) if two == one + 1 for moment in range(times[one], times[two])}
+    runs = [(number, next(last for last in count(number) if last + 1 not in held)) for number in held if number - 1 not in held]
+    covered = {moment for first, last in runs for moment in range(times[first] + 1, times[last])}
     asked = range(window.start, min(window.end, now))
     judgement = judge(spans, window, now)
     missing = [moment for gap in judgement.gaps for moment in range(gap.start, gap.end)]
@@ -213,11 +215,22 @@ async def test_a_merged_answer_carries_the_worst_part_on_top() -> None:
     world.hold(SPOT, NOON - 2 * HOUR, NOON).hold(BYBIT, NOON - HOUR // 2, NOON)
     world.add([made(1, NOON - 5), made(2, NOON - 700, instrument=BYBIT)])
     told = await coverage(world.view, read_scope(world.view, ask(world.view, "q"), symbol="BTCUSDT"))
-    assert list(told) == ["ratio", "basis", "gaps", "newest_trade_at", "lag_ms", "parts"]
+    assert list(told) == ["ratio", "basis", "gaps", "newest_trade_at", "lag_ms", "broken", "worst", "parts"]
     assert {name: part["ratio"] for name, part in told["parts"].items()} == {"binance": 1, "bybit": 0.5}
-    assert {**told, "parts": None} == {**told["parts"]["bybit"], "parts": None}
+    assert told["worst"] == "bybit"
+    assert {**told["parts"]["bybit"], "broken": [], "worst": "bybit", "parts": told["parts"]} == told
     assert told["lag_ms"] == 700
     assert told["gaps"] == [["2026-06-01T11:00:00Z", "2026-06-01T11:30:00Z", None, "not_recorded"]]
+
+
+def test_the_millisecond_of_a_single_trade_is_not_claimed_by_what_follows_it_by_id() -> None:
+    # 87 traded at NOON - 1 with 88, which is missing: nobody knows that millisecond whole.
+    spans = [
+        Span(NOON - 50, NOON - 9, 1, 86, Basis.EXACT),
+        Span(NOON, NOON, 87, 87, Basis.EXACT),
+        Span(NOON + 9, NOON + 20, 89, 99, Basis.EXACT),
+    ]
+    assert judge(spans, Window(NOON - 50, NOON), NOON).gaps == (Gap(NOON - 1, NOON, None, "start"),)
 
 
 @anyio_test

@@ -376,7 +376,7 @@ async def test_cumulative_delta_does_not_depend_on_where_the_window_begins() -> 
 async def test_coverage_since_the_anchor_of_cumulative_delta_is_told() -> None:
     world = World(now=NOON).hold(SPOT, NOON - 3 * HOUR, NOON).hold(BYBIT, NOON - 6 * HOUR, NOON)
     coverage = (await order_flow(world.view, symbol="BTCUSDT"))["coverage"]
-    assert list(coverage) == ["ratio", "basis", "gaps", "newest_trade_at", "lag_ms", "anchor", "parts"]
+    assert list(coverage) == ["ratio", "basis", "gaps", "newest_trade_at", "lag_ms", "anchor", "broken", "worst", "parts"]
     assert coverage["ratio"] == 1
     assert coverage["anchor"] == {"start": iso(MIDNIGHT), "ratio": 0.25}
     assert coverage["parts"]["bybit"]["anchor"]["ratio"] == 0.5

@@ -6,7 +6,8 @@ from tests.market import BYBIT, NOON, SPOT, listing
 from tests.queries.world import Held, World, made, rows_of
 from wadm_mcp.health import Health, State
 from wadm_mcp.model import DAY, HOUR, MINUTE, Basis, Span
-from wadm_mcp.queries.markets import markets
+from wadm_mcp.queries.markets import COLUMNS, markets
+from wadm_mcp.tape import Repairing
 
 pytestmark = pytest.mark.anyio
 
@@ -25,13 +26,28 @@ async def test_every_followed_instrument_has_a_row() -> None:
     health.report("binance:spot:BTCUSDT", State.OK)
     answer = await markets(world.view, health)
     assert list(answer) == ["markets"]
-    assert answer["markets"]["columns"] == (
-        ["exchange", "market", "symbol", "status", "last_price", "last_trade_at", "lag_ms", "coverage_24h", "open_gaps", "history_from"]
-    )
+    assert answer["markets"]["columns"] == list(COLUMNS)
+    assert COLUMNS[:7] == ("exchange", "market", "symbol", "status", "last_price", "last_trade_at", "lag_ms")
+    assert COLUMNS[7:] == ("coverage_24h", "open_gaps", "history_from", "repairing")
     assert answer["markets"]["rows"] == [
-        ["binance", "spot", "BTCUSDT", "live", 61837.63, "2026-06-01T11:59:00Z", 60_000, 0.75, 1, "2026-05-23T12:00:00Z"],
-        ["bybit", "spot", "BTCUSDT", "down", None, None, None, 0, 1, None],
+        ["binance", "spot", "BTCUSDT", "live", 61837.63, "2026-06-01T11:59:00Z", 60_000, 0.75, 1, "2026-05-23T12:00:00Z", None],
+        ["bybit", "spot", "BTCUSDT", "starting", None, None, None, 0, 1, None, None],
     ]
+
+
+async def test_a_repair_under_way_tells_what_is_missing_and_how_long_it_takes() -> None:
+    world = World(now=NOON)
+    world.tape[SPOT].repairing = Repairing(1_200, 0, 3.4)
+    world.tape[BYBIT].repairing = Repairing(0, 0, 1.0)
+    rows = rows_of((await markets(world.view, Health(world.clock)))["markets"])
+    assert [row["repairing"] for row in rows] == [[1_200, 3], [None, 1]]
+
+
+async def test_an_instrument_whose_exchange_never_answered_has_a_row_all_the_same() -> None:
+    world = World(listing(SPOT), now=NOON)
+    world.tape.awaited = {BYBIT}
+    rows = rows_of((await markets(world.view, Health(world.clock)))["markets"])
+    assert [(row["exchange"], row["status"], row["coverage_24h"]) for row in rows] == [("binance", "starting", 0), ("bybit", "starting", 0)]
 
 
 @pytest.mark.parametrize(

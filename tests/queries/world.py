@@ -14,7 +14,7 @@ from wadm_mcp.analytics.footprint import Footprint
 from wadm_mcp.errors import QueryError
 from wadm_mcp.model import DAY, Basis, Instrument, Listing, Lives, Span, Timeframe, Trade, TradeType, Window
 from wadm_mcp.queries.view import View
-from wadm_mcp.storage.store import Derived, Mark, OrderFlow, Profile, Store, StoredFootprint, StoreState
+from wadm_mcp.storage.store import Derived, Mark, OrderFlow, Piece, Profile, Store, StoredFootprint, StoreState
 from wadm_mcp.tape import Tape
 
 LINEAR = Instrument("binance", "linear", "ETHUSDT")
@@ -36,11 +36,18 @@ class MemoryStore(Store):
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         return None
 
-    async def write(self, trades: Sequence[Trade], spans: Sequence[tuple[Instrument, Span]]) -> None:
+    async def write(self, trades: Sequence[Trade], spans: Sequence[tuple[Instrument, Span]], pieces: Sequence[Piece] = ()) -> None:
+        assert not pieces
         for one in trades:
             self.kept[one.instrument].append(one)
         for instrument, span in spans:
             self.held[instrument].append(span)
+
+    async def pieces(self, instrument: Instrument, window: Window) -> list[Piece]:
+        return []
+
+    async def count(self, instrument: Instrument, window: Window) -> int:
+        return sum(one.timestamp in window for one in self.kept[instrument])
 
     async def derive(self, derived: Derived) -> None:
         raise NotImplementedError
@@ -85,8 +92,8 @@ class MemoryStore(Store):
     async def expire(self, now: int, lives: Lives) -> int:
         return 0
 
-    async def hold(self, owner: str, life: float) -> bool:
-        return True
+    async def hold(self, owner: str, instruments: Sequence[Instrument], life: float) -> dict[Instrument, int]:
+        return dict.fromkeys(instruments, 0)
 
     async def let_go(self, owner: str) -> None:
         return None
@@ -115,6 +122,7 @@ class World:
         self.clock = Clock(now)
         self.store = MemoryStore()
         self.tape = Tape()
+        self.tape.begun.set()
         for one in followed or (listing(SPOT), listing(BYBIT)):
             self.tape.follow(one)
         self.view = View(self.store, self.tape, self.clock, markets, ("binance", "bybit"), lives)

@@ -22,7 +22,7 @@ from wadm_mcp.server.server import WadmServer, build_server
 from wadm_mcp.settings import Settings
 from wadm_mcp.storage.cache import InProcessCache
 from wadm_mcp.storage.cached import CachedAnswers
-from wadm_mcp.storage.store import Derived, Mark, OrderFlow, Profile, StoredFootprint, StoreState
+from wadm_mcp.storage.store import Derived, Mark, OrderFlow, Piece, Profile, StoredFootprint, StoreState
 from wadm_mcp.tape import Tape
 from wadm_mcp.web import build_app
 
@@ -43,8 +43,14 @@ class EmptyStore:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         return None
 
-    async def write(self, trades: Sequence[Trade], spans: Sequence[tuple[Instrument, Span]]) -> None:
+    async def write(self, trades: Sequence[Trade], spans: Sequence[tuple[Instrument, Span]], pieces: Sequence[Piece] = ()) -> None:
         raise NotImplementedError
+
+    async def pieces(self, instrument: Instrument, window: Window) -> list[Piece]:
+        return []
+
+    async def count(self, instrument: Instrument, window: Window) -> int:
+        return 0
 
     async def derive(self, derived: Derived) -> None:
         raise NotImplementedError
@@ -89,8 +95,8 @@ class EmptyStore:
     async def expire(self, now: int, lives: Lives) -> int:
         return 0
 
-    async def hold(self, owner: str, life: float) -> bool:
-        return True
+    async def hold(self, owner: str, instruments: Sequence[Instrument], life: float) -> dict[Instrument, int]:
+        return dict.fromkeys(instruments, 0)
 
     async def let_go(self, owner: str) -> None:
         return None
@@ -127,6 +133,7 @@ class FakeRuntime:
         self.health.report("store", State.OK)
         self.store = EmptyStore()
         self.tape = Tape()
+        self.tape.begun.set()
         self.view = View(self.store, self.tape, self.clock, ("spot", "linear"), ("binance", "bybit"))
         self.role = "recording"
         self.entries = 0

@@ -15,6 +15,11 @@ from wadm_mcp.queries.numbers import Number, iso, number
 from wadm_mcp.queries.scope import Scope
 from wadm_mcp.queries.view import View
 
+ABSENT: Final = "absent"
+"""Reason of a span, and of the gap it stands for, that the exchange itself does not have."""
+
+CUMULATIVE: Final = "cumulative_delta"
+
 LISTED: Final = 20
 """Gaps an answer lists; of more it keeps the newest and says how many it left out."""
 
@@ -68,18 +73,22 @@ def judge(
     lost: Iterable[Window] = (),
     before: str = "not_recorded",
     revising: Iterable[Window] = (),
+    raw: bool = False,
 ) -> Judgement:
-    """How much of a window, up to `now`, the spans hold.
+    """How much of a window, up to `now`, the spans hold; with `raw` as single trades and not only as figures.
 
     Spans may touch, overlap and repeat. Two neighbours with basis `exact` are one when their ids leave none out, whatever time lies
-    between; where ids are missing there is a gap even when the spans touch. `alive_until` is how far the newest span, if it is a
+    between; where ids are missing there is a gap even when the spans touch. Ids that the exchange itself does not have are a gap whose
+    reason is `absent`. `alive_until` is how far the newest span, if it is a
     live one, may be taken beyond its last trade; None where no connection lives. An open window is judged that far only, as long as
     it is no more than `IN_TRANSIT` behind now: what the exchange is still sending is not missing. `lost` stretches were held and
     outlived their life. `before` is why nothing is known of the time before the first span; figures of the minutes `revising` lack
     late trades for a moment.
     """
     horizon = min(window.end, now)
-    held = sorted(spans, key=lambda span: (span.start, span.end, span.first_seq))
+    known = list(spans)
+    absent = [span for span in known if span.reason == ABSENT]
+    held = _in_order([span for span in known if span.reason != ABSENT])
     if held and alive_until is not None:
         newest = max(range(len(held)), key=lambda place: (held[place].end, held[place].reason == "live"))
         if held[newest].reason == "live":
@@ -89,11 +98,15 @@ def judge(
                 horizon = min(horizon, seen)
     if horizon <= window.start:
         return Judgement(0, 0, None, ())
-    every = _gaps(held, window.start, horizon, alive_until is not None, before)
+    every = _gaps(held, absent, window.start, horizon, alive_until is not None, before)
     gaps = [inside for gap in every for inside in _cut(gap, window.start, horizon)]
-    unheld = [*((stretch, "expired") for stretch in lost), *((minute, "being_revised") for minute in revising)]
-    for stretch, reason in unheld:
-        expired = list(_cut(Gap(stretch.start, stretch.end, None, reason), window.start, horizon))
+    unheld = [
+        *(Gap(stretch.start, stretch.end, None, "expired") for stretch in lost),
+        *(Gap(minute.start, minute.end, None, "being_revised") for minute in revising),
+        *(Gap(span.start, span.end, span.last_seq - span.first_seq + 1, "without_rows") for span in held if raw and not span.raw),
+    ]
+    for stretch in unheld:
+        expired = list(_cut(stretch, window.start, horizon))
         for gap in gaps:
             if gap.start < gap.end:
                 expired = [rest for piece in expired for rest in (*_cut(piece, window.start, gap.start), *_cut(piece, gap.end, horizon))]
@@ -104,7 +117,14 @@ def judge(
     return Judgement(horizon - window.start - missing, horizon - window.start, basis, tuple(gaps))
 
 
-def _gaps(held: Sequence[Span], start: int, horizon: int, living: bool, before: str) -> Iterator[Gap]:
+def _in_order(spans: Sequence[Span]) -> list[Span]:
+    """Oldest first: by ids where all of them count, for their times may touch in one millisecond."""
+    if all(span.basis is Basis.EXACT for span in spans):
+        return sorted(spans, key=lambda span: (span.first_seq, span.last_seq, span.start))
+    return sorted(spans, key=lambda span: (span.start, span.end, span.first_seq))
+
+
+def _gaps(held: Sequence[Span], absent: Sequence[Span], start: int, horizon: int, living: bool, before: str) -> Iterator[Gap]:
     """What lies before, between and after spans in order of time."""
     tail: Span | None = None
     for span in held:
@@ -114,11 +134,12 @@ def _gaps(held: Sequence[Span], start: int, horizon: int, living: bool, before: 
             continue
         missing = _missing(tail, span)
         if missing != 0:
-            yield Gap(min(tail.end, span.start), span.start, missing, span.opened_by)
+            lacks = missing is not None and _all_absent(tail, span, absent)
+            yield Gap(min(tail.end, span.start), span.start, missing, ABSENT if lacks else span.opened_by)
             tail = span if span.end >= tail.end else tail
         else:
             first, last = min(tail.first_seq, span.first_seq), max(tail.last_seq, span.last_seq)
-            tail = msgspec.structs.replace(tail, end=max(tail.end, span.end), first_seq=first, last_seq=last)
+            tail = msgspec.structs.replace(tail, end=max(tail.end, span.reached), first_seq=first, last_seq=last)
     if tail is None:
         yield Gap(start, horizon, None, before)
     else:
@@ -130,6 +151,15 @@ def _missing(earlier: Span, later: Span) -> int | None:
     if earlier.basis is not Basis.EXACT or later.basis is not Basis.EXACT:
         return None
     return max(0, later.first_seq - earlier.last_seq - 1, earlier.first_seq - later.last_seq - 1)
+
+
+def _all_absent(earlier: Span, later: Span, absent: Sequence[Span]) -> bool:
+    """Does the exchange itself not have any of the ids between two spans?"""
+    first, last = earlier.last_seq + 1, later.first_seq - 1
+    for span in sorted(absent, key=lambda span: span.first_seq):
+        if span.first_seq <= first <= span.last_seq:
+            first = span.last_seq + 1
+    return first > last
 
 
 def _cut(gap: Gap, start: int, end: int) -> Iterator[Gap]:
@@ -189,11 +219,12 @@ async def coverage(
     anchor: Window | None = None,
     anchor_lost: Sequence[Window] = (),
     raw: bool = False,
+    figures: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What a scope's window holds, as answers tell it; of a merged scope the worst part's values on top, and every part by exchange.
 
     `raw` says that single trades are told and not figures. With `anchor`, the stretch that cumulative delta sums over, its
-    coverage is told too.
+    coverage is told too. `figures` are the names of those that a gap makes wrong: `broken` tells them where there is one.
     """
     parts: dict[str, tuple[Judgement, dict[str, Any]]] = {}
     anchors: list[Judgement] = []
@@ -202,18 +233,28 @@ async def coverage(
         alive_until = view.alive_until(instrument)
         spans = await view.spans(instrument, window, raw=raw)
         before = "store_unreachable" if view.alone else "not_recorded"
-        revising = view.lacking(instrument, window, raw=raw)
-        judgement = judge(spans, scope.window, scope.now, alive_until, lost, before, revising)
+        revising = await view.lacking(instrument, window, raw=raw)
+        judgement = judge(spans, scope.window, scope.now, alive_until, lost, before, revising, raw)
         newest = await newest_trade_at(view, instrument, scope.now if scope.as_of else None)
         told = _told(judgement, newest, scope.now)
         if anchor is not None:
             anchors.append(judge(spans, anchor, scope.now, alive_until, anchor_lost, before, revising))
             told["anchor"] = {"start": iso(anchor.start), "ratio": anchors[-1].ratio}
         parts[instrument.exchange] = judgement, told
-    worst = dict(min(parts.values(), key=_badness)[1])
+    for instrument in scope.awaited:
+        nothing = judge((), scope.window, scope.now, before="exchange_unreachable")
+        parts[instrument.exchange] = nothing, _told(nothing, None, scope.now)
+        if anchor is not None:
+            anchors.append(judge((), anchor, scope.now, before="exchange_unreachable"))
+            parts[instrument.exchange][1]["anchor"] = {"start": iso(anchor.start), "ratio": anchors[-1].ratio}
+    exchange = min(parts, key=lambda exchange: _badness(parts[exchange]))
+    worst = dict(parts[exchange][1])
+    broken = list(figures) if any(judgement.gaps for judgement, _ in parts.values()) else []
     if anchor is not None:
         worst["anchor"] = {"start": iso(anchor.start), "ratio": min(anchors, key=lambda one: one.millionths).ratio}
-    return {**worst, "parts": {exchange: told for exchange, (_, told) in parts.items()}} if scope.merged else worst
+        broken += [CUMULATIVE] if any(judgement.gaps for judgement in anchors) else []
+    worst["broken"] = broken
+    return {**worst, "worst": exchange, "parts": {name: told for name, (_, told) in parts.items()}} if scope.merged else worst
 
 
 def _badness(part: tuple[Judgement, Mapping[str, Any]]) -> tuple[int, float]:

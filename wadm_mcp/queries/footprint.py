@@ -20,6 +20,9 @@ from wadm_mcp.queries.order_flow import bar_starts
 from wadm_mcp.queries.scope import ask, read_scope
 from wadm_mcp.queries.view import View
 
+BROKEN: Final = ("open", "high", "low", "close", "delta", "poc", "nodes")
+"""What a gap makes wrong of the bars that it touches."""
+
 COLUMNS: Final = ("price_level", "buy_volume", "sell_volume", "imbalance")
 
 MOST_BARS: Final = 100
@@ -53,7 +56,8 @@ async def footprint(
     ticks = Ticks.of(scope.listings)
     size = read_row_size(scope.call, row_size, ticks)
     starts = bar_starts(scope.call, length, scope.window, MOST_BARS)
-    covered = await coverage(view, scope, lost_bars(view.lives, view.clock(), scope.window, length))
+    lost = lost_bars(view.lives, view.clock(), scope.window, length)
+    covered = await coverage(view, scope, lost, figures=BROKEN)
     bars: dict[int, Footprint] = {}
     for begin in starts:
         clipped = Window(max(begin, scope.window.start), min(begin + length.ms, scope.window.end))

@@ -22,6 +22,7 @@ COLUMNS: Final = (
     "coverage_24h",
     "open_gaps",
     "history_from",
+    "repairing",
 )
 
 _STATUS: Final = {State.OK: "live", State.STANDBY: "standby", State.STARTING: "starting", State.DOWN: "down"}
@@ -31,8 +32,11 @@ async def markets(view: View, health: Health) -> dict[str, Any]:
     """A row for each followed instrument. `status` is `live`, `starting`, `standby` (another process records) or `down`.
 
     `open_gaps` are the gaps of the last 24 hours that are still open, `history_from` is the start of the oldest coverage.
+    `repairing` is `[missing_trades, seconds]` of a repair under way, null where there is none; `missing_trades` is null where the
+    exchange does not number its trades.
     """
     rows = [await _row(view, health, listing.instrument) for listing in view.listings]
+    rows += [[*instrument, "starting", None, None, None, 0, 1, None, None] for instrument in view.awaited]
     return {"markets": table(COLUMNS, rows)}
 
 
@@ -47,13 +51,15 @@ async def _row(view: View, health: Health, instrument: Instrument) -> list[Any]:
     if newest is None:
         newest = next(iter(await view.trades(instrument, Window(0, now + MINUTE), limit=1, newest=True)), None)
     report = health.parts.get(str(instrument))
+    repairing = view.repairing(instrument)
     return [
         *instrument,
-        _STATUS[report.state] if report is not None else "down",
+        _STATUS[report.state if report is not None else State.STARTING],
         number(newest.price, newest.scale.price) if newest is not None else None,
         iso(newest.timestamp) if newest is not None else None,
         max(0, now - newest.timestamp) if newest is not None else None,
         judgement.ratio,
         len(judgement.gaps),
         iso(oldest) if oldest is not None else None,
+        [repairing.trades or None, round(repairing.seconds)] if repairing is not None else None,
     ]

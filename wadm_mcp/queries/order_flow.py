@@ -9,7 +9,7 @@ from wadm_mcp.analytics.footprint import Bar
 from wadm_mcp.analytics.order_flow import cumulative, imbalance_ratio, session_start
 from wadm_mcp.model import Scale, Timeframe, Window, rescale
 from wadm_mcp.queries.arguments import ALL, Call, read_timeframe
-from wadm_mcp.queries.coverage import coverage, lost_bars
+from wadm_mcp.queries.coverage import CUMULATIVE, coverage, lost_bars
 from wadm_mcp.queries.figures import table
 from wadm_mcp.queries.numbers import decimal_number, iso, maybe, number
 from wadm_mcp.queries.scope import Scope, ask, read_scope
@@ -31,6 +31,9 @@ COLUMNS: Final = (
     "min_delta",
     "max_delta",
 )
+
+BROKEN: Final = tuple(column for column in COLUMNS if column not in ("timestamp", CUMULATIVE))
+"""What a gap makes wrong of the bars that it touches: volumes and counts are too low, extremes may have been missed."""
 
 MOST: Final = 1_500
 """Bars of one answer."""
@@ -66,6 +69,7 @@ async def order_flow(
         lost,
         anchor=Window(before.start, scope.window.end),
         anchor_lost=[*lost_bars(view.lives, now, before, Timeframe.H1), *lost],
+        figures=BROKEN,
     )
     bars, earlier = await _bars(view, scope, length, scope.window), await _bars(view, scope, Timeframe.H1, before)
     scale = Scale(0, 0)

@@ -53,6 +53,8 @@ class Scope:
     asked: tuple[str | int | None, ...]
     """What the caller chose, in one form whatever its spelling: two questions with the same `name` and `asked` are the same one."""
     call: Call
+    awaited: tuple[Instrument, ...] = ()
+    """Instruments that belong to a merged answer and are not followed yet: their exchange has not told what it lists."""
 
     @property
     def instruments(self) -> tuple[Instrument, ...]:
@@ -94,7 +96,7 @@ def read_scope(
     as_of: object = None,
 ) -> Scope:
     """The scope of a question. `QueryError` for an argument that cannot be used, `UnknownSymbol` for a symbol not followed there."""
-    name, listings = _followed(view, call, symbol, exchange, market)
+    name, listings, awaited = _followed(view, call, symbol, exchange, market)
     call = call.about(listings[0].instrument.symbol)
     now = clock = view.clock()
     told = read_time(call, "as_of", as_of, as_of=iso(clock - clock % MINUTE))
@@ -105,14 +107,17 @@ def read_scope(
                 "as_of", as_of, f"it lies in the future, now is {iso(clock - clock % 1000)}", as_of=iso(clock - clock % MINUTE)
             )
     stretch, *asked = _window(call, now, window, start, end)
-    return Scope(name, listings, stretch, now, told is not None, (*asked, None if told is None else now), call)
+    return Scope(name, listings, stretch, now, told is not None, (*asked, None if told is None else now), call, awaited)
 
 
-def _followed(view: View, call: Call, symbol: object, exchange: object, market: object) -> tuple[str, tuple[Listing, ...]]:
+def _followed(
+    view: View, call: Call, symbol: object, exchange: object, market: object
+) -> tuple[str, tuple[Listing, ...], tuple[Instrument, ...]]:
     every = view.listings
     name = symbol.strip().upper() if isinstance(symbol, str) else ""
+    awaited = [instrument for instrument in view.awaited if instrument.symbol == name]
     if name in view.symbols and all(listing.instrument.symbol != name for listing in every):
-        raise NotReady(f"{name} is configured, but no exchange has told yet what it lists; /health has the reasons. Ask again")
+        raise _not_ready(view, name, every)
     wanted = read_symbol(call, symbol, (listing.instrument.symbol for listing in every))
     call = call.about(wanted)
     known = [listing for listing in every if listing.instrument.symbol == wanted]
@@ -121,12 +126,25 @@ def _followed(view: View, call: Call, symbol: object, exchange: object, market: 
     there = [listing for listing in known if venue in (ALL, listing.instrument.exchange)]
     chosen = read_market(call, market, markets) or _in_order((listing.instrument.market for listing in there or known), view.markets)[0]
     found = {listing.instrument.exchange: listing for listing in there if listing.instrument.market == chosen}
+    late = tuple(one for one in awaited if one.market == chosen and venue in (ALL, one.exchange))
+    if not found and late:
+        raise _not_ready(view, wanted, every)
     if not found:
         where = f"in market {chosen}" if venue == ALL else f"on {venue} in market {chosen}"
         places = listed([str(listing.instrument) for listing in known])
         raise UnknownSymbol(f"symbol {shown(wanted)} is not followed {where}. Followed: {places}. Try {call.example()}")
     ordered = _in_order(found, view.exchanges)
-    return f"{venue}:{chosen}:{wanted}", tuple(found[one] for one in ordered)
+    return f"{venue}:{chosen}:{wanted}", tuple(found[one] for one in ordered), late
+
+
+def _not_ready(view: View, symbol: str, every: Sequence[Listing]) -> NotReady:
+    if view.recorded_elsewhere:
+        followed = ", ".join(dict.fromkeys(listing.instrument.symbol for listing in every)) or "none yet"
+        return NotReady(
+            f"{symbol} is configured here, but another process records on this data directory, and of it follows {followed}: "
+            "add the symbol to that process, or give this one a WADM_DATA_DIR of its own"
+        )
+    return NotReady(f"{symbol} is configured, but its exchange has not told yet what it lists; list_markets shows what is up. Ask again")
 
 
 def _in_order(names: Iterable[str], order: Sequence[str]) -> list[str]:

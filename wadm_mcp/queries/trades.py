@@ -94,7 +94,7 @@ async def trades(
     if cursor is not None:
         page = _read_cursor(scope, cursor, question, view.clock())
         scope, after = replace(scope, window=Window(page.start, page.end)), page.key
-    covered = await coverage(view, scope, lost_trades(view.lives, view.clock(), scope.window), raw=True)
+    covered = await coverage(view, scope, lost_trades(view.lives, view.clock(), scope.window), raw=True, figures=("trades",))
     rows, last = await _scan(view, scope, after, rows_wanted, _large_enough(least))
     return {
         **scope.heading(covered),
@@ -106,7 +106,7 @@ async def trades(
 async def newest_trades(view: View, *, symbol: object, exchange: object, market: object, window: object, limit: int) -> dict[str, Any]:
     """As `trades` answers, but the last `limit` rows of the window instead of the first."""
     scope = read_scope(view, ask(view, "get_trades"), symbol=symbol, exchange=exchange, market=market, window=window)
-    covered = await coverage(view, scope, lost_trades(view.lives, view.clock(), scope.window), raw=True)
+    covered = await coverage(view, scope, lost_trades(view.lives, view.clock(), scope.window), raw=True, figures=("trades",))
     found = [trade for one in scope.instruments for trade in await view.trades(one, scope.window, limit=limit, newest=True)]
     found.sort(key=_key)
     return {**scope.heading(covered), "trades": table(COLUMNS, [_row(trade) for trade in found[-limit:]]), "next_cursor": None}

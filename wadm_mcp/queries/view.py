@@ -19,7 +19,7 @@ from wadm_mcp.errors import StoreError
 from wadm_mcp.model import HOUR, MINUTE, Instrument, Listing, Lives, Span, Timeframe, Trade, Window
 from wadm_mcp.storage.cached import CachedFootprints
 from wadm_mcp.storage.store import Store
-from wadm_mcp.tape import Tape
+from wadm_mcp.tape import Repairing, Tape
 
 _Row = TypeVar("_Row")
 _FIRST_WITHIN: Final = 3.0
@@ -31,8 +31,8 @@ class View:
     """Reads the tape of followed instruments. `clock` gives now (ms). `markets` is the configured order; the first is the default.
 
     `lives` is how long the store keeps what it holds, None for ever; `symbols` are the configured ones. A question reads through a
-    `reading` of its own: if the store does not answer its first look, the whole question is answered from the live tape, and claims no
-    more than that holds.
+    `reading` of its own: if `store_down` says so, or the store does not answer its first look, the whole question is answered from the
+    live tape, and claims no more than that holds.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class View:
         lives: Lives | None = None,
         cached: CachedFootprints | None = None,
         symbols: Iterable[str] = (),
+        store_down: Callable[[], bool] = lambda: False,
     ) -> None:
         self._store = store
         self._cached = cached
@@ -54,14 +55,25 @@ class View:
         self.exchanges = tuple(exchanges)
         self.lives = lives
         self.symbols = tuple(symbols)
+        self._store_down = store_down
         self.alone: bool | None = None
         """Does this reading do without the store? None until the store was first asked."""
 
     def reading(self) -> View:
         """A view for one question."""
         one = copy(self)
-        one.alone = None
+        one.alone = True if self._store_down() else None
         return one
+
+    @property
+    def awaited(self) -> list[Instrument]:
+        """Configured instruments of which it is not known yet whether their exchange lists them."""
+        return sorted(self._tape.awaited)
+
+    @property
+    def recorded_elsewhere(self) -> bool:
+        """Does another process record into this data directory?"""
+        return self._tape.recorded_elsewhere
 
     async def begun(self) -> None:
         """Waits, for a moment only, until something is followed: a first question may come before the exchanges told what they list."""
@@ -132,11 +144,16 @@ class View:
         if self.alone:
             since = tape.raw_since if raw else tape.settled_until
             return [msgspec.structs.replace(span, start=max(span.start, since)) for span in live if since and span.end > since]
+        if tape.held is not None and tape.adopted and tape.minutes:
+            # Its own knowledge took up what the store held when it began; what another process claims since is not in its minutes.
+            begun = min(tape.minutes)
+            stored = [span for span in stored if span.end <= begun]
         if tape.held is None and tape.known_until is not None:
             until = tape.known_until
             stored = [msgspec.structs.replace(span, end=min(span.end, until)) for span in stored if span.start <= until]
-        starts = {span.start for span in live}
-        return sorted([*live, *(span for span in stored if span.start not in starts)], key=lambda span: (span.start, span.end))
+        known = {(span.start, span.first_seq) for span in live}
+        both = [*live, *(span for span in stored if (span.start, span.first_seq) not in known)]
+        return sorted(both, key=lambda span: (span.start, span.end))
 
     async def _stored(self, read: Callable[[], Awaitable[list[_Row]]]) -> list[_Row]:
         """What the store says; nothing where this reading does without it. `StoreError` when it fails in the middle of a question."""
@@ -156,10 +173,23 @@ class View:
         """Copies of the tape's minutes: the tape goes on while a question waits for the store or a thread."""
         return {start: minute.rescaled(minute.scale) for start, minute in self._tape[instrument].minutes_in(window).items()}
 
-    def lacking(self, instrument: Instrument, window: Window, *, raw: bool = False) -> list[Window]:
-        """Minutes of the window whose figures lack late trades for a moment; with `raw` those of which the journal alone has trades."""
+    async def lacking(self, instrument: Instrument, window: Window, *, raw: bool = False) -> list[Window]:
+        """Minutes of the window whose figures lack late trades for a moment; with `raw` those of which the journal alone has trades.
+
+        Asked after coverage and before figures: what the store marks as out of date then may be claimed, and is not derived yet.
+        """
         tape = self._tape[instrument]
-        return [Window(minute, minute + MINUTE) for minute in sorted(tape.let_go if raw else tape.revising) if minute in window]
+        minutes = set(tape.let_go if raw else tape.revising)
+        if not raw and not self.alone:
+            marks = await self._stored(self._store.marks)
+            before = tape.known_until if tape.held is None and tape.known_until is not None else window.end
+            live = tape.minutes if tape.adopted or tape.held is None else ()
+            minutes |= {mark.minute for mark in marks if mark.instrument == instrument and mark.minute < before and mark.minute not in live}
+        return [Window(minute, minute + MINUTE) for minute in sorted(minutes) if minute in window]
+
+    def repairing(self, instrument: Instrument) -> Repairing | None:
+        """What this process is doing about the instrument's gaps now."""
+        return self._tape[instrument].repairing
 
     def alive_until(self, instrument: Instrument) -> int | None:
         """How far past the newest trade this process may claim quiet (ms), None when it may not."""

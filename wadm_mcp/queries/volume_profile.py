@@ -26,6 +26,9 @@ COLUMNS: Final = ("price_level", "volume", "buy_volume", "sell_volume", "trade_c
 METHODS: Final[tuple[Method, ...]] = ("two_row", "one_row")
 DETAILS: Final[tuple[Detail, ...]] = ("brief", "standard", "full")
 
+BROKEN: Final = ("poc", "vah", "val", "volume", "buy_volume", "sell_volume", "delta", "trade_count", "vwap", "nodes")
+"""What a gap makes wrong: volumes and counts are too low, levels may lie elsewhere."""
+
 OUTSIDE: Final = 10
 """Nodes outside the value area that `standard` lists: the largest."""
 
@@ -58,7 +61,7 @@ async def volume_profile(
     chosen: Method = read_choice(scope.call, "method", method, METHODS, METHODS[0])
     shown: Detail = read_choice(scope.call, "detail", detail, DETAILS, DETAILS[1])
     lost = lost_bars(view.lives, view.clock(), scope.window, Timeframe.H1)
-    covered = await coverage(view, scope, lost)
+    covered = await coverage(view, scope, lost, figures=BROKEN)
     footprint = await merged_footprint(view, scope, scope.window)
     row = _row(scope.call, row_size, size, ticks, footprint)
     tick = at_decimals(ticks.finest, footprint.scale.price)

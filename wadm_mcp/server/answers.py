@@ -40,7 +40,9 @@ class Coverage(BaseModel):
     gaps: Annotated[Rows, Field(description="[start, end, missing_trades, reason]")]
     newest_trade_at: Text
     lag_ms: Count
+    broken: Annotated[Rows, Field(description="figures that the gaps make wrong")]
     more_gaps: StrictInt = 0
+    worst: StrictStr = ""
     parts: Annotated[Parts, Field(description="by exchange")] = Field(default_factory=dict)
 
 
