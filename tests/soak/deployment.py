@@ -1,0 +1,156 @@
+"""A market that can be stopped, and a WADM process on it that can be killed and started again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from random import Random
+from typing import Any, Final
+
+import anyio
+
+from tests.end_to_end.process import Served, serving
+from tests.soak.verdict import Found, check
+from wadm_mcp.model import MINUTE, Instrument
+from wadm_mcp.runtime import now_ms
+from wadm_mcp.simulator.simulator import Simulator
+
+SOAK: Final = os.environ.get("WADM_SOAK") == "1"
+"""`make soak`: at full rate, for as long and as often as a bad day would have it."""
+SEED: Final = int(os.environ.get("WADM_SOAK_SEED", "1"))
+SYMBOLS: Final = ("BTCUSDT", "ETHUSDT")
+INSTRUMENTS: Final = tuple(
+    Instrument(exchange, market, symbol) for exchange in ("binance", "bybit") for market in ("spot", "linear") for symbol in SYMBOLS
+)
+ACTIVITY: Final = 19.0 if SOAK else 4.0
+"""How much livelier than usual the markets are: 19 makes about 2,000 trades a second of them."""
+
+
+class MarketClock:
+    """The exchanges' clock: now, until it is stopped. What was traded until then is all there is."""
+
+    def __init__(self) -> None:
+        self.stopped: int | None = None
+        self.began = now_ms()
+
+    def __call__(self) -> int:
+        return self.stopped if self.stopped is not None else now_ms()
+
+    def stop(self) -> None:
+        self.stopped = now_ms()
+
+
+class Wadm:
+    """One `wadm-mcp serve` on a data folder of its own."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, str]) -> None:
+        self._folder = folder
+        self._settings = settings
+        self._stack = AsyncExitStack()
+        self._served: Served | None = None
+        self.starts = 0
+
+    @property
+    def served(self) -> Served:
+        assert self._served is not None
+        return self._served
+
+    @property
+    def log(self) -> str:
+        """Everything that its processes logged."""
+        return "".join(path.read_text() for path in sorted(self._folder.parent.glob(f"{self._folder.name}-*.txt")))
+
+    async def start(self) -> None:
+        self.starts += 1
+        self._served = await self._stack.enter_async_context(
+            serving(self._folder, "serve", settings=self._settings, name=f"{self.starts:03}")
+        )
+
+    async def kill(self) -> None:
+        """As a power cut would end it."""
+        self.served.process.kill()
+        await self.served.process.wait()
+        await self._stack.aclose()
+
+    async def stop(self) -> int:
+        status = await self.served.stop()
+        await self._stack.aclose()
+        return status
+
+
+class Deployment:
+    """The exchanges, and as many WADM processes as a test starts on them."""
+
+    def __init__(self, simulator: Simulator, clock: MarketClock, folder: Path, settings: Mapping[str, str]) -> None:
+        self.simulator = simulator
+        self.clock = clock
+        self.random = Random(SEED)
+        self._folder = folder
+        self._settings = settings
+        self._wadms: list[Wadm] = []
+
+    def wadm(self, name: str = "data", **settings: str) -> Wadm:
+        """A process that is not started yet."""
+        one = Wadm(self._folder / name, {**self._settings, **settings})
+        self._wadms.append(one)
+        return one
+
+    async def close(self) -> None:
+        for one in self._wadms:
+            await one._stack.aclose()
+
+    async def settled(self, wadm: Wadm, within: float = 120) -> None:
+        """Returns once the market is stopped and nothing is left to be written, repaired or derived."""
+        self.clock.stop()
+        quiet = 0
+        with anyio.fail_after(within):
+            while quiet < 4:
+                quiet = quiet + 1 if await self._idle(wadm) else 0
+                await anyio.sleep(0.5)
+
+    async def _idle(self, wadm: Wadm) -> bool:
+        health = (await wadm.served.client.get("/health")).json()
+        markets = (await wadm.served.get("/api/markets"))["markets"]
+        rows = [dict(zip(markets["columns"], row, strict=True)) for row in markets["rows"]]
+        # Where ids do not count, a connection proves its first millisecond with its next trade, which a stopped market never makes.
+        if health["parts"]["store"]["state"] != "ok" or any(row["repairing"] for row in rows if row["exchange"] == "binance"):
+            return False
+        now = now_ms()
+        for row in rows:
+            question = {name: row[name] for name in ("exchange", "market", "symbol")}
+            flow = await wadm.served.get("/api/order-flow", **question, timeframe="1m", start=self.clock.began - MINUTE, end=now)
+            if any(gap[3] in ("being_revised", "store_unreachable") for gap in flow["coverage"]["gaps"]):
+                return False
+        return True
+
+    async def check(self, wadm: Wadm, instruments: Sequence[Instrument] = INSTRUMENTS) -> dict[Instrument, Found]:
+        """Everything that is answered against everything that was traded."""
+        assert self.clock.stopped is not None
+        # Bybit's newest trades, asked for at the start, reach back a little.
+        start = self.clock.began - self.clock.began % MINUTE - 5 * MINUTE
+        end = self.clock.stopped - self.clock.stopped % MINUTE + MINUTE
+        found = {
+            instrument: await check(wadm.served, self.simulator, instrument, start, end, traded_until=self.clock.stopped)
+            for instrument in instruments
+        }
+        for instrument, one in found.items():
+            held, whole = f"{one.held:,} of {one.made:,} trades held", f"{one.whole} of {one.minutes} minutes whole"
+            print(f"{instrument}: {held}, {whole}, {one.lost:,} lost in gaps")
+        return found
+
+
+@asynccontextmanager
+async def deployment(folder: Path, **settings: Any) -> AsyncGenerator[Deployment]:
+    """The simulated exchanges up and trading; whatever was started on them ends with the block."""
+    print(f"seed {SEED}")
+    clock = MarketClock()
+    async with Simulator(seed=SEED, instruments=INSTRUMENTS, activity=ACTIVITY, clock=clock) as simulator:
+        urls = {f"WADM_{name.upper()}": url for name, url in simulator.urls.items()}
+        common = {**urls, "WADM_SYMBOLS": ",".join(SYMBOLS), "WADM_MARKETS": "spot,linear", "WADM_HISTORY_HOURS": "0"}
+        one = Deployment(simulator, clock, folder, {**common, **settings})
+        try:
+            yield one
+        finally:
+            await one.close()

@@ -1,0 +1,43 @@
+"""`kill -9` at random instants: whatever was claimed before is still there, and every trade of Binance comes back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anyio
+import pytest
+
+from tests.servers import own_mongod
+from tests.soak.deployment import INSTRUMENTS, SOAK, Deployment, deployment
+
+pytestmark = pytest.mark.anyio
+
+KILLS = 100 if SOAK else 4
+
+
+async def killed_again_and_again(one: Deployment) -> None:
+    wadm = one.wadm()
+    await wadm.start()
+    for _ in range(KILLS):
+        await anyio.sleep(one.random.uniform(0.2, 4))
+        await wadm.kill()
+        await wadm.start()
+    await anyio.sleep(3)
+    await one.settled(wadm)
+    found = await one.check(wadm)
+    assert "Traceback" not in wadm.log
+    for instrument in INSTRUMENTS:
+        if instrument.exchange == "binance":
+            assert found[instrument].lost == 0
+    assert await wadm.stop() == 0
+
+
+async def test_kills_on_sqlite_lose_nothing_and_double_nothing(tmp_path: Path) -> None:
+    async with deployment(tmp_path) as one:
+        await killed_again_and_again(one)
+
+
+async def test_kills_on_mongodb_lose_nothing_and_double_nothing(tmp_path: Path) -> None:
+    with own_mongod() as mongod:
+        async with deployment(tmp_path, MONGODB_URL=f"{mongod.url}/wadm") as one:
+            await killed_again_and_again(one)

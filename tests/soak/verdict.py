@@ -1,0 +1,209 @@
+"""What WADM answers against what the simulated exchanges really traded: every trade, every figure, every gap.
+
+Read over HTTP as any client would, and counted again here from the exchanges' own ledger with nothing of WADM's arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from decimal import Decimal
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+from tests.end_to_end.process import Served
+from wadm_mcp.model import MINUTE, Instrument
+from wadm_mcp.simulator.simulator import Simulator
+from wadm_mcp.simulator.tape import MARKET_PRINTS
+
+COLUMNS = ("timestamp", "open", "high", "low", "close", "volume", "buy_volume", "sell_volume", "delta", "cumulative_delta")
+TIMEFRAMES = {"1m": MINUTE, "5m": 5 * MINUTE, "15m": 15 * MINUTE, "1h": 60 * MINUTE}
+
+
+class Traded(NamedTuple):
+    """A trade as the exchange has it."""
+
+    trade_id: str
+    at: int
+    price: Decimal
+    quantity: Decimal
+    buys: bool
+    fills: int
+
+
+class Found(NamedTuple):
+    """What one instrument came to."""
+
+    made: int
+    """Trades of the exchange in the window."""
+    held: int
+    """Those that WADM has rows of."""
+    whole: int
+    """Minutes that are claimed whole."""
+    minutes: int
+    gaps: int
+    lost: int
+    """Trades after the first one held that are not held: each lies in a stated gap."""
+
+
+def ledger(simulator: Simulator, instrument: Instrument, start: int, end: int) -> list[Traded]:
+    """Everything the exchange traded and published by `end`, in the order in which WADM tells it (design.md, section 1: seq)."""
+    tape = simulator.tape(instrument)
+    if instrument[:2] == ("binance", "linear"):
+        # An aggregate bears the time of its first execution, and is known once its window is over.
+        folded = (one for one in tape.aggregates(start - MINUTE, end) if start <= one.time)
+        return [
+            Traded(str(one.number), one.time, Decimal(one.price), Decimal(one.quantity), one.buy, one.last - one.first + 1)
+            for one in folded
+        ]
+    prints = [one for one in tape.prints(start, end) if one.kind in MARKET_PRINTS]
+    prints.sort(key=lambda one: (one.time, one.seq, Decimal(one.price) if one.buy else -Decimal(one.price), one.trade_id))
+    return [Traded(one.trade_id, one.time, Decimal(one.price), Decimal(one.quantity), one.buy, 1) for one in prints]
+
+
+async def held(served: Served, instrument: Instrument, start: int, end: int) -> list[Traded]:
+    """Every trade that WADM tells of a window, page by page."""
+    question: dict[str, Any] = {**_of(instrument), "start": start, "end": end, "limit": 1_000}
+    rows: list[Traded] = []
+    cursor: str | None = None
+    while True:
+        answer = await served.get("/api/trades", **question, **({"cursor": cursor} if cursor else {}))
+        for at, price, quantity, side, trade_id, _ in answer["trades"]["rows"]:
+            rows.append(Traded(trade_id, ms(at), exact(price), exact(quantity), side == "BUY", 0))
+        cursor = answer["next_cursor"]
+        if cursor is None:
+            return rows
+
+
+async def check(served: Served, simulator: Simulator, instrument: Instrument, start: int, end: int, *, traded_until: int) -> Found:
+    """Nothing invented, nothing twice, nothing missing outside a stated gap; every figure that of the trades it claims.
+
+    `start` and `end` are whole minutes; the exchange traded nothing after `traded_until`.
+    """
+    made = ledger(simulator, instrument, start, min(end, traded_until))
+    rows = await held(served, instrument, start, end)
+    by_id = {one.trade_id: one for one in made}
+    assert len({one.trade_id for one in rows}) == len(rows), f"{instrument}: a trade is told twice"
+    for row in rows:
+        assert row.trade_id in by_id, f"{instrument}: {row} was never traded"
+        assert row._replace(fills=0) == by_id[row.trade_id]._replace(fills=0), f"{instrument}: {row} was traded as {by_id[row.trade_id]}"
+    known = {row.trade_id for row in rows}
+    of_minute = _by_minute(made)
+    first = next((place for place, one in enumerate(made) if one.trade_id in known), len(made))
+    lost = sum(one.trade_id not in known for one in made[first:])
+    gaps = whole = 0
+    counted: dict[int, list[Traded]] = {}
+    for minute in range(start, end, MINUTE):
+        missing = [one for one in of_minute[minute] if one.trade_id not in known]
+        raw = (await served.get("/api/trades", **_of(instrument), start=minute, end=minute + MINUTE, limit=1))["coverage"]
+        stated = [(ms(first), ms(last)) for first, last, *_ in raw["gaps"]]
+        if "more_gaps" not in raw:
+            for one in missing:
+                assert any(first <= one.at < last or (first == last and first - 1 <= one.at <= last) for first, last in stated), (
+                    f"{instrument}: {one} is missing outside every gap of {raw}"
+                )
+        assert not missing or raw["ratio"] < 1
+        gaps += len(raw["gaps"])
+        profile = await served.get(
+            "/api/volume-profile", **_of(instrument), start=minute, end=minute + MINUTE, detail="full", row_size=_row(instrument)
+        )
+        claimed = profile["coverage"]["ratio"] == 1
+        whole += claimed
+        # What is claimed is what the exchange traded; what is not is, all the same, exactly the sum of the trades that are told.
+        counted[minute] = of_minute[minute] if claimed else [one for one in of_minute[minute] if one.trade_id in known]
+        if claimed or raw["gaps"] == profile["coverage"]["gaps"]:
+            _check_profile(instrument, minute, profile, counted[minute])
+    for timeframe, length in TIMEFRAMES.items():
+        await _check_bars(served, instrument, timeframe, length, start, end, counted)
+    return Found(len(made), len(rows), whole, (end - start) // MINUTE, gaps, lost)
+
+
+def _check_profile(instrument: Instrument, minute: int, profile: Mapping[str, Any], trades: Sequence[Traded]) -> None:
+    size = exact(profile["row_size"]) if profile["row_size"] is not None else Decimal(1)
+    rows: dict[Decimal, list[Decimal | int]] = defaultdict(lambda: [Decimal(0), Decimal(0), Decimal(0), 0])
+    for one in trades:
+        row = rows[one.price // size * size]
+        row[0] += one.quantity
+        row[1 if one.buys else 2] += one.quantity
+        row[3] += one.fills
+    told = {exact(level): [exact(one) for one in figures] for level, *figures in profile["nodes"]["rows"]}
+    assert told == rows, f"{instrument} at {minute}: the nodes are not those of its trades"
+    assert exact(profile["volume"] or 0) == sum((one.quantity for one in trades), Decimal(0))
+
+
+async def _check_bars(
+    served: Served, instrument: Instrument, timeframe: str, length: int, start: int, end: int, counted: Mapping[int, Sequence[Traded]]
+) -> None:
+    first = start - start % length
+    answer = await served.get("/api/order-flow", **_of(instrument), timeframe=timeframe, start=start, end=end)
+    columns = answer["bars"]["columns"]
+    told = {ms(row[0]): dict(zip(columns, row, strict=True)) for row in answer["bars"]["rows"]}
+    total = Decimal(0)
+    for opened in range(first, end, length):
+        trades = [one for minute in range(max(opened, start), min(opened + length, end), MINUTE) for one in counted[minute]]
+        total += sum((_signed(one) for one in trades), Decimal(0))
+        if opened not in told:
+            assert not trades, f"{instrument} {timeframe}: there is no bar at {opened}"
+            continue
+        bar = told[opened]
+        figures = _figures(trades)
+        for name, value in figures.items():
+            if name in ("min_delta", "max_delta") and bar[name] is None:
+                continue
+            assert _maybe(bar[name]) == value, f"{instrument} {timeframe} at {opened}: {name} is {bar[name]}, its trades give {value}"
+        assert exact(bar["cumulative_delta"]) == total, (
+            f"{instrument} {timeframe} at {opened}: cumulative delta {bar['cumulative_delta']} is not {total}"
+        )
+
+
+def _figures(trades: Sequence[Traded]) -> dict[str, Decimal | None]:
+    path = list(accumulate(_signed(one) for one in trades))
+    bought = sum((one.quantity for one in trades if one.buys), Decimal(0))
+    sold = sum((one.quantity for one in trades if not one.buys), Decimal(0))
+    prices = [one.price for one in trades]
+    return {
+        "open": prices[0] if prices else None,
+        "high": max(prices, default=None),
+        "low": min(prices, default=None),
+        "close": prices[-1] if prices else None,
+        "volume": bought + sold,
+        "buy_volume": bought,
+        "sell_volume": sold,
+        "delta": bought - sold,
+        "trade_count": Decimal(sum(one.fills for one in trades)),
+        "min_delta": min(path, default=None),
+        "max_delta": max(path, default=None),
+    }
+
+
+def _signed(one: Traded) -> Decimal:
+    return one.quantity if one.buys else -one.quantity
+
+
+def _by_minute(trades: Iterable[Traded]) -> dict[int, list[Traded]]:
+    minutes: dict[int, list[Traded]] = defaultdict(list)
+    for one in trades:
+        minutes[one.at - one.at % MINUTE].append(one)
+    return minutes
+
+
+def _of(instrument: Instrument) -> dict[str, str]:
+    return {"exchange": instrument.exchange, "market": instrument.market, "symbol": instrument.symbol}
+
+
+def _row(instrument: Instrument) -> str:
+    """A row size that is a multiple of every tick: small minutes have few rows then."""
+    return "1" if instrument.symbol.startswith("ETH") else "10"
+
+
+def exact(value: float | str) -> Decimal:
+    return Decimal(str(value))
+
+
+def _maybe(value: float | str | None) -> Decimal | None:
+    return None if value is None else exact(value)
+
+
+def ms(text: str) -> int:
+    return round(datetime.fromisoformat(text).timestamp() * 1_000)
