@@ -19,16 +19,18 @@ from anyio import to_thread
 from wadm_mcp import __version__
 from wadm_mcp.collection.lease import Lease
 from wadm_mcp.doctor import examine
-from wadm_mcp.errors import SettingError, WadmError, ours
+from wadm_mcp.errors import SettingError, WadmError, ours, printable
 from wadm_mcp.logs import configure_logs, log
 from wadm_mcp.runtime import Runtime
 from wadm_mcp.server.http import serve_http
 from wadm_mcp.server.server import build_server
 from wadm_mcp.server.stdio import serve_stdio
 from wadm_mcp.settings import Settings, data_dotenv, environment, read_settings, strange_settings
+from wadm_mcp.signals import ignore_signals
 from wadm_mcp.simulator.feed import ReplayFeed
 from wadm_mcp.simulator.replay import Recording, read_recording
 from wadm_mcp.simulator.simulator import Simulator
+from wadm_mcp.standard_files import flush, print_line, say
 from wadm_mcp.status import show_status, welcome
 from wadm_mcp.storage.mongo import MongoStore
 from wadm_mcp.web import build_app
@@ -36,28 +38,39 @@ from wadm_mcp.web import build_app
 _DEMO_SEED: Final = 7
 _REPLAY: Final = "_replay_demo"
 """Added to a database's name; a replay begins with an empty one."""
+_LONGEST: Final = 300
+_FOR_CLIENTS: Final = "wadm-mcp speaks MCP on stdin and stdout, for a client to launch. For a terminal there is: wadm-mcp serve"
+_NO_STDOUT: Final = "standard output cannot be written ({why})"
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"wadm-mcp: {message}. Try {self.prog} --help\n")
+        self.exit(2, f"wadm-mcp: {printable(message, _LONGEST)}. Try {self.prog} --help\n")
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit with its status; whatever a user can mend is one line on stderr."""
+    try:
+        status = anyio.run(_run, _arguments(argv))
+    except SystemExit as told:  # argparse's own: --help, --version, an argument that cannot be used
+        status = told.code
+    except WadmError as error:
+        say(f"wadm-mcp: {printable(error)}")
+        status = error.status
+    ignore_signals()
+    logging.shutdown()
+    if (why := flush()) is not None and not status:
+        say(f"wadm-mcp: {_NO_STDOUT.format(why=why)}")
+        status = 1
+    sys.exit(status)
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     arguments = parser.parse_args(argv)
     if arguments.demo and arguments.command in ("replay", "doctor"):
         parser.error(f"--demo goes with wadm-mcp and wadm-mcp serve, not with {arguments.command}")
-    try:
-        status = anyio.run(_run, arguments)
-    except WadmError as error:
-        print(f"wadm-mcp: {error}", file=sys.stderr)
-        status = 2 if isinstance(error, SettingError) else 1
-    except KeyboardInterrupt:
-        status = 0
-    logging.shutdown()
-    sys.exit(status)
+    return arguments
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -97,8 +110,8 @@ async def _run(arguments: argparse.Namespace) -> int:
         log.warning("setting.unknown", hint=hint)
     if arguments.command == "doctor":
         return await examine(settings)
-    if arguments.command is None and sys.stdin.isatty():
-        print("wadm-mcp speaks MCP on stdin and stdout, for a client to launch. For a terminal there is: wadm-mcp serve", file=sys.stderr)
+    if arguments.command is None:
+        _check_standard_files()
     try:
         async with AsyncExitStack() as stack:
             replay, suffix = None, ""
@@ -119,6 +132,14 @@ async def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _check_standard_files() -> None:
+    if sys.stdin is None or sys.stdout is None:
+        closed = "input" if sys.stdin is None else "output"
+        raise WadmError(f"standard {closed} is closed. {_FOR_CLIENTS}")
+    if sys.stdin.isatty():
+        say(_FOR_CLIENTS)
+
+
 def _recording(files: Sequence[Path]) -> Recording:
     try:
         return read_recording(files)
@@ -131,7 +152,8 @@ async def _serve(runtime: Runtime, replay: ReplayFeed | None) -> None:
     async with anyio.create_task_group() as tasks:
 
         def started(url: str) -> None:
-            print(welcome(url, runtime.settings), flush=True)
+            if (why := print_line(welcome(url, runtime.settings))) is not None:
+                log.warning("stdout.unwritable", why=why, serving=url)
             tasks.start_soon(show_status, runtime, replay)
 
         await serve_http(build_app(server, runtime), runtime.settings, on_started=started)

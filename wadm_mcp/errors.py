@@ -1,8 +1,23 @@
 """The one family of errors a user or an agent may see. Each message is one line that names what was wrong and what would be right."""
 
+from __future__ import annotations
+
+from typing import ClassVar
+
 
 class WadmError(Exception):
     """Anything WADM says no to. The text is written for the reader, never a library's own."""
+
+    status: ClassVar = 1
+    """What the process ends with when it ends of this."""
+
+
+def printable(given: object, most: int | None = None) -> str:
+    """What was given as one line, control characters escaped; of one longer than `most` characters the beginning and the length."""
+    text = str(given)
+    cut = text if most is None else text[:most]
+    safe = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in cut)
+    return f"{safe}... ({len(text):,} characters)" if len(cut) < len(text) else safe
 
 
 def ours(group: BaseExceptionGroup[BaseException]) -> WadmError | None:
@@ -18,6 +33,8 @@ def ours(group: BaseExceptionGroup[BaseException]) -> WadmError | None:
 
 class SettingError(WadmError):
     """A setting or a command-line argument cannot be used; the start stops with status 2."""
+
+    status: ClassVar = 2
 
 
 class FrameError(WadmError):

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,26 @@ async def serving(folder: Path, *arguments: str, settings: Mapping[str, str] | N
             finally:
                 if process.returncode is None:
                     process.kill()
+
+
+@asynccontextmanager
+async def started(folder: Path, *arguments: str, command: Sequence[str] = COMMAND, **settings: str) -> AsyncGenerator[Process]:
+    """A command just begun, all three standard files of which are pipes; killed at the end if it still runs."""
+    env = environment(folder, **{"WADM_PORT": str(free_port()), **settings})
+    async with await anyio.open_process([*command, *arguments], env=env, cwd=folder, stdin=subprocess.PIPE) as process:
+        try:
+            yield process
+        finally:
+            if process.returncode is None:
+                process.kill()
+
+
+async def ended(process: Process) -> tuple[int, str]:
+    """Exit status and the rest of stderr of a process that has three seconds to end."""
+    assert process.stderr is not None
+    with anyio.fail_after(3):
+        told = b"".join([part async for part in process.stderr])
+        return await process.wait(), told.decode()
 
 
 def run(folder: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import re
 import signal
+import socket
 import sqlite3
-import subprocess
-from contextlib import closing
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import anyio
 import pytest
+from anyio import to_thread
 from anyio.abc import Process
 
-from tests.end_to_end.process import COMMAND, environment, serving, until
+from tests.end_to_end.process import ended, serving, started, until
 from wadm_mcp.runtime import now_ms
 from wadm_mcp.simulator.simulator import Simulator
 
@@ -30,8 +35,9 @@ def stored(folder: Path) -> int:
         return database.execute("SELECT count(*) FROM trades").fetchone()[0]
 
 
+@pytest.mark.parametrize("insisting", [False, True], ids=["once", "again and again"])
 @pytest.mark.parametrize("number", SIGNALS)
-async def test_serve_stops_on_a_signal_with_everything_it_took_stored(tmp_path: Path, number: signal.Signals) -> None:
+async def test_serve_stops_on_a_signal_with_everything_it_took_stored(tmp_path: Path, number: signal.Signals, insisting: bool) -> None:
     async with Simulator(manual=True) as simulator:
         settings = {f"WADM_{name.upper()}": url for name, url in simulator.urls.items()} | {"WADM_EXCHANGES": "binance"}
         async with serving(tmp_path / "data", "serve", settings=settings) as served:
@@ -47,7 +53,7 @@ async def test_serve_stops_on_a_signal_with_everything_it_took_stored(tmp_path: 
                 return len(page["trades"]["rows"]) == told
 
             await until(taken)
-            assert await served.stop(number) == 0
+            assert await (insist(served.process, number) if insisting else served.stop(number)) == 0
             assert "Traceback" not in served.stderr
         assert stored(tmp_path / "data") == told
 
@@ -60,20 +66,20 @@ async def test_serve_stops_while_clients_hold_streams_open(tmp_path: Path, numbe
         assert "Traceback" not in served.stderr
 
 
-async def speaking(folder: Path) -> Process:
-    command, pipe = [*COMMAND, "--demo"], subprocess.PIPE
-    process = await anyio.open_process(command, env=environment(folder), cwd=folder, stdin=pipe, stdout=pipe)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    await process.stdin.send(INITIALIZE)
-    with anyio.fail_after(30):
-        assert b'"serverInfo"' in await process.stdout.receive()
-    return process
+@asynccontextmanager
+async def speaking(folder: Path) -> AsyncGenerator[Process]:
+    async with started(folder, "--demo") as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        await process.stdin.send(INITIALIZE)
+        with anyio.fail_after(30):
+            assert b'"serverInfo"' in await process.stdout.receive()
+        yield process
 
 
 @pytest.mark.parametrize("number", SIGNALS)
 async def test_stdio_stops_on_a_signal_although_its_input_stays_open(tmp_path: Path, number: signal.Signals) -> None:
-    async with await speaking(tmp_path) as process:
+    async with speaking(tmp_path) as process:
         process.send_signal(number)
         with anyio.fail_after(4):
             assert await process.wait() == 0
@@ -84,7 +90,7 @@ async def test_stdio_stops_on_a_signal_although_its_input_stays_open(tmp_path: P
 
 
 async def test_stdio_stops_at_the_end_of_its_input(tmp_path: Path) -> None:
-    async with await speaking(tmp_path) as process:
+    async with speaking(tmp_path) as process:
         assert process.stdin is not None
         await process.stdin.aclose()
         with anyio.fail_after(4):
@@ -101,3 +107,73 @@ async def test_replay_stops_on_a_signal_in_the_middle(tmp_path: Path, captures: 
         await until(begun)
         assert await served.stop() == 0
         assert "Traceback" not in served.stderr
+
+
+MODES = [("serve", "--demo"), ("--demo",), ("doctor",), ("replay", "absent")]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("arguments", MODES, ids=lambda mode: mode[0])
+async def test_a_signal_while_the_program_is_still_loading_ends_it_with_status_0(
+    tmp_path: Path, arguments: tuple[str, ...], number: signal.Signals
+) -> None:
+    loading = [sys.executable, "-X", "importtime", "-m", "wadm_mcp"]
+    async with started(tmp_path, *arguments, command=loading) as process:
+        assert process.stderr is not None
+        told = b""
+        with anyio.fail_after(10):
+            while not re.search(rb"\| +anyio\n", told):
+                told += await process.stderr.receive()
+        process.send_signal(number)
+        status, rest = await ended(process)
+    assert status == 0
+    assert "Traceback" not in rest
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+async def test_a_signal_while_replay_reads_its_files_ends_it_with_status_0(tmp_path: Path, number: signal.Signals) -> None:
+    recording = tmp_path / "recording"
+    os.mkfifo(recording)
+    async with started(tmp_path, "replay", str(recording)) as process:
+
+        async def opened() -> int | None:
+            try:
+                return os.open(recording, os.O_WRONLY | os.O_NONBLOCK)
+            except OSError:
+                return None
+
+        writer = await until(opened, within=20, every=0.02)
+        try:
+            process.send_signal(number)
+            assert await ended(process) == (0, "")
+        finally:
+            os.close(writer)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+async def test_a_signal_while_doctor_waits_for_an_exchange_ends_it_with_status_0(tmp_path: Path, number: signal.Signals) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as mute:
+        mute.settimeout(20)
+        url = f"http://127.0.0.1:{mute.getsockname()[1]}"
+        async with started(tmp_path, "doctor", WADM_EXCHANGES="bybit", WADM_BYBIT_REST=url) as process:
+            one, _ = await to_thread.run_sync(mute.accept)
+            with closing(one):
+                process.send_signal(number)
+                assert await ended(process) == (0, "")
+
+
+async def insist(process: Process, number: signal.Signals) -> int:
+    """Send a signal again and again until the process has ended; its exit status."""
+    with anyio.fail_after(5):
+        while process.returncode is None:
+            process.send_signal(number)
+            await anyio.sleep(0.001)
+    return process.returncode
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+async def test_stdio_ends_with_status_0_however_often_a_signal_comes(tmp_path: Path, number: signal.Signals) -> None:
+    async with speaking(tmp_path) as process:
+        assert await insist(process, number) == 0
+        assert process.stderr is not None
+        assert b"Traceback" not in b"".join([part async for part in process.stderr])

@@ -7,7 +7,6 @@ recorded is flushed whatever the last connections do.
 from __future__ import annotations
 
 import errno
-import signal
 import socket
 from collections.abc import Callable, Generator
 from contextlib import AbstractAsyncContextManager, ExitStack, closing, contextmanager
@@ -21,6 +20,7 @@ from wadm_mcp.errors import SettingError, WadmError
 from wadm_mcp.server.context import Runtime, one_error
 from wadm_mcp.server.streams import Streams
 from wadm_mcp.settings import Settings
+from wadm_mcp.signals import stop_signals
 
 _ANSWERED_WITHIN: Final = 0.3
 """Seconds that open requests get once a stop is asked for; then streams are ended."""
@@ -72,7 +72,7 @@ async def serve_http(app: WebApp, settings: Settings, *, on_started: Callable[[s
     if not settings.binds_loopback and settings.API_KEY is None:
         raise SettingError(f"WADM_HOST={settings.WADM_HOST}: beyond loopback API_KEY must be set, so that nobody else can ask")
     failures: list[WadmError] = []
-    with one_error(), anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals, ExitStack() as bound:
+    with one_error(), stop_signals() as asked, ExitStack() as bound:
         sockets = [bound.enter_context(closing(one)) for one in await _bind(settings.WADM_HOST, settings.WADM_PORT)]
         url = _url(settings.WADM_HOST, sockets[0])
         config = uvicorn.Config(
@@ -91,7 +91,8 @@ async def serve_http(app: WebApp, settings: Settings, *, on_started: Callable[[s
             stop = anyio.Event()
 
             async def heed_signals() -> None:
-                async for _ in signals:
+                while True:
+                    await asked()
                     server.force_exit = stop.is_set()
                     stop.set()
 

@@ -7,22 +7,23 @@ the transport is waited for: a client that neither reads nor closes must not cos
 from __future__ import annotations
 
 import os
-import signal
 import threading
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import asynccontextmanager
-from typing import Any, Final, cast
+from typing import Any, Final, NoReturn, cast
 
 import anyio
 from anyio.from_thread import BlockingPortal
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from mcp.server.stdio import stdio_server
 
-from wadm_mcp.errors import WadmError
+from wadm_mcp.errors import WadmError, printable
 from wadm_mcp.logs import log
 from wadm_mcp.server.context import Runtime, one_error, running
 from wadm_mcp.server.server import WadmServer
+from wadm_mcp.signals import stop_signals
+from wadm_mcp.standard_files import say
 
 _STDIN: Final = 0
 _CHUNK: Final = 1 << 16
@@ -37,8 +38,8 @@ async def serve_stdio(server: WadmServer, runtime: Runtime) -> None:
     Enters the runtime, once. Raises the `WadmError` the runtime failed with.
     """
     failures: list[WadmError] = []
-    with one_error(), anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        leave = threading.Timer(_LAST_WORDS, lambda: os._exit(1 if failures else 0))
+    with one_error(), stop_signals() as asked:
+        leave = threading.Timer(_LAST_WORDS, _leave, (failures,))
         leave.daemon = True
         async with anyio.create_task_group() as session:
             async with running(runtime, server.publisher.run):
@@ -47,11 +48,14 @@ async def serve_stdio(server: WadmServer, runtime: Runtime) -> None:
                 async def talk() -> None:
                     try:
                         await _talk(server)
+                    except WadmError as error:
+                        failures.append(error)
                     finally:
                         ended.set()
 
                 async def heed_signals() -> None:
-                    async for _ in signals:
+                    while True:
+                        await asked()
                         ended.set()
 
                 async def heed_failure() -> None:
@@ -69,13 +73,35 @@ async def serve_stdio(server: WadmServer, runtime: Runtime) -> None:
 
 
 async def _talk(server: WadmServer) -> None:
-    """One session. A client that closed its end of stdout has left, as one that closed stdin has."""
+    """One session. A client that closed its end of stdout has left, as one that closed stdin has.
+
+    `WadmError` when stdout cannot be written for another reason.
+    """
     lowlevel = server._lowlevel_server
+    failed: OSError | None = None
     try:
         async with _lines(_STDIN) as lines, stdio_server(stdin=cast(Any, lines)) as (read, write):
             await lowlevel.run(read, write, lowlevel.create_initialization_options())
     except* BrokenPipeError:
         log.info("stdio.closed", by="client")
+    except* OSError as group:
+        failed = next(each for each in _leaves(group) if isinstance(each, OSError))
+    if failed is not None:
+        raise WadmError(f"standard output cannot be written ({failed.strerror}), and MCP is spoken over it")
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from _leaves(each)
+    else:
+        yield error
+
+
+def _leave(failures: Sequence[WadmError]) -> NoReturn:
+    for failure in failures[:1]:
+        say(f"wadm-mcp: {printable(failure)}")
+    os._exit(failures[0].status if failures else 0)
 
 
 @asynccontextmanager
