@@ -17,14 +17,14 @@ def runtime(folder: Path) -> Runtime:
 
 
 def test_where_to_connect_is_told_with_one_call_to_try(tmp_path: Path) -> None:
-    text = welcome("http://127.0.0.1:8920", read_settings({"WADM_DATA_DIR": str(tmp_path), "WADM_SYMBOLS": "ETHUSDT"}))
+    text = "\n".join(welcome("http://127.0.0.1:8920", read_settings({"WADM_DATA_DIR": str(tmp_path), "WADM_SYMBOLS": "ETHUSDT"})))
     assert "http://127.0.0.1:8920/mcp" in text
     assert 'curl -s "http://127.0.0.1:8920/api/volume-profile?symbol=ETHUSDT&window=15m"' in text
 
 
 def test_a_wildcard_address_is_told_as_one_that_answers_and_a_key_only_by_its_name(tmp_path: Path) -> None:
     settings = read_settings({"WADM_DATA_DIR": str(tmp_path), "API_KEY": "very-secret", "WADM_HOST": "0.0.0.0"})
-    text = welcome("http://0.0.0.0:8920", settings)
+    text = "\n".join(welcome("http://0.0.0.0:8920", settings))
     assert "http://127.0.0.1:8920/mcp" in text
     assert "$API_KEY" in text
     assert "very-secret" not in text

@@ -30,7 +30,7 @@ from wadm_mcp.signals import ignore_signals
 from wadm_mcp.simulator.feed import ReplayFeed
 from wadm_mcp.simulator.replay import Recording, read_recording
 from wadm_mcp.simulator.simulator import Simulator
-from wadm_mcp.standard_files import flush, print_line, say
+from wadm_mcp.standard_files import flush, print_lines, say
 from wadm_mcp.status import show_status, welcome
 from wadm_mcp.storage.mongo import MongoStore
 from wadm_mcp.web import build_app
@@ -40,7 +40,6 @@ _REPLAY: Final = "_replay_demo"
 """Added to a database's name; a replay begins with an empty one."""
 _LONGEST: Final = 300
 _FOR_CLIENTS: Final = "wadm-mcp speaks MCP on stdin and stdout, for a client to launch. For a terminal there is: wadm-mcp serve"
-_NO_STDOUT: Final = "standard output cannot be written ({why})"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -51,17 +50,17 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit with its status; whatever a user can mend is one line on stderr."""
     try:
-        status = anyio.run(_run, _arguments(argv))
-    except SystemExit as told:  # argparse's own: --help, --version, an argument that cannot be used
-        status = told.code
+        try:
+            status = anyio.run(_run, _arguments(argv))
+        except SystemExit as told:  # argparse's own: --help, --version, an argument that cannot be used
+            status = told.code
+        ignore_signals()
+        flush()
     except WadmError as error:
         say(f"wadm-mcp: {printable(error)}")
         status = error.status
     ignore_signals()
     logging.shutdown()
-    if (why := flush()) is not None and not status:
-        say(f"wadm-mcp: {_NO_STDOUT.format(why=why)}")
-        status = 1
     sys.exit(status)
 
 
@@ -152,8 +151,10 @@ async def _serve(runtime: Runtime, replay: ReplayFeed | None) -> None:
     async with anyio.create_task_group() as tasks:
 
         def started(url: str) -> None:
-            if (why := print_line(welcome(url, runtime.settings))) is not None:
-                log.warning("stdout.unwritable", why=why, serving=url)
+            try:
+                print_lines(welcome(url, runtime.settings))
+            except WadmError as error:
+                log.warning("stdout.unwritable", error=error, serving=url)
             tasks.start_soon(show_status, runtime, replay)
 
         await serve_http(build_app(server, runtime), runtime.settings, on_started=started)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -21,6 +20,7 @@ from wadm_mcp.health import Health
 from wadm_mcp.model import Listing
 from wadm_mcp.near import nearest
 from wadm_mcp.settings import Settings
+from wadm_mcp.standard_files import print_lines
 from wadm_mcp.storage.mongo import MongoStore
 from wadm_mcp.storage.opening import open_cache
 from wadm_mcp.storage.redis_cache import RedisCache
@@ -38,7 +38,10 @@ class Finding(NamedTuple):
 
 
 async def examine(settings: Settings) -> int:
-    """Check everything, print the table, and return the exit status: 0 when all is fit, 1 otherwise."""
+    """Check everything, print the table, and return the exit status: 0 when all is fit, 1 otherwise.
+
+    `WadmError` when the table cannot be printed.
+    """
     findings: list[Finding] = []
 
     async def check(part: str, step: Callable[[], Awaitable[str]]) -> None:
@@ -80,12 +83,14 @@ async def examine(settings: Settings) -> int:
                 else:
                     findings.append(Finding(f"{name} {market} stream", False, "not tried: nothing to subscribe to"))
     width = max(len(finding.part) for finding in findings)
+    lines: list[str] = []
     for finding in findings:
         first, *more = finding.detail.splitlines()
-        sys.stdout.write(f"{finding.part:<{width}}  {'ok  ' if finding.fit else 'FAIL'}  {first}\n")
-        sys.stdout.writelines(f"{'':<{width}}        {line}\n" for line in more)
+        lines.append(f"{finding.part:<{width}}  {'ok  ' if finding.fit else 'FAIL'}  {first}")
+        lines += [f"{'':<{width}}        {line}" for line in more]
     unfit = sum(not finding.fit for finding in findings)
-    sys.stdout.write(f"{unfit} of {len(findings)} need attention\n" if unfit else "fit to record\n")
+    lines.append(f"{unfit} of {len(findings)} need attention" if unfit else "fit to record")
+    print_lines(lines)
     return 1 if unfit else 0
 
 

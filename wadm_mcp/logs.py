@@ -68,10 +68,14 @@ class _Handler(logging.StreamHandler[Any]):
 
     clears = False
 
-    def emit(self, record: logging.LogRecord) -> None:
-        if self.clears:
-            self.stream.write("\r\x1b[K")
-        super().emit(record)
+    def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record)
+        return f"\r\x1b[K{line}" if self.clears else line
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the base class's name
+        """A stderr that takes nothing (closed, full, gone) costs its lines and nothing else: there is nobody to tell."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
 
 
 def clear_line_first(clears: bool) -> None:

@@ -9,8 +9,11 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import TextIO
+
+from wadm_mcp.errors import WadmError
 
 
 def hold_standard_files() -> None:
@@ -31,16 +34,20 @@ def say(text: str) -> None:
     _write(sys.stderr, text)
 
 
-def print_line(text: str) -> str | None:
-    """A line on stdout: None, or why it could not be written."""
-    return _write(sys.stdout, text)
+def print_lines(lines: Iterable[str]) -> None:
+    """Lines on stdout. `WadmError` where they cannot be written."""
+    _demand(_write(sys.stdout, "\n".join(lines)))
 
 
-def flush() -> str | None:
-    """Get rid of what is buffered, so that no exit fails of it: None, or why stdout did not take it."""
-    why = _write(sys.stdout, "", end="") if sys.stdout is not None else None
+def flush() -> None:
+    """Get rid of what is buffered, so that no exit fails of it. `WadmError` where stdout does not take it."""
     _write(sys.stderr, "", end="")
-    return why
+    _demand(_write(sys.stdout, "", end="") if sys.stdout is not None else None)
+
+
+def _demand(failure: str | None) -> None:
+    if failure is not None:
+        raise WadmError(f"standard output cannot be written ({failure})")
 
 
 def _write(stream: TextIO | None, text: str, end: str = "\n") -> str | None:

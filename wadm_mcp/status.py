@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from contextlib import suppress
 from typing import Final
 
 import anyio
@@ -18,23 +19,21 @@ from wadm_mcp.simulator.feed import ReplayFeed
 _EVERY: Final = 1.0
 
 
-def welcome(url: str, settings: Settings) -> str:
-    """Where to connect, and one call to try. A wildcard address is told as one that this machine answers to."""
+def welcome(url: str, settings: Settings) -> list[str]:
+    """Lines that tell where to connect, and one call to try. A wildcard address is told as one that this machine answers to."""
     url = url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
     key = ' -H "Authorization: Bearer $API_KEY"' if settings.API_KEY is not None else ""
     header = ' --header "Authorization: Bearer $API_KEY"' if settings.API_KEY is not None else ""
     symbol = settings.WADM_SYMBOLS[0]
-    return "\n".join(
-        (
-            "WADM is up.",
-            f"  MCP, Streamable HTTP   {url}/mcp",
-            f"  MCP, SSE               {url}/sse",
-            f"  health                 {url}/health",
-            f"  data                   {settings.WADM_DATA_DIR}",
-            f'  try                    curl -s{key} "{url}/api/volume-profile?symbol={symbol}&window=15m"',
-            f"  connect Claude Code    claude mcp add --transport http wadm {url}/mcp{header}",
-        )
-    )
+    return [
+        "WADM is up.",
+        f"  MCP, Streamable HTTP   {url}/mcp",
+        f"  MCP, SSE               {url}/sse",
+        f"  health                 {url}/health",
+        f"  data                   {settings.WADM_DATA_DIR}",
+        f'  try                    curl -s{key} "{url}/api/volume-profile?symbol={symbol}&window=15m"',
+        f"  connect Claude Code    claude mcp add --transport http wadm {url}/mcp{header}",
+    ]
 
 
 async def show_status(runtime: Runtime, replay: ReplayFeed | None) -> None:
@@ -62,9 +61,12 @@ async def _keep_line(runtime: Runtime, replay: ReplayFeed | None) -> None:
             sys.stderr.write(f"\r\x1b[K{status_line(runtime, recorded - before, replay)[:width]}")
             sys.stderr.flush()
             before = recorded
+    except OSError as error:
+        log.info("status.ended", why=error.strerror)  # the terminal went away
     finally:
         clear_line_first(False)
-        sys.stderr.write("\r\x1b[K")
+        with suppress(OSError):
+            sys.stderr.write("\r\x1b[K")
 
 
 def status_line(runtime: Runtime, rate: int, replay: ReplayFeed | None) -> str:
