@@ -78,3 +78,44 @@ def test_loopback_is_known_by_name_and_address(host: str) -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "example.org", ""])
 def test_every_other_host_is_beyond_loopback(host: str) -> None:
     assert not is_loopback(host)
+
+
+@pytest.mark.parametrize("key", [" very-secret", "very-secret\t", "  ", "very\nsecret"])
+def test_a_key_that_no_header_could_carry_is_refused_without_being_shown(key: str) -> None:
+    with pytest.raises(SettingError) as refused:
+        read_settings({"API_KEY": key})
+    assert str(refused.value).startswith("API_KEY=(hidden): a key without blanks around it")
+    assert "secret" not in str(refused.value)
+
+
+def test_what_was_given_is_shown_as_one_short_line_whatever_it_was() -> None:
+    with pytest.raises(SettingError) as refused:
+        read_settings({"WADM_EXCHANGES": "kraken\n\x1b[31m" + "x" * 20_000})
+    assert "\n" not in str(refused.value)
+    assert str(refused.value).startswith(r"WADM_EXCHANGES=kraken\n\x1b[31mxxx")
+    assert str(refused.value).endswith("... (20,012 characters): allowed are binance, bybit, comma separated")
+    assert len(str(refused.value)) < 300
+
+
+def test_a_symbol_longer_than_any_is_refused() -> None:
+    with pytest.raises(SettingError, match="symbols are the exchange"):
+        read_settings({"WADM_SYMBOLS": "A" * 41})
+
+
+@pytest.mark.parametrize("folder", ["~nouser/x", "a\0b"])
+def test_a_folder_that_cannot_be_is_refused(folder: str) -> None:
+    for read in (read_settings, data_dotenv):
+        with pytest.raises(SettingError, match=r"^WADM_DATA_DIR=.*name one that can be written$"):
+            read({"WADM_DATA_DIR": folder})
+
+
+def test_a_folder_that_may_not_be_looked_into_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(SettingError) as refused:
+        data_dotenv({"WADM_DATA_DIR": "/locked"})
+    assert str(refused.value) == "WADM_DATA_DIR=/locked: the folder cannot be used (Permission denied); name one that can be written"
+    with pytest.raises(SettingError, match=r"\.env: the file of settings cannot be read \(Permission denied\)"):
+        read_settings({}, dotenv=Path(".env"))

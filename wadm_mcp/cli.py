@@ -25,7 +25,7 @@ from wadm_mcp.runtime import Runtime
 from wadm_mcp.server.http import serve_http
 from wadm_mcp.server.server import build_server
 from wadm_mcp.server.stdio import serve_stdio
-from wadm_mcp.settings import Settings, data_dotenv, environment, read_settings, strange_settings
+from wadm_mcp.settings import Settings, data_dotenv, environment, read_settings, strange_settings, unusable_folder
 from wadm_mcp.signals import ignore_signals
 from wadm_mcp.simulator.feed import ReplayFeed
 from wadm_mcp.simulator.replay import Recording, read_recording
@@ -163,15 +163,16 @@ async def _serve(runtime: Runtime, replay: ReplayFeed | None) -> None:
 
 async def _demo(stack: AsyncExitStack, settings: Settings) -> Settings:
     """Settings that point to loopback exchanges, which run as long as the stack."""
+    folder = _apart(settings.WADM_DATA_DIR, "demo")
     simulator = await stack.enter_async_context(Simulator(seed=_DEMO_SEED))
-    return settings.model_copy(update={"WADM_DATA_DIR": settings.WADM_DATA_DIR / "demo", **_urls(simulator)})
+    return settings.model_copy(update={"WADM_DATA_DIR": folder, **_urls(simulator)})
 
 
 async def _replay(stack: AsyncExitStack, settings: Settings, recording: Recording, speed: float) -> tuple[Settings, ReplayFeed]:
     """Settings that point to a loopback Binance which plays the recording, into a data folder that begins empty."""
     for note in recording.notes:
         log.warning("recording.skipped", note=note)
-    folder = settings.WADM_DATA_DIR / "replay"
+    folder = _apart(settings.WADM_DATA_DIR, "replay")
     _empty(folder)
     if settings.MONGODB_URL is not None:
         await MongoStore(settings.MONGODB_URL.get_secret_value(), settings.lives, suffix=_REPLAY).drop()
@@ -191,15 +192,23 @@ def _urls(simulator: Simulator) -> dict[str, str]:
     return {f"WADM_{name.upper()}": url for name, url in simulator.urls.items()}
 
 
+def _apart(given: Path, name: str) -> Path:
+    """The folder that keeps demo or replay apart, made where it is missing. `SettingError` names the folder that was given."""
+    folder = given / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unusable_folder(given, error) from error
+    return folder
+
+
 def _empty(folder: Path) -> None:
     """Remove what an earlier replay recorded: its trades bear the same ids at other times."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         with Lease(folder) as lease:
             if not lease.take():
                 raise SettingError(f"{folder} is in use by another replay; stop it, or set WADM_DATA_DIR to another folder")
             for file in (*folder.glob("wadm.sqlite*"), *folder.glob("journal/*.seg")):
                 file.unlink()
     except OSError as error:
-        wrong = f"WADM_DATA_DIR={folder.parent}: the folder cannot be used ({error.strerror})"
-        raise SettingError(f"{wrong}; name one that can be written") from error
+        raise unusable_folder(folder.parent, error) from error

@@ -19,7 +19,7 @@ from wadm_mcp.exchanges.exchange import Exchange, Trades
 from wadm_mcp.health import Health
 from wadm_mcp.model import Listing
 from wadm_mcp.near import nearest
-from wadm_mcp.settings import Settings
+from wadm_mcp.settings import Settings, unusable_folder
 from wadm_mcp.standard_files import print_lines
 from wadm_mcp.storage.mongo import MongoStore
 from wadm_mcp.storage.opening import open_cache
@@ -96,7 +96,10 @@ async def examine(settings: Settings) -> int:
 
 async def _folder(settings: Settings) -> str:
     folder = settings.WADM_DATA_DIR
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+    except OSError as error:
+        raise unusable_folder(folder, error) from error
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise WadmError(f"{existing} cannot be written; set WADM_DATA_DIR to a folder that can")
     if not folder.exists():
@@ -139,8 +142,11 @@ async def _redis(settings: Settings) -> str:
 
 async def _sqlite(settings: Settings) -> str:
     path = settings.WADM_DATA_DIR / "wadm.sqlite"
-    if not path.exists():
-        return "nothing recorded yet"
+    try:
+        if not path.exists():
+            return "nothing recorded yet"
+    except OSError as error:
+        raise unusable_folder(settings.WADM_DATA_DIR, error) from error
     async with SqliteStore(path, read_only=True) as store:
         state = await store.state()
         listings = await store.listings()

@@ -26,12 +26,12 @@ from wadm_mcp.collection.rest import Rest
 from wadm_mcp.collection.rollup import Rollup
 from wadm_mcp.collection.roster import Roster
 from wadm_mcp.collection.writer import Writer
-from wadm_mcp.errors import SettingError, StoreError, StoreUnreachable, WadmError, ours
+from wadm_mcp.errors import StoreError, StoreUnreachable, WadmError, ours
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
 from wadm_mcp.model import Instrument
 from wadm_mcp.queries.view import View
-from wadm_mcp.settings import Settings
+from wadm_mcp.settings import Settings, unusable_folder
 from wadm_mcp.storage.cache import InProcessCache
 from wadm_mcp.storage.cached import CachedAnswers, CachedFootprints
 from wadm_mcp.storage.opening import open_cache, open_store
@@ -170,8 +170,7 @@ class Runtime:
                     await self._opened.wait()
                 await self._take_turns()
         except OSError as error:
-            folder = self.settings.WADM_DATA_DIR
-            self._fail(SettingError(f"WADM_DATA_DIR={folder}: the folder cannot be used ({error.strerror}); name one that can be written"))
+            self._fail(unusable_folder(self.settings.WADM_DATA_DIR, error))
         except WadmError as error:
             self._fail(error)
         except BaseExceptionGroup as group:

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
 import platformdirs
@@ -15,7 +15,7 @@ from dotenv import dotenv_values
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from wadm_mcp.errors import SettingError
+from wadm_mcp.errors import SettingError, printable
 from wadm_mcp.model import DAY, EXCHANGES, HOUR, MARKETS, Lives
 from wadm_mcp.near import nearest
 
@@ -24,9 +24,25 @@ def _list(value: object) -> object:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
+def _key(key: SecretStr) -> SecretStr:
+    text = key.get_secret_value()
+    if text != text.strip() or not text.isprintable():
+        raise ValueError("a key without blanks around it and without control characters is needed, as it is sent in a header")
+    return key
+
+
+def _folder(folder: Path) -> Path:
+    if "\0" in str(folder):
+        raise ValueError(f"no folder has such a name; {_WRITABLE}")
+    try:
+        return folder.expanduser()
+    except RuntimeError:
+        raise ValueError(f"there is no such home folder; {_WRITABLE}") from None
+
+
 def _symbols(names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
-        if not (name.isascii() and name.isalnum()):
+        if not (name.isascii() and name.isalnum() and len(name) <= _LONGEST_SYMBOL):
             raise ValueError("symbols are the exchange's own names, comma separated, such as BTCUSDT,ETHUSDT")
     return _unique(tuple(name.upper() for name in names), "symbol")
 
@@ -71,6 +87,11 @@ def _base_url(schemes: Sequence[str]) -> Any:
 
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\.?(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
 
+_SECRETS: Final = ("API_KEY", "MONGODB_URL", "REDIS_URL")
+_LONGEST_SYMBOL: Final = 40
+_SHOWN: Final = 160
+_WRITABLE: Final = "name one that can be written"
+
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_list)]
 SocketUrl = Annotated[str, _base_url(("ws", "wss"))]
 RestUrl = Annotated[str, _base_url(("http", "https"))]
@@ -82,7 +103,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, case_sensitive=True)
 
     ENVIRONMENT: Literal["development", "production"] = Field("development", description="`production`: JSON logs, no debug detail")
-    API_KEY: SecretStr | None = Field(None, description="key for HTTP: `Authorization: Bearer` or `X-API-Key`")
+    API_KEY: Annotated[SecretStr, AfterValidator(_key)] | None = Field(
+        None, description="key for HTTP: `Authorization: Bearer` or `X-API-Key`"
+    )
     MONGODB_URL: SecretStr | None = Field(
         None, description="MongoDB to keep the tape in, such as mongodb://user:pass@localhost:27017/wadm; else SQLite"
     )
@@ -97,8 +120,9 @@ class Settings(BaseSettings):
     WADM_ALLOWED_HOSTS: Annotated[Names, AfterValidator(_host_names)] = Field(
         (), description="Host and Origin names accepted beyond loopback, comma separated"
     )
-    WADM_DATA_DIR: Path = Field(
-        default_factory=lambda: Path(platformdirs.user_data_dir("wadm", appauthor=False)),
+    WADM_DATA_DIR: Annotated[Path, AfterValidator(_folder)] = Field(
+        default_factory=lambda: _default_folder(),
+        validate_default=True,
         description="folder of the SQLite file, the journal and the lock",
     )
     WADM_TRADES_TTL_HOURS: int = Field(72, ge=1, le=87_600, description="how long raw trades are kept")
@@ -173,22 +197,22 @@ def read_settings(environ: Mapping[str, str], *, dotenv: Path | None = None, ove
     file = {name: value for name, value in _file_values(dotenv).items() if value}
     raw: dict[str, Any] = {**file, **{name: value for name, value in environ.items() if value}, **(overrides or {})}
     try:
-        settings = Settings(**{name: raw[name] for name in Settings.model_fields if name in raw})
+        return Settings(**{name: raw[name] for name in Settings.model_fields if name in raw})
     except ValidationError as error:
-        raise SettingError(_sentence(error, raw)) from None
-    if settings.WADM_DATA_DIR.expanduser() != settings.WADM_DATA_DIR:
-        settings = settings.model_copy(update={"WADM_DATA_DIR": settings.WADM_DATA_DIR.expanduser()})
-    return settings
+        raise _refused(error, raw) from None
+
+
+def unusable_folder(folder: Path, error: OSError) -> SettingError:
+    """What to say of a data folder that the system says no to."""
+    return _refusal("WADM_DATA_DIR", folder, f"the folder cannot be used ({error.strerror}); {_WRITABLE}")
 
 
 def _file_values(dotenv: Path | None) -> Mapping[str, str | None]:
-    if dotenv is None or not dotenv.is_file():
-        return {}
     try:
-        return dotenv_values(dotenv)
+        return dotenv_values(dotenv) if dotenv is not None and dotenv.is_file() else {}
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise SettingError(f"{dotenv}: the file of settings cannot be read ({why}); mend it or move it away") from error
+        raise SettingError(f"{printable(dotenv, _SHOWN)}: the file of settings cannot be read ({why}); mend it or move it away") from error
 
 
 def settings_table() -> list[tuple[str, str, str]]:
@@ -218,16 +242,30 @@ def strange_settings(environ: Mapping[str, str], dotenv: Path | None = None) -> 
     """A line for each `WADM_` variable that is no setting of this version: most often a misspelling."""
     file = _file_values(dotenv)
     return [
-        f"{name} is not a setting of this version of WADM. Nearest: {', '.join(nearest(name, Settings.model_fields))}"
+        f"{printable(name, _SHOWN)} is not a setting of this version of WADM. Nearest: {', '.join(nearest(name, Settings.model_fields))}"
         for name in sorted({*environ, *file})
         if name.startswith("WADM_") and name not in Settings.model_fields
     ]
 
 
 def data_dotenv(environ: Mapping[str, str]) -> Path:
-    """The `.env` of the data directory, the only one that a server started by an MCP client reads."""
-    folder = environ.get("WADM_DATA_DIR") or platformdirs.user_data_dir("wadm", appauthor=False)
-    return Path(folder).expanduser() / ".env"
+    """The `.env` of the data directory, the only one that a server started by an MCP client reads.
+
+    `SettingError` for a data directory in which there can be none.
+    """
+    given = Path(environ.get("WADM_DATA_DIR") or _default_folder())
+    try:
+        file = _folder(given) / ".env"
+        file.is_file()
+    except ValueError as error:
+        raise _refusal("WADM_DATA_DIR", given, str(error)) from None
+    except OSError as error:
+        raise unusable_folder(given, error) from error
+    return file
+
+
+def _default_folder() -> Path:
+    return Path(platformdirs.user_data_dir("wadm", appauthor=False))
 
 
 _ALLOWED = {
@@ -236,10 +274,9 @@ _ALLOWED = {
 }
 
 
-def _sentence(error: ValidationError, raw: Mapping[str, Any]) -> str:
+def _refused(error: ValidationError, raw: Mapping[str, Any]) -> SettingError:
     first = error.errors(include_url=False, include_context=True)[0]
     name = str(first["loc"][0])
-    shown = "(hidden)" if Settings.model_fields[name].annotation == SecretStr | None else raw.get(name, "")
     context = first.get("ctx", {})
     if name in _ALLOWED:
         allowed = _ALLOWED[name]
@@ -252,7 +289,11 @@ def _sentence(error: ValidationError, raw: Mapping[str, Any]) -> str:
         allowed = f"a whole number from {low} to {high} is needed"
     else:
         allowed = first["msg"]
-    return f"{name}={shown}: {allowed}"
+    return _refusal(name, raw.get(name, ""), allowed)
+
+
+def _refusal(name: str, given: object, allowed: str) -> SettingError:
+    return SettingError(f"{name}={'(hidden)' if name in _SECRETS else printable(given, _SHOWN)}: {allowed}")
 
 
 def _url_name(exchange: str, market: str, kind: str) -> str:

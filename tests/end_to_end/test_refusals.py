@@ -25,11 +25,21 @@ BAD_SETTINGS = [
     ({"WADM_HOST": "0.0.0.0"}, "WADM_HOST=0.0.0.0: beyond loopback API_KEY must be set"),
     ({"WADM_HOST": "nowhere.invalid", "API_KEY": "k"}, "WADM_HOST=nowhere.invalid: "),
     ({"WADM_DATA_DIR": "/proc/nowhere"}, "WADM_DATA_DIR=/proc/nowhere"),
+    (
+        {"WADM_DATA_DIR": "/etc/passwd"},
+        "WADM_DATA_DIR=/etc/passwd: the folder cannot be used (Not a directory); name one that can be written",
+    ),
+    ({"WADM_DATA_DIR": "~nouser/x"}, "WADM_DATA_DIR=~nouser/x: there is no such home folder; name one that can be written"),
+    ({"WADM_DATA_DIR": "/tmp/" + "x" * 300}, "the folder cannot be used (File name too long); name one that can be written"),
+    ({"WADM_HOST": "nowhere\ninvalid", "API_KEY": "k"}, r"WADM_HOST=nowhere\ninvalid: "),
+    ({"API_KEY": "  "}, "API_KEY=(hidden): a key without blanks around it"),
     ({"MONGODB_URL": "localhost"}, "MONGODB_URL"),
     ({"REDIS_URL": "localhost"}, "REDIS_URL"),
     ({"WADM_BYBIT_REST": "http://127.0.0.1:99999999"}, "WADM_BYBIT_REST=http://127.0.0.1:99999999: a base URL without path"),
     ({"WADM_ALLOWED_HOSTS": "https://wadm.example"}, "WADM_ALLOWED_HOSTS=https://wadm.example: names or addresses of hosts are needed"),
 ]
+NOBODY = dict.fromkeys(("WADM_BINANCE_SPOT_REST", "WADM_BYBIT_REST"), "http://127.0.0.1:1")
+"""Exchanges that are not there."""
 
 
 @pytest.mark.parametrize(("settings", "line"), BAD_SETTINGS, ids=lambda value: next(iter(value)) if isinstance(value, dict) else "")
@@ -41,7 +51,25 @@ def test_a_bad_setting_is_one_line_that_names_it(tmp_path: Path, settings: dict[
     assert "Traceback" not in ended.stderr
 
 
-@pytest.mark.parametrize("arguments", [("sevre",), ("serve", "--port", "1"), ("replay",), ("replay", "--speed", "fast", "x"), ("--speed",)])
+@pytest.mark.parametrize("command", [("serve",), ("serve", "--demo"), (), ("--demo",), ("doctor",), ("replay", "absent")], ids=" ".join)
+@pytest.mark.parametrize("folder", ["~nouser/x", "/etc/passwd", "x" * 3_000], ids=["no home", "a file", "too long"])
+def test_a_data_folder_that_cannot_be_used_is_one_line_in_every_mode(tmp_path: Path, command: tuple[str, ...], folder: str) -> None:
+    # A file is not in doctor's way to its table, where it is told; what is not there cannot be replayed whatever the folder is.
+    ended = run(tmp_path, *command, WADM_DATA_DIR=folder, **NOBODY)
+    assert "Traceback" not in ended.stderr
+    if folder == "/etc/passwd" and command == ("doctor",):
+        assert ended.returncode == 1
+        assert "data folder" in ended.stdout
+        return
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("wadm-mcp: absent" if folder == "/etc/passwd" and command[:1] == ("replay",) else "wadm-mcp: WADM_DATA_DIR=")
+    assert len(line) < 300
+
+
+@pytest.mark.parametrize(
+    "arguments", [("sevre",), ("serve", "--port", "1"), ("replay",), ("replay", "--speed", "fast", "x"), ("--speed",), ("a\nb",)]
+)
 def test_a_bad_argument_is_one_line_and_status_2(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     ended = run(tmp_path, *arguments)
     assert ended.returncode == 2
@@ -70,20 +98,23 @@ async def test_a_symbol_that_no_exchange_knows_stops_the_start_and_names_near_ma
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda path: path.write_bytes(b"not a database at all" * 100), "wadm.sqlite"),
-        (lambda path: newer(path), "wadm.sqlite"),
+        (lambda path: path.write_bytes(b"not a database at all" * 100), "set WADM_DATA_DIR to another folder"),
+        (lambda path: newer(path), "was written by a newer WADM (its schema is 99"),
     ],
+    ids=["no database", "newer"],
 )
-def test_a_store_that_cannot_be_used_is_named_and_left_as_it_is(tmp_path: Path, make: object, said: str) -> None:
+@pytest.mark.parametrize("command", [("serve", "--demo"), ("--demo",)], ids=" ".join)
+def test_a_store_that_cannot_be_used_is_named_and_left_as_it_is(tmp_path: Path, command: tuple[str, ...], make: object, said: str) -> None:
     folder = tmp_path / "demo"
     folder.mkdir()
     path = folder / "wadm.sqlite"
     make(path)  # type: ignore[operator]
     before = path.read_bytes()
-    ended = run(tmp_path, "serve", "--demo")
+    ended = run(tmp_path, *command)
     assert ended.returncode == 1
+    assert ended.stderr.startswith(f"wadm-mcp: {path}")
     assert said in ended.stderr
-    assert "Traceback" not in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
     assert path.read_bytes() == before
 
 

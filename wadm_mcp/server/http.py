@@ -16,7 +16,7 @@ import anyio
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from wadm_mcp.errors import SettingError, WadmError
+from wadm_mcp.errors import SettingError, WadmError, printable
 from wadm_mcp.server.context import Runtime, one_error
 from wadm_mcp.server.streams import Streams
 from wadm_mcp.settings import Settings
@@ -159,7 +159,9 @@ def _bind_error(host: str, port: int, error: OSError) -> SettingError:
         case errno.EACCES | errno.EPERM:
             return SettingError(f"WADM_PORT={port}: this user may not use the port; set a WADM_PORT of 1024 or more")
         case _:
-            return SettingError(f"WADM_HOST={host}: this is no address of this machine; 127.0.0.1 is loopback, 0.0.0.0 every address")
+            return SettingError(
+                f"WADM_HOST={printable(host, 80)}: this is no address of this machine; 127.0.0.1 is loopback, 0.0.0.0 every address"
+            )
 
 
 def _url(host: str, bound: socket.socket) -> str:
