@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Generator
 
 import pytest
 
-from wadm_mcp.logs import configure_logs, log
+from wadm_mcp.logs import Seldom, clear_line_first, configure_logs, log
 
 Written = Callable[[], str]
 
@@ -46,3 +47,31 @@ def test_a_librarys_chatter_is_left_out_and_its_warnings_are_not(written: Writte
     logging.getLogger("websockets").info("connection open")
     logging.getLogger("websockets").warning("odd")
     assert written().count("\n") == 1
+
+
+def test_a_flood_is_one_line_at_once_and_then_one_a_minute_with_the_number_since(written: Written) -> None:
+    configure_logs(production=True)
+    now = 0.0
+    seldom = Seldom("frame.bad", lambda: now)
+    for now in (0.0, 0.1, 30.0, 59.9, 60.0, 60.1, 500.0):
+        seldom(at=now)
+    lines = [json.loads(line) for line in written().splitlines()]
+    assert [(line["event"], line["at"], line["count"]) for line in lines] == [
+        ("frame.bad", 0.0, 1),
+        ("frame.bad", 60.0, 4),
+        ("frame.bad", 500.0, 2),
+    ]
+
+
+def test_a_stderr_that_takes_nothing_costs_its_lines_and_nothing_else(written: Written, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stderr", full)
+        configure_logs(production=False)
+        clear_line_first(True)
+        try:
+            log.warning("store.unreachable")
+        finally:
+            clear_line_first(False)
+            monkeypatch.undo()
+            os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
+    assert written() == ""

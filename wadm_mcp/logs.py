@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -39,6 +41,28 @@ class EventLog:
 
 
 log: Final = EventLog(logging.getLogger("wadm"))
+
+
+class Seldom:
+    """A warning of what may come in floods: the first at once, then at most one every `every` seconds.
+
+    Each line's `count` is how many it stands for: itself, and those since the line before it.
+    """
+
+    def __init__(self, event: str, monotonic: Callable[[], float] = time.monotonic, every: float = 60.0) -> None:
+        self._event = event
+        self._monotonic = monotonic
+        self._every = every
+        self._told: float | None = None
+        self._count = 0
+
+    def __call__(self, **fields: object) -> None:
+        """Once more."""
+        self._count += 1
+        now = self._monotonic()
+        if self._told is None or now - self._told >= self._every:
+            log.warning(self._event, **fields, count=self._count)
+            self._told, self._count = now, 0
 
 
 class PlainFormatter(logging.Formatter):

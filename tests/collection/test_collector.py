@@ -180,6 +180,16 @@ async def test_garbage_is_counted_and_changes_nothing_else(garbage: str | bytes)
         assert s.recorder.losses == []
 
 
+async def test_a_flood_of_garbage_is_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    async with collecting() as s:
+        await s.push("61000")
+        for _ in range(200):
+            s.simulator.send_raw("binance", "spot", "{")
+        await s.push("61001")
+        assert s.recorder.health.counts["frames.bad"] == 200
+    assert [record.getMessage() for record in caplog.records].count("frame.bad") == 1
+
+
 async def test_an_oversized_frame_costs_the_connection_and_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collector_module, "_FRAME_LIMIT", 10_000)
     async with collecting() as s:

@@ -22,7 +22,7 @@ from wadm_mcp.collection.pace import Pace
 from wadm_mcp.errors import FrameError
 from wadm_mcp.exchanges.exchange import Exchange, Pong, Refused, ShuttingDown, Trades
 from wadm_mcp.health import Health, State
-from wadm_mcp.logs import log
+from wadm_mcp.logs import Seldom, log
 from wadm_mcp.model import Instrument, Listing
 from wadm_mcp.settings import is_loopback
 
@@ -75,6 +75,8 @@ class Collector:
         self.health = health
         self.monotonic = monotonic
         self.limits = exchange.limits(market)
+        self.bad_frame = Seldom("frame.bad", monotonic)
+        """Outlives the connections: one that sends rubbish may be met by another that does."""
 
     async def run(self) -> None:
         """Connect, and connect again whenever the connection ends or is to be relieved."""
@@ -290,7 +292,7 @@ class Connection:
 
     def _bad_frame(self, error: FrameError) -> None:
         self._collector.health.count("frames.bad")
-        log.warning("frame.bad", exchange=self._collector.exchange.name, market=self._collector.market, error=error)
+        self._collector.bad_frame(exchange=self._collector.exchange.name, market=self._collector.market, error=error)
 
     def _give_up(self, reason: str, detail: str) -> None:
         if self._end is None:
