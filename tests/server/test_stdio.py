@@ -98,3 +98,31 @@ async def test_a_client_gets_its_answers(era: str) -> None:
             result = await client.call_tool("list_markets", {})
             assert result.structured_content is not None
             assert len(result.structured_content["markets"]["rows"]) == 2
+
+
+REFUSED = [
+    (rb'{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"\ud800"}}', -32700),
+    (b'{"jsonrpc":"2.0","id":2', -32700),
+    (b"\xff\xfe\x00", -32700),
+    (b"[" * 100_000, -32700),
+    (b'{"id":2}', -32600),
+    (b"[1]", -32600),
+]
+
+
+@pytest.mark.parametrize(("line", "code"), REFUSED, ids=["lone surrogate", "cut off", "no text", "too deep", "no message", "a batch"])
+async def test_a_line_that_is_no_message_is_answered_and_logged_and_the_next_one_served(line: bytes, code: int) -> None:
+    async with _started() as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        answers = BufferedByteReceiveStream(process.stdout)
+        await process.stdin.send(b"\r\n" + line + b"\n")
+        refused = json.loads(await answers.receive_until(b"\n", 1 << 20))
+        await process.stdin.send(b'{"jsonrpc":"2.0","id":3,"method":"ping"}\n')
+        served = json.loads(await answers.receive_until(b"\n", 1 << 20))
+        await process.stdin.aclose()
+        status, said, _ = await _ended(process)
+    assert (refused["id"], refused["error"]["code"]) == (None, code)
+    assert served == {"jsonrpc": "2.0", "id": 3, "result": {}}
+    assert status == 0
+    assert said.count("stdio.line_refused") == 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import asynccontextmanager
 from typing import Any, Final, NoReturn, cast
@@ -17,9 +17,12 @@ import anyio
 from anyio.from_thread import BlockingPortal
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from mcp.server.stdio import stdio_server
+from mcp.shared.message import SessionMessage
+from mcp_types import INVALID_REQUEST, PARSE_ERROR, ErrorData, JSONRPCError
+from pydantic import ValidationError
 
 from wadm_mcp.errors import WadmError, printable
-from wadm_mcp.logs import log
+from wadm_mcp.logs import Seldom, log
 from wadm_mcp.server.context import Runtime, one_error, running
 from wadm_mcp.server.server import WadmServer
 from wadm_mcp.signals import stop_signals
@@ -80,14 +83,50 @@ async def _talk(server: WadmServer) -> None:
     lowlevel = server._lowlevel_server
     failed: OSError | None = None
     try:
-        async with _lines(_STDIN) as lines, stdio_server(stdin=cast(Any, lines)) as (read, write):
-            await lowlevel.run(read, write, lowlevel.create_initialization_options())
+        async with (
+            _lines(_STDIN) as lines,
+            stdio_server(stdin=cast(Any, lines)) as (read, write),
+            anyio.create_task_group() as tasks,
+        ):
+            pass_on, messages = anyio.create_memory_object_stream[SessionMessage | Exception]()
+            with messages, pass_on:
+                tasks.start_soon(_screen, read, pass_on, write.send)
+                await lowlevel.run(messages, write, lowlevel.create_initialization_options())
+                tasks.cancel_scope.cancel()
     except* BrokenPipeError:
         log.info("stdio.closed", by="client")
     except* OSError as group:
         failed = next(each for each in _leaves(group) if isinstance(each, OSError))
     if failed is not None:
         raise WadmError(f"standard output cannot be written ({failed.strerror}), and MCP is spoken over it")
+
+
+async def _screen(
+    read: AsyncIterable[SessionMessage | Exception],
+    pass_on: MemoryObjectSendStream[SessionMessage | Exception],
+    answer: Callable[[SessionMessage], Awaitable[None]],
+) -> None:
+    """Pass a client's messages on. A line that is none is answered and logged, where the SDK would pass over it without a word."""
+    tell = Seldom("stdio.line_refused")
+    try:
+        async with pass_on:
+            async for item in read:
+                if isinstance(item, Exception):
+                    refusal = _refusal(item)
+                    tell(code=refusal.error.code, why=refusal.error.message)
+                    await answer(SessionMessage(refusal))
+                else:
+                    await pass_on.send(item)
+    except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+        return  # The session is over.
+
+
+def _refusal(error: Exception) -> JSONRPCError:
+    # The SDK hands on what pydantic found: either a line is no JSON, or it is JSON and no message of the protocol.
+    unparsed = isinstance(error, ValidationError) and error.errors()[0]["type"] == "json_invalid"
+    code, text = (PARSE_ERROR, "no JSON text") if unparsed else (INVALID_REQUEST, "no JSON-RPC 2.0 message")
+    message = f"a line is {text}; each line has to be one JSON-RPC 2.0 message in UTF-8"
+    return JSONRPCError(jsonrpc="2.0", id=None, error=ErrorData(code=code, message=message))
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:
@@ -121,7 +160,8 @@ async def _lines(fd: int) -> AsyncGenerator[MemoryObjectReceiveStream[str]]:
 def _pump(fd: int, portal: BlockingPortal, send: MemoryObjectSendStream[str]) -> None:
     try:
         for line in _read_lines(fd):
-            portal.call(send.send, line)
+            if line and not line.isspace():
+                portal.call(send.send, line)
         portal.call(send.aclose)
     except (RuntimeError, CancelledError, anyio.ClosedResourceError, anyio.BrokenResourceError):
         return  # The session is over, and with it the portal.
