@@ -9,7 +9,7 @@ import socket
 import sqlite3
 import sys
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 
 import anyio
@@ -166,7 +166,8 @@ async def insist(process: Process, number: signal.Signals) -> int:
     """Send a signal again and again until the process has ended; its exit status."""
     with anyio.fail_after(5):
         while process.returncode is None:
-            process.send_signal(number)
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, number)  # Popen's own way would reap what the event loop waits for
             await anyio.sleep(0.001)
     return process.returncode
 

@@ -86,6 +86,7 @@ async def _talk(server: WadmServer) -> None:
         async with (
             _lines(_STDIN) as lines,
             stdio_server(stdin=cast(Any, lines)) as (read, write),
+            read,
             anyio.create_task_group() as tasks,
         ):
             pass_on, messages = anyio.create_memory_object_stream[SessionMessage | Exception]()
