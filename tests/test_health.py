@@ -1,5 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+from anyio import wait_all_tasks_blocked
+
 from tests.market import NOON, Clock
 from wadm_mcp.health import Health, Report, State
 
@@ -39,3 +46,73 @@ def test_events_are_counted() -> None:
     health.count("frames.bad")
     health.count("frames.bad", 2)
     assert health.counts["frames.bad"] == 3
+
+
+@asynccontextmanager
+async def telling(health: Health) -> AsyncGenerator[None]:
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(health.tell_changes)
+        await wait_all_tasks_blocked()
+        yield
+        await wait_all_tasks_blocked()
+        tasks.cancel_scope.cancel()
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, object]]:
+    return [{"event": record.getMessage(), **record.__dict__["wadm_fields"]} for record in caplog.records]
+
+
+@pytest.mark.anyio
+async def test_a_part_that_goes_down_and_comes_back_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "wadm")
+    clock = Clock()
+    health = Health(clock)
+    async with telling(health):
+        health.report("store", State.STARTING)
+        health.report("store", State.OK)
+        await wait_all_tasks_blocked()
+        assert lines(caplog) == []
+        health.report("store", State.DOWN, "disk full")
+        health.report("store", State.DOWN, "disk still full")
+        await wait_all_tasks_blocked()
+        clock.pass_seconds(5)
+        health.report("store", State.STARTING)
+        await wait_all_tasks_blocked()
+        health.report("store", State.OK)
+    assert lines(caplog) == [
+        {"event": "part.down", "part": "store", "detail": "disk still full", "times": 1},
+        {"event": "part.ok", "part": "store", "down_s": 5},
+    ]
+
+
+@pytest.mark.anyio
+async def test_a_part_that_was_down_and_is_no_more_is_logged_as_well_again(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "wadm")
+    health = Health(Clock())
+    async with telling(health):
+        health.report("writer", State.DOWN, "is being restarted")
+        await wait_all_tasks_blocked()
+        health.forget("writer")
+    assert [line["event"] for line in lines(caplog)] == ["part.down", "part.ok"]
+
+
+@pytest.mark.anyio
+async def test_a_part_that_flaps_cannot_flood_the_log_and_its_last_word_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "wadm")
+    clock = Clock()
+    health = Health(clock)
+    async with telling(health):
+        for _ in range(50):
+            for state in (State.OK, State.DOWN):
+                health.report("cache", state)
+                await wait_all_tasks_blocked()
+        health.report("store", State.DOWN)
+        await wait_all_tasks_blocked()
+        assert [(line["event"], line["part"]) for line in lines(caplog)] == [
+            ("part.down", "cache"),
+            ("part.ok", "cache"),
+            ("part.down", "store"),
+        ]
+        clock.pass_seconds(61)
+        health.report("recorder", State.OK)
+    assert lines(caplog)[3:] == [{"event": "part.down", "part": "cache", "detail": "", "times": 49}]

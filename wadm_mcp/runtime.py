@@ -165,6 +165,7 @@ class Runtime:
             async with self.cache, AsyncExitStack() as stack, anyio.create_task_group() as inner:
                 if isinstance(self.cache, RedisCache):
                     tasks.start_soon(self._supervise, "cache watch", self.cache.watch)
+                inner.start_soon(self.health.tell_changes)
                 inner.start_soon(self._open_store, stack)
                 with anyio.move_on_after(_STORE_FIRST):
                     await self._opened.wait()
@@ -189,9 +190,9 @@ class Runtime:
                 await stack.enter_async_context(self.store)
             except StoreError as error:
                 mendable = isinstance(error, StoreUnreachable) or self.settings.MONGODB_URL is not None
-                self.health.report("store", State.DOWN, str(error))
                 if not mendable:
                     raise
+                self.health.report("store", State.DOWN, str(error))
                 log.warning("store.unreachable", error=error, again_in_s=pause)
                 await anyio.sleep(pause)
                 pause = min(_LONGEST_PAUSE, pause * 2)
