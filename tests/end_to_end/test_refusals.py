@@ -92,6 +92,7 @@ async def test_a_symbol_that_no_exchange_knows_stops_the_start_and_names_near_ma
     (line,) = [line for line in ended.stderr.splitlines() if line.startswith("wadm-mcp: ")]
     assert "WADM_SYMBOLS=ETHUSDX" in line
     assert "Nearest: ETHUSDT" in line
+    assert "symbol.unknown" not in ended.stderr
     assert "Traceback" not in ended.stderr
 
 

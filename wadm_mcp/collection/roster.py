@@ -109,6 +109,8 @@ class Roster:
         self._markets = [_Market(EXCHANGES[name], market) for name in settings.WADM_EXCHANGES for market in settings.WADM_MARKETS]
         self._asked: set[int] = set()
         self._listed: dict[str, set[str]] = {symbol: set() for symbol in settings.WADM_SYMBOLS}
+        self._unknown: list[tuple[_Market, str, str]] = []
+        """Symbols that a market does not list, with near matches, of which nothing was told yet."""
         self._recording: set[Instrument] = set()
         self._changed = anyio.Event()
 
@@ -150,6 +152,14 @@ class Roster:
                 near = ", ".join(nearest(symbol, self._listed[symbol])) or "none"
                 raise SettingError(f"WADM_SYMBOLS={symbol}: no such symbol at {asked}. Nearest: {near}")
 
+    def _warn_of_unknown(self) -> None:
+        """Tell of symbols that one market does not list and another does; one that none lists is no warning, it ends the start."""
+        found = {listing.instrument.symbol for each in self._markets for listing in each.listings}
+        for missing in [missing for missing in self._unknown if missing[1] in found]:
+            self._unknown.remove(missing)
+            each, symbol, near = missing
+            log.warning("symbol.unknown", exchange=each.exchange.name, market=each.market, symbol=symbol, nearest=near)
+
     async def _look_up(self, each: _Market, tasks: TaskGroup) -> None:
         listed = await self._listings(each)
         told: list[Listing] = []
@@ -160,11 +170,11 @@ class Roster:
                 told.append(listed[symbol])
             else:
                 self._listed[symbol].update(listed)
-                near = ", ".join(nearest(symbol, listed)) or "none"
-                log.warning("symbol.unknown", exchange=each.exchange.name, market=each.market, symbol=symbol, nearest=near)
+                self._unknown.append((each, symbol, ", ".join(nearest(symbol, listed)) or "none"))
                 self._tape.awaited.discard(instrument)
                 told.append(Listing.none(instrument))
         each.looked_up = True
+        self._warn_of_unknown()
         tasks.start_soon(self._insist, partial(self._store.keep_listings, told))
         self._changed.set()
 
