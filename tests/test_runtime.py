@@ -152,3 +152,15 @@ async def test_one_bybit_connection_is_enough_for_who_wants_no_more(tmp_path: Pa
             await simulator.subscribed("bybit", "spot", "BTCUSDT")
         await anyio.sleep(2.5)
         assert simulator.connections("bybit", "spot") == 1
+
+
+async def test_a_symbol_that_only_one_exchange_lists_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    known = [Instrument("binance", "spot", "BTCUSDT"), Instrument("binance", "spot", "ETHUSDT"), Instrument("bybit", "spot", "BTCUSDT")]
+    async with Simulator(instruments=known, manual=True) as simulator:
+        settings = settings_for(tmp_path, simulator, WADM_SYMBOLS=("BTCUSDT", "ETHUSDT"), WADM_EXCHANGES=("binance", "bybit"))
+        async with Runtime(settings):
+            with anyio.fail_after(20):
+                await simulator.subscribed("bybit", "spot", "BTCUSDT")
+                await simulator.subscribed("binance", "spot", "ETHUSDT")
+    warned = [record.__dict__["wadm_fields"] for record in caplog.records if record.getMessage() == "symbol.unknown"]
+    assert [(each["exchange"], each["symbol"]) for each in warned] == [("bybit", "ETHUSDT")]
