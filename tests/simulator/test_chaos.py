@@ -1,0 +1,236 @@
+"""Every fault as a client sees it, on real sockets."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from tests.simulator.wire import PATIENCE, get, opened
+from wadm_mcp.model import Instrument
+from wadm_mcp.runtime import now_ms
+from wadm_mcp.simulator.chaos import ON_SOCKETS, Chaos, Fault, Kind, plan
+from wadm_mcp.simulator.faults import Faults
+from wadm_mcp.simulator.simulator import Simulator
+
+pytestmark = pytest.mark.anyio
+
+SPOT = ("binance", "spot", "BTCUSDT")
+STREAM = "/ws/btcusdt@trade"
+
+
+@asynccontextmanager
+async def faulty(kind: Kind, lasts: float = 30.0, market: str = "spot") -> AsyncGenerator[tuple[Simulator, Chaos]]:
+    chaos = Chaos([Fault(kind, 0.0, lasts, "binance", market)])
+    async with Simulator(manual=True, faults=chaos) as simulator:
+        chaos.begin()
+        yield simulator, chaos
+
+
+async def trade(simulator: Simulator, count: int = 1, at: int | None = None) -> None:
+    moment = now_ms() if at is None else at
+    await simulator.push(*SPOT, [(moment, f"{61_000 + number}.5", "0.1", "BUY") for number in range(count)])
+
+
+async def ids(socket: ClientConnection, wanted: int) -> list[int]:
+    """Ids of the next trades; frames of another kind are passed over."""
+    found: list[int] = []
+    with anyio.fail_after(PATIENCE):
+        while len(found) < wanted:
+            text = await socket.recv()
+            if isinstance(text, str) and text.startswith('{"e":"trade"'):
+                try:
+                    found.append(int(json.loads(text)["t"]))
+                except ValueError:
+                    continue
+    return found
+
+
+async def ended(socket: ClientConnection) -> int:
+    """The code with which the connection was closed; 1006 where it was cut."""
+    with anyio.fail_after(PATIENCE):
+        while True:
+            try:
+                await socket.recv()
+            except ConnectionClosed as closed:
+                return closed.rcvd.code if closed.rcvd is not None else 1006
+
+
+@pytest.mark.parametrize(("kind", "code"), [(Kind.DROP, 1006), (Kind.DAY, 1008)])
+async def test_a_connection_ends(kind: Kind, code: int) -> None:
+    async with faulty(kind) as (simulator, chaos), opened(simulator, "binance_spot_ws", STREAM) as socket:
+        await simulator.subscribed(*SPOT)
+        await trade(simulator)
+        assert await ended(socket) == code
+        assert [happened.connection for happened in chaos.happened] == [1]
+
+
+async def test_a_shutdown_is_announced_before_the_end() -> None:
+    async with faulty(Kind.SHUTDOWN, 0.3) as (simulator, _), opened(simulator, "binance_spot_ws", STREAM) as socket:
+        await simulator.subscribed(*SPOT)
+        await trade(simulator)
+        assert json.loads(await socket.recv())["e"] == "serverShutdown"
+        await anyio.sleep(0.31)
+        await trade(simulator)
+        await trade(simulator)
+        assert len(await ids(socket, 3)) == 3
+
+
+async def test_a_mute_connection_answers_pings_and_brings_no_trade_while_another_does() -> None:
+    async with faulty(Kind.MUTE) as (simulator, _), opened(simulator, "binance_spot_ws", STREAM) as socket:
+        await simulator.subscribed(*SPOT)
+        await trade(simulator, 3)
+        with anyio.fail_after(PATIENCE):
+            await (await socket.ping())
+        async with opened(simulator, "binance_spot_ws", STREAM) as other:
+            while simulator.connections("binance", "spot") < 2:
+                await anyio.sleep(0.01)
+            await trade(simulator)
+            assert len(await ids(other, 1)) == 1
+        with anyio.move_on_after(0.1) as silence:
+            await socket.recv()
+        assert silence.cancelled_caught
+
+
+async def test_some_frames_are_lost_and_rest_has_them() -> None:
+    async with faulty(Kind.LOSE) as (simulator, _), opened(simulator, "binance_spot_ws", STREAM) as socket:
+        await simulator.subscribed(*SPOT)
+        await trade(simulator, 200)
+        seen = await ids(socket, 100)
+        assert len(seen) < seen[-1] - seen[0] + 1
+        reply = await get(simulator, "binance_spot_rest", f"/api/v3/historicalTrades?symbol=BTCUSDT&fromId={seen[0]}&limit=200")
+        assert {row["id"] for row in reply.json()} >= set(range(seen[0], seen[-1] + 1))
+
+
+async def test_frames_come_twice() -> None:
+    async with faulty(Kind.REPEAT) as (simulator, _), opened(simulator, "binance_spot_ws", STREAM) as socket:
+        await simulator.subscribed(*SPOT)
+        await trade(simulator, 2)
+        first, again, second, last = await ids(socket, 4)
+        assert (first, second) == (again, last) == (first, first + 1)
+
+
+async def test_neighbours_of_one_millisecond_change_places_and_others_do_not() -> None:
+    async with faulty(Kind.REORDER) as (simulator, _), opened(simulator, "binance_spot_ws", STREAM) as socket:
+        await simulator.subscribed(*SPOT)
+        now = now_ms()
+        await trade(simulator, 2, now)
+        await trade(simulator, 1, now)
+        await trade(simulator, 1, now + 1)
+        one, two, three, four = await ids(socket, 4)
+        assert (one, two, three, four) == (two + 1, two, two + 2, two + 3)
+
+
+async def test_an_old_frame_comes_again() -> None:
+    async with faulty(Kind.REPLAY) as (simulator, _), opened(simulator, "binance_spot_ws", STREAM) as socket:
+        await simulator.subscribed(*SPOT)
+        await trade(simulator)
+        (first,) = await ids(socket, 1)
+        await anyio.sleep(0.55)
+        await trade(simulator)
+        assert await ids(socket, 2) == [first, first + 1]
+
+
+@pytest.mark.parametrize("kind", [Kind.GARBAGE, Kind.OVERSIZED])
+async def test_rubbish_comes_between_the_trades(kind: Kind) -> None:
+    async with faulty(kind) as (simulator, _), opened(simulator, "binance_spot_ws", STREAM) as socket:
+        await simulator.subscribed(*SPOT)
+        await trade(simulator)
+        rubbish = await socket.recv()
+        assert len(rubbish) == 8_000_000 if kind is Kind.OVERSIZED else "1000001" not in str(rubbish)
+        assert await ids(socket, 1) == [1_000_001]
+
+
+async def test_new_connections_are_refused() -> None:
+    async with faulty(Kind.REFUSE, market="") as (simulator, _):
+        with pytest.raises(InvalidStatus) as refused:
+            async with opened(simulator, "binance_spot_ws", STREAM):
+                pass
+        assert refused.value.response.status_code == 503
+
+
+@pytest.mark.parametrize(("kind", "status"), [(Kind.TOO_MANY, 429), (Kind.BANNED, 418), (Kind.ERROR, 503)])
+async def test_rest_refuses_and_every_request_is_kept(kind: Kind, status: int) -> None:
+    async with faulty(kind) as (simulator, chaos):
+        reply = await get(simulator, "binance_spot_rest", "/api/v3/time")
+        assert reply.status_code == status
+        assert (await get(simulator, "binance_linear_rest", "/fapi/v1/time")).status_code == 200
+        assert int(reply.headers.get("Retry-After", "1")) >= 1
+        assert [(path, answered) for _, _, path, answered in chaos.requests] == [("/api/v3/time", status), ("/fapi/v1/time", 200)]
+
+
+async def test_a_ban_ends() -> None:
+    async with faulty(Kind.BANNED, 0.2) as (simulator, _):
+        assert (await get(simulator, "binance_spot_rest", "/api/v3/time")).status_code == 418
+        await anyio.sleep(0.21)
+        assert (await get(simulator, "binance_spot_rest", "/api/v3/time")).status_code == 200
+
+
+async def test_rest_is_late() -> None:
+    async with faulty(Kind.SLOW, 0.5) as (simulator, _):
+        began = anyio.current_time()
+        await get(simulator, "binance_spot_rest", "/api/v3/time")
+        assert anyio.current_time() - began >= 0.2
+
+
+async def test_rest_lags_behind_the_stream() -> None:
+    instrument = Instrument(*SPOT)
+    chaos = Chaos([Fault(Kind.LAG, 0.0, 10.0, "binance", "spot")])
+    async with Simulator(faults=chaos, activity=20) as simulator:
+        (known,) = (await get(simulator, "binance_spot_rest", "/api/v3/trades?symbol=BTCUSDT&limit=1")).json()
+        chaos.begin()
+        (behind,) = (await get(simulator, "binance_spot_rest", "/api/v3/trades?symbol=BTCUSDT&limit=1")).json()
+        assert behind["time"] < known["time"]
+        assert now_ms() - behind["time"] >= 10_000
+        assert simulator.tape(instrument).newest_prints(1, now_ms())[0].time > behind["time"]
+
+
+async def test_the_exchanges_clock_is_wrong_and_right_again() -> None:
+    chaos = Chaos([Fault(Kind.SKEW, 0.0, 0.3, "binance", "")])
+    async with Simulator(manual=True, faults=chaos) as simulator:
+        chaos.begin()
+        await get(simulator, "binance_spot_rest", "/api/v3/time")
+        told = (await get(simulator, "binance_spot_rest", "/api/v3/time")).json()["serverTime"]
+        assert 500 < abs(told - now_ms()) < 1_500
+        await anyio.sleep(0.31)
+        await get(simulator, "binance_spot_rest", "/api/v3/time")
+        told = (await get(simulator, "binance_spot_rest", "/api/v3/time")).json()["serverTime"]
+        assert abs(told - now_ms()) < 500
+
+
+async def test_ids_that_the_exchange_itself_does_not_have_are_nowhere() -> None:
+    faults = Faults()
+    faults.absent_every = 10
+    async with Simulator(faults=faults) as simulator:
+        rows = (await get(simulator, "binance_spot_rest", "/api/v3/trades?symbol=BTCUSDT&limit=100")).json()
+        assert len(rows) == 100
+        assert all(row["id"] % 10 for row in rows)
+        first = rows[0]["id"]
+        again = (await get(simulator, "binance_spot_rest", f"/api/v3/historicalTrades?symbol=BTCUSDT&fromId={first}&limit=50")).json()
+        assert [row["id"] for row in again] == [number for number in range(first, first + 60) if number % 10][:50]
+
+
+def test_a_plan_is_its_seeds_and_every_kind_has_its_turn() -> None:
+    first = plan(7, 300)
+    assert first == plan(7, 300) != plan(8, 300)
+    assert Counter(fault.kind for fault in first).keys() == set(Kind)
+    assert all(0 <= fault.at <= 300 and fault.at + fault.lasts <= 300 for fault in first)
+
+
+async def test_connections_that_stand_in_for_one_another_never_fail_together() -> None:
+    chaos = Chaos([Fault(Kind.MUTE, 0.0, 1.0, "bybit", "spot"), *(Fault(kind, 0.0, 0.5, "bybit", "spot") for kind in ON_SOCKETS[:3])])
+    chaos.begin()
+    assert await chaos.sending("bybit", "spot", 1, '{"T":1780315200000}') == ('{"T":1780315200000}',)
+    muted: set[int] = set()
+    for number in range(40):
+        connection = number % 2 + 1
+        if await chaos.sending("bybit", "spot", connection, f'{{"T":{1_780_315_200_000 + number}}}') == ():
+            muted.add(connection)
+    assert len(muted) == 1
+    assert len(chaos.happened) == 1
