@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from copy import deepcopy
 from functools import reduce
-from itertools import pairwise
+from itertools import pairwise, permutations
 
 import msgspec
 import pytest
@@ -79,9 +79,12 @@ def test_a_late_first_trade_becomes_the_open() -> None:
     assert (bar.open, bar.close, bar.first_seq, bar.last_seq) == (11, 10, 4, 5)
 
 
-def test_trades_of_equal_time_and_seq_are_in_order() -> None:
-    bar = footprint_of([trade(10, 1, at=5, seq=5), trade(11, 3, "SELL", at=5, seq=5), trade(12, 1, at=5, seq=5)]).bar
-    assert (bar.open, bar.close, bar.min_delta, bar.max_delta) == (10, 12, -2, 1)
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_the_trades_of_one_event_are_one_step_of_the_path_whatever_their_order(order: tuple[int, ...]) -> None:
+    event = [trade(10, 1, at=5, seq=5), trade(11, 3, at=5, seq=5), trade(12, 1, at=5, seq=5)]
+    after = [trade(9, 2, "SELL", at=5, seq=6), trade(9, 4, "SELL", at=5, seq=6)]
+    bar = footprint_of([*(event[place] for place in order), *after]).bar
+    assert (bar.min_delta, bar.max_delta) == (-1, 5)
 
 
 def test_a_late_trade_of_the_first_ones_time_and_seq_leaves_the_open() -> None:

@@ -31,8 +31,9 @@ class Bar(msgspec.Struct, gc=False, array_like=True, forbid_unknown_fields=True)
 
     `trade_count` is a sum of fills. `notional` is the sum of price times quantity, at `scale.price + scale.quantity` decimals.
     `first_at`, `first_seq`, `last_at`, `last_seq` are time and seq of the outermost trades.
-    `min_delta` and `max_delta` are the extremes of the delta after each trade, in the exchange's order, the start value 0 not
-    counted; None in a bar that is not empty means that they cannot be computed.
+    `min_delta` and `max_delta` are the extremes of the delta after each matching event, in the exchange's order, the start value 0 not
+    counted; None in a bar that is not empty means that they cannot be computed. Trades of one timestamp and seq are one event: one
+    aggressor made them, and in which order nobody says, so that only the first event of a bar must be seen whole.
     """
 
     scale: Scale
@@ -65,7 +66,7 @@ class Bar(msgspec.Struct, gc=False, array_like=True, forbid_unknown_fields=True)
         """Count a trade. Open and close are exact whatever the order of arrival.
 
         A trade that lies before the last one by (timestamp, seq) makes `min_delta` and `max_delta` None for good: the path
-        between is unknown. Equal (timestamp, seq) is in order, for the exchange wrote them in that order.
+        between is unknown.
         """
         if trade.scale is not self.scale and trade.scale != self.scale:
             self._refine(trade.scale)
@@ -96,7 +97,9 @@ class Bar(msgspec.Struct, gc=False, array_like=True, forbid_unknown_fields=True)
             lowest, highest = self.min_delta, self.max_delta
             if lowest is not None and highest is not None:
                 delta = buys - sells
-                if delta < lowest:
+                if seq == self.first_seq and at == self.first_at:
+                    self.min_delta = self.max_delta = delta
+                elif delta < lowest:
                     self.min_delta = delta
                 elif delta > highest:
                     self.max_delta = delta
