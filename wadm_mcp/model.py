@@ -185,8 +185,8 @@ class Span(msgspec.Struct, frozen=True):
 
     With basis `exact` every id from `first_seq` to `last_seq` is held; with `observed` they are the outermost `seq` seen.
     `reason` says how the span came to be held (`live`, `repaired`, `imported`), `opened_by` what ended the tape before it
-    (`start`, `disconnect`, `mute`, `missing_ids`). The reason `absent` is the one that claims nothing: the exchange itself does not
-    have these ids, so they stay a gap that nobody tries to fill.
+    (`start`, `disconnect`, `mute`, `bad_frame`, `missing_ids`). The reason `absent` is the one that claims nothing: the exchange itself
+    does not have these ids, so they stay a gap that nobody tries to fill.
     Without `raw` the span's trades are held as figures alone, without their rows.
     A span is known in the store by its instrument, `start` and `first_seq` (several may begin in one millisecond); one that is stored
     again only ever grows.

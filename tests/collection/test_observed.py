@@ -125,6 +125,26 @@ def test_newest_trades_that_lag_behind_the_stream_prove_nothing_yet() -> None:
     assert len(continuity.missing()) == 1
 
 
+def test_a_frame_that_could_not_be_read_may_have_held_trades() -> None:
+    continuity = observed()
+    continuity.doubt(1)
+    heard(continuity, 1, made(4, NOON + 90))
+    heard(continuity, 1, made(5, NOON + 99))
+    assert stretches(continuity) == [(6, 50), (91, 99)]
+    assert [span.opened_by for span in continuity.spans] == ["start", "bad_frame"]
+
+
+def test_a_frame_that_could_not_be_read_beside_another_connection_is_no_gap() -> None:
+    continuity = observed()
+    heard(continuity, 2, made(2, NOON + 50))
+    continuity.doubt(1)
+    heard(continuity, 2, made(3, NOON + 70))
+    heard(continuity, 1, made(4, NOON + 90))
+    heard(continuity, 2, made(4, NOON + 90))
+    heard(continuity, 1, made(5, NOON + 99))
+    assert stretches(continuity) == [(6, 99)]
+
+
 def test_a_connection_that_never_delivered_covers_nothing_and_ends_nothing() -> None:
     continuity = observed()
     continuity.lost(7, "disconnect")
@@ -159,6 +179,7 @@ class ObservedMachine(RuleBasedStateMachine):
         self.pipes: dict[int, deque[Trade]] = {}
         self.brought: dict[int, list[Trade]] = {}
         """What each connection brought, ended ones included."""
+        self.ended: list[list[Trade]] = []
         self.connections = 0
         self.proven = False
         self.stored: dict[tuple[int, int], Span] = {}
@@ -200,6 +221,17 @@ class ObservedMachine(RuleBasedStateMachine):
         del self.pipes[connection]
         self.continuity.lost(connection, reason)
 
+    @precondition(lambda self: any(self.pipes.values()))
+    @rule(data=st.data())
+    def garble(self, data: st.DataObject) -> None:
+        """A frame that cannot be read: nobody knows what was in it."""
+        connection = data.draw(st.sampled_from([name for name, pipe in self.pipes.items() if pipe]))
+        self.pipes[connection].popleft()
+        self.continuity.doubt(connection)
+        # What it brings from now on is a stretch of its own.
+        self.ended.append(self.brought[connection])
+        self.brought[connection] = []
+
     @precondition(lambda self: self.made)
     @rule(count=st.integers(1, 8), lags=st.integers(0, 4))
     def prove(self, count: int, lags: int) -> None:
@@ -218,6 +250,7 @@ class ObservedMachine(RuleBasedStateMachine):
         recent = sorted((each for each in self.made if each.trade_id in self.held), key=lambda each: each.order)
         self.pipes.clear()
         self.brought.clear()
+        self.ended.clear()
         self.continuity = Observed(self.stored.values(), recent)
         self.proven = True
 
@@ -233,7 +266,7 @@ class ObservedMachine(RuleBasedStateMachine):
             return
         groups = [
             _Brought({each.trade_id for each in run}, {run[0].trade_id}, run[0].timestamp + 1, run[-1].timestamp)
-            for run in self.brought.values()
+            for run in (*self.brought.values(), *self.ended)
             if run
         ]
         while (pair := next((pair for pair in permutations(groups, 2) if pair[0].joins(pair[1])), None)) is not None:

@@ -8,7 +8,7 @@ Acknowledgements prove nothing: USD-M acknowledges a stream on the wrong route a
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 from typing import Final, Protocol
 from urllib.parse import urlsplit
@@ -48,6 +48,8 @@ class Sink(Protocol):
     def connected(self, connection: int) -> None: ...
 
     async def take(self, connection: int, message: Trades) -> None: ...
+
+    def doubted(self, connection: int, instruments: Iterable[Instrument]) -> None: ...
 
     def lost(self, connection: int, instruments: Sequence[Instrument], reason: str, detail: str) -> None: ...
 
@@ -292,6 +294,7 @@ class Connection:
 
     def _bad_frame(self, error: FrameError) -> None:
         self._collector.health.count("frames.bad")
+        self._collector.sink.doubted(self.number, self._instruments)
         self._collector.bad_frame(exchange=self._collector.exchange.name, market=self._collector.market, error=error)
 
     def _give_up(self, reason: str, detail: str) -> None:

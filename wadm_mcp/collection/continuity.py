@@ -46,6 +46,10 @@ class Continuity(Protocol):
         """Is this trade new? If so it is held from now on. A live one belongs to the frame last heard."""
         ...
 
+    def doubt(self, connection: int) -> None:
+        """Something of a connection could not be read: there may have been trades in it."""
+        ...
+
     def lost(self, connection: int, reason: str) -> None:
         """A connection ended (`disconnect`) or proved mute (`mute`)."""
         ...

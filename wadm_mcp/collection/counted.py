@@ -50,6 +50,9 @@ class Counted(Spans):
     def heard(self, connection: int, event_time: int) -> None:
         self._connections.add(connection)
 
+    def doubt(self, connection: int) -> None:
+        """Nothing: an id that was in it will be missing."""
+
     def lost(self, connection: int, reason: str) -> None:
         self._connections.discard(connection)
         if not self._connections:

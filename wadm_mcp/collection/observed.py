@@ -64,6 +64,12 @@ class Observed(Spans):
             self._vouch(trade)
         return not known
 
+    def doubt(self, connection: int) -> None:
+        """As the contract says: what the connection vouches for begins anew with its next trade."""
+        if self._vouches.get(connection) is not None:
+            self._vouches[connection] = None
+            self._opened_by = "bad_frame"
+
     def lost(self, connection: int, reason: str) -> None:
         if connection in self._vouches:
             del self._vouches[connection]

@@ -160,6 +160,7 @@ class Recorder:
         now = self._clock()
         if not now - _OLDEST_FRAME <= message.event_time <= now + _NEWEST_FRAME:
             self._health.count("frames.implausible")
+            self.doubted(connection, (message.instrument,))
             return
         followed = self._followed.get(message.instrument)
         if followed is None:
@@ -174,6 +175,7 @@ class Recorder:
         for trade in message.trades:
             if trade.timestamp > message.event_time + _SKEW or (followed.numbered and trade.timestamp < message.event_time - _OLDEST_TRADE):
                 self._health.count("trades.implausible")
+                continuity.doubt(connection)
                 continue
             self._take(followed, trade, LIVE)
         tape.bound()
@@ -232,6 +234,13 @@ class Recorder:
     def connected(self, connection: int) -> None:
         """A connection was made: whatever it brings first, it covers nothing before this moment."""
         self._connected[connection] = self._clock()
+
+    def doubted(self, connection: int, instruments: Iterable[Instrument]) -> None:
+        """A frame of a connection could not be read, so that trades of these instruments may be missing."""
+        for instrument in instruments:
+            followed = self._followed.get(instrument)
+            if followed is not None:
+                followed.continuity.doubt(connection)
 
     def lost(self, connection: int, instruments: Iterable[Instrument], reason: str, detail: str) -> None:
         """A connection ended (`disconnect`) or was given up as mute (`mute`): what it covered ends with its last trade."""

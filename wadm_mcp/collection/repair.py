@@ -7,6 +7,7 @@ without rows, and for a fraction of the request weight. Whatever comes takes the
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Final, NamedTuple
@@ -143,15 +144,15 @@ class Repairer:
         missing = sum(gap.trades for gap in gaps)
         ranges = self._to_fold.get(tape.instrument, [])
         folded = sum(max(0, min(gap.last, last) - max(gap.first, first) + 1) for gap in gaps for first, last in ranges)
-        seconds = self._seconds(tape.instrument.symbol, missing - folded, folded)
+        seconds = self._seconds(tape.instrument.symbol, _pages(gaps) - folded // _PAGE, folded)
         tape.repairing = Repairing(missing, folded, seconds)
         how = f", {folded:,} of them from aggregates" if folded else ""
         return [f"{tape.instrument.symbol}: {missing:,} trades are missing{how}, about {seconds:,.0f} s are needed"]
 
-    def _seconds(self, symbol: str, rows: int, folded: int) -> float:
+    def _seconds(self, symbol: str, pages: int, folded: int) -> float:
         """Time that the requests need within the share of the allowance that is ours."""
         exchange, market = self._exchange, self._market
-        weight = -(-rows // _PAGE) * exchange.trades_request(market, symbol, 1).weight
+        weight = pages * exchange.trades_request(market, symbol, 1).weight
         if folded:
             pages = -(-folded // (_FILLS_PER_AGGREGATE * _PAGE))
             weight += pages * exchange.aggregates_request(market, symbol, start=0).weight
@@ -178,15 +179,23 @@ class Repairer:
         return any(first <= gap.last <= last for first, last in ranges)
 
     async def _fetch(self, followed: Followed, gap: Missing) -> None:
-        """The newest page of a gap, by id."""
+        """The newest page of a gap, by id, and of the small gaps before it what that page holds too."""
         first = self._first(followed, gap)
         instrument = followed.tape.instrument
-        rows = await self._rest.trades(self._exchange, followed.tape.listing, self._base_url, first=first)
-        told = [row for row in rows if first <= row.seq <= gap.last and self._plausible(row, gap)]
+        small = [one for one in followed.continuity.missing() if gap.last - _PAGE < one.first and one.last < first]
+        start = min([first, *(one.first for one in small)])
+        rows = await self._rest.trades(self._exchange, followed.tape.listing, self._base_url, first=start)
+        wanted = [*small, gap._replace(first=first)]
+        firsts = [one.first for one in wanted]
+        told = [
+            row
+            for row in rows
+            if row.seq >= start and row.seq <= (own := wanted[bisect_right(firsts, row.seq) - 1]).last and self._plausible(row, own)
+        ]
         new = await self._recorder.repaired(instrument, told)
         if new:
             log.info("gap.repaired", instrument=instrument, first=first, last=gap.last, trades=new)
-        lacking = _lacking(first, gap.last, told)
+        lacking = _lacking(first, gap.last, [row for row in told if row.seq >= first])
         if not lacking:
             return
         served = max((row.seq for row in rows), default=-1)
@@ -250,6 +259,17 @@ class Repairer:
             return True
         self._health.count("trades.implausible")
         return False
+
+
+def _pages(gaps: Sequence[Missing]) -> int:
+    """Requests that gaps take, oldest first, when each brings a page of ids that ends with a missing one."""
+    pages, reached = 0, None
+    for gap in reversed(gaps):
+        last = gap.last if reached is None else min(gap.last, reached - 1)
+        if last >= gap.first:
+            more = -(-(last - gap.first + 1) // _PAGE)
+            pages, reached = pages + more, last - more * _PAGE + 1
+    return pages
 
 
 def _beyond(row: Aggregate, gap: Missing) -> bool:
