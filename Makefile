@@ -20,7 +20,7 @@ demo: $(VENV)/ready ## serve loopback exchanges on port 8920, no network needed
 	@$(BIN)/wadm-mcp serve --demo
 
 test: $(VENV)/ready ## run every test
-	$(BIN)/python -m pytest -q -n auto --dist worksteal
+	$(BIN)/python -m pytest -q -n 4 --dist worksteal
 
 lint: $(VENV)/ready ## ruff, format check, strict types
 	$(BIN)/ruff check .
@@ -35,8 +35,8 @@ bench: $(VENV)/ready ## measure the hot path and the cache
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.cache
 
-soak: $(VENV)/ready ## outages at full rate, for as long as a bad day has them
-	WADM_SOAK=1 $(BIN)/python -m pytest -q tests/end_to_end/test_production_store.py
+soak: $(VENV)/ready ## chaos, kills and outages at full rate, for as long as a bad day has them; WADM_SOAK_SEED=2 for another
+	WADM_SOAK=1 $(BIN)/python -m pytest -q -s tests/soak tests/end_to_end/test_production_store.py
 
 clean: ## remove what the targets made
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

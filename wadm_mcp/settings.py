@@ -128,7 +128,7 @@ class Settings(BaseSettings):
     WADM_TRADES_TTL_HOURS: int = Field(72, ge=1, le=87_600, description="how long raw trades are kept")
     WADM_MINUTES_TTL_DAYS: int = Field(30, ge=1, le=3_650, description="how long footprints, profiles and bars below one hour are kept")
     WADM_HOURS_TTL_DAYS: int = Field(365, ge=1, le=3_650, description="the same from one hour up, and coverage")
-    WADM_JOURNAL_MAX_MB: int = Field(1024, ge=16, le=1_000_000, description="most the journal between sockets and store may take on disk")
+    WADM_JOURNAL_MAX_MB: int = Field(1024, ge=1, le=1_000_000, description="most the journal between sockets and store may take on disk")
     WADM_BYBIT_CONNECTIONS: int = Field(
         2, ge=1, le=4, description="connections for each set of Bybit instruments: its ids cannot prove what one of them missed"
     )

@@ -15,6 +15,7 @@ from tests.end_to_end.process import Served, serving
 from tests.soak.verdict import Found, check
 from wadm_mcp.model import MINUTE, Instrument
 from wadm_mcp.runtime import now_ms
+from wadm_mcp.simulator.faults import Faults
 from wadm_mcp.simulator.simulator import Simulator
 
 SOAK: Final = os.environ.get("WADM_SOAK") == "1"
@@ -24,8 +25,8 @@ SYMBOLS: Final = ("BTCUSDT", "ETHUSDT")
 INSTRUMENTS: Final = tuple(
     Instrument(exchange, market, symbol) for exchange in ("binance", "bybit") for market in ("spot", "linear") for symbol in SYMBOLS
 )
-ACTIVITY: Final = 19.0 if SOAK else 4.0
-"""How much livelier than usual the markets are: 19 makes about 2,000 trades a second of them."""
+ACTIVITY: Final = 33.0 if SOAK else 4.0
+"""How much livelier than usual the markets are: 33 makes about 2,000 trades a second of them, Binance's folded ones counted once."""
 
 
 class MarketClock:
@@ -45,8 +46,9 @@ class MarketClock:
 class Wadm:
     """One `wadm-mcp serve` on a data folder of its own."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, number: int, settings: Mapping[str, str]) -> None:
         self._folder = folder
+        self._number = number
         self._settings = settings
         self._stack = AsyncExitStack()
         self._served: Served | None = None
@@ -60,12 +62,12 @@ class Wadm:
     @property
     def log(self) -> str:
         """Everything that its processes logged."""
-        return "".join(path.read_text() for path in sorted(self._folder.parent.glob(f"{self._folder.name}-*.txt")))
+        return "".join(path.read_text() for path in sorted(self._folder.parent.glob(f"{self._folder.name}-{self._number}-*.txt")))
 
     async def start(self) -> None:
         self.starts += 1
         self._served = await self._stack.enter_async_context(
-            serving(self._folder, "serve", settings=self._settings, name=f"{self.starts:03}")
+            serving(self._folder, "serve", settings=self._settings, name=f"{self._number}-{self.starts:03}")
         )
 
     async def kill(self) -> None:
@@ -93,13 +95,28 @@ class Deployment:
 
     def wadm(self, name: str = "data", **settings: str) -> Wadm:
         """A process that is not started yet."""
-        one = Wadm(self._folder / name, {**self._settings, **settings})
+        one = Wadm(self._folder / name, len(self._wadms), {**self._settings, **settings})
         self._wadms.append(one)
         return one
 
     async def close(self) -> None:
         for one in self._wadms:
             await one._stack.aclose()
+
+    async def live(self, wadm: Wadm, within: float = 90) -> None:
+        """Returns once every instrument is told as it trades."""
+
+        async def every_one() -> bool:
+            markets = (await wadm.served.get("/api/markets"))["markets"]
+            lag = markets["columns"].index("lag_ms")
+            rows = [row[lag] for row in markets["rows"]]
+            return len(rows) == len(self.simulator.instruments) and all(row is not None and row < 1_500 for row in rows)
+
+        with anyio.fail_after(within):
+            good = 0
+            while good < 3:
+                good = good + 1 if await every_one() else 0
+                await anyio.sleep(0.3)
 
     async def settled(self, wadm: Wadm, within: float = 120) -> None:
         """Returns once the market is stopped and nothing is left to be written, repaired or derived."""
@@ -125,7 +142,7 @@ class Deployment:
                 return False
         return True
 
-    async def check(self, wadm: Wadm, instruments: Sequence[Instrument] = INSTRUMENTS) -> dict[Instrument, Found]:
+    async def check(self, wadm: Wadm) -> dict[Instrument, Found]:
         """Everything that is answered against everything that was traded."""
         assert self.clock.stopped is not None
         # Bybit's newest trades, asked for at the start, reach back a little.
@@ -133,7 +150,7 @@ class Deployment:
         end = self.clock.stopped - self.clock.stopped % MINUTE + MINUTE
         found = {
             instrument: await check(wadm.served, self.simulator, instrument, start, end, traded_until=self.clock.stopped)
-            for instrument in instruments
+            for instrument in self.simulator.instruments
         }
         for instrument, one in found.items():
             held, whole = f"{one.held:,} of {one.made:,} trades held", f"{one.whole} of {one.minutes} minutes whole"
@@ -142,13 +159,25 @@ class Deployment:
 
 
 @asynccontextmanager
-async def deployment(folder: Path, **settings: Any) -> AsyncGenerator[Deployment]:
+async def deployment(
+    folder: Path,
+    *,
+    instruments: Sequence[Instrument] = INSTRUMENTS,
+    faults: Faults | None = None,
+    activity: float = ACTIVITY,
+    **settings: Any,
+) -> AsyncGenerator[Deployment]:
     """The simulated exchanges up and trading; whatever was started on them ends with the block."""
     print(f"seed {SEED}")
     clock = MarketClock()
-    async with Simulator(seed=SEED, instruments=INSTRUMENTS, activity=ACTIVITY, clock=clock) as simulator:
+    async with Simulator(seed=SEED, instruments=instruments, activity=activity, clock=clock, faults=faults) as simulator:
         urls = {f"WADM_{name.upper()}": url for name, url in simulator.urls.items()}
-        common = {**urls, "WADM_SYMBOLS": ",".join(SYMBOLS), "WADM_MARKETS": "spot,linear", "WADM_HISTORY_HOURS": "0"}
+        common = {
+            **urls,
+            "WADM_EXCHANGES": ",".join(dict.fromkeys(each.exchange for each in instruments)),
+            "WADM_MARKETS": ",".join(dict.fromkeys(each.market for each in instruments)),
+            "WADM_SYMBOLS": ",".join(dict.fromkeys(each.symbol for each in instruments)),
+        }
         one = Deployment(simulator, clock, folder, {**common, **settings})
         try:
             yield one

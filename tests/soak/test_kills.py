@@ -22,7 +22,7 @@ async def killed_again_and_again(one: Deployment) -> None:
         await anyio.sleep(one.random.uniform(0.2, 4))
         await wadm.kill()
         await wadm.start()
-    await anyio.sleep(3)
+    await one.live(wadm)
     await one.settled(wadm)
     found = await one.check(wadm)
     assert "Traceback" not in wadm.log

@@ -1,0 +1,43 @@
+"""Everything that can go wrong between the exchanges and WADM, by a plan that its seed repeats."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import anyio
+import pytest
+
+from tests.end_to_end.process import resident
+from tests.soak.deployment import SEED, SOAK, deployment
+from wadm_mcp.simulator.chaos import ON_SOCKETS, Chaos, Kind, plan
+
+pytestmark = pytest.mark.anyio
+
+SECONDS = 330.0 if SOAK else 14.0
+
+
+async def test_whatever_goes_wrong_what_is_claimed_is_what_was_traded_and_binance_comes_back_whole(tmp_path: Path) -> None:
+    chaos = Chaos(plan(SEED, SECONDS, every=1.6 if SOAK else 0.5), seed=SEED)
+    async with deployment(tmp_path, faults=chaos) as one:
+        wadm = one.wadm()
+        await wadm.start()
+        await one.live(wadm)
+        chaos.begin()
+        await anyio.sleep(SECONDS)
+        chaos.end()
+        await one.live(wadm)
+        await one.settled(wadm, within=300)
+        kinds = Counter(happened.fault.kind.value for happened in chaos.happened)
+        print(f"{len(chaos.happened)} faults: {dict(kinds)}, {resident(wadm.served) >> 20} MB")
+        found = await one.check(wadm)
+        for instrument, each in found.items():
+            if instrument.exchange == "binance":
+                assert each.lost == 0, instrument
+        assert "Traceback" not in wadm.log
+        if SOAK:
+            assert len(chaos.happened) >= 300
+            assert set(kinds) == {kind.value for kind in Kind}
+        else:
+            assert len(kinds.keys() & {kind.value for kind in ON_SOCKETS}) > 5
+        assert await wadm.stop() == 0

@@ -1,0 +1,109 @@
+"""Two connections of which one is always alive, and several processes of which one always records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anyio
+import pytest
+
+from tests.servers import own_mongod
+from tests.soak.deployment import INSTRUMENTS, SEED, SOAK, Deployment, Wadm, deployment
+from wadm_mcp.simulator.chaos import Chaos, Kind, plan
+
+pytestmark = pytest.mark.anyio
+
+SECONDS = 300.0 if SOAK else 12.0
+KILLS = 30 if SOAK else 3
+BYBIT = tuple(instrument for instrument in INSTRUMENTS if instrument.exchange == "bybit")
+
+
+async def test_of_two_bybit_connections_each_cut_at_random_but_never_both_no_trade_is_missed(tmp_path: Path) -> None:
+    cuts = (Kind.DROP, Kind.DAY, Kind.SHUTDOWN, Kind.MUTE, Kind.GARBAGE, Kind.OVERSIZED, Kind.REPLAY)
+    chaos = Chaos(plan(SEED, SECONDS, every=0.5, kinds=cuts), seed=SEED)
+    async with deployment(tmp_path, instruments=BYBIT, faults=chaos, activity=19 if SOAK else 8) as one:
+        wadm = one.wadm()
+        await wadm.start()
+        await one.live(wadm)
+        await anyio.sleep(3)
+        chaos.begin()
+        await anyio.sleep(SECONDS)
+        chaos.end()
+        await one.live(wadm)
+        await one.settled(wadm)
+        print(f"{len(chaos.happened)} faults")
+        found = await one.check(wadm)
+        assert all(each.lost == 0 for each in found.values())
+        health = (await wadm.served.client.get("/health")).json()
+        assert len(chaos.happened) >= (30 if SOAK else 2)
+        assert health["counts"].get("trades.repeated", 0) > 0
+        if not SOAK:
+            # In a long run the stretch that REST's newest trades can prove is not all there is to see.
+            await _no_gap_after_the_first(one, wadm)
+        assert await wadm.stop() == 0
+
+
+async def _no_gap_after_the_first(one: Deployment, wadm: Wadm) -> None:
+    """Nothing but the time before the first trade, and the tail of a market that was stopped."""
+    assert one.clock.stopped is not None
+    for instrument in BYBIT:
+        question = {"exchange": instrument.exchange, "market": instrument.market, "symbol": instrument.symbol}
+        coverage = (await wadm.served.get("/api/order-flow", **question, start=one.clock.began - 600_000, end=one.clock.stopped))[
+            "coverage"
+        ]
+        between = [gap for gap in coverage["gaps"] if gap[3] not in ("not_recorded", "not_yet_seen")]
+        assert not between, (instrument, coverage)
+
+
+async def two_or_more(one: Deployment, wadms: list[Wadm]) -> None:
+    """One records, the others follow; the one that records is killed again and again, and everybody answers all along."""
+    for wadm in wadms:
+        await wadm.start()
+    await one.live(wadms[-1])
+    answered = 0
+
+    async def ask(wadm: Wadm) -> None:
+        nonlocal answered
+        answer = await wadm.served.get(
+            "/api/volume-profile", symbol="BTCUSDT", exchange="binance", market="spot", window="15m", detail="brief"
+        )
+        assert answer["trade_count"] > 0
+        answered += 1
+
+    for _ in range(KILLS):
+        roles = [await _role(wadm) for wadm in wadms]
+        holder = wadms[roles.index("recording")]
+        others = [wadm for wadm in wadms if wadm is not holder]
+        await holder.kill()
+        with anyio.fail_after(11):
+            while "recording" not in [await _role(wadm) for wadm in others]:
+                for wadm in others:
+                    await ask(wadm)
+                await anyio.sleep(0.1)
+        await holder.start()
+        await anyio.sleep(one.random.uniform(0, 2))
+    await one.live(wadms[0])
+    await one.settled(wadms[0])
+    print(f"{answered} answers meanwhile")
+    for wadm in wadms:
+        found = await one.check(wadm)
+        for instrument, each in found.items():
+            if instrument.exchange == "binance":
+                assert each.lost == 0, instrument
+        assert "Traceback" not in wadm.log
+
+
+async def _role(wadm: Wadm) -> str:
+    return (await wadm.served.client.get("/health")).json()["role"]
+
+
+async def test_of_two_processes_on_one_data_directory_the_recording_one_may_die_at_any_time(tmp_path: Path) -> None:
+    async with deployment(tmp_path) as one:
+        first = one.wadm()
+        await two_or_more(one, [first, one.wadm()])
+
+
+async def test_of_three_processes_on_one_mongodb_the_recording_one_may_die_at_any_time(tmp_path: Path) -> None:
+    with own_mongod() as mongod:
+        async with deployment(tmp_path, MONGODB_URL=f"{mongod.url}/wadm") as one:
+            await two_or_more(one, [one.wadm(name) for name in ("first", "second", "third")])
