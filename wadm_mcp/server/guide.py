@@ -19,7 +19,8 @@ begins with how much of the tape it has seen.
   (Bybit numbers nothing).
 - `coverage.gaps` lists `[start, end, missing_trades, reason]`; `missing_trades` is null where the exchange does not count.
   `not_recorded`: nobody was recording. `expired`: it was held and outlived its life. `store_unreachable`: only the live tape answers
-  now. `being_revised`: late trades are being added, ask again in a moment. `more_gaps` counts older ones that are not listed.
+  now. `being_revised`, `missing_ids`: trades are being added, ask again in a moment. `absent`: the exchange itself does not have them.
+  `more_gaps` counts older ones that are not listed. `coverage.broken` names the figures of this answer that a gap makes wrong.
 - `newest_trade_at` and `lag_ms` say how fresh the tape is. `window.closed` false means that the last bar is still growing.
 - A window without trades or without coverage is an answer, not an error.
 
@@ -42,8 +43,8 @@ begins with how much of the tape it has seen.
 ## Merged answers
 
 - `exchange=all` (the default) adds the exchanges followed in one market: `all:spot:BTCUSDT`. Coverage is then that of the worst
-  exchange, and `coverage.parts` has each one's own. Two exchanges trade at slightly different prices; for a question about one venue
-  name it.
+  exchange, which `coverage.worst` names, and `coverage.parts` has each one's own. Two exchanges trade at slightly different prices;
+  for a question about one venue name it.
 - Spot and linear (USDT perpetuals) are never merged. Ask for each with `market`.
 
 ## Which question

@@ -19,9 +19,9 @@ Gather the evidence first:
 5. Where both exchanges are followed, ask each alone (exchange="binance", exchange="bybit") for the key figures and compare.
 
 Then write, in this order:
-1. Coverage. Ratio, basis and every gap of each window you used, and the age of the newest trade. If a ratio is below 1, say which
-   figures it touches and do not build on them: volume is missing, so levels may move and cumulative delta may be off. If it is 0, say
-   that there is nothing to report on and stop.
+1. Coverage. Ratio, basis and every gap of each window you used, and the age of the newest trade. If a ratio is below 1, name the
+   figures in coverage.broken and do not build on them: volume is missing, so levels may move and cumulative delta may be off. If
+   list_markets says that a repair is under way, say so. If a ratio is 0, say that there is nothing to report on and stop.
 2. Facts. Levels, volumes, deltas and ratios, quoted verbatim from the answers with their window and row_size. Round nothing, add
    nothing up yourself, fill no gap with a guess. A null is "not known".
 3. Judgement, marked as yours. Trading range or trend, phase, effort against result, absorption, springs, upthrusts: name the facts
