@@ -1,6 +1,6 @@
-"""The composition root: `wadm-mcp`, `wadm-mcp serve`, `replay`, `doctor`. Puts the parts together and turns outcomes into exit statuses.
+"""The composition root: `wadm-mcp`, `serve`, `replay`, `doctor`, `audit`. Puts the parts together and turns outcomes into exit statuses.
 
-0 after a signal or the end of input, 1 on failure, 2 on a bad setting or argument. Only MCP goes to stdout, except for `doctor`.
+0 after a signal or the end of input, 1 on failure, 2 on a bad setting or argument. Only MCP goes to stdout, except for what is a table.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ import anyio
 from anyio import to_thread
 
 from wadm_mcp import __version__
+from wadm_mcp.audit_report import Choice, audit
 from wadm_mcp.collection.lease import Lease
 from wadm_mcp.doctor import examine
 from wadm_mcp.errors import SettingError, WadmError, ours, printable
 from wadm_mcp.logs import configure_logs, log
+from wadm_mcp.model import EXCHANGES, MARKETS
 from wadm_mcp.runtime import Runtime
 from wadm_mcp.server.http import serve_http
 from wadm_mcp.server.server import build_server
@@ -86,6 +88,13 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument("files", nargs="+", type=Path, metavar="FILE", help="lines of <receive time> <raw frame>, gzipped or not")
     replay.add_argument("--speed", type=_speed, default=1.0, help="times faster than recorded; 0: as fast as it goes (default 1)")
     commands.add_parser("doctor", help="check settings, store and exchanges")
+    audit = commands.add_parser("audit", help="compare what is held with the exchanges' own minutes and with its own trades")
+    audit.add_argument("--demo", action="store_true", default=argparse.SUPPRESS, help="audit what the demo recorded")
+    audit.add_argument("--exchange", choices=EXCHANGES, help="default: every one")
+    audit.add_argument("--market", choices=MARKETS, help="default: every one")
+    audit.add_argument("--symbol", help="default: every one")
+    audit.add_argument("--from", dest="start", metavar="TIME", help="ISO 8601 or epoch (default: 24 hours before --to)")
+    audit.add_argument("--to", dest="end", metavar="TIME", help="default: the last full hour")
     return parser
 
 
@@ -109,6 +118,8 @@ async def _run(arguments: argparse.Namespace) -> int:
         log.warning("setting.unknown", hint=hint)
     if arguments.command == "doctor":
         return await examine(settings)
+    if arguments.command == "audit":
+        return await _audit(settings, arguments)
     if arguments.command is None:
         _check_standard_files()
     try:
@@ -129,6 +140,16 @@ async def _run(arguments: argparse.Namespace) -> int:
     except BaseExceptionGroup as group:
         raise (ours(group) or group) from None
     return 0
+
+
+async def _audit(settings: Settings, arguments: argparse.Namespace) -> int:
+    choice = Choice(arguments.exchange, arguments.market, arguments.symbol, arguments.start, arguments.end)
+    async with AsyncExitStack() as stack:
+        suffix = ""
+        if arguments.demo:
+            suffix = "_demo"
+            settings = await _demo(stack, settings)
+        return await audit(settings, choice, suffix)
 
 
 def _check_standard_files() -> None:

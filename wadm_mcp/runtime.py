@@ -18,18 +18,19 @@ import anyio
 from anyio.abc import TaskGroup
 from mcp.server.subscriptions import InMemorySubscriptionBus
 
+from wadm_mcp.audit import Auditor, HourlyAudit, Told, told_by_exchange
 from wadm_mcp.collection.follower import Follower
 from wadm_mcp.collection.journal import Journal
 from wadm_mcp.collection.lease import Lease
 from wadm_mcp.collection.recorder import Recorder
 from wadm_mcp.collection.rest import Rest
 from wadm_mcp.collection.rollup import Rollup
-from wadm_mcp.collection.roster import Roster
+from wadm_mcp.collection.roster import EXCHANGES, Roster
 from wadm_mcp.collection.writer import Writer
 from wadm_mcp.errors import StoreError, StoreUnreachable, WadmError, ours
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
-from wadm_mcp.model import Instrument
+from wadm_mcp.model import Instrument, Listing, Window
 from wadm_mcp.queries.view import View
 from wadm_mcp.settings import Settings, unusable_folder
 from wadm_mcp.storage.cache import InProcessCache
@@ -251,6 +252,7 @@ class Runtime:
                     settings, self.tape, self.store, recorder, writer, rest, health, self._clock, self._monotonic, self._name, start
                 )
                 start("writer", writer.run)
+                start("audit", self._hourly_audit(recorder, rest).run)
                 start("follower", partial(self._follower.run, roster))
                 await roster.run()
         finally:
@@ -261,6 +263,16 @@ class Runtime:
                     log.warning("recorder.not_flushed", trades=self.waiting, error=error)
                 if self._roster is not None:
                     await self._roster.let_go()
+
+    def _hourly_audit(self, recorder: Recorder, rest: Rest) -> HourlyAudit:
+        async def told(listing: Listing, window: Window) -> Told:
+            exchange, market, _ = listing.instrument
+            return await told_by_exchange(rest, EXCHANGES[exchange], listing, self.settings.rest_url(exchange, market), window)
+
+        def recorded() -> list[Listing]:
+            return [followed.tape.listing for followed in recorder.followed]
+
+        return HourlyAudit(Auditor(self.store, self.settings.lives, self._clock), recorded, told, self.health, self._clock)
 
     async def _catch_up(self) -> None:
         """Bring the tape up to what is stored, as a follower would: questions are answered before any exchange is."""

@@ -12,6 +12,7 @@ from websockets.datastructures import Headers
 
 from wadm_mcp.model import HOUR, MINUTE, SECOND, Instrument
 from wadm_mcp.simulator.faults import Reply
+from wadm_mcp.simulator.klines import binance_row, candles
 from wadm_mcp.simulator.listings import assets_of, steps_of, symbols_of
 from wadm_mcp.simulator.stage import Stage
 from wadm_mcp.simulator.tape import MARKET_PRINTS, Aggregate, HeldTape, Print, Tape
@@ -22,11 +23,13 @@ _WEIGHTS: Final = {
     "/api/v3/historicalTrades": 25,
     "/api/v3/trades": 25,
     "/api/v3/aggTrades": 4,
+    "/api/v3/klines": 2,
     "/fapi/v1/time": 1,
     "/fapi/v1/exchangeInfo": 1,
     "/fapi/v1/historicalTrades": 200,
     "/fapi/v1/trades": 5,
     "/fapi/v1/aggTrades": 20,
+    "/fapi/v1/klines": 5,
 }
 _BUDGETS: Final = {"spot": 6_000, "linear": 2_400}
 _PATIENCE: Final = 10
@@ -104,6 +107,8 @@ class BinanceRest:
                 return self._exchange_info(params)
             case "/aggTrades":
                 return [self._aggregate_row(row) for row in self._aggregates(self._page(params, 1000))]
+            case "/klines":
+                return self._klines(params)
             case "/trades":
                 return [self._trade_row(row) for row in self._prints(self._page(params, 1000)._replace(from_id=None))]
             case "/historicalTrades" if not spot and not headers.get("X-MBX-APIKEY"):
@@ -126,6 +131,16 @@ class BinanceRest:
         return _Page(
             tape, min(limit or default, most), _number(params, "fromId"), _number(params, "startTime"), _number(params, "endTime"), now
         )
+
+    def _klines(self, params: Mapping[str, str]) -> list[list[object]]:
+        """Minutes that open from `startTime` to `endTime`, oldest first; without a start the newest. Other intervals are not served."""
+        page = self._page(params, 1_000)
+        if params.get("interval") != "1m":
+            raise _RefusalError(-1120, "Invalid interval.")
+        last = min(page.now, page.now if page.end is None else page.end)
+        last -= last % MINUTE
+        first = last - (page.limit - 1) * MINUTE if page.start is None else -(-page.start // MINUTE) * MINUTE
+        return [binance_row(candle) for candle in candles(page.tape, range(first, last + 1, MINUTE)[: page.limit], page.now)]
 
     def _prints(self, page: _Page) -> list[Print]:
         """USD-M leaves out prints that are not market trades, so a page may skip ids."""

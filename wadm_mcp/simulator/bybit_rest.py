@@ -1,4 +1,4 @@
-"""Loopback Bybit v5 REST: listings, newest trades and time (exchanges.md 4.3, 6). Numbers are strings; errors come with HTTP 200."""
+"""Loopback Bybit v5 REST: listings, newest trades, minutes, time (exchanges.md 4.3, 6). Numbers are text; errors are HTTP 200."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Final
 
-from wadm_mcp.model import SECOND, Instrument
+from wadm_mcp.model import MINUTE, SECOND, Instrument
 from wadm_mcp.simulator.faults import Reply
+from wadm_mcp.simulator.klines import bybit_row, candles
 from wadm_mcp.simulator.listings import assets_of, steps_of, symbols_of
 from wadm_mcp.simulator.stage import Stage
 from wadm_mcp.simulator.tape import Print
@@ -45,6 +46,8 @@ class BybitRest:
                     result = self._instruments(params)
                 case "/v5/market/recent-trade":
                     result = self._recent(params, now)
+                case "/v5/market/kline":
+                    result = self._klines(params, now)
                 case _:
                     return Reply(404, {})
         except _RefusalError as refused:
@@ -60,6 +63,22 @@ class BybitRest:
         until = now - self._stage.faults.lag("bybit", category)
         newest = [_recent_row(params["symbol"], row) for row in reversed(tape.newest_prints(limit, until))]
         return {"category": category, "list": newest}
+
+    def _klines(self, params: Mapping[str, str], now: int) -> dict[str, object]:
+        """Minutes that open from `start` to `end`, newest first, the newest ones of too many. Other intervals are not served."""
+        category = _category(params)
+        tape = self._stage.tapes.get(Instrument("bybit", category, params.get("symbol", "")))
+        if tape is None:
+            raise _RefusalError("symbol invalid")
+        if params.get("interval") != "1":
+            raise _RefusalError("interval invalid")
+        limit = _limit(params, 1_000, 200)
+        last = min(now, _time(params, "end", now))
+        last -= last % MINUTE
+        first = max(last - (limit - 1) * MINUTE, -(-_time(params, "start", 0) // MINUTE) * MINUTE)
+        until = now - self._stage.faults.lag("bybit", category)
+        rows = [bybit_row(candle) for candle in candles(tape, range(first, last + 1, MINUTE), until)]
+        return {"category": category, "symbol": params["symbol"], "list": rows[::-1]}
 
     def _instruments(self, params: Mapping[str, str]) -> dict[str, object]:
         category = _category(params)
@@ -85,6 +104,13 @@ def _category(params: Mapping[str, str]) -> str:
     if category not in RECENT:
         raise _RefusalError("category invalid" if category else "category is required")
     return category
+
+
+def _time(params: Mapping[str, str], name: str, default: int) -> int:
+    text = params.get(name, str(default))
+    if not text.isascii() or not text.isdigit() or len(text) > 15:
+        raise _RefusalError(f"{name} invalid")
+    return int(text)
 
 
 def _limit(params: Mapping[str, str], most: int, default: int) -> int:

@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from decimal import Decimal
+from pathlib import Path
+
+import anyio
+import msgspec
+import pytest
+
+from tests.collection.test_rollup import LIVES, Recording, recording
+from tests.end_to_end.process import COMMAND, environment
+from tests.market import NOON, SPOT, Clock, listing, trade
+from wadm_mcp.audit import Audited, Auditor, HourlyAudit, Told
+from wadm_mcp.collection.journal import Journal
+from wadm_mcp.collection.recorder import Recorder
+from wadm_mcp.collection.rollup import Rollup
+from wadm_mcp.collection.writer import Writer
+from wadm_mcp.errors import ExchangeError
+from wadm_mcp.exchanges.exchange import Kline
+from wadm_mcp.health import Health, State
+from wadm_mcp.model import HOUR, MINUTE, Basis, Instrument, Listing, Scale, Span, Timeframe, Trade, TradeType, Window, parse_decimal
+from wadm_mcp.runtime import now_ms
+from wadm_mcp.simulator.listings import steps_of
+from wadm_mcp.simulator.simulator import Simulator
+from wadm_mcp.simulator.tape import MARKET_PRINTS
+from wadm_mcp.storage.sqlite import SqliteStore
+from wadm_mcp.storage.store import Derived
+from wadm_mcp.tape import Tape
+
+pytestmark = pytest.mark.anyio
+
+TEN = Window(NOON, NOON + 10 * MINUTE)
+
+
+def minute(start: int, count: int = 3, volume: int = 300, bought: int = 200) -> Kline:
+    """A minute as Binance tells it, at five decimals."""
+    return Kline(start, volume, 5, count, bought)
+
+
+async def recorded(r: Recording) -> None:
+    """Ten minutes of three trades each."""
+    for number in range(10):
+        first = 3 * number + 1
+        await r.trade(
+            trade(first, r.clock()), trade(first + 1, r.clock() + 5, quantity=100, side="SELL"), trade(first + 2, r.clock() + 59_000)
+        )
+        r.clock.pass_minutes(1)
+        await r.write()
+    await r.trade(trade(31, r.clock() + 1))
+    r.clock.pass_minutes(5)
+    await r.write()
+
+
+async def audited(r: Recording, told: Told | None) -> Audited:
+    return await Auditor(r.store, LIVES, r.clock).audit(listing(), TEN, told)
+
+
+ALL = Told([minute(start) for start in range(TEN.start, TEN.end, MINUTE)], {})
+
+
+async def test_a_tape_that_says_what_the_exchange_says_has_no_difference(tmp_path: Path) -> None:
+    async with recording(tmp_path) as r:
+        await recorded(r)
+        found = await audited(r, ALL)
+        # Others of the very first trade's millisecond may be missing: its minute is not whole.
+        assert (found.minutes, found.compared, found.recomputed, found.differences) == (10, 9, 9, ())
+
+
+@pytest.mark.parametrize(
+    ("kline", "says"),
+    [
+        (minute(NOON + MINUTE, volume=301, bought=200), "volume is 0.003, the exchange says 0.00301"),
+        (minute(NOON + MINUTE, count=4), "trade_count is 3, the exchange says 4"),
+        (minute(NOON + MINUTE, bought=100), "buy_volume is 0.002, the exchange says 0.001"),
+    ],
+)
+async def test_a_minute_of_which_the_exchange_says_something_else_is_told(tmp_path: Path, kline: Kline, says: str) -> None:
+    async with recording(tmp_path) as r:
+        await recorded(r)
+        found = await audited(r, Told([kline], {}))
+        assert [str(each) for each in found.differences] == [f"binance:spot:BTCUSDT 1m 2026-06-01T12:01:00Z: {says}"]
+
+
+async def test_bybit_which_tells_volumes_alone_is_compared_by_them(tmp_path: Path) -> None:
+    async with recording(tmp_path) as r:
+        await recorded(r)
+        assert (await audited(r, Told([Kline(NOON + MINUTE, 3_000, 6)], {}))).differences == ()
+        assert len((await audited(r, Told([Kline(NOON + MINUTE, 3_001, 6)], {}))).differences) == 1
+
+
+async def test_a_stored_bar_that_is_not_the_sum_of_its_trades_is_told_wherever_it_shows(tmp_path: Path) -> None:
+    async with recording(tmp_path) as r:
+        await recorded(r)
+        (row,) = await r.store.order_flow(SPOT, Timeframe.M1, Window(NOON + 2 * MINUTE, NOON + 3 * MINUTE))
+        wrong = msgspec.structs.replace(row.bar, buy_volume=row.bar.buy_volume + 7)
+        await r.store.derive(Derived(order_flow=[msgspec.structs.replace(row, bar=wrong, revision=row.revision + 1)]))
+        figures = {(each.timeframe, each.figure) for each in (await audited(r, ALL)).differences}
+        assert (Timeframe.M1, "buy_volume") in figures
+        assert (Timeframe.M1, "cumulative_delta") in figures
+        assert (Timeframe.M1, "volume") in figures
+
+
+async def test_what_is_not_held_whole_is_compared_with_nothing(tmp_path: Path) -> None:
+    async with recording(tmp_path) as r:
+        await recorded(r)
+        wrong = Told(
+            [minute(NOON, count=99), *(minute(start, count=99) for start in range(NOON + 20 * MINUTE, NOON + 30 * MINUTE, MINUTE))], {}
+        )
+        assert (await audited(r, wrong)).differences == ()
+
+
+async def test_the_exchanges_first_id_of_an_hour_and_the_one_before_it_must_be_held(tmp_path: Path) -> None:
+    async with recording(tmp_path, Clock(NOON - 5 * MINUTE)) as r:
+        await recorded(r)
+        window = Window(NOON - 4 * MINUTE, NOON + 4 * MINUTE)
+        auditor = Auditor(r.store, LIVES, r.clock)
+        assert (await auditor.audit(listing(), window, Told([], {NOON: 16}))).differences == ()
+        difference, *_ = (await auditor.audit(listing(), window, Told([], {NOON: 90}))).differences
+        assert str(difference) == "binance:spot:BTCUSDT 1h 2026-06-01T12:00:00Z: id is not held, the exchange says 90"
+
+
+async def test_each_closed_hour_is_audited_once_and_health_tells_of_it(tmp_path: Path) -> None:
+    asked: list[Window] = []
+
+    async def told(_: Listing, window: Window) -> Told:
+        asked.append(window)
+        if len(asked) == 1:
+            raise ExchangeError("away")
+        return Told([minute(start, count=4) for start in range(window.start, window.end, MINUTE)], {})
+
+    async with recording(tmp_path) as r:
+        await recorded(r)
+        r.clock.now = NOON + HOUR + 6 * MINUTE
+        audit = HourlyAudit(Auditor(r.store, LIVES, r.clock), lambda: [listing()], told, r.health, r.clock)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("wadm_mcp.audit._LOOK_EVERY", 0.01)
+            with anyio.fail_after(10):
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(audit.run)
+                    while "audit" not in r.health.parts:
+                        await anyio.sleep(0.01)
+                    await anyio.sleep(0.1)
+                    tasks.cancel_scope.cancel()
+        assert asked == [Window(NOON + MINUTE, NOON + 10 * MINUTE)] * 2
+        part = r.health.parts["audit"]
+        assert part.state is State.OK
+        assert part.detail.startswith("9 differences, the last: binance:spot:BTCUSDT 1m")
+        assert (r.health.counts["audit.minutes"], r.health.counts["audit.differences"]) == (9, 9)
+
+
+INSTRUMENTS = [Instrument(exchange, market, "BTCUSDT") for exchange in ("binance", "bybit") for market in ("spot", "linear")]
+
+
+def ledger(simulator: Simulator, instrument: Instrument, window: Window) -> list[Trade]:
+    """What the simulated exchange traded, as a recorder would hold it."""
+    steps, tape = steps_of(instrument), simulator.tape(instrument)
+    rows: list[tuple[int, int, str, str, str, bool, int]] = []
+    if instrument[:2] == ("binance", "linear"):
+        for one in tape.aggregates(window.start, window.end):
+            rows.append((one.time, one.number, str(one.number), one.price, one.quantity, one.buy, one.last - one.first + 1))
+    else:
+        for one in tape.prints(window.start, window.end):
+            if one.kind in MARKET_PRINTS:
+                rows.append((one.time, one.seq, one.trade_id, one.price, one.quantity, one.buy, 1))
+    trades: list[Trade] = []
+    for at, seq, trade_id, price, quantity, buy, fills in rows:
+        price_at, decimals = parse_decimal(price, steps.price_decimals)
+        size, places = parse_decimal(quantity, steps.quantity_decimals)
+        side = TradeType.BUY if buy else TradeType.SELL
+        trades.append(Trade(instrument, at, seq, trade_id, price_at, size, side, fills, Scale(decimals, places)))
+    return trades
+
+
+async def hold(folder: Path, simulator: Simulator, window: Window) -> None:
+    """A store that holds a window of every instrument, whole and derived."""
+    async with SqliteStore(folder / "wadm.sqlite") as store, Journal(folder / "journal", 1 << 30) as journal:
+        health = Health(now_ms)
+        recorder = Recorder(Tape(), health, now_ms, lambda: 0.0)
+        rollup = Rollup(recorder, store, health, now_ms, LIVES.trades)
+        writer = Writer(recorder, journal, rollup, store, health, LIVES, now_ms, lambda: 0.0)
+        for instrument in INSTRUMENTS:
+            trades = ledger(simulator, instrument, window)
+            exact = instrument.exchange == "binance"
+            held = Span(window.start, window.end, trades[0].seq, trades[-1].seq, Basis.EXACT if exact else Basis.OBSERVED)
+            await store.write(trades, [(instrument, held)])
+            listed = Listing(instrument, Decimal(1).scaleb(-trades[0].scale.price), Decimal(1).scaleb(-trades[0].scale.quantity))
+            await store.keep_listings([listed])
+            await writer.adopt(recorder.follow(listed, numbered=exact))
+        await rollup.run()
+        assert await store.marks() == []
+
+
+async def test_the_command_says_that_all_is_equal_and_exits_1_when_one_stored_figure_is_not(tmp_path: Path) -> None:
+    closed = now_ms() - now_ms() % MINUTE - MINUTE
+    window = Window(closed - 6 * MINUTE, closed)
+    async with Simulator(seed=3, instruments=INSTRUMENTS) as simulator:
+        await hold(tmp_path, simulator, window)
+        urls = {f"WADM_{name.upper()}": url for name, url in simulator.urls.items()}
+        command = [*COMMAND, "audit", "--from", str(window.start), "--to", str(window.end)]
+
+        async def audit(*more: str) -> tuple[int, str]:
+            with anyio.fail_after(60):
+                ended = await anyio.run_process([*command, *more], env=environment(tmp_path, **urls), check=False)
+            assert b"Traceback" not in ended.stderr
+            return ended.returncode, (ended.stdout + ended.stderr).decode()
+
+        status, told = await audit()
+        assert (status, told.splitlines()[-1]) == (0, "no difference"), told
+        assert [line.split()[1:] for line in told.splitlines() if line.startswith(("binance", "bybit"))] == [["6", "6", "6", "0"]] * 4
+        with closing(sqlite3.connect(tmp_path / "wadm.sqlite", isolation_level=None)) as db:
+            db.execute("DELETE FROM trades WHERE instrument = 1 AND timestamp = (SELECT max(timestamp) FROM trades WHERE instrument = 1)")
+        status, told = await audit("--exchange", "binance", "--market", "spot")
+        assert status == 1
+        assert "its trades give" in told
+        status, told = await audit("--symbol", "ETHUSDT")
+        assert status == 2
+        assert told.strip().startswith("wadm-mcp: nothing that is recorded matches")
