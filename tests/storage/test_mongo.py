@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,6 +20,7 @@ import anyio.abc
 import msgspec
 import pymongo
 import pytest
+from anyio import to_thread
 from bson import Decimal128, Int64, ObjectId
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -670,6 +672,24 @@ async def test_a_user_who_may_not_is_refused_without_being_named(guarded: Mongod
     assert type(error.value) is StoreError
     assert f"{user}:" not in str(error.value)
     assert password not in str(error.value)
+
+
+async def test_a_user_that_was_dropped_and_made_again_is_known_again_without_a_restart(guarded: Mongod) -> None:
+    def change(command: str, **details: Any) -> None:
+        with pymongo.MongoClient[dict[str, Any]](guarded.url, username="root", password="toor") as client:
+            client.admin.command(command, "passing", **details)
+
+    created = partial(change, "createUser", pwd="pa:ss", roles=[{"role": role, "db": "tape"} for role in ("readWrite", "dbAdmin")])
+    await to_thread.run_sync(created)
+    async with MongoStore(guarded_url(guarded, "passing"), LIVES) as store:
+        await store.write([trade(11)], [])
+        await to_thread.run_sync(change, "dropUser")
+        for _ in range(2):
+            with pytest.raises(StoreError, match="MONGODB_URL"):
+                await store.write([trade(12)], [])
+        await to_thread.run_sync(created)
+        await store.write([trade(12)], [])
+        assert {11, 12} <= {one.seq for one in await every_trade(store)}
 
 
 async def test_without_credentials_a_guarded_server_says_what_it_wants(guarded: Mongod) -> None:

@@ -24,7 +24,7 @@ from wadm_mcp.errors import SettingError, StoreError
 from wadm_mcp.model import MINUTE, Instrument, Listing, Lives, Span, Timeframe, Trade, Window
 from wadm_mcp.storage import mongo_documents as documents
 from wadm_mcp.storage.mongo_documents import Document, date
-from wadm_mcp.storage.mongo_errors import damaged, is_duplicate, plain_words
+from wadm_mcp.storage.mongo_errors import damaged, is_duplicate, is_refusal_of_user, plain_words
 from wadm_mcp.storage.mongo_indexes import BLOCKS, SCHEMA, SCHEMA_VERSION, Index, collections
 from wadm_mcp.storage.mongo_updates import lease_taking, span_growth
 from wadm_mcp.storage.store import Derived, Mark, OrderFlow, Piece, Store, StoredFootprint, StoreState, grown
@@ -340,8 +340,12 @@ class MongoStore(Store):
         return await to_thread.run_sync(values, await self._ask(find))
 
     async def _ask(self, question: Callable[[Database], Awaitable[T]]) -> T:
-        with plain_words(self._place):
-            return await question(self._opened("read from it"))
+        try:
+            with plain_words(self._place):
+                return await question(self._opened("read from it"))
+        except StoreError as error:
+            await self._greet_again(error)
+            raise
 
     async def _tell(self, step: Callable[[Database], Awaitable[T]]) -> T:
         # A motor call that is cancelled leaves its write under way, where it might land on top of a later one. So a step is waited
@@ -349,8 +353,20 @@ class MongoStore(Store):
         await checkpoint_if_cancelled()
         if self._read_only:
             raise StoreError(f"{self._place} was opened for reading only: nothing was written")
-        with plain_words(self._place), fail_after(None, shield=True):
-            return await step(self._opened("written"))
+        try:
+            with plain_words(self._place), fail_after(None, shield=True):
+                return await step(self._opened("written"))
+        except StoreError as error:
+            await self._greet_again(error)
+            raise
+
+    async def _greet_again(self, error: StoreError) -> None:
+        """Begin with new connections where the server no longer knows our user: those that are open stay refused even once it does."""
+        if is_refusal_of_user(error.__cause__) and self._version and self._client is not None:
+            old = self._client
+            self._connect()
+            with CancelScope(shield=True):
+                await to_thread.run_sync(_end, old)
 
     def _opened(self, purpose: str) -> Database:
         if self._database is None:
@@ -436,15 +452,15 @@ class MongoStore(Store):
 
     async def _close(self) -> None:
         client, self._client, self._database = self._client, None, None
+        if client is not None:
+            with CancelScope(shield=True):
+                await to_thread.run_sync(_end, client)
 
-        def close() -> None:
-            # It says goodbye to the server, which may be gone.
-            with pymongo.timeout(_CLOSING):
-                if client is not None:
-                    client.close()
 
-        with CancelScope(shield=True):
-            await to_thread.run_sync(close)
+def _end(client: AsyncIOMotorClient[Document]) -> None:
+    # It says goodbye to the server, which may be gone.
+    with pymongo.timeout(_CLOSING):
+        client.close()
 
 
 _SCHEMES: Final = ("mongodb://", "mongodb+srv://")

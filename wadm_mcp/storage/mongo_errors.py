@@ -59,6 +59,11 @@ def is_duplicate(error: BulkWriteError) -> bool:
     return not _failures(error)
 
 
+def is_refusal_of_user(error: BaseException | None) -> bool:
+    """Does the server not know, or not trust, whoever asks?"""
+    return isinstance(error, OperationFailure) and error.code in (*_REFUSED, _FORBIDDEN)
+
+
 def damaged(place: str, what: str) -> StoreError:
     """What to say of a document that no WADM wrote."""
     return StoreError(f"{place} is damaged ({what}): restore a backup, or delete that document and what it held")

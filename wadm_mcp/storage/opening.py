@@ -25,7 +25,14 @@ def open_cache(settings: Settings, health: Health, suffix: str = "") -> Cache:
     if settings.REDIS_URL is None:
         return InProcessCache()
     if settings.MONGODB_URL is not None:
-        tape = settings.MONGODB_URL.get_secret_value() + suffix
+        tape = _without_user(settings.MONGODB_URL.get_secret_value()) + suffix
     else:
         tape = f"{gethostname()}:{settings.WADM_DATA_DIR.resolve()}"
     return RedisCache(settings.REDIS_URL.get_secret_value(), tape_name(tape), health)
+
+
+def _without_user(url: str) -> str:
+    """Hosts and database of a URL: a tape stays the same one when its password changes, and no name is made of a password."""
+    _, _, rest = url.partition("://")
+    hosts, slash, database = rest.partition("/")
+    return f"{hosts.rpartition('@')[2]}{slash}{database.partition('?')[0]}"
