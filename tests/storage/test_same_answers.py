@@ -8,16 +8,19 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
+import msgspec
 import pytest
 
 from tests.collection.test_rollup import Recording
-from tests.market import NOON, Clock, trade
+from tests.market import NOON, Clock, listing, trade
 from tests.redis_server import RedisServer, redis_binary
 from tests.servers import mongodb_url
 from wadm_mcp.collection.journal import Journal
+from wadm_mcp.exchanges.exchange import Trades
 from wadm_mcp.health import Health
-from wadm_mcp.model import HOUR, Trade
+from wadm_mcp.model import HOUR, Instrument, Trade
 from wadm_mcp.queries.footprint import footprint
 from wadm_mcp.queries.order_flow import order_flow
 from wadm_mcp.queries.trades import trades
@@ -35,6 +38,9 @@ pytestmark = pytest.mark.anyio
 
 START = NOON - 14 * HOUR
 """Before a midnight, so that a whole session and parts of two lie in the run."""
+INSTRUMENTS = [Instrument(exchange, market, "BTCUSDT") for exchange in ("binance", "bybit") for market in ("spot", "linear")]
+SCOPES = [{"exchange": exchange, "market": market} for exchange in ("binance", "bybit", "all") for market in ("spot", "linear")]
+CLOSED = [(START + hour * HOUR, START + (hour + 1) * HOUR) for hour in range(14)]
 QUESTIONS: list[tuple[Callable[..., Any], dict[str, Any]]] = [
     (volume_profile, {"start": START, "end": NOON, "detail": "full"}),
     (volume_profile, {"start": START + HOUR, "end": START + 2 * HOUR, "row_size": "0.05", "method": "one_row"}),
@@ -43,20 +49,46 @@ QUESTIONS: list[tuple[Callable[..., Any], dict[str, Any]]] = [
     (footprint, {"start": START, "end": START + 4 * HOUR, "timeframe": "15m"}),
     (trades, {"start": START, "end": NOON, "limit": 1000}),
     (trades, {"start": START, "end": NOON, "limit": 100, "min_notional": "500000"}),
+    *((volume_profile, {"start": start, "end": end, "detail": detail}) for start, end in CLOSED for detail in ("brief", "standard")),
+    *((order_flow, {"start": start, "end": end, "timeframe": "1m"}) for start, end in CLOSED),
+    *((footprint, {"start": start, "end": end, "timeframe": "30m"}) for start, end in CLOSED),
 ]
 
 
 def run() -> list[Trade]:
-    """Trades with bursts in one millisecond, missing ids, and a few that come late."""
-    dice, made, at, number, price = random.Random(11), list[Trade](), START, 0, 6_000_000
-    while at < NOON - 60_000:
-        at += dice.choice((0, 0, 0, 40, 900, 7_000, 45_000))
-        number += 1 if dice.random() < 0.999 else 4
-        price += dice.randint(-30, 30)
-        made.append(trade(number, at, price, dice.randint(1, 10**7), dice.choice(("BUY", "SELL"))))
-    for place in dice.sample(range(len(made) - 400), 5):
-        made.insert(place + dice.randint(100, 300), made.pop(place))
-    return made
+    """Trades of every kind of instrument with bursts in one millisecond, missing ids, ids that are no numbers, and a few that come late."""
+    every: list[tuple[int, Trade]] = []
+    for seed, instrument in enumerate(INSTRUMENTS):
+        dice, made, at, number, price = random.Random(seed), list[Trade](), START, 0, 6_000_000
+        while at < NOON - 60_000:
+            at += dice.choice((0, 0, 0, 40, 900, 7_000, 45_000, 60_000))
+            number += 1 if dice.random() < 0.999 else 4
+            price += dice.randint(-30, 30)
+            fills = dice.randint(1, 4) if instrument[:2] == ("binance", "linear") else 1
+            one = trade(number, at, price, dice.randint(1, 10**7), dice.choice(("BUY", "SELL")), instrument, fills)
+            if instrument[:2] == ("bybit", "linear"):
+                one = msgspec.structs.replace(one, trade_id=str(UUID(int=dice.getrandbits(128))))
+            made.append(one)
+        for place in dice.sample(range(len(made) - 400), 5):
+            made.insert(place + dice.randint(100, 300), made.pop(place))
+        arrives = 0
+        for one in made:
+            arrives = max(arrives, one.timestamp)
+            every.append((arrives, one))
+    return [one for _, one in sorted(every, key=lambda pair: pair[0])]
+
+
+class Run(Recording):
+    """A recording of every instrument."""
+
+    async def begin(self) -> None:
+        for instrument in INSTRUMENTS:
+            followed = self.recorder.follow(listing(instrument), numbered=instrument.exchange == "binance")
+            await self.writer.adopt(followed)
+
+    async def trade(self, *trades: Trade) -> None:
+        for one in trades:
+            await self.recorder.take(1, Trades(one.instrument, (one,), max(self.clock(), one.timestamp)))
 
 
 async def test_sqlite_and_mongodb_with_redis_answer_alike(tmp_path: Path) -> None:
@@ -71,7 +103,7 @@ async def test_sqlite_and_mongodb_with_redis_answer_alike(tmp_path: Path) -> Non
                 await stack.enter_async_context(store)
                 await stack.enter_async_context(cache)
                 journal = await stack.enter_async_context(Journal(tmp_path / f"{kind}-journal", 1 << 30))
-                one = Recording(store, journal, clock)
+                one = Run(store, journal, clock)
                 await one.begin()
                 for first in range(0, len(made), 400):
                     for each in made[first : first + 400]:
@@ -80,12 +112,18 @@ async def test_sqlite_and_mongodb_with_redis_answer_alike(tmp_path: Path) -> Non
                     await one.write()
                 clock.now = NOON + 5_000
                 await one.write()
-                view = View(store, one.tape, clock, ["spot"], ["binance"], LIVES, CachedFootprints(cache))
+                view = View(store, one.tape, clock, ["spot", "linear"], ["binance", "bybit"], LIVES, CachedFootprints(cache))
                 # Twice, so that the second time the cache answers where it does.
-                answers.append([_told(await ask(view.reading(), symbol="BTCUSDT", **asked)) for _ in range(2) for ask, asked in QUESTIONS])
-    assert answers[0] == answers[1]
-    assert answers[0][: len(QUESTIONS)] == answers[0][len(QUESTIONS) :]
-    assert json.loads(answers[0][0])["trade_count"] == len(made)
+                for _ in range(2):
+                    told = [
+                        _told(await ask(view.reading(), symbol="BTCUSDT", **asked, **scope)) for scope in SCOPES for ask, asked in QUESTIONS
+                    ]
+                    answers.append(told)
+                assert cache.state.hits > 0
+    assert answers[0] == answers[1] == answers[2] == answers[3]
+    counted = [json.loads(answers[0][place * len(QUESTIONS)])["trade_count"] for place in range(len(SCOPES))]
+    fills = [sum(each.fills for each in made if each.instrument == instrument) for instrument in INSTRUMENTS]
+    assert counted == [*fills, fills[0] + fills[2], fills[1] + fills[3]]
 
 
 def _told(answer: dict[str, Any]) -> bytes:
