@@ -12,12 +12,20 @@ from typing import Any
 
 import anyio
 import pytest
+from redis.asyncio import Redis
 
+from tests.collection.test_rollup import LIVES, Recording
 from tests.end_to_end.process import Served, resident, serving, until
+from tests.market import Clock, trade
 from tests.redis_server import RedisServer, redis_binary
 from tests.servers import Mongod, own_mongod
+from wadm_mcp.collection.journal import Journal
+from wadm_mcp.model import HOUR
 from wadm_mcp.runtime import now_ms
 from wadm_mcp.simulator.simulator import Simulator
+from wadm_mcp.storage.mongo import MongoStore
+from wadm_mcp.storage.sqlite import SqliteStore
+from wadm_mcp.storage.store import Store
 
 pytestmark = pytest.mark.anyio
 
@@ -70,6 +78,43 @@ async def trading(folder: Path, rate: int, **settings: str) -> AsyncGenerator[tu
             tasks.cancel_scope.cancel()
 
 
+async def preloaded(store: Store, folder: Path) -> int:
+    """Eight closed hours of the past, so that a day's window has something that the cache can hold; how many trades they have."""
+    start = now_ms() - now_ms() % HOUR - 9 * HOUR
+    clock, count = Clock(start), 0
+    async with store, Journal(folder / "preloading", 1 << 30) as journal:
+        one = Recording(store, journal, clock)
+        await one.begin()
+        while clock() < start + 8 * HOUR:
+            count += 1
+            await one.trade(trade(count, clock(), 6_000_000 + count % 900))
+            clock.pass_seconds(20)
+            if count % 200 == 0:
+                await one.write()
+        clock.pass_minutes(2)
+        await one.write()
+    return count
+
+
+async def closed_hours(served: Served) -> dict[str, Any]:
+    """A profile of the preloaded past, as it is told once the store answers."""
+    start = now_ms() - now_ms() % HOUR - 8 * HOUR
+    question = {"symbol": "BTCUSDT", "exchange": "binance", "start": start, "end": start + 6 * HOUR, "detail": "full"}
+    with anyio.fail_after(30):
+        while (answer := await served.get("/api/volume-profile", **question))["coverage"]["gaps"]:
+            assert [gap[3] for gap in answer["coverage"]["gaps"]] == ["store_unreachable"]
+            await anyio.sleep(0.1)
+    assert answer["trade_count"] > 500
+    del answer["coverage"]["newest_trade_at"], answer["coverage"]["lag_ms"]
+    return answer
+
+
+async def hits(redis: RedisServer) -> int:
+    """How often Redis had what it was asked for since it was started."""
+    async with Redis.from_url(redis.url) as client:
+        return (await client.info("stats"))["keyspace_hits"]
+
+
 async def trade_count(served: Served) -> int:
     answer = await served.get("/api/volume-profile", symbol="BTCUSDT", window="15m", detail="brief")
     return answer["trade_count"]
@@ -113,8 +158,14 @@ async def test_a_mongod_that_is_away_under_load_costs_no_trade_and_health_says_s
             assert answer["bars"]["rows"][-1][11] > 0
             assert answer["coverage"]["gaps"][0][3] == "store_unreachable"
             settled = resident(served)
-            await anyio.sleep(AWAY)
-            assert resident(served) - settled < 100 * 1024 * 1024
+            with anyio.move_on_after(AWAY):
+                while True:
+                    assert await status(served) == 503
+                    for path in ("/api/order-flow", "/api/volume-profile", "/api/trades"):
+                        answer = await served.get(path, symbol="BTCUSDT", window="15m")
+                        assert answer["coverage"]["gaps"][0][3] == "store_unreachable"
+                    assert resident(served) - settled < 100 * 1024 * 1024
+                    await anyio.sleep(0.5)
             mongod.start()
             await until(lambda: _is(status(served), 200), within=60)
             stop()
@@ -126,22 +177,26 @@ async def test_a_mongod_that_is_away_under_load_costs_no_trade_and_health_says_s
 
 async def test_servers_that_are_killed_in_the_middle_of_their_work_lose_nothing_and_double_nothing(tmp_path: Path) -> None:
     with own_mongod() as mongod, RedisServer(redis_binary()) as redis:
+        before = await preloaded(MongoStore(f"{mongod.url}/wadm", LIVES), tmp_path)
         servers = {"MONGODB_URL": f"{mongod.url}/wadm", "REDIS_URL": redis.url}
         async with trading(tmp_path / "data", RATE, **servers) as (served, pushed, stop):
             await until(lambda: _over(trade_count(served), 500))
-            for number in range(KILLS):
+            past = await closed_hours(served)
+            for _ in range(KILLS):
                 held = (await served.get("/api/volume-profile", symbol="BTCUSDT", window="15m", detail="brief"))["trade_count"]
                 mongod.kill()
-                if number % 2:
-                    redis.kill()
-                    redis.start()
+                redis.kill()
+                redis.start()
                 mongod.start()
                 await until(lambda held=held: _over(trade_count(served), held), within=60)
+                assert await closed_hours(served) == past
             stop()
             await recorded_all(served, pushed)
+            assert await closed_hours(served) == past
+            assert await hits(redis) > 0
             assert await served.stop() == 0
             assert "Traceback" not in served.stderr
-            assert await stored(mongod) == (pushed.count, pushed.count)
+            assert await stored(mongod) == (pushed.count + before, pushed.count + before)
 
 
 async def test_a_stop_while_mongod_is_away_leaves_the_trades_in_the_journal_and_the_next_start_stores_them(tmp_path: Path) -> None:
@@ -205,9 +260,15 @@ async def test_of_two_processes_on_one_database_one_records_and_the_other_takes_
 
 async def test_answers_go_on_without_redis_and_health_says_so(tmp_path: Path) -> None:
     with RedisServer(redis_binary()) as redis:
+        (tmp_path / "data").mkdir()
+        await preloaded(SqliteStore(tmp_path / "data" / "wadm.sqlite"), tmp_path)
         async with trading(tmp_path / "data", RATE if SOAK else 100, REDIS_URL=redis.url) as (served, pushed, stop):
             await until(lambda: _over(trade_count(served), 100))
             assert (await served.get("/health"))["parts"]["cache"]["state"] == "ok"
+            past = await closed_hours(served)
+            assert await closed_hours(served) == past
+            assert await hits(redis) > 0
+            settled = resident(served)
             redis.kill()
 
             async def told() -> bool:
@@ -215,9 +276,12 @@ async def test_answers_go_on_without_redis_and_health_says_so(tmp_path: Path) ->
                 return health["parts"]["cache"]["state"] == "down"
 
             await until(told)
-            assert await status(served) == 200
-            if SOAK:
-                await anyio.sleep(AWAY)
+            with anyio.move_on_after(AWAY):
+                while True:
+                    assert await status(served) == 200
+                    assert await closed_hours(served) == past
+                    assert resident(served) - settled < 100 * 1024 * 1024
+                    await anyio.sleep(0.2)
             meanwhile = pushed.count
             await until(lambda: _over(trade_count(served), meanwhile))
             redis.start()
@@ -226,6 +290,9 @@ async def test_answers_go_on_without_redis_and_health_says_so(tmp_path: Path) ->
                 return (await served.get("/health"))["parts"]["cache"]["state"] == "ok"
 
             await until(back)
+            assert await closed_hours(served) == past
+            assert await closed_hours(served) == past
+            assert await hits(redis) > 0
             stop()
             await recorded_all(served, pushed)
             assert await served.stop() == 0
