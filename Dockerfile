@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-FROM python:3.11-slim-bookworm AS build
+FROM python:3.11.14-slim-bookworm AS build
 WORKDIR /build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/wadm
@@ -7,9 +7,14 @@ COPY requirements.txt ./
 RUN /opt/wadm/bin/pip install -r requirements.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY wadm_mcp ./wadm_mcp
-RUN /opt/wadm/bin/pip install --no-deps . && /opt/wadm/bin/pip uninstall --yes pip
+RUN /opt/wadm/bin/pip install --no-deps . && /opt/wadm/bin/pip uninstall --yes setuptools pip
 
-FROM python:3.11-slim-bookworm
+FROM python:3.11.14-slim-bookworm
+# No build tools stay behind: those of the base image go too.
+RUN python -c "import shutil, site, pathlib, ensurepip; shutil.rmtree(pathlib.Path(ensurepip.__file__).parent); \
+    [shutil.rmtree(path) if path.is_dir() else path.unlink() for folder in site.getsitepackages() \
+    for name in ('pip*', 'setuptools*', 'wheel*', 'pkg_resources', '_distutils_hack', 'distutils-precedence.pth') \
+    for path in pathlib.Path(folder).glob(name)]" && rm -f /usr/local/bin/pip* /usr/local/bin/wheel
 RUN useradd --system --uid 8920 --home-dir /data --no-create-home wadm && install -d -o wadm -g wadm /data
 COPY --from=build /opt/wadm /opt/wadm
 ENV PATH=/opt/wadm/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \

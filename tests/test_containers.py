@@ -41,8 +41,8 @@ def test_three_services_fit_two_gigabytes_and_only_ours_is_public() -> None:
     assert SERVICES["wadm-api"]["ports"] == ["8920:8920"]
     assert SERVICES["wadm-mongodb"]["ports"] == ["127.0.0.1:27017:27017"]
     assert SERVICES["wadm-redis"]["ports"] == ["127.0.0.1:6379:6379"]
-    assert SERVICES["wadm-mongodb"]["image"].startswith("mongo:7")
-    assert SERVICES["wadm-redis"]["image"].startswith("redis:7")
+    assert re.fullmatch(r"mongo:7\.0\.\d+", SERVICES["wadm-mongodb"]["image"])
+    assert re.fullmatch(r"redis:7\.\d+\.\d+-alpine", SERVICES["wadm-redis"]["image"])
     assert all(service["networks"] == ["wadm-network"] and service["restart"] and service["logging"] for service in SERVICES.values())
 
 
@@ -54,8 +54,53 @@ def test_ours_starts_once_the_others_are_healthy() -> None:
 def test_no_credential_stands_in_the_file_and_each_one_must_be_set() -> None:
     text = (ROOT / "docker-compose.yml").read_text()
     used = set(re.findall(r"\$\{([A-Z_]+)", text))
-    assert used == {"API_KEY", "MONGODB_USER", "MONGODB_PASSWORD", "REDIS_PASSWORD", "WADM_ALLOWED_HOSTS"}
+    assert used == {"API_KEY", "MONGODB_ROOT_PASSWORD", "MONGODB_USER", "MONGODB_PASSWORD", "REDIS_PASSWORD", "WADM_ALLOWED_HOSTS"}
     assert all(f"${{{name}:?" in text for name in used - {"WADM_ALLOWED_HOSTS"})
+
+
+def test_our_user_of_mongodb_is_no_root_and_may_do_what_we_need() -> None:
+    script = COMPOSE["configs"]["wadm-mongodb-user"]["content"]
+    (mount,) = SERVICES["wadm-mongodb"]["configs"]
+    assert mount["source"] == "wadm-mongodb-user"
+    assert mount["target"].startswith("/docker-entrypoint-initdb.d/")
+    assert re.findall(r'role: "(\w+)", db: "(\w+)"', script) == [("readWrite", "wadm"), ("dbAdmin", "wadm")]
+    given = set(SERVICES["wadm-mongodb"]["environment"])
+    assert set(re.findall(r"process\.env\.(\w+)", script)) <= given
+    assert SERVICES["wadm-api"]["environment"]["MONGODB_URL"].endswith("@wadm-mongodb:27017/wadm")
+    assert SERVICES["wadm-mongodb"]["environment"]["MONGO_INITDB_ROOT_USERNAME"] not in SERVICES["wadm-api"]["environment"]["MONGODB_URL"]
+
+
+def test_what_the_build_does_leaves_a_wadm_and_no_build_tool(tmp_path: Path) -> None:
+    steps = re.findall(r"^RUN (.*)$", DOCKERFILE.split("\nFROM ")[1].replace("\\\n", ""), re.MULTILINE)
+    assert [step for step in steps if "requirements.txt" in step]
+    own = tmp_path / "wadm"
+    for step in steps:
+        # A build copies what it needs beside it; here it is the checkout.
+        done = subprocess.run(
+            ["/bin/sh", "-ec", step.replace("/opt/wadm", str(own)).replace("python -m venv", f"{sys.executable} -m venv")],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    (packages,) = (own / "lib").glob("python*/site-packages")
+    assert not [path.name for path in packages.iterdir() if re.match("(pip|setuptools|wheel|pkg_resources)", path.name)]
+    told = subprocess.run([str(own / "bin" / "wadm-mcp"), "--version"], capture_output=True, text=True, check=False)
+    assert told.stdout.startswith("wadm-mcp ")
+
+
+def test_the_end_image_is_cleared_of_the_base_images_build_tools(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "base")], check=True)
+    (step,) = [step for step in re.findall(r"^RUN ((?:.*\\\n)*.*)$", DOCKERFILE.rsplit("FROM ", 1)[1], re.MULTILINE) if "ensurepip" in step]
+    script = re.findall(r'python -c "(.*?)"', step.replace("\\\n", ""), re.DOTALL)[0]
+    # The standard library of this machine is not ours to clear.
+    harmless = script.replace("shutil.rmtree(pathlib.Path(ensurepip.__file__).parent);", "")
+    assert harmless != script
+    done = subprocess.run([str(tmp_path / "base" / "bin" / "python"), "-c", harmless], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (packages,) = (tmp_path / "base" / "lib").glob("python*/site-packages")
+    assert list(packages.iterdir()) == []
 
 
 def test_every_variable_given_to_ours_is_a_setting_that_can_be_used() -> None:
@@ -70,10 +115,9 @@ def test_every_variable_given_to_ours_is_a_setting_that_can_be_used() -> None:
 def test_the_image_is_slim_pinned_unprivileged_and_leaves_the_build_tools_behind() -> None:
     stages = re.findall(r"^FROM (\S+)(?: AS (\S+))?$", DOCKERFILE, re.MULTILINE)
     assert [name for _, name in stages] == ["build", ""]
-    assert all(re.fullmatch(r"python:3\.11-slim-\w+", image) for image, _ in stages)
+    assert all(re.fullmatch(r"python:3\.11\.\d+-slim-\w+", image) for image, _ in stages)
     final = DOCKERFILE.rsplit("FROM ", 1)[1]
     assert "USER wadm" in final
-    assert "pip" not in final
     assert SERVICES["wadm-api"]["read_only"] is True
 
 

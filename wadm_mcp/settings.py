@@ -234,7 +234,8 @@ def settings_table() -> list[tuple[str, str, str]]:
 def dotenv_example() -> str:
     """The text of `.env.example`: every setting with its default, commented out."""
     head = "# Every setting of WADM with its default. Copy to .env and uncomment what you change.\n"
-    tail = "\n# for docker-compose.yml only: credentials of the servers it starts\n#MONGODB_USER=\n#MONGODB_PASSWORD=\n#REDIS_PASSWORD=\n"
+    names = "".join(f"#{name}=\n" for name in ("MONGODB_ROOT_PASSWORD", "MONGODB_USER", "MONGODB_PASSWORD", "REDIS_PASSWORD"))
+    tail = f"\n# for docker-compose.yml only: credentials of the servers it starts\n{names}"
     return head + "".join(f"\n# {meaning}\n#{name}={default}\n" for name, default, meaning in settings_table()) + tail
 
 

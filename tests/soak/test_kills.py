@@ -23,7 +23,8 @@ async def killed_again_and_again(one: Deployment) -> None:
         await wadm.kill()
         await wadm.start()
     await one.live(wadm)
-    await one.settled(wadm)
+    # What the budget of each host lets through takes its minutes after so many interruptions.
+    await one.settled(wadm, within=600)
     found = await one.check(wadm)
     assert "Traceback" not in wadm.log
     for instrument in INSTRUMENTS:

@@ -83,7 +83,7 @@ async def two_or_more(one: Deployment, wadms: list[Wadm]) -> None:
         await holder.start()
         await anyio.sleep(one.random.uniform(0, 2))
     await one.live(wadms[0])
-    await one.settled(wadms[0])
+    await one.settled(wadms[0], within=600)
     print(f"{answered} answers meanwhile")
     for wadm in wadms:
         found = await one.check(wadm)
