@@ -25,7 +25,8 @@ async def test_every_followed_instrument_has_a_row() -> None:
     health = Health(world.clock)
     health.report("binance:spot:BTCUSDT", State.OK)
     answer = await markets(world.view, health)
-    assert list(answer) == ["markets"]
+    assert list(answer) == ["store", "markets"]
+    assert answer["store"] == "ok"
     assert answer["markets"]["columns"] == list(COLUMNS)
     assert COLUMNS[:7] == ("exchange", "market", "symbol", "status", "last_price", "last_trade_at", "lag_ms")
     assert COLUMNS[7:] == ("coverage_24h", "open_gaps", "history_from", "repairing")
@@ -66,6 +67,16 @@ async def test_a_standby_tells_the_newest_trade_of_the_store() -> None:
     world.tape[BYBIT].newest = None
     (row,) = rows_of((await markets(world.view, Health(world.clock)))["markets"])
     assert (row["last_price"], row["lag_ms"]) == (60_000, HOUR)
+
+
+async def test_without_its_store_the_table_says_that_it_tells_the_live_tape_alone() -> None:
+    world = World(now=NOON)
+    world.tape[SPOT].held = Held([Span(NOON - 30 * HOUR, NOON, 1, 9, Basis.EXACT)])
+    world.tape[SPOT].settled_until = NOON - 6 * HOUR
+    world.view.alone = True
+    answer = await markets(world.view, Health(world.clock))
+    assert answer["store"] == "unreachable"
+    assert [row["coverage_24h"] for row in rows_of(answer["markets"])] == [0.25, 0]
 
 
 async def test_nothing_followed_is_an_empty_table() -> None:

@@ -33,18 +33,19 @@ async def markets(view: View, health: Health) -> dict[str, Any]:
 
     `open_gaps` are the gaps of the last 24 hours that are still open, `history_from` is the start of the oldest coverage.
     `repairing` is `[missing_trades, seconds]` of a repair under way, null where there is none; `missing_trades` is null where the
-    exchange does not number its trades.
+    exchange does not number its trades. While `store` is `unreachable` the rows tell of the live tape alone.
     """
     rows = [await _row(view, health, listing.instrument) for listing in view.listings]
     rows += [[*instrument, "starting", None, None, None, 0, 1, None, None] for instrument in view.awaited]
-    return {"markets": table(COLUMNS, rows)}
+    return {"store": "unreachable" if view.alone else "ok", "markets": table(COLUMNS, rows)}
 
 
 async def _row(view: View, health: Health, instrument: Instrument) -> list[Any]:
     now = view.clock()
     day = Window(now - DAY, now)
     alive_until = view.alive_until(instrument)
-    judgement = judge(await view.spans(instrument, day), day, now, alive_until)
+    spans = await view.spans(instrument, day)
+    judgement = judge(spans, day, now, alive_until, revising=await view.lacking(instrument, day))
     # Of a window before all time the store gives what comes after it: the oldest span.
     oldest = min((span.start for span in await view.spans(instrument, Window(0, 1))), default=None)
     newest = view.newest(instrument)

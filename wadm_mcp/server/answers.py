@@ -53,6 +53,7 @@ class _Answer(BaseModel):
 
 
 class Markets(BaseModel):
+    store: StrictStr
     markets: Table
 
 
