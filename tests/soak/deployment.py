@@ -137,9 +137,13 @@ class Deployment:
         now = now_ms()
         for row in rows:
             question = {name: row[name] for name in ("exchange", "market", "symbol")}
-            flow = await wadm.served.get("/api/order-flow", **question, timeframe="1m", start=self.clock.began - MINUTE, end=now)
-            if any(gap[3] in ("being_revised", "store_unreachable") for gap in flow["coverage"]["gaps"]):
-                return False
+            window = {"start": self.clock.began - MINUTE, "end": now}
+            # Rows that the journal alone has, and figures that late trades are missing from.
+            raw = await wadm.served.get("/api/trades", **question, **window, limit=1)
+            flow = await wadm.served.get("/api/order-flow", **question, **window, timeframe="1m")
+            for coverage in (raw["coverage"], flow["coverage"]):
+                if any(gap[3] in ("being_revised", "store_unreachable") for gap in coverage["gaps"]):
+                    return False
         return True
 
     async def check(self, wadm: Wadm) -> dict[Instrument, Found]:
