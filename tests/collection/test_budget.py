@@ -35,9 +35,7 @@ class Timed:
     def passed(self) -> float:
         return (self.clock() - NOON) / 1_000
 
-    async def request(
-        self, weight: int, status: int = 200, priority: Priority = Priority.REPAIR, said: bytes = b"", **headers: str
-    ) -> None:
+    async def request(self, weight: int, status: int = 200, said: bytes = b"", **headers: str) -> None:
         async with self.budget.asking(weight) as number:
             self.budget.heard(number, status, {name.replace("_", "-"): value for name, value in headers.items()}, said)
 
@@ -88,7 +86,7 @@ async def test_a_ban_sends_nothing_until_it_ends_and_says_so_at_once(
     status: int, headers: dict[str, str], said: bytes, seconds: float
 ) -> None:
     one = Timed()
-    await one.request(1, status, said=said, **headers)
+    await one.request(1, status, said, **headers)
     one.clock.pass_seconds(seconds - 6)
     with pytest.raises(ExchangeError, match=f"is asked nothing before 2026-06-01T.*it answered HTTP {status}"):
         await one.request(1)

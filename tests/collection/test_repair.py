@@ -10,7 +10,7 @@ import anyio
 import msgspec
 import pytest
 
-from tests.market import Clock
+from tests.market import NOON, Clock
 from tests.test_audit import ledger
 from wadm_mcp.analytics.footprint import Footprint
 from wadm_mcp.collection import repair as repair_module
@@ -21,7 +21,6 @@ from wadm_mcp.exchanges.binance import Binance
 from wadm_mcp.exchanges.exchange import Trades
 from wadm_mcp.health import Health
 from wadm_mcp.model import DAY, MINUTE, SECOND, Instrument, Listing, Trade, Window
-from wadm_mcp.runtime import now_ms
 from wadm_mcp.simulator.chaos import Chaos, Fault, Kind
 from wadm_mcp.simulator.faults import Faults
 from wadm_mcp.simulator.simulator import Simulator
@@ -32,6 +31,8 @@ pytestmark = pytest.mark.anyio
 
 SPOT = Instrument("binance", "spot", "BTCUSDT")
 LINEAR = Instrument("binance", "linear", "BTCUSDT")
+UNTIL = NOON + 50 * DAY
+"""The same market in every run."""
 
 
 class Repairing:
@@ -81,13 +82,11 @@ class Repairing:
 async def repairing(
     instrument: Instrument = SPOT, *, activity: float = 2.0, faults: Faults | None = None, trades_life: int = 3 * DAY
 ) -> AsyncGenerator[Repairing]:
-    until = now_ms() - now_ms() % MINUTE - 2 * MINUTE
-    clock = lambda: until + SECOND  # noqa: E731 - the exchange's clock stands still
     async with (
-        Simulator(seed=5, instruments=[instrument], activity=activity, clock=clock, faults=faults) as simulator,
+        Simulator(seed=5, instruments=[instrument], activity=activity, clock=lambda: UNTIL + SECOND, faults=faults) as simulator,
         Rest(proxied=False) as rest,
     ):
-        yield Repairing(simulator, rest, instrument, until, trades_life)
+        yield Repairing(simulator, rest, instrument, UNTIL, trades_life)
 
 
 @pytest.mark.parametrize("instrument", [SPOT, LINEAR])

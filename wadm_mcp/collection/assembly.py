@@ -13,35 +13,36 @@ from wadm_mcp.storage.store import Piece
 def assembled(trades: Sequence[Trade], pieces: Sequence[Piece], standing: Footprint | None = None) -> Footprint:
     """The footprint of one minute's trades, in `Trade.order`, and of its pieces.
 
-    `standing` is the minute as it was derived while rows now gone were there. It is added to, not replaced: whatever lies outside its
-    ids, or inside where it has holes, was not in it. Of two answers the one that holds more is given.
+    `standing` is the minute as it was derived while rows now gone were there. Where its trades are all here again it is not needed; else
+    it is added to, not replaced: whatever lies outside its ids, or inside where it has holes, was not in it.
     """
-    whole = _merged(trades, pieces)
-    if standing is None or not standing.cells or standing.bar.trade_count <= whole.bar.trade_count:
-        return whole
+    if standing is None or not standing.cells:
+        return _merged(trades, pieces)
     bar = standing.bar
+    inside_rows = [trade for trade in trades if bar.first_seq <= trade.seq <= bar.last_seq]
+    inside_pieces = [piece for piece in pieces if piece.last_seq >= bar.first_seq and piece.first_seq <= bar.last_seq]
+    held = sum(trade.fills for trade in inside_rows) + sum(piece.footprint.bar.trade_count for piece in inside_pieces)
+    if held >= bar.trade_count:
+        return _merged(trades, pieces)
     holes = bar.last_seq - bar.first_seq + 1 - bar.trade_count
 
-    def fresh(first: int, last: int, fills: int) -> bool:
+    def fresh(fills: int) -> bool:
         nonlocal holes
-        if last < bar.first_seq or first > bar.last_seq:
-            return True
-        if holes < fills:
-            return False
         holes -= fills
-        return True
+        return holes >= 0
 
-    late = _merged(
-        [trade for trade in trades if fresh(trade.seq, trade.seq, trade.fills)],
-        [piece for piece in pieces if fresh(piece.first_seq, piece.last_seq, piece.footprint.bar.trade_count)],
+    found = _merged(
+        [trade for trade in inside_rows if fresh(trade.fills)],
+        [piece for piece in inside_pieces if fresh(piece.footprint.bar.trade_count)],
     )
-    if not late.cells:
-        return standing
-    if late.bar.first_seq > bar.last_seq:
-        return standing.then(late)
-    if late.bar.last_seq < bar.first_seq:
-        return late.then(standing)
-    return standing.beside(late)
+    whole = standing.beside(found) if found.cells else standing
+    before = _merged(
+        [trade for trade in trades if trade.seq < bar.first_seq], [piece for piece in pieces if piece.last_seq < bar.first_seq]
+    )
+    after = _merged([trade for trade in trades if trade.seq > bar.last_seq], [piece for piece in pieces if piece.first_seq > bar.last_seq])
+    if before.cells:
+        whole = before.then(whole)
+    return whole.then(after) if after.cells else whole
 
 
 def _merged(trades: Sequence[Trade], pieces: Sequence[Piece]) -> Footprint:
