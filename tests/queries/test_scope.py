@@ -4,7 +4,7 @@ import pytest
 
 from tests.market import BYBIT, NOON, SPOT, listing
 from tests.queries.world import ETH, LINEAR, World
-from wadm_mcp.errors import QueryError, UnknownSymbol
+from wadm_mcp.errors import NotReady, QueryError, UnknownSymbol
 from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, Instrument, Window
 from wadm_mcp.queries.numbers import iso
 from wadm_mcp.queries.scope import Scope, ask, read_scope
@@ -115,3 +115,10 @@ def test_two_spellings_of_a_question_are_the_same_question() -> None:
     assert spelled.asked == scope(world, start=NOON - HOUR, end=str(NOON // SECOND)).asked
     assert spelled.asked != scope(world, start=NOON - HOUR).asked
     assert scope(world, as_of=NOON).asked != scope(world).asked
+
+
+def test_a_configured_market_whose_exchange_told_nothing_yet_is_no_wrong_argument() -> None:
+    world = World(listing(Instrument("binance", "linear", "BTCUSDT")), now=NOON)
+    world.tape.awaited = {SPOT}
+    with pytest.raises(NotReady, match="BTCUSDT is configured, but its exchange has not told yet"):
+        read_scope(world.view, ask(world.view, "q"), symbol="BTCUSDT", exchange="binance", market="spot")

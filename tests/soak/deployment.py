@@ -53,6 +53,7 @@ class Wadm:
         self._stack = AsyncExitStack()
         self._served: Served | None = None
         self.starts = 0
+        self.started_at = 0.0
 
     @property
     def served(self) -> Served:
@@ -66,6 +67,7 @@ class Wadm:
 
     async def start(self) -> None:
         self.starts += 1
+        self.started_at = anyio.current_time()
         self._served = await self._stack.enter_async_context(
             serving(self._folder, "serve", settings=self._settings, name=f"{self._number}-{self.starts:03}")
         )

@@ -121,7 +121,8 @@ def _followed(
     wanted = read_symbol(call, symbol, (listing.instrument.symbol for listing in every))
     call = call.about(wanted)
     known = [listing for listing in every if listing.instrument.symbol == wanted]
-    markets = _in_order((listing.instrument.market for listing in every), view.markets)
+    # What is configured counts as followed from the first moment, whichever exchange told first what it lists.
+    markets = _in_order([*(listing.instrument.market for listing in every), *(one.market for one in awaited)], view.markets)
     venue = read_exchange(call, exchange)
     there = [listing for listing in known if venue in (ALL, listing.instrument.exchange)]
     chosen = read_market(call, market, markets) or _in_order((listing.instrument.market for listing in there or known), view.markets)[0]
