@@ -294,3 +294,28 @@ class JournalBesideAList(RuleBasedStateMachine):
 
 TestJournalBesideAList = JournalBesideAList.TestCase
 TestJournalBesideAList.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+
+
+def test_a_reader_of_records_survives_twenty_thousand_hostile_ones() -> None:
+    dice, refused, tried = random.Random(20_260_726), 0, 20_000
+    whole = pack(Entry([trade(seq, NOON + seq) for seq in range(1, 40)], [(SPOT, Span(NOON, NOON + 9, 1, 39, Basis.EXACT))]))[8:]
+    for _ in range(tried):
+        hostile = bytearray(whole)
+        for _ in range(dice.randint(1, 6)):
+            place = dice.randrange(len(hostile))
+            match dice.randrange(4):
+                case 0:
+                    hostile[place] = dice.randrange(256)
+                case 1:
+                    del hostile[place : place + dice.randint(1, 30)]
+                case 2:
+                    hostile[place:place] = dice.randbytes(dice.randint(1, 30))
+                case _:
+                    hostile[place:] = b""
+            if not hostile:
+                break
+        try:
+            unpack(bytes(hostile))
+        except ValueError:
+            refused += 1
+    print(f"journal records: {tried:,} hostile records (seed 20260726), {refused:,} refused")
