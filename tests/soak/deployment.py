@@ -176,7 +176,7 @@ async def deployment(
     """The simulated exchanges up and trading; whatever was started on them ends with the block."""
     print(f"seed {SEED}")
     clock = MarketClock()
-    async with Simulator(seed=SEED, instruments=instruments, activity=activity, clock=clock, faults=faults) as simulator:
+    async with Simulator(seed=SEED, instruments=instruments, activity=activity, clock=clock, wall=now_ms, faults=faults) as simulator:
         urls = {f"WADM_{name.upper()}": url for name, url in simulator.urls.items()}
         common = {
             **urls,

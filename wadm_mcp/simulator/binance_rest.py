@@ -83,7 +83,7 @@ class BinanceRest:
         return reply._replace(headers=used)
 
     def _spend(self, weight: int) -> Reply | None:
-        now, budget = self._stage.clock(), _BUDGETS[self._market]
+        now, budget = self._stage.wall(), _BUDGETS[self._market]
         if now // MINUTE != self._minute:
             self._minute, self._used, self._over = now // MINUTE, 0, 0
         if now < self._banned_until:

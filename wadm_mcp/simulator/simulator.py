@@ -40,8 +40,8 @@ class Simulator:
 
     `instruments` are what the exchanges list (default: eight known symbols, BNBUSDT missing on Bybit); `activity` multiplies how much
     they trade. With `manual` nothing trades but what `push` sends. With `replay` only the recorded market of Binance is there, listing
-    the recorded symbols; `speed` divides its pauses, 0 plays as fast as clients read. `clock` tells ms since the epoch; `queue` is how
-    many frames a client may leave unread.
+    the recorded symbols; `speed` divides its pauses, 0 plays as fast as clients read. `clock` tells ms since the epoch, `wall` (default:
+    the same) is what REST's limits go by; `queue` is how many frames a client may leave unread.
 
     `sent` counts the rows a collector keeps (spot trades, USD-M aggregates, Bybit trades) that reached at least one client, by instrument.
     """
@@ -58,6 +58,7 @@ class Simulator:
         timing: Timing | None = None,
         faults: Faults | None = None,
         clock: Callable[[], int] | None = None,
+        wall: Callable[[], int] | None = None,
         queue: int | None = None,
     ) -> None:
         if replay is not None:
@@ -75,7 +76,7 @@ class Simulator:
         self._manual = manual
         room = queue or (QUEUE if replay is None else _REPLAY_QUEUE)
         ours = clock or _now
-        self._stage = Stage(tapes, lambda: ours() + faults.skew, timing or Timing(), faults, room)
+        self._stage = Stage(tapes, lambda: ours() + faults.skew, wall or ours, timing or Timing(), faults, room)
         kinds = (BinanceSpot, BinanceLinear, Bybit)
         self._venues: list[Venue] = [
             kind(self._stage) for kind in kinds if replay is None or (kind.exchange, kind.markets) == ("binance", (replay.market,))

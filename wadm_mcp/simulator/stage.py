@@ -31,10 +31,14 @@ class Timing:
 
 @dataclass(slots=True)
 class Stage:
-    """What every venue of one simulator works with: the instruments' tapes, the clock (ms), and the ledger of what was pushed."""
+    """What every venue of one simulator works with: the instruments' tapes, the clock (ms), and the ledger of what was pushed.
+
+    `wall` is the clock by which requests are limited: it goes on where a market is made to stand still.
+    """
 
     tapes: Mapping[Instrument, Tape]
     clock: Callable[[], int]
+    wall: Callable[[], int]
     timing: Timing = field(default_factory=Timing)
     faults: Faults = field(default_factory=Faults)
     queue: int = QUEUE
