@@ -74,7 +74,9 @@ async def two_or_more(one: Deployment, wadms: list[Wadm]) -> None:
         answered += 1
 
     for _ in range(KILLS):
-        roles = [await _role(wadm) for wadm in wadms]
+        with anyio.fail_after(11):
+            while "recording" not in (roles := [await _role(wadm) for wadm in wadms]):
+                await anyio.sleep(0.1)
         holder = wadms[roles.index("recording")]
         others = [wadm for wadm in wadms if wadm is not holder]
         await holder.kill()
