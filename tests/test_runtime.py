@@ -8,11 +8,12 @@ from pathlib import Path
 import anyio
 import pytest
 
-from wadm_mcp.errors import SettingError, StoreError
+from wadm_mcp.errors import NotReady, SettingError, StoreError
 from wadm_mcp.health import State
 from wadm_mcp.model import Instrument, Window
 from wadm_mcp.queries.coverage import judge
 from wadm_mcp.runtime import Runtime, now_ms
+from wadm_mcp.server.questions import MARKETS, VOLUME_PROFILE
 from wadm_mcp.settings import Settings, read_settings
 from wadm_mcp.simulator.simulator import Simulator
 
@@ -164,3 +165,18 @@ async def test_a_symbol_that_only_one_exchange_lists_is_a_warning(tmp_path: Path
                 await simulator.subscribed("binance", "spot", "ETHUSDT")
     warned = [record.__dict__["wadm_fields"] for record in caplog.records if record.getMessage() == "symbol.unknown"]
     assert [(each["exchange"], each["symbol"]) for each in warned] == [("bybit", "ETHUSDT")]
+
+
+async def test_the_first_answer_names_a_configured_exchange_that_has_not_answered_yet(tmp_path: Path) -> None:
+    both = {"WADM_EXCHANGES": ("binance", "bybit"), "WADM_BYBIT_REST": "http://127.0.0.1:1"}
+    async with running(tmp_path, **both) as (runtime, simulator):
+        answer = await VOLUME_PROFILE.ask(runtime, {"symbol": "BTCUSDT", "window": "15m"})
+        assert answer["instrument"] == "all:spot:BTCUSDT"
+        assert answer["coverage"]["ratio"] == 0
+        assert answer["coverage"]["parts"]["bybit"]["gaps"][0][3] == "exchange_unreachable"
+        with anyio.fail_after(15):
+            await simulator.subscribed(*SPOT)
+        markets = await MARKETS.ask(runtime, {})
+        assert [row[:2] for row in markets["markets"]["rows"]] == [["binance", "spot"], ["bybit", "spot"]]
+        with pytest.raises(NotReady, match="its exchange has not told yet"):
+            await VOLUME_PROFILE.ask(runtime, {"symbol": "BTCUSDT", "exchange": "bybit"})
