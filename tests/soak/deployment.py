@@ -112,7 +112,7 @@ class Deployment:
             markets = (await wadm.served.get("/api/markets"))["markets"]
             lag = markets["columns"].index("lag_ms")
             rows = [row[lag] for row in markets["rows"]]
-            return len(rows) == len(self.simulator.instruments) and all(row is not None and row < 1_500 for row in rows)
+            return len(rows) == len(self.simulator.instruments) and all(row is not None and row < 3_000 for row in rows)
 
         with anyio.fail_after(within):
             good = 0
