@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import anyio
@@ -112,3 +113,31 @@ async def test_of_three_processes_on_one_mongodb_the_recording_one_may_die_at_an
     with own_mongod() as mongod:
         async with deployment(tmp_path, MONGODB_URL=f"{mongod.url}/wadm") as one:
             await two_or_more(one, [one.wadm(name) for name in ("first", "second", "third")])
+
+
+async def test_a_recording_process_that_slept_changes_nothing_newer_when_it_wakes(tmp_path: Path) -> None:
+    with own_mongod() as mongod:
+        async with deployment(tmp_path, MONGODB_URL=f"{mongod.url}/wadm") as one:
+            first, second = one.wadm("first"), one.wadm("second")
+            await first.start()
+            await one.live(first)
+            await second.start()
+            other = second
+            for _ in range(5 if SOAK else 1):
+                holder, other = (first, second) if await _role(first) == "recording" else (second, first)
+                holder.served.process.send_signal(signal.SIGSTOP)
+                with anyio.fail_after(11):
+                    while await _role(other) != "recording":
+                        await anyio.sleep(0.1)
+                await anyio.sleep(one.random.uniform(1, 4))
+                holder.served.process.send_signal(signal.SIGCONT)
+                with anyio.fail_after(20):
+                    while await _role(holder) != "standby":
+                        await anyio.sleep(0.1)
+                assert "recorder.relieved" in holder.log
+            await one.live(other)
+            await one.settled(other)
+            for wadm in (first, second):
+                found = await one.check(wadm)
+                assert all(each.lost == 0 for instrument, each in found.items() if instrument.exchange == "binance")
+                assert "Traceback" not in wadm.log
