@@ -267,3 +267,14 @@ async def test_of_many_gaps_the_newest_are_listed_and_the_others_counted() -> No
     assert list(told)[2:4] == ["gaps", "more_gaps"]
     assert (len(told["gaps"]), told["more_gaps"]) == (LISTED, 60 - LISTED)
     assert told["gaps"][-1] == ["2026-06-01T11:59:59Z", "2026-06-01T12:00:00Z", None, "not_recorded"]
+
+
+def test_for_rows_a_stretch_held_as_figures_alone_is_a_gap_with_the_milliseconds_of_its_outermost_trades() -> None:
+    spans = [
+        Span(NOON - 90, NOON - 50, 1, 9, Basis.EXACT),
+        Span(NOON - 49, NOON - 20, 10, 19, Basis.EXACT, "repaired", "missing_ids", raw=False),
+        Span(NOON - 19, NOON, 20, 29, Basis.EXACT, "live", "missing_ids"),
+    ]
+    window = Window(NOON - 80, NOON - 5)
+    assert judge(spans, window, NOON).gaps == ()
+    assert judge(spans, window, NOON, raw=True).gaps == (Gap(NOON - 50, NOON - 19, 10, "without_rows"),)

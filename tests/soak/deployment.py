@@ -143,8 +143,11 @@ class Deployment:
             # Rows that the journal alone has, and figures that late trades are missing from.
             raw = await wadm.served.get("/api/trades", **question, **window, limit=1)
             flow = await wadm.served.get("/api/order-flow", **question, **window, timeframe="1m")
+            # On Binance everything comes back; elsewhere only what is under way is waited for.
+            settled = {"not_recorded", "not_yet_seen", "without_rows"}
             for coverage in (raw["coverage"], flow["coverage"]):
-                if any(gap[3] in ("being_revised", "store_unreachable") for gap in coverage["gaps"]):
+                reasons = {gap[3] for gap in coverage["gaps"]}
+                if reasons & {"being_revised", "store_unreachable"} or (row["exchange"] == "binance" and not reasons <= settled):
                     return False
         return True
 

@@ -103,7 +103,12 @@ def judge(
     unheld = [
         *(Gap(stretch.start, stretch.end, None, "expired") for stretch in lost),
         *(Gap(minute.start, minute.end, None, "being_revised") for minute in revising),
-        *(Gap(span.start, span.end, span.last_seq - span.first_seq + 1, "without_rows") for span in held if raw and not span.raw),
+        # The milliseconds of its outermost trades have no rows either.
+        *(
+            Gap(span.start - 1, span.reached + 1, span.last_seq - span.first_seq + 1, "without_rows")
+            for span in held
+            if raw and not span.raw
+        ),
     ]
     for stretch in unheld:
         expired = list(_cut(stretch, window.start, horizon))
