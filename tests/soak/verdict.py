@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from tests.end_to_end.process import Served
 from wadm_mcp.model import MINUTE, Instrument
+from wadm_mcp.runtime import now_ms
 from wadm_mcp.simulator.simulator import Simulator
 from wadm_mcp.simulator.tape import MARKET_PRINTS
 
@@ -97,6 +98,7 @@ async def check(served: Served, simulator: Simulator, instrument: Instrument, st
     missed = {one.trade_id: one for one in made[first:] if one.trade_id not in known and one.at > began}
     gaps = whole = 0
     counted: dict[int, list[Traded]] = {}
+    open_minutes: set[int] = set()
     for minute in range(start, end, MINUTE):
         missing = [one for one in of_minute[minute] if one.trade_id not in known]
         raw = (await served.get("/api/trades", **_of(instrument), start=minute, end=minute + MINUTE, limit=1))["coverage"]
@@ -120,12 +122,15 @@ async def check(served: Served, simulator: Simulator, instrument: Instrument, st
         whole += claimed
         # What is claimed is what the exchange traded; what is not is, all the same, exactly the sum of the trades that are told.
         counted[minute] = of_minute[minute] if claimed else [one for one in of_minute[minute] if one.trade_id in known]
-        if claimed or raw["gaps"] == profile["coverage"]["gaps"]:
+        if not claimed and minute + MINUTE > now_ms() - 5_000:
+            # An open minute that is not claimed may lack what another process has stored of it; it is derived from all when it closes.
+            open_minutes.add(minute)
+        elif claimed or raw["gaps"] == profile["coverage"]["gaps"]:
             _check_profile(instrument, minute, profile, counted[minute])
     if missed:
         print(f"{instrument}: of those lost the first is {next(iter(missed.values()))}; held from {made[first].at}")
     for timeframe, length in TIMEFRAMES.items():
-        await _check_bars(served, instrument, timeframe, length, start, end, counted)
+        await _check_bars(served, instrument, timeframe, length, start, min([end, *open_minutes]), counted)
     return Found(len(made), len(rows), whole, (end - start) // MINUTE, gaps, len(missed))
 
 
