@@ -7,6 +7,7 @@ import pytest
 
 from tests.market import BYBIT, NOON, SPOT, Clock, listing, trade
 from wadm_mcp.collection.follower import Follower
+from wadm_mcp.errors import StoreError
 from wadm_mcp.health import Health, State
 from wadm_mcp.model import DAY, MINUTE, Basis, Span, Window
 from wadm_mcp.queries.view import View
@@ -58,6 +59,24 @@ async def test_a_late_trade_of_an_old_minute_does_not_hide_what_that_minute_hold
         await one.write()
         await follower.follow()
         assert (await view.footprint(SPOT, Window(NOON, NOON + MINUTE))).bar.trade_count == 2
+
+
+async def test_a_new_instrument_can_be_asked_for_before_its_open_minutes_were_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, tape = Clock(NOON + 30_000), Tape()
+    async with SqliteStore(tmp_path / "wadm.sqlite") as store:
+        await store.keep_listings([listing()])
+        await store.write([trade(1), trade(2, NOON + 5)], [(SPOT, Span(NOON, NOON + 5, 1, 2, Basis.EXACT))])
+        follower = Follower(tape, store, Health(clock), clock)
+
+        async def slow(*_: object) -> None:
+            raise StoreError("it takes too long")
+
+        monkeypatch.setattr(follower, "_gained", slow)
+        with pytest.raises(StoreError):
+            await follower.follow()
+        view = View(store, tape, clock, ["spot"], ["binance"])
+        assert [each.seq for each in await view.trades(SPOT, ALWAYS, limit=9)] == [1, 2]
+        assert await view.lacking(SPOT, ALWAYS) == [Window(NOON, NOON + MINUTE)]
 
 
 async def test_an_instrument_that_another_process_records_stands_by(tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ class Follower:
                 if only is None or only:
                     await self.follow(only)
             except StoreError as error:
+                self._health.count("follower.failures")
                 if only is None:
                     self._health.report("store", State.DOWN, str(error))
             else:
@@ -64,11 +65,15 @@ class Follower:
             await anyio.sleep(_EVERY)
 
     async def follow(self, only: Collection[Instrument] | None = None) -> None:
-        """Bring the tape up to what the store holds now. Instruments that were recorded within a day count as followed."""
+        """Bring the tape up to what the store holds now. Instruments that were recorded within a day count as followed.
+
+        A new one can be asked for at once, from the store; what its open minutes hold follows, and until then they are not claimed.
+        """
         marked: dict[Instrument, list[int]] = {}
         for mark in await self._store.marks():
             marked.setdefault(mark.instrument, []).append(mark.minute)
         now = self._clock()
+        found: list[tuple[Listing, int]] = []
         for listing in await self._store.listings():
             instrument = listing.instrument
             if not listing.listed:
@@ -80,7 +85,11 @@ class Follower:
             spans = await self._store.spans(instrument, Window(now - DAY, _FOREVER))
             known_until = max((span.end for span in spans), default=0)
             if instrument in marked or known_until > now - DAY or only is not None:
-                await self._follow(listing, marked.get(instrument, []), known_until)
+                if self._tape.get(instrument) is None:
+                    self._tape.follow(listing)
+                found.append((listing, known_until))
+        for listing, known_until in found:
+            await self._follow(listing, marked.get(listing.instrument, []), known_until)
 
     async def _follow(self, listing: Listing, marked: list[int], known_until: int) -> None:
         """`known_until` was read before the trades: coverage up to there is what the tape can vouch for once they are in."""
