@@ -9,7 +9,7 @@ from tests.market import BYBIT, NOON, SPOT, Clock, listing, trade
 from wadm_mcp.collection.follower import Follower
 from wadm_mcp.errors import StoreError
 from wadm_mcp.health import Health, State
-from wadm_mcp.model import DAY, MINUTE, Basis, Span, Window
+from wadm_mcp.model import DAY, MINUTE, Basis, Instrument, Span, Window
 from wadm_mcp.queries.view import View
 from wadm_mcp.storage.sqlite import SqliteStore
 from wadm_mcp.tape import Tape
@@ -106,6 +106,30 @@ async def test_a_trade_that_is_stored_behind_newer_ones_is_seen_at_once(tmp_path
         await follower.follow()
         await follower.follow()
         assert tape[SPOT].minutes[NOON].bar.trade_count == 3
+
+
+async def test_a_minute_that_gained_nothing_is_not_counted_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, tape = Clock(), Tape()
+    counted: list[Window] = []
+    count = SqliteStore.count
+
+    async def counting(store: SqliteStore, instrument: Instrument, window: Window) -> int:
+        counted.append(window)
+        return await count(store, instrument, window)
+
+    monkeypatch.setattr(SqliteStore, "count", counting)
+    async with SqliteStore(tmp_path / "wadm.sqlite") as store:
+        await store.keep_listings([listing()])
+        follower = Follower(tape, store, Health(clock), clock)
+        await store.write([trade(1), trade(2, NOON + MINUTE)], [])
+        await follower.follow()
+        assert len(counted) == 2
+        await follower.follow()
+        assert len(counted) == 2
+        await store.write([trade(3, NOON + MINUTE + 1)], [])
+        await follower.follow()
+        assert counted[2:] == [Window(NOON + MINUTE, NOON + 2 * MINUTE)]
+        assert tape[SPOT].minutes[NOON + MINUTE].bar.trade_count == 2
 
 
 async def test_coverage_is_claimed_only_as_far_as_the_trades_were_read(tmp_path: Path) -> None:

@@ -79,7 +79,9 @@ async def serving(folder: Path, *arguments: str, settings: Mapping[str, str] | N
                         if "try" in told:
                             break
                     assert url in told, f"it did not start: {log.read_text()}"
-                async with httpx2.AsyncClient(base_url=url, timeout=20, trust_env=False) as client:
+                # Idle connections are let go before the server does (5 s), or a request may meet its goodbye.
+                limits = httpx2.Limits(keepalive_expiry=2.0)
+                async with httpx2.AsyncClient(base_url=url, timeout=20, trust_env=False, limits=limits) as client:
                     yield Served(process, url, log, client, settings or {})
             finally:
                 if process.returncode is None:

@@ -6,7 +6,7 @@ The store is asked every second for what it gained. Minutes that stand there lea
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final, Protocol
 
 import anyio
@@ -46,6 +46,8 @@ class Follower:
         self._clock = clock
         self._read: dict[Instrument, dict[tuple[int, int, int, str], None]] = {}
         """Orders of the trades read last, newest last: a little is read again each time, since trades may be stored out of turn."""
+        self._compared: dict[Instrument, dict[int, int]] = {}
+        """Writes to each marked minute when the tape was last compared with it."""
 
     async def run(self, here: Recording | None = None) -> None:
         """Follow until cancelled: everything, or of a process that records itself only what it wants and others hold."""
@@ -69,9 +71,9 @@ class Follower:
 
         A new one can be asked for at once, from the store; what its open minutes hold follows, and until then they are not claimed.
         """
-        marked: dict[Instrument, list[int]] = {}
+        marked: dict[Instrument, dict[int, int]] = {}
         for mark in await self._store.marks():
-            marked.setdefault(mark.instrument, []).append(mark.minute)
+            marked.setdefault(mark.instrument, {})[mark.minute] = mark.writes
         now = self._clock()
         found: list[tuple[Listing, int]] = []
         for listing in await self._store.listings():
@@ -81,6 +83,7 @@ class Follower:
                 continue
             if only is not None and instrument not in only:
                 self._read.pop(instrument, None)
+                self._compared.pop(instrument, None)
                 continue
             spans = await self._store.spans(instrument, Window(now - DAY, _FOREVER))
             known_until = max((span.end for span in spans), default=0)
@@ -89,10 +92,13 @@ class Follower:
                     self._tape.follow(listing)
                 found.append((listing, known_until))
         for listing, known_until in found:
-            await self._follow(listing, marked.get(listing.instrument, []), known_until)
+            await self._follow(listing, marked.get(listing.instrument, {}), known_until)
 
-    async def _follow(self, listing: Listing, marked: list[int], known_until: int) -> None:
-        """`known_until` was read before the trades: coverage up to there is what the tape can vouch for once they are in."""
+    async def _follow(self, listing: Listing, marked: Mapping[int, int], known_until: int) -> None:
+        """`marked` (minutes and the writes to each) and `known_until` were read before the trades.
+
+        Coverage up to `known_until` is what the tape can vouch for once they are in.
+        """
         instrument = listing.instrument
         known = self._tape.get(instrument)
         newest = known.newest if known is not None else None
@@ -122,20 +128,26 @@ class Follower:
         self._health.report(str(instrument), State.STANDBY, "another process records it")
 
     async def _changed(
-        self, instrument: Instrument, since: int | None, marked: Sequence[int], fresh: Sequence[Trade]
+        self, instrument: Instrument, since: int | None, marked: Mapping[int, int], fresh: Sequence[Trade]
     ) -> dict[int, tuple[list[Trade], list[Piece]]]:
-        """Recent minutes, whole, of which more is stored than was read: trades came in long after newer ones, or pieces."""
-        tape = self._tape.get(instrument)
+        """Recent minutes, whole, of which more is stored than was read: trades came in long after newer ones, or pieces.
+
+        Only a minute that was written to since it was last compared can be one.
+        """
+        tape, compared = self._tape.get(instrument), self._compared.get(instrument, {})
         rows = Counter(trade.timestamp - trade.timestamp % MINUTE for trade in fresh)
         changed: dict[int, tuple[list[Trade], list[Piece]]] = {}
-        for minute in marked:
+        for minute, writes in marked.items():
             if since is None or minute < since:
+                continue
+            if tape is not None and minute in tape.minutes and compared.get(minute) == writes:
                 continue
             window = Window(minute, minute + MINUTE)
             known = rows[minute] + (tape.rows[minute] if tape is not None else 0)
             if await self._store.count(instrument, window) != known:
                 trades = await self._page_through(instrument, window)
                 changed[minute] = trades, await self._store.pieces(instrument, window)
+        self._compared[instrument] = dict(marked)
         return changed
 
     async def _page_through(self, instrument: Instrument, window: Window) -> list[Trade]:
