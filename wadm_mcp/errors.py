@@ -45,6 +45,10 @@ class ExchangeError(WadmError):
     """An exchange could not be reached or refused a request."""
 
 
+class ArchiveError(WadmError):
+    """A file of an exchange's archive is not what it should be. Nothing of it is kept."""
+
+
 class StoreError(WadmError):
     """The store cannot be used as it is: damaged, of another schema, or out of reach."""
 
