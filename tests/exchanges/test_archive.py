@@ -2,14 +2,19 @@ from __future__ import annotations
 
 from datetime import date
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 
 from wadm_mcp.errors import ArchiveError
 from wadm_mcp.exchanges.archive import ArchiveFormat, day_of
-from wadm_mcp.exchanges.binance_archive import BinanceAggregates
+from wadm_mcp.exchanges.binance import Binance
+from wadm_mcp.exchanges.binance_archive import BinanceAggregates, BinanceSpotTrades
 from wadm_mcp.exchanges.bybit_archive import BybitLinearTrades, BybitSpotTrades
-from wadm_mcp.model import Instrument, Listing, Scale, TradeType
+from wadm_mcp.exchanges.exchange import Trades
+from wadm_mcp.model import Instrument, Listing, Scale, TradeType, to_decimal
+
+from .test_binance import frames
 
 DAY = date(2026, 7, 24)
 AT = 1_784_851_200_054
@@ -21,6 +26,7 @@ BYBIT_LINEAR = Listing(Instrument("bybit", "linear", "BTCUSDT"), Decimal("0.1"),
 BYBIT_SPOT = Listing(Instrument("bybit", "spot", "BTCUSDT"), Decimal("0.1"), Decimal("0.000001"))
 
 SPOT_ROW = "39001,64000.01000000,0.00120000,700,702,1784851200054321,True,True\n"
+TRADE_ROW = "701,64000.01000000,0.00120000,76.80001200,1784851200054321,False,True\n"
 LINEAR_ROW = "2901,64000.1,0.120,9700,9701,1784851200054,false\n"
 LINEAR_HEADER = "agg_trade_id,price,quantity,first_trade_id,last_trade_id,transact_time,is_buyer_maker\n"
 BYBIT_HEADER = "timestamp,symbol,side,size,price,tickDirection,trdMatchID,grossValue,homeNotional,foreignNotional\n"
@@ -35,6 +41,13 @@ def test_a_spot_aggregate_is_told_by_the_raw_ids_it_folds_and_microseconds_becom
     assert (row.number, trade.seq, row.last, trade.fills) == (39001, 700, 702, 3)
     assert (trade.timestamp, trade.price, trade.quantity, trade.scale) == (AT, 6_400_001, 120, Scale(2, 5))
     assert trade.trade_type is TradeType.SELL
+
+
+def test_a_raw_spot_trade_is_read_as_the_socket_told_it() -> None:
+    (row,) = BinanceSpotTrades().rows(SPOT, [TRADE_ROW])
+    trade = row.trade
+    assert (row.number, row.last, trade.seq, trade.trade_id, trade.fills) == (701, 701, 701, "701", 1)
+    assert (trade.timestamp, trade.price, trade.quantity, trade.trade_type) == (AT, 6_400_001, 120, TradeType.BUY)
 
 
 def test_spot_times_before_2025_are_milliseconds() -> None:
@@ -86,6 +99,8 @@ def test_columns_that_come_and_go_change_nothing() -> None:
         (BinanceAggregates("spot"), SPOT, SPOT_ROW, "1784851200054321", "1784851200", "time 1784851200 is no time in milliseconds"),
         (BinanceAggregates("spot"), SPOT, SPOT_ROW, "True,True", "maybe,True", "'maybe' is neither true nor false"),
         (BinanceAggregates("spot"), SPOT, SPOT_ROW, ",True\n", "\n", "it has 7 columns, 8 are needed"),
+        (BinanceSpotTrades(), SPOT, TRADE_ROW, ",True\n", ",True,0\n", "it has 8 columns, 7 are needed"),
+        (BinanceSpotTrades(), SPOT, TRADE_ROW, "701,", "-701,", "'-701' is not a whole number"),
         (BinanceAggregates("linear"), LINEAR, LINEAR_ROW, "2901", "29x1", "'29x1' is not a whole number"),
         (BybitLinearTrades(), BYBIT_LINEAR, BYBIT_HEADER + BYBIT_ROW, "BTCUSDT", "ETHUSDT", "it is of 'ETHUSDT'"),
         (BybitLinearTrades(), BYBIT_LINEAR, BYBIT_HEADER + BYBIT_ROW, ",size,", ",amount,", "the header lacks size"),
@@ -109,6 +124,7 @@ def test_a_line_that_cannot_be_read_is_named(form: ArchiveFormat, listing: Listi
     ("form", "path"),
     [
         (BinanceAggregates("spot"), "/data/spot/daily/aggTrades/BTCUSDT/BTCUSDT-aggTrades-2026-07-24.zip"),
+        (BinanceSpotTrades(), "/data/spot/daily/trades/BTCUSDT/BTCUSDT-trades-2026-07-24.zip"),
         (BinanceAggregates("linear"), "/data/futures/um/daily/aggTrades/BTCUSDT/BTCUSDT-aggTrades-2026-07-24.zip"),
         (BybitLinearTrades(), "/trading/BTCUSDT/BTCUSDT2026-07-24.csv.gz"),
         (BybitSpotTrades(), "/spot/BTCUSDT/BTCUSDT_2026-07-24.csv.gz"),
@@ -118,3 +134,17 @@ def test_a_day_lies_where_the_exchange_publishes_it(form: ArchiveFormat, path: s
     assert form.path("BTCUSDT", DAY) == path
     assert form.checksum_path("BTCUSDT", DAY) == (f"{path}.CHECKSUM" if form.exchange == "binance" else None)
     assert day_of(AT) == DAY
+
+
+@pytest.mark.parametrize("header", ["", "id,price,qty,quote_qty,time,is_buyer_maker,is_best_match\n"])
+def test_recorded_trades_written_as_an_archive_are_the_same_trades(captures: Path, header: str) -> None:
+    decoder = Binance().decoder("spot", [SPOT])
+    messages = [decoder.decode(frame) for frame in frames(captures / "binance-spot" / "btcusdt_20240808.gz", "trade")]
+    recorded = [trade for message in messages if isinstance(message, Trades) for trade in message.trades]
+    assert len(recorded) == 9_757
+    lines = [
+        f"{trade.seq},{to_decimal(trade.price, trade.scale.price)},{to_decimal(trade.quantity, trade.scale.quantity)},0,"
+        f"{trade.timestamp}123,{trade.trade_type is TradeType.SELL},True\n"
+        for trade in recorded
+    ]
+    assert [row.trade for row in BinanceSpotTrades().rows(SPOT, [header, *lines] if header else lines)] == recorded

@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from tests.servers import own_mongod
-from tests.soak.deployment import ACTIVITY, INSTRUMENTS, SEED, SOAK, Deployment, Wadm, deployment
+from tests.soak.deployment import INSTRUMENTS, SEED, SOAK, Deployment, Wadm, deployment
 from wadm_mcp.simulator.chaos import Chaos, Kind, plan
 
 pytestmark = pytest.mark.anyio
@@ -111,8 +111,7 @@ async def test_of_two_processes_on_one_data_directory_the_recording_one_may_die_
 
 async def test_of_three_processes_on_one_mongodb_the_recording_one_may_die_at_any_time(tmp_path: Path) -> None:
     with own_mongod() as mongod:
-        # Three processes, a mongod and the exchanges share two cores: a follower of a livelier tape that nobody settles falls behind.
-        async with deployment(tmp_path, activity=8 if SOAK else ACTIVITY, MONGODB_URL=f"{mongod.url}/wadm") as one:
+        async with deployment(tmp_path, MONGODB_URL=f"{mongod.url}/wadm") as one:
             await two_or_more(one, [one.wadm(name) for name in ("first", "second", "third")])
 
 

@@ -85,7 +85,7 @@ def _named(listing: Listing, lines: Iterable[str], names: tuple[str, ...], order
     for place, line in enumerate(lines, 1):
         texts = line.rstrip("\r\n").split(",")
         if place == 1:
-            headed = not texts[0][:1].isdigit()
+            headed = texts[0][:1].isalpha()
             header = texts if headed else order
             missing = [name for name in names if name not in header]
             if missing:
