@@ -12,8 +12,8 @@ from typing import Any, Final
 import anyio
 
 from tests.end_to_end.process import Served, serving
-from tests.soak.verdict import Found, check
-from wadm_mcp.model import MINUTE, Instrument
+from tests.soak.verdict import Found, check, ms
+from wadm_mcp.model import MINUTE, SECOND, Instrument
 from wadm_mcp.runtime import now_ms
 from wadm_mcp.simulator.faults import Faults
 from wadm_mcp.simulator.simulator import Simulator
@@ -106,13 +106,14 @@ class Deployment:
             await one._stack.aclose()
 
     async def live(self, wadm: Wadm, within: float = 90) -> None:
-        """Returns once every instrument is told as it trades."""
+        """Returns once every instrument is told as it trades, by connections that outlived whatever happened before the call."""
+        since = now_ms() + SECOND
 
         async def every_one() -> bool:
             markets = (await wadm.served.get("/api/markets"))["markets"]
-            lag = markets["columns"].index("lag_ms")
-            rows = [row[lag] for row in markets["rows"]]
-            return len(rows) == len(self.simulator.instruments) and all(row is not None and row < 3_000 for row in rows)
+            lag, last = markets["columns"].index("lag_ms"), markets["columns"].index("last_trade_at")
+            rows = [row for row in markets["rows"] if row[lag] is not None and row[lag] < 3_000 and ms(row[last]) >= since]
+            return len(rows) == len(self.simulator.instruments)
 
         with anyio.fail_after(within):
             good = 0
