@@ -364,7 +364,8 @@ async def test_a_redis_that_evicts_is_no_trouble(health: Health) -> None:
             for number in range(60):
                 await cache.put(str(number), bytes(100_000), LIFE)
             assert await cache.get(["59"]) == [bytes(100_000)]
-            assert await cache.get(["0"]) == [None]
+            # Which ones went Redis tells by a sample.
+            assert None in await cache.get([str(number) for number in range(60)])
         assert health.parts[PART].state is State.OK
 
 

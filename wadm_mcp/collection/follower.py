@@ -132,7 +132,7 @@ class Follower:
     ) -> dict[int, tuple[list[Trade], list[Piece]]]:
         """Recent minutes, whole, of which more is stored than was read: trades came in long after newer ones, or pieces.
 
-        Only a minute that was written to since it was last compared can be one.
+        Only a minute that was written to since it was last compared can be one. Its trades may be there before its mark tells.
         """
         tape, compared = self._tape.get(instrument), self._compared.get(instrument, {})
         rows = Counter(trade.timestamp - trade.timestamp % MINUTE for trade in fresh)
@@ -140,7 +140,7 @@ class Follower:
         for minute, writes in marked.items():
             if since is None or minute < since:
                 continue
-            if tape is not None and minute in tape.minutes and compared.get(minute) == writes:
+            if tape is not None and minute in tape.minutes and compared.get(minute) == writes and not rows[minute]:
                 continue
             window = Window(minute, minute + MINUTE)
             known = rows[minute] + (tape.rows[minute] if tape is not None else 0)
