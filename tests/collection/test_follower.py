@@ -12,6 +12,7 @@ from wadm_mcp.health import Health, State
 from wadm_mcp.model import DAY, MINUTE, Basis, Instrument, Span, Window
 from wadm_mcp.queries.view import View
 from wadm_mcp.storage.sqlite import SqliteStore
+from wadm_mcp.storage.store import Mark
 from wadm_mcp.tape import Tape
 
 from .test_rollup import recording
@@ -130,6 +131,31 @@ async def test_a_minute_that_gained_nothing_is_not_counted_again(tmp_path: Path,
         await follower.follow()
         assert counted[2:] == [Window(NOON + MINUTE, NOON + 2 * MINUTE)]
         assert tape[SPOT].minutes[NOON + MINUTE].bar.trade_count == 2
+
+
+async def test_a_trade_that_comes_in_while_its_minute_is_compared_counts_once_though_no_mark_tells_of_it_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, tape = Clock(), Tape()
+    async with SqliteStore(tmp_path / "wadm.sqlite") as store:
+        await store.keep_listings([listing()])
+        await store.write([trade(1)], [])
+        marks = await store.marks()
+        count = SqliteStore.count
+
+        async def told_before(store: SqliteStore) -> list[Mark]:
+            return marks
+
+        async def counting(store: SqliteStore, instrument: Instrument, window: Window) -> int:
+            await store.write([trade(2, NOON + 1)], [])
+            return await count(store, instrument, window)
+
+        monkeypatch.setattr(SqliteStore, "marks", told_before)
+        monkeypatch.setattr(SqliteStore, "count", counting)
+        follower = Follower(tape, store, Health(clock), clock)
+        for _ in range(3):
+            await follower.follow()
+            assert tape[SPOT].minutes[NOON].bar.trade_count == 2
 
 
 async def test_coverage_is_claimed_only_as_far_as_the_trades_were_read(tmp_path: Path) -> None:
