@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from wadm_mcp.errors import ArchiveError
-from wadm_mcp.exchanges.archive import ArchiveFormat, day_of
+from wadm_mcp.exchanges.archive import ArchiveFormat
 from wadm_mcp.exchanges.binance import Binance
 from wadm_mcp.exchanges.binance_archive import BinanceAggregates, BinanceSpotTrades
 from wadm_mcp.exchanges.bybit_archive import BybitLinearTrades, BybitSpotTrades
@@ -133,7 +133,6 @@ def test_a_line_that_cannot_be_read_is_named(form: ArchiveFormat, listing: Listi
 def test_a_day_lies_where_the_exchange_publishes_it(form: ArchiveFormat, path: str) -> None:
     assert form.path("BTCUSDT", DAY) == path
     assert form.checksum_path("BTCUSDT", DAY) == (f"{path}.CHECKSUM" if form.exchange == "binance" else None)
-    assert day_of(AT) == DAY
 
 
 @pytest.mark.parametrize("header", ["", "id,price,qty,quote_qty,time,is_buyer_maker,is_best_match\n"])

@@ -11,12 +11,9 @@ from typing import Final, Protocol
 
 from wadm_mcp.errors import ArchiveError, printable
 from wadm_mcp.exchanges.exchange import Aggregate
-from wadm_mcp.exchanges.wire import MOST_FILLS, figure
-from wadm_mcp.model import DAY, Listing, Scale, Trade, TradeType
+from wadm_mcp.exchanges.wire import EARLIEST, LATEST, MOST_FILLS, figure
+from wadm_mcp.model import Listing, Scale, Trade, TradeType
 
-_FIRST: Final = 1_230_768_000_000
-_LAST: Final = 4_102_444_800_000
-"""Milliseconds of 2009 and 2100, as for frames: what lies outside is another unit, or no time at all."""
 _LINE: Final = 80
 
 
@@ -53,7 +50,7 @@ class Fields:
 
     def trade(self, timestamp: int, seq: int, trade_id: str, price: str, quantity: str, side: TradeType, fills: int = 1) -> Trade:
         """`ValueError` for a figure that is not one, a time outside 2009 to 2100, or fills that no row can have."""
-        if not _FIRST <= timestamp <= _LAST:
+        if not EARLIEST <= timestamp <= LATEST:
             raise ValueError(f"time {timestamp} is no time in milliseconds")
         if not 0 < fills <= MOST_FILLS:
             raise ValueError(f"{fills} fills cannot be")
@@ -75,8 +72,3 @@ def number(text: str) -> int:
 def wrong_line(listing: Listing, place: int, line: str, why: object) -> ArchiveError:
     """The error of the line at `place`, counted from 1."""
     return ArchiveError(f"{listing.instrument} archive, line {place:,}: {why} ({printable(line.rstrip(), _LINE)})")
-
-
-def day_of(timestamp: int) -> date:
-    """The UTC day of a time in milliseconds."""
-    return date.fromordinal(date(1970, 1, 1).toordinal() + timestamp // DAY)

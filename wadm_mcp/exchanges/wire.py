@@ -14,10 +14,14 @@ from wadm_mcp.errors import ExchangeError, FrameError
 from wadm_mcp.exchanges.exchange import Kline
 from wadm_mcp.model import MINUTE, Instrument, Listing, Scale, Trade, TradeType, Window, parse_decimal, rescale, to_decimal
 
-Millis = Annotated[int, msgspec.Meta(ge=1_230_768_000_000, le=4_102_444_800_000)]
-"""A time in milliseconds. Before 2009 or after 2100 it is another unit, or no time at all."""
+EARLIEST: Final = 1_230_768_000_000
+LATEST: Final = 4_102_444_800_000
+"""Bounds of a time in milliseconds. Before 2009 or after 2100 it is another unit, or no time at all."""
 
-Minute = Annotated[int, msgspec.Meta(ge=1_230_768_000_000, le=4_102_444_800_000, multiple_of=MINUTE)]
+Millis = Annotated[int, msgspec.Meta(ge=EARLIEST, le=LATEST)]
+"""A time in milliseconds."""
+
+Minute = Annotated[int, msgspec.Meta(ge=EARLIEST, le=LATEST, multiple_of=MINUTE)]
 """The start of a minute in milliseconds."""
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
