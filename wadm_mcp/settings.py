@@ -132,12 +132,22 @@ class Settings(BaseSettings):
     WADM_BYBIT_CONNECTIONS: int = Field(
         2, ge=1, le=4, description="connections for each set of Bybit instruments: its ids cannot prove what one of them missed"
     )
+    WADM_HISTORY_HOURS: int = Field(24, ge=0, le=8_760, description="how much of the past is imported on start; 0 turns it off")
+    WADM_HISTORY_RAW: bool = Field(
+        False, description="keep single trades of what is imported too, where the source has the instrument's own ids"
+    )
+    WADM_ALLOW_TRACKING: bool | None = Field(
+        None, description="may agents add symbols with `track_market`? Default: over stdio yes, over HTTP no"
+    )
+    WADM_MAX_INSTRUMENTS: int = Field(50, ge=1, le=1_000, description="most instruments followed, those that agents add included")
     WADM_BINANCE_SPOT_WS: SocketUrl = Field("wss://stream.binance.com:9443", description="base URL, no path")
     WADM_BINANCE_SPOT_REST: RestUrl = Field("https://api.binance.com", description="base URL, no path")
     WADM_BINANCE_LINEAR_WS: SocketUrl = Field("wss://fstream.binance.com", description="base URL, no path")
     WADM_BINANCE_LINEAR_REST: RestUrl = Field("https://fapi.binance.com", description="base URL, no path")
     WADM_BYBIT_WS: SocketUrl = Field("wss://stream.bybit.com", description="base URL, no path")
     WADM_BYBIT_REST: RestUrl = Field("https://api.bybit.com", description="base URL, no path")
+    WADM_BINANCE_ARCHIVE: RestUrl = Field("https://data.binance.vision", description="base URL of the daily files, no path")
+    WADM_BYBIT_ARCHIVE: RestUrl = Field("https://public.bybit.com", description="base URL of the daily files, no path")
 
     @classmethod
     def settings_customise_sources(
@@ -167,7 +177,7 @@ class Settings(BaseSettings):
             is_loopback(urlsplit(url).hostname or "")
             for exchange in self.WADM_EXCHANGES
             for market in self.WADM_MARKETS
-            for url in (self.socket_url(exchange, market), self.rest_url(exchange, market))
+            for url in (self.socket_url(exchange, market), self.rest_url(exchange, market), self.archive_url(exchange))
         )
 
     def socket_url(self, exchange: str, market: str) -> str:
@@ -177,6 +187,10 @@ class Settings(BaseSettings):
     def rest_url(self, exchange: str, market: str) -> str:
         """REST base URL of a market."""
         return str(getattr(self, _url_name(exchange, market, "REST")))
+
+    def archive_url(self, exchange: str) -> str:
+        """Base URL of an exchange's daily files."""
+        return str(getattr(self, f"WADM_{exchange.upper()}_ARCHIVE"))
 
 
 def is_loopback(host: str) -> bool:
@@ -225,6 +239,8 @@ def settings_table() -> list[tuple[str, str, str]]:
             if isinstance(default, tuple)
             else ""
             if default is None or field.default_factory is not None
+            else str(default).lower()
+            if isinstance(default, bool)
             else str(default)
         )
         rows.append((name, shown, field.description or ""))

@@ -44,6 +44,16 @@ class Repairing(NamedTuple):
     seconds: float
 
 
+class Importing(NamedTuple):
+    """An import under way: how far back it is to reach and from when on everything is here (ms), trades a second, and about how many
+    seconds it takes."""
+
+    target: int
+    reached: int
+    rate: int
+    seconds: float
+
+
 class InstrumentTape:
     """The live tape of one instrument."""
 
@@ -72,6 +82,8 @@ class InstrumentTape:
         """Where another process records: market time up to which the tape holds what the store's coverage claims."""
         self.repairing: Repairing | None = None
         """What is being done about its gaps; None where there is nothing to do."""
+        self.importing: Importing | None = None
+        """What is being brought in of the time before; None where there is nothing to bring."""
         self.revising: Counter[int] = Counter()
         """Trades by settled minute that came late and are not in its stored figures yet."""
         self.settled_until = 0
@@ -96,11 +108,14 @@ class InstrumentTape:
         self.rows[minute] += 1
         return True
 
-    def add_piece(self, minute: int, footprint: Footprint) -> None:
-        """Take in trades of a minute that are known as a footprint alone and wait for the store. Their place in its path is unknown."""
+    def add_piece(self, minute: int, footprint: Footprint, *, whole: bool = False) -> None:
+        """Take in trades of a minute that are known as a footprint alone and wait for the store. Their place in its path is unknown,
+        unless they are the `whole` minute."""
         self.waiting[minute] += 1
         if minute not in self.minutes and minute < self.settled_until:
             self.revising[minute] += 1
+        elif whole:
+            self.minutes[minute] = footprint
         else:
             self.join_piece(minute, footprint)
 
@@ -161,7 +176,7 @@ class InstrumentTape:
         self.rows.clear()
         self.revising.clear()
         self.settled_until = 0
-        self.held = self.known_until = self.repairing = None
+        self.held = self.known_until = self.repairing = self.importing = None
         self.adopted = False
 
     @property
@@ -220,6 +235,10 @@ class Tape:
         for instrument in gone:
             del self._instruments[instrument]
         return gone
+
+    def forget(self, instrument: Instrument) -> None:
+        """The instrument is not followed any more."""
+        self._instruments.pop(instrument, None)
 
     def __getitem__(self, instrument: Instrument) -> InstrumentTape:
         try:

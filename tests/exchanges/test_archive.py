@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 
 from wadm_mcp.errors import ArchiveError
-from wadm_mcp.exchanges.archive import ArchiveFormat
 from wadm_mcp.exchanges.binance import Binance
 from wadm_mcp.exchanges.binance_archive import BinanceAggregates, BinanceSpotTrades
 from wadm_mcp.exchanges.bybit_archive import BybitLinearTrades, BybitSpotTrades
-from wadm_mcp.exchanges.exchange import Trades
+from wadm_mcp.exchanges.exchange import ArchiveFormat, Trades
 from wadm_mcp.model import Instrument, Listing, Scale, TradeType, to_decimal
 
 from .test_binance import frames

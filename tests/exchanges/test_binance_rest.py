@@ -174,14 +174,14 @@ def test_history_is_asked_for_by_id_as_much_as_one_reply_holds() -> None:
         assert BINANCE.trades_request(market, "BTCUSDT").params == {"symbol": "BTCUSDT", "limit": "1000"}
 
 
-def test_aggregates_are_asked_for_by_time_or_by_their_own_id_on_spot_alone() -> None:
+def test_aggregates_are_asked_for_by_time_or_by_their_own_id() -> None:
     by_time = BINANCE.aggregates_request("spot", "BTCUSDT", start=1785060230817)
     assert by_time == ("/api/v3/aggTrades", {"symbol": "BTCUSDT", "limit": "1000", "startTime": "1785060230817"}, 4)
     by_id = BINANCE.aggregates_request("spot", "BTCUSDT", first=7)
     assert by_id == ("/api/v3/aggTrades", {"symbol": "BTCUSDT", "limit": "1000", "fromId": "7"}, 4)
     assert BINANCE.folds_history == {"spot": True, "linear": False}
-    with pytest.raises(NotImplementedError):
-        BINANCE.aggregates_request("linear", "BTCUSDT", first=7)
+    rows = BINANCE.aggregates_request("linear", "BTCUSDT", start=7)
+    assert rows == ("/fapi/v1/aggTrades", {"symbol": "BTCUSDT", "limit": "1000", "startTime": "7"}, 20)
 
 
 @pytest.mark.parametrize(

@@ -29,10 +29,10 @@ async def test_every_followed_instrument_has_a_row() -> None:
     assert answer["store"] == "ok"
     assert answer["markets"]["columns"] == list(COLUMNS)
     assert COLUMNS[:7] == ("exchange", "market", "symbol", "status", "last_price", "last_trade_at", "lag_ms")
-    assert COLUMNS[7:] == ("coverage_24h", "open_gaps", "history_from", "repairing")
+    assert COLUMNS[7:] == ("coverage_24h", "open_gaps", "history_from", "repairing", "importing")
     assert answer["markets"]["rows"] == [
-        ["binance", "spot", "BTCUSDT", "live", 61837.63, "2026-06-01T11:59:00Z", 60_000, 0.75, 1, "2026-05-23T12:00:00Z", None],
-        ["bybit", "spot", "BTCUSDT", "starting", None, None, None, 0, 1, None, None],
+        ["binance", "spot", "BTCUSDT", "live", 61837.63, "2026-06-01T11:59:00Z", 60_000, 0.75, 1, "2026-05-23T12:00:00Z", None, None],
+        ["bybit", "spot", "BTCUSDT", "starting", None, None, None, 0, 1, None, None, None],
     ]
 
 

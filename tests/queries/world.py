@@ -61,6 +61,15 @@ class MemoryStore(Store):
     async def listings(self) -> list[Listing]:
         return []
 
+    async def track(self, instruments: Sequence[Instrument]) -> None:
+        raise NotImplementedError
+
+    async def untrack(self, instruments: Sequence[Instrument]) -> None:
+        raise NotImplementedError
+
+    async def tracked(self) -> list[Instrument]:
+        return []
+
     async def trades(
         self, instrument: Instrument, window: Window, *, after: tuple[int, int, int, str] | None = None, limit: int, newest: bool = False
     ) -> list[Trade]:

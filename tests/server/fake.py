@@ -61,6 +61,15 @@ class EmptyStore:
     async def keep_listings(self, listings: Sequence[Listing]) -> None:
         raise NotImplementedError
 
+    async def track(self, instruments: Sequence[Instrument]) -> None:
+        raise NotImplementedError
+
+    async def untrack(self, instruments: Sequence[Instrument]) -> None:
+        raise NotImplementedError
+
+    async def tracked(self) -> list[Instrument]:
+        return []
+
     async def listings(self) -> list[Listing]:
         return []
 

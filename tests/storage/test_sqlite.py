@@ -210,6 +210,7 @@ async def test_a_file_of_the_first_schema_is_migrated_once_and_a_reader_waits_fo
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         for statement in (
             "DROP TABLE pieces",
+            "DROP TABLE tracked",
             "DROP TABLE coverage",
             """CREATE TABLE coverage (
                 instrument INTEGER NOT NULL, start INTEGER NOT NULL, end INTEGER NOT NULL, first_seq INTEGER NOT NULL,
@@ -228,6 +229,7 @@ async def test_a_file_of_the_first_schema_is_migrated_once_and_a_reader_waits_fo
         for store in (again, reader):
             assert await store.spans(BTC, EVER) == [held, span(T0, T0 + 20, 8, 9)]
             assert await store.pieces(BTC, EVER) == [piece(T0, 10)]
+            assert await store.tracked() == []
 
 
 async def refused_and_left_alone(path: Path, says: str, read_only: bool = False) -> None:

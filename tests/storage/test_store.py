@@ -408,6 +408,16 @@ async def test_trades_and_coverage_of_one_batch_are_kept_together(store: Store) 
     assert [await store.spans(one, EVER) for one in (BTC, ETH)] == [[span(T0, T0)], [span(T0 + 5, T0 + 5)]]
 
 
+async def test_what_was_asked_for_is_tracked_until_it_is_taken_back(store: Store) -> None:
+    assert await store.tracked() == []
+    await store.track([BTC, ETH])
+    await store.track([ETH])
+    assert set(await store.tracked()) == {BTC, ETH}
+    await store.untrack([BTC, BTC])
+    await store.untrack([])
+    assert await store.tracked() == [ETH]
+
+
 async def test_listings_come_back_in_their_newest_form(store: Store) -> None:
     first = [Listing(BTC, Decimal("0.01"), Decimal("0.00001")), Listing(ETH, Decimal("1E-18"), Decimal("1000"))]
     await store.keep_listings(first)

@@ -38,14 +38,17 @@ def verify(path: Path, checksum: str) -> None:
 
 def prove(path: Path) -> None:
     """Unpack all of a file and keep nothing: `ArchiveError` where it is cut short or damaged, by its own checksums."""
-    with _unpacked(path) as file:
+    with _unpacked(path, "") as file:
         while file.read(_PIECE):
             pass
 
 
-def lines(path: Path) -> Iterator[str]:
-    """The lines of a `.zip` with one file in it, a `.gz`, or plain text. `ArchiveError` where it ends in damage."""
-    with _unpacked(path) as file, io.TextIOWrapper(file, "ascii") as text:
+def lines(path: Path, symbol: str = "") -> Iterator[str]:
+    """The lines of a `.zip` with one file in it, a `.gz`, or plain text. `ArchiveError` where it ends in damage.
+
+    The file in a `.zip` is called by its symbol first; another one than `symbol` is an `ArchiveError` too.
+    """
+    with _unpacked(path, symbol) as file, io.TextIOWrapper(file, "ascii") as text:
         for line in iter(partial(text.readline, _LONGEST_LINE), ""):
             if len(line) == _LONGEST_LINE:
                 raise ArchiveError(f"{_name(path)}: a line has more than {_LONGEST_LINE:,} characters; this is no archive of trades")
@@ -53,13 +56,15 @@ def lines(path: Path) -> Iterator[str]:
 
 
 @contextmanager
-def _unpacked(path: Path) -> Generator[IO[bytes] | gzip.GzipFile]:
+def _unpacked(path: Path, symbol: str) -> Generator[IO[bytes] | gzip.GzipFile]:
     with _reading(path):
         if zipfile.is_zipfile(path) or path.suffix == ".zip":
             with zipfile.ZipFile(path) as packed:
                 members = packed.namelist()
                 if len(members) != 1:
                     raise ArchiveError(f"{_name(path)}: it holds {len(members)} files, an archive's day is one")
+                if not members[0].startswith(symbol):
+                    raise ArchiveError(f"{_name(path)}: it holds {printable(members[0], _NAMED)}, which is not of {symbol}")
                 with packed.open(members[0]) as member:
                     yield member
         elif path.suffix == ".gz":

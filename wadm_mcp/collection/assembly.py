@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from wadm_mcp.analytics.footprint import Footprint
 from wadm_mcp.exchanges.exchange import Aggregate
 from wadm_mcp.model import MINUTE, Instrument, Scale, Trade, TradeType
-from wadm_mcp.storage.store import Piece
+from wadm_mcp.storage.store import WHOLE, Piece
 
 
 def assembled(trades: Sequence[Trade], pieces: Sequence[Piece], standing: Footprint | None = None) -> Footprint:
@@ -16,6 +16,9 @@ def assembled(trades: Sequence[Trade], pieces: Sequence[Piece], standing: Footpr
     `standing` is the minute as it was derived while rows now gone were there. Where its trades are all here again it is not needed; else
     it is added to, not replaced: whatever lies outside its ids, or inside where it has holes, was not in it.
     """
+    whole = next((piece for piece in pieces if piece.first_seq == WHOLE), None)
+    if whole is not None:
+        return whole.footprint
     if standing is None or not standing.cells:
         return _merged(trades, pieces)
     bar = standing.bar
@@ -78,25 +81,47 @@ def pieces_of(instrument: Instrument, aggregates: Iterable[Aggregate]) -> list[P
     unknown. `min_delta` (where it bought) or `max_delta` (where it sold) is None if that might have been the extreme.
     """
     pieces: list[Piece] = []
-    run: list[Aggregate] = []
+    run: Run | None = None
     for row in aggregates:
-        if run and (row.trade.seq != run[-1].last + 1 or row.trade.timestamp // MINUTE != run[-1].trade.timestamp // MINUTE):
-            pieces.append(_piece(instrument, run))
-            run = []
-        run.append(row)
-    if run:
-        pieces.append(_piece(instrument, run))
+        if run is None or not run.goes_on_with(row):
+            if run is not None:
+                pieces.append(run.piece(instrument))
+            run = Run(row)
+        run.add(row)
+    if run is not None:
+        pieces.append(run.piece(instrument))
     return pieces
 
 
-def _piece(instrument: Instrument, run: Sequence[Aggregate]) -> Piece:
-    first, last = run[0], run[-1]
-    footprint = _footprint([row.trade for row in run], first.trade.scale)
-    bar = footprint.bar
-    bar.last_seq = last.last
-    if first.trade.fills > 1 and bar.min_delta is not None and bar.max_delta is not None:
-        # Both go together: a bar's path is known or it is not.
-        bought = first.trade.trade_type is TradeType.BUY
-        if (bought and bar.min_delta > 0) or (not bought and bar.max_delta < 0):
+class Run:
+    """Aggregates of one minute whose ids follow one another, on their way to become a piece. `first` is the one that opens it."""
+
+    __slots__ = ("_bought_first", "_end", "_first_seq", "_folded_first", "footprint", "last", "minute")
+
+    def __init__(self, first: Aggregate) -> None:
+        trade = first.trade
+        self.minute = trade.timestamp - trade.timestamp % MINUTE
+        self._end = self.minute + MINUTE
+        self.footprint = Footprint(trade.scale)
+        self.last = trade.seq - 1
+        self._first_seq = trade.seq
+        self._folded_first = first.last > trade.seq
+        self._bought_first = trade.trade_type is TradeType.BUY
+
+    def goes_on_with(self, row: Aggregate) -> bool:
+        """Is this the very next id, and of the same minute?"""
+        return row.trade.seq == self.last + 1 and self.minute <= row.trade.timestamp < self._end
+
+    def add(self, row: Aggregate) -> None:
+        self.footprint.add(row.trade)
+        self.last = row.last
+
+    def piece(self, instrument: Instrument) -> Piece:
+        """What was added, as one piece."""
+        bar = self.footprint.bar
+        bar.last_seq = self.last
+        lowest, highest = bar.min_delta, bar.max_delta
+        if self._folded_first and lowest is not None and highest is not None and (lowest > 0 if self._bought_first else highest < 0):
+            # Both go together: a bar's path is known or it is not.
             bar.min_delta = bar.max_delta = None
-    return Piece(instrument, first.trade.timestamp - first.trade.timestamp % MINUTE, first.trade.seq, last.last, footprint)
+        return Piece(instrument, self.minute, self._first_seq, self.last, self.footprint)

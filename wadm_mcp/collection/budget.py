@@ -34,6 +34,9 @@ AT_ONCE: Final = 4
 _HEAD_START: Final = 30.0
 """Seconds by which a priority goes before the next one: whoever has waited so much longer goes first after all: nobody waits for good."""
 
+_BEHIND: Final = 0.8
+"""The part of it that history may use: a repair that comes up in the middle of an import does not wait for a minute to pass."""
+
 _PATIENCE: Final = 5.0
 """Seconds of a penalty that are waited out; a longer one is told at once."""
 
@@ -148,7 +151,8 @@ class Budget:
         turn = _Turn(self._monotonic() + priority * _HEAD_START, next(self._numbers))
         insort(self._turns, turn, key=lambda each: each.order)
         try:
-            while (pause := self._pause(turn, weight)) > 0:
+            allowed = int(self.allowed * _BEHIND) if priority >= Priority.HISTORY and weight < self.allowed * _BEHIND else self.allowed
+            while (pause := self._pause(turn, weight, allowed)) > 0:
                 turn.moved = anyio.Event()
                 await self._until(turn.moved, pause)
             self._sent.append((self._monotonic(), weight))
@@ -182,7 +186,7 @@ class Budget:
         else:
             self._failures = 0
 
-    def _pause(self, turn: _Turn, weight: int) -> float:
+    def _pause(self, turn: _Turn, weight: int, allowed: int) -> float:
         """Seconds until the request may be sent, or is to look again; 0 when it may."""
         now = self._monotonic()
         closed = self.closed_until - now
@@ -191,18 +195,18 @@ class Budget:
             raise ExchangeError(f"{self.who} is asked nothing before {again}: it answered {self._why}")
         if turn is not self._turns[0] or self._unanswered >= AT_ONCE:
             return math.inf
-        return max(closed, self._until_ours_fit(now, weight), self._until_everyones_fit(now, weight))
+        return max(closed, self._until_ours_fit(now, weight, allowed), self._until_everyones_fit(now, weight, allowed))
 
-    def _until_ours_fit(self, now: float, weight: int) -> float:
-        over, pause = self._ours(now) + weight - self.allowed, 0.0
+    def _until_ours_fit(self, now: float, weight: int, allowed: int) -> float:
+        over, pause = self._ours(now) + weight - allowed, 0.0
         for at, spent in self._sent:
             if over <= 0:
                 break
             over, pause = over - spent, at + self._allowance.seconds - now
         return pause
 
-    def _until_everyones_fit(self, now: float, weight: int) -> float:
-        return self._told_until - now if self._everyones(now) + weight > self.allowed else 0.0
+    def _until_everyones_fit(self, now: float, weight: int, allowed: int) -> float:
+        return self._told_until - now if self._everyones(now) + weight > allowed else 0.0
 
     def _ours(self, now: float) -> int:
         while self._sent and now >= self._sent[0][0] + self._allowance.seconds:

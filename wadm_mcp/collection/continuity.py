@@ -15,6 +15,7 @@ REMEMBERED_SPANS: Final = 2_000
 
 LIVE: Final = "live"
 REPAIRED: Final = "repaired"
+IMPORTED: Final = "imported"
 ABSENT: Final = "absent"
 
 

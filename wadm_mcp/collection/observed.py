@@ -11,8 +11,8 @@ from bisect import insort
 from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
-from wadm_mcp.collection.continuity import LIVE, REPAIRED, Held, Missing, Spans
-from wadm_mcp.model import SECOND, Basis, Span, Trade
+from wadm_mcp.collection.continuity import IMPORTED, LIVE, REPAIRED, Held, Missing, Spans
+from wadm_mcp.model import SECOND, Basis, Span, Trade, Window
 
 REMEMBERED_IDS: Final = 20_000
 """Trade ids remembered to drop repeats; the store's identity is the net below."""
@@ -56,7 +56,8 @@ class Observed(Spans):
 
     def take(self, trade: Trade, reason: str = LIVE) -> bool:
         known = trade.trade_id in self._ids
-        if not known:
+        if not known and reason != IMPORTED:
+            # What is long past does not come again on a connection, and would displace what may.
             self._ids[trade.trade_id] = None
             if len(self._ids) > REMEMBERED_IDS:
                 del self._ids[next(iter(self._ids))]
@@ -84,6 +85,15 @@ class Observed(Spans):
             if reached is None or span.end > reached.end:
                 reached = span
         return gaps
+
+    def hold(self, window: Window, reason: str, *, raw: bool) -> None:
+        """A record that is whole in itself (an archive's day) tells all of a window; what is held of it already stays as it is."""
+        gaps = [Missing(-1, -1, window.start, self._held[0].start), *self.missing()] if self._held else []
+        reached = max((span.end for span in self._held), default=window.start)
+        gaps.append(Missing(-1, -1, reached, window.end))
+        parts = [(max(gap.start, window.start), min(gap.end, window.end)) for gap in gaps]
+        told = [Held(start, end, -1, -1, "start", reason, raw=raw) for start, end in parts if start < end]
+        self._held = sorted([*self._held, *told], key=lambda span: span.start)
 
     def prove(self, newest: Sequence[Trade]) -> bool:
         """Close the gaps that the exchange's newest trades reach over, in whole or from their oldest one on; they are in the tape already.

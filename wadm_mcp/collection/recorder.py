@@ -11,14 +11,14 @@ from typing import Final
 
 import anyio
 
-from wadm_mcp.collection.continuity import LIVE, REPAIRED
+from wadm_mcp.collection.continuity import IMPORTED, LIVE, REPAIRED
 from wadm_mcp.collection.counted import Counted
 from wadm_mcp.collection.observed import Observed
 from wadm_mcp.collection.pace import Pace
 from wadm_mcp.collection.segment import Entry
 from wadm_mcp.exchanges.exchange import Trades
 from wadm_mcp.health import Health, State
-from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, Instrument, Listing, Span, Trade
+from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, Instrument, Listing, Span, Trade, Window
 from wadm_mcp.storage.store import Piece
 from wadm_mcp.tape import InstrumentTape, Tape
 
@@ -120,6 +120,7 @@ class Recorder:
         self._room = anyio.Event()
         self._enough = anyio.Event()
         self._broken = anyio.Event()
+        self._saved = anyio.Event()
         self.taken = 0
         """Trades recorded since the start."""
 
@@ -190,17 +191,33 @@ class Recorder:
 
         A piece of which any trade is held already is left out whole: its rows can be asked for.
         """
+        return await self._told(instrument, trades, pieces, REPAIRED)
+
+    async def imported(
+        self, instrument: Instrument, trades: Sequence[Trade] = (), pieces: Sequence[Piece] = (), whole: Window | None = None
+    ) -> int:
+        """Record what an exchange tells of the past, as `repaired` does; how many trades of it were new.
+
+        Where the exchange does not number its trades the pieces are `WHOLE` minutes, and the record tells everything of the window `whole`.
+        """
+        new = await self._told(instrument, trades, pieces, IMPORTED)
+        followed = self._followed.get(instrument)
+        if followed is not None and whole is not None and isinstance(followed.continuity, Observed):
+            followed.continuity.hold(whole, IMPORTED, raw=bool(trades))
+        return new
+
+    async def _told(self, instrument: Instrument, trades: Sequence[Trade], pieces: Sequence[Piece], reason: str) -> int:
         await self._until_room()
         followed = self._followed.get(instrument)
         if followed is None:
             return 0
         tape, continuity = followed.tape, followed.continuity
-        new = sum(trade.fills for trade in trades if self._take(followed, trade, REPAIRED))
+        new = sum(trade.fills for trade in trades if self._take(followed, trade, reason))
         for piece in pieces:
             bar = piece.footprint.bar
-            assert isinstance(continuity, Counted)
-            if continuity.fold(piece.first_seq, piece.last_seq, bar.first_at, bar.last_at, REPAIRED):
-                tape.add_piece(piece.minute, piece.footprint)
+            whole = isinstance(continuity, Observed)
+            if whole or continuity.fold(piece.first_seq, piece.last_seq, bar.first_at, bar.last_at, reason):
+                tape.add_piece(piece.minute, piece.footprint, whole=whole)
                 self._pieces.append(piece)
                 new += bar.trade_count
         tape.bound()
@@ -268,8 +285,16 @@ class Recorder:
         spans += [(instrument, span) for instrument, followed in self._followed.items() for span in followed.continuity.changed()]
         return Entry(trades, spans, pieces)
 
+    async def stored(self, instrument: Instrument, minutes: Iterable[int]) -> None:
+        """Returns once nothing of these minutes (by start) waits for the store any more."""
+        left = set(minutes)
+        while (tape := self._tape.get(instrument)) is not None and not left.isdisjoint(tape.waiting):
+            await self._saved.wait()
+
     def saved(self, trades: Iterable[Trade], pieces: Iterable[Piece] = ()) -> None:
         """The store holds these durably now."""
+        self._saved.set()
+        self._saved = anyio.Event()
         for trade in trades:
             tape = self._tape.get(trade.instrument)
             if tape is not None:

@@ -57,7 +57,10 @@ class _Tried(NamedTuple):
 
 
 class Repairer:
-    """Repairs every followed instrument of a market until cancelled. `trades_life` is how long rows are kept (ms)."""
+    """Repairs every followed instrument of a market until cancelled.
+
+    `trades_life` is how long rows are kept (ms). Gaps longer than `longest` (ms) are left to who imports history.
+    """
 
     def __init__(
         self,
@@ -70,6 +73,7 @@ class Repairer:
         clock: Callable[[], int],
         monotonic: Callable[[], float],
         trades_life: int,
+        longest: int | None = None,
     ) -> None:
         self._exchange = exchange
         self._market = market
@@ -80,6 +84,7 @@ class Repairer:
         self._clock = clock
         self._monotonic = monotonic
         self._trades_life = trades_life
+        self._longest = longest
         self._budget = rest.budget(exchange, market, base_url)
         self._part = f"{exchange.name} {market} repair"
         self._turn = 0
@@ -114,7 +119,7 @@ class Repairer:
         now, market_now = self._monotonic(), self._clock()
         left: list[str] = []
         for followed in self._mine():
-            gaps = followed.continuity.missing()
+            gaps = [gap for gap in followed.continuity.missing() if self._longest is None or gap.end - gap.start <= self._longest]
             left += self._tell(followed, gaps)
             every += [(followed.tape.instrument, gap) for gap in gaps]
             for gap in gaps:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from http import HTTPStatus
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
@@ -17,7 +19,7 @@ import httpx2
 from wadm_mcp import __version__
 from wadm_mcp.collection.budget import Budget, Priority, now_ms
 from wadm_mcp.errors import ExchangeError, SettingError
-from wadm_mcp.exchanges.exchange import Aggregate, Exchange, Kline, Request
+from wadm_mcp.exchanges.exchange import Aggregate, Allowance, Exchange, Kline, Request
 from wadm_mcp.exchanges.wire import one_line
 from wadm_mcp.model import Listing, Trade, Window
 
@@ -31,6 +33,10 @@ _ADVICE: Final[Mapping[int, str]] = {
 _NETWORK: Final = "Check the network, the proxy and the REST base URL"
 _LOOPBACK: Final = ("all://127.0.0.1", "all://localhost", "all://[::1]")
 """Hosts that no proxy of the environment is asked for: the loopback exchanges of a demo are on this machine."""
+
+_ARCHIVE: Final = Allowance(120, 60.0)
+"""No exchange states how often its archive may be asked: it serves plain files. This is politeness."""
+_PIECE: Final = 1 << 17
 
 _SAID: Final = 160
 """Characters of an exchange's own words that an error repeats."""
@@ -152,6 +158,51 @@ class Rest:
         async with budget.asking(request.weight, priority) as number:
             return await self._ask(who, url, request, lambda *reply: budget.heard(number, *reply))
 
+    async def download(self, exchange: Exchange, base_url: str, path: str, file: Path, told: Callable[[int, int], None]) -> bool:
+        """A file of an exchange's archive into `file`, from where an earlier try ended; False where the archive has none.
+
+        `told` hears how many bytes are here, of how many.
+        """
+        who = f"{exchange.name} archive"
+        try:
+            url = httpx2.URL(base_url.rstrip("/") + path)
+        except httpx2.InvalidURL:
+            raise ExchangeError(f"{who}: its base URL is no URL. Give one such as https://host:port") from None
+        place, part = _place(url), file.with_name(f"{file.name}.part")
+        budget = self.budgets.get(f"{place} archive")
+        if budget is None:
+            budget = Budget(f"{who} at {place}", _ARCHIVE, clock=self._clock, monotonic=self._monotonic)
+            self.budgets[f"{place} archive"] = budget
+        async with budget.asking(1, Priority.HISTORY) as number:
+            with _failing(who, place, self._connect, self._read):
+                here = await anyio.to_thread.run_sync(_size, part)
+                head = {"Range": f"bytes={here}-"} if here else {}
+                async with self._client.stream("GET", url, headers=head) as response:
+                    budget.heard(number, response.status_code, response.headers, b"")
+                    match response.status_code:
+                        case HTTPStatus.NOT_FOUND:
+                            return False
+                        case HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE if here:
+                            pass
+                        case HTTPStatus.OK | HTTPStatus.PARTIAL_CONTENT as status:
+                            here = here if status == HTTPStatus.PARTIAL_CONTENT else 0
+                            await self._save(response, part, here, told)
+                        case _:
+                            said = await self._body(who, response, most=4 * _SAID, cut=True)
+                            raise _answered(who, Request(path, {}), response, said)
+        await anyio.Path(part).replace(file)
+        return True
+
+    async def _save(self, response: httpx2.Response, part: Path, here: int, told: Callable[[int, int], None]) -> None:
+        length = response.headers.get("Content-Length", "")
+        whole = here + int(length) if length.isdecimal() else 0
+        async with await anyio.open_file(part, "r+b" if here else "wb") as file:
+            await file.seek(here)
+            async for piece in response.aiter_raw(_PIECE):
+                await file.write(piece)
+                here += len(piece)
+                told(here, max(here, whole))
+
     def budget(self, exchange: Exchange, market: str, base_url: str) -> Budget:
         """The budget that requests to this base URL are spent from; `ExchangeError` when it is no URL."""
         try:
@@ -167,7 +218,7 @@ class Rest:
         """Sends the request; `heard` is told of the reply's head, and of a refusal again with its words."""
         place = _place(url)
         try:
-            with anyio.fail_after(self._whole):
+            with anyio.fail_after(self._whole), _failing(who, place, self._connect, self._read):
                 async with self._client.stream("GET", url, params=dict(request.params)) as response:
                     heard(response.status_code, response.headers, b"")
                     if response.status_code != HTTPStatus.OK:
@@ -177,12 +228,6 @@ class Rest:
                     return await self._body(who, response, most=self._body_limit)
         except TimeoutError:
             raise ExchangeError(f"{who}: {place} took more than {self._whole:g} s to answer. Try again later") from None
-        except httpx2.ConnectTimeout:
-            raise ExchangeError(f"{who}: {place} did not take a connection within {self._connect:g} s. {_NETWORK}") from None
-        except httpx2.TimeoutException:
-            raise ExchangeError(f"{who}: {place} was silent for {self._read:g} s. Try again later") from None
-        except httpx2.HTTPError as error:
-            raise ExchangeError(f"{who}: {place} {_failure(error)}") from None
 
     async def _body(self, who: str, response: httpx2.Response, *, most: int, cut: bool = False) -> bytes:
         body = bytearray()
@@ -193,6 +238,23 @@ class Rest:
                     break
                 raise ExchangeError(f"{who} sent more than {most:,} bytes. Check that the REST base URL leads to it")
         return bytes(body[:most])
+
+
+@contextmanager
+def _failing(who: str, place: str, connect: float, read: float) -> Generator[None]:
+    """Whatever breaks on the way is one `ExchangeError`; `connect` and `read` are the seconds that were waited."""
+    try:
+        yield
+    except httpx2.ConnectTimeout:
+        raise ExchangeError(f"{who}: {place} did not take a connection within {connect:g} s. {_NETWORK}") from None
+    except httpx2.TimeoutException:
+        raise ExchangeError(f"{who}: {place} was silent for {read:g} s. Try again later") from None
+    except httpx2.HTTPError as error:
+        raise ExchangeError(f"{who}: {place} {_failure(error)}") from None
+
+
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
 
 
 def _place(url: httpx2.URL) -> str:

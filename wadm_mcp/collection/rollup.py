@@ -29,8 +29,8 @@ RECENT_TRADES: Final = 2_000
 """Newest stored trades that a start looks at: what repeats, and how often the instrument trades."""
 _RECOVERED: Final = 10
 """Marked minutes that a start brings back at once; a crash leaves one or two."""
-_LATE_EVERY: Final = 5 * SECOND
-"""Time left to late trades to come in before their minutes are derived again once more."""
+_LONGEST_UNREST: Final = 30 * SECOND
+"""A late minute is derived at once, and once more when nothing comes in for it any more, or after this time."""
 _LATE_AT_ONCE: Final = 120
 _PACKED: Final = (Timeframe.M1, Timeframe.H1, Timeframe.D1)
 
@@ -44,8 +44,8 @@ class Rollup:
         self._health = health
         self._clock = clock
         self._trades_life = trades_life
-        self._revised_at: dict[Instrument, int] = {}
-        """When late minutes of an instrument were last derived again."""
+        self._again: dict[Instrument, dict[int, tuple[int, int]]] = {}
+        """Of late minutes that still have their mark: the writes to each that were seen last, and when it was derived."""
 
     async def adopt(self, followed: Followed) -> None:
         """Go on from what the store holds of an instrument. Nothing else may be written meanwhile.
@@ -97,7 +97,7 @@ class Rollup:
             if until in tape.minutes or followed.covers_quiet(until):
                 over.append(until)
             until += MINUTE
-        late = self._due_late(instrument, [minute for minute in writes if minute < settled and minute not in tape.waiting])
+        late = self._due_late(instrument, [mark for mark in marks if mark.minute < settled and mark.minute not in tape.waiting])
         if over or late or until > settled:
             # Read before any content: what another holder of the lease derives from now on has a revision above these, and stands.
             standing = await self._standing(instrument, min([*late, settled - 1]), until)
@@ -119,13 +119,20 @@ class Rollup:
         for minute in [minute for minute in tape.minutes if minute < until and minute not in tape.waiting]:
             tape.drop_minute(minute)
 
-    def _due_late(self, instrument: Instrument, late: Sequence[int]) -> list[int]:
+    def _due_late(self, instrument: Instrument, late: Sequence[Mark]) -> list[int]:
         """Marked minutes to derive again now, the newest first of too many: each pass costs every later bar of their sessions."""
-        now = self._clock()
-        if not late or abs(now - self._revised_at.get(instrument, 0)) < _LATE_EVERY:
-            return []
-        self._revised_at[instrument] = now
-        return sorted(late)[-_LATE_AT_ONCE:]
+        now, known = self._clock(), self._again.get(instrument, {})
+        again: dict[int, tuple[int, int]] = {}
+        due: list[int] = []
+        for minute, writes in sorted(((mark.minute, mark.writes) for mark in late), reverse=True):
+            seen, derived_at = known.get(minute, (writes, 0))
+            if len(due) < _LATE_AT_ONCE and (seen == writes or abs(now - derived_at) >= _LONGEST_UNREST):
+                due.append(minute)
+                again[minute] = writes, now
+            elif minute in known:
+                again[minute] = writes, derived_at
+        self._again[instrument] = again
+        return sorted(due)
 
     async def _standing(self, instrument: Instrument, first: int, until: int) -> dict[tuple[Timeframe, int], OrderFlow]:
         """Every stored bar that holds or follows a minute, up to the end of the session in which `until` lies."""

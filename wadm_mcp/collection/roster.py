@@ -17,6 +17,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from wadm_mcp.collection.collector import Collector
+from wadm_mcp.collection.history import LONG_GAP, History
 from wadm_mcp.collection.overlap import Overlap
 from wadm_mcp.collection.recorder import Recorder
 from wadm_mcp.collection.repair import Repairer
@@ -28,7 +29,7 @@ from wadm_mcp.exchanges.bybit import Bybit
 from wadm_mcp.exchanges.exchange import Exchange
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
-from wadm_mcp.model import Instrument, Listing
+from wadm_mcp.model import HOUR, Instrument, Listing
 from wadm_mcp.near import nearest
 from wadm_mcp.settings import Settings
 from wadm_mcp.storage.store import Store
@@ -41,6 +42,8 @@ _HELD_FOR: Final = 8.0
 """Seconds that a lease outlives its holder's last word: others take over within ten."""
 _LONGEST_PAUSE: Final = 30.0
 _STORE_PAUSE: Final = 1.0
+_LISTED_FOR: Final = 60.0
+"""Seconds that what a market lists is taken to hold for another symbol."""
 _ADOPTED_WITHIN: Final = 3.0
 """Seconds that recording waits for what the store holds; later it is caught up on."""
 _STAGGER: Final = 2.0
@@ -112,6 +115,10 @@ class Roster:
         self._unknown: list[tuple[_Market, str, str]] = []
         """Symbols that a market does not list, with near matches, of which nothing was told yet."""
         self._recording: set[Instrument] = set()
+        self._tracked: set[Instrument] = set()
+        """Instruments that somebody asked for beside the settings."""
+        self._listings_known: dict[tuple[str, str], tuple[float, dict[str, Listing]]] = {}
+        """What a market lists, and when (monotonic) it said so."""
         self._changed = anyio.Event()
 
     @property
@@ -127,13 +134,14 @@ class Roster:
     async def run(self) -> None:
         """Look everything up, then keep the leases, until cancelled. `SettingError` for a symbol that no exchange lists."""
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._keep_leases)
+            await self._follow_tracked(tasks)
+            tasks.start_soon(self._keep_leases, tasks)
             async with anyio.create_task_group() as lookups:
                 for each in self._markets:
                     lookups.start_soon(self._look_up, each, tasks)
             self._refuse_unknown()
             wanted = {listing.instrument for each in self._markets for listing in each.listings}
-            for instrument in self._tape.keep(wanted):
+            for instrument in self._tape.keep(wanted | self._tracked):
                 self._health.forget(str(instrument))
 
     async def let_go(self) -> None:
@@ -161,7 +169,7 @@ class Roster:
             log.warning("symbol.unknown", exchange=each.exchange.name, market=each.market, symbol=symbol, nearest=near)
 
     async def _look_up(self, each: _Market, tasks: TaskGroup) -> None:
-        listed = await self._listings(each)
+        listed = await self._listings(each, self._settings.WADM_SYMBOLS)
         told: list[Listing] = []
         for symbol in self._settings.WADM_SYMBOLS:
             instrument = Instrument(each.exchange.name, each.market, symbol)
@@ -178,14 +186,74 @@ class Roster:
         tasks.start_soon(self._insist, partial(self._store.keep_listings, told))
         self._changed.set()
 
-    async def _keep_leases(self) -> None:
+    def look(self) -> None:
+        """What is tracked may have changed."""
+        self._changed.set()
+
+    async def _follow_tracked(self, tasks: TaskGroup) -> None:
+        """Begin with what is asked for now, and end with what is not any more."""
+        try:
+            tracked = set(await self._store.tracked())
+        except StoreError:
+            return
+        configured = {Instrument(each.exchange.name, each.market, symbol) for each in self._markets for symbol in self._configured(each)}
+        for instrument in tracked - self._tracked - configured:
+            tasks.start_soon(self._add, instrument)
+        for instrument in self._tracked - tracked - configured:
+            self._drop(instrument)
+        self._tracked = tracked
+
+    async def _add(self, instrument: Instrument) -> None:
+        each = self._market(instrument)
+        known = self._listings_known.get(instrument[:2])
+        if known is not None and self._monotonic() - known[0] < _LISTED_FOR:
+            listed = known[1]
+        else:
+            listed = await self._listings(each, (instrument.symbol,))
+            self._listings_known[instrument[:2]] = self._monotonic(), listed
+        if instrument.symbol not in listed:
+            log.warning("symbol.unknown", exchange=each.exchange.name, market=each.market, symbol=instrument.symbol)
+        elif instrument in self._tracked and all(listing.instrument != instrument for listing in each.listings):
+            listing = listed[instrument.symbol]
+            log.info("market.tracked", instrument=instrument)
+            await self._insist(partial(self._store.keep_listings, [listing]))
+            each.listings.append(listing)
+            self._changed.set()
+
+    def _drop(self, instrument: Instrument) -> None:
+        each = self._market(instrument)
+        each.listings = [listing for listing in each.listings if listing.instrument != instrument]
+        if instrument in self._recording:
+            self._leave(each, {instrument})
+        self._tape.forget(instrument)
+        self._health.forget(str(instrument))
+        log.info("market.untracked", instrument=instrument)
+
+    def _market(self, instrument: Instrument) -> _Market:
+        """The market of an instrument, which the settings may not name."""
+        for each in self._markets:
+            if (each.exchange.name, each.market) == instrument[:2]:
+                return each
+        each = _Market(EXCHANGES[instrument.exchange], instrument.market, looked_up=True)
+        self._markets.append(each)
+        return each
+
+    def _configured(self, each: _Market) -> Sequence[str]:
+        settings = self._settings
+        named = each.exchange.name in settings.WADM_EXCHANGES and each.market in settings.WADM_MARKETS
+        return settings.WADM_SYMBOLS if named else ()
+
+    async def _keep_leases(self, tasks: TaskGroup) -> None:
         """Record what this process holds the lease of, and nothing else."""
         while True:
             self._changed = anyio.Event()
+            await self._follow_tracked(tasks)
             wanted = [listing.instrument for each in self._markets for listing in each.listings]
             held = await self._held(wanted)
             for each in self._markets:
                 lost = [listing for listing in each.listings if listing.instrument in self._recording - held]
+                for listing in lost:
+                    log.warning("recorder.relieved", instrument=listing.instrument, reason="another process holds its lease")
                 if lost:
                     self._leave(each, {listing.instrument for listing in lost})
                 fresh = [listing for listing in each.listings if listing.instrument in held - self._recording]
@@ -218,6 +286,8 @@ class Roster:
         if not each.repaired:
             each.repaired = True
             self._start(f"{each.exchange.name} {each.market} repair", self._repairer(each).run)
+            if self._settings.WADM_HISTORY_HOURS:
+                self._start(f"{each.exchange.name} {each.market} history", self._history(each).run)
 
     def _collect(self, each: _Market, listings: Sequence[Listing]) -> None:
         url, size = self._settings.socket_url(each.exchange.name, each.market), each.exchange.limits(each.market).streams
@@ -232,9 +302,8 @@ class Roster:
                 self._start(name, partial(_until_left, group, collector, copy * _STAGGER))
 
     def _leave(self, each: _Market, lost: set[Instrument]) -> None:
-        """Another process records these now; their connections go on with the others."""
+        """Record these no more; their connections go on with the others."""
         for instrument in lost:
-            log.warning("recorder.relieved", instrument=instrument, reason="another process holds its lease")
             self._recorder.leave(instrument)
         self._recording -= lost
         for group in [group for group in each.groups if any(listing.instrument in lost for listing in group.listings)]:
@@ -247,12 +316,41 @@ class Roster:
     def _repairer(self, each: _Market) -> Repairer | Overlap:
         url = self._settings.rest_url(each.exchange.name, each.market)
         if each.exchange.numbers_trades[each.market]:
-            life = self._settings.lives.trades
-            return Repairer(each.exchange, each.market, url, self._rest, self._recorder, self._health, self._clock, self._monotonic, life)
+            return Repairer(
+                each.exchange,
+                each.market,
+                url,
+                self._rest,
+                self._recorder,
+                self._health,
+                self._clock,
+                self._monotonic,
+                self._settings.lives.trades,
+                LONG_GAP if self._settings.WADM_HISTORY_HOURS else None,
+            )
         return Overlap(each.exchange, each.market, url, self._rest, self._recorder, self._health, self._monotonic)
 
-    async def _listings(self, each: _Market) -> dict[str, Listing]:
-        """What the exchange lists, asked until it answers; what was stored of it before, where that has every symbol."""
+    def _history(self, each: _Market) -> History:
+        settings, name = self._settings, each.exchange.name
+        return History(
+            each.exchange,
+            each.market,
+            settings.rest_url(name, each.market),
+            settings.archive_url(name),
+            self._rest,
+            self._recorder,
+            self._store,
+            self._health,
+            self._clock,
+            self._monotonic,
+            reach=min(settings.WADM_HISTORY_HOURS * HOUR, settings.lives.minutes),
+            raw=settings.WADM_HISTORY_RAW,
+            trades_life=settings.lives.trades,
+            folder=settings.WADM_DATA_DIR / "archive",
+        )
+
+    async def _listings(self, each: _Market, symbols: Sequence[str]) -> dict[str, Listing]:
+        """What the exchange lists, asked until it answers; what was stored of it before, where that has every one of these symbols."""
         exchange, market = each.exchange, each.market
         part, pause = f"{exchange.name} {market} listings", 1.0
         self._health.report(part, State.STARTING, "the exchange is being asked")
@@ -263,7 +361,7 @@ class Roster:
                 self._health.report(part, State.DOWN, str(error))
                 log.warning("listings.failed", exchange=exchange.name, market=market, error=error, again_in_s=pause)
                 stored = await self._stored(exchange.name, market)
-                if all(symbol in stored for symbol in self._settings.WADM_SYMBOLS):
+                if all(symbol in stored for symbol in symbols):
                     self._health.report(part, State.OK, "as stored before; the exchange did not answer")
                     return {symbol: listing for symbol, listing in stored.items() if listing.listed}
                 self._asked.add(id(each))

@@ -13,8 +13,9 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from wadm_mcp.exchanges.binance_archive import BinanceAggregates, BinanceSpotTrades
 from wadm_mcp.exchanges.binance_rest import BinanceRest
-from wadm_mcp.exchanges.exchange import Acknowledged, Decoder, Limits, Message, Refused, ShuttingDown, Trades
+from wadm_mcp.exchanges.exchange import Acknowledged, ArchiveFormat, Decoder, Limits, Message, Refused, ShuttingDown, Trades
 from wadm_mcp.exchanges.wire import MOST_FILLS, UNREADABLE, Code, Count, Held, Millis, figure, one_line, wrong
 from wadm_mcp.model import Listing, Scale, Trade, TradeType
 
@@ -220,6 +221,7 @@ class Binance(BinanceRest):
     """Binance spot and USD-M, as `Exchange` asks."""
 
     numbers_trades: Mapping[str, bool] = MappingProxyType({"spot": True, "linear": True})
+    archives: Mapping[str, ArchiveFormat] = MappingProxyType({"spot": BinanceSpotTrades(), "linear": BinanceAggregates("linear")})
 
     def limits(self, market: str) -> Limits:
         """Spot takes 5 client messages a second, USD-M 10; 1,024 streams (USD-M: 200 in its older text); both cut after 24 h."""

@@ -7,18 +7,22 @@ recent USD-M files begin with a header.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from datetime import date
 from typing import Final
 
-from wadm_mcp.exchanges.archive import ArchiveFormat, Fields, number, wrong_line
-from wadm_mcp.exchanges.exchange import Aggregate
+from wadm_mcp.exchanges.archive import Fields, named, number, wrong_line
+from wadm_mcp.exchanges.exchange import Aggregate, ArchiveFormat
 from wadm_mcp.model import Listing, TradeType
 
 _SIDES: Final = {"True": TradeType.SELL, "true": TradeType.SELL, "False": TradeType.BUY, "false": TradeType.BUY}
 """The taker's side by whether the buyer was the maker."""
 _COLUMNS: Final = {"spot": 8, "linear": 7}
 _TRADE_COLUMNS: Final = 7
+_NAME: Final = r"([A-Z0-9]{1,40})-%s-([0-9]{4}-[0-9]{2}-[0-9]{2})\.(?:zip|csv)"
+_AGGREGATES_NAME: Final = re.compile(_NAME % "aggTrades", re.ASCII)
+_TRADES_NAME: Final = re.compile(_NAME % "trades", re.ASCII)
 _MICROSECONDS: Final = 100_000_000_000_000
 """Times above this are microseconds: as milliseconds they would lie in the year 5138."""
 
@@ -38,6 +42,10 @@ class BinanceAggregates(ArchiveFormat):
 
     def checksum_path(self, symbol: str, day: date) -> str:
         return f"{self.path(symbol, day)}.CHECKSUM"
+
+    def named(self, name: str) -> tuple[str, date] | None:
+        """Spot and USD-M call their files alike."""
+        return named(_AGGREGATES_NAME, name)
 
     def rows(self, listing: Listing, lines: Iterable[str]) -> Iterator[Aggregate]:
         """As the contract says. A row whose first id is negative was emptied by the exchange and is left out."""
@@ -71,6 +79,9 @@ class BinanceSpotTrades(ArchiveFormat):
 
     def checksum_path(self, symbol: str, day: date) -> str:
         return f"{self.path(symbol, day)}.CHECKSUM"
+
+    def named(self, name: str) -> tuple[str, date] | None:
+        return named(_TRADES_NAME, name)
 
     def rows(self, listing: Listing, lines: Iterable[str]) -> Iterator[Aggregate]:
         """As the contract says: each row is an aggregate of itself alone."""

@@ -47,17 +47,17 @@ class _Market(NamedTuple):
     listings: int
     trades: str
     weight: int
+    aggregates_weight: int
     minutes: Sequence[tuple[int, int]]
     """What fewer minutes than the first number cost, for one such number after another."""
 
 
 _MARKETS: Final[Mapping[str, _Market]] = MappingProxyType(
     {
-        "spot": _Market("/api/v3", Allowance(6_000, 60.0, _USED), 20, "historicalTrades", 25, ((1_001, 2),)),
-        "linear": _Market("/fapi/v1", Allowance(2_400, 60.0, _USED), 1, "aggTrades", 20, ((100, 1), (500, 2), (1_001, 5))),
+        "spot": _Market("/api/v3", Allowance(6_000, 60.0, _USED), 20, "historicalTrades", 25, 4, ((1_001, 2),)),
+        "linear": _Market("/fapi/v1", Allowance(2_400, 60.0, _USED), 1, "aggTrades", 20, 20, ((100, 1), (500, 2), (1_001, 5))),
     }
 )
-_AGGREGATES_WEIGHT: Final = 4
 
 
 class _Error(msgspec.Struct, frozen=True):
@@ -187,18 +187,19 @@ class BinanceRest:
         return sorted(trades, key=lambda trade: trade.seq)
 
     def aggregates_request(self, market: str, symbol: str, *, start: int | None = None, first: int | None = None) -> Request:
-        """Spot only: what USD-M aggregates are its rows."""
-        if not self.folds_history[market]:
-            raise NotImplementedError(f"binance {market} has no history of aggregates beside its rows")
-        return Request(f"{_MARKETS[market].prefix}/aggTrades", _page(symbol, startTime=start, fromId=first), _AGGREGATES_WEIGHT)
+        """On spot cheaper than rows; on USD-M they are the rows, of the last 48 hours."""
+        rest = _MARKETS[market]
+        return Request(f"{rest.prefix}/aggTrades", _page(symbol, startTime=start, fromId=first), rest.aggregates_weight)
 
     def read_aggregates(self, listing: Listing, body: bytes) -> list[Aggregate]:
-        """By the aggregate's id. Its trade goes by the first of the raw ids, so that an aggregate of one fill is that very trade."""
+        """By the aggregate's id. On spot its trade goes by the first of the raw ids, so that an aggregate of one fill is that very trade;
+        on USD-M by the aggregate's, as the socket has it."""
         who, what = named(listing, "aggregates")
+        spot = listing.instrument.market == "spot"
         with reading(who, what):
             rows = Rows(listing, "$", "p", "q")
             folded = [
-                Aggregate(row.number, row.last, _fold(rows, place, row, row.first))
+                Aggregate(row.number, row.last if spot else row.number, _fold(rows, place, row, row.first if spot else row.number))
                 for place, row in enumerate(_whole(_read_aggregates(body), who, what))
                 if not row.emptied
             ]

@@ -12,8 +12,9 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
+from wadm_mcp.exchanges.bybit_archive import BybitLinearTrades, BybitSpotTrades
 from wadm_mcp.exchanges.bybit_rest import SIDES, BybitRest
-from wadm_mcp.exchanges.exchange import Acknowledged, Decoder, Limits, Message, Pong, Refused, Trades
+from wadm_mcp.exchanges.exchange import Acknowledged, ArchiveFormat, Decoder, Limits, Message, Pong, Refused, Trades
 from wadm_mcp.exchanges.wire import UNREADABLE, Count, Held, Millis, TradeId, figure, one_line, wrong
 from wadm_mcp.model import Listing, Scale, Trade
 
@@ -133,6 +134,7 @@ class Bybit(BybitRest):
     """Bybit v5 spot and linear, as `Exchange` asks."""
 
     numbers_trades: Mapping[str, bool] = MappingProxyType({"spot": False, "linear": False})
+    archives: Mapping[str, ArchiveFormat] = MappingProxyType({"spot": BybitSpotTrades(), "linear": BybitLinearTrades()})
 
     def limits(self, market: str) -> Limits:
         return _LIMITS[market]

@@ -7,15 +7,18 @@ and, within a millisecond, as the file has them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from datetime import date
 from typing import Final
 
-from wadm_mcp.exchanges.archive import ArchiveFormat, Fields, number, wrong_line
-from wadm_mcp.exchanges.exchange import Aggregate
+from wadm_mcp.exchanges.archive import Fields, named, number, wrong_line
+from wadm_mcp.exchanges.exchange import Aggregate, ArchiveFormat
 from wadm_mcp.model import Listing, TradeType
 
 _SIDES: Final = {"Buy": TradeType.BUY, "buy": TradeType.BUY, "Sell": TradeType.SELL, "sell": TradeType.SELL}
+_LINEAR_NAME: Final = re.compile(r"([A-Z0-9]{1,40})([0-9]{4}-[0-9]{2}-[0-9]{2})\.csv(?:\.gz)?", re.ASCII)
+_SPOT_NAME: Final = re.compile(r"([A-Z0-9]{1,40})_([0-9]{4}-[0-9]{2}-[0-9]{2})\.csv(?:\.gz)?", re.ASCII)
 _LINEAR: Final = ("timestamp", "symbol", "side", "size", "price", "trdMatchID")
 _SPOT: Final = ("timestamp", "side", "volume", "price", "id")
 _LINEAR_ORDER: Final = ("timestamp", "symbol", "side", "size", "price", "tickDirection", "trdMatchID")
@@ -35,6 +38,9 @@ class BybitLinearTrades(ArchiveFormat):
 
     def checksum_path(self, symbol: str, day: date) -> None:
         return None
+
+    def named(self, name: str) -> tuple[str, date] | None:
+        return named(_LINEAR_NAME, name)
 
     def rows(self, listing: Listing, lines: Iterable[str]) -> Iterator[Aggregate]:
         """As the contract says. The file names its symbol in each line: another one's is an `ArchiveError`."""
@@ -64,6 +70,9 @@ class BybitSpotTrades(ArchiveFormat):
 
     def checksum_path(self, symbol: str, day: date) -> None:
         return None
+
+    def named(self, name: str) -> tuple[str, date] | None:
+        return named(_SPOT_NAME, name)
 
     def rows(self, listing: Listing, lines: Iterable[str]) -> Iterator[Aggregate]:
         """As the contract says. Nothing in the file tells its symbol."""

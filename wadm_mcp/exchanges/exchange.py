@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import date
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -109,6 +110,34 @@ class Kline(NamedTuple):
     buy_volume: int | None = None
 
 
+class ArchiveFormat(Protocol):
+    """One kind of daily file of one market, as its exchange's archive has it."""
+
+    exchange: str
+    market: str
+    numbers_trades: bool
+    """Do its rows carry the ids by which the live tape is counted? Then they join it by id, else by whole minutes."""
+
+    def path(self, symbol: str, day: date) -> str:
+        """Where a day's file lies behind the archive's base URL."""
+        ...
+
+    def checksum_path(self, symbol: str, day: date) -> str | None:
+        """Where its SHA-256 lies, None where the exchange publishes none."""
+        ...
+
+    def named(self, name: str) -> tuple[str, date] | None:
+        """The symbol and the day of the file of this name, None where it is of another kind."""
+        ...
+
+    def rows(self, listing: Listing, lines: Iterable[str]) -> Iterator[Aggregate]:
+        """The rows of a file in its own order, its header skipped. An `Aggregate` of one fill is a single trade.
+
+        `ArchiveError` names the line that is not this format's, or not this symbol's.
+        """
+        ...
+
+
 class Decoder(Protocol):
     """Frames of one connection into messages.
 
@@ -132,6 +161,9 @@ class Exchange(Protocol):
     """By market: does `seq` count trades without holes? Then a missing seq is a missing trade."""
     folds_history: Mapping[str, bool]
     """By market: is there, beside the history of rows, a cheaper one of `Aggregate`s?"""
+
+    archives: Mapping[str, ArchiveFormat]
+    """By market: the daily files that its history comes from."""
 
     def limits(self, market: str) -> Limits: ...
 
@@ -177,7 +209,7 @@ class Exchange(Protocol):
         ...
 
     def aggregates_request(self, market: str, symbol: str, *, start: int | None = None, first: int | None = None) -> Request:
-        """Asks for aggregates where `folds_history`: those from `start` (ms) on, or from the aggregate id `first` on."""
+        """Asks for aggregates where the exchange numbers its trades: those from `start` (ms) on, or from the aggregate id `first` on."""
         ...
 
     def read_aggregates(self, listing: Listing, body: bytes) -> list[Aggregate]:

@@ -104,11 +104,7 @@ def judge(
         *(Gap(stretch.start, stretch.end, None, "expired") for stretch in lost),
         *(Gap(minute.start, minute.end, None, "being_revised") for minute in revising),
         # The milliseconds of its outermost trades have no rows either.
-        *(
-            Gap(span.start - 1, span.reached + 1, span.last_seq - span.first_seq + 1, "without_rows")
-            for span in held
-            if raw and not span.raw
-        ),
+        *(Gap(span.start - 1, span.reached + 1, _trades(span), "without_rows") for span in held if raw and not span.raw),
     ]
     for stretch in unheld:
         expired = list(_cut(stretch, window.start, horizon))
@@ -120,6 +116,11 @@ def judge(
     basis = None if not touching else touching.pop() if len(touching) == 1 else Basis.OBSERVED
     missing = sum(gap.end - gap.start for gap in gaps)
     return Judgement(horizon - window.start - missing, horizon - window.start, basis, tuple(gaps))
+
+
+def _trades(span: Span) -> int | None:
+    """Trades of a span, where ids count them."""
+    return span.last_seq - span.first_seq + 1 if span.basis is Basis.EXACT else None
 
 
 def _in_order(spans: Sequence[Span]) -> list[Span]:
@@ -237,11 +238,15 @@ async def coverage(
         window = scope.window if anchor is None else Window(min(anchor.start, scope.window.start), scope.window.end)
         alive_until = view.alive_until(instrument)
         spans = await view.spans(instrument, window, raw=raw)
-        before = "store_unreachable" if view.alone else "not_recorded"
+        importing = view.importing(instrument)
+        brought = importing is not None and window.start < importing.reached
+        before = "store_unreachable" if view.alone else "importing" if brought else "not_recorded"
         revising = await view.lacking(instrument, window, raw=raw)
         judgement = judge(spans, scope.window, scope.now, alive_until, lost, before, revising, raw)
         newest = await newest_trade_at(view, instrument, scope.now if scope.as_of else None)
         told = _told(judgement, newest, scope.now)
+        if importing is not None and brought:
+            told["importing"] = {"from": iso(importing.target), "reached": iso(importing.reached), "seconds": round(importing.seconds)}
         if anchor is not None:
             anchors.append(judge(spans, anchor, scope.now, alive_until, anchor_lost, before, revising))
             told["anchor"] = {"start": iso(anchor.start), "ratio": anchors[-1].ratio}

@@ -23,6 +23,7 @@ COLUMNS: Final = (
     "open_gaps",
     "history_from",
     "repairing",
+    "importing",
 )
 
 _STATUS: Final = {State.OK: "live", State.STANDBY: "standby", State.STARTING: "starting", State.DOWN: "down"}
@@ -33,10 +34,11 @@ async def markets(view: View, health: Health) -> dict[str, Any]:
 
     `open_gaps` are the gaps of the last 24 hours that are still open, `history_from` is the start of the oldest coverage.
     `repairing` is `[missing_trades, seconds]` of a repair under way, null where there is none; `missing_trades` is null where the
-    exchange does not number its trades. While `store` is `unreachable` the rows tell of the live tape alone.
+    exchange does not number its trades. `importing` is `[from, reached, trades_per_s, seconds]` of an import of the past
+    under way. While `store` is `unreachable` the rows tell of the live tape alone.
     """
     rows = [await _row(view, health, listing.instrument) for listing in view.listings]
-    rows += [[*instrument, "starting", None, None, None, 0, 1, None, None] for instrument in view.awaited]
+    rows += [[*instrument, "starting", None, None, None, 0, 1, None, None, None] for instrument in view.awaited]
     return {"store": "unreachable" if view.alone else "ok", "markets": table(COLUMNS, rows)}
 
 
@@ -52,7 +54,7 @@ async def _row(view: View, health: Health, instrument: Instrument) -> list[Any]:
     if newest is None:
         newest = next(iter(await view.trades(instrument, Window(0, now + MINUTE), limit=1, newest=True)), None)
     report = health.parts.get(str(instrument))
-    repairing = view.repairing(instrument)
+    repairing, importing = view.repairing(instrument), view.importing(instrument)
     return [
         *instrument,
         _STATUS[report.state if report is not None else State.STARTING],
@@ -63,4 +65,5 @@ async def _row(view: View, health: Health, instrument: Instrument) -> list[Any]:
         len(judgement.gaps),
         iso(oldest) if oldest is not None else None,
         [repairing.trades or None, round(repairing.seconds)] if repairing is not None else None,
+        [iso(importing.target), iso(importing.reached), importing.rate, round(importing.seconds)] if importing is not None else None,
     ]

@@ -19,7 +19,7 @@ from wadm_mcp.errors import StoreError
 from wadm_mcp.model import HOUR, MINUTE, Instrument, Listing, Lives, Span, Timeframe, Trade, Window
 from wadm_mcp.storage.cached import CachedFootprints
 from wadm_mcp.storage.store import Store
-from wadm_mcp.tape import Repairing, Tape
+from wadm_mcp.tape import Importing, Repairing, Tape
 
 _Row = TypeVar("_Row")
 _FIRST_WITHIN: Final = 3.0
@@ -190,6 +190,10 @@ class View:
     def repairing(self, instrument: Instrument) -> Repairing | None:
         """What this process is doing about the instrument's gaps now."""
         return self._tape[instrument].repairing
+
+    def importing(self, instrument: Instrument) -> Importing | None:
+        """What this process is bringing in of the time before."""
+        return self._tape[instrument].importing
 
     def alive_until(self, instrument: Instrument) -> int | None:
         """How far past the newest trade this process may claim quiet (ms), None when it may not."""

@@ -42,6 +42,7 @@ class Coverage(BaseModel):
     lag_ms: Count
     broken: Annotated[Rows, Field(description="figures that the gaps make wrong")]
     more_gaps: StrictInt = 0
+    importing: Annotated[Parts, Field(description="the past that is being brought in, and seconds left")] = Field(default_factory=dict)
     worst: StrictStr = ""
     parts: Annotated[Parts, Field(description="by exchange")] = Field(default_factory=dict)
 

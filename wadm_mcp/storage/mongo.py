@@ -169,6 +169,17 @@ class MongoStore(Store):
     async def listings(self) -> list[Listing]:
         return await self._read("listings", "listings", {}, documents.listing_of, sort=[("_id", 1)])
 
+    async def track(self, instruments: Sequence[Instrument]) -> None:
+        if instruments:
+            await self._tell(partial(_keep, "tracked", [documents.tracked_document(instrument) for instrument in instruments]))
+
+    async def untrack(self, instruments: Sequence[Instrument]) -> None:
+        names = [str(instrument) for instrument in instruments]
+        await self._tell(lambda database: database["tracked"].delete_many({"_id": {"$in": names}}))
+
+    async def tracked(self) -> list[Instrument]:
+        return await self._read("tracked", "tracked", {}, documents.tracked_of, sort=[("_id", 1)])
+
     async def trades(
         self,
         instrument: Instrument,

@@ -277,6 +277,16 @@ def listing_of(document: Mapping[str, Any]) -> Listing:
         raise ValueError(f"{document['tick']!r} and {document['lot']!r} are not decimals") from None
 
 
+def tracked_document(instrument: Instrument) -> Document:
+    """A document of `tracked`."""
+    return {"_id": str(instrument), **instrument._asdict()}
+
+
+def tracked_of(document: Mapping[str, Any]) -> Instrument:
+    """An instrument from its document of `tracked`."""
+    return Instrument(document["exchange"], document["market"], document["symbol"])
+
+
 def described(document: Mapping[str, Any]) -> str:
     """Which document of its collection this is, for an error."""
     name = next(name for name in ("trade_id", "start_time", "start", "minute", "_id") if name in document)

@@ -57,6 +57,7 @@ def collections(lives: Lives) -> Mapping[str, Sequence[Index]]:
         "marks": (),
         "counters": (),
         "listings": (),
+        "tracked": (),
         "leases": (Index("owner", (("owner", 1),)),),
     }
 

@@ -119,6 +119,17 @@ class SqliteStore(Store):
 
         return await self._read(find)
 
+    async def track(self, instruments: Sequence[Instrument]) -> None:
+        await self._write(lambda db: db.executemany("INSERT INTO tracked VALUES (?, ?, ?) ON CONFLICT DO NOTHING", instruments))
+
+    async def untrack(self, instruments: Sequence[Instrument]) -> None:
+        statement = "DELETE FROM tracked WHERE exchange = ? AND market = ? AND symbol = ?"
+        await self._write(lambda db: db.executemany(statement, instruments))
+
+    async def tracked(self) -> list[Instrument]:
+        rows = await self._read(lambda db: db.execute("SELECT exchange, market, symbol FROM tracked").fetchall())
+        return [Instrument(*row) for row in rows]
+
     async def trades(
         self,
         instrument: Instrument,

@@ -15,7 +15,7 @@ from typing import Final
 from wadm_mcp.errors import StoreError
 
 APPLICATION_ID: Final = int.from_bytes(b"WADM", "big")
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 
 CHECK_SECONDS: Final = 1.0
 """How long an opening file is checked: a small one is checked whole, a huge one as far as this goes."""
@@ -32,6 +32,9 @@ _COVERAGE_BY_END: Final = "CREATE INDEX IF NOT EXISTS coverage_by_end ON coverag
 _PIECES: Final = """CREATE TABLE IF NOT EXISTS pieces (
         instrument INTEGER NOT NULL, minute INTEGER NOT NULL, first_seq INTEGER NOT NULL, last_seq INTEGER NOT NULL, packed BLOB NOT NULL,
         PRIMARY KEY (instrument, minute, first_seq))"""
+
+_TRACKED: Final = """CREATE TABLE IF NOT EXISTS tracked (
+        exchange TEXT NOT NULL, market TEXT NOT NULL, symbol TEXT NOT NULL, PRIMARY KEY (exchange, market, symbol)) WITHOUT ROWID"""
 
 # Key columns stand in the order every question asks by. The key of `trades` holds what never changes of a trade: its price does,
 # by its scale, when a finer price made a decoder widen it between two deliveries. The price carries the side as its sign, and an
@@ -64,6 +67,7 @@ _TABLES: Final = (
         PRIMARY KEY (instrument, timeframe, start)) WITHOUT ROWID""",
     _COVERAGE,
     _COVERAGE_BY_END,
+    _TRACKED,
     f"PRAGMA application_id = {APPLICATION_ID}",
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
@@ -79,6 +83,7 @@ _MIGRATIONS: Final = {
         "DROP TABLE coverage_1",
         _COVERAGE_BY_END,
     ),
+    2: (_TRACKED,),
 }
 
 _ELSEWHERE: Final = "or set WADM_DATA_DIR to another folder"

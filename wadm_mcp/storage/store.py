@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import NamedTuple, Protocol, Self
+from typing import Final, NamedTuple, Protocol, Self
 
 import msgspec
 
@@ -48,12 +48,18 @@ class StoredFootprint(msgspec.Struct, frozen=True):
     revision: int = 0
 
 
+WHOLE: Final = -1
+"""In place of a piece's ids: see `Piece`."""
+
+
 class Piece(msgspec.Struct, frozen=True):
     """Trades of one minute that are held as their footprint alone, without rows: the consecutive ids `first_seq` to `last_seq`.
 
     A history that an exchange tells in aggregates becomes pieces, since rows and aggregates may not share an instrument's ids. The
     figures of a minute are derived from its rows and its pieces together; no id is in both. A piece is known by its instrument, `minute`
     (its start, ms) and `first_seq`; storing it again changes nothing.
+
+    With `WHOLE` in place of both ids it is all of its minute, told by a record that has no ids to join by: it stands above the rows.
     """
 
     instrument: Instrument
@@ -140,6 +146,18 @@ class Store(Protocol):
 
     async def listings(self) -> list[Listing]:
         """Every listing ever kept, newest form."""
+        ...
+
+    async def track(self, instruments: Sequence[Instrument]) -> None:
+        """Remember that somebody asked for these instruments to be followed."""
+        ...
+
+    async def untrack(self, instruments: Sequence[Instrument]) -> None:
+        """Nobody asks for these any more. What is held of them stays."""
+        ...
+
+    async def tracked(self) -> list[Instrument]:
+        """Every instrument that was asked for and not taken back, in no order."""
         ...
 
     async def trades(
