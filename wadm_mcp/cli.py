@@ -113,6 +113,9 @@ async def _run(arguments: argparse.Namespace) -> int:
     # An MCP client starts us inside somebody's project, whose .env is not ours; `serve` is started by its own operator.
     dotenv = Path(".env") if arguments.command == "serve" else data_dotenv(environ)
     settings = read_settings(environ, dotenv=dotenv)
+    if settings.WADM_ALLOW_TRACKING is None:
+        # Over stdio there is one client, which its user launched himself.
+        settings = settings.model_copy(update={"WADM_ALLOW_TRACKING": arguments.command is None})
     configure_logs(production=settings.ENVIRONMENT == "production")
     for hint in strange_settings(environ, dotenv):
         log.warning("setting.unknown", hint=hint)

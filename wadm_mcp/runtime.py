@@ -38,6 +38,7 @@ from wadm_mcp.storage.cached import CachedAnswers, CachedFootprints
 from wadm_mcp.storage.opening import open_cache, open_store
 from wadm_mcp.storage.redis_cache import RedisCache
 from wadm_mcp.tape import Tape
+from wadm_mcp.tracking import Tracking
 
 _LEASE_EVERY: Final = 0.5
 _FLUSH_WITHIN: Final = 2.0
@@ -48,6 +49,9 @@ _STORE_FIRST: Final = 3.0
 _LONGEST_PAUSE: Final = 30.0
 _STORE_PAUSE: Final = 1.0
 _ANSWER_BYTES: Final = 8 << 20
+
+_TRACK: Final = "track_market adds one."
+_ASK_OPERATOR: Final = "The operator adds one in WADM_SYMBOLS, or lets agents do so by WADM_ALLOW_TRACKING=true."
 
 Role: TypeAlias = Literal["starting", "recording", "standby"]
 
@@ -95,7 +99,9 @@ class Runtime:
             footprints,
             settings.WADM_SYMBOLS,
             self._store_down,
+            _TRACK if settings.WADM_ALLOW_TRACKING else _ASK_OPERATOR,
         )
+        self.tracking = Tracking(settings, self.store, self.view, self.health, self._look)
         self.entered = 0
         """How often the runtime was entered; once, or something is wrong."""
         # One process at a time has a data directory, so whoever comes after a crash holds what that one held.
@@ -154,6 +160,10 @@ class Runtime:
     def waiting(self) -> int:
         """Trades that wait for the store."""
         return sum(tape.waiting.total() for tape in self.tape)
+
+    def _look(self) -> None:
+        if self._roster is not None:
+            self._roster.look()
 
     def _store_down(self) -> bool:
         report = self.health.parts.get("store")

@@ -24,6 +24,7 @@ from wadm_mcp.storage.cache import InProcessCache
 from wadm_mcp.storage.cached import CachedAnswers
 from wadm_mcp.storage.store import Derived, Mark, OrderFlow, Piece, Profile, StoredFootprint, StoreState
 from wadm_mcp.tape import Tape
+from wadm_mcp.tracking import Tracking
 from wadm_mcp.web import build_app
 
 ERAS = ("legacy", "2026-07-28")
@@ -144,6 +145,7 @@ class FakeRuntime:
         self.tape = Tape()
         self.tape.begun.set()
         self.view = View(self.store, self.tape, self.clock, ("spot", "linear"), ("binance", "bybit"))
+        self.tracking = Tracking(self.settings, self.store, self.view, self.health, lambda: None)
         self.role = "recording"
         self.entries = 0
         self.exits = 0

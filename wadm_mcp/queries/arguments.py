@@ -52,6 +52,8 @@ class Call:
 
     name: str
     examples: tuple[tuple[str, Example], ...] = ()
+    how_to_follow: str = ""
+    """How somebody gets a symbol followed that is not."""
 
     def example(self, **instead: Example | None) -> str:
         """A call that would work; `instead` replaces arguments of the examples, with None it leaves one out."""
@@ -61,7 +63,7 @@ class Call:
 
     def about(self, symbol: str) -> Call:
         """The same question, its examples about `symbol`."""
-        return Call(self.name, tuple({**dict(self.examples), "symbol": symbol}.items()))
+        return Call(self.name, tuple({**dict(self.examples), "symbol": symbol}.items()), self.how_to_follow)
 
     def refuse(self, argument: str, given: object, allowed: str, **instead: Example | None) -> QueryError:
         """The error that says why `given` cannot be used as `argument`."""
@@ -100,10 +102,11 @@ def _unknown_symbol(call: Call, given: str, known: Sequence[str]) -> UnknownSymb
     near = nearest(given[:_SHOWN], known)
     meant = {"symbol": near[0]} if near else {}
     nearby = f" Nearest: {', '.join(near)}." if near else ""
+    more = f" {call.how_to_follow}" if call.how_to_follow else ""
     return UnknownSymbol(
-        f"symbol {shown(given)} is not followed.{nearby} Followed: {listed(known)}. Try {call.example(**meant)}"
+        f"symbol {shown(given)} is not followed.{nearby} Followed: {listed(known)}.{more} Try {call.example(**meant)}"
         if known
-        else f"symbol {shown(given)} is not followed. Followed: none yet. Try list_markets()"
+        else f"symbol {shown(given)} is not followed. Followed: none yet.{more} Try list_markets()"
     )
 
 

@@ -80,7 +80,7 @@ class Scope:
 def ask(view: View, name: str, **examples: Example) -> Call:
     """The call of a question; its examples name the first followed symbol."""
     symbol = next((listing.instrument.symbol for listing in view.listings), "BTCUSDT")
-    return Call(name, (("symbol", symbol), *examples.items()))
+    return Call(name, (("symbol", symbol), *examples.items()), view.how_to_follow)
 
 
 def read_scope(

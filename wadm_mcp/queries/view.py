@@ -46,6 +46,7 @@ class View:
         cached: CachedFootprints | None = None,
         symbols: Iterable[str] = (),
         store_down: Callable[[], bool] = lambda: False,
+        how_to_follow: str = "",
     ) -> None:
         self._store = store
         self._cached = cached
@@ -56,6 +57,8 @@ class View:
         self.lives = lives
         self.symbols = tuple(symbols)
         self._store_down = store_down
+        self.how_to_follow = how_to_follow
+        """What to tell somebody who asks about a symbol that is not followed."""
         self.alone: bool | None = None
         """Does this reading do without the store? None until the store was first asked."""
 
@@ -190,6 +193,10 @@ class View:
     def repairing(self, instrument: Instrument) -> Repairing | None:
         """What this process is doing about the instrument's gaps now."""
         return self._tape[instrument].repairing
+
+    def followed(self, instrument: Instrument) -> bool:
+        """Can it be asked about?"""
+        return self._tape.get(instrument) is not None
 
     def importing(self, instrument: Instrument) -> Importing | None:
         """What this process is bringing in of the time before."""

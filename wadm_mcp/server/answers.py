@@ -58,6 +58,16 @@ class Markets(BaseModel):
     markets: Table
 
 
+class Tracked(Markets):
+    tracked: Rows
+    starting: Annotated[Rows, Field(description="not up yet")]
+
+
+class Untracked(BaseModel):
+    untracked: Rows
+    kept: StrictStr
+
+
 class Trades(_Answer):
     trades: Table
     next_cursor: Text

@@ -20,6 +20,7 @@ from wadm_mcp.model import Instrument
 from wadm_mcp.queries.view import View
 from wadm_mcp.settings import Settings
 from wadm_mcp.storage.cached import CachedAnswers
+from wadm_mcp.tracking import Tracking
 
 
 class Runtime(Protocol):
@@ -36,6 +37,9 @@ class Runtime(Protocol):
 
     @property
     def settings(self) -> Settings: ...
+
+    @property
+    def tracking(self) -> Tracking: ...
 
     @property
     def bus(self) -> InMemorySubscriptionBus: ...

@@ -52,7 +52,7 @@ class WadmServer(MCPServer[Runtime]):
             title="WADM",
             version=__version__,
             instructions=INSTRUCTIONS,
-            tools=[*tools()],
+            tools=[*tools(tracking=bool(runtime.settings.WADM_ALLOW_TRACKING))],
             lifespan=hand_out,
             subscriptions=runtime.bus,
             middleware=[self.publisher.watch],

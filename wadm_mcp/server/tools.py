@@ -18,12 +18,15 @@ from pydantic import BaseModel, Field
 from wadm_mcp.errors import WadmError
 from wadm_mcp.logs import log
 from wadm_mcp.model import EXCHANGES, MARKETS, Timeframe
-from wadm_mcp.queries.arguments import ALL, SESSION, WINDOWS
+from wadm_mcp.queries.arguments import ALL, SESSION, WINDOWS, shown
 from wadm_mcp.server import answers, questions
 from wadm_mcp.server.context import Runtime
 from wadm_mcp.server.questions import NEEDED, Answer, Question
+from wadm_mcp.tracking import WAIT, Tracking
 
 _READ_ONLY: Final = ToolAnnotations(read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
+_TRACK: Final = "track_market"
+_UNTRACK: Final = "untrack_market"
 _TIME: Final = [{"type": "string"}, {"type": "integer"}]
 _AMOUNT: Final = [{"type": "number"}, {"type": "string"}]
 
@@ -116,9 +119,31 @@ class QuestionTool(Tool):
             return refused(f"{self.name} failed inside WADM; the log has the details")
 
 
-def tools() -> list[Tool]:
-    """Every tool, read-only, its schemas without what pydantic adds to them."""
-    return [_tool(declaration) for declaration in _DECLARATIONS]
+class TrackingTool(Tool):
+    """A tool that changes what is followed."""
+
+    async def run(self, arguments: dict[str, Any], context: Context[Any, Any], convert_result: bool = False) -> Any:
+        """The answer as a question's, with progress notifications on the way; an `is_error` result of one line when there is none."""
+        runtime: Runtime = context.request_context.lifespan_context
+        try:
+            unknown = [name for name in arguments if name not in self.parameters["properties"]]
+            if unknown:
+                takes = ", ".join(self.parameters["properties"])
+                return refused(f'{self.name} has no argument {shown(unknown[0])}. Allowed: {takes}. Try {self.name}(symbol="ETHUSDT")')
+            given = {name: value for name, value in arguments.items() if value is not None}
+            if self.name == _TRACK:
+                return self.fn_metadata.convert_result(told(await runtime.tracking.track(context.report_progress, **given)))
+            return self.fn_metadata.convert_result(told(await runtime.tracking.untrack(**given)))
+        except WadmError as error:
+            return refused(str(error))
+        except Exception as error:  # noqa: BLE001 - as of a question
+            log.error("tool.failed", tool=self.name, exc_info=error)
+            return refused(f"{self.name} failed inside WADM; the log has the details")
+
+
+def tools(*, tracking: bool = False) -> list[Tool]:
+    """Every tool, its schemas without what pydantic adds to them; with `tracking` those that change what is followed too."""
+    return [*(_tool(declaration) for declaration in _DECLARATIONS), *((_track(), _untrack()) if tracking else ())]
 
 
 def told(answer: Answer) -> CallToolResult:
@@ -134,6 +159,49 @@ def refused(text: str) -> CallToolResult:
 def compact(answer: Answer) -> str:
     """An answer as JSON text without spaces."""
     return msgspec.json.encode(answer).decode()
+
+
+def _track() -> Tool:
+    return _tracking_tool(
+        _TRACK,
+        "Follow a symbol",
+        "Start recording a symbol that list_markets does not show yet, wherever the exchanges list it, and import its recent past. Waits "
+        "for live trades and history and tells progress; asking again tells how far it is. Kept across restarts.",
+        answers.Tracked,
+        {"wait": {"type": "integer", "description": "seconds to wait for it, 0-300", "default": WAIT}},
+    )
+
+
+def _untrack() -> Tool:
+    return _tracking_tool(
+        _UNTRACK,
+        "Stop following a symbol",
+        "Stop recording a symbol that track_market added. What is held stays.",
+        answers.Untracked,
+        {},
+    )
+
+
+def _tracking_tool(name: str, title: str, description: str, answer: type[BaseModel], more: dict[str, Any]) -> TrackingTool:
+    metadata = FuncMetadata(arg_model=ArgModelBase, output_model=answer)
+    metadata.output_schema = _lean(metadata.output_schema)
+    properties = {
+        "symbol": {"type": "string", "description": "e.g. ETHUSDT"},
+        "exchange": {**_ARGUMENTS["exchange"], "default": ALL},
+        "market": _ARGUMENTS["market"],
+        **more,
+    }
+    return TrackingTool(
+        context_kwarg=None,
+        fn=Tracking.track,
+        name=name,
+        title=title,
+        description=description,
+        parameters={"type": "object", "properties": properties, "required": ["symbol"], "additionalProperties": False},
+        fn_metadata=metadata,
+        is_async=True,
+        annotations=ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=True, open_world_hint=True),
+    )
 
 
 def _tool(declaration: _Declaration) -> QuestionTool:

@@ -1,0 +1,158 @@
+"""Instruments on demand: somebody asks for a symbol that nobody follows yet, or takes that back.
+
+What is asked for rests in the store, so that it outlives the process and every process on it knows. Whoever records looks there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import anyio
+
+from wadm_mcp.collection.rest import Rest
+from wadm_mcp.collection.roster import EXCHANGES
+from wadm_mcp.errors import ExchangeError, QueryError, UnknownSymbol
+from wadm_mcp.health import Health, State
+from wadm_mcp.logs import log
+from wadm_mcp.model import EXCHANGES as EVERY_EXCHANGE
+from wadm_mcp.model import MARKETS, Instrument
+from wadm_mcp.near import nearest, plain
+from wadm_mcp.queries.arguments import ALL, Call, read_choice, read_exchange, read_whole, shown
+from wadm_mcp.queries.markets import markets
+from wadm_mcp.queries.view import View
+from wadm_mcp.settings import Settings
+from wadm_mcp.storage.store import Store
+
+_EVERY: Final = 0.5
+_SETTLED: Final = 3.0
+"""Seconds without an import under way, after which none is expected to begin."""
+WAIT: Final = 10
+LONGEST_WAIT: Final = 300
+
+Told = Callable[[float, float, str], Awaitable[None]]
+"""Hears how far a request is: done, of how much, and in words."""
+
+
+class Tracking:
+    """Adds instruments to what is followed, and takes them away again. `changed` wakes whoever records, if that is this process."""
+
+    def __init__(self, settings: Settings, store: Store, view: View, health: Health, changed: Callable[[], None]) -> None:
+        self._settings = settings
+        self._store = store
+        self._view = view
+        self._health = health
+        self._changed = changed
+
+    async def track(self, told: Told, *, symbol: object = None, exchange: object = ALL, market: object = None, wait: object = WAIT) -> Any:
+        """Follow a symbol where its exchanges list it; waits up to `wait` seconds for live trades and history.
+
+        The rows of `list_markets` about it. `QueryError` for an argument that cannot be used or one instrument too many, `UnknownSymbol`
+        where no exchange lists it, `ExchangeError` where none answers.
+        """
+        call = Call("track_market", (("symbol", "ETHUSDT"),))
+        name, wanted = self._asked(call, symbol, exchange, market)
+        seconds = read_whole(call, "wait", wait, 0, LONGEST_WAIT, WAIT)
+        followed = {listing.instrument for listing in self._view.listings}
+        listed = followed.intersection(wanted)
+        near: set[str] = set()
+        failures: list[ExchangeError] = []
+        async with self._rest() as rest:
+            for instrument in [one for one in wanted if one not in listed]:
+                try:
+                    known = await self._listed(rest, instrument)
+                except ExchangeError as error:
+                    failures.append(error)
+                    continue
+                near |= known
+                if instrument.symbol in known:
+                    listed.add(instrument)
+        if not listed:
+            raise failures[0] if failures else _unlisted(call, symbol, name, wanted, near)
+        fresh = sorted(listed - followed)
+        if len(followed) + len(fresh) > self._settings.WADM_MAX_INSTRUMENTS:
+            raise QueryError(
+                f"symbol {shown(symbol)}: {len(followed)} instruments are followed and WADM_MAX_INSTRUMENTS="
+                f'{self._settings.WADM_MAX_INSTRUMENTS} is the most. Take one away first: untrack_market(symbol="...")'
+            )
+        await self._store.track(fresh)
+        log.info("market.asked_for", instruments=",".join(map(str, fresh)))
+        self._changed()
+        with anyio.move_on_after(seconds):
+            await self._until_in(sorted(listed), told)
+        return await self._rows(sorted(listed))
+
+    async def untrack(self, *, symbol: object = None, exchange: object = ALL, market: object = None) -> Any:
+        """Follow a symbol no more that `track` added. What is held of it stays until it outlives its life.
+
+        `QueryError` where nobody asked for it: what the settings name is the operator's.
+        """
+        call = Call("untrack_market", (("symbol", "ETHUSDT"),))
+        name, wanted = self._asked(call, symbol, exchange, market)
+        tracked = await self._store.tracked()
+        chosen = [one for one in tracked if one in wanted or (market is None and one.symbol == name and one.exchange in _venues(wanted))]
+        if not chosen:
+            theirs = ", ".join(sorted(map(str, tracked))) or "none"
+            raise QueryError(
+                f"symbol {shown(symbol)} was not added by track_market. Added: {theirs}. "
+                "What WADM_SYMBOLS names, the operator takes away there"
+            )
+        await self._store.untrack(chosen)
+        self._changed()
+        return {"untracked": sorted(map(str, chosen)), "kept": "what is held of it can be asked for again once it is tracked again"}
+
+    def _asked(self, call: Call, symbol: object, exchange: object, market: object) -> tuple[str, list[Instrument]]:
+        if not isinstance(symbol, str) or not (name := plain(symbol)) or len(name) > 40:
+            raise call.refuse("symbol", symbol, "an exchange's own name of a symbol is needed, such as ETHUSDT")
+        venue = read_exchange(call, exchange)
+        venues = self._settings.WADM_EXCHANGES if venue == ALL else (venue,)
+        chosen = self._settings.WADM_MARKETS[0] if market is None else read_choice(call, "market", market, MARKETS, MARKETS[0])
+        return name, [Instrument(one, chosen, name) for one in EVERY_EXCHANGE if one in venues]
+
+    async def _until_in(self, wanted: Sequence[Instrument], told: Told) -> None:
+        """Returns once all of these are live and their past is here."""
+        quiet = 0.0
+        while quiet < _SETTLED:
+            parts = self._health.parts
+            live = [one for one in wanted if (report := parts.get(str(one))) is not None and report.state is State.OK]
+            here = [one for one in live if self._view.followed(one) and self._view.importing(one) is None]
+            quiet = quiet + _EVERY if len(here) == len(wanted) else 0.0
+            done = len(live) + len(here)
+            await told(min(done + quiet / _SETTLED, 2 * len(wanted) + 1), 2 * len(wanted) + 1, self._words(wanted, live))
+            await anyio.sleep(_EVERY)
+
+    def _words(self, wanted: Sequence[Instrument], live: Sequence[Instrument]) -> str:
+        imports = [left for one in live if self._view.followed(one) and (left := self._view.importing(one)) is not None]
+        history = f"; history needs about {max(left.seconds for left in imports):,.0f} s more" if imports else ""
+        return f"{len(live)} of {len(wanted)} instruments are live{history}"
+
+    async def _rows(self, wanted: Sequence[Instrument]) -> Any:
+        answer = await markets(self._view.reading(), self._health)
+        table = answer["markets"]
+        rows = [row for row in table["rows"] if Instrument(*row[:3]) in wanted]
+        missing = [str(one) for one in wanted if list(one) not in [row[:3] for row in rows]]
+        return {**answer, "tracked": [str(one) for one in wanted], "starting": missing, "markets": {**table, "rows": rows}}
+
+    async def _listed(self, rest: Rest, instrument: Instrument) -> set[str]:
+        exchange, market, _ = instrument
+        found = await rest.listings(EXCHANGES[exchange], market, self._settings.rest_url(exchange, market))
+        return {listing.instrument.symbol for listing in found}
+
+    @asynccontextmanager
+    async def _rest(self) -> AsyncGenerator[Rest]:
+        async with Rest(proxied=not self._settings.stays_on_loopback) as rest:
+            yield rest
+
+
+def _venues(wanted: Sequence[Instrument]) -> set[str]:
+    return {one.exchange for one in wanted}
+
+
+def _unlisted(call: Call, symbol: object, name: str, wanted: Sequence[Instrument], known: set[str]) -> UnknownSymbol:
+    near = nearest(name, known)
+    places = " and ".join(f"{one.exchange} {one.market}" for one in wanted)
+    meant = {"symbol": near[0]} if near else {}
+    return UnknownSymbol(
+        f"symbol {shown(symbol)} is not listed at {places}. Nearest: {', '.join(near) or 'none'}. Try {call.example(**meant)}"
+    )
