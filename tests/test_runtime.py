@@ -24,7 +24,9 @@ SPOT = Instrument("binance", "spot", "BTCUSDT")
 
 def settings_for(folder: Path, simulator: Simulator, **changes: object) -> Settings:
     urls = {f"WADM_{name.upper()}": url for name, url in simulator.urls.items()}
-    return read_settings({}, overrides={"WADM_DATA_DIR": folder, "WADM_EXCHANGES": ("binance",), **urls, **changes})
+    return read_settings(
+        {}, overrides={"WADM_DATA_DIR": folder, "WADM_HISTORY_HOURS": 0, "WADM_EXCHANGES": ("binance",), **urls, **changes}
+    )
 
 
 async def until(holds: Callable[[], bool]) -> None:

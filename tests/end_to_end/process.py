@@ -31,7 +31,7 @@ def environment(folder: Path, **settings: str) -> dict[str, str]:
     """A clean environment: nothing of the tester's own settings comes along."""
     ours = ("WADM_", "API_KEY", "MONGODB_URL", "REDIS_URL", "ENVIRONMENT")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    return {**kept, "WADM_DATA_DIR": str(folder), **settings}
+    return {**kept, "WADM_DATA_DIR": str(folder), "WADM_HISTORY_HOURS": "0", **settings}
 
 
 class Served:

@@ -84,7 +84,7 @@ async def test_a_real_spot_recording_is_played_once_each_in_order_with_its_text(
         assert served[-1]["time"] == last["T"] + shift
         listed = (await get(simulator, "binance_spot_rest", "/api/v3/exchangeInfo")).json()["symbols"]
         assert [one["symbol"] for one in listed] == ["BTCUSDT"]
-        assert sorted(simulator.urls) == ["binance_spot_rest", "binance_spot_ws"]
+        assert sorted(simulator.urls) == ["binance_archive", "binance_spot_rest", "binance_spot_ws"]
 
 
 def moved(event: dict[str, Any], by: int) -> dict[str, Any]:

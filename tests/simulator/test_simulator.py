@@ -20,7 +20,8 @@ STREAM = "/ws/btcusdt@trade"
 async def test_urls_are_base_urls_named_like_the_settings() -> None:
     async with Simulator(manual=True) as simulator:
         urls = simulator.urls
-    assert sorted(urls) == ["binance_linear_rest", "binance_linear_ws", "binance_spot_rest", "binance_spot_ws", "bybit_rest", "bybit_ws"]
+    binance = ["binance_archive", "binance_linear_rest", "binance_linear_ws", "binance_spot_rest", "binance_spot_ws"]
+    assert sorted(urls) == [*binance, "bybit_archive", "bybit_rest", "bybit_ws"]
     for name, url in urls.items():
         scheme, _, port = url.rpartition(":")
         assert scheme == ("ws://127.0.0.1" if name.endswith("_ws") else "http://127.0.0.1")

@@ -122,10 +122,12 @@ class History:
         self._numbered = exchange.numbers_trades[market]
         self._budget = rest.budget(exchange, market, rest_url)
         self._part = f"{exchange.name} {market} history"
+        self.idle = anyio.Event()
+        """Set as long as there is nothing that can be brought in now; another one each time it has to do."""
         self._not_before: dict[tuple[Instrument, int], float] = {}
         """When (monotonic) an archive may be asked again for a day."""
         self._emptied: set[tuple[Instrument, int, int | None]] = set()
-        """Beginnings of stretches, with their last id, that turned out to hold nothing."""
+        """Days of stretches, with their last id, that turned out to hold nothing before it."""
         self._widened: dict[Instrument, int] = {}
         """How often in a row an instrument's chunk held nothing: the next is so many times twice as long."""
         self._rates: dict[Instrument, int] = {}
@@ -137,9 +139,12 @@ class History:
             jobs = self._jobs()
             if not jobs:
                 await self._sweep()
+                self.idle.set()
                 await anyio.sleep(_EVERY)
                 continue
             job = jobs[0]
+            if self.idle.is_set():
+                self.idle = anyio.Event()
             try:
                 await self._import(job)
             except ArchiveError as error:
@@ -189,7 +194,7 @@ class History:
             if gap.end - gap.start > LONG_GAP
         ]
         oldest = held[0]
-        if oldest.start > window.start and (followed.tape.instrument, window.start // DAY, oldest.first_seq - 1) not in self._emptied:
+        if oldest.start > window.start:
             found.append(Stretch(Window(window.start, oldest.start), None, oldest.first_seq - 1))
         return found
 
@@ -201,6 +206,8 @@ class History:
         archived = day.end <= now and self._not_before.get((instrument, start), 0.0) <= self._monotonic()
         if not self._numbered:
             return _Job(followed, part, day, True) if archived else None
+        if (instrument, start, part.last) in self._emptied:
+            return None
         served = self._market == "spot" or window.end > now - _REACH
         if archived and (window.length >= LONG_GAP or not served):
             return _Job(followed, part, day, True)
@@ -257,7 +264,7 @@ class History:
             self._widened[instrument] = longer + 1
         else:
             self._widened.pop(instrument, None)
-            self._emptied.add((instrument, window.start // DAY, job.stretch.last))
+            self._emptied.add((instrument, job.day.start, job.stretch.last))
         return new
 
     async def _pages(self, job: _Job, chunk: Window) -> AsyncIterator[list[Aggregate]]:

@@ -8,7 +8,7 @@ and every closed bar above it go to the store in one step, so that what is read 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
 from anyio import to_thread
@@ -44,6 +44,8 @@ class Rollup:
         self._health = health
         self._clock = clock
         self._trades_life = trades_life
+        self.behind = False
+        """Did the last pass leave late minutes to the next?"""
         self._again: dict[Instrument, dict[int, tuple[int, int]]] = {}
         """Of late minutes that still have their mark: the writes to each that were seen last, and when it was derived."""
 
@@ -78,6 +80,7 @@ class Rollup:
 
     async def run(self) -> None:
         """Close what is due and derive again what is marked; one pass over every instrument."""
+        self.behind = False
         marks: dict[Instrument, list[Mark]] = {}
         for mark in await self._store.marks():
             marks.setdefault(mark.instrument, []).append(mark)
@@ -112,7 +115,8 @@ class Rollup:
             for minute in late:
                 due[minute] = await self._derived_again(instrument, minute)
             settles = [writes[minute] for minute in due if minute in writes]
-            await self._derive(tape.listing, due, settled, until, settles, standing, in_turn=not late)
+            pending = {minute for minute in writes if minute < settled and minute not in due}
+            await self._derive(tape.listing, due, settled, until, settles, standing, pending, in_turn=not late)
             tape.settled_until = until
             for minute, trades in revised.items():
                 tape.revised(minute, trades)
@@ -132,6 +136,7 @@ class Rollup:
             elif minute in known:
                 again[minute] = writes, derived_at
         self._again[instrument] = again
+        self.behind |= len(due) == _LATE_AT_ONCE
         return sorted(due)
 
     async def _standing(self, instrument: Instrument, first: int, until: int) -> dict[tuple[Timeframe, int], OrderFlow]:
@@ -162,12 +167,14 @@ class Rollup:
         until: int,
         settles: Sequence[Mark],
         standing: Mapping[tuple[Timeframe, int], OrderFlow],
+        pending: Collection[int],
         *,
         in_turn: bool,
     ) -> None:
         """Derive these minutes, every closed bar above them, and every bar that was open at `settled` and is over at `until`.
 
-        `standing` is what the store has of them and after them; `in_turn`: the minutes follow everything derived before.
+        `standing` is what the store has of them and after them; `in_turn`: the minutes follow everything derived before. A bar that does
+        not stand yet waits for its last `pending` minute: until then it is read from what it is made of.
         """
         instrument = listing.instrument
         footprints: list[StoredFootprint] = []
@@ -181,6 +188,7 @@ class Rollup:
 
         for timeframe in Timeframe:
             starts = {timeframe.floor(minute) for minute in minutes}
+            waiting = pending if timeframe is not Timeframe.M1 else ()
             left_open = timeframe.floor(settled - 1)
             passed = left_open not in starts and settled < left_open + timeframe.ms <= until
             # Its end passed without a minute to derive: the connection was down, or the process.
@@ -188,7 +196,7 @@ class Rollup:
                 starts.add(left_open)
             for start in sorted(starts):
                 window = Window(start, start + timeframe.ms)
-                if window.end > until:
+                if window.end > until or ((timeframe, start) not in standing and any(minute in window for minute in waiting)):
                     continue
                 if timeframe is Timeframe.M1:
                     footprint = minutes[start]

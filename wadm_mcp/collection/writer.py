@@ -134,7 +134,7 @@ class Writer:
             self._fresh = anyio.Event()
             await self._patiently(self._drain_some)
             now = self._monotonic()
-            if self._caught_up and now - rolled >= _ROLLUP_EVERY:
+            if self._caught_up and (now - rolled >= _ROLLUP_EVERY or self._rollup.behind):
                 rolled = now
                 async with self._storing:
                     await self._once("rollup", self._rollup.run)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Reply(NamedTuple):
-    """An HTTP answer; `body` is what JSON is made of."""
+    """An HTTP answer; `body` is what JSON is made of, or bytes as they are. A `Content-Length` among the headers is believed."""
 
     status: int
     body: object
@@ -34,6 +34,9 @@ class Faults:
     absent_every: int = 0
     """Every so many ids the exchange itself does not have one: neither its streams nor its history tell it. 0 for none."""
 
+    archive_delay: int = 0
+    """Milliseconds after the end of a day before its file is in the archive."""
+
     async def connecting(self, exchange: str, path: str) -> Reply | None:
         """Before a WebSocket is accepted; a reply refuses it."""
         return None
@@ -48,6 +51,10 @@ class Faults:
     async def requested(self, exchange: str, path: str, params: Mapping[str, str]) -> Reply | None:
         """Before a REST request is answered; a reply goes instead of the answer."""
         return None
+
+    async def archived(self, exchange: str, path: str, reply: Reply) -> Reply:
+        """Before a file of an archive, or its checksum, is sent: what is sent instead."""
+        return reply
 
     def lag(self, exchange: str, market: str) -> int:
         """Milliseconds by which the trades that REST tells are behind the stream."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from decimal import Decimal
+from functools import lru_cache
 from typing import Final, NamedTuple
 from zlib import crc32
 
@@ -89,6 +90,7 @@ class Steps(NamedTuple):
         return decimal_text(lots * self.lot, self.quantity_decimals)
 
 
+@lru_cache(maxsize=65_536)
 def decimal_text(value: int, decimals: int) -> str:
     """An integer at `decimals` with all its decimals written out: 6183760 at 2 is `61837.60`."""
     if decimals == 0:

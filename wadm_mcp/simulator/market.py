@@ -83,12 +83,17 @@ class Market:
         self.window = 100 if (exchange, market) == ("binance", "linear") else 1
         """Fills are folded within aligned windows of this many ms: 100 on USD-M, the ms itself on spot (exchanges.md 1.2, 2.2)."""
         self._odd_prints = self.window > 1
+        self._number = seed
         self._seed = f"{seed}:{self.instrument}"
         self._path = _Path(f"{seed}:{symbol}", self._seed, base_price(symbol))
         self._per_day = max(1, round(self.rate * _MINUTES * _EXTRA_FILLS[1] / sum(_EXTRA_FILLS)))
         self._days: OrderedDict[int, list[int]] = OrderedDict()
         self._minutes: OrderedDict[int, list[Fill]] = OrderedDict()
         self._folds: OrderedDict[int, list[Folded]] = OrderedDict()
+
+    def apart(self) -> Market:
+        """The same market with nothing remembered, for another thread."""
+        return Market(*self.instrument, self._number, rate=self.rate)
 
     def trades(self, minute_start_ms: int) -> list[Fill]:
         """The minute's fills in the exchange's order; empty before `EPOCH`. The list is shared: do not change it."""
@@ -195,18 +200,23 @@ class Market:
         day, of_day = divmod(minute, _MINUTES)
         number = day * self._per_day + self._table(day)[of_day]
         folded: list[Folded] = []
-        key = (-1, 0, False)
+        window = self.window
+        whole: Fill | None = None
+        aligned = quantity = plain = last = 0
         for fill in self.trades(EPOCH + minute * MINUTE):
             if fill.kind not in ("MARKET", "RPI"):
                 continue
-            plain = 0 if fill.kind == "RPI" else fill.quantity
-            this = (fill.time // self.window, fill.price, fill.buy)
-            if this == key:
-                whole = folded[-1]
-                folded[-1] = whole._replace(quantity=whole.quantity + fill.quantity, plain=whole.plain + plain, last=fill.id)
+            if whole is not None and fill.time // window == aligned and fill.price == whole.price and fill.buy is whole.buy:
+                quantity, last = quantity + fill.quantity, fill.id
             else:
-                folded.append(Folded(number + len(folded), fill.time, fill.price, fill.quantity, plain, fill.id, fill.id, fill.buy))
-            key = this
+                if whole is not None:
+                    folded.append(Folded(number, whole.time, whole.price, quantity, plain, whole.id, last, whole.buy))
+                    number += 1
+                whole, aligned, quantity, plain, last = fill, fill.time // window, fill.quantity, 0, fill.id
+            if fill.kind != "RPI":
+                plain += fill.quantity
+        if whole is not None:
+            folded.append(Folded(number, whole.time, whole.price, quantity, plain, whole.id, last, whole.buy))
         return folded
 
     def slice_of(self, minute_start_ms: int, start: int, end: int) -> list[Fill]:

@@ -113,6 +113,8 @@ class Simulator:
             name = "_".join((venue.exchange, *venue.markets)) if len(venue.markets) == 1 else venue.exchange
             urls[f"{name}_ws"] = f"ws://127.0.0.1:{venue.port}"
             urls[f"{name}_rest"] = f"http://127.0.0.1:{venue.port}"
+            # Any host of an exchange serves its archive.
+            urls[f"{venue.exchange}_archive"] = f"http://127.0.0.1:{venue.port}"
         return urls
 
     @property

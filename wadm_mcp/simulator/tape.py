@@ -8,7 +8,7 @@ from decimal import Decimal
 from itertools import islice
 from typing import Final, NamedTuple, Protocol, TypeVar
 
-from wadm_mcp.model import MINUTE
+from wadm_mcp.model import DAY, MINUTE
 from wadm_mcp.simulator.market import EPOCH, Fill, Folded, Market
 
 MARKET_PRINTS: Final = ("MARKET", "RPI")
@@ -68,6 +68,15 @@ class Tape(Protocol):
 
     def newest_aggregates(self, limit: int, end: int) -> list[Aggregate]: ...
 
+    def apart(self) -> Tape:
+        """The same history for another thread or process."""
+        ...
+
+    @property
+    def daily(self) -> float:
+        """About how many prints a day has."""
+        ...
+
 
 class MarketTape:
     """A tape computed from a `Market`, as far back as its ids go."""
@@ -75,6 +84,13 @@ class MarketTape:
     def __init__(self, market: Market, naming: Naming) -> None:
         self.market = market
         self._naming = naming
+
+    def apart(self) -> MarketTape:
+        return MarketTape(self.market.apart(), self._naming)
+
+    @property
+    def daily(self) -> float:
+        return self.market.rate * (DAY // MINUTE)
 
     def prints(self, start: int, end: int) -> Iterator[Print]:
         """Prints with `start <= time < end`."""
@@ -149,6 +165,16 @@ class HeldTape:
         self._aggregates: deque[Aggregate] = deque(maxlen=_HELD)
         self._aggregate_number = 1
 
+    def apart(self) -> HeldTape:
+        """A copy as it is now."""
+        copy = HeldTape(self.window)
+        copy._prints, copy._aggregates = self._prints.copy(), self._aggregates.copy()
+        return copy
+
+    @property
+    def daily(self) -> float:
+        return 0.0
+
     def add(self, row: Print) -> None:
         """Appends a print, and folds it."""
         self._prints.append(row)
@@ -189,6 +215,13 @@ class LackingTape:
     def __init__(self, tape: Tape, every: int) -> None:
         self._tape = tape
         self._every = every
+
+    def apart(self) -> LackingTape:
+        return LackingTape(self._tape.apart(), self._every)
+
+    @property
+    def daily(self) -> float:
+        return self._tape.daily
 
     def prints(self, start: int, end: int) -> Iterator[Print]:
         return self._known(self._tape.prints(start, end))

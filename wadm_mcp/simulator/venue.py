@@ -21,6 +21,7 @@ from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
 from wadm_mcp.model import Instrument
+from wadm_mcp.simulator.archives import Archives
 from wadm_mcp.simulator.client import Client, Connection
 from wadm_mcp.simulator.faults import Reply
 from wadm_mcp.simulator.stage import Batch, Frame, Route, Stage
@@ -47,6 +48,7 @@ class Venue:
         """Connections so far: each has the number it came as."""
         self.clients: set[Client] = set()
         self.muted: set[str] = set()
+        self.archives = Archives(stage, self.exchange)
         self._listeners: dict[tuple[str, str], dict[Client, None]] = {}
         self._following: Counter[Instrument] = Counter()
         self._followed: dict[Instrument, anyio.Event] = {}
@@ -165,7 +167,8 @@ class Venue:
             ping_interval=None,
             ping_timeout=None,
             close_timeout=1,
-            open_timeout=5,
+            # A file of an archive is made while it is waited for.
+            open_timeout=60,
             server_header=None,
             logger=_LOGGER,
         )
@@ -201,7 +204,13 @@ class Venue:
         url = urlsplit(request.path)
         path, query = unquote(url.path), dict(parse_qsl(url.query, keep_blank_values=True))
         if request.headers.get("Upgrade", "").lower() != "websocket":
-            return _response(await self.stage.faults.requested(self.exchange, path, query) or self.rest(path, query, request.headers))
+            refused = await self.stage.faults.requested(self.exchange, path, query)
+            if refused is not None:
+                return _response(refused)
+            file = await self.archives.answer(path, request.headers)
+            if file is not None:
+                return _response(await self.stage.faults.archived(self.exchange, path, file))
+            return _response(self.rest(path, query, request.headers))
         refusal = await self.stage.faults.connecting(self.exchange, path)
         if refusal is None and self.route(path, query) is None:
             refusal = Reply(404, {})
@@ -233,9 +242,11 @@ class Venue:
 
 
 def _response(reply: Reply) -> Response:
-    body = msgspec.json.encode(reply.body)
+    plain = isinstance(reply.body, bytes)
+    body = reply.body if isinstance(reply.body, bytes) else msgspec.json.encode(reply.body)
     headers = Headers(reply.headers)
-    headers["Content-Type"] = "application/json;charset=UTF-8"
-    headers["Content-Length"] = str(len(body))
+    headers["Content-Type"] = "application/octet-stream" if plain else "application/json;charset=UTF-8"
+    if "Content-Length" not in headers:
+        headers["Content-Length"] = str(len(body))
     headers["Connection"] = "close"
     return Response(reply.status, HTTPStatus(reply.status).phrase, headers, body)

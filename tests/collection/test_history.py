@@ -1,0 +1,247 @@
+"""The past over real loopback REST and archives: a tape that begins somewhere, and all of the ledger before it."""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from decimal import Decimal
+from itertools import count
+from pathlib import Path
+
+import anyio
+import msgspec
+import pytest
+
+from tests.market import Clock
+from tests.test_audit import ledger
+from wadm_mcp.analytics.footprint import Footprint
+from wadm_mcp.collection import history as history_module
+from wadm_mcp.collection.assembly import assembled
+from wadm_mcp.collection.history import History
+from wadm_mcp.collection.overlap import Overlap
+from wadm_mcp.collection.recorder import Recorder
+from wadm_mcp.collection.repair import Repairer
+from wadm_mcp.collection.rest import Rest
+from wadm_mcp.collection.rollup import Rollup
+from wadm_mcp.collection.roster import EXCHANGES
+from wadm_mcp.exchanges.exchange import Trades
+from wadm_mcp.health import Health
+from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, Instrument, Listing, Timeframe, Trade, Window
+from wadm_mcp.queries.coverage import judge
+from wadm_mcp.simulator.faults import Faults
+from wadm_mcp.simulator.simulator import Simulator
+from wadm_mcp.storage.sqlite import SqliteStore
+from wadm_mcp.storage.store import Store
+from wadm_mcp.tape import Tape
+
+pytestmark = pytest.mark.anyio
+
+SPOT = Instrument("binance", "spot", "BTCUSDT")
+LINEAR = Instrument("binance", "linear", "BTCUSDT")
+BYBIT_SPOT = Instrument("bybit", "spot", "BTCUSDT")
+BYBIT_LINEAR = Instrument("bybit", "linear", "BTCUSDT")
+EVERY = [SPOT, LINEAR, BYBIT_SPOT, BYBIT_LINEAR]
+MIDNIGHT = 1_785_024_000_000
+"""2026-07-26T00:00Z. The same market in every run."""
+QUIET = {"binance": 0.04, "bybit": 0.2}
+
+
+class World:
+    """One process's collection of one instrument on a simulated exchange whose clock stands where it is put."""
+
+    def __init__(self, simulator: Simulator, rest: Rest, store: Store, instrument: Instrument, clock: Clock, folder: Path) -> None:
+        self.simulator, self.rest, self.store, self.instrument, self.clock = simulator, rest, store, instrument, clock
+        self.folder = folder
+        self.tape, self.health = Tape(), Health(clock)
+        self.recorder = Recorder(self.tape, self.health, clock, anyio.current_time)
+        self.rollup = Rollup(self.recorder, store, self.health, clock, 3 * DAY)
+        exchange = EXCHANGES[instrument.exchange]
+        self.numbered = exchange.numbers_trades[instrument.market]
+        (sample, *_) = ledger(simulator, instrument, Window(MIDNIGHT - HOUR, MIDNIGHT))
+        self.listing = Listing(instrument, Decimal(1).scaleb(-sample.scale.price), Decimal(1).scaleb(-sample.scale.quantity))
+        self.followed = self.recorder.follow(self.listing, numbered=self.numbered)
+        self.followed.tape.adopted = True
+        self.rest_url = simulator.urls[
+            f"binance_{instrument.market}_rest" if instrument.exchange == "binance" else f"{instrument.exchange}_rest"
+        ]
+        self.exchange = exchange
+
+    def history(self, reach: int = HOUR, *, raw: bool = False) -> History:
+        return History(
+            self.exchange,
+            self.instrument.market,
+            self.rest_url,
+            self.simulator.urls[f"{self.instrument.exchange}_archive"],
+            self.rest,
+            self.recorder,
+            self.store,
+            self.health,
+            self.clock,
+            anyio.current_time,
+            reach=reach,
+            raw=raw,
+            trades_life=3 * DAY,
+            folder=self.folder,
+        )
+
+    def repairer(self) -> Repairer | Overlap:
+        common = (self.exchange, self.instrument.market, self.rest_url, self.rest, self.recorder, self.health)
+        if self.numbered:
+            return Repairer(*common, self.clock, anyio.current_time, 3 * DAY, history_module.LONG_GAP)
+        return Overlap(*common, anyio.current_time)
+
+    def traded(self, start: int, end: int) -> list[Trade]:
+        return ledger(self.simulator, self.instrument, Window(start, end))
+
+    async def live(self, start: int, end: int, connection: int = 1) -> None:
+        """What a connection brings from `start` to `end`, which then ends."""
+        for trade in self.traded(start, end):
+            self.clock.now = max(self.clock.now, trade.timestamp + 1)
+            await self.recorder.take(connection, Trades(self.instrument, (trade,), trade.timestamp + 1))
+
+    async def save(self) -> None:
+        trades, spans, pieces = self.recorder.cut()
+        await self.store.write(trades, spans, pieces)
+        self.recorder.saved(trades, pieces)
+
+    async def keep_saving(self) -> None:
+        while True:
+            await self.save()
+            await anyio.sleep(0.005)
+
+    async def bring_in(self, history: History, *, repair: bool = True) -> None:
+        """All that history and repair can."""
+        with anyio.fail_after(60):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self.keep_saving)
+                tasks.start_soon(history.run)
+                if repair:
+                    tasks.start_soon(self.repairer().run)
+                await history.idle.wait()
+                while repair and self.numbered and self.followed.continuity.missing():
+                    await anyio.sleep(0.01)
+                tasks.cancel_scope.cancel()
+        await self.save()
+
+    async def footprints(self, window: Window) -> dict[int, Footprint]:
+        """A window's minutes as rollup derives them from what is stored."""
+        found: dict[int, Footprint] = {}
+        for minute in range(window.start, window.end, MINUTE):
+            inside = Window(minute, minute + MINUTE)
+            trades = await self.store.trades(self.instrument, inside, limit=10_000)
+            footprint = assembled(trades, await self.store.pieces(self.instrument, inside))
+            if footprint.cells:
+                found[minute] = footprint
+        return found
+
+    async def derived(self, window: Window) -> dict[int, Footprint]:
+        """What the store has of a window's minutes once rollup is done."""
+        for connection in range(12):
+            self.recorder.lost(connection, [self.instrument], "disconnect", "")
+        with anyio.fail_after(30):
+            while await self.store.marks():
+                self.clock.now += 31 * SECOND
+                await self.rollup.run()
+        return {row.start: row.footprint for row in await self.store.footprints(self.instrument, Timeframe.M1, window)}
+
+    def expected(self, window: Window, *, ordered: bool = True) -> dict[int, Footprint]:
+        """The ledger's minutes; if not `ordered` as somebody sees them who knows no order but time."""
+        made: dict[int, Footprint] = {}
+        for trade in self.traded(window.start, window.end):
+            minute = trade.timestamp - trade.timestamp % MINUTE
+            told = trade if ordered else msgspec.structs.replace(trade, seq=trade.timestamp)
+            made.setdefault(minute, Footprint(self.listing.scale)).add(told)
+        return made
+
+    async def compare(self, window: Window) -> None:
+        """The minutes of a window are the ledger's: every figure that is told is exact, and only a path may be unknown.
+
+        An archive of Bybit tells no cross sequence: what happened within one of its milliseconds is one step.
+        """
+        found, made, timed = await self.footprints(window), self.expected(window), self.expected(window, ordered=False)
+        assert found.keys() == made.keys()
+        for minute, footprint in found.items():
+            assert footprint.cells == made[minute].cells
+            lawful = [figures(made[minute]), *([] if self.numbered else [figures(timed[minute])])]
+            assert figures(footprint) in [{name: value for name, value in one.items() if name in figures(footprint)} for one in lawful]
+
+    async def covered(self, window: Window) -> float:
+        spans = await self.store.spans(self.instrument, window)
+        judgement = judge(spans, window, self.clock.now, self.followed.alive_until())
+        return float(judgement.ratio)
+
+
+def figures(footprint: Footprint) -> dict[str, object]:
+    told = msgspec.structs.asdict(footprint.bar)
+    # An archive of Bybit does not know the cross sequence.
+    del told["first_seq"], told["last_seq"]
+    if told["min_delta"] is None:
+        del told["min_delta"], told["max_delta"]
+    return told
+
+
+@asynccontextmanager
+async def simulated(instrument: Instrument, clock: Clock, faults: Faults | None = None) -> AsyncGenerator[Simulator]:
+    seconds = count()
+    async with Simulator(
+        seed=5,
+        instruments=[instrument],
+        activity=QUIET[instrument.exchange],
+        clock=clock,
+        # Its limits are not the subject: each request comes a second after the one before.
+        wall=lambda: MIDNIGHT + next(seconds) * 10 * SECOND,
+        faults=faults,
+    ) as simulator:
+        yield simulator
+
+
+@asynccontextmanager
+async def world(instrument: Instrument, folder: Path, simulator: Simulator, clock: Clock, *, now: int) -> AsyncGenerator[World]:
+    clock.now = now
+    folder.mkdir(exist_ok=True)
+    async with SqliteStore(folder / "wadm.sqlite") as store, Rest(proxied=False) as rest:
+        yield World(simulator, rest, store, instrument, clock, folder / "archive")
+
+
+@pytest.mark.parametrize("instrument", [SPOT, LINEAR], ids=str)
+async def test_at_a_hundred_random_starts_the_numbered_minutes_around_the_seam_are_the_ledgers(
+    instrument: Instrument, tmp_path: Path
+) -> None:
+    chance, clock = random.Random(zlib.crc32(str(instrument).encode())), Clock(MIDNIGHT)
+    async with simulated(instrument, clock) as simulator:
+        for place in range(50):
+            after_midnight = place % 10 == 0
+            start = MIDNIGHT + (chance.randrange(10 * MINUTE) if after_midnight else chance.randrange(30 * MINUTE, 20 * HOUR))
+            async with world(instrument, tmp_path / str(place), simulator, clock, now=start) as one:
+                end = start + chance.randrange(MINUTE, 3 * MINUTE)
+                await one.live(start, end)
+                await one.bring_in(one.history(3 * HOUR if after_midnight else 20 * MINUTE))
+                checked = Window(start - start % MINUTE - 20 * MINUTE, end - end % MINUTE)
+                await one.compare(checked)
+                assert await one.covered(checked) == 1
+
+
+@pytest.mark.parametrize("instrument", [BYBIT_SPOT, BYBIT_LINEAR], ids=str)
+async def test_at_a_hundred_random_starts_the_minutes_that_join_an_archive_without_ids_are_the_ledgers(
+    instrument: Instrument, tmp_path: Path
+) -> None:
+    chance, clock = random.Random(zlib.crc32(str(instrument).encode())), Clock(MIDNIGHT)
+    async with simulated(instrument, clock) as simulator:
+        for place in range(5):
+            starts = sorted(chance.sample(range(10, 1_430, 20), 10))
+            starts = [MIDNIGHT - DAY + minute * MINUTE + chance.randrange(MINUTE) for minute in starts]
+            async with world(instrument, tmp_path / str(place), simulator, clock, now=starts[0]) as one:
+                for connection, start in enumerate(starts):
+                    await one.live(start, start + chance.randrange(MINUTE, 5 * MINUTE), connection)
+                    one.recorder.lost(connection, [instrument], "disconnect", "")
+                await one.save()
+                one.clock.now = MIDNIGHT + HOUR
+                await one.bring_in(one.history(DAY), repair=False)
+                for start in starts:
+                    checked = Window(start - start % MINUTE - 3 * MINUTE, start - start % MINUTE + 9 * MINUTE)
+                    await one.compare(checked)
+                    assert await one.covered(checked) == 1
+                assert await one.covered(Window(MIDNIGHT - DAY, MIDNIGHT)) == 1
+                assert await one.covered(Window(MIDNIGHT - DAY, MIDNIGHT + 30 * MINUTE)) < 1

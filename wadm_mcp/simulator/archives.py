@@ -1,0 +1,197 @@
+"""Loopback archives: the daily files that both exchanges publish of finished days (exchanges.md 4.4), made of the ledger.
+
+A file is the same bytes whenever it is asked for. It is made beside the loop, from a tape of its own, and kept for a while.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import re
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, date, datetime
+from hashlib import sha256
+from typing import Final, NamedTuple
+
+from anyio import CapacityLimiter, to_process, to_thread
+
+from wadm_mcp.model import DAY, Instrument
+from wadm_mcp.simulator.faults import Reply
+from wadm_mcp.simulator.stage import Stage
+from wadm_mcp.simulator.tape import Aggregate, Tape
+
+_DATE: Final = r"([0-9]{4}-[0-9]{2}-[0-9]{2})"
+_MICROSECONDS_SINCE: Final = 1_735_689_600_000
+"""2025-01-01: spot tells microseconds from then on."""
+_KEPT: Final = 8
+_BUSY: Final = 100_000
+"""Prints of a day from which on its file is made in another process."""
+
+
+class _Kind(NamedTuple):
+    """One kind of file: where it lies, of which market, and its lines."""
+
+    path: re.Pattern[str]
+    market: str
+    zipped: bool
+    lines: Callable[[Tape, Instrument, int, int], Iterator[str]]
+
+
+class Archives:
+    """The archive of one exchange, whichever of its hosts is asked."""
+
+    def __init__(self, stage: Stage, exchange: str) -> None:
+        self._stage = stage
+        self._exchange = exchange
+        self._files: OrderedDict[tuple[Instrument, str], bytes] = OrderedDict()
+        self._making = CapacityLimiter(1)
+        self.asked: OrderedDict[str, int] = OrderedDict()
+        """Bytes sent of each file so far, by path."""
+
+    async def answer(self, path: str, headers: Mapping[str, str]) -> Reply | None:
+        """The file of a path, from the byte that a `Range` names; 404 where there is none, None for a path of another kind."""
+        stated = path.removesuffix(".CHECKSUM")
+        for kind in _KINDS[self._exchange]:
+            found = kind.path.fullmatch(stated)
+            if found is None:
+                continue
+            body = await self._file(kind, stated, Instrument(self._exchange, kind.market, found[1]), found[2])
+            if body is None:
+                return Reply(404, {"message": "NoSuchKey"})
+            if stated != path:
+                if not kind.zipped:
+                    return Reply(404, {"message": "NoSuchKey"})
+                return Reply(200, f"{sha256(body).hexdigest()}  {stated.rpartition('/')[2]}\n".encode())
+            return self._ranged(path, body, headers.get("Range", ""))
+        return None
+
+    def _ranged(self, path: str, body: bytes, wanted: str) -> Reply:
+        first = re.fullmatch(r"bytes=([0-9]{1,15})-", wanted)
+        if first is None:
+            part, reply = body, Reply(200, body)
+        elif int(first[1]) >= len(body):
+            return Reply(416, b"", {"Content-Range": f"bytes */{len(body)}"})
+        else:
+            start = int(first[1])
+            part = body[start:]
+            reply = Reply(206, part, {"Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}"})
+        self.asked[path] = self.asked.get(path, 0) + len(part)
+        return reply
+
+    async def _file(self, kind: _Kind, path: str, instrument: Instrument, day: str) -> bytes | None:
+        start = _start(day)
+        tape = self._stage.tapes.get(instrument)
+        if start is None or tape is None or start + DAY + self._stage.faults.archive_delay > self._stage.clock():
+            return None
+        key = instrument, path
+        if key not in self._files:
+            async with self._making:
+                if key not in self._files:
+                    # What is simulated must not hold up what is real: a busy day has a core of its own.
+                    run = to_process.run_sync if tape.daily > _BUSY else to_thread.run_sync
+                    body = await run(_made, path, tape.apart(), instrument, start)
+                    self._files[key] = body
+                    if len(self._files) > _KEPT:
+                        self._files.popitem(last=False)
+        return self._files[key] or None
+
+
+def _start(day: str) -> int | None:
+    try:
+        return round(datetime.combine(date.fromisoformat(day), datetime.min.time(), UTC).timestamp() * 1_000)
+    except ValueError:
+        return None
+
+
+def _made(path: str, tape: Tape, instrument: Instrument, start: int) -> bytes:
+    """The bytes of a file; empty where nothing was traded that day."""
+    kind = next(kind for kind in _KINDS[instrument.exchange] if kind.path.fullmatch(path))
+    lines = kind.lines(tape, instrument, start, start + DAY)
+    text = "".join(lines).encode()
+    if not text:
+        return b""
+    if not kind.zipped:
+        return gzip.compress(text, 6, mtime=0)
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        member = zipfile.ZipInfo(path.rpartition("/")[2].removesuffix(".zip") + ".csv", (1980, 1, 1, 0, 0, 0))
+        member.compress_type = zipfile.ZIP_DEFLATED
+        archive.writestr(member, text)
+    return packed.getvalue()
+
+
+def _spot_time(at: int) -> int:
+    return at * 1_000 if at >= _MICROSECONDS_SINCE else at
+
+
+def _spot_trades(tape: Tape, instrument: Instrument, start: int, end: int) -> Iterator[str]:
+    for row in tape.prints(start, end):
+        quote = _product(row.price, row.quantity)
+        yield f"{row.number},{row.price},{row.quantity},{quote},{_spot_time(row.time)},{not row.buy},{row.best}\n"
+
+
+def _spot_aggregates(tape: Tape, instrument: Instrument, start: int, end: int) -> Iterator[str]:
+    for row in _of_day(tape, start, end):
+        yield f"{row.number},{row.price},{row.quantity},{row.first},{row.last},{_spot_time(row.time)},{not row.buy},True\n"
+
+
+def _linear_aggregates(tape: Tape, instrument: Instrument, start: int, end: int) -> Iterator[str]:
+    header = "agg_trade_id,price,quantity,first_trade_id,last_trade_id,transact_time,is_buyer_maker\n"
+    for row in _of_day(tape, start, end):
+        yield header
+        header = ""
+        yield f"{row.number},{row.price},{row.quantity},{row.first},{row.last},{row.time},{'false' if row.buy else 'true'}\n"
+
+
+def _bybit_linear(tape: Tape, instrument: Instrument, start: int, end: int) -> Iterator[str]:
+    header = "timestamp,symbol,side,size,price,tickDirection,trdMatchID,grossValue,homeNotional,foreignNotional,RPI\n"
+    symbol = instrument.symbol
+    for row in tape.prints(start, end):
+        yield header
+        header = ""
+        at = f"{row.time // 1_000}.{row.time % 1_000:03d}0"
+        value = _product(row.price, row.quantity)
+        side = "Buy" if row.buy else "Sell"
+        yield f"{at},{symbol},{side},{row.quantity},{row.price},ZeroPlusTick,{row.trade_id},{value},{row.quantity},{value},0\n"
+
+
+def _bybit_spot(tape: Tape, instrument: Instrument, start: int, end: int) -> Iterator[str]:
+    header = "id,timestamp,price,volume,side,rpi\n"
+    for number, row in enumerate(tape.prints(start, end), 1):
+        yield header
+        header = ""
+        yield f"{number},{row.time},{row.price},{row.quantity},{'buy' if row.buy else 'sell'},0\n"
+
+
+def _of_day(tape: Tape, start: int, end: int) -> Iterable[Aggregate]:
+    return (row for row in tape.aggregates(start, end + 1_000) if start <= row.time < end)
+
+
+def _product(price: str, quantity: str) -> str:
+    """Price times quantity, cut to eight decimals."""
+    whole, _, fraction = price.partition(".")
+    units, _, part = quantity.partition(".")
+    decimals = len(fraction) + len(part)
+    value = int(whole + fraction) * int(units + part)
+    value = value // 10 ** (decimals - 8) if decimals > 8 else value * 10 ** (8 - decimals)
+    return f"{value // 100_000_000}.{value % 100_000_000:08d}"
+
+
+def _kind(path: str, market: str, zipped: bool, lines: Callable[[Tape, Instrument, int, int], Iterator[str]]) -> _Kind:
+    return _Kind(re.compile(path, re.ASCII), market, zipped, lines)
+
+
+_SYMBOL: Final = r"([A-Z0-9]{1,40})"
+_KINDS: Final = {
+    "binance": (
+        _kind(rf"/data/spot/daily/trades/{_SYMBOL}/\1-trades-{_DATE}\.zip", "spot", True, _spot_trades),
+        _kind(rf"/data/spot/daily/aggTrades/{_SYMBOL}/\1-aggTrades-{_DATE}\.zip", "spot", True, _spot_aggregates),
+        _kind(rf"/data/futures/um/daily/aggTrades/{_SYMBOL}/\1-aggTrades-{_DATE}\.zip", "linear", True, _linear_aggregates),
+    ),
+    "bybit": (
+        _kind(rf"/trading/{_SYMBOL}/\1{_DATE}\.csv\.gz", "linear", False, _bybit_linear),
+        _kind(rf"/spot/{_SYMBOL}/\1_{_DATE}\.csv\.gz", "spot", False, _bybit_spot),
+    ),
+}
