@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import random
+import zipfile
 import zlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from datetime import date
 from decimal import Decimal
+from hashlib import sha256
 from itertools import count
 from pathlib import Path
 
@@ -30,7 +34,8 @@ from wadm_mcp.exchanges.exchange import Trades
 from wadm_mcp.health import Health
 from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, Instrument, Listing, Timeframe, Trade, Window
 from wadm_mcp.queries.coverage import judge
-from wadm_mcp.simulator.faults import Faults
+from wadm_mcp.simulator.archives import Archives
+from wadm_mcp.simulator.faults import Faults, Reply
 from wadm_mcp.simulator.simulator import Simulator
 from wadm_mcp.storage.sqlite import SqliteStore
 from wadm_mcp.storage.store import Store
@@ -100,6 +105,11 @@ class World:
         for trade in self.traded(start, end):
             self.clock.now = max(self.clock.now, trade.timestamp + 1)
             await self.recorder.take(connection, Trades(self.instrument, (trade,), trade.timestamp + 1))
+
+    async def begin_again(self) -> None:
+        """Go on from the store as a new process does, whose connections have not brought anything yet."""
+        self.followed.tape.adopted = False
+        await self.rollup.adopt(self.followed)
 
     async def save(self) -> None:
         trades, spans, pieces = self.recorder.cut()
@@ -183,12 +193,14 @@ def figures(footprint: Footprint) -> dict[str, object]:
 
 
 @asynccontextmanager
-async def simulated(instrument: Instrument, clock: Clock, faults: Faults | None = None) -> AsyncGenerator[Simulator]:
+async def simulated(
+    instrument: Instrument, clock: Clock, faults: Faults | None = None, *, activity: float | None = None
+) -> AsyncGenerator[Simulator]:
     seconds = count()
     async with Simulator(
         seed=5,
         instruments=[instrument],
-        activity=QUIET[instrument.exchange],
+        activity=activity or QUIET[instrument.exchange],
         clock=clock,
         # Its limits are not the subject: each request comes a second after the one before.
         wall=lambda: MIDNIGHT + next(seconds) * 10 * SECOND,
@@ -245,3 +257,122 @@ async def test_at_a_hundred_random_starts_the_minutes_that_join_an_archive_witho
                     assert await one.covered(checked) == 1
                 assert await one.covered(Window(MIDNIGHT - DAY, MIDNIGHT)) == 1
                 assert await one.covered(Window(MIDNIGHT - DAY, MIDNIGHT + 30 * MINUTE)) < 1
+
+
+class Damage(Faults):
+    """Does something to each file of an archive, and states the checksum of what comes of it."""
+
+    def __init__(self, harm: Callable[[bytes], bytes], *, checksum: bool = True) -> None:
+        self.harm = harm
+        self.restated = checksum
+        self.sent = 0
+        self._digest = ""
+
+    async def archived(self, exchange: str, path: str, reply: Reply) -> Reply:
+        if not isinstance(reply.body, bytes) or reply.status != 200:
+            return reply
+        if path.endswith(".CHECKSUM"):
+            body = (await self.archive.answer(path.removesuffix(".CHECKSUM"), {}) or reply).body if self.restated else b""
+            assert isinstance(body, bytes)
+            digest = sha256(self.harm(body)).hexdigest() if self.restated else "0" * 64
+            return reply._replace(body=f"{digest}  a-file\n".encode())
+        self.sent += 1
+        return reply._replace(body=self.harm(reply.body))
+
+    archive: Archives
+
+
+def in_the_middle(body: bytes) -> bytes:
+    place = len(body) // 2
+    return body[:place] + bytes([body[place] ^ 0xFF]) + body[place + 1 :]
+
+
+def of_another_symbol(body: bytes) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(body)) as packed:
+        text = packed.read(packed.namelist()[0])
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("ETHUSDT-trades-2026-07-25.csv", text)
+    return made.getvalue()
+
+
+HARMED: list[tuple[Callable[[bytes], bytes], bool, str]] = [
+    (in_the_middle, True, "cut short or damaged"),
+    (lambda body: body[: len(body) // 2], True, "cut short or damaged"),
+    (lambda body: body, False, "its SHA-256 is"),
+    (of_another_symbol, True, "which is not of BTCUSDT"),
+]
+
+
+@pytest.mark.parametrize(("harm", "checksum", "says"), HARMED)
+async def test_a_damaged_file_of_a_numbered_market_is_one_line_and_its_day_comes_from_pages(
+    harm: Callable[[bytes], bytes], checksum: bool, says: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock, damage = Clock(MIDNIGHT), Damage(harm, checksum=checksum)
+    async with simulated(SPOT, clock, damage) as simulator, world(SPOT, tmp_path, simulator, clock, now=MIDNIGHT + MINUTE) as one:
+        damage.archive = simulator.archive("binance")
+        await one.live(MIDNIGHT + MINUTE, MIDNIGHT + 3 * MINUTE)
+        await one.bring_in(one.history(3 * HOUR))
+        (line,) = [str(vars(record)["wadm_fields"]["error"]) for record in caplog.records if record.getMessage() == "history.damaged"]
+        assert says in line
+        assert "\n" not in line
+        assert damage.sent == 1
+        assert one.health.counts["history.damaged"] == 1
+        checked = Window(MIDNIGHT - 3 * HOUR, MIDNIGHT + 2 * MINUTE)
+        await one.compare(checked)
+        assert await one.covered(checked) == 1
+        assert await one.store.pieces(SPOT, Window(MIDNIGHT - DAY, MIDNIGHT - 4 * HOUR)) == []
+
+
+@pytest.mark.parametrize("instrument", [BYBIT_SPOT, BYBIT_LINEAR], ids=str)
+async def test_of_a_damaged_file_without_another_source_nothing_is_imported(instrument: Instrument, tmp_path: Path) -> None:
+    clock, damage = Clock(MIDNIGHT), Damage(lambda body: body[: len(body) - 300])
+    async with simulated(instrument, clock, damage) as simulator, world(instrument, tmp_path, simulator, clock, now=MIDNIGHT + 1) as one:
+        await one.live(MIDNIGHT + 1, MIDNIGHT + 2 * MINUTE)
+        await one.bring_in(one.history(3 * HOUR), repair=False)
+        assert one.health.counts["history.damaged"] == 1
+        assert await one.store.pieces(instrument, Window(0, MIDNIGHT + DAY)) == []
+        assert await one.covered(Window(MIDNIGHT - DAY, MIDNIGHT)) == 0
+        detail = one.health.parts[f"{instrument.exchange} {instrument.market} history"].detail
+        assert f"the archive has no file of {date(2026, 7, 25)} yet" in detail
+
+
+async def test_a_day_that_the_archive_lacks_comes_from_pages_and_is_asked_for_again_later(tmp_path: Path) -> None:
+    clock, faults = Clock(MIDNIGHT), Faults()
+    faults.archive_delay = DAY
+    async with simulated(SPOT, clock, faults) as simulator, world(SPOT, tmp_path, simulator, clock, now=MIDNIGHT + MINUTE) as one:
+        await one.live(MIDNIGHT + MINUTE, MIDNIGHT + 3 * MINUTE)
+        await one.bring_in(one.history(3 * HOUR))
+        await one.compare(Window(MIDNIGHT - 3 * HOUR, MIDNIGHT + 2 * MINUTE))
+        assert one.health.counts["history.pages"] > 2
+        assert one.health.counts["history.damaged"] == 0
+
+
+@pytest.mark.parametrize("instrument", EVERY, ids=str)
+async def test_an_import_that_is_killed_fifty_times_comes_to_the_same_and_fetches_no_file_twice(
+    instrument: Instrument, tmp_path: Path
+) -> None:
+    chance, clock = random.Random(9), Clock(MIDNIGHT)
+    async with simulated(instrument, clock, activity=0.01 if instrument.exchange == "binance" else 0.05) as simulator:
+        async with world(instrument, tmp_path, simulator, clock, now=MIDNIGHT + MINUTE) as one:
+            await one.live(MIDNIGHT + MINUTE, MIDNIGHT + 10 * MINUTE)
+            await one.save()
+            # Made beforehand: what is sent to somebody who is not there any more counts here too.
+            archive, day = simulator.archive(instrument.exchange), date(2026, 7, 25)
+            await archive.answer(EXCHANGES[instrument.exchange].archives[instrument.market].path("BTCUSDT", day), {})
+            archive.asked.clear()
+        for _ in range(50):
+            async with world(instrument, tmp_path, simulator, clock, now=MIDNIGHT + 10 * MINUTE) as one:
+                await one.begin_again()
+                with anyio.move_on_after(chance.random() * 0.2):
+                    await one.bring_in(one.history(3 * HOUR))
+        async with world(instrument, tmp_path, simulator, clock, now=MIDNIGHT + 10 * MINUTE) as one:
+            await one.begin_again()
+            await one.bring_in(one.history(3 * HOUR))
+            end = MIDNIGHT + (9 * MINUTE if one.numbered else 0)
+            await one.compare(Window(MIDNIGHT - 3 * HOUR, end))
+            assert await one.covered(Window(MIDNIGHT - 3 * HOUR, end)) == 1
+            assert archive.asked
+            for path, sent in archive.asked.items():
+                assert sent < 2 * archive.size(path)
+            assert not (tmp_path / "archive" / f"{instrument.exchange}-{instrument.market}").exists()

@@ -347,7 +347,8 @@ class History:
             detail = f"{job.instrument.symbol}: {here / 1e6:,.1f} of {of / 1e6:,.1f} MB of {job.date} are here"
             self._health.report(self._part, State.OK, detail)
 
-        return await self._rest.download(self._exchange, self._archive_url, path, file, told)
+        # A file has its name only once all of it is here.
+        return await anyio.Path(file).exists() or await self._rest.download(self._exchange, self._archive_url, path, file, told)
 
     async def take_file(self, followed: Followed, file: Path, day: Window) -> int:
         """What the tape lacks of a day, from its file; how many trades that were. `ArchiveError`, and nothing taken, if it is not whole."""

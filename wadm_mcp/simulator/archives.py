@@ -67,6 +67,10 @@ class Archives:
             return self._ranged(path, body, headers.get("Range", ""))
         return None
 
+    def size(self, path: str) -> int:
+        """Bytes of a file that was asked for."""
+        return max((len(body) for (_, name), body in self._files.items() if name == path), default=0)
+
     def _ranged(self, path: str, body: bytes, wanted: str) -> Reply:
         first = re.fullmatch(r"bytes=([0-9]{1,15})-", wanted)
         if first is None:

@@ -18,6 +18,7 @@ from typing import Final, Self
 import anyio
 
 from wadm_mcp.model import Instrument, TradeType
+from wadm_mcp.simulator.archives import Archives
 from wadm_mcp.simulator.binance import BinanceLinear, BinanceSpot
 from wadm_mcp.simulator.bybit import Bybit, name_linear, name_pushed, name_spot
 from wadm_mcp.simulator.faults import Faults
@@ -121,6 +122,10 @@ class Simulator:
     def sent(self) -> Mapping[tuple[str, str, str], int]:
         """Rows pushed to at least one client, by (exchange, market, symbol); 0 where nothing was."""
         return self._stage.sent
+
+    def archive(self, exchange: str) -> Archives:
+        """The archive of an exchange, as its base URL in `urls` leads to it."""
+        return [venue for venue in self._venues if venue.exchange == exchange][-1].archives
 
     def tape(self, instrument: Instrument) -> Tape:
         """The ledger: everything an instrument has traded, whoever was told of it."""
