@@ -1,4 +1,5 @@
-"""The composition root: `wadm-mcp`, `serve`, `replay`, `doctor`, `audit`. Puts the parts together and turns outcomes into exit statuses.
+"""The composition root: `wadm-mcp`, `serve`, `replay`, `doctor`, `audit`, `import`. Puts the parts together and turns outcomes into
+exit statuses.
 
 0 after a signal or the end of input, 1 on failure, 2 on a bad setting or argument. Only MCP goes to stdout, except for what is a table.
 """
@@ -17,7 +18,7 @@ from typing import Final, NoReturn
 import anyio
 from anyio import to_thread
 
-from wadm_mcp import __version__
+from wadm_mcp import __version__, import_report
 from wadm_mcp.audit_report import Choice, audit
 from wadm_mcp.collection.lease import Lease
 from wadm_mcp.doctor import examine
@@ -102,6 +103,15 @@ def _parser() -> argparse.ArgumentParser:
     audit.add_argument("--symbol", help="default: every one")
     audit.add_argument("--from", dest="start", metavar="TIME", help="ISO 8601 or epoch (default: 24 hours before --to)")
     audit.add_argument("--to", dest="end", metavar="TIME", help="default: the last full hour")
+    bring = commands.add_parser("import", help="bring in the past, from the exchanges or from files on this disk")
+    bring.add_argument("files", nargs="*", type=Path, metavar="FILE", help="daily files under their exchange's own names")
+    bring.add_argument("--demo", action="store_true", default=argparse.SUPPRESS, help="from the loopback exchanges")
+    bring.add_argument("--exchange", choices=EXCHANGES, help="default: every one")
+    bring.add_argument("--market", choices=MARKETS, help="default: every one")
+    bring.add_argument("--symbol", help="default: every one")
+    bring.add_argument("--from", dest="start", metavar="TIME", help="ISO 8601 or epoch (default: WADM_HISTORY_HOURS before --to)")
+    bring.add_argument("--to", dest="end", metavar="TIME", help="default: now")
+    bring.add_argument("--plan", action="store_true", help="print what it would take, and do nothing")
     return parser
 
 
@@ -130,6 +140,8 @@ async def _run(arguments: argparse.Namespace) -> int:
         return await examine(settings)
     if arguments.command == "audit":
         return await _audit(settings, arguments)
+    if arguments.command == "import":
+        return await _import(settings, arguments)
     if arguments.command is None:
         _check_standard_files()
     try:
@@ -160,6 +172,19 @@ async def _audit(settings: Settings, arguments: argparse.Namespace) -> int:
             suffix = "_demo"
             settings = await _demo(stack, settings)
         return await audit(settings, choice, suffix)
+
+
+async def _import(settings: Settings, arguments: argparse.Namespace) -> int:
+    choice = import_report.Choice(arguments.exchange, arguments.market, arguments.symbol, arguments.start, arguments.end)
+    try:
+        async with AsyncExitStack() as stack:
+            suffix = ""
+            if arguments.demo:
+                suffix = "_demo"
+                settings = await _demo(stack, settings)
+            return await import_report.import_history(settings, choice, arguments.files, plan=arguments.plan, suffix=suffix)
+    except BaseExceptionGroup as group:
+        raise (ours(group) or group) from None
 
 
 def _check_standard_files() -> None:

@@ -20,6 +20,7 @@ from mcp.server.subscriptions import InMemorySubscriptionBus
 
 from wadm_mcp.audit import Auditor, HourlyAudit, Told, told_by_exchange
 from wadm_mcp.collection.follower import Follower
+from wadm_mcp.collection.imports import Imports
 from wadm_mcp.collection.journal import Journal
 from wadm_mcp.collection.lease import Lease
 from wadm_mcp.collection.recorder import Recorder
@@ -263,6 +264,7 @@ class Runtime:
                 )
                 start("writer", writer.run)
                 start("audit", self._hourly_audit(recorder, rest).run)
+                start("imports", Imports(settings.WADM_DATA_DIR / "import", lambda: roster.histories, health).run)
                 start("follower", partial(self._follower.run, roster))
                 await roster.run()
         finally:

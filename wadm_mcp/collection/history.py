@@ -25,7 +25,7 @@ from wadm_mcp.collection.continuity import ABSENT
 from wadm_mcp.collection.recorder import Followed, Recorder
 from wadm_mcp.collection.rest import Rest
 from wadm_mcp.errors import ArchiveError, ExchangeError
-from wadm_mcp.exchanges.exchange import Aggregate, Exchange
+from wadm_mcp.exchanges.exchange import Aggregate, ArchiveFormat, Exchange
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
 from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, Basis, Instrument, Span, Trade, Window
@@ -124,6 +124,9 @@ class History:
         self._part = f"{exchange.name} {market} history"
         self.idle = anyio.Event()
         """Set as long as there is nothing that can be brought in now; another one each time it has to do."""
+        self.wanted: list[tuple[Callable[[Instrument], bool], Window]] = []
+        """Windows that somebody ordered beside, and of which instruments."""
+        self._known_since: dict[Instrument, int] = {}
         self._not_before: dict[tuple[Instrument, int], float] = {}
         """When (monotonic) an archive may be asked again for a day."""
         self._emptied: set[tuple[Instrument, int, int | None]] = set()
@@ -160,25 +163,74 @@ class History:
 
     def _jobs(self) -> list[_Job]:
         """What is to be done, newest first. Tells on the way how far it is."""
-        jobs: list[_Job] = []
+        jobs: dict[tuple[Instrument, int, int | None], _Job] = {}
         told: list[str] = []
-        target = (self._clock() - self._reach) // MINUTE * MINUTE - _MARGIN
-        for followed in self._recorder.followed:
+        now = self._clock()
+        base = Window((now - self._reach) // MINUTE * MINUTE - _MARGIN, now)
+        for instrument in self.instruments:
+            followed = self._recorder[instrument]
             tape = followed.tape
-            if tape.instrument[:2] != (self._exchange.name, self._market) or not tape.adopted or not tape.settled_until:
-                continue
-            parts = [part for stretch in self.stretches(followed, Window(target, self._clock())) for part in _days(stretch)]
+            windows = [base] if self._reach else []
+            windows += [window for matches, window in self.wanted if matches(instrument)]
+            parts = self._parts(followed, windows)
             mine = [job for part in parts if (job := self._job(followed, part)) is not None]
-            tape.importing = self._progress(followed, target, mine)
+            tape.importing = self._progress(followed, min((window.start for window in windows), default=now), mine)
             if tape.importing is not None:
                 reached = datetime.fromtimestamp(tape.importing.reached / SECOND, UTC).strftime("%Y-%m-%dT%H:%MZ")
                 left = f"{tape.importing.rate:,} trades/s, about {tape.importing.seconds:,.0f} s are left"
-                told.append(f"{tape.instrument.symbol}: imported back to {reached}, {left}")
-            elif finished := [part.window.start for part in parts if part.window.start // DAY < self._clock() // DAY]:
-                told.append(f"{tape.instrument.symbol}: the archive has no file of {_date(finished[0])} yet")
-            jobs += mine
+                told.append(f"{instrument.symbol}: imported back to {reached}, {left}")
+            elif finished := [
+                part.window.start for part in parts if part.window.start // DAY < now // DAY and not self._is_empty(followed, part)
+            ]:
+                told.append(f"{instrument.symbol}: the archive has no file of {_date(finished[0])} yet")
+            jobs.update({(instrument, job.stretch.window.end, job.stretch.last): job for job in mine})
         self._health.report(self._part, State.OK, "; ".join(told))
-        return sorted(jobs, key=lambda job: job.stretch.window.end, reverse=True)
+        return sorted(jobs.values(), key=lambda job: job.stretch.window.end, reverse=True)
+
+    @property
+    def instruments(self) -> list[Instrument]:
+        """Those of this market that are recorded, and of which the tape knows where it begins."""
+        return [
+            followed.tape.instrument
+            for followed in self._recorder.followed
+            if followed.tape.instrument[:2] == (self._exchange.name, self._market) and followed.tape.adopted and followed.tape.settled_until
+        ]
+
+    def followed(self, instrument: Instrument) -> Followed | None:
+        """What the recorder knows of an instrument of this market."""
+        return self._recorder[instrument] if instrument in self.instruments else None
+
+    async def know(self, followed: Followed, window: Window) -> None:
+        """Learn what the store holds of a window that lies before what a start looks at."""
+        instrument, since = followed.tape.instrument, window.start
+        if self._known_since.get(instrument, self._clock() - DAY) > since:
+            followed.adopt(await self._store.spans(instrument, window), ())
+            self._known_since[instrument] = since
+
+    def left(self, matches: Callable[[Instrument], bool], window: Window) -> tuple[int, float, int]:
+        """What is still to be imported of a window: milliseconds of market time, about how many seconds that takes, and trades a second."""
+        length, seconds, rate = 0, 0.0, 0
+        for instrument in [instrument for instrument in self.instruments if matches(instrument)]:
+            followed = self._recorder[instrument]
+            jobs = [job for part in self._parts(followed, [window]) if (job := self._job(followed, part)) is not None]
+            how = self._progress(followed, window.start, jobs)
+            length += sum(job.stretch.window.length for job in jobs)
+            seconds += how.seconds if how is not None else 0.0
+            rate += how.rate if how is not None else 0
+        return length, seconds, rate
+
+    def told(self, matches: Callable[[Instrument], bool], window: Window) -> list[str]:
+        """A line for each instrument: how much of a window is held now."""
+        lines: list[str] = []
+        for instrument in [instrument for instrument in self.instruments if matches(instrument)]:
+            missing = sum(gap.length for gap in _between(_held(self._recorder[instrument]), window))
+            lines.append(f"{instrument}: {(window.length - missing) / HOUR:,.1f} of {window.length / HOUR:,.1f} hours are held")
+        return lines
+
+    def _parts(self, followed: Followed, windows: Sequence[Window]) -> list[Stretch]:
+        """What is missing of these windows, by days, each once."""
+        parts = [part for window in windows for stretch in self.stretches(followed, window) for part in _days(stretch)]
+        return list(dict.fromkeys(parts))
 
     def stretches(self, followed: Followed, window: Window) -> list[Stretch]:
         """What is not held of a window and is not for repair to bring, newest first."""
@@ -188,14 +240,14 @@ class History:
         held = _held(followed)
         if not held:
             return []
-        found = [
-            Stretch(Window(gap.start, gap.end), gap.first, gap.last)
-            for gap in reversed(followed.continuity.missing())
-            if gap.end - gap.start > LONG_GAP
-        ]
         oldest = held[0]
+        found = [
+            Stretch(Window(max(gap.start, window.start), min(gap.end, window.end)), gap.first, gap.last)
+            for gap in reversed(followed.continuity.missing())
+            if gap.end - gap.start > LONG_GAP and gap.start < window.end and gap.end > window.start
+        ]
         if oldest.start > window.start:
-            found.append(Stretch(Window(window.start, oldest.start), None, oldest.first_seq - 1))
+            found.append(Stretch(Window(window.start, min(window.end, oldest.start)), None, oldest.first_seq - 1))
         return found
 
     def _job(self, followed: Followed, part: Stretch) -> _Job | None:
@@ -206,12 +258,15 @@ class History:
         archived = day.end <= now and self._not_before.get((instrument, start), 0.0) <= self._monotonic()
         if not self._numbered:
             return _Job(followed, part, day, True) if archived else None
-        if (instrument, start, part.last) in self._emptied:
+        if self._is_empty(followed, part):
             return None
         served = self._market == "spot" or window.end > now - _REACH
         if archived and (window.length >= LONG_GAP or not served):
             return _Job(followed, part, day, True)
         return _Job(followed, part, day, False) if served else None
+
+    def _is_empty(self, followed: Followed, part: Stretch) -> bool:
+        return (followed.tape.instrument, part.window.start // DAY * DAY, part.last) in self._emptied
 
     def _progress(self, followed: Followed, target: int, jobs: Sequence[_Job]) -> Importing | None:
         if not jobs:
@@ -234,7 +289,11 @@ class History:
 
     async def _import(self, job: _Job) -> None:
         began = self._monotonic()
-        new = await (self._archived(job) if job.from_archive else self._paged(job))
+        job.followed.being_imported = job.day if job.from_archive else job.stretch.window
+        try:
+            new = await (self._archived(job) if job.from_archive else self._paged(job))
+        finally:
+            job.followed.being_imported = None
         seconds = max(0.001, self._monotonic() - began)
         if new:
             self._rates[job.instrument] = round(new / seconds)
@@ -350,8 +409,12 @@ class History:
         # A file has its name only once all of it is here.
         return await anyio.Path(file).exists() or await self._rest.download(self._exchange, self._archive_url, path, file, told)
 
-    async def take_file(self, followed: Followed, file: Path, day: Window) -> int:
-        """What the tape lacks of a day, from its file; how many trades that were. `ArchiveError`, and nothing taken, if it is not whole."""
+    async def take_file(self, followed: Followed, file: Path, day: Window, form: ArchiveFormat | None = None) -> int:
+        """What the tape lacks of a day, from its file; how many trades that were. `ArchiveError`, and nothing taken, if it is not whole.
+
+        `form` is what the file is, if not what the archive of the market is read in.
+        """
+        form = form or self._form
         listing, instrument = followed.tape.listing, followed.tape.instrument
         gaps = _between(_held(followed), day)
         wanted = {minute for gap in gaps for minute in range(gap.start - gap.start % MINUTE, gap.end, MINUTE)}
@@ -361,16 +424,17 @@ class History:
         def read() -> list[PackedPiece]:
             lines = archive_file.lines(file, listing.instrument.symbol)
             if self._numbered:
-                found = numbered_minutes(self._form, listing, lines, day, held)
+                found = numbered_minutes(form, listing, lines, day, held)
             else:
-                found = whole_minutes(self._form, listing, lines, day, wanted, beside)
+                found = whole_minutes(form, listing, lines, day, wanted, beside)
             return list(_cancellable(found))
 
         pieces = await to_thread.run_sync(read)
-        keeps_rows = self._keeps_rows(day.start) and (self._numbered or self._market == "linear")
+        own_ids = type(form) is type(self._form) and (self._numbered or self._market == "linear")
+        keeps_rows = own_ids and self._keeps_rows(day.start)
         new = 0
         if keeps_rows:
-            new += await self._take_rows(followed, file, day, gaps, {trade.trade_id for rows in beside.values() for trade in rows})
+            new += await self._take_rows(followed, form, file, gaps, {trade.trade_id for rows in beside.values() for trade in rows})
             if self._numbered:
                 return new
         return new + await self._take_pieces(instrument, followed, pieces, day)
@@ -389,10 +453,10 @@ class History:
             reached = whole.end
         return new
 
-    async def _take_rows(self, followed: Followed, file: Path, day: Window, gaps: Sequence[Window], known: set[str]) -> int:
+    async def _take_rows(self, followed: Followed, form: ArchiveFormat, file: Path, gaps: Sequence[Window], known: set[str]) -> int:
         """The single trades of a file that was read to its end before."""
         listing = followed.tape.listing
-        rows = self._form.rows(listing, archive_file.lines(file, listing.instrument.symbol))
+        rows = form.rows(listing, archive_file.lines(file, listing.instrument.symbol))
         new = 0
         while part := await to_thread.run_sync(lambda: [row.trade for row in islice(rows, _ROWS)]):
             if not self._numbered:

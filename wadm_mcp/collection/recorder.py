@@ -51,6 +51,8 @@ class Followed:
         self.tape = tape
         self.continuity = continuity
         self.pace = Pace()
+        self.being_imported: Window | None = None
+        """A stretch whose trades are coming in now, oldest first: what is missing there is nothing to repair."""
         self.numbered = isinstance(continuity, Counted)
         self._clock = clock
         self._monotonic = monotonic

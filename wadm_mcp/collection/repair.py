@@ -119,7 +119,7 @@ class Repairer:
         now, market_now = self._monotonic(), self._clock()
         left: list[str] = []
         for followed in self._mine():
-            gaps = [gap for gap in followed.continuity.missing() if self._longest is None or gap.end - gap.start <= self._longest]
+            gaps = [gap for gap in followed.continuity.missing() if self._is_mine(followed, gap)]
             left += self._tell(followed, gaps)
             every += [(followed.tape.instrument, gap) for gap in gaps]
             for gap in gaps:
@@ -136,6 +136,12 @@ class Repairer:
         due.sort(key=lambda job: job[1].end)
         self._turn += 1
         return due[0 if self._turn % _OLDEST_TURN == 0 else -1]
+
+    def _is_mine(self, followed: Followed, gap: Missing) -> bool:
+        coming = followed.being_imported
+        if coming is not None and gap.start < coming.end + _SKEW and gap.end > coming.start - _SKEW:
+            return False
+        return self._longest is None or gap.end - gap.start <= self._longest
 
     def _mine(self) -> list[Followed]:
         return [followed for followed in self._recorder.followed if followed.tape.instrument[:2] == (self._exchange.name, self._market)]

@@ -193,6 +193,22 @@ class Rest:
         await anyio.Path(part).replace(file)
         return True
 
+    async def size(self, exchange: Exchange, base_url: str, path: str) -> int | None:
+        """Bytes of a file of an exchange's archive; None where the archive has none, or does not tell."""
+        who = f"{exchange.name} archive"
+        try:
+            url = httpx2.URL(base_url.rstrip("/") + path)
+        except httpx2.InvalidURL:
+            raise ExchangeError(f"{who}: its base URL is no URL. Give one such as https://host:port") from None
+        with _failing(who, _place(url), self._connect, self._read):
+            async with self._client.stream("GET", url, headers={"Range": "bytes=0-0"}) as response:
+                if response.status_code == HTTPStatus.NOT_FOUND:
+                    return None
+                if response.status_code not in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
+                    raise _answered(who, Request(path, {}), response, b"")
+                whole = response.headers.get("Content-Range", "").rpartition("/")[2] or response.headers.get("Content-Length", "")
+                return int(whole) if whole.isdecimal() else None
+
     async def _save(self, response: httpx2.Response, part: Path, here: int, told: Callable[[int, int], None]) -> None:
         length = response.headers.get("Content-Length", "")
         whole = here + int(length) if length.isdecimal() else 0

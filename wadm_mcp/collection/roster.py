@@ -115,6 +115,8 @@ class Roster:
         self._unknown: list[tuple[_Market, str, str]] = []
         """Symbols that a market does not list, with near matches, of which nothing was told yet."""
         self._recording: set[Instrument] = set()
+        self.histories: list[History] = []
+        """Those of the markets that are recorded here."""
         self._tracked: set[Instrument] = set()
         """Instruments that somebody asked for beside the settings."""
         self._listings_known: dict[tuple[str, str], tuple[float, dict[str, Listing]]] = {}
@@ -286,8 +288,9 @@ class Roster:
         if not each.repaired:
             each.repaired = True
             self._start(f"{each.exchange.name} {each.market} repair", self._repairer(each).run)
-            if self._settings.WADM_HISTORY_HOURS:
-                self._start(f"{each.exchange.name} {each.market} history", self._history(each).run)
+            history = self._history(each)
+            self.histories.append(history)
+            self._start(f"{each.exchange.name} {each.market} history", history.run)
 
     def _collect(self, each: _Market, listings: Sequence[Listing]) -> None:
         url, size = self._settings.socket_url(each.exchange.name, each.market), each.exchange.limits(each.market).streams

@@ -72,15 +72,15 @@ class Archives:
         return max((len(body) for (_, name), body in self._files.items() if name == path), default=0)
 
     def _ranged(self, path: str, body: bytes, wanted: str) -> Reply:
-        first = re.fullmatch(r"bytes=([0-9]{1,15})-", wanted)
+        first = re.fullmatch(r"bytes=([0-9]{1,15})-([0-9]{0,15})", wanted)
         if first is None:
             part, reply = body, Reply(200, body)
         elif int(first[1]) >= len(body):
             return Reply(416, b"", {"Content-Range": f"bytes */{len(body)}"})
         else:
             start = int(first[1])
-            part = body[start:]
-            reply = Reply(206, part, {"Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}"})
+            part = body[start : int(first[2]) + 1 if first[2] else len(body)]
+            reply = Reply(206, part, {"Content-Range": f"bytes {start}-{start + len(part) - 1}/{len(body)}"})
         self.asked[path] = self.asked.get(path, 0) + len(part)
         return reply
 

@@ -1,0 +1,216 @@
+"""`wadm-mcp import`: leaves an order with whoever records on the data directory, or records meanwhile, and shows how far it is."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import anyio
+from anyio import to_thread
+
+from wadm_mcp.collection import imports
+from wadm_mcp.collection.imports import ArchiveFile, Order, Progress
+from wadm_mcp.collection.lease import Lease
+from wadm_mcp.collection.rest import Rest
+from wadm_mcp.collection.roster import EXCHANGES
+from wadm_mcp.errors import ArchiveError, ExchangeError, QueryError, SettingError, WadmError
+from wadm_mcp.exchanges.formats import FORMATS, recognise
+from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, Instrument, Window
+from wadm_mcp.queries.arguments import Call, read_time
+from wadm_mcp.queries.numbers import iso
+from wadm_mcp.runtime import Runtime
+from wadm_mcp.settings import Settings
+from wadm_mcp.signals import stop_signals
+from wadm_mcp.standard_files import print_lines
+
+_EVERY: Final = 0.25
+_SAID_EVERY: Final = 10.0
+"""Seconds between lines where there is no terminal."""
+_PATIENCE: Final = 30.0
+_BAR: Final = 24
+_ROWS_A_SECOND: Final = 100_000
+_BYTES_A_ROW: Final = 18
+"""Packed, as spot files have them; for the plan's time, nothing else."""
+_CALL: Final = Call("wadm-mcp import", (("--from", "2026-06-01"), ("--to", "2026-06-02")))
+
+
+class Choice(NamedTuple):
+    """What to import, as the command line gives it; None for everything and for the hours that the settings name."""
+
+    exchange: str | None = None
+    market: str | None = None
+    symbol: str | None = None
+    start: str | None = None
+    end: str | None = None
+
+
+async def import_history(settings: Settings, choice: Choice, files: Sequence[Path], *, plan: bool, suffix: str = "") -> int:
+    """Import, and return the exit status: 0 when the order is fulfilled, 1 where a file was refused or nobody took the order up.
+
+    `SettingError` for an argument that cannot be used; `WadmError` as of the runtime.
+    """
+    now = time.time_ns() // 1_000_000
+    order = _of_files(choice, files) if files else _of_window(settings, choice, now)
+    lines = await _planned(settings, order, now)
+    print_lines(lines)
+    if plan:
+        return 0
+    name, folder = f"{now}-{os.getpid()}", settings.WADM_DATA_DIR / "import"
+    settings.WADM_DATA_DIR.mkdir(parents=True, exist_ok=True)
+    await to_thread.run_sync(imports.leave, folder, name, order)
+    fulfilled: Progress | None = None
+    try:
+        with stop_signals() as asked:
+            async with AsyncExitStack() as stack:
+                tasks = await stack.enter_async_context(anyio.create_task_group())
+                stack.callback(tasks.cancel_scope.cancel)
+                tasks.start_soon(_until_asked, asked, tasks.cancel_scope)
+                if not _somebody_records(settings):
+                    runtime = await stack.enter_async_context(Runtime(settings, suffix=suffix))
+                    tasks.start_soon(_until_failed, runtime)
+                fulfilled = await _watch(folder, name)
+    finally:
+        imports.withdraw(folder, name)
+    if fulfilled is None:
+        print_lines(["stopped; what is imported stays, and the same command goes on from there"])
+        return 0
+    print_lines(fulfilled.lines)
+    return 1 if any("nothing is imported" in line or "not followed" in line for line in fulfilled.lines) else 0
+
+
+def _of_files(choice: Choice, files: Sequence[Path]) -> Order:
+    found: list[ArchiveFile] = []
+    for path in files:
+        try:
+            form, symbol, day = recognise(path, choice.exchange, choice.market)
+            if not path.is_file():
+                raise ArchiveError(f"{path.name}: there is no such file")
+        except ArchiveError as error:
+            raise SettingError(str(error)) from None
+        start = round(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) * SECOND
+        instrument = Instrument(FORMATS[form].exchange, FORMATS[form].market, symbol)
+        found.append(ArchiveFile(str(path.absolute()), form, instrument, start))
+    return Order(0, 0, files=found)
+
+
+def _of_window(settings: Settings, choice: Choice, now: int) -> Order:
+    try:
+        start = read_time(_CALL, "--from", choice.start)
+        end = read_time(_CALL, "--to", choice.end)
+    except QueryError as error:
+        raise SettingError(str(error)) from None
+    end = now if end is None else min(end, now)
+    start = end - max(1, settings.WADM_HISTORY_HOURS) * HOUR if start is None else start
+    start, end = start - start % MINUTE, end - end % MINUTE
+    if start >= end:
+        raise SettingError(f"--from {choice.start or iso(start)} --to {choice.end or iso(end)}: no whole minute lies between, before now")
+    symbol = None if choice.symbol is None else choice.symbol.upper()
+    return Order(start, end, choice.exchange, choice.market, symbol)
+
+
+async def _planned(settings: Settings, order: Order, now: int) -> list[str]:
+    """Days, bytes, requests and time that an order may take, were nothing of it held yet."""
+    if order.files:
+        size = sum([(await anyio.Path(file.path).stat()).st_size for file in order.files])
+        return [f"{len(order.files)} files, {size / 1e6:,.1f} MB, about {_duration(size / _BYTES_A_ROW / _ROWS_A_SECOND)}"]
+    lines = [f"{iso(order.start)} to {iso(order.end)}, as far as it is not held yet:"]
+    window = Window(order.start, order.end)
+    async with Rest(proxied=not settings.stays_on_loopback) as rest:
+        for instrument in _instruments(settings, order):
+            exchange = EXCHANGES[instrument.exchange]
+            form = exchange.archives[instrument.market]
+            days, missing, size, paged = 0, 0, 0, 0
+            for start in range(window.start - window.start % DAY, window.end, DAY):
+                length = min(window.end, start + DAY) - max(window.start, start)
+                found = None
+                if start + DAY <= now:
+                    day = datetime.fromtimestamp(start / SECOND, UTC).date()
+                    try:
+                        found = await rest.size(exchange, settings.archive_url(instrument.exchange), form.path(instrument.symbol, day))
+                    except ExchangeError as error:
+                        lines.append(f"  {instrument}: {error}")
+                if found is not None:
+                    days, size = days + 1, size + found
+                elif form.numbers_trades:
+                    paged += length
+                else:
+                    missing += length
+            told = [f"{days} days from the archive, {size / 1e6:,.1f} MB"]
+            if paged:
+                told.append(f"{paged / HOUR:,.1f} hours in pages, as its budget allows")
+            if missing:
+                told.append(f"{missing / HOUR:,.1f} hours that nobody serves yet")
+            told.append(f"about {_duration(size / _BYTES_A_ROW / _ROWS_A_SECOND)} and what pages take")
+            lines.append(f"  {instrument}: {'; '.join(told)}")
+    return lines
+
+
+def _instruments(settings: Settings, order: Order) -> list[Instrument]:
+    every = [
+        Instrument(exchange, market, symbol)
+        for exchange in settings.WADM_EXCHANGES
+        for market in settings.WADM_MARKETS
+        for symbol in settings.WADM_SYMBOLS
+    ]
+    found = [instrument for instrument in every if order.matches(instrument)]
+    if not found and order.symbol is not None and order.exchange is not None and order.market is not None:
+        # A tracked one, which the settings do not name.
+        return [Instrument(order.exchange, order.market, order.symbol)]
+    if not found:
+        raise SettingError(f"nothing that is followed matches. Followed: {', '.join(map(str, every))}")
+    return found
+
+
+def _somebody_records(settings: Settings) -> bool:
+    with Lease(settings.WADM_DATA_DIR) as lease:
+        return not lease.take()
+
+
+async def _until_asked(asked: Callable[[], Awaitable[None]], scope: anyio.CancelScope) -> None:
+    await asked()
+    scope.cancel()
+
+
+async def _until_failed(runtime: Runtime) -> None:
+    raise await runtime.failed()
+
+
+async def _watch(folder: Path, name: str) -> Progress:
+    """Show how far an order is until it is fulfilled. `WadmError` where nobody takes it up."""
+    began, said, shown = time.monotonic(), 0.0, False
+    terminal = sys.stderr.isatty()
+    try:
+        while True:
+            how = await to_thread.run_sync(imports.progress, folder, name)
+            if how is not None and how.done:
+                return how
+            if how is None and time.monotonic() - began > _PATIENCE:
+                raise WadmError(f"nobody took the order up within {_PATIENCE:.0f} s; is the process that records on {folder.parent} well?")
+            if how is not None and (terminal or time.monotonic() - said >= _SAID_EVERY):
+                said = time.monotonic()
+                shown = terminal
+                line = _line(how)
+                sys.stderr.write(f"\r\x1b[K{line[: shutil.get_terminal_size().columns - 1]}" if terminal else f"{line}\n")
+                sys.stderr.flush()
+            await anyio.sleep(_EVERY)
+    finally:
+        if shown:
+            with suppress(OSError):
+                sys.stderr.write("\r\x1b[K")
+
+
+def _line(how: Progress) -> str:
+    done = int(how.part * _BAR)
+    return f"[{'#' * done}{'-' * (_BAR - done)}] {how.part:4.0%}  {how.rate:,} trades/s, about {_duration(how.seconds)} left"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
