@@ -65,7 +65,7 @@ async def import_history(settings: Settings, choice: Choice, files: Sequence[Pat
     name, folder = f"{now}-{os.getpid()}", settings.WADM_DATA_DIR / "import"
     settings.WADM_DATA_DIR.mkdir(parents=True, exist_ok=True)
     await to_thread.run_sync(imports.leave, folder, name, order)
-    fulfilled: Progress | None = None
+    found: list[Progress] = []
     try:
         with stop_signals() as asked:
             async with AsyncExitStack() as stack:
@@ -75,12 +75,13 @@ async def import_history(settings: Settings, choice: Choice, files: Sequence[Pat
                 if not _somebody_records(settings):
                     runtime = await stack.enter_async_context(Runtime(settings, suffix=suffix))
                     tasks.start_soon(_until_failed, runtime)
-                fulfilled = await _watch(folder, name)
+                found.append(await _watch(folder, name))
     finally:
         imports.withdraw(folder, name)
-    if fulfilled is None:
+    if not found:
         print_lines(["stopped; what is imported stays, and the same command goes on from there"])
         return 0
+    (fulfilled,) = found
     print_lines(fulfilled.lines)
     return 1 if any("nothing is imported" in line or "not followed" in line for line in fulfilled.lines) else 0
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import shutil
 import sys
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Final
 
 import anyio
 
 from wadm_mcp.health import State
 from wadm_mcp.logs import clear_line_first, log
-from wadm_mcp.model import DAY
+from wadm_mcp.model import DAY, SECOND
 from wadm_mcp.runtime import Runtime
 from wadm_mcp.settings import Settings
 from wadm_mcp.simulator.feed import ReplayFeed
@@ -83,6 +84,11 @@ def status_line(runtime: Runtime, rate: int, replay: ReplayFeed | None) -> str:
             told.append(f"{runtime.waiting:,} wait for the store")
     else:
         told.append(f"{len(followed)} instruments")
+    imports = [tape.importing for tape in runtime.tape if tape.importing is not None]
+    if imports:
+        reached = datetime.fromtimestamp(max(one.reached for one in imports) / SECOND, UTC).strftime("%Y-%m-%d %H:%MZ")
+        rate, seconds = max(one.rate for one in imports), max(one.seconds for one in imports)
+        told.append(f"importing before {reached}, {rate:,} trades/s, {seconds:,.0f} s left")
     if replay is not None:
         told.append(f"replay {replay.played:,} of {replay.total:,}")
     if not runtime.health.ready and runtime.health.reasons:

@@ -185,7 +185,7 @@ def test_the_tool_list_is_small() -> None:
             "outputSchema": tool.output_schema,
             "annotations": tool.annotations.model_dump(by_alias=True, exclude_none=True) if tool.annotations else None,
         }
-        for tool in tools()
+        for tool in tools(tracking=True)
     ]
     assert len(json.dumps({"tools": listed}, separators=(",", ":"))) / 4 < 4_000
 

@@ -188,13 +188,16 @@ class History:
         return sorted(jobs.values(), key=lambda job: job.stretch.window.end, reverse=True)
 
     @property
+    def recorded(self) -> list[Instrument]:
+        """Those of this market that are recorded."""
+        every = [followed.tape.instrument for followed in self._recorder.followed]
+        return [instrument for instrument in every if instrument[:2] == (self._exchange.name, self._market)]
+
+    @property
     def instruments(self) -> list[Instrument]:
-        """Those of this market that are recorded, and of which the tape knows where it begins."""
-        return [
-            followed.tape.instrument
-            for followed in self._recorder.followed
-            if followed.tape.instrument[:2] == (self._exchange.name, self._market) and followed.tape.adopted and followed.tape.settled_until
-        ]
+        """Those of them of which the tape knows where it begins."""
+        tapes = [self._recorder[instrument].tape for instrument in self.recorded]
+        return [tape.instrument for tape in tapes if tape.adopted and tape.settled_until]
 
     def followed(self, instrument: Instrument) -> Followed | None:
         """What the recorder knows of an instrument of this market."""

@@ -23,7 +23,9 @@ from wadm_mcp.model import DAY, Instrument, Window
 
 _EVERY: Final = 0.5
 _SETTLED: Final = 4
-"""Looks in a row that find nothing to do, before an order is fulfilled: a symbol may be on its way to be followed."""
+"""Looks in a row that find nothing to do, before an order is fulfilled."""
+_PATIENCE: Final = 60.0
+"""Seconds that an order waits for instruments of which nothing has come in yet: only then is it known where their past ends."""
 
 
 class ArchiveFile(msgspec.Struct, frozen=True):
@@ -140,7 +142,7 @@ class Imports:
 
     async def _window(self, path: Path, order: Order) -> list[str]:
         window = Window(order.start, order.end)
-        whole, quiet = 0, 0
+        whole, quiet, began = 0, 0, anyio.current_time()
         taken: set[History] = set()
         try:
             while quiet < _SETTLED and await anyio.Path(path).exists():
@@ -156,7 +158,10 @@ class Imports:
                 looks = [history.left(order.matches, window) for history in taken]
                 left, seconds, rate = (sum(look[place] for look in looks) for place in range(3))
                 whole = max(whole, left)
-                quiet = quiet + 1 if not left else 0
+                due = [instrument for history in taken for instrument in history.recorded if order.matches(instrument)]
+                ready = [instrument for history in taken for instrument in history.instruments if order.matches(instrument)]
+                waits = (not due or len(ready) < len(due)) and anyio.current_time() - began < _PATIENCE
+                quiet = quiet + 1 if not left and not waits else 0
                 await self._tell(path, Progress(1 - left / whole if whole else 0.0, round(rate), seconds, []))
                 await anyio.sleep(_EVERY)
             return [line for history in taken for line in history.told(order.matches, window)] or ["no instrument matches"]

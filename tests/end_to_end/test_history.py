@@ -1,0 +1,163 @@
+"""A past within half a minute, symbols on demand, and imports by hand, as a user meets them."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx2
+import pytest
+from mcp import Client, StdioServerParameters
+from mcp.types import TextContent
+
+from tests.end_to_end.process import COMMAND, environment, serving, until
+from wadm_mcp.exchanges.binance import Binance
+from wadm_mcp.simulator.simulator import Simulator
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_the_demo_has_a_past_within_half_a_minute_of_its_first_answer(tmp_path: Path) -> None:
+    async with serving(tmp_path / "data", "serve", "--demo", settings={"WADM_HISTORY_HOURS": "24"}) as served:
+        # On a machine that runs other tests beside, so long; alone it is a third of that.
+        async def told(exchange: str) -> dict[str, Any]:
+            answer = await served.get("/api/volume-profile", symbol="BTCUSDT", window="24h", exchange=exchange, detail="brief")
+            return dict(answer["coverage"])
+
+        async def whole() -> bool:
+            return (await told("binance"))["ratio"] == 1
+
+        await until(whole, within=90)
+        coverage = await told("binance")
+        assert coverage["gaps"] == []
+        assert "importing" not in coverage
+
+        async def all_but_today() -> bool:
+            gaps = (await told("bybit"))["gaps"]
+            return len(gaps) == 1 and gaps[0][0].endswith("T00:00:00Z")
+
+        await until(all_but_today, within=60)
+        assert await served.stop() == 0
+
+
+async def test_a_symbol_that_nobody_follows_is_live_and_has_a_past_once_it_is_tracked(tmp_path: Path) -> None:
+    settings = environment(tmp_path, WADM_HISTORY_HOURS="1", WADM_EXCHANGES="binance")
+    server = StdioServerParameters(command=sys.executable, args=["-m", "wadm_mcp", "--demo"], env=settings, cwd=tmp_path)
+    heard: list[str] = []
+
+    async def heard_of(progress: float, total: float | None, message: str | None) -> None:
+        assert total is not None
+        assert 0 <= progress <= total
+        heard.append(message or "")
+
+    with anyio.fail_after(120):
+        async with Client(server) as client:
+            refused = await client.call_tool("get_volume_profile", {"symbol": "ETHUSDT"})
+            assert isinstance(refused.content[0], TextContent)
+            assert "is not followed" in refused.content[0].text
+            assert "track_market adds one" in refused.content[0].text
+            tracked = await client.call_tool("track_market", {"symbol": "eth/usdt", "wait": 60}, progress_callback=heard_of)
+            answer = tracked.structured_content
+            assert answer is not None
+            assert answer["tracked"] == ["binance:spot:ETHUSDT"]
+            assert [row[3] for row in answer["markets"]["rows"]] == ["live"]
+            assert heard
+            unknown = await client.call_tool("track_market", {"symbol": "ETHUSDX"})
+            assert isinstance(unknown.content[0], TextContent)
+            assert "is not listed at binance spot. Nearest: ETHUSDT" in unknown.content[0].text
+            kept = await client.call_tool("untrack_market", {"symbol": "BTCUSDT"})
+            assert isinstance(kept.content[0], TextContent)
+            assert "was not added by track_market. Added: binance:spot:ETHUSDT" in kept.content[0].text
+        async with Client(server) as client:
+
+            async def followed() -> list[str]:
+                markets = (await client.call_tool("list_markets", {})).structured_content
+                assert markets is not None
+                return [row[2] for row in markets["markets"]["rows"]]
+
+            async def again() -> bool:
+                return await followed() == ["BTCUSDT", "ETHUSDT"]
+
+            await until(again)
+            taken = await client.call_tool("untrack_market", {"symbol": "ETHUSDT"})
+            assert taken.structured_content is not None
+            assert taken.structured_content["untracked"] == ["binance:spot:ETHUSDT"]
+
+            async def gone() -> bool:
+                return await followed() == ["BTCUSDT"]
+
+            await until(gone)
+
+
+async def test_over_http_tracking_is_the_operators_to_allow(tmp_path: Path) -> None:
+    async with serving(tmp_path / "data", "serve", "--demo") as served, Client(f"{served.url}/mcp") as client:
+        assert "track_market" not in {tool.name for tool in (await client.list_tools()).tools}
+        refused = await client.call_tool("get_volume_profile", {"symbol": "ETHUSDT"})
+        assert isinstance(refused.content[0], TextContent)
+        assert "The operator adds one in WADM_SYMBOLS" in refused.content[0].text
+        assert await served.stop() == 0
+
+
+async def run(folder: Path, settings: dict[str, str], *arguments: str, within: float = 90) -> tuple[int, str, str]:
+    with anyio.fail_after(within):
+        ended = await anyio.run_process([*COMMAND, *arguments], env=environment(folder, **settings), check=False)
+    return ended.returncode, ended.stdout.decode(), ended.stderr.decode()
+
+
+async def test_an_import_by_hand_prints_its_plan_survives_kills_and_takes_files_beside_whoever_records(tmp_path: Path) -> None:
+    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    since, day = (today - timedelta(days=2)).isoformat(), today - timedelta(days=3)
+    async with Simulator(seed=5, activity=0.05) as simulator:
+        settings = {f"WADM_{name.upper()}": url for name, url in simulator.urls.items()} | {"WADM_EXCHANGES": "binance"}
+        order = ("import", "--from", since, "--to", (today - timedelta(days=1)).isoformat())
+        status, plan, _ = await run(tmp_path, settings, *order, "--plan")
+        assert status == 0
+        assert "binance:spot:BTCUSDT: 1 days from the archive" in plan
+        assert not (tmp_path / "wadm.sqlite").exists()
+        chance = random.Random(3)
+        for _ in range(3):
+            with anyio.move_on_after(1 + chance.random() * 2) as killed:
+                await run(tmp_path, settings, *order)
+            assert killed.cancelled_caught
+        status, told, _ = await run(tmp_path, settings, *order)
+        assert (status, told.splitlines()[-1]) == (0, "binance:spot:BTCUSDT: 24.0 of 24.0 hours are held")
+        path = Binance().archives["spot"].path("BTCUSDT", day.date())
+        name = path.rpartition("/")[2]
+        async with httpx2.AsyncClient(trust_env=False) as client:
+            body = (await client.get(simulator.urls["binance_archive"] + path)).content
+        (tmp_path / name).write_bytes(body)
+        broken = tmp_path / name.replace(f"{day:%Y-%m-%d}", f"{today - timedelta(days=4):%Y-%m-%d}")
+        shutil.copy(tmp_path / name, broken)
+        async with serving(tmp_path, "serve", settings=settings) as served:
+
+            async def live() -> bool:
+                return bool((await served.get("/health"))["status"] == "ok")
+
+            await until(live)
+            status, told, _ = await run(tmp_path, settings, "import", str(tmp_path / name), str(broken))
+            assert status == 1
+            good, bad = told.splitlines()[1:]
+            assert good.startswith(f"{name}: ")
+            assert good.endswith(" trades were new")
+            assert "nothing is imported of it" in bad
+            assert "is not of the file's day" in bad
+            profile = await served.get(
+                "/api/volume-profile", symbol="BTCUSDT", start=day.isoformat(), end=(day + timedelta(days=1)).isoformat(), detail="brief"
+            )
+            assert profile["trade_count"] > 1_000
+            assert await served.stop(signal.SIGTERM) == 0
+
+
+async def test_a_file_that_is_called_wrong_is_refused_before_anything_begins(tmp_path: Path) -> None:
+    status, _, said = await run(tmp_path, {}, "import", "trades.zip")
+    assert status == 2
+    assert "trades.zip: no daily file is called so; give it under its exchange's own name" in said
+    status, _, said = await run(tmp_path, {}, "import", "BTCUSDT-aggTrades-2026-07-25.zip")
+    assert status == 2
+    assert "a file of spot and one of linear are called so; say which with --market" in said
