@@ -137,7 +137,7 @@ async def test_an_import_by_hand_prints_its_plan_survives_kills_and_takes_files_
         async with serving(tmp_path, "serve", settings=settings) as served:
 
             async def live() -> bool:
-                return bool((await served.get("/health"))["status"] == "ok")
+                return [row[3] for row in (await served.get("/api/markets"))["markets"]["rows"]] == ["live"]
 
             await until(live)
             status, told, _ = await run(tmp_path, settings, "import", str(tmp_path / name), str(broken))
