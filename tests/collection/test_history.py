@@ -21,7 +21,6 @@ import pytest
 from tests.market import Clock
 from tests.test_audit import ledger
 from wadm_mcp.analytics.footprint import Footprint
-from wadm_mcp.collection import history as history_module
 from wadm_mcp.collection.assembly import assembled
 from wadm_mcp.collection.history import History
 from wadm_mcp.collection.overlap import Overlap
@@ -94,7 +93,7 @@ class World:
     def repairer(self) -> Repairer | Overlap:
         common = (self.exchange, self.instrument.market, self.rest_url, self.rest, self.recorder, self.health)
         if self.numbered:
-            return Repairer(*common, self.clock, anyio.current_time, 3 * DAY, history_module.LONG_GAP)
+            return Repairer(*common, self.clock, anyio.current_time, 3 * DAY, long_gaps=False)
         return Overlap(*common, anyio.current_time)
 
     def traded(self, start: int, end: int) -> list[Trade]:

@@ -140,9 +140,9 @@ async def test_an_import_by_hand_prints_its_plan_survives_kills_and_takes_files_
                 return [row[3] for row in (await served.get("/api/markets"))["markets"]["rows"]] == ["live"]
 
             await until(live)
-            status, told, _ = await run(tmp_path, settings, "import", str(tmp_path / name), str(broken))
+            status, told, _ = await run(tmp_path, settings, "import", str(broken), str(tmp_path / name))
             assert status == 1
-            good, bad = told.splitlines()[1:]
+            bad, good = told.splitlines()[1:]
             assert good.startswith(f"{name}: ")
             assert good.endswith(" trades were new")
             assert "nothing is imported of it" in bad

@@ -23,6 +23,7 @@ from wadm_mcp.collection.assembly import pieces_of
 from wadm_mcp.collection.budget import Priority
 from wadm_mcp.collection.continuity import ABSENT
 from wadm_mcp.collection.recorder import Followed, Recorder
+from wadm_mcp.collection.repair import LONG_GAP
 from wadm_mcp.collection.rest import Rest
 from wadm_mcp.errors import ArchiveError, ExchangeError
 from wadm_mcp.exchanges.exchange import Aggregate, ArchiveFormat, Exchange
@@ -31,9 +32,6 @@ from wadm_mcp.logs import log
 from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, Basis, Instrument, Span, Trade, Window
 from wadm_mcp.storage.store import Store
 from wadm_mcp.tape import Importing
-
-LONG_GAP: Final = 2 * HOUR
-"""Gaps between what is held that are longer than this are not repaired but imported: a day's file costs less than its pages."""
 
 _MARGIN: Final = 20 * MINUTE
 """History reaches this much further back than is asked for, so that a question of just that length finds all of it."""

@@ -16,7 +16,7 @@ import anyio
 
 from wadm_mcp.collection.assembly import pieces_of
 from wadm_mcp.collection.budget import Priority
-from wadm_mcp.collection.continuity import Missing
+from wadm_mcp.collection.continuity import IMPORTED, Missing
 from wadm_mcp.collection.counted import Counted
 from wadm_mcp.collection.recorder import Followed, Recorder
 from wadm_mcp.collection.rest import Rest
@@ -42,6 +42,8 @@ _PAUSES: Final = (1.0, 2.0, 5.0, 15.0, 60.0)
 """Seconds before the same ids are asked for again: the exchange's database lags behind its stream."""
 _STALE: Final = HOUR
 """Age of a gap that no lag of a database explains any more."""
+LONG_GAP: Final = 2 * HOUR
+"""A longer one may be history's to fill, from an archive: a day's file costs less than its pages."""
 _CHUNK: Final = 10 * MINUTE
 """Market time whose aggregates are fetched in a row, newest chunk first."""
 _STRADDLED: Final = 1_000
@@ -59,7 +61,8 @@ class _Tried(NamedTuple):
 class Repairer:
     """Repairs every followed instrument of a market until cancelled.
 
-    `trades_life` is how long rows are kept (ms). Gaps longer than `longest` (ms) are left to who imports history.
+    `trades_life` is how long rows are kept (ms). Without `long_gaps` those of more than two hours
+    are left to who imports history.
     """
 
     def __init__(
@@ -73,7 +76,7 @@ class Repairer:
         clock: Callable[[], int],
         monotonic: Callable[[], float],
         trades_life: int,
-        longest: int | None = None,
+        long_gaps: bool = True,
     ) -> None:
         self._exchange = exchange
         self._market = market
@@ -84,7 +87,7 @@ class Repairer:
         self._clock = clock
         self._monotonic = monotonic
         self._trades_life = trades_life
-        self._longest = longest
+        self._long_gaps = long_gaps
         self._budget = rest.budget(exchange, market, base_url)
         self._part = f"{exchange.name} {market} repair"
         self._turn = 0
@@ -141,7 +144,11 @@ class Repairer:
         coming = followed.being_imported
         if coming is not None and gap.start < coming.end + _SKEW and gap.end > coming.start - _SKEW:
             return False
-        return self._longest is None or gap.end - gap.start <= self._longest
+        if gap.end - gap.start <= LONG_GAP:
+            return True
+        # What somebody imported by hand long before the tape is an island: the time between was not asked for.
+        after_import = any(span.last_seq == gap.first - 1 and span.reason == IMPORTED for span in followed.continuity.spans)
+        return self._long_gaps and not after_import
 
     def _mine(self) -> list[Followed]:
         return [followed for followed in self._recorder.followed if followed.tape.instrument[:2] == (self._exchange.name, self._market)]

@@ -17,7 +17,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from wadm_mcp.collection.collector import Collector
-from wadm_mcp.collection.history import LONG_GAP, History
+from wadm_mcp.collection.history import History
 from wadm_mcp.collection.overlap import Overlap
 from wadm_mcp.collection.recorder import Recorder
 from wadm_mcp.collection.repair import Repairer
@@ -329,7 +329,7 @@ class Roster:
                 self._clock,
                 self._monotonic,
                 self._settings.lives.trades,
-                LONG_GAP if self._settings.WADM_HISTORY_HOURS else None,
+                long_gaps=not self._settings.WADM_HISTORY_HOURS,
             )
         return Overlap(each.exchange, each.market, url, self._rest, self._recorder, self._health, self._monotonic)
 
