@@ -31,9 +31,10 @@ format: $(VENV)/ready ## put the code in shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/ready ## measure the hot path and the cache
+bench: $(VENV)/ready ## measure the hot path, the cache and the import of a day
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.cache
+	$(BIN)/python -m benchmarks.history
 
 soak: $(VENV)/ready ## chaos, kills and outages at full rate, for as long as a bad day has them; WADM_SOAK_SEED=2 for another
 	WADM_SOAK=1 $(BIN)/python -m pytest -q -s tests/soak tests/end_to_end/test_production_store.py

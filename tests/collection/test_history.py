@@ -291,7 +291,7 @@ def of_another_symbol(body: bytes) -> bytes:
         text = packed.read(packed.namelist()[0])
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as packed:
-        packed.writestr("ETHUSDT-trades-2026-07-25.csv", text)
+        packed.writestr(zipfile.ZipInfo("ETHUSDT-trades-2026-07-25.csv"), text)
     return made.getvalue()
 
 

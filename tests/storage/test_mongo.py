@@ -276,6 +276,7 @@ def lives_of(lives: Lives) -> dict[str, dict[str, Any]]:
         "marks": {},
         "counters": {},
         "listings": {},
+        "tracked": {},
         "schema": {},
     }
 

@@ -31,7 +31,8 @@ _RECOVERED: Final = 10
 """Marked minutes that a start brings back at once; a crash leaves one or two."""
 _LONGEST_UNREST: Final = 30 * SECOND
 """A late minute is derived at once, and once more when nothing comes in for it any more, or after this time."""
-_LATE_AT_ONCE: Final = 120
+_LATE_AT_ONCE: Final = 60
+"""An hour: unpacked, the minutes of a busy one take tens of megabytes."""
 _PACKED: Final = (Timeframe.M1, Timeframe.H1, Timeframe.D1)
 
 
