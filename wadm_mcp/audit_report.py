@@ -25,7 +25,7 @@ _CALL: Final = Call("wadm-mcp audit", (("--from", "2026-06-01T00:00Z"), ("--to",
 
 
 class Choice(NamedTuple):
-    """What to audit, as the command line gives it; None for everything and for the last 24 closed hours."""
+    """What a command is to be about, as its line gives it; None for everything, and for the command's own window."""
 
     exchange: str | None = None
     market: str | None = None

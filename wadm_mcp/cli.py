@@ -18,11 +18,12 @@ from typing import Final, NoReturn
 import anyio
 from anyio import to_thread
 
-from wadm_mcp import __version__, import_report
+from wadm_mcp import __version__
 from wadm_mcp.audit_report import Choice, audit
 from wadm_mcp.collection.lease import Lease
 from wadm_mcp.doctor import examine
 from wadm_mcp.errors import SettingError, WadmError, ours, printable
+from wadm_mcp.import_report import import_history
 from wadm_mcp.logs import configure_logs, log
 from wadm_mcp.model import EXCHANGES, MARKETS
 from wadm_mcp.runtime import Runtime
@@ -175,14 +176,14 @@ async def _audit(settings: Settings, arguments: argparse.Namespace) -> int:
 
 
 async def _import(settings: Settings, arguments: argparse.Namespace) -> int:
-    choice = import_report.Choice(arguments.exchange, arguments.market, arguments.symbol, arguments.start, arguments.end)
+    choice = Choice(arguments.exchange, arguments.market, arguments.symbol, arguments.start, arguments.end)
     try:
         async with AsyncExitStack() as stack:
             suffix = ""
             if arguments.demo:
                 suffix = "_demo"
                 settings = await _demo(stack, settings)
-            return await import_report.import_history(settings, choice, arguments.files, plan=arguments.plan, suffix=suffix)
+            return await import_history(settings, choice, arguments.files, plan=arguments.plan, suffix=suffix)
     except BaseExceptionGroup as group:
         raise (ours(group) or group) from None
 

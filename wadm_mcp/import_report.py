@@ -10,11 +10,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import anyio
 from anyio import to_thread
 
+from wadm_mcp.audit_report import Choice
 from wadm_mcp.collection import imports
 from wadm_mcp.collection.imports import ArchiveFile, Order, Progress
 from wadm_mcp.collection.lease import Lease
@@ -39,16 +40,6 @@ _ROWS_A_SECOND: Final = 100_000
 _BYTES_A_ROW: Final = 18
 """Packed, as spot files have them; for the plan's time, nothing else."""
 _CALL: Final = Call("wadm-mcp import", (("--from", "2026-06-01"), ("--to", "2026-06-02")))
-
-
-class Choice(NamedTuple):
-    """What to import, as the command line gives it; None for everything and for the hours that the settings name."""
-
-    exchange: str | None = None
-    market: str | None = None
-    symbol: str | None = None
-    start: str | None = None
-    end: str | None = None
 
 
 async def import_history(settings: Settings, choice: Choice, files: Sequence[Path], *, plan: bool, suffix: str = "") -> int:
