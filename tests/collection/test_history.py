@@ -375,3 +375,36 @@ async def test_an_import_that_is_killed_fifty_times_comes_to_the_same_and_fetche
             for path, sent in archive.asked.items():
                 assert sent < 2 * archive.size(path)
             assert not (tmp_path / "archive" / f"{instrument.exchange}-{instrument.market}").exists()
+
+
+@pytest.mark.parametrize("instrument", [SPOT, LINEAR, BYBIT_LINEAR], ids=str)
+async def test_single_trades_are_kept_of_what_is_imported_where_that_is_asked_for(instrument: Instrument, tmp_path: Path) -> None:
+    clock = Clock(MIDNIGHT)
+    async with (
+        simulated(instrument, clock, activity=0.01) as simulator,
+        world(instrument, tmp_path, simulator, clock, now=MIDNIGHT - HOUR) as one,
+    ):
+        start = MIDNIGHT + 20 * MINUTE if one.numbered else MIDNIGHT - HOUR
+        await one.live(start, start + 5 * MINUTE)
+        one.recorder.lost(1, [instrument], "disconnect", "")
+        one.clock.now = max(one.clock.now, MIDNIGHT + MINUTE)
+        await one.bring_in(one.history(3 * HOUR, raw=True), repair=one.numbered)
+        window = Window(MIDNIGHT - 3 * HOUR, MIDNIGHT + 20 * MINUTE if one.numbered else MIDNIGHT)
+        held = await one.store.trades(instrument, window, limit=100_000)
+        assert sorted(trade.trade_id for trade in held) == sorted(trade.trade_id for trade in one.traded(window.start, window.end))
+        await one.compare(window)
+        spans = await one.store.spans(instrument, window)
+        assert all(span.raw for span in spans)
+        assert judge(spans, window, one.clock.now, raw=True).ratio == 1
+
+
+async def test_a_source_without_ids_of_its_own_gives_figures_alone(tmp_path: Path) -> None:
+    clock = Clock(MIDNIGHT)
+    async with simulated(BYBIT_SPOT, clock) as simulator, world(BYBIT_SPOT, tmp_path, simulator, clock, now=MIDNIGHT - HOUR) as one:
+        await one.live(MIDNIGHT - HOUR, MIDNIGHT - 50 * MINUTE)
+        one.clock.now = MIDNIGHT + MINUTE
+        await one.bring_in(one.history(3 * HOUR, raw=True), repair=False)
+        window = Window(MIDNIGHT - 3 * HOUR, MIDNIGHT - 2 * HOUR)
+        assert await one.store.trades(BYBIT_SPOT, window, limit=10) == []
+        assert await one.covered(window) == 1
+        assert judge(await one.store.spans(BYBIT_SPOT, window), window, one.clock.now, raw=True).ratio == 0

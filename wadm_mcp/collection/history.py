@@ -416,7 +416,7 @@ class History:
         `form` is what the file is, if not what the archive of the market is read in.
         """
         form = form or self._form
-        listing, instrument = followed.tape.listing, followed.tape.instrument
+        listing = followed.tape.listing
         gaps = _between(_held(followed), day)
         wanted = {minute for gap in gaps for minute in range(gap.start - gap.start % MINUTE, gap.end, MINUTE)}
         beside = {} if self._numbered else await self._beside(followed, gaps)
@@ -433,15 +433,16 @@ class History:
         pieces = await to_thread.run_sync(read)
         own_ids = type(form) is type(self._form) and (self._numbered or self._market == "linear")
         keeps_rows = own_ids and self._keeps_rows(day.start)
-        new = 0
         if keeps_rows:
-            new += await self._take_rows(followed, form, file, gaps, {trade.trade_id for rows in beside.values() for trade in rows})
+            known = {trade.trade_id for rows in beside.values() for trade in rows}
+            new = await self._take_rows(followed, form, file, gaps, known)
             if self._numbered:
                 return new
-        return new + await self._take_pieces(instrument, followed, pieces, day)
+            # Whole minutes stand above the rows: the archive orders them, their rows have no place in the exchange's own order.
+        return await self._take_pieces(followed, pieces, day, raw=keeps_rows)
 
-    async def _take_pieces(self, instrument: Instrument, followed: Followed, pieces: Sequence[PackedPiece], day: Window) -> int:
-        new = 0
+    async def _take_pieces(self, followed: Followed, pieces: Sequence[PackedPiece], day: Window, *, raw: bool) -> int:
+        new, instrument = 0, followed.tape.instrument
         listing = followed.tape.listing
         ordered = sorted(pieces)
         reached = day.start
@@ -449,7 +450,7 @@ class History:
             part = ordered[place : place + _PIECES]
             following = ordered[place + _PIECES : place + _PIECES + 1]
             whole = Window(reached, following[0].minute if following else day.end)
-            new += await self._recorder.imported(instrument, (), [packed.piece(listing) for packed in part], whole)
+            new += await self._recorder.imported(instrument, (), [packed.piece(listing) for packed in part], whole, raw=raw)
             await self._recorder.stored(instrument, [packed.minute for packed in part])
             reached = whole.end
         return new

@@ -196,16 +196,23 @@ class Recorder:
         return await self._told(instrument, trades, pieces, REPAIRED)
 
     async def imported(
-        self, instrument: Instrument, trades: Sequence[Trade] = (), pieces: Sequence[Piece] = (), whole: Window | None = None
+        self,
+        instrument: Instrument,
+        trades: Sequence[Trade] = (),
+        pieces: Sequence[Piece] = (),
+        whole: Window | None = None,
+        *,
+        raw: bool = False,
     ) -> int:
         """Record what an exchange tells of the past, as `repaired` does; how many trades of it were new.
 
-        Where the exchange does not number its trades the pieces are `WHOLE` minutes, and the record tells everything of the window `whole`.
+        Where the exchange does not number its trades the pieces are `WHOLE` minutes, and the record tells everything of the window
+        `whole`; with `raw` its single trades were recorded before.
         """
         new = await self._told(instrument, trades, pieces, IMPORTED)
         followed = self._followed.get(instrument)
         if followed is not None and whole is not None and isinstance(followed.continuity, Observed):
-            followed.continuity.hold(whole, IMPORTED, raw=bool(trades))
+            followed.continuity.hold(whole, IMPORTED, raw=raw)
         return new
 
     async def _told(self, instrument: Instrument, trades: Sequence[Trade], pieces: Sequence[Piece], reason: str) -> int:
