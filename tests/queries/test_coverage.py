@@ -72,7 +72,9 @@ def test_ids_that_follow_each_other_leave_no_gap_whatever_time_lies_between(
     spans = [exact(times[first] + 1, max(times[first] + 1, times[last]), first, last) for first, last in stretches]
     held = {number for first, last in stretches for number in range(first, last + 1)}
     runs = [(number, next(last for last in count(number) if last + 1 not in held)) for number in held if number - 1 not in held]
-    covered = {moment for first, last in runs for moment in range(times[first] + 1, times[last])}
+    # A span of no length does not tell whether its last trade came in the millisecond after its first.
+    reached = [max(span.reached for span in spans if first <= span.first_seq <= last) for first, last in runs]
+    covered = {moment for (first, _), end in zip(runs, reached, strict=True) for moment in range(times[first] + 1, end)}
     asked = range(window.start, min(window.end, now))
     judgement = judge(spans, window, now)
     missing = [moment for gap in judgement.gaps for moment in range(gap.start, gap.end)]
