@@ -41,8 +41,8 @@ from wadm_mcp.storage.mongo import MongoStore
 from wadm_mcp.web import build_app
 
 _DEMO_SEED: Final = 7
-_DEMO_ACTIVITY: Final = 1 / 5
-"""A quieter market, whose last day of pages fits what the exchanges allow to be asked in half a minute."""
+_DEMO_ACTIVITY: Final = {"binance": 1 / 3}
+"""A quieter Binance, whose last day of pages fits what it allows to be asked in half a minute."""
 _REPLAY: Final = "_replay_demo"
 """Added to a database's name; a replay begins with an empty one."""
 _LONGEST: Final = 300

@@ -17,17 +17,17 @@ from anyio import to_thread
 
 from wadm_mcp.audit_report import Choice
 from wadm_mcp.collection import imports
-from wadm_mcp.collection.imports import ArchiveFile, Order, Progress
+from wadm_mcp.collection.imports import Order, Progress
 from wadm_mcp.collection.lease import Lease
 from wadm_mcp.collection.rest import Rest
 from wadm_mcp.collection.roster import EXCHANGES
 from wadm_mcp.errors import ArchiveError, ExchangeError, QueryError, SettingError, WadmError
-from wadm_mcp.exchanges.formats import FORMATS, recognise
+from wadm_mcp.exchanges.formats import recognise
 from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, Instrument, Window
 from wadm_mcp.queries.arguments import Call, read_time
 from wadm_mcp.queries.numbers import iso
 from wadm_mcp.runtime import Runtime
-from wadm_mcp.settings import Settings
+from wadm_mcp.settings import Settings, unusable_folder
 from wadm_mcp.signals import stop_signals
 from wadm_mcp.standard_files import print_lines
 
@@ -54,8 +54,10 @@ async def import_history(settings: Settings, choice: Choice, files: Sequence[Pat
     if plan:
         return 0
     name, folder = f"{now}-{os.getpid()}", settings.WADM_DATA_DIR / "import"
-    settings.WADM_DATA_DIR.mkdir(parents=True, exist_ok=True)
-    await to_thread.run_sync(imports.leave, folder, name, order)
+    try:
+        await to_thread.run_sync(imports.leave, folder, name, order)
+    except OSError as error:
+        raise unusable_folder(settings.WADM_DATA_DIR, error) from error
     found: list[Progress] = []
     try:
         with stop_signals() as asked:
@@ -74,22 +76,18 @@ async def import_history(settings: Settings, choice: Choice, files: Sequence[Pat
         return 0
     (fulfilled,) = found
     print_lines(fulfilled.lines)
-    return 1 if any("nothing is imported" in line or "not followed" in line for line in fulfilled.lines) else 0
+    return 1 if fulfilled.refused else 0
 
 
 def _of_files(choice: Choice, files: Sequence[Path]) -> Order:
-    found: list[ArchiveFile] = []
     for path in files:
         try:
-            form, symbol, day = recognise(path, choice.exchange, choice.market)
+            recognise(path.absolute(), choice.exchange, choice.market)
             if not path.is_file():
                 raise ArchiveError(f"{path.name}: there is no such file")
         except ArchiveError as error:
             raise SettingError(str(error)) from None
-        start = round(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) * SECOND
-        instrument = Instrument(FORMATS[form].exchange, FORMATS[form].market, symbol)
-        found.append(ArchiveFile(str(path.absolute()), form, instrument, start))
-    return Order(0, 0, files=found)
+    return Order(0, 0, choice.exchange, choice.market, files=[str(path.absolute()) for path in files])
 
 
 def _of_window(settings: Settings, choice: Choice, now: int) -> Order:
@@ -110,7 +108,7 @@ def _of_window(settings: Settings, choice: Choice, now: int) -> Order:
 async def _planned(settings: Settings, order: Order, now: int) -> list[str]:
     """Days, bytes, requests and time that an order may take, were nothing of it held yet."""
     if order.files:
-        size = sum([(await anyio.Path(file.path).stat()).st_size for file in order.files])
+        size = sum([(await anyio.Path(file).stat()).st_size for file in order.files])
         return [f"{len(order.files)} files, {size / 1e6:,.1f} MB, about {_duration(size / _BYTES_A_ROW / _ROWS_A_SECOND)}"]
     lines = [f"{iso(order.start)} to {iso(order.end)}, as far as it is not held yet:"]
     window = Window(order.start, order.end)

@@ -5,8 +5,7 @@ What is asked for rests in the store, so that it outlives the process and every 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 import anyio
@@ -58,7 +57,7 @@ class Tracking:
         listed = followed.intersection(wanted)
         near: set[str] = set()
         failures: list[ExchangeError] = []
-        async with self._rest() as rest:
+        async with Rest(proxied=not self._settings.stays_on_loopback) as rest:
             for instrument in [one for one in wanted if one not in listed]:
                 try:
                     known = await self._listed(rest, instrument)
@@ -116,14 +115,14 @@ class Tracking:
         while quiet < _SETTLED:
             parts = self._health.parts
             live = [one for one in wanted if (report := parts.get(str(one))) is not None and report.state is State.OK]
-            here = [one for one in live if self._view.followed(one) and self._view.importing(one) is None]
+            here = [one for one in live if self._view.follows(one) and self._view.importing(one) is None]
             quiet = quiet + _EVERY if len(here) == len(wanted) else 0.0
             done = len(live) + len(here)
             await told(min(done + quiet / _SETTLED, 2 * len(wanted) + 1), 2 * len(wanted) + 1, self._words(wanted, live))
             await anyio.sleep(_EVERY)
 
     def _words(self, wanted: Sequence[Instrument], live: Sequence[Instrument]) -> str:
-        imports = [left for one in live if self._view.followed(one) and (left := self._view.importing(one)) is not None]
+        imports = [left for one in live if self._view.follows(one) and (left := self._view.importing(one)) is not None]
         history = f"; history needs about {max(left.seconds for left in imports):,.0f} s more" if imports else ""
         return f"{len(live)} of {len(wanted)} instruments are live{history}"
 
@@ -138,11 +137,6 @@ class Tracking:
         exchange, market, _ = instrument
         found = await rest.listings(EXCHANGES[exchange], market, self._settings.rest_url(exchange, market))
         return {listing.instrument.symbol for listing in found}
-
-    @asynccontextmanager
-    async def _rest(self) -> AsyncGenerator[Rest]:
-        async with Rest(proxied=not self._settings.stays_on_loopback) as rest:
-            yield rest
 
 
 def _venues(wanted: Sequence[Instrument]) -> set[str]:

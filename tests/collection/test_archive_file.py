@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from wadm_mcp.collection.archive_file import lines, prove, verify
+from wadm_mcp.collection.archive_file import lines, verify
 from wadm_mcp.errors import ArchiveError
 
 ROWS = [f"{number},64000.1,0.{number:05},buy\n" for number in range(1, 20_001)]
@@ -37,7 +37,6 @@ def plain(folder: Path) -> Path:
 @pytest.mark.parametrize("made", [zipped, gzipped, plain])
 def test_a_file_gives_its_lines_packed_or_not(tmp_path: Path, made: Callable[[Path], Path]) -> None:
     path = made(tmp_path)
-    prove(path)
     assert list(lines(path)) == ROWS
 
 
@@ -48,7 +47,7 @@ def test_a_file_that_is_cut_anywhere_is_told(tmp_path: Path, made: Callable[[Pat
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * part)])
     with pytest.raises(ArchiveError, match=f"{path.name}: it is cut short or damaged"):
-        prove(path)
+        list(lines(path))
 
 
 @pytest.mark.parametrize("made", [zipped, gzipped])
@@ -58,7 +57,7 @@ def test_a_file_with_a_changed_byte_is_told(tmp_path: Path, made: Callable[[Path
     content[len(content) // 2] ^= 0x55
     path.write_bytes(content)
     with pytest.raises(ArchiveError, match="damaged"):
-        prove(path)
+        list(lines(path))
 
 
 def test_a_checksum_proves_the_file_it_was_made_of_and_no_other(tmp_path: Path) -> None:
@@ -82,7 +81,7 @@ def test_what_is_no_archive_of_a_day_is_told_in_one_line(tmp_path: Path) -> None
         list(lines(long))
     binary = tmp_path / "binary.csv"
     binary.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ArchiveError, match="it is not text"):
+    with pytest.raises(ArchiveError, match="it is damaged or no text"):
         list(lines(binary))
     with pytest.raises(ArchiveError, match="cannot be read \\(No such file or directory\\)"):
         list(lines(tmp_path / "absent.csv"))

@@ -59,6 +59,17 @@ async def test_what_the_exchange_says_of_all_users_of_the_address_counts_until_i
     assert one.passed >= 60
 
 
+async def test_history_leaves_a_part_of_our_share_to_a_repair_that_comes_up() -> None:
+    one = Timed()
+    for _ in range(4):
+        await one.budget.spend(OURS // 5, Priority.HISTORY)
+    assert one.passed == 0
+    await one.budget.spend(OURS // 5, Priority.REPAIR)
+    assert one.passed == 0
+    await one.budget.spend(1, Priority.HISTORY)
+    assert one.passed >= 60
+
+
 async def test_a_weight_that_never_fits_is_a_mistake_of_the_caller() -> None:
     with pytest.raises(ValueError, match="never fits"):
         await Timed().request(OURS + 1)

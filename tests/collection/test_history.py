@@ -295,6 +295,16 @@ def of_another_symbol(body: bytes) -> bytes:
     return made.getvalue()
 
 
+def without_the_last_hours(body: bytes) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(body)) as packed:
+        (name,) = packed.namelist()
+        lines = packed.read(name).splitlines(keepends=True)
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr(zipfile.ZipInfo(name), b"".join(lines[: len(lines) * 3 // 4]))
+    return made.getvalue()
+
+
 HARMED: list[tuple[Callable[[bytes], bytes], bool, str]] = [
     (in_the_middle, True, "cut short or damaged"),
     (lambda body: body[: len(body) // 2], True, "cut short or damaged"),
@@ -408,3 +418,34 @@ async def test_a_source_without_ids_of_its_own_gives_figures_alone(tmp_path: Pat
         assert await one.store.trades(BYBIT_SPOT, window, limit=10) == []
         assert await one.covered(window) == 1
         assert judge(await one.store.spans(BYBIT_SPOT, window), window, one.clock.now, raw=True).ratio == 0
+
+
+async def test_a_file_that_an_earlier_process_left_stays_until_it_is_known_what_is_missing(tmp_path: Path) -> None:
+    clock = Clock(MIDNIGHT)
+    async with simulated(BYBIT_SPOT, clock) as simulator, world(BYBIT_SPOT, tmp_path, simulator, clock, now=MIDNIGHT + MINUTE) as one:
+        left = tmp_path / "archive" / "bybit-spot" / "BTCUSDT_2026-07-25.csv.gz.new.part"
+        left.parent.mkdir(parents=True)
+        left.write_bytes(b"half of it")
+        history = one.history(3 * HOUR)
+        with anyio.move_on_after(0.2):
+            await history.run()
+        assert left.exists()
+        assert not history.idle.is_set()
+        await one.live(MIDNIGHT + MINUTE, MIDNIGHT + 2 * MINUTE)
+        clock.now = MIDNIGHT + DAY - HOUR
+        await one.bring_in(one.history(HOUR), repair=False)
+        assert not left.parent.exists()
+
+
+async def test_a_day_that_was_imported_is_not_fetched_again_for_what_its_file_lacks(tmp_path: Path) -> None:
+    clock, faults = Clock(MIDNIGHT), Damage(without_the_last_hours)
+    async with simulated(LINEAR, clock, faults) as simulator, world(LINEAR, tmp_path, simulator, clock, now=MIDNIGHT + 3 * DAY) as one:
+        faults.archive = simulator.archive("binance")
+        await one.live(MIDNIGHT + 3 * DAY, MIDNIGHT + 3 * DAY + 2 * MINUTE)
+        history = one.history(3 * DAY)
+        await one.bring_in(history, repair=False)
+        sent = faults.sent
+        assert sent == 4
+        history._monotonic = lambda: anyio.current_time() + 3_600
+        await one.bring_in(history, repair=False)
+        assert faults.sent == sent

@@ -14,13 +14,14 @@ from tests.market import NOON, Clock
 from tests.test_audit import ledger
 from wadm_mcp.analytics.footprint import Footprint
 from wadm_mcp.collection import repair as repair_module
+from wadm_mcp.collection.assembly import pieces_of
 from wadm_mcp.collection.recorder import Recorder
 from wadm_mcp.collection.repair import Repairer
 from wadm_mcp.collection.rest import Rest
 from wadm_mcp.exchanges.binance import Binance
-from wadm_mcp.exchanges.exchange import Trades
+from wadm_mcp.exchanges.exchange import Aggregate, Trades
 from wadm_mcp.health import Health
-from wadm_mcp.model import DAY, MINUTE, SECOND, Instrument, Listing, Trade, Window
+from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, Instrument, Listing, Trade, Window
 from wadm_mcp.simulator.chaos import Chaos, Fault, Kind
 from wadm_mcp.simulator.faults import Faults
 from wadm_mcp.simulator.simulator import Simulator
@@ -210,3 +211,28 @@ async def test_a_row_that_lies_outside_its_gap_in_time_is_not_believed(monkeypat
         monkeypatch.setattr(Rest, "trades", lie)
         await r.run_until(lambda: r.health.counts["trades.implausible"] > 0)
         assert all(trade.seq % 2 == 0 for trade in r.written if trade not in trades[:3] + trades[-3:])
+
+
+async def test_what_is_coming_in_as_history_is_not_asked_for_by_repair_too() -> None:
+    async with repairing() as r:
+        trades = r.traded(r.until - 4 * MINUTE)
+        middle = len(trades) // 2
+        await r.take([trade for place, trade in enumerate(trades) if not 5 <= place < 90 and not middle <= place < middle + 50])
+        r.followed.being_imported = Window(r.until - 5 * MINUTE, trades[100].timestamp)
+        await r.run_until(lambda: r.missing == 85)
+        assert r.repairer._next() is None
+        r.followed.being_imported = None
+        await r.run_until(lambda: not r.missing)
+
+
+@pytest.mark.parametrize("imported", [False, True])
+async def test_long_gaps_are_historys_and_the_time_before_an_imported_island_is_nobodys(imported: bool) -> None:
+    async with repairing(activity=0.02) as r:
+        await r.take(r.traded(r.until - MINUTE))
+        old = r.traded(r.until - 4 * HOUR, r.until - 3 * HOUR)
+        pieces = pieces_of(r.instrument, [Aggregate(one.seq, one.seq, one) for one in old])
+        await (r.recorder.imported if imported else r.recorder.repaired)(r.instrument, (), pieces)
+        assert r.missing > 0
+        assert (r.repairer._next() is None) is imported
+        r.repairer._long_gaps = False
+        assert r.repairer._next() is None

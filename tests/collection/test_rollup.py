@@ -11,17 +11,19 @@ import pytest
 from tests.market import NOON, SPOT, Clock, listing, trade
 from wadm_mcp.analytics.footprint import Bar, Footprint
 from wadm_mcp.analytics.volume_profile import volume_profile
+from wadm_mcp.collection import rollup as rollup_module
+from wadm_mcp.collection.assembly import pieces_of
 from wadm_mcp.collection.journal import Journal
 from wadm_mcp.collection.recorder import Recorder
 from wadm_mcp.collection.rollup import Rollup
 from wadm_mcp.collection.writer import Writer
 from wadm_mcp.errors import StoreError
-from wadm_mcp.exchanges.exchange import Trades
+from wadm_mcp.exchanges.exchange import Aggregate, Trades
 from wadm_mcp.health import Health
 from wadm_mcp.model import DAY, HOUR, MINUTE, Lives, Timeframe, Trade, Window
 from wadm_mcp.queries.view import View
 from wadm_mcp.storage.sqlite import SqliteStore
-from wadm_mcp.storage.store import OrderFlow, Store
+from wadm_mcp.storage.store import Derived, OrderFlow, Store
 from wadm_mcp.tape import Tape
 
 pytestmark = pytest.mark.anyio
@@ -187,6 +189,63 @@ async def test_a_late_trade_revises_its_minute_what_stands_above_it_and_the_cumu
         (five,) = await r.bars(Timeframe.M5)
         assert (five.bar.trade_count, five.bar.sell_volume, five.cumulative_delta, five.revision) == (6, 7, 493, 1)
         assert await r.store.marks() == []
+
+
+async def test_a_bar_that_does_not_stand_yet_waits_for_its_last_late_minute_and_one_that_stands_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollup_module, "_LATE_AT_ONCE", 20)
+    async with recording(tmp_path) as r:
+        await r.trade(trade(10_000, NOON))
+        r.clock.pass_minutes(2)
+        await r.write()
+        # The half hour before, as an import brings it.
+        earlier = [trade(100 + minute, NOON - (30 - minute) * MINUTE) for minute in range(30)]
+        await r.recorder.imported(SPOT, (), pieces_of(SPOT, [Aggregate(one.seq, one.seq, one) for one in earlier]))
+        await r.write()
+        assert r.rollup.behind
+        derived = {row.start for row in await r.bars() if row.start < NOON}
+        assert derived == {NOON - minute * MINUTE for minute in range(1, 21)}
+        assert await r.bars(Timeframe.M30) == []
+        assert [row.start for row in await r.bars(Timeframe.M15)] == [NOON - 15 * MINUTE]
+        await r.write()
+        assert not r.rollup.behind
+        (half,) = await r.bars(Timeframe.M30)
+        assert (half.start, half.bar.trade_count) == (NOON - 30 * MINUTE, 30)
+        assert await r.store.marks() == []
+
+
+async def test_a_late_minute_is_derived_at_once_and_again_when_it_rests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with recording(tmp_path) as r:
+        await r.trade(trade(1), trade(50, NOON + MINUTE))
+        r.clock.pass_minutes(2)
+        await r.write()
+
+        async def late(seq: int) -> int:
+            await r.trade(trade(seq, NOON + seq))
+            await r.write()
+            return (await r.bars())[0].bar.trade_count
+
+        assert await late(2) == 2
+        # Another process writes to the minute whenever it is looked at: it is not derived again each time.
+        derive = r.store.derive
+
+        async def meanwhile(derived: Derived) -> None:
+            await r.store.write([trade(90 + r.clock() // 1_000 % 7, NOON + 900)], [])
+            await derive(derived)
+
+        monkeypatch.setattr(r.store, "derive", meanwhile)
+        await r.trade(trade(3, NOON + 3))
+        await r.write()
+        monkeypatch.undo()
+        (mark,) = [mark for mark in await r.store.marks() if mark.minute == NOON]
+        before = r.health.counts["minutes.derived_again"]
+        await r.store.write([trade(30, NOON + 30)], [])
+        await r.write()
+        assert r.health.counts["minutes.derived_again"] == before
+        await r.write()
+        assert r.health.counts["minutes.derived_again"] == before + 1
+        assert mark.minute not in [one.minute for one in await r.store.marks()]
 
 
 async def test_trades_out_of_order_within_a_minute_get_their_path_back_when_it_closes(tmp_path: Path) -> None:

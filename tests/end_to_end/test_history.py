@@ -157,6 +157,29 @@ async def test_an_import_by_hand_prints_its_plan_survives_kills_and_takes_files_
             assert await served.stop(signal.SIGTERM) == 0
 
 
+async def test_files_are_imported_by_a_command_that_records_meanwhile_where_nobody_else_does(tmp_path: Path) -> None:
+    day = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=1)
+    async with Simulator(seed=5, activity=0.05) as simulator:
+        settings = {f"WADM_{name.upper()}": url for name, url in simulator.urls.items()} | {"WADM_EXCHANGES": "binance"}
+        path = Binance().archives["spot"].path("BTCUSDT", day.date())
+        async with httpx2.AsyncClient(trust_env=False) as client:
+            body = (await client.get(simulator.urls["binance_archive"] + path)).content
+        file = tmp_path / path.rpartition("/")[2]
+        file.write_bytes(body)
+        other = tmp_path / file.name.replace("BTCUSDT", "ETHUSDT")
+        shutil.copy(file, other)
+        status, told, _ = await run(tmp_path / "data", settings, "import", str(file))
+        assert status == 0
+        assert told.splitlines()[-1] == f"{file.name}: 64,800 trades were new"
+        status, told, _ = await run(tmp_path / "data", settings, "import", str(other))
+        assert status == 1
+        assert "binance:spot:ETHUSDT is not followed here; add its symbol to WADM_SYMBOLS" in told
+    (tmp_path / "no-folder").touch()
+    status, _, said = await run(tmp_path / "no-folder", settings, "import", str(file))
+    assert (status, said.count("\n")) == (2, 1)
+    assert "the folder cannot be used" in said
+
+
 async def test_a_file_that_is_called_wrong_is_refused_before_anything_begins(tmp_path: Path) -> None:
     status, _, said = await run(tmp_path, {}, "import", "trades.zip")
     assert status == 2

@@ -11,6 +11,7 @@ from tests.queries.world import Held, World, made
 from wadm_mcp.model import DAY, HOUR, MINUTE, Basis, Lives, Span, Timeframe, Window
 from wadm_mcp.queries.coverage import IN_TRANSIT, LISTED, Gap, Judgement, coverage, judge, lost_bars, lost_trades
 from wadm_mcp.queries.scope import ask, read_scope
+from wadm_mcp.tape import Importing
 
 anyio_test = pytest.mark.anyio
 
@@ -223,6 +224,20 @@ async def test_a_merged_answer_carries_the_worst_part_on_top() -> None:
     assert {**told["parts"]["bybit"], "broken": [], "worst": "bybit", "parts": told["parts"]} == told
     assert told["lag_ms"] == 700
     assert told["gaps"] == [["2026-06-01T11:00:00Z", "2026-06-01T11:30:00Z", None, "not_recorded"]]
+
+
+@anyio_test
+async def test_a_window_that_reaches_into_what_is_being_imported_says_so_and_for_how_long() -> None:
+    world = World(listing(SPOT), now=NOON).hold(SPOT, NOON - HOUR, NOON)
+    world.tape[SPOT].importing = Importing(NOON - DAY, NOON - HOUR, 50_000, 41.6)
+    call = ask(world.view, "q")
+    told = await coverage(world.view, read_scope(world.view, call, symbol="BTCUSDT", exchange="binance", window="4h"))
+    assert told["importing"] == {"from": "2026-05-31T12:00:00Z", "reached": "2026-06-01T11:00:00Z", "seconds": 42}
+    assert told["gaps"] == [["2026-06-01T08:00:00Z", "2026-06-01T11:00:00Z", None, "importing"]]
+    for window in ("1h", "15m"):
+        told = await coverage(world.view, read_scope(world.view, call, symbol="BTCUSDT", exchange="binance", window=window))
+        assert "importing" not in told
+        assert told["gaps"] == []
 
 
 def test_the_millisecond_of_a_single_trade_is_not_claimed_by_what_follows_it_by_id() -> None:

@@ -7,7 +7,7 @@ from tests.queries.world import Held, World, made, rows_of
 from wadm_mcp.health import Health, State
 from wadm_mcp.model import DAY, HOUR, MINUTE, Basis, Span
 from wadm_mcp.queries.markets import COLUMNS, markets
-from wadm_mcp.tape import Repairing
+from wadm_mcp.tape import Importing, Repairing
 
 pytestmark = pytest.mark.anyio
 
@@ -42,6 +42,13 @@ async def test_a_repair_under_way_tells_what_is_missing_and_how_long_it_takes() 
     world.tape[BYBIT].repairing = Repairing(0, 0, 1.0)
     rows = rows_of((await markets(world.view, Health(world.clock)))["markets"])
     assert [row["repairing"] for row in rows] == [[1_200, 3], [None, 1]]
+
+
+async def test_an_import_under_way_tells_how_far_it_is_and_how_long_it_takes() -> None:
+    world = World(now=NOON)
+    world.tape[SPOT].importing = Importing(NOON - DAY, NOON - HOUR, 50_000, 41.6)
+    rows = rows_of((await markets(world.view, Health(world.clock)))["markets"])
+    assert [row["importing"] for row in rows] == [["2026-05-31T12:00:00Z", "2026-06-01T11:00:00Z", 50_000, 42], None]
 
 
 async def test_an_instrument_whose_exchange_never_answered_has_a_row_all_the_same() -> None:

@@ -19,7 +19,6 @@ from wadm_mcp.errors import ArchiveError, printable
 _SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
 _LONGEST_LINE: Final = 4_096
 """Characters; a row of either exchange has fewer than 200."""
-_PIECE: Final = 1 << 20
 _DAMAGE: Final = (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 """What unpacking raises of bytes that are cut, changed, encrypted or packed in a way that no archive uses."""
 _NAMED: Final = 80
@@ -34,13 +33,6 @@ def verify(path: Path, checksum: str) -> None:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != stated.lower():
         raise ArchiveError(f"{_name(path)}: its SHA-256 is {found[:12]}..., the exchange states {stated[:12].lower()}...; fetch it again")
-
-
-def prove(path: Path) -> None:
-    """Unpack all of a file and keep nothing: `ArchiveError` where it is cut short or damaged, by its own checksums."""
-    with _unpacked(path, "") as file:
-        while file.read(_PIECE):
-            pass
 
 
 def lines(path: Path, symbol: str = "") -> Iterator[str]:
@@ -82,7 +74,7 @@ def _reading(path: Path) -> Generator[None]:
     except _DAMAGE as error:
         raise ArchiveError(f"{_name(path)}: it is cut short or damaged ({printable(error, _NAMED)}); fetch it again") from None
     except UnicodeDecodeError:
-        raise ArchiveError(f"{_name(path)}: it is not text; give a daily file as the exchange publishes it") from None
+        raise ArchiveError(f"{_name(path)}: it is damaged or no text; give a daily file as the exchange publishes it") from None
     except OSError as error:
         raise ArchiveError(f"{_name(path)}: it cannot be read ({error.strerror})") from None
 

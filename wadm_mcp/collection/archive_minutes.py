@@ -25,7 +25,7 @@ _OPEN: Final = 2
 
 
 class PackedPiece(NamedTuple):
-    """A `Piece` whose footprint is packed: a day of a busy market has thousands of megabytes less of them so."""
+    """A `Piece` whose footprint is packed: a day of a busy market takes some ten megabytes so, and hundreds unpacked."""
 
     minute: int
     first_seq: int

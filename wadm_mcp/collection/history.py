@@ -44,6 +44,8 @@ _ROWS: Final = 1_000
 _EVERY: Final = 2.0
 _AGAIN: Final = 15 * 60.0
 """Seconds before an archive is asked again for a day that it lacked, or that was damaged. Yesterday's may appear hours late."""
+_DONE_FOR: Final = 24 * 3_600.0
+"""Seconds before a day's file is fetched again that was imported: what it lacked, it will hardly have sooner."""
 _PAUSE: Final = 5.0
 _REACH: Final = 47 * HOUR
 """USD-M serves history by REST for 48 hours (exchanges.md 4.2); a day that is older has its archive alone."""
@@ -53,7 +55,7 @@ _DAY_SECONDS: Final = 30.0
 """What a day's file is taken to need, until one was imported. For the time left, nothing else."""
 
 
-class Stretch(NamedTuple):
+class _Stretch(NamedTuple):
     """A part of the past that is not held: times `[start, end)`, and of numbered trades the ids `first` (None: unknown) to `last`."""
 
     window: Window
@@ -63,7 +65,7 @@ class Stretch(NamedTuple):
 
 class _Job(NamedTuple):
     followed: Followed
-    stretch: Stretch
+    stretch: _Stretch
     """Within one day."""
     day: Window
     from_archive: bool
@@ -139,8 +141,10 @@ class History:
         while True:
             jobs = self._jobs()
             if not jobs:
-                await self._sweep()
-                self.idle.set()
+                # While nothing has come in of an instrument it is not known what it lacks, and so which files are still of use.
+                if self.instruments == self.recorded:
+                    await self._sweep()
+                    self.idle.set()
                 await anyio.sleep(_EVERY)
                 continue
             job = jobs[0]
@@ -153,10 +157,11 @@ class History:
                 self._not_before[job.instrument, job.day.start] = self._monotonic() + _AGAIN
                 self._health.count("history.damaged")
                 log.warning("history.damaged", instrument=job.instrument, day=job.date, error=error)
-            except ExchangeError as error:
+            except (ExchangeError, OSError) as error:
+                why = error if isinstance(error, ExchangeError) else f"{self._folder} cannot be written ({error.strerror}); make room there"
                 self._health.count("history.failures")
-                self._health.report(self._part, State.OK, f"waits: {error}")
-                log.warning("history.failed", exchange=self._exchange.name, market=self._market, error=error)
+                self._health.report(self._part, State.OK, f"waits: {why}")
+                log.warning("history.failed", exchange=self._exchange.name, market=self._market, error=why)
                 await anyio.sleep(max(_PAUSE, self._budget.state.closed_for))
 
     def _jobs(self) -> list[_Job]:
@@ -228,30 +233,30 @@ class History:
             lines.append(f"{instrument}: {(window.length - missing) / HOUR:,.1f} of {window.length / HOUR:,.1f} hours are held")
         return lines
 
-    def _parts(self, followed: Followed, windows: Sequence[Window]) -> list[Stretch]:
+    def _parts(self, followed: Followed, windows: Sequence[Window]) -> list[_Stretch]:
         """What is missing of these windows, by days, each once."""
-        parts = [part for window in windows for stretch in self.stretches(followed, window) for part in _days(stretch)]
+        parts = [part for window in windows for stretch in self._stretches(followed, window) for part in _days(stretch)]
         return list(dict.fromkeys(parts))
 
-    def stretches(self, followed: Followed, window: Window) -> list[Stretch]:
+    def _stretches(self, followed: Followed, window: Window) -> list[_Stretch]:
         """What is not held of a window and is not for repair to bring, newest first."""
         if not self._numbered:
             gaps = _between(_held(followed), window)
-            return [Stretch(gap) for gap in reversed(gaps)]
+            return [_Stretch(gap) for gap in reversed(gaps)]
         held = _held(followed)
         if not held:
             return []
         oldest = held[0]
         found = [
-            Stretch(Window(max(gap.start, window.start), min(gap.end, window.end)), gap.first, gap.last)
+            _Stretch(Window(max(gap.start, window.start), min(gap.end, window.end)), gap.first, gap.last)
             for gap in reversed(followed.continuity.missing())
             if gap.end - gap.start > LONG_GAP and gap.start < window.end and gap.end > window.start
         ]
         if oldest.start > window.start:
-            found.append(Stretch(Window(window.start, min(window.end, oldest.start)), None, oldest.first_seq - 1))
+            found.append(_Stretch(Window(window.start, min(window.end, oldest.start)), None, oldest.first_seq - 1))
         return found
 
-    def _job(self, followed: Followed, part: Stretch) -> _Job | None:
+    def _job(self, followed: Followed, part: _Stretch) -> _Job | None:
         """How a part of one day may be brought in now, None where it cannot be."""
         instrument, window, now = followed.tape.instrument, part.window, self._clock()
         start = window.start - window.start % DAY
@@ -266,7 +271,7 @@ class History:
             return _Job(followed, part, day, True)
         return _Job(followed, part, day, False) if served else None
 
-    def _is_empty(self, followed: Followed, part: Stretch) -> bool:
+    def _is_empty(self, followed: Followed, part: _Stretch) -> bool:
         return (followed.tape.instrument, part.window.start // DAY * DAY, part.last) in self._emptied
 
     def _progress(self, followed: Followed, target: int, jobs: Sequence[_Job]) -> Importing | None:
@@ -283,7 +288,7 @@ class History:
         held = _held(followed)
         ids = sum(span.last_seq - span.first_seq + 1 for span in held)
         lasted = max(MINUTE, sum(span.end - span.start for span in held))
-        fold = _FILLS_PER_AGGREGATE if self._market == "spot" else 1
+        fold = _FILLS_PER_AGGREGATE if self._exchange.folds_history[self._market] else 1
         pages = ids * window.length / lasted / fold / _PAGE
         weight = self._exchange.aggregates_request(self._market, followed.tape.instrument.symbol, start=0).weight
         return max(1.0, pages * weight * self._exchange.allowance(self._market).seconds / self._budget.allowed)
@@ -310,8 +315,10 @@ class History:
         longer = self._widened.get(instrument, 0)
         start = max(window.start, (window.end - (_CHUNK << longer)) // MINUTE * MINUTE)
         new = 0
-        async for rows in self._pages(job, Window(start, window.end)):
-            if self._keeps_rows(start):
+        # Decided once: rows and aggregates are paged by ids of their own.
+        raw = self._keeps_rows(start)
+        async for rows in self._pages(job, Window(start, window.end), raw=raw):
+            if raw:
                 new += await self._recorder.imported(instrument, [row.trade for row in rows])
             else:
                 pieces = pieces_of(instrument, rows)
@@ -327,12 +334,14 @@ class History:
             self._emptied.add((instrument, job.day.start, job.stretch.last))
         return new
 
-    async def _pages(self, job: _Job, chunk: Window) -> AsyncIterator[list[Aggregate]]:
+    async def _pages(self, job: _Job, chunk: Window, *, raw: bool) -> AsyncIterator[list[Aggregate]]:
         """Rows of a chunk that the stretch lacks, ascending, each minute whole in one list."""
         listing, (_, first, last) = job.followed.tape.listing, job.stretch
         waiting: list[Aggregate] = []
         page = await self._rest.aggregates(self._exchange, listing, self._rest_url, start=chunk.start)
-        if page and self._market == "spot" and self._keeps_rows(chunk.start):
+        # Spot has its rows elsewhere; on USD-M the aggregates are the rows.
+        single = raw and self._exchange.folds_history[self._market]
+        if page and single:
             page = await self._rows_from(job, page[0].trade.seq)
         while page:
             self._health.count("history.pages")
@@ -346,14 +355,12 @@ class History:
             if whole:
                 waiting = waiting[len(whole) :]
                 yield whole
-            page = await self._page_after(job, newest, chunk.start)
+            if single:
+                page = await self._rows_from(job, newest.last + 1)
+            else:
+                page = await self._rest.aggregates(self._exchange, listing, self._rest_url, first=newest.number + 1)
         if waiting:
             yield waiting
-
-    async def _page_after(self, job: _Job, row: Aggregate, since: int) -> list[Aggregate]:
-        if self._market == "spot" and self._keeps_rows(since):
-            return await self._rows_from(job, row.last + 1)
-        return await self._rest.aggregates(self._exchange, job.followed.tape.listing, self._rest_url, first=row.number + 1)
 
     async def _rows_from(self, job: _Job, first: int) -> list[Aggregate]:
         rows = await self._rest.trades(self._exchange, job.followed.tape.listing, self._rest_url, first=first, priority=Priority.HISTORY)
@@ -373,7 +380,7 @@ class History:
         except ArchiveError:
             await anyio.Path(file).unlink(missing_ok=True)
             raise
-        self._not_before[job.instrument, job.day.start] = self._monotonic() + _AGAIN
+        self._not_before[job.instrument, job.day.start] = self._monotonic() + _DONE_FOR
         await anyio.Path(file).unlink(missing_ok=True)
         return new
 
@@ -509,7 +516,7 @@ def _between(held: Sequence[Span], window: Window) -> list[Window]:
     return gaps
 
 
-def _days(stretch: Stretch) -> Iterator[Stretch]:
+def _days(stretch: _Stretch) -> Iterator[_Stretch]:
     """A stretch by UTC days, newest first."""
     window = stretch.window
     cuts = [window.start, *range(window.start - window.start % DAY + DAY, window.end, DAY), window.end]

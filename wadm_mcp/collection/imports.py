@@ -7,6 +7,7 @@ another file beside it. Both are replaced whole.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -15,11 +16,12 @@ import msgspec
 from anyio import to_thread
 
 from wadm_mcp.collection.history import History
+from wadm_mcp.collection.recorder import Followed
 from wadm_mcp.errors import ArchiveError, StoreError, printable
-from wadm_mcp.exchanges.formats import FORMATS
+from wadm_mcp.exchanges.formats import FORMATS, recognise
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
-from wadm_mcp.model import DAY, Instrument, Window
+from wadm_mcp.model import DAY, SECOND, Instrument, Window
 
 _EVERY: Final = 0.5
 _SETTLED: Final = 4
@@ -28,24 +30,19 @@ _PATIENCE: Final = 60.0
 """Seconds that an order waits for instruments of which nothing has come in yet: only then is it known where their past ends."""
 
 
-class ArchiveFile(msgspec.Struct, frozen=True):
-    """A file on this disk: of which format (by its place in `FORMATS`), instrument and day (ms)."""
-
-    path: str
-    form: int
-    instrument: Instrument
-    day: int
+_LISTED_WITHIN: Final = 10.0
+"""Seconds that a file waits for its instrument to be recorded at all, as a start looks every symbol up first."""
 
 
 class Order(msgspec.Struct, frozen=True):
-    """What to import: of the instruments that match, the days of a window, or these files alone."""
+    """What to import: of the instruments that match, the days of a window (ms), or the files at these paths alone."""
 
     start: int
     end: int
     exchange: str | None = None
     market: str | None = None
     symbol: str | None = None
-    files: list[ArchiveFile] = []
+    files: list[str] = []
 
     def matches(self, instrument: Instrument) -> bool:
         wanted = (self.exchange, self.market, self.symbol)
@@ -53,13 +50,15 @@ class Order(msgspec.Struct, frozen=True):
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """How far an order is: the part of it done, trades a second, seconds left, what is to be told, and is it fulfilled."""
+    """How far an order is: the part of it done, trades a second, seconds left, what is to be told; is it fulfilled, and was any of it
+    refused?"""
 
     part: float
     rate: int
     seconds: float
     lines: list[str]
     done: bool = False
+    refused: bool = False
 
 
 def leave(folder: Path, name: str, order: Order) -> None:
@@ -109,36 +108,56 @@ class Imports:
         log.info("import.begins", order=path.stem, files=len(order.files))
         self._health.report("import", State.OK, f"{path.stem} is being fulfilled")
         try:
-            lines = await self._files(path, order) if order.files else await self._window(path, order)
+            lines, refused = await self._files(path, order) if order.files else (await self._window(path, order), False)
         except StoreError as error:
-            lines = [str(error)]
-        await self._tell(path, Progress(1.0, 0, 0.0, lines, done=True))
+            lines, refused = [str(error)], True
+        await self._tell(path, Progress(1.0, 0, 0.0, lines, done=True, refused=refused))
         await anyio.Path(path).unlink(missing_ok=True)
         self._health.forget("import")
         log.info("import.ends", order=path.stem)
 
-    async def _files(self, path: Path, order: Order) -> list[str]:
+    async def _files(self, path: Path, order: Order) -> tuple[list[str], bool]:
+        """A line for each file, and was any refused?"""
         lines: list[str] = []
-        for place, file in enumerate(order.files):
+        refused = False
+        for place, name in enumerate(order.files):
             if not await anyio.Path(path).exists():
                 break
             await self._tell(path, Progress(place / len(order.files), 0, 0.0, lines))
-            lines.append(f"{Path(file.path).name}: {await self._file(file)}")
-        return lines
-
-    async def _file(self, file: ArchiveFile) -> str:
-        for history in self._histories():
-            followed = history.followed(file.instrument)
-            if followed is None:
-                continue
-            day = Window(file.day, file.day + DAY)
+            file = Path(name)
             try:
-                await history.know(followed, day)
-                new = await history.take_file(followed, Path(file.path), day, FORMATS[file.form])
+                new = await self._file(file, order)
+                lines.append(f"{file.name}: {new:,} trades were new")
             except ArchiveError as error:
-                return f"nothing is imported of it. {error}"
-            return f"{new:,} trades were new"
-        return f"{file.instrument} is not followed here; add its symbol to WADM_SYMBOLS, or track it, and import again"
+                refused = True
+                lines.append(f"{file.name}: nothing is imported of it. {error}")
+        return lines, refused
+
+    async def _file(self, file: Path, order: Order) -> int:
+        """How many trades of a file were new; `ArchiveError` where it cannot be taken."""
+        form, symbol, day = recognise(file, order.exchange, order.market)
+        instrument = Instrument(FORMATS[form].exchange, FORMATS[form].market, symbol)
+        began, found = anyio.current_time(), self._followed(instrument)
+        while found is None and anyio.current_time() - began < (_PATIENCE if self._awaited(instrument) else _LISTED_WITHIN):
+            await anyio.sleep(_EVERY)
+            found = self._followed(instrument)
+        if found is None:
+            raise ArchiveError(f"{instrument} is not followed here; add its symbol to WADM_SYMBOLS, or track it, and import again")
+        history, followed = found
+        start = round(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) * SECOND
+        window = Window(start, start + DAY)
+        await history.know(followed, window)
+        return await history.take_file(followed, file, window, FORMATS[form])
+
+    def _awaited(self, instrument: Instrument) -> bool:
+        return any(instrument in history.recorded for history in self._histories())
+
+    def _followed(self, instrument: Instrument) -> tuple[History, Followed] | None:
+        for history in self._histories():
+            followed = history.followed(instrument)
+            if followed is not None:
+                return history, followed
+        return None
 
     async def _window(self, path: Path, order: Order) -> list[str]:
         window = Window(order.start, order.end)

@@ -193,7 +193,7 @@ class Recorder:
 
         A piece of which any trade is held already is left out whole: its rows can be asked for.
         """
-        return await self._told(instrument, trades, pieces, REPAIRED)
+        return await self._record(instrument, trades, pieces, REPAIRED)
 
     async def imported(
         self,
@@ -209,13 +209,13 @@ class Recorder:
         Where the exchange does not number its trades the pieces are `WHOLE` minutes, and the record tells everything of the window
         `whole`; with `raw` its single trades were recorded before.
         """
-        new = await self._told(instrument, trades, pieces, IMPORTED)
+        new = await self._record(instrument, trades, pieces, IMPORTED)
         followed = self._followed.get(instrument)
         if followed is not None and whole is not None and isinstance(followed.continuity, Observed):
             followed.continuity.hold(whole, IMPORTED, raw=raw)
         return new
 
-    async def _told(self, instrument: Instrument, trades: Sequence[Trade], pieces: Sequence[Piece], reason: str) -> int:
+    async def _record(self, instrument: Instrument, trades: Sequence[Trade], pieces: Sequence[Piece], reason: str) -> int:
         await self._until_room()
         followed = self._followed.get(instrument)
         if followed is None:

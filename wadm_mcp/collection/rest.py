@@ -5,8 +5,8 @@ from __future__ import annotations
 import socket
 import ssl
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +36,7 @@ _LOOPBACK: Final = ("all://127.0.0.1", "all://localhost", "all://[::1]")
 
 _ARCHIVE: Final = Allowance(120, 60.0)
 """No exchange states how often its archive may be asked: it serves plain files. This is politeness."""
+_SERVED: Final = (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT, HTTPStatus.NOT_FOUND, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE)
 _PIECE: Final = 1 << 17
 
 _SAID: Final = 160
@@ -151,63 +152,56 @@ class Rest:
         return await anyio.to_thread.run_sync(read, listing, body)
 
     async def get(self, exchange: Exchange, market: str, base_url: str, request: Request, priority: int = Priority.REPAIR) -> bytes:
-        """The body of a reply with status 200; `ExchangeError` for anything else. Every request to an exchange goes through here."""
+        """The body of a reply with status 200; `ExchangeError` for anything else. Every request to an exchange's REST goes through here."""
         who = f"{exchange.name} {market}"
         budget = self.budget(exchange, market, base_url)
-        url = httpx2.URL(base_url.rstrip("/") + request.path)
+        url = _url(who, base_url, request.path)
         async with budget.asking(request.weight, priority) as number:
             return await self._ask(who, url, request, lambda *reply: budget.heard(number, *reply))
 
     async def download(self, exchange: Exchange, base_url: str, path: str, file: Path, told: Callable[[int, int], None]) -> bool:
         """A file of an exchange's archive into `file`, from where an earlier try ended; False where the archive has none.
 
-        `told` hears how many bytes are here, of how many.
+        `told` hears how many bytes are here, of how many. `OSError` where the disk does not take it.
         """
-        who = f"{exchange.name} archive"
-        try:
-            url = httpx2.URL(base_url.rstrip("/") + path)
-        except httpx2.InvalidURL:
-            raise ExchangeError(f"{who}: its base URL is no URL. Give one such as https://host:port") from None
-        place, part = _place(url), file.with_name(f"{file.name}.part")
-        budget = self.budgets.get(f"{place} archive")
-        if budget is None:
-            budget = Budget(f"{who} at {place}", _ARCHIVE, clock=self._clock, monotonic=self._monotonic)
-            self.budgets[f"{place} archive"] = budget
-        async with budget.asking(1, Priority.HISTORY) as number:
-            with _failing(who, place, self._connect, self._read):
-                here = await anyio.to_thread.run_sync(_size, part)
-                head = {"Range": f"bytes={here}-"} if here else {}
-                async with self._client.stream("GET", url, headers=head) as response:
-                    budget.heard(number, response.status_code, response.headers, b"")
-                    match response.status_code:
-                        case HTTPStatus.NOT_FOUND:
-                            return False
-                        case HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE if here:
-                            pass
-                        case HTTPStatus.OK | HTTPStatus.PARTIAL_CONTENT as status:
-                            here = here if status == HTTPStatus.PARTIAL_CONTENT else 0
-                            await self._save(response, part, here, told)
-                        case _:
-                            said = await self._body(who, response, most=4 * _SAID, cut=True)
-                            raise _answered(who, Request(path, {}), response, said)
+        part = file.with_name(f"{file.name}.part")
+        here = await anyio.to_thread.run_sync(_size, part)
+        async with self._archived(exchange, base_url, path, f"bytes={here}-" if here else "") as response:
+            match response.status_code:
+                case HTTPStatus.NOT_FOUND:
+                    return False
+                case HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                    # All of it was here already.
+                    pass
+                case status:
+                    await self._save(response, part, here if status == HTTPStatus.PARTIAL_CONTENT else 0, told)
         await anyio.Path(part).replace(file)
         return True
 
     async def size(self, exchange: Exchange, base_url: str, path: str) -> int | None:
         """Bytes of a file of an exchange's archive; None where the archive has none, or does not tell."""
+        async with self._archived(exchange, base_url, path, "bytes=0-0") as response:
+            whole = response.headers.get("Content-Range", "").rpartition("/")[2] or response.headers.get("Content-Length", "")
+            return int(whole) if response.status_code != HTTPStatus.NOT_FOUND and whole.isdecimal() else None
+
+    @asynccontextmanager
+    async def _archived(self, exchange: Exchange, base_url: str, path: str, wanted: str) -> AsyncGenerator[httpx2.Response]:
+        """A reply of an exchange's archive, its body not read yet: with the part that is `wanted`, without it, or none (404, 416)."""
         who = f"{exchange.name} archive"
-        try:
-            url = httpx2.URL(base_url.rstrip("/") + path)
-        except httpx2.InvalidURL:
-            raise ExchangeError(f"{who}: its base URL is no URL. Give one such as https://host:port") from None
-        with _failing(who, _place(url), self._connect, self._read):
-            async with self._client.stream("GET", url, headers={"Range": "bytes=0-0"}) as response:
-                if response.status_code == HTTPStatus.NOT_FOUND:
-                    return None
-                if response.status_code not in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
-                    raise _answered(who, Request(path, {}), response, b"")
-                whole = response.headers.get("Content-Range", "").rpartition("/")[2] or response.headers.get("Content-Length", "")
-                return int(whole) if whole.isdecimal() else None
+        url = _url(who, base_url, path)
+        place = _place(url)
+        budget = self.budgets.setdefault(
+            f"{place} archive", Budget(f"{who} at {place}", _ARCHIVE, clock=self._clock, monotonic=self._monotonic)
+        )
+        head = {"Range": wanted} if wanted else {}
+        async with budget.asking(1, Priority.HISTORY) as number:
+            with _failing(who, place, self._connect, self._read):
+                async with self._client.stream("GET", url, headers=head) as response:
+                    budget.heard(number, response.status_code, response.headers, b"")
+                    if response.status_code not in _SERVED:
+                        said = await self._body(who, response, most=4 * _SAID, cut=True)
+                        raise _answered(who, Request(path, {}), response, said)
+                    yield response
 
     async def _save(self, response: httpx2.Response, part: Path, here: int, told: Callable[[int, int], None]) -> None:
         length = response.headers.get("Content-Length", "")
@@ -221,10 +215,7 @@ class Rest:
 
     def budget(self, exchange: Exchange, market: str, base_url: str) -> Budget:
         """The budget that requests to this base URL are spent from; `ExchangeError` when it is no URL."""
-        try:
-            place = _place(httpx2.URL(base_url))
-        except httpx2.InvalidURL:
-            raise ExchangeError(f"{exchange.name} {market}: its REST base URL is no URL. Give one such as https://host:port") from None
+        place = _place(_url(f"{exchange.name} {market}", base_url))
         if place not in self.budgets:
             who = f"{exchange.name} at {place}"
             self.budgets[place] = Budget(who, exchange.allowance(market), clock=self._clock, monotonic=self._monotonic)
@@ -271,6 +262,13 @@ def _failing(who: str, place: str, connect: float, read: float) -> Generator[Non
 
 def _size(part: Path) -> int:
     return part.stat().st_size if part.exists() else 0
+
+
+def _url(who: str, base_url: str, path: str = "") -> httpx2.URL:
+    try:
+        return httpx2.URL(base_url.rstrip("/") + path)
+    except httpx2.InvalidURL:
+        raise ExchangeError(f"{who}: its REST base URL is no URL. Give one such as https://host:port") from None
 
 
 def _place(url: httpx2.URL) -> str:

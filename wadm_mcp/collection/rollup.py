@@ -31,8 +31,9 @@ _RECOVERED: Final = 10
 """Marked minutes that a start brings back at once; a crash leaves one or two."""
 _LONGEST_UNREST: Final = 30 * SECOND
 """A late minute is derived at once, and once more when nothing comes in for it any more, or after this time."""
-_LATE_AT_ONCE: Final = 60
-"""An hour: unpacked, the minutes of a busy one take tens of megabytes."""
+_LATE_AT_ONCE: Final = 240
+_LATE_CELLS: Final = 40_000
+"""Prices of the late minutes that one pass takes: unpacked, an hour of a busy market has as many and takes tens of megabytes."""
 _PACKED: Final = (Timeframe.M1, Timeframe.H1, Timeframe.D1)
 
 
@@ -113,14 +114,21 @@ class Rollup:
                 due[minute] = live.rescaled(live.scale) if live is not None else Footprint(tape.listing.scale)
                 if await self._differs(instrument, minute, due[minute], tape.rows[minute], writes):
                     due[minute] = await self._derived_again(instrument, minute)
-            for minute in late:
+            cells = 0
+            for minute in reversed(late):
+                if cells >= _LATE_CELLS:
+                    self.behind = True
+                    self._again[instrument].pop(minute)
+                    continue
                 due[minute] = await self._derived_again(instrument, minute)
+                cells += len(due[minute].cells)
             settles = [writes[minute] for minute in due if minute in writes]
             pending = {minute for minute in writes if minute < settled and minute not in due}
             await self._derive(tape.listing, due, settled, until, settles, standing, pending, in_turn=not late)
             tape.settled_until = until
             for minute, trades in revised.items():
-                tape.revised(minute, trades)
+                if minute in due:
+                    tape.revised(minute, trades)
         for minute in [minute for minute in tape.minutes if minute < until and minute not in tape.waiting]:
             tape.drop_minute(minute)
 
@@ -189,7 +197,7 @@ class Rollup:
 
         for timeframe in Timeframe:
             starts = {timeframe.floor(minute) for minute in minutes}
-            waiting = pending if timeframe is not Timeframe.M1 else ()
+            waiting = {timeframe.floor(minute) for minute in pending}
             left_open = timeframe.floor(settled - 1)
             passed = left_open not in starts and settled < left_open + timeframe.ms <= until
             # Its end passed without a minute to derive: the connection was down, or the process.
@@ -197,7 +205,7 @@ class Rollup:
                 starts.add(left_open)
             for start in sorted(starts):
                 window = Window(start, start + timeframe.ms)
-                if window.end > until or ((timeframe, start) not in standing and any(minute in window for minute in waiting)):
+                if window.end > until or (start in waiting and (timeframe, start) not in standing):
                     continue
                 if timeframe is Timeframe.M1:
                     footprint = minutes[start]

@@ -194,7 +194,7 @@ class View:
         """What this process is doing about the instrument's gaps now."""
         return self._tape[instrument].repairing
 
-    def followed(self, instrument: Instrument) -> bool:
+    def follows(self, instrument: Instrument) -> bool:
         """Can it be asked about?"""
         return self._tape.get(instrument) is not None
 

@@ -40,9 +40,9 @@ class Simulator:
     """Both exchanges on free ports of 127.0.0.1, open while the block lasts.
 
     `instruments` are what the exchanges list (default: eight known symbols, BNBUSDT missing on Bybit); `activity` multiplies how much
-    they trade. With `manual` nothing trades but what `push` sends. With `replay` only the recorded market of Binance is there, listing
-    the recorded symbols; `speed` divides its pauses, 0 plays as fast as clients read. `clock` tells ms since the epoch, `wall` (default:
-    the same) is what REST's limits go by; `queue` is how many frames a client may leave unread.
+    they trade, all of them or by exchange. With `manual` nothing trades but what `push` sends. With `replay` only the recorded market of
+    Binance is there, listing the recorded symbols; `speed` divides its pauses, 0 plays as fast as clients read. `clock` tells ms since
+    the epoch, `wall` (default: the same) is what REST's limits go by; `queue` is how many frames a client may leave unread.
 
     `sent` counts the rows a collector keeps (spot trades, USD-M aggregates, Bybit trades) that reached at least one client, by instrument.
     """
@@ -55,7 +55,7 @@ class Simulator:
         manual: bool = False,
         replay: Recording | None = None,
         speed: float = 1.0,
-        activity: float = 1.0,
+        activity: float | Mapping[str, float] = 1.0,
         timing: Timing | None = None,
         faults: Faults | None = None,
         clock: Callable[[], int] | None = None,
@@ -71,7 +71,7 @@ class Simulator:
         self.instruments = listed
         held = manual or replay is not None
         faults = faults or Faults()
-        tapes: dict[Instrument, Tape] = {one: _held(replay) if held else _computed(one, seed, activity) for one in listed}
+        tapes: dict[Instrument, Tape] = {one: _held(replay) if held else _computed(one, seed, _of(activity, one)) for one in listed}
         if faults.absent_every:
             tapes = {one: LackingTape(tape, faults.absent_every) for one, tape in tapes.items()}
         self._manual = manual
@@ -205,6 +205,10 @@ class Simulator:
 
 def _now() -> int:
     return time.time_ns() // 1_000_000
+
+
+def _of(activity: float | Mapping[str, float], instrument: Instrument) -> float:
+    return activity.get(instrument.exchange, 1.0) if isinstance(activity, Mapping) else activity
 
 
 def _counter(instrument: Instrument) -> tuple[str, ...]:
