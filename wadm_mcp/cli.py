@@ -41,7 +41,7 @@ from wadm_mcp.storage.mongo import MongoStore
 from wadm_mcp.web import build_app
 
 _DEMO_SEED: Final = 7
-_DEMO_ACTIVITY: Final = {"binance": 1 / 3}
+_DEMO_ACTIVITY: Final = {"binance": 1 / 4}
 """A quieter Binance, whose last day of pages fits what it allows to be asked in half a minute."""
 _REPLAY: Final = "_replay_demo"
 """Added to a database's name; a replay begins with an empty one."""

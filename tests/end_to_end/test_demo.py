@@ -96,6 +96,10 @@ async def test_a_client_that_comes_and_goes_a_hundred_times_leaves_collectors_an
                 async with Client(target, mode="legacy" if number % 4 < 2 else "auto") as client:
                     await client.call_tool("get_volume_profile", {"symbol": "BTCUSDT", "window": "15m"})
 
+        async def live() -> bool:
+            return served.stderr.count("instrument.live") == 3
+
+        await until(live)
         for number in range(20):
             await visit(number)
         before = resident(served)
