@@ -18,7 +18,7 @@ from wadm_mcp.logs import log
 from wadm_mcp.model import EXCHANGES as EVERY_EXCHANGE
 from wadm_mcp.model import MARKETS, Instrument
 from wadm_mcp.near import nearest, plain
-from wadm_mcp.queries.arguments import ALL, Call, read_choice, read_exchange, read_whole, shown
+from wadm_mcp.queries.arguments import ALL, Call, read_exchange, read_market, read_whole, shown
 from wadm_mcp.queries.markets import markets
 from wadm_mcp.queries.view import View
 from wadm_mcp.settings import Settings
@@ -106,7 +106,7 @@ class Tracking:
             raise call.refuse("symbol", symbol, "an exchange's own name of a symbol is needed, such as ETHUSDT")
         venue = read_exchange(call, exchange)
         venues = self._settings.WADM_EXCHANGES if venue == ALL else (venue,)
-        chosen = self._settings.WADM_MARKETS[0] if market is None else read_choice(call, "market", market, MARKETS, MARKETS[0])
+        chosen = read_market(call, market, MARKETS) or self._settings.WADM_MARKETS[0]
         return name, [Instrument(one, chosen, name) for one in EVERY_EXCHANGE if one in venues]
 
     async def _until_in(self, wanted: Sequence[Instrument], told: Told) -> None:

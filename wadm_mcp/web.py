@@ -62,7 +62,7 @@ def build_app(server: WadmServer, runtime: Runtime) -> WebApp:
         routes=[
             Route("/health", _health(runtime)),
             Route("/health/live", _live),
-            *(Route(question.path, _api(question, runtime)) for question in QUESTIONS),
+            *(Route(question.path, _api(question, runtime)) for question in QUESTIONS if question.path is not None),
             *(Route(route.path, streams.wrap(route.app)) for route in http.routes if isinstance(route, Route)),
             Route("/sse", Endpoint(events), methods=["GET"]),
             Mount("/messages/", Endpoint(sse.handle_post_message)),
@@ -149,7 +149,9 @@ async def _refuse(request: Request, error: Exception) -> Response:
     if status == HTTPStatus.METHOD_NOT_ALLOWED:
         text = f"{request.method} is not allowed on {_path(request)}; use GET"
     else:
-        paths = ", ".join(["/mcp", "/sse", "/health", "/health/live", *(question.path for question in QUESTIONS)])
+        paths = ", ".join(
+            ["/mcp", "/sse", "/health", "/health/live", *(question.path for question in QUESTIONS if question.path is not None)]
+        )
         text = f"there is nothing at {_path(request)}. Paths: {paths}"
     response = _error(status, text)
     response.headers.update(getattr(error, "headers", None) or {})

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, Literal, TypeAlias, TypeVar
 
 from wadm_mcp.errors import QueryError, UnknownSymbol
-from wadm_mcp.model import EXCHANGES, HOUR, MARKETS, MINUTE, SECOND, Timeframe
-from wadm_mcp.near import nearest
+from wadm_mcp.model import DAY, EXCHANGES, HOUR, MARKETS, MINUTE, SECOND, Timeframe
+from wadm_mcp.near import nearest, plain
 from wadm_mcp.queries.numbers import decimal_text
 
 WINDOWS: Final = {"15m": 15 * MINUTE, "1h": HOUR, "4h": 4 * HOUR, "24h": 24 * HOUR, "7d": 7 * 24 * HOUR}
@@ -35,6 +35,11 @@ _EARLIEST: Final = 946_684_800 * SECOND
 _LATEST: Final = 4_102_444_800 * SECOND
 _MS_FROM: Final = 100_000_000_000
 """An epoch number from here on is milliseconds: as seconds it would lie beyond the year 5000."""
+
+_LENGTH: Final = re.compile(r"([0-9]{1,5})\s*(m|mins?|minutes?|h|hrs?|hours?|d|days?|w|weeks?)", re.ASCII | re.IGNORECASE)
+_UNITS: Final = {"m": MINUTE, "h": HOUR, "d": DAY, "w": 7 * DAY}
+_LINEAR: Final = ("perp", "perps", "perpetual", "perpetuals", "futures", "swap", "usdm", "usd-m")
+"""What people call USDT perpetuals."""
 
 _DECIMAL: Final = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?", re.ASCII)
 _OFFSET_AFTER_A_SPACE: Final = re.compile(r"(?<=[0-9]) (?=[0-9]{2}:?[0-9]{2}\Z)")
@@ -86,16 +91,31 @@ def shown(given: object) -> str:
 
 
 def read_symbol(call: Call, given: object, followed: Iterable[str]) -> str:
-    """A followed symbol, upper-cased. `UnknownSymbol` with near matches for any other."""
+    """A followed symbol, however its assets are set apart (`btcusdt`, `BTC/USDT`, `BTC-USDT`). `UnknownSymbol` with near matches for any
+    other."""
     known = sorted(set(followed))
     if given is None:
         raise QueryError(f"symbol is needed. Followed: {listed(known)}. Try {call.example()}")
     if not isinstance(given, str):
         raise call.refuse("symbol", given, f"a text is needed. Followed: {listed(known)}")
-    symbol = given[: _LONGEST + 1].strip().upper()
-    if symbol not in known or len(given) > _LONGEST:
+    symbol = plain_symbol(given)
+    if symbol not in known:
         raise _unknown_symbol(call, given, known)
     return symbol
+
+
+def plain_symbol(given: object) -> str:
+    """A symbol as exchanges write it, whatever was between its assets; empty for what cannot be one. What follows a colon, as in
+    `BTC/USDT:USDT`, only names what it settles in."""
+    return plain(given.split(":")[0]) if isinstance(given, str) and len(given) <= _LONGEST else ""
+
+
+def read_instrument(given: object) -> tuple[str, str, str] | None:
+    """Exchange, market and symbol of an instrument's whole name, as answers write it (`binance:spot:BTCUSDT`); None for anything else."""
+    parts = given.strip().split(":") if isinstance(given, str) and len(given) <= _LONGEST else []
+    if len(parts) != 3 or parts[0].lower() not in (*EXCHANGES, ALL) or parts[1].lower() not in MARKETS:
+        return None
+    return parts[0].lower(), parts[1].lower(), parts[2]
 
 
 def _unknown_symbol(call: Call, given: str, known: Sequence[str]) -> UnknownSymbol:
@@ -124,20 +144,58 @@ def read_choice(
     raise call.refuse(argument, given, f"allowed are {', '.join(allowed)}", **{argument: says or default})
 
 
+Detail: TypeAlias = Literal["brief", "standard", "full"]
+"""How much an answer tells."""
+
+DETAILS: Final[tuple[Detail, ...]] = ("brief", "standard", "full")
+
+
+def read_detail(call: Call, given: object) -> Detail:
+    """How much to tell; `standard` when nothing is given."""
+    return read_choice(call, "detail", given, DETAILS, DETAILS[1])
+
+
 def read_exchange(call: Call, given: object) -> str:
     """`binance`, `bybit` or `all`; `all` when nothing is given."""
     return read_choice(call, "exchange", given, (*EXCHANGES, ALL), ALL)
 
 
 def read_market(call: Call, given: object, followed: Sequence[str]) -> str | None:
-    """A followed market, or None when nothing is given."""
+    """A followed market, or None when nothing is given. `perp` and its like are `linear`."""
     allowed = [market for market in MARKETS if market in followed] or MARKETS
-    return None if given is None else read_choice(call, "market", given, allowed, allowed[0])
+    if given is None:
+        return None
+    meant = "linear" if isinstance(given, str) and given.strip().lower() in _LINEAR and "linear" in allowed else given
+    try:
+        return read_choice(call, "market", meant, allowed, allowed[0])
+    except QueryError:
+        if meant == given and str(given).strip().lower() not in MARKETS:
+            raise
+        raise call.refuse("market", given, f"followed are {', '.join(allowed)}", market=allowed[0]) from None
 
 
 def read_timeframe(call: Call, given: object, default: Timeframe = Timeframe.M5) -> Timeframe:
-    """A bar length. Capitals matter: `1M` is a month elsewhere, never a minute."""
+    """A bar length, also as `4H`, `60m` or `15 min`. `1M` is refused: elsewhere it is a month."""
+    length = read_length(given)
+    for timeframe in Timeframe:
+        if timeframe.ms == length:
+            return timeframe
     return read_choice(call, "timeframe", given, tuple(Timeframe), default, fold=False)
+
+
+def read_window(call: Call, given: object, default: str) -> str:
+    """The name of a window, also as `4H`, `1d` or `1 week`."""
+    length = read_length(given)
+    name = next((name for name, ms in WINDOWS.items() if ms == length), given)
+    return read_choice(call, "window", name, (*WINDOWS, SESSION), default)
+
+
+def read_length(given: object) -> int | None:
+    """A length of time written as a number and a unit, in milliseconds; None for anything else, and for `1M`, which may be a month."""
+    found = _LENGTH.fullmatch(given.strip()) if isinstance(given, str) and len(given) <= _LONGEST else None
+    if found is None or found[0] == "1M":
+        return None
+    return int(found[1]) * _UNITS[found[2][0].lower()]
 
 
 def read_whole(call: Call, argument: str, given: object, low: int, high: int, default: int) -> int:
@@ -150,16 +208,23 @@ def read_whole(call: Call, argument: str, given: object, low: int, high: int, de
     return int(value)
 
 
-def read_amount(call: Call, argument: str, given: object, *, zero: bool, example: Example) -> Decimal | None:
+def read_amount(call: Call, argument: str, given: object, *, zero: bool, example: Example, **instead: Example | None) -> Decimal | None:
     """An exact amount, as a number or as text, None when nothing is given; with `zero` 0 is one too."""
     if given is None:
         return None
     value = _decimal(given)
     if value is None or value < 0 or (not zero and value == 0):
         kind = "0 or more" if zero else "above 0"
-        raise call.refuse(
-            argument, given, f"a number {kind} is needed, at most {_DECIMALS} digits on either side of the point", **{argument: example}
-        )
+        allowed = f"a number {kind} is needed, at most {_DECIMALS} digits on either side of the point"
+        raise call.refuse(argument, given, allowed, **{argument: example}, **instead)
+    return value
+
+
+def read_signed(call: Call, argument: str, given: object, *, example: Example, **instead: Example | None) -> Decimal:
+    """An exact amount that is not 0, of either sign."""
+    value = _decimal(given)
+    if not value:
+        raise call.refuse(argument, given, "a number above or below 0 is needed", **{argument: example}, **instead)
     return value
 
 

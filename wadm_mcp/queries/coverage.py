@@ -179,6 +179,32 @@ def _cut(gap: Gap, start: int, end: int) -> Iterator[Gap]:
         yield gap if (first, last) == gap[:2] else Gap(first, last, None, gap.reason)
 
 
+class Seen(NamedTuple):
+    """Everything that `judge` needs to know of one instrument, read once for as many windows as lie in the one it was read for."""
+
+    spans: Sequence[Span]
+    now: int
+    alive_until: int | None = None
+    before: str = "not_recorded"
+    revising: Sequence[Window] = ()
+
+    def judge(self, window: Window, lost: Iterable[Window] = (), *, raw: bool = False) -> Judgement:
+        """How much of a window is held; see `judge`."""
+        return judge(self.spans, window, self.now, self.alive_until, lost, self.before, self.revising, raw)
+
+
+async def look(view: View, scope: Scope, instrument: Instrument, window: Window, *, raw: bool = False) -> Seen:
+    """What is known of one instrument's coverage in a window. One that its exchange has not told of yet is not held at all."""
+    if instrument in scope.awaited:
+        return Seen((), scope.now, before="exchange_unreachable")
+    alive_until = view.alive_until(instrument)
+    spans = await view.spans(instrument, window, raw=raw)
+    importing = view.importing(instrument)
+    brought = importing is not None and window.start < importing.reached
+    before = "store_unreachable" if view.alone else "importing" if brought else "not_recorded"
+    return Seen(spans, scope.now, alive_until, before, await view.lacking(instrument, window, raw=raw))
+
+
 def lost_trades(lives: Lives | None, now: int, window: Window) -> list[Window]:
     """The stretch of a window whose raw trades have outlived their life."""
     return _before(window, now - lives.trades) if lives is not None else []
@@ -226,37 +252,29 @@ async def coverage(
     anchor_lost: Sequence[Window] = (),
     raw: bool = False,
     figures: Sequence[str] = (),
+    listed: int = LISTED,
 ) -> dict[str, Any]:
     """What a scope's window holds, as answers tell it; of a merged scope the worst part's values on top, and every part by exchange.
 
     `raw` says that single trades are told and not figures. With `anchor`, the stretch that cumulative delta sums over, its
-    coverage is told too. `figures` are the names of those that a gap makes wrong: `broken` tells them where there is one.
+    coverage is told too. `figures` are the names of those that a gap makes wrong: `broken` tells them where there is one. At
+    most `listed` gaps are told, the newest.
     """
     parts: dict[str, tuple[Judgement, dict[str, Any]]] = {}
     anchors: list[Judgement] = []
-    for instrument in scope.instruments:
-        window = scope.window if anchor is None else Window(min(anchor.start, scope.window.start), scope.window.end)
-        alive_until = view.alive_until(instrument)
-        spans = await view.spans(instrument, window, raw=raw)
-        importing = view.importing(instrument)
-        brought = importing is not None and window.start < importing.reached
-        before = "store_unreachable" if view.alone else "importing" if brought else "not_recorded"
-        revising = await view.lacking(instrument, window, raw=raw)
-        judgement = judge(spans, scope.window, scope.now, alive_until, lost, before, revising, raw)
-        newest = await newest_trade_at(view, instrument, scope.now if scope.as_of else None)
-        told = _told(judgement, newest, scope.now)
-        if importing is not None and brought:
+    window = scope.window if anchor is None else Window(min(anchor.start, scope.window.start), scope.window.end)
+    for instrument in (*scope.instruments, *scope.awaited):
+        seen = await look(view, scope, instrument, window, raw=raw)
+        judgement = seen.judge(scope.window, lost, raw=raw)
+        newest = None if instrument in scope.awaited else await newest_trade_at(view, instrument, scope.now if scope.as_of else None)
+        told = _told(judgement, newest, scope.now, listed)
+        importing = None if instrument in scope.awaited else view.importing(instrument)
+        if importing is not None and window.start < importing.reached:
             told["importing"] = {"from": iso(importing.target), "reached": iso(importing.reached), "seconds": round(importing.seconds)}
         if anchor is not None:
-            anchors.append(judge(spans, anchor, scope.now, alive_until, anchor_lost, before, revising))
+            anchors.append(seen.judge(anchor, anchor_lost))
             told["anchor"] = {"start": iso(anchor.start), "ratio": anchors[-1].ratio}
         parts[instrument.exchange] = judgement, told
-    for instrument in scope.awaited:
-        nothing = judge((), scope.window, scope.now, before="exchange_unreachable")
-        parts[instrument.exchange] = nothing, _told(nothing, None, scope.now)
-        if anchor is not None:
-            anchors.append(judge((), anchor, scope.now, before="exchange_unreachable"))
-            parts[instrument.exchange][1]["anchor"] = {"start": iso(anchor.start), "ratio": anchors[-1].ratio}
     exchange = min(parts, key=lambda exchange: _badness(parts[exchange]))
     worst = dict(parts[exchange][1])
     broken = list(figures) if any(judgement.gaps for judgement, _ in parts.values()) else []
@@ -267,13 +285,18 @@ async def coverage(
     return {**worst, "worst": exchange, "parts": {name: told for name, (_, told) in parts.items()}} if scope.merged else worst
 
 
+def nothing_held(scope: Scope, covered: Mapping[str, Any]) -> str:
+    """What there is to say of a window without a trade: whether it was quiet, nobody knows without its coverage."""
+    return f"{scope.name}: no trade is held in this window; coverage {covered['ratio']}."
+
+
 def _badness(part: tuple[Judgement, Mapping[str, Any]]) -> tuple[int, float]:
     lag = part[1]["lag_ms"]
     return part[0].millionths, -lag if lag is not None else float("-inf")
 
 
-def _told(judgement: Judgement, newest: int | None, now: int) -> dict[str, Any]:
-    listed = judgement.gaps[-LISTED:]
+def _told(judgement: Judgement, newest: int | None, now: int, most: int) -> dict[str, Any]:
+    listed = judgement.gaps[-most:]
     more = len(judgement.gaps) - len(listed)
     return {
         "ratio": judgement.ratio,

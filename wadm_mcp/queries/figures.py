@@ -9,9 +9,9 @@ from typing import Any, Final, NamedTuple
 
 from anyio import to_thread
 
-from wadm_mcp.analytics.footprint import Footprint
+from wadm_mcp.analytics.footprint import Bar, Footprint
 from wadm_mcp.errors import QueryError
-from wadm_mcp.model import Listing, Window, to_decimal
+from wadm_mcp.model import Listing, Timeframe, Window, to_decimal
 from wadm_mcp.queries.arguments import Call, read_amount
 from wadm_mcp.queries.numbers import at_decimals, decimal_text, places
 from wadm_mcp.queries.scope import Scope
@@ -70,6 +70,29 @@ async def merged_footprint(view: View, scope: Scope, window: Window) -> Footprin
     return merged
 
 
-def table(columns: Sequence[str], rows: list[list[Any]]) -> dict[str, Any]:
-    """A table as answers tell it: the names once, then the rows."""
-    return {"columns": list(columns), "rows": rows}
+async def merged_bars(view: View, scope: Scope, timeframe: Timeframe, window: Window) -> dict[int, Bar]:
+    """The bars of all instruments beside each other, by start; those without trades are left out."""
+    if not window.length:
+        return {}
+    merged: dict[int, Bar] = {}
+    for instrument in scope.instruments:
+        for start, bar in (await view.bars(instrument, timeframe, window)).items():
+            merged[start] = merged[start].beside(bar) if start in merged else bar
+    if len(scope.instruments) > 1:
+        for start, bar in merged.items():
+            merged[start] = bar.rescaled(bar.scale)
+            merged[start].min_delta = merged[start].max_delta = None
+    return merged
+
+
+def table(
+    columns: Sequence[str], rows: Sequence[Sequence[Any]], *, only: Sequence[str] | None = None, newest: int | None = None
+) -> dict[str, Any]:
+    """A table as answers tell it: the names once, then the rows. `only` some of the columns, only the `newest` rows, with how many were
+    `omitted`."""
+    told = [list(row) for row in (rows if newest is None else rows[max(0, len(rows) - newest) :])]
+    if only is not None:
+        places = [columns.index(name) for name in only]
+        told = [[row[place] for place in places] for row in told]
+    omitted = len(rows) - len(told)
+    return {"columns": list(only or columns), "rows": told, **({"omitted": omitted} if omitted else {})}

@@ -12,12 +12,12 @@ from wadm_mcp.analytics.footprint import Footprint
 from wadm_mcp.analytics.order_flow import diagonal_imbalances
 from wadm_mcp.analytics.volume_profile import MAX_ROWS, default_row, row_count, volume_profile
 from wadm_mcp.model import Scale, Window, to_decimal
-from wadm_mcp.queries.arguments import ALL, Call, read_timeframe
-from wadm_mcp.queries.coverage import coverage, lost_bars
+from wadm_mcp.queries.arguments import ALL, Call, read_detail, read_timeframe, read_whole
+from wadm_mcp.queries.coverage import coverage, lost_bars, nothing_held
 from wadm_mcp.queries.figures import ON_LOOP, Ticks, merged_footprint, read_row_size, refuse_row_size, table
 from wadm_mcp.queries.numbers import at_decimals, decimal_number, iso, maybe, number
 from wadm_mcp.queries.order_flow import bar_starts
-from wadm_mcp.queries.scope import ask, read_scope
+from wadm_mcp.queries.scope import Scope, ask, read_scope
 from wadm_mcp.queries.view import View
 
 BROKEN: Final = ("open", "high", "low", "close", "delta", "poc", "nodes")
@@ -44,22 +44,26 @@ async def footprint(
     as_of: object = None,
     timeframe: object = "5m",
     row_size: object = None,
+    limit: object = MOST_BARS,
+    detail: object = "standard",
 ) -> dict[str, Any]:
     """The footprint of every bar of a window, oldest first, the first and the last clipped to the window.
 
     All bars share one `row_size`; when it is not given it cuts the whole window's range into about a hundred rows, or fewer
-    where the answer would be too long. `imbalance` is the side with at least three times its diagonal opposite.
+    where the answer would be too long. `imbalance` is the side with at least three times its diagonal opposite. Of more than
+    `limit` bars the newest are told; `brief` tells no rows.
     """
     call = ask(view, "get_footprint", timeframe="5m", window="1h")
     scope = read_scope(view, call, symbol=symbol, exchange=exchange, market=market, window=window, start=start, end=end, as_of=as_of)
     length = read_timeframe(scope.call, timeframe)
     ticks = Ticks.of(scope.listings)
     size = read_row_size(scope.call, row_size, ticks)
+    most, shown = read_whole(scope.call, "limit", limit, 1, MOST_BARS, MOST_BARS), read_detail(scope.call, detail)
     starts = bar_starts(scope.call, length, scope.window, MOST_BARS)
     lost = lost_bars(view.lives, view.clock(), scope.window, length)
     covered = await coverage(view, scope, lost, figures=BROKEN)
     bars: dict[int, Footprint] = {}
-    for begin in starts:
+    for begin in starts[-most:]:
         clipped = Window(max(begin, scope.window.start), min(begin + length.ms, scope.window.end))
         bars[begin] = await merged_footprint(view, scope, clipped)
 
@@ -68,7 +72,12 @@ async def footprint(
 
     cells = sum(len(bar.cells) for bar in bars.values())
     told = figures() if cells <= ON_LOOP else await to_thread.run_sync(figures)
-    return {**scope.heading(covered), "timeframe": length.value, **told}
+    if shown == "brief":
+        for bar in told["bars"]:
+            bar["nodes"] = None
+    omitted = len(starts) - len(told["bars"])
+    more = {"omitted": omitted} if omitted else {}
+    return {**scope.heading(covered), "timeframe": length.value, **told, **more, "reading": _reading(scope, covered, told["bars"])}
 
 
 def _figures(call: Call, bars: Mapping[int, Footprint], ticks: Ticks, given: object, size: Decimal | None) -> dict[str, Any]:
@@ -136,3 +145,14 @@ def _bar(start: int, footprint: Footprint, tick: int, row: int) -> dict[str, Any
 def _empty(start: int) -> dict[str, Any]:
     none = dict.fromkeys(("open", "high", "low", "close"))
     return {"timestamp": iso(start), **none, "delta": 0, "poc": None, "nodes": table(COLUMNS, [])}
+
+
+def _reading(scope: Scope, covered: Mapping[str, Any], bars: Sequence[Mapping[str, Any]]) -> str:
+    traded = [bar for bar in bars if bar["close"] is not None]
+    if not traded:
+        return nothing_held(scope, covered)
+    largest = max(traded, key=lambda bar: abs(Decimal(str(bar["delta"]))))
+    return (
+        f"{scope.name}: {len(traded)} traded bars; the largest delta is {largest['delta']} in the bar of {largest['timestamp']}, its POC "
+        f"{largest['poc']}; coverage {covered['ratio']}."
+    )

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from wadm_mcp.health import Health, State
 from wadm_mcp.model import DAY, MINUTE, Instrument, Window
+from wadm_mcp.queries.arguments import Call, read_detail, read_whole
 from wadm_mcp.queries.coverage import judge
 from wadm_mcp.queries.figures import table
 from wadm_mcp.queries.numbers import iso, number
@@ -26,20 +27,28 @@ COLUMNS: Final = (
     "importing",
 )
 
+BRIEF: Final = ("exchange", "market", "symbol", "status", "last_price", "coverage_24h")
+
 _STATUS: Final = {State.OK: "live", State.STANDBY: "standby", State.STARTING: "starting", State.DOWN: "down"}
 
 
-async def markets(view: View, health: Health) -> dict[str, Any]:
+async def markets(view: View, health: Health, *, limit: object = 100, detail: object = "standard") -> dict[str, Any]:
     """A row for each followed instrument. `status` is `live`, `starting`, `standby` (another process records) or `down`.
 
     `open_gaps` are the gaps of the last 24 hours that are still open, `history_from` is the start of the oldest coverage.
     `repairing` is `[missing_trades, seconds]` of a repair under way, null where there is none; `missing_trades` is null where the
     exchange does not number its trades. `importing` is `[from, reached, trades_per_s, seconds]` of an import of the past
-    under way. While `store` is `unreachable` the rows tell of the live tape alone.
+    under way. `brief` tells fewer columns. While `store` is `unreachable` the rows tell of the live tape alone.
     """
+    call = Call("list_markets")
+    most, shown = read_whole(call, "limit", limit, 1, 1_000, 100), read_detail(call, detail)
     rows = [await _row(view, health, listing.instrument) for listing in view.listings]
     rows += [[*instrument, "starting", None, None, None, 0, 1, None, None, None] for instrument in view.awaited]
-    return {"store": "unreachable" if view.alone else "ok", "markets": table(COLUMNS, rows)}
+    omitted = max(0, len(rows) - most)
+    told = table(COLUMNS, rows[:most], only=BRIEF if shown == "brief" else None) | ({"omitted": omitted} if omitted else {})
+    live = sum(row[3] == "live" for row in rows)
+    reading = f"{live} of {len(rows)} instruments are live; {sum(row[7] == 1 for row in rows)} are held whole for the last 24 h."
+    return {"store": "unreachable" if view.alone else "ok", "markets": told, "reading": reading}
 
 
 async def _row(view: View, health: Health, instrument: Instrument) -> list[Any]:

@@ -70,6 +70,11 @@ def iso(timestamp: int) -> str:
     return iso_ms(timestamp) if timestamp % SECOND else f"{_seconds(timestamp)}Z"
 
 
+def iso_minute(timestamp: int) -> str:
+    """A time (ms) on a whole minute as the shortest ISO 8601 with `Z`."""
+    return f"{_seconds(timestamp)[:16]}Z"
+
+
 def iso_ms(timestamp: int) -> str:
     """A time (ms) as ISO 8601 with `Z`, always with milliseconds."""
     return f"{_seconds(timestamp)}.{timestamp % SECOND:03}Z"

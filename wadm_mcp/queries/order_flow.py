@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any, Final
 
 from wadm_mcp.analytics.footprint import Bar
 from wadm_mcp.analytics.order_flow import cumulative, imbalance_ratio, session_start
 from wadm_mcp.model import Scale, Timeframe, Window, rescale
-from wadm_mcp.queries.arguments import ALL, Call, read_timeframe
-from wadm_mcp.queries.coverage import CUMULATIVE, coverage, lost_bars
-from wadm_mcp.queries.figures import table
+from wadm_mcp.queries.arguments import ALL, Call, read_detail, read_timeframe, read_whole
+from wadm_mcp.queries.coverage import CUMULATIVE, coverage, lost_bars, nothing_held
+from wadm_mcp.queries.figures import merged_bars, table
 from wadm_mcp.queries.numbers import decimal_number, iso, maybe, number
 from wadm_mcp.queries.scope import Scope, ask, read_scope
 from wadm_mcp.queries.view import View
@@ -32,6 +33,8 @@ COLUMNS: Final = (
     "max_delta",
 )
 
+BRIEF: Final = ("timestamp", "close", "volume", "delta", "cumulative_delta")
+
 BROKEN: Final = tuple(column for column in COLUMNS if column not in ("timestamp", CUMULATIVE))
 """What a gap makes wrong of the bars that it touches: volumes and counts are too low, extremes may have been missed."""
 
@@ -50,16 +53,19 @@ async def order_flow(
     end: object = None,
     as_of: object = None,
     timeframe: object = "5m",
+    limit: object = MOST,
+    detail: object = "standard",
 ) -> dict[str, Any]:
     """Every bar of a window, empty ones included, oldest first, the first and the last clipped to the window.
 
     `cumulative_delta` counts from 00:00 UTC of each bar's day, so that it does not depend on where the window begins;
     `coverage.anchor` says how much of the tape since then is held. Merged bars have no min and max delta: the path between
-    exchanges is unknown.
+    exchanges is unknown. Of more than `limit` bars the newest are told; `brief` tells fewer columns.
     """
     call = ask(view, "get_order_flow", timeframe="5m", window="1h")
     scope = read_scope(view, call, symbol=symbol, exchange=exchange, market=market, window=window, start=start, end=end, as_of=as_of)
     length = read_timeframe(scope.call, timeframe)
+    most, shown = read_whole(scope.call, "limit", limit, 1, MOST, MOST), read_detail(scope.call, detail)
     starts = bar_starts(scope.call, length, scope.window, MOST)
     before, now = Window(session_start(scope.window.start), scope.window.start), view.clock()
     lost = lost_bars(view.lives, now, scope.window, length)
@@ -71,7 +77,7 @@ async def order_flow(
         anchor_lost=[*lost_bars(view.lives, now, before, Timeframe.H1), *lost],
         figures=BROKEN,
     )
-    bars, earlier = await _bars(view, scope, length, scope.window), await _bars(view, scope, Timeframe.H1, before)
+    bars, earlier = await merged_bars(view, scope, length, scope.window), await merged_bars(view, scope, Timeframe.H1, before)
     scale = Scale(0, 0)
     for bar in (*bars.values(), *earlier.values()):
         scale = scale.finest(bar.scale)
@@ -82,7 +88,8 @@ async def order_flow(
         held = [bars.get(start, empty) for start in day]
         sums = cumulative(held, base if session == before.start else 0, scale)
         rows += [_row(start, bar, total, scale) for start, bar, total in zip(day, held, sums, strict=True)]
-    return {**scope.heading(covered), "timeframe": length.value, "bars": table(COLUMNS, rows)}
+    told = {"timeframe": length.value, "bars": table(COLUMNS, rows, only=BRIEF if shown == "brief" else None, newest=most)}
+    return {**scope.heading(covered), **told, "reading": _reading(scope, covered, rows)}
 
 
 def bar_starts(call: Call, timeframe: Timeframe, window: Window, most: int) -> range:
@@ -98,21 +105,6 @@ def bar_starts(call: Call, timeframe: Timeframe, window: Window, most: int) -> r
             raise call.refuse("timeframe", timeframe.value, f"{count}; choose a shorter window", timeframe=timeframe.value, window="1h")
         raise call.refuse("timeframe", timeframe.value, f"{count}; {fits} fits", timeframe=fits.value)
     return starts(timeframe)
-
-
-async def _bars(view: View, scope: Scope, timeframe: Timeframe, window: Window) -> dict[int, Bar]:
-    """The bars of all instruments beside each other, by start; those without trades are left out."""
-    if not window.length:
-        return {}
-    merged: dict[int, Bar] = {}
-    for instrument in scope.instruments:
-        for start, bar in (await view.bars(instrument, timeframe, window)).items():
-            merged[start] = merged[start].beside(bar) if start in merged else bar
-    if len(scope.instruments) > 1:
-        for start, bar in merged.items():
-            merged[start] = bar.rescaled(bar.scale)
-            merged[start].min_delta = merged[start].max_delta = None
-    return merged
 
 
 def _row(start: int, bar: Bar, total: int, scale: Scale) -> list[Any]:
@@ -133,3 +125,12 @@ def _row(start: int, bar: Bar, total: int, scale: Scale) -> list[Any]:
         maybe(bar.min_delta, quantities),
         maybe(bar.max_delta, quantities),
     ]
+
+
+def _reading(scope: Scope, covered: Mapping[str, Any], rows: Sequence[Sequence[Any]]) -> str:
+    traded = [row for row in rows if row[11]]
+    if not traded:
+        return nothing_held(scope, covered)
+    rising = sum(not str(row[8]).startswith("-") and row[8] != 0 for row in traded)
+    last = f"last close {traded[-1][4]}, cumulative delta {traded[-1][9]}"
+    return f"{scope.name}: {rising} of {len(traded)} traded bars with delta above 0; {last}; coverage {covered['ratio']}."

@@ -20,11 +20,13 @@ from wadm_mcp.queries.arguments import (
     Call,
     Example,
     listed,
-    read_choice,
+    plain_symbol,
     read_exchange,
+    read_instrument,
     read_market,
     read_symbol,
     read_time,
+    read_window,
     shown,
 )
 from wadm_mcp.queries.numbers import iso
@@ -96,6 +98,11 @@ def read_scope(
     as_of: object = None,
 ) -> Scope:
     """The scope of a question. `QueryError` for an argument that cannot be used, `UnknownSymbol` for a symbol not followed there."""
+    named = read_instrument(symbol)
+    if named is not None:
+        symbol = named[2]
+        exchange = named[0] if exchange in (None, ALL) else exchange
+        market = named[1] if market is None else market
     name, listings, awaited = _followed(view, call, symbol, exchange, market)
     call = call.about(listings[0].instrument.symbol)
     now = clock = view.clock()
@@ -114,7 +121,7 @@ def _followed(
     view: View, call: Call, symbol: object, exchange: object, market: object
 ) -> tuple[str, tuple[Listing, ...], tuple[Instrument, ...]]:
     every = view.listings
-    name = symbol.strip().upper() if isinstance(symbol, str) else ""
+    name = plain_symbol(symbol)
     awaited = [instrument for instrument in view.awaited if instrument.symbol == name]
     if name in view.symbols and all(listing.instrument.symbol != name for listing in every):
         raise _not_ready(view, name, every)
@@ -168,7 +175,7 @@ def _window(call: Call, now: int, window: object, start: object, end: object) ->
     if first is None:
         if last is not None:
             raise call.refuse("end", end, "start is needed with it", **works)
-        name = read_choice(call, "window", window, (*WINDOWS, SESSION), DEFAULT_WINDOW, fold=False)
+        name = read_window(call, window, DEFAULT_WINDOW)
         return _whole(session_start(now) if name == SESSION else now - WINDOWS[name], now), name, None, None
     if first - first % MINUTE > now:
         raise call.refuse("start", start, f"it lies in the future, now is {iso(now - now % 1000)}", **works)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from hashlib import blake2b
@@ -16,15 +16,17 @@ from typing import Annotated, Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
-from wadm_mcp.model import MINUTE, Instrument, Trade, Window
-from wadm_mcp.queries.arguments import ALL, read_amount, read_whole
-from wadm_mcp.queries.coverage import coverage, lost_trades
+from wadm_mcp.model import MINUTE, Instrument, Trade, TradeType, Window
+from wadm_mcp.queries.arguments import ALL, read_amount, read_detail, read_whole
+from wadm_mcp.queries.coverage import coverage, lost_trades, nothing_held
 from wadm_mcp.queries.figures import table
 from wadm_mcp.queries.numbers import at_decimals, decimal_text, iso_ms, number, places
 from wadm_mcp.queries.scope import LONGEST, Scope, ask, read_scope
 from wadm_mcp.queries.view import View
 
 COLUMNS: Final = ("timestamp", "price", "quantity", "trade_type", "trade_id", "exchange")
+
+BRIEF: Final = COLUMNS[:4]
 
 MOST: Final = 1_000
 """Rows of one page."""
@@ -80,6 +82,7 @@ async def trades(
     limit: object = 100,
     cursor: object = None,
     min_notional: object = None,
+    detail: object = "standard",
 ) -> dict[str, Any]:
     """Up to `limit` trades, of at least `min_notional` (price times quantity) each, and a cursor to the next page, null at the end.
 
@@ -89,6 +92,7 @@ async def trades(
     scope = read_scope(view, call, symbol=symbol, exchange=exchange, market=market, window=window, start=start, end=end, as_of=as_of)
     rows_wanted = read_whole(scope.call, "limit", limit, 1, MOST, 100)
     least = read_amount(scope.call, "min_notional", min_notional, zero=True, example=10_000)
+    only = BRIEF if read_detail(scope.call, detail) == "brief" else None
     question = _digest(scope, least)
     after: _Key | None = None
     if cursor is not None:
@@ -98,8 +102,9 @@ async def trades(
     rows, last = await _scan(view, scope, after, rows_wanted, _large_enough(least))
     return {
         **scope.heading(covered),
-        "trades": table(COLUMNS, [_row(trade) for trade in rows]),
+        "trades": table(COLUMNS, [_row(trade) for trade in rows], only=only),
         "next_cursor": None if last is None else _write_cursor(_Cursor(question, scope.window.start, scope.window.end, *last)),
+        "reading": _reading(scope, covered, rows),
     }
 
 
@@ -109,7 +114,12 @@ async def newest_trades(view: View, *, symbol: object, exchange: object, market:
     covered = await coverage(view, scope, lost_trades(view.lives, view.clock(), scope.window), raw=True, figures=("trades",))
     found = [trade for one in scope.instruments for trade in await view.trades(one, scope.window, limit=limit, newest=True)]
     found.sort(key=_key)
-    return {**scope.heading(covered), "trades": table(COLUMNS, [_row(trade) for trade in found[-limit:]]), "next_cursor": None}
+    return {
+        **scope.heading(covered),
+        "trades": table(COLUMNS, [_row(trade) for trade in found[-limit:]]),
+        "next_cursor": None,
+        "reading": _reading(scope, covered, found[-limit:]),
+    }
 
 
 async def _scan(
@@ -166,6 +176,14 @@ def _row(trade: Trade) -> list[Any]:
         trade.trade_id,
         trade.instrument.exchange,
     ]
+
+
+def _reading(scope: Scope, covered: Mapping[str, Any], rows: Sequence[Trade]) -> str:
+    if not rows:
+        return nothing_held(scope, covered).replace("no trade is held", "no such trade is held")
+    bought = sum(trade.trade_type is TradeType.BUY for trade in rows)
+    stretch = f"{iso_ms(rows[0].timestamp)} to {iso_ms(rows[-1].timestamp)}"
+    return f"{scope.name}: {len(rows)} trades from {stretch}, {bought} of them bought by takers; coverage {covered['ratio']}."
 
 
 def _large_enough(least: Decimal | None) -> Callable[[Trade], bool] | None:

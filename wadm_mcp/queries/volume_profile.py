@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from heapq import nlargest
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final
 
 from anyio import to_thread
 
@@ -13,18 +13,15 @@ from wadm_mcp.analytics import volume_profile as analytics
 from wadm_mcp.analytics.footprint import Footprint
 from wadm_mcp.analytics.volume_profile import MAX_ROWS, Method, Node, VolumeProfile, default_row, row_count, smallest_row, vwap
 from wadm_mcp.model import Timeframe, to_decimal
-from wadm_mcp.queries.arguments import ALL, Call, read_choice, read_whole
-from wadm_mcp.queries.coverage import coverage, lost_bars
+from wadm_mcp.queries.arguments import ALL, Call, Detail, read_choice, read_detail, read_whole
+from wadm_mcp.queries.coverage import coverage, lost_bars, nothing_held
 from wadm_mcp.queries.figures import ON_LOOP, Ticks, merged_footprint, read_row_size, refuse_row_size, table
 from wadm_mcp.queries.numbers import at_decimals, decimal_number, number
-from wadm_mcp.queries.scope import ask, read_scope
+from wadm_mcp.queries.scope import Scope, ask, read_scope
 from wadm_mcp.queries.view import View
-
-Detail: TypeAlias = Literal["brief", "standard", "full"]
 
 COLUMNS: Final = ("price_level", "volume", "buy_volume", "sell_volume", "trade_count")
 METHODS: Final[tuple[Method, ...]] = ("two_row", "one_row")
-DETAILS: Final[tuple[Detail, ...]] = ("brief", "standard", "full")
 
 BROKEN: Final = ("poc", "vah", "val", "volume", "buy_volume", "sell_volume", "delta", "trade_count", "vwap", "nodes")
 """What a gap makes wrong: volumes and counts are too low, levels may lie elsewhere."""
@@ -59,7 +56,7 @@ async def volume_profile(
     size = read_row_size(scope.call, row_size, ticks)
     percent = read_whole(scope.call, "value_area", value_area, 1, 100, 70)
     chosen: Method = read_choice(scope.call, "method", method, METHODS, METHODS[0])
-    shown: Detail = read_choice(scope.call, "detail", detail, DETAILS, DETAILS[1])
+    shown = read_detail(scope.call, detail)
     lost = lost_bars(view.lives, view.clock(), scope.window, Timeframe.H1)
     covered = await coverage(view, scope, lost, figures=BROKEN)
     footprint = await merged_footprint(view, scope, scope.window)
@@ -70,7 +67,8 @@ async def volume_profile(
         profile = analytics.volume_profile(footprint, tick=tick, row=row, percent=percent, method=chosen)
         return _figures(footprint, profile, size, chosen, shown)
 
-    return {**scope.heading(covered), **(figures() if len(footprint.cells) <= ON_LOOP else await to_thread.run_sync(figures))}
+    told = figures() if len(footprint.cells) <= ON_LOOP else await to_thread.run_sync(figures)
+    return {**scope.heading(covered), **told, "reading": _reading(scope, covered, told)}
 
 
 def _row(call: Call, given: object, size: Decimal | None, ticks: Ticks, footprint: Footprint) -> int | None:
@@ -130,3 +128,10 @@ def _standard(profile: VolumeProfile) -> Sequence[Node]:
     outside = [node for node in profile.nodes if not profile.val <= node.price <= profile.vah]
     kept = {node.price for node in nlargest(OUTSIDE, outside, key=lambda node: node.volume)}
     return [node for node in profile.nodes if profile.val <= node.price <= profile.vah or node.price in kept]
+
+
+def _reading(scope: Scope, covered: Mapping[str, Any], told: Mapping[str, Any]) -> str:
+    if told["poc"] is None:
+        return nothing_held(scope, covered)
+    levels = f"POC {told['poc']}, value area {told['val']} to {told['vah']} in rows of {told['row_size']}"
+    return f"{scope.name}: {levels}; delta {told['delta']} of volume {told['volume']}; coverage {covered['ratio']}."

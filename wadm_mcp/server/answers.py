@@ -5,7 +5,7 @@ Scalars are typed strictly, rows loosely: a typed row costs a client millisecond
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Final, TypeAlias
 
 from pydantic import BaseModel, Field, StrictFloat, StrictInt, StrictStr, WithJsonSchema
 
@@ -17,14 +17,15 @@ Rows: TypeAlias = Annotated[list[Any], WithJsonSchema({"type": "array"})]
 Parts: TypeAlias = Annotated[dict[str, Any], WithJsonSchema({"type": "object"})]
 
 
-class Table(BaseModel):
-    """Rows under named columns."""
+class _Table(BaseModel):
+    """Rows under named columns. Of a longer list `omitted` rows are not told."""
 
-    columns: Rows
-    rows: Rows
+    columns: list[StrictStr]
+    rows: list[Any]
+    omitted: StrictInt = 0
 
 
-class Span(BaseModel):
+class _Span(BaseModel):
     """The window used, [start, end)."""
 
     start: StrictStr
@@ -32,30 +33,49 @@ class Span(BaseModel):
     closed: bool
 
 
-class Coverage(BaseModel):
+class _Coverage(BaseModel):
     """How much of the window the tape holds."""
 
-    ratio: Annotated[Number, Field(description="1 = nothing missing")]
+    ratio: Number
     basis: Text
-    gaps: Annotated[Rows, Field(description="[start, end, missing_trades, reason]")]
+    gaps: Rows
     newest_trade_at: Text
     lag_ms: Count
-    broken: Annotated[Rows, Field(description="figures that the gaps make wrong")]
+    broken: list[StrictStr]
     more_gaps: StrictInt = 0
-    importing: Annotated[Parts, Field(description="the past that is being brought in, and seconds left")] = Field(default_factory=dict)
+    importing: Parts = Field(default_factory=dict)
     worst: StrictStr = ""
-    parts: Annotated[Parts, Field(description="by exchange")] = Field(default_factory=dict)
+    parts: Parts = Field(default_factory=dict)
+
+
+class _Anchored(_Coverage):
+    anchor: Parts
+
+
+def _object(words: str = "", *, null: bool = False) -> WithJsonSchema:
+    """A published schema in words: what answers share would cost an agent its tokens again in every tool."""
+    return WithJsonSchema({"type": ["object", "null"] if null else "object", **({"description": words} if words else {})})
+
+
+_READ_FIRST: Final = "read first: below ratio 1 figures in broken are incomplete"
+Table: TypeAlias = Annotated[_Table, _object()]
+Listed: TypeAlias = Annotated[_Table | None, _object(null=True)]
+Span: TypeAlias = Annotated[_Span, _object()]
+Coverage: TypeAlias = Annotated[_Coverage, _object(_READ_FIRST)]
+Anchored: TypeAlias = Annotated[_Anchored, _object(f"{_READ_FIRST}; anchor since 00:00 UTC")]
 
 
 class _Answer(BaseModel):
     coverage: Coverage
     instrument: StrictStr
-    window: Annotated[Span, WithJsonSchema({"type": "object", "description": "{start, end, closed}"})]
+    window: Span
+    reading: StrictStr
 
 
 class Markets(BaseModel):
     store: StrictStr
     markets: Table
+    reading: StrictStr
 
 
 class Tracked(Markets):
@@ -85,15 +105,11 @@ class VolumeProfile(_Answer):
     delta: Number
     trade_count: Count
     vwap: Number
-    nodes: Annotated[Table | None, Field(description="null for detail=brief")]
-
-
-class _Anchored(Coverage):
-    anchor: Annotated[Parts, Field(description="since cumulative_delta began")]
+    nodes: Listed
 
 
 class OrderFlow(_Answer):
-    coverage: _Anchored  # pyright: ignore[reportIncompatibleVariableOverride]
+    coverage: Anchored  # pyright: ignore[reportIncompatibleVariableOverride]
     timeframe: StrictStr
     bars: Table
 
@@ -102,3 +118,98 @@ class Footprint(_Answer):
     timeframe: StrictStr
     row_size: Number
     bars: Annotated[Rows, Field(description="{timestamp, open, high, low, close, delta, poc, nodes}")]
+    omitted: StrictInt = 0
+
+
+class _Bars(BaseModel):
+    timeframe: StrictStr
+    usable: StrictInt
+    of: StrictInt
+
+
+class _Session(BaseModel):
+    open: Number
+    high: Number
+    low: Number
+    last: Number
+    vwap: Number
+    deviation: Number
+    volume: Number
+    trade_count: StrictInt
+
+
+class _Shape(BaseModel):
+    row_size: Number
+    method: StrictStr
+    poc: Number
+    vah: Number
+    val: Number
+    shape: Text
+    skew: Number
+    high_nodes: Rows = Field(default_factory=list)
+    low_nodes: Rows = Field(default_factory=list)
+
+
+class _Value(BaseModel):
+    relation: Text
+    overlap: Number
+    poc_shift: Number
+    streak: Count
+    naked_pocs: _Table
+    prior: _Table | None = None
+
+
+class _Flow(BaseModel):
+    buy_volume: Number
+    sell_volume: Number
+    delta: Number
+    imbalance_ratio: Number
+    cumulative_high: list[Any] | None
+    cumulative_low: list[Any] | None
+    last_hour: Parts
+
+
+class _Range(BaseModel):
+    high: Number
+    low: Number
+    tests_high: StrictInt
+    tests_low: StrictInt
+    since: StrictStr
+    width_atr: Number
+    position: Number
+    drift: Number
+    volume_slope: Number
+
+
+class _Swings(_Table):
+    up_to_down_volume: Number
+
+
+class MarketStructure(_Answer):
+    bars: Annotated[_Bars, _object("closed bars judged")]
+    session: Annotated[_Session, _object("since 00:00 UTC")]
+    profile: Annotated[_Shape, _object("of the session")]
+    value: Annotated[_Value, _object("against earlier sessions")]
+    flow: Annotated[_Flow, _object("of the session")]
+    range: Annotated[_Range | None, _object("frozen before the open bar", null=True)]
+    swings: Annotated[_Swings | None, _object()] = None
+    events: Table
+    effort: Annotated[_Table | None, _object()] = None
+    parameters: Parts
+
+
+class Comparison(_Answer):
+    timeframe: StrictStr
+    venues: Table
+    pairs: Listed
+
+
+class Waited(_Answer):
+    condition: StrictStr
+    value: Number
+    met: bool
+    met_at: Text
+    waited_s: Number
+    price: Number
+    timeframe: StrictStr
+    bar: Annotated[dict[str, Any] | None, _object("open, high, low, close, volume, delta", null=True)]

@@ -18,7 +18,8 @@ from pydantic import BaseModel, Field
 from wadm_mcp.errors import WadmError
 from wadm_mcp.logs import log
 from wadm_mcp.model import EXCHANGES, MARKETS, Timeframe
-from wadm_mcp.queries.arguments import ALL, SESSION, WINDOWS, shown
+from wadm_mcp.queries.arguments import ALL, DETAILS, SESSION, WINDOWS, shown
+from wadm_mcp.queries.wait_for import CONDITIONS
 from wadm_mcp.server import answers, questions
 from wadm_mcp.server.context import Runtime
 from wadm_mcp.server.questions import NEEDED, Answer, Question
@@ -27,29 +28,34 @@ from wadm_mcp.tracking import WAIT, Tracking
 _READ_ONLY: Final = ToolAnnotations(read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
 _TRACK: Final = "track_market"
 _UNTRACK: Final = "untrack_market"
-_TIME: Final = [{"type": "string"}, {"type": "integer"}]
-_AMOUNT: Final = [{"type": "number"}, {"type": "string"}]
 
 _ARGUMENTS: Final[dict[str, dict[str, Any]]] = {
-    "symbol": {"type": "string", "description": "e.g. BTCUSDT; see list_markets"},
+    "symbol": {"type": "string", "description": "e.g. BTCUSDT"},
     "exchange": {"type": "string", "enum": [*EXCHANGES, ALL], "description": "all = merged"},
-    "market": {"type": "string", "enum": [*MARKETS], "description": "linear = USDT perpetuals; default: first followed"},
+    "market": {"type": "string", "enum": [*MARKETS], "description": "linear = perpetuals; default: first followed"},
     "window": {
         "type": "string",
         "enum": [*WINDOWS, SESSION],
-        "description": "ending now, default 1h; session: since 00:00 UTC. Not with start",
+        "description": "ending now, default 1h; session: since 00:00 UTC",
     },
-    "start": {"anyOf": _TIME, "description": "ISO 8601 (UTC unless offset given) or epoch s/ms"},
-    "end": {"anyOf": _TIME, "description": "exclusive; default now"},
-    "as_of": {"anyOf": _TIME, "description": "replay: the tape up to this time only"},
-    "timeframe": {"type": "string", "enum": [*Timeframe], "description": "bar length, aligned to UTC"},
-    "row_size": {"anyOf": _AMOUNT, "description": "price units, a multiple of the tick; default about 100 rows"},
+    "start": {"type": "string", "description": "ISO 8601, UTC, or epoch"},
+    "end": {"type": "string", "description": "exclusive; default now"},
+    "as_of": {"type": "string", "description": "replay: the tape up to this time"},
+    "timeframe": {"type": "string", "enum": [*Timeframe], "description": "bar length"},
+    "row_size": {"type": "number", "description": "a multiple of the tick; default: about 100 rows"},
     "value_area": {"type": "integer", "description": "percent of volume, 1-100"},
     "method": {"type": "string", "enum": ["two_row", "one_row"], "description": "how the value area grows from the POC"},
-    "detail": {"type": "string", "enum": ["brief", "standard", "full"], "description": "nodes listed: none, value area and largest, all"},
-    "limit": {"type": "integer", "description": "per page, 1-1000"},
-    "cursor": {"type": "string", "description": "next_cursor of the page before; keep the other arguments"},
-    "min_notional": {"anyOf": _AMOUNT, "description": "least price x quantity, in quote currency"},
+    "detail": {"type": "string", "enum": [*DETAILS], "description": "how much is listed"},
+    "limit": {"type": "integer", "description": "rows at most"},
+    "cursor": {"type": "string", "description": "next_cursor; keep the other arguments"},
+    "min_notional": {"type": "number", "description": "least price x quantity"},
+    "condition": {
+        "type": "string",
+        "enum": [*CONDITIONS],
+        "description": "delta and volume: of the open bar; coverage_back: nothing missing in the last timeframe",
+    },
+    "value": {"type": "number", "description": "price, delta (below 0: downwards) or volume"},
+    "timeout": {"type": "integer", "description": "seconds, 1-300; many clients give up after 60"},
 }
 
 
@@ -65,39 +71,58 @@ _DECLARATIONS: Final = (
         questions.MARKETS,
         "Markets followed",
         answers.Markets,
-        "Start here: the instruments recorded, each with last price, age of the newest trade, coverage of the last 24 h (1 = all), "
-        "open gaps and where history begins. Only these can be asked about; what else the exchanges trade is not listed.",
+        "Start here: the instruments recorded, each with last price, age of the newest trade, coverage of the last 24 h (1 = all), open "
+        "gaps, where history begins. Only these can be asked about.",
     ),
     _Declaration(
-        questions.TRADES,
-        "Trades",
-        answers.Trades,
-        "Single public trades of a window, oldest first; trade_type is the aggressor's side, quantity in base units, times UTC. "
-        "min_notional finds large prints. Follow next_cursor until it is null. Do not add trades up: get_volume_profile and "
-        "get_order_flow hold the sums.",
+        questions.STRUCTURE,
+        "Market structure",
+        answers.MarketStructure,
+        "The evidence for a Wyckoff-style report in one call: session, value area against earlier ones, naked POCs, delta extremes, the "
+        "trading range frozen before the open bar, swings, and event candidates (climax, spring, upthrust, break, retest, absorbed, "
+        "exhaustion, delta_divergence, stacked, large), each with its figures. Names no phase or intent. Look closer with the tools below.",
     ),
     _Declaration(
         questions.VOLUME_PROFILE,
         "Volume profile",
         answers.VolumeProfile,
-        "Volume by price over a window: poc (row with most volume), value area val to vah, vwap, buy and sell volume (base units), "
-        "delta, and nodes low to high. A row is named by its low price; vah is the top tick of its row. No time series: for bars use "
-        "get_order_flow, for price and time together get_footprint.",
+        "Volume by price over a window: poc (row with most volume), value area val to vah, vwap, buy and sell volume, delta, and nodes low "
+        "to high. A row is named by its low price; vah is the top tick of its row. For bars use get_order_flow.",
     ),
     _Declaration(
         questions.ORDER_FLOW,
         "Order flow",
         answers.OrderFlow,
         "Bars over a window, oldest first, empty ones included: OHLC, buy and sell volume, delta (buy - sell), cumulative_delta since "
-        "00:00 UTC, imbalance_ratio (delta / volume), trade_count, min and max delta inside the bar. Volumes in base units. At most "
-        "1,500 bars. For prices inside a bar use get_footprint.",
+        "00:00 UTC, imbalance_ratio (delta / volume), trade_count, min and max delta. For prices inside a bar use get_footprint.",
     ),
     _Declaration(
         questions.FOOTPRINT,
         "Footprint",
         answers.Footprint,
-        "Inside each bar, buy and sell volume by price row with diagonal imbalances, plus the bar's OHLC, delta and poc. At most 100 "
-        "bars and much output: find the bars of interest with get_order_flow first, or choose a coarse row_size.",
+        "Inside each bar, buy and sell volume by price row with diagonal imbalances, plus OHLC, delta and poc. Much output: find the bars "
+        "of interest with get_order_flow first, or choose a coarse row_size.",
+    ),
+    _Declaration(
+        questions.TRADES,
+        "Trades",
+        answers.Trades,
+        "Single public trades of a window, oldest first; trade_type is the aggressor's side. min_notional finds large prints. Follow "
+        "next_cursor until it is null. Do not add trades up: get_order_flow holds the sums.",
+    ),
+    _Declaration(
+        questions.COMPARE,
+        "Compare exchanges",
+        answers.Comparison,
+        "One symbol on every exchange and market followed, over one window: volume share, delta, vwap; for each pair the basis, and which "
+        "one's delta comes first (lead_bars above 0: the first). Figures of one venue alone: the other tools with exchange and market.",
+    ),
+    _Declaration(
+        questions.WAIT,
+        "Wait for",
+        answers.Waited,
+        "Wait until the tape shows something, at most timeout seconds, and tell what it was. Not met is an answer (met: false); ask again "
+        "to go on waiting. Clients that can subscribe to resources need it less.",
     ),
 )
 
@@ -111,7 +136,7 @@ class QuestionTool(Tool):
         """The answer as text and as structure, the same facts in both; an `is_error` result of one line when there is none."""
         runtime: Runtime = context.request_context.lifespan_context
         try:
-            return self.fn_metadata.convert_result(told(await self.question.ask(runtime, arguments)))
+            return self.fn_metadata.convert_result(told(await self.question.ask(runtime, arguments, progress=context.report_progress)))
         except WadmError as error:
             return refused(str(error))
         except Exception as error:  # noqa: BLE001 - whatever went wrong, the log gets it all and the client one line
@@ -232,10 +257,11 @@ def _parameters(question: Question) -> dict[str, Any]:
 
 
 def _lean(schema: Any) -> Any:
-    """The schema without what only repeats names: titles, and the docstrings of models."""
+    """The schema without what only repeats names (titles, the docstrings of models) or what every answer has: an answer is checked against
+    the whole model before it leaves, and a list of required names in every tool would cost an agent its tokens."""
     if isinstance(schema, list):
         return [_lean(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    repeats = {"title", "description"} if "properties" in schema else {"title"}
-    return {key: _lean(value) for key, value in schema.items() if not (key in repeats and isinstance(value, str))}
+    repeats = {"title", "description", "required"} if "properties" in schema else {"title", "default"}
+    return {key: _lean(value) for key, value in schema.items() if not (key in repeats and not isinstance(value, dict))}

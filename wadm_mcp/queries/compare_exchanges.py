@@ -1,0 +1,204 @@
+"""One symbol wherever it is followed, side by side: volume share, delta, lead and lag of flow, basis."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
+from statistics import fmean
+from typing import Any, Final, NamedTuple
+
+from wadm_mcp.analytics.footprint import Bar
+from wadm_mcp.analytics.lead_lag import lead_lag
+from wadm_mcp.analytics.order_flow import imbalance_ratio
+from wadm_mcp.analytics.volume_profile import vwap
+from wadm_mcp.model import Scale, Timeframe, rescale
+from wadm_mcp.queries.arguments import ALL, read_detail, read_timeframe
+from wadm_mcp.queries.coverage import Judgement, coverage, look, lost_bars
+from wadm_mcp.queries.figures import merged_bars, table
+from wadm_mcp.queries.numbers import Number, decimal_number, maybe, number
+from wadm_mcp.queries.order_flow import bar_starts
+from wadm_mcp.queries.scope import Scope, ask, read_scope
+from wadm_mcp.queries.view import View
+
+VENUES: Final = (
+    "instrument",
+    "coverage",
+    "volume",
+    "volume_share",
+    "delta",
+    "imbalance_ratio",
+    "trade_count",
+    "vwap",
+    "close",
+    "change_percent",
+)
+PAIRS: Final = (
+    "first",
+    "second",
+    "basis_bps",
+    "mean_basis_bps",
+    "flow_correlation",
+    "lead_bars",
+    "lead_correlation",
+    "noise",
+    "bars_compared",
+)
+BROKEN: Final = ("venues", "pairs")
+
+MOST: Final = 1_500
+"""Bars that are compared at most."""
+FURTHEST: Final = 5
+"""Bars by which one flow may lead the other."""
+
+
+class _Venue(NamedTuple):
+    """One instrument's bars by start, those left out that a gap touches, and all of them as one."""
+
+    name: str
+    judgement: Judgement
+    bars: Mapping[int, Bar]
+    held: frozenset[int]
+    total: Bar
+
+
+async def compare_exchanges(
+    view: View,
+    *,
+    symbol: object,
+    window: object = None,
+    start: object = None,
+    end: object = None,
+    as_of: object = None,
+    timeframe: object = "1m",
+    detail: object = "standard",
+) -> dict[str, Any]:
+    """Every followed instrument of a symbol over the same window: spot and linear, Binance and Bybit.
+
+    `volume_share` is of what all of them traded. `basis_bps` is how far the second one's newest close stands above the first one's, in
+    hundredths of a percent, and its mean over the bars in which both traded. `flow_correlation` compares the delta of bars that both hold
+    whole; `lead_bars` above 0 says that the first one's delta comes that many bars before the second one's. Below `noise` in size a
+    correlation says nothing. Null where fewer than 30 bars can be compared. `brief`
+    leaves the pairs out.
+    """
+    call = ask(view, "compare_exchanges", window="4h")
+    every = read_scope(view, call, symbol=symbol, exchange=ALL, market=None, window=window, start=start, end=end, as_of=as_of)
+    length = read_timeframe(every.call, timeframe, Timeframe.M1)
+    shown = read_detail(every.call, detail)
+    starts = bar_starts(every.call, length, every.window, MOST)
+    scopes = _venues(view, every)
+    told: list[dict[str, Any]] = []
+    venues: list[_Venue] = []
+    lost = lost_bars(view.lives, view.clock(), every.window, length)
+    for scope in scopes:
+        told.append(await coverage(view, scope, lost, figures=BROKEN))
+        bars = await merged_bars(view, scope, length, scope.window)
+        seen = await look(view, scope, (*scope.instruments, *scope.awaited)[0], scope.window)
+        judgement = seen.judge(scope.window, lost)
+        total = Bar(Scale(0, 0))
+        for at in sorted(bars):
+            total = total.then(bars[at])
+        venues.append(_Venue(scope.name, judgement, bars, _whole(starts, length, judgement), total))
+    worst = min(range(len(venues)), key=lambda place: venues[place].judgement.millionths)
+    names = [venue.name for venue in venues]
+    covered = {**told[worst], "broken": [*BROKEN] if any(one["broken"] for one in told) else []}
+    covered |= {"worst": names[worst], "parts": dict(zip(names, told, strict=True))}
+    for part in told:
+        del part["broken"]
+    rows = [_row(venue, venues) for venue in venues]
+    pairs = [_pair(one, two, starts) for one, two in combinations(venues, 2)]
+    heading = {**every.heading(covered), "instrument": f"{ALL}:{ALL}:{every.instruments[0].symbol}"}
+    figures = {"timeframe": length.value, "venues": table(VENUES, rows), "pairs": None if shown == "brief" else table(PAIRS, pairs)}
+    return {**heading, **figures, "reading": _reading(rows, covered)}
+
+
+def _venues(view: View, every: Scope) -> list[Scope]:
+    """A scope for each instrument of the symbol: spot before linear, in the order of the exchanges."""
+    symbol = every.instruments[0].symbol
+    listings = {one.instrument: one for one in view.listings if one.instrument.symbol == symbol}
+    awaited = [one for one in view.awaited if one.symbol == symbol and one not in listings]
+    markets, exchanges = ("spot", "linear"), view.exchanges
+    found = sorted([*listings, *awaited], key=lambda one: (markets.index(one.market), _place(one.exchange, exchanges)))
+    return [
+        replace(
+            every,
+            name=str(one),
+            listings=(listings[one],) if one in listings else (),
+            awaited=() if one in listings else (one,),
+        )
+        for one in found
+    ]
+
+
+def _place(name: str, order: Sequence[str]) -> int:
+    return order.index(name) if name in order else len(order)
+
+
+def _whole(starts: Sequence[int], length: Timeframe, judgement: Judgement) -> frozenset[int]:
+    """Bars that no gap touches."""
+    touched: set[int] = set()
+    for gap in judgement.gaps:
+        touched.update(range(length.floor(gap.start), max(gap.end, gap.start + 1), length.ms))
+    return frozenset(starts) - touched if judgement.judged else frozenset()
+
+
+def _row(venue: _Venue, venues: Sequence[_Venue]) -> list[Any]:
+    bar = venue.total
+    prices, quantities = bar.scale
+    finest = max(one.total.scale.quantity for one in venues)
+    every = sum(rescale(one.total.volume, one.total.scale.quantity, finest) for one in venues)
+    share = rescale(bar.volume, quantities, finest) / every if every else None
+    change = None if bar.open is None or bar.close is None else (bar.close - bar.open) / bar.open * 100
+    return [
+        venue.name,
+        venue.judgement.ratio,
+        number(bar.volume, quantities),
+        None if share is None else round(share, 4),
+        number(bar.delta, quantities),
+        decimal_number(imbalance_ratio(bar.buy_volume, bar.sell_volume)),
+        bar.trade_count,
+        decimal_number(vwap(bar)),
+        maybe(bar.close, prices),
+        None if change is None else round(change, 4),
+    ]
+
+
+def _pair(one: _Venue, two: _Venue, starts: Sequence[int]) -> list[Any]:
+    held = one.held & two.held
+    basis = [told for at in starts if at in held and (told := _basis(one.bars.get(at), two.bars.get(at))) is not None]
+    first, second = ([_delta(venue, at) if at in held else None for at in starts] for venue in (one, two))
+    flow = lead_lag(first, second, FURTHEST)
+    correlations: list[Number | None] = [None] * 4
+    if flow is not None:
+        correlations = [round(flow.same, 3), flow.shift, round(flow.shifted, 3), round(flow.noise, 3)]
+    return [
+        one.name,
+        two.name,
+        round(basis[-1], 2) if basis else None,
+        round(fmean(basis), 2) if basis else None,
+        *correlations,
+        len(held),
+    ]
+
+
+def _basis(one: Bar | None, two: Bar | None) -> float | None:
+    if one is None or two is None or one.close is None or two.close is None:
+        return None
+    finest = max(one.scale.price, two.scale.price)
+    first, second = rescale(one.close, one.scale.price, finest), rescale(two.close, two.scale.price, finest)
+    return (second - first) / first * 10_000
+
+
+def _delta(venue: _Venue, at: int) -> float:
+    """A bar's delta; 0 where a held bar has no trades."""
+    bar = venue.bars.get(at)
+    return 0.0 if bar is None else bar.delta / 10**bar.scale.quantity
+
+
+def _reading(rows: Sequence[Sequence[Any]], covered: Mapping[str, Any]) -> str:
+    traded = [row for row in rows if row[3]]
+    if not traded:
+        return f"Nothing is held of this window; coverage {covered['ratio']}."
+    most = max(traded, key=lambda row: row[3])
+    least = f"least covered is {covered['worst']} with {covered['ratio']}"
+    return f"{len(rows)} instruments; {most[0]} traded most, {most[3]} of the volume; {least}."

@@ -1,0 +1,408 @@
+"""A market's structure in figures: how `market_structure` tells what it gathered. Pure.
+
+Ratios and scores have no unit and are rounded to two or three digits; prices, volumes and deltas are exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from wadm_mcp.analytics.footprint import Bar, Footprint
+from wadm_mcp.analytics.market_structure import trading_range
+from wadm_mcp.analytics.market_structure.events import Event
+from wadm_mcp.analytics.market_structure.parameters import DEFAULT
+from wadm_mcp.analytics.market_structure.profile_shape import Standing, deviation, profile_shape
+from wadm_mcp.analytics.market_structure.series import Series, Told
+from wadm_mcp.analytics.market_structure.swings import Leg, Pivot, alternating, legs
+from wadm_mcp.analytics.market_structure.trading_range import TradingRange
+from wadm_mcp.analytics.market_structure.value_migration import SessionValue, naked_pocs, overlap, relation, streak
+from wadm_mcp.analytics.market_structure.zones import Order, fading, stacks
+from wadm_mcp.analytics.order_flow import imbalance_ratio
+from wadm_mcp.analytics.volume_profile import MAX_ROWS, VolumeProfile, row_count, volume_profile, vwap
+from wadm_mcp.model import Instrument, Scale, Timeframe, TradeType, Window
+from wadm_mcp.queries.arguments import Detail
+from wadm_mcp.queries.coverage import Judgement, nothing_held
+from wadm_mcp.queries.figures import table
+from wadm_mcp.queries.numbers import Number, decimal_number, iso_minute, iso_ms, maybe, number
+from wadm_mcp.queries.scope import Scope
+
+SWINGS: Final = ("timestamp", "side", "price", "cumulative_delta", "leg_volume", "leg_delta")
+EVENTS: Final = ("timestamp", "known_after", "kind", "price", "delta", "volume_z", "range_z", "close_position", "more")
+"""`known_after` is how many bars after its own an event could be told: 0 at the close of its own."""
+EFFORT: Final = ("timestamp", "volume_z", "range_z", "progress_z", "close_position", "delta")
+PRIOR: Final = ("session", "poc", "vah", "val", "coverage")
+NAKED: Final = ("price", "session", "status")
+
+_WAVES: Final = 3
+"""Legs of each direction whose volume is compared."""
+
+_SETS: Final = {
+    "climax": ("climax_volume", "climax_range"),
+    "effort": ("effort",),
+    "ease": ("effort",),
+    "absorbed": ("absorbed_delta", "absorbed_move"),
+    "spring": ("back_within", "pivots", "edge", "tests"),
+    "upthrust": ("back_within", "pivots", "edge", "tests"),
+    "break": ("break_atr", "break_volume", "break_range", "pivots", "edge", "tests"),
+    "retest": ("retest",),
+    "stacked": ("diagonal", "stacked"),
+    "large": ("large",),
+}
+"""Parameters of the detectors, by the first word of an event's kind."""
+_ALWAYS: Final = ("baseline", "swing", "atr")
+_SCORES: Final = ("volume_z", "range_z", "close_position")
+
+
+class _Lengths(NamedTuple):
+    """How much of each list a detail tells."""
+
+    events: int
+    swings: int
+    effort: int
+    sessions: int
+    nodes: int
+    naked: int
+    fading: bool
+
+
+_LENGTHS: Final[dict[Detail, _Lengths]] = {
+    "brief": _Lengths(3, 0, 0, 0, 0, 2, False),
+    "standard": _Lengths(5, 3, 0, 1, 2, 3, False),
+    "full": _Lengths(40, 20, 12, 5, 5, 10, True),
+}
+
+
+class Outside(NamedTuple):
+    """What traded beyond the edge of a range: its share of the volume of the bars outside, and its delta."""
+
+    share: float
+    delta: int
+
+
+@dataclass(frozen=True, slots=True)
+class Day:
+    """One session: its footprint, and how much of it each exchange holds."""
+
+    window: Window
+    footprint: Footprint
+    judged: Sequence[Judgement]
+
+    @property
+    def ratio(self) -> Number:
+        """Coverage, of the exchange that holds the least."""
+        return min(self.judged, key=lambda one: one.millionths).ratio
+
+    @property
+    def whole(self) -> bool:
+        """Is nothing of it missing?"""
+        return all(not judgement.gaps and judgement.basis is not None for judgement in self.judged)
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Everything that was gathered. Integers are at `scale`; `days` are consecutive sessions, the open one last."""
+
+    scope: Scope
+    timeframe: Timeframe
+    scale: Scale
+    tick: int
+    row: int | None
+    stretch: Window
+    told: Sequence[Told]
+    series: Series
+    pivots: Sequence[Pivot]
+    events: Sequence[Event]
+    outside: Sequence[Outside | None]
+    inside: Sequence[tuple[int, Footprint]]
+    large: Sequence[tuple[Instrument, Order]] | None
+    days: Sequence[Day]
+    last_hour: Bar
+
+    def price(self, value: int | None) -> Number | None:
+        """A price as answers tell it."""
+        return maybe(value, self.scale.price)
+
+    def quantity(self, value: int | None) -> Number | None:
+        """A volume or a delta as answers tell it."""
+        return maybe(value, self.scale.quantity)
+
+
+def tell(evidence: Evidence, covered: Mapping[str, Any], detail: Detail) -> dict[str, Any]:
+    """The answer behind its heading."""
+    lengths = _LENGTHS[detail]
+    day = evidence.days[-1].footprint.rescaled(evidence.scale)
+    profiles = [_profile(evidence, one) for one in evidence.days]
+    values = [_value(one, profile) for one, profile in zip(evidence.days, profiles, strict=True)]
+    frozen = trading_range.range_before(evidence.series, evidence.pivots, len(evidence.series))
+    told = {
+        "bars": _bars(evidence),
+        "session": _session(evidence, day),
+        "profile": _told_profile(evidence, profiles[-1], lengths),
+        "value": _migration(evidence, values, lengths),
+        "flow": _flow(evidence, day.bar),
+        "range": None if frozen is None else _range(evidence, frozen, day.bar.close),
+        **_lists(evidence, lengths),
+    }
+    return {**told, "reading": _reading(evidence, covered, told)}
+
+
+def _bars(evidence: Evidence) -> dict[str, Any]:
+    return {
+        "timeframe": evidence.timeframe.value,
+        "usable": sum(one.covered >= DEFAULT.usable for one in evidence.told),
+        "of": len(evidence.told),
+    }
+
+
+def _session(evidence: Evidence, day: Footprint) -> dict[str, Any]:
+    bar = day.bar
+    return {
+        **{name: evidence.price(getattr(bar, name)) for name in ("open", "high", "low")},
+        "last": evidence.price(bar.close),
+        "vwap": decimal_number(vwap(bar)),
+        "deviation": decimal_number(deviation(day)),
+        "volume": evidence.quantity(bar.volume),
+        "trade_count": bar.trade_count,
+    }
+
+
+def _profile(evidence: Evidence, day: Day) -> VolumeProfile | None:
+    footprint = day.footprint.rescaled(evidence.scale)
+    low, high, row = footprint.bar.low, footprint.bar.high, evidence.row
+    if low is None or high is None or row is None or row_count(low, high, row) > MAX_ROWS:
+        return None
+    return volume_profile(footprint, tick=evidence.tick, row=row)
+
+
+def _told_profile(evidence: Evidence, profile: VolumeProfile | None, lengths: _Lengths) -> dict[str, Any]:
+    shape = None if profile is None else profile_shape(profile)
+
+    def nodes(standing: Sequence[Standing]) -> list[list[Any]]:
+        return [[evidence.price(one.price), _round(one.share, 3)] for one in standing[: lengths.nodes]]
+
+    listed = {} if shape is None or not lengths.nodes else {"high_nodes": nodes(shape.high_nodes), "low_nodes": nodes(shape.low_nodes)}
+    return {
+        "row_size": evidence.price(evidence.row),
+        "method": "two_row",
+        **{name: None if profile is None else evidence.price(getattr(profile, name)) for name in ("poc", "vah", "val")},
+        "shape": None if shape is None else shape.shape,
+        "skew": None if shape is None else _round(shape.skew, 3),
+        **listed,
+    }
+
+
+def _value(day: Day, profile: VolumeProfile | None) -> SessionValue | None:
+    if profile is None:
+        return None
+    bar = day.footprint.bar.rescaled(profile.scale)
+    assert bar.high is not None
+    assert bar.low is not None
+    assert bar.close is not None
+    top = profile.poc + profile.row - profile.tick
+    return SessionValue(day.window.start, profile.poc, top, profile.vah, profile.val, bar.high, bar.low, bar.close, day.whole)
+
+
+def _migration(evidence: Evidence, values: Sequence[SessionValue | None], lengths: _Lengths) -> dict[str, Any]:
+    """Of a day that is not known, neither value nor what price reached in it is."""
+    known: list[SessionValue] = []
+    for value, day in zip(values, evidence.days, strict=True):
+        if value is not None:
+            known.append(value)
+        elif not day.whole and known:
+            known[-1] = known[-1]._replace(whole=False)
+    now, before = values[-1], values[-2]
+    ratios = {day.window.start: day.ratio for day in evidence.days}
+    unbroken: list[SessionValue] = []
+    for value in reversed(values):
+        if value is None:
+            break
+        unbroken.insert(0, value)
+    rows = [[_date(one.start), *map(evidence.price, (one.poc, one.vah, one.val)), ratios[one.start]] for one in known if one is not now]
+    last = known[-1].close if known else 0
+    naked = sorted(naked_pocs(known), key=lambda one: abs(one.session.poc - last))
+    near = [[evidence.price(one.session.poc), _date(one.session.start), one.status] for one in naked]
+    omitted = {"omitted": len(naked) - lengths.naked} if len(naked) > lengths.naked else {}
+    return {
+        "relation": relation(now, before) if now is not None and before is not None else None,
+        "overlap": _round(overlap(now, before), 3) if now is not None and before is not None else None,
+        "poc_shift": evidence.price(now.poc - before.poc) if now is not None and before is not None else None,
+        "streak": streak(unbroken) if len(unbroken) > 1 else None,
+        "naked_pocs": table(NAKED, near[: lengths.naked]) | omitted,
+        **({"prior": table(PRIOR, rows[-lengths.sessions :])} if lengths.sessions else {}),
+    }
+
+
+def _flow(evidence: Evidence, day: Bar) -> dict[str, Any]:
+    high, low = _extremes(evidence)
+    hour, scale = evidence.last_hour, evidence.last_hour.scale.quantity
+    return {
+        "buy_volume": evidence.quantity(day.buy_volume),
+        "sell_volume": evidence.quantity(day.sell_volume),
+        "delta": evidence.quantity(day.delta),
+        "imbalance_ratio": decimal_number(imbalance_ratio(day.buy_volume, day.sell_volume)),
+        "cumulative_high": high,
+        "cumulative_low": low,
+        "last_hour": {
+            "volume": number(hour.volume, scale),
+            "delta": number(hour.delta, scale),
+            "imbalance_ratio": decimal_number(imbalance_ratio(hour.buy_volume, hour.sell_volume)),
+        },
+    }
+
+
+def _extremes(evidence: Evidence) -> tuple[list[Any] | None, list[Any] | None]:
+    """The highest and the lowest cumulative delta of the session's closed bars, each with its bar. Inside a bar where its path is known."""
+    series, start = evidence.series, evidence.scope.window.start
+    first = next((place for place, candle in enumerate(series.candles) if candle.start >= start), len(series))
+    if first == len(series) or not series.all_whole(first, len(series) - 1) or series[first].start != start:
+        return None, None
+    total = 0
+    high: tuple[int, int] | None = None
+    low: tuple[int, int] | None = None
+    for candle in series.candles[first:]:
+        up = total + (candle.delta if candle.highest_delta is None else candle.highest_delta)
+        down = total + (candle.delta if candle.lowest_delta is None else candle.lowest_delta)
+        total += candle.delta
+        high = (up, candle.start) if high is None or up > high[0] else high
+        low = (down, candle.start) if low is None or down < low[0] else low
+    assert high is not None
+    assert low is not None
+    return [evidence.quantity(high[0]), iso_minute(high[1])], [evidence.quantity(low[0]), iso_minute(low[1])]
+
+
+def _range(evidence: Evidence, frozen: TradingRange, last: int | None) -> dict[str, Any]:
+    series = evidence.series
+    atr = series.atr(len(series))
+    return {
+        "high": evidence.price(frozen.high),
+        "low": evidence.price(frozen.low),
+        "tests_high": frozen.tests_high,
+        "tests_low": frozen.tests_low,
+        "since": iso_minute(series[frozen.first].start),
+        "width_atr": None if atr is None else _round(frozen.width / atr),
+        "position": None if last is None else _round(frozen.position(last)),
+        "drift": _round(trading_range.drift(series, frozen)),
+        "volume_slope": _round(trading_range.volume_slope(series, frozen), 3),
+    }
+
+
+def _lists(evidence: Evidence, lengths: _Lengths) -> dict[str, Any]:
+    found = [*_candidates(evidence), *_inside(evidence, fading_too=lengths.fading), *_large(evidence)]
+    found.sort(key=lambda event: event.known)
+    told = table(EVENTS, [event.row for event in found], newest=lengths.events)
+    kinds = {row[2].split("_")[0] for row in told["rows"]}
+    names = [*_ALWAYS, *(name for kind, sets in _SETS.items() if kind in kinds for name in sets)]
+    ways = legs(evidence.series, alternating(evidence.pivots))
+    swings = {**table(SWINGS, [_swing(evidence, leg) for leg in ways[-lengths.swings :]]), **_waves(ways)} if lengths.swings else None
+    effort = table(EFFORT, list(_effort(evidence, lengths.effort))) if lengths.effort else None
+    return {
+        **({"swings": swings} if swings is not None else {}),
+        "events": told,
+        **({"effort": effort} if effort is not None else {}),
+        "parameters": {name: value for name, value in DEFAULT._asdict().items() if name in names},
+    }
+
+
+class _Candidate(NamedTuple):
+    """An event as it is told, and when it was known (market time, ms)."""
+
+    known: int
+    row: list[Any]
+
+
+def _candidates(evidence: Evidence) -> Iterator[_Candidate]:
+    for event, outside in zip(evidence.events, evidence.outside, strict=True):
+        scores = [_round(event.figures.get(name)) for name in _SCORES]
+        more: dict[str, Any] = {name: _round(value) for name, value in event.figures.items() if name not in _SCORES}
+        if event.edge is not None:
+            more["edge"] = evidence.price(event.edge)
+        if outside is not None:
+            more |= {"outside_share": _round(outside.share), "outside_delta": evidence.quantity(outside.delta)}
+        at = iso_minute(evidence.series[event.place].start)
+        row = [at, event.known - event.place, event.kind, evidence.price(event.price), evidence.quantity(event.delta), *scores, more]
+        yield _Candidate(evidence.series[event.known].end, row)
+
+
+def _inside(evidence: Evidence, *, fading_too: bool) -> Iterator[_Candidate]:
+    """Stacked imbalances and fading rows of the newest bars that are held whole."""
+    whole = {one.start for one in evidence.told if one.whole}
+    if evidence.row is None:
+        return
+    finest = [(start, footprint.rescaled(evidence.scale)) for start, footprint in evidence.inside]
+    for place, (start, footprint) in enumerate(finest):
+        low, high = footprint.bar.low, footprint.bar.high
+        if start not in whole or low is None or high is None or row_count(low, high, evidence.row) > MAX_ROWS:
+            continue
+        at, end, delta = iso_minute(start), start + evidence.timeframe.ms, evidence.quantity(footprint.bar.delta)
+        later = [one.bar for _, one in finest[place + 1 :]]
+        for stack in stacks(footprint, tick=evidence.tick, row=evidence.row):
+            top = stack.high + evidence.row - evidence.tick
+            more = {"to": evidence.price(top), "rows": stack.rows, "touched": any(_reaches(bar, stack.low, top) for bar in later)}
+            yield _Candidate(end, [at, 0, f"stacked_{stack.side}", evidence.price(stack.low), delta, None, None, None, more])
+        for side in fading(footprint, tick=evidence.tick, row=evidence.row) if fading_too else ():
+            yield _Candidate(end, [at, 0, f"fading_{side}", evidence.price(high if side == "high" else low), delta, None, None, None, {}])
+
+
+def _reaches(bar: Bar, low: int, high: int) -> bool:
+    return bar.low is not None and bar.high is not None and bar.low <= high and bar.high >= low
+
+
+def _large(evidence: Evidence) -> Iterator[_Candidate]:
+    """The three largest orders."""
+    for instrument, order in (evidence.large or ())[:3]:
+        prices, quantities = order.scale
+        bought = order.side is TradeType.BUY
+        more = {"notional": number(order.notional, prices + quantities), "fills": order.fills, "exchange": instrument.exchange}
+        delta = number(order.quantity if bought else -order.quantity, quantities)
+        kind = "large_buy" if bought else "large_sell"
+        yield _Candidate(order.timestamp, [iso_ms(order.timestamp), 0, kind, number(order.price, prices), delta, None, None, None, more])
+
+
+def _swing(evidence: Evidence, leg: Leg) -> list[Any]:
+    pivot = leg.pivot
+    return [
+        iso_minute(evidence.series[pivot.place].start),
+        pivot.side,
+        evidence.price(pivot.price),
+        evidence.quantity(evidence.series.cumulative_delta(pivot.place)),
+        evidence.quantity(leg.volume),
+        evidence.quantity(leg.delta),
+    ]
+
+
+def _waves(ways: Sequence[Leg]) -> dict[str, Any]:
+    """Volume of the newest upward legs over that of the downward ones."""
+    up = [leg.volume for leg in ways[1:] if leg.pivot.side == "high"][-_WAVES:]
+    down = [leg.volume for leg in ways[1:] if leg.pivot.side == "low"][-_WAVES:]
+    rising, falling = [one for one in up if one is not None], [one for one in down if one is not None]
+    enough = len(rising) == len(falling) == _WAVES and sum(falling) > 0
+    return {"up_to_down_volume": _round(sum(rising) / sum(falling)) if enough else None}
+
+
+def _effort(evidence: Evidence, count: int) -> Iterator[list[Any]]:
+    series = evidence.series
+    for place in range(max(0, len(series) - count), len(series)):
+        candle = series[place]
+        scores = (series.volume_z(place), series.range_z(place), series.progress_z(place), candle.close_position)
+        yield [iso_minute(candle.start), *map(_round, scores), evidence.quantity(candle.delta)]
+
+
+def _reading(evidence: Evidence, covered: Mapping[str, Any], told: Mapping[str, Any]) -> str:
+    session, profile, flow, events = told["session"], told["profile"], told["flow"], told["events"]
+    if session["last"] is None:
+        return nothing_held(evidence.scope, covered)
+    count = len(events["rows"]) + events.get("omitted", 0)
+    relation = told["value"]["relation"]
+    against = f" ({relation.replace('_', ' ')} against yesterday's)" if relation else ""
+    value = f"POC {profile['poc']}, value {profile['val']} to {profile['vah']}{against}"
+    return f"Last {session['last']}, {value}, delta {flow['delta']}, {count} event candidates; coverage {covered['ratio']}."
+
+
+def _date(timestamp: int) -> str:
+    return iso_minute(timestamp)[:10]
+
+
+def _round(value: float | None, digits: int = 2) -> float | None:
+    return None if value is None else round(value, digits)
