@@ -1,7 +1,8 @@
 """What a question is about: which instruments, which stretch of market time, and what counts as now.
 
 Windows are `[start, end)` widened to whole minutes. `end` beyond now means now, so that an open window may end up to a minute in
-the future. With `as_of` the tape is read as far as that minute's start and no trade after it is told: it takes the place of now.
+the future; at 00:00 UTC sharp `session` is the day that ends there. With `as_of` the tape is read as far as that minute's start and no
+trade after it is told: it takes the place of now.
 """
 
 from __future__ import annotations
@@ -176,7 +177,7 @@ def _window(call: Call, now: int, window: object, start: object, end: object) ->
         if last is not None:
             raise call.refuse("end", end, "start is needed with it", **works)
         name = read_window(call, window, DEFAULT_WINDOW)
-        return _whole(session_start(now) if name == SESSION else now - WINDOWS[name], now), name, None, None
+        return _whole(session_start(now - 1) if name == SESSION else now - WINDOWS[name], now), name, None, None
     if first - first % MINUTE > now:
         raise call.refuse("start", start, f"it lies in the future, now is {iso(now - now % 1000)}", **works)
     if last is not None and last < first:

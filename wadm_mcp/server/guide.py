@@ -7,56 +7,54 @@ from typing import Final
 GUIDE: Final = """\
 # Reading WADM's answers
 
-WADM records public trades of the instruments it follows on Binance and Bybit. Every figure comes from that tape, and every answer
-begins with how much of the tape it has seen.
+Every figure comes from recorded public trades, and every answer begins with how much of the tape it has seen.
 
 ## Coverage first
 
-- `coverage.ratio` is covered time over window time. 1 means that nothing is missing. Below 1, say so before any figure: volumes are
-  too low, and POC, value area and cumulative delta may be wrong. 0 means that the tape holds nothing there: its zero volumes are
-  no quiet market.
-- `coverage.basis`: `exact` is proven by ids the exchange counts without holes (Binance); `observed` rests on an unbroken connection
-  (Bybit numbers nothing).
-- `coverage.gaps` lists `[start, end, missing_trades, reason]`; `missing_trades` is null where the exchange does not count.
-  `not_recorded`: nobody was recording. `expired`: it was held and outlived its life. `store_unreachable`: only the live tape answers
-  now. `being_revised`, `missing_ids`: trades are being added, ask again in a moment. `absent`: the exchange itself does not have them.
-  `more_gaps` counts older ones that are not listed. `coverage.broken` names the figures of this answer that a gap makes wrong.
-- `newest_trade_at` and `lag_ms` say how fresh the tape is. `window.closed` false means that the last bar is still growing.
-- A window without trades or without coverage is an answer, not an error.
+- `coverage.ratio`: covered time over window time; 1 means that nothing is missing. Below 1 say so before any figure: volumes are too low,
+  levels and cumulative delta may be wrong; `broken` names them. 0: the tape holds nothing there, its zero volumes are no quiet market.
+- `basis`: `exact` is proven by the exchange's ids (Binance); `observed` rests on an unbroken connection (Bybit).
+- `gaps`: `[start, end, missing_trades, reason]`, the newest; `more_gaps` counts the rest. `not_recorded`, `start`: nobody was recording.
+  `expired`: outlived its life. `store_unreachable`: only the live tape answers. `importing`, `being_revised`, `missing_ids`: trades are
+  being added, ask again. `absent`: the exchange does not have them.
+- `lag_ms`: age of the newest trade. `window.closed` false: the last bar still grows.
 
-## Units and times
+## Units
 
-- Prices are in the quote currency, volumes and quantities in the base asset. Figures are exact: quote them as they stand. A figure of
-  more than 15 digits comes as text. null means that it cannot be computed.
-- Times are UTC, ISO 8601. Windows are `[start, end)`, widened to whole minutes; `window` in the answer says what was used. Bars are
-  named by their start. Sessions begin at 00:00 UTC.
-- `trade_type` is the aggressor's side. `delta` = buy volume - sell volume; `cumulative_delta` counts from 00:00 UTC and is only as
-  good as `coverage.anchor`, the coverage since then; `imbalance_ratio` = delta / volume, from -1 to 1. `trade_count` counts executions.
+- Prices in quote currency, volumes in the base asset, exact: quote them as they stand. null cannot be computed. Times are UTC; bars are
+  named by their start; sessions begin at 00:00 UTC.
+- `trade_type` is the aggressor's side. `delta` = buy - sell volume; `cumulative_delta` counts from 00:00 UTC and is as good as
+  `coverage.anchor`. `imbalance_ratio` = delta / volume.
+- Rows are `row_size` high and named by their low price; `vah` is a row's top tick. Compare profiles at one `row_size`.
+- `exchange=all` (default) merges the exchanges of one market; coverage is then the worst one's (`worst`), `parts` has each. Spot and
+  linear are never merged: compare_exchanges sets them side by side.
 
-## Rows
+## Market structure
 
-- A row is a stretch of prices one `row_size` high, anchored at price zero and named by its low price: with `row_size` 10 the row
-  64210 holds 64210 up to, not including, 64220.
-- `poc` is the row with the most volume. `val` is the low price of the lowest row of the value area, `vah` the top tick of its highest.
-- `poc`, `vah` and `val` are computed at `row_size`, whatever `detail` lists. Compare profiles only at the same `row_size`.
+- `value`: `relation` of today's value area to yesterday's, `overlap` of the narrower one, `poc_shift`, `streak` of POCs moving one way.
+  `naked_pocs`: not traded at since; `unknown` where a gap may hide a touch.
+- `profile.shape`: P, b, D: POC in the upper, lower, middle third; B: two high nodes. `skew`: from the middle to VWAP, in ranges.
+- `range`: medians of the newest pivots on each side, frozen before the open bar; null without two tests of each edge. `position`: 0 at
+  the low edge, 1 at the high. `width_atr`, `drift` (in widths), `volume_slope` (log per bar).
+- `swings`: pivots higher (lower) than 5 bars on each side, with volume and delta of the leg to them.
+- `events`: candidates, oldest first. `known_after`: bars after its own at whose close it could be told. `volume_z`, `range_z`: robust
+  deviations from the 96 bars before; `close_position`: 0 at the low, 1 at the high; `more`: the rest of its figures; `parameters`: limits.
+  climax_down/up: extreme volume and range at a new extreme. spring/upthrust: beyond the edge, closed inside again; `penetration_atr`,
+  `bars` outside, `outside_share` of volume. break_up/down: closed beyond the edge with volume and delta. retest_climax/break: back with
+  `volume_ratio`. absorbed_buying/selling: large delta, no progress. exhaustion_high/low: new extreme, weaker leg (`delta_ratio`).
+  delta_divergence_high/low: new extreme, delta against it. effort_without_result, ease_of_movement. stacked_buy/sell: imbalanced rows from
+  price `to`. large_buy/sell: orders above the 99.9th percentile. fading_high/low: aggressors thin out at the extreme.
+- A gap silences what it touches: no event is not "no event happened" unless `bars.usable` equals `of`.
 
-## Merged answers
+## Comparing
 
-- `exchange=all` (the default) adds the exchanges followed in one market: `all:spot:BTCUSDT`. Coverage is then that of the worst
-  exchange, which `coverage.worst` names, and `coverage.parts` has each one's own. Two exchanges trade at slightly different prices;
-  for a question about one venue name it.
-- Spot and linear (USDT perpetuals) are never merged. Ask for each with `market`.
+`basis_bps`: second close over first. `lead_bars` above 0: the first one's delta comes first; below `noise` a correlation says nothing.
 
 ## Which question
 
-1. `list_markets`: what is followed, how fresh, how complete.
-2. `get_volume_profile`: where volume traded. 3. `get_order_flow`: who was aggressive, bar by bar.
-4. `get_footprint`: both, inside few bars. 5. `get_trades`: single prints, large ones with `min_notional`.
+list_markets, then get_market_structure; get_volume_profile (levels), get_order_flow (bars), get_footprint (inside few bars), get_trades
+(prints) to look closer; wait_for to wait. `detail` and `limit` keep answers short; `as_of` replays: the same question about a covered
+window gives the same figures later.
 
-`as_of` replays: the same question about a covered window gives the same figures later.
-
-## Facts and judgement
-
-WADM states levels and sums. Accumulation, distribution, absorption and intent are readings of them; no pattern in these figures
-foretells a price. Keep the two apart in what you write.
+WADM states facts. Accumulation, distribution and intent are readings; no pattern foretells a price.
 """

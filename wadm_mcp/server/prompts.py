@@ -1,52 +1,100 @@
-"""The prompts: one, for a waickoff report. It tells an agent which questions to ask and how honest the report has to be."""
+"""The prompts: which questions to ask, in which order, and how honest what is written from the answers has to be. The texts are in
+`prompt_texts`, in each language."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Callable
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Annotated, Any, Final
 
 from mcp.server.mcpserver import MCPServer
 from pydantic import Field
 
-_REPORT = """\
-Write a waickoff (Wyckoff-style) report on {symbol} for the window {window}{where}, from WADM's recorded trades alone.
+from wadm_mcp.errors import QueryError
+from wadm_mcp.model import SECOND
+from wadm_mcp.queries.arguments import shown
+from wadm_mcp.queries.numbers import iso_minute
+from wadm_mcp.server.prompt_texts import COMPARE_VENUES, SESSION_REVIEW, WAICKOFF_REPORT
 
-Gather the evidence first:
-1. list_markets(): is {symbol} followed, where, how fresh is it, how complete were the last 24 hours?
-2. get_volume_profile({call}): POC, value area, VWAP, high and low volume nodes. Ask again for a shorter
-   window and compare at the same row_size.
-3. get_order_flow({call}, timeframe=...): delta, cumulative delta and volume by bar. Choose a timeframe that gives 30 to 150 bars.
-4. Where a bar stands out, get_footprint for that stretch (start/end), and get_trades with min_notional for large prints.
-5. Where both exchanges are followed, ask each alone (exchange="binance", exchange="bybit") for the key figures and compare.
+LANGUAGES: Final = {"en": "en", "english": "en", "inglés": "en", "es": "es", "spanish": "es", "español": "es"}
 
-Then write, in this order:
-1. Coverage. Ratio, basis and every gap of each window you used, and the age of the newest trade. If a ratio is below 1, name the
-   figures in coverage.broken and do not build on them: volume is missing, so levels may move and cumulative delta may be off. If
-   list_markets says that a repair is under way, say so. If a ratio is 0, say that there is nothing to report on and stop.
-2. Facts. Levels, volumes, deltas and ratios, quoted verbatim from the answers with their window and row_size. Round nothing, add
-   nothing up yourself, fill no gap with a guess. A null is "not known".
-3. Judgement, marked as yours. Trading range or trend, phase, effort against result, absorption, springs, upthrusts: name the facts
-   each reading rests on, what speaks against it, and how sure you are.
-4. Scenarios. At least two that exclude each other. Each with its trigger (a level and what order flow should show there), its
-   invalidation (the level or figure that proves it wrong) and what to watch next.
-
-Patterns describe what happened. Do not claim that any of them predicts what comes, and give no advice to trade.
-"""
+_Symbol = Annotated[str, Field(description="a followed symbol, e.g. BTCUSDT")]
+_Window = Annotated[str, Field(description="15m, 1h, 4h, 24h, 7d or session")]
+_Market = Annotated[str, Field(description="spot or linear; default: the first market followed")]
+_Language = Annotated[str, Field(description="en or es: the language of the report")]
 
 
-def declare(server: MCPServer[Any]) -> None:
+def declare(server: MCPServer[Any], clock: Callable[[], int]) -> None:
     """Register the prompts."""
 
     @server.prompt(title="waickoff report")
-    async def waickoff_report(
-        symbol: Annotated[str, Field(description="a followed symbol, e.g. BTCUSDT")],
-        window: Annotated[str, Field(description="15m, 1h, 4h, 24h, 7d or session; default 24h")] = "24h",
-        market: Annotated[str, Field(description="spot or linear; default: the first market followed")] = "",
+    async def waickoff_report(symbol: _Symbol, window: _Window = "24h", market: _Market = "", language: _Language = "en") -> str:
+        """A Wyckoff-style report on one symbol: coverage, facts, judgement, scenarios with their invalidation."""
+        return _filled(WAICKOFF_REPORT, symbol, market, language, window=window)
+
+    @server.prompt(title="Session review")
+    async def session_review(
+        symbol: _Symbol,
+        session: Annotated[str, Field(description="YYYY-MM-DD, a day in UTC; default: today so far")] = "",
+        market: _Market = "",
+        language: _Language = "en",
     ) -> str:
-        """Report on one symbol from its volume profile and order flow: coverage, facts, judgement, scenarios."""
-        arguments = {"symbol": symbol, "window": window, **({"market": market} if market else {})}
-        return _REPORT.format(
-            symbol=symbol,
-            window=window,
-            where=f" in market {market}" if market else "",
-            call=", ".join(f'{name}="{value}"' for name, value in arguments.items()),
-        )
+        """What one session did: where value went, who was aggressive, what the events led to within the session."""
+        over = session if session and _end_of(session) <= clock() else ""
+        return _filled(SESSION_REVIEW, symbol, market, language, session=over)
+
+    @server.prompt(title="Compare venues")
+    async def compare_venues(symbol: _Symbol, window: _Window = "4h", language: _Language = "en") -> str:
+        """Spot against perpetuals, Binance against Bybit: who trades, who is aggressive, who moves first, at what basis."""
+        return _filled(COMPARE_VENUES, symbol, "", language, window=window)
+
+
+def check(name: str, arguments: dict[str, str]) -> None:
+    """`QueryError` for a value that a prompt cannot use."""
+    if "language" in arguments:
+        _language(name, arguments["language"])
+    day = arguments.get("session", "")
+    if name == "session_review" and day and not _is_day(day):
+        raise QueryError(f'session={shown(day)}: a day as YYYY-MM-DD is needed. Try session_review(symbol="BTCUSDT", session="2026-06-01")')
+
+
+def _filled(texts: dict[str, str], symbol: str, market: str, language: str, *, window: str = "", session: str = "") -> str:
+    about = {"symbol": symbol.strip().upper(), **({"market": market} if market else {})}
+    spoken = _language("waickoff_report", language)
+    after = iso_minute(_end_of(session)) if session else ""
+    ends = {"as_of": after} if session else {}
+    stretch = {"start": f"{session}T00:00Z", "end": after} if session else {"window": window or "session"}
+    return texts[spoken].format(
+        symbol=about["symbol"],
+        window=window,
+        session=session or {"en": "today so far", "es": "de hoy hasta ahora"}[spoken],
+        about=_arguments(about),
+        structure=_arguments({**about, **ends}),
+        stretch=_arguments({**about, **stretch}),
+        compared=_arguments({"symbol": about["symbol"], **stretch}),
+    )
+
+
+def _arguments(values: dict[str, str]) -> str:
+    return ", ".join(f'{name}="{value}"' for name, value in values.items())
+
+
+def _language(name: str, given: str) -> str:
+    spoken = LANGUAGES.get(given.strip().lower())
+    if spoken is None:
+        raise QueryError(f'language={shown(given)}: allowed are en, es. Try {name}(symbol="BTCUSDT", language="es")')
+    return spoken
+
+
+def _end_of(day: str) -> int:
+    """When a day is over (ms)."""
+    start = datetime.combine(date.fromisoformat(day), time(), UTC)
+    return round((start + timedelta(1)).timestamp() * SECOND)
+
+
+def _is_day(text: str) -> bool:
+    try:
+        day = date.fromisoformat(text)
+    except ValueError:
+        return False
+    return day.isoformat() == text and 2000 <= day.year < 2100

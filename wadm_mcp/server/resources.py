@@ -15,7 +15,7 @@ from wadm_mcp.queries.numbers import iso
 from wadm_mcp.queries.trades import newest_trades
 from wadm_mcp.server.context import Runtime
 from wadm_mcp.server.guide import GUIDE
-from wadm_mcp.server.questions import MARKETS, ORDER_FLOW, VOLUME_PROFILE
+from wadm_mcp.server.questions import MARKETS, ORDER_FLOW, STRUCTURE, VOLUME_PROFILE
 from wadm_mcp.server.tools import compact
 
 _JSON: Final = "application/json"
@@ -63,13 +63,20 @@ def declare(server: MCPServer[Any], runtime: Runtime) -> None:
         asked = {"symbol": symbol, "exchange": exchange, "market": market, "timeframe": str(bar), "start": iso(start)}
         return compact(await ORDER_FLOW.ask(runtime, asked, anew=True))
 
+    @server.resource("wadm://{exchange}/{market}/{symbol}/market-structure/{timeframe}", title="Market structure", mime_type=_JSON)
+    async def market_structure(exchange: str, market: str, symbol: str, timeframe: str) -> str:
+        """Session, value, flow, range, swings and event candidates, judged on closed bars of the timeframe; updated when one closes."""
+        bar = _timeframe(runtime, "market-structure", timeframe)
+        asked = {"symbol": symbol, "exchange": exchange, "market": market, "timeframe": str(bar)}
+        return compact(await STRUCTURE.ask(runtime, asked, anew=True))
+
 
 def concrete(followed: Iterable[Instrument]) -> list[Resource]:
     """The addresses worth listing of each followed instrument; the templates reach the others."""
     return [
         Resource(uri=f"wadm://{exchange}/{market}/{symbol}/{kind}", name=f"{exchange}:{market}:{symbol} {kind}", mime_type=_JSON)
         for exchange, market, symbol in followed
-        for kind in ("trades", f"volume-profile/{Timeframe.H1}", f"order-flow/{Timeframe.M1}")
+        for kind in ("trades", f"volume-profile/{Timeframe.H1}", f"order-flow/{Timeframe.M1}", f"market-structure/{Timeframe.M15}")
     ]
 
 

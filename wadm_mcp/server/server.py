@@ -15,22 +15,23 @@ from mcp.shared.exceptions import MCPError
 from mcp_types import INVALID_PARAMS, CallToolResult, GetPromptResult, InputRequiredResult, Resource
 
 from wadm_mcp import __version__
-from wadm_mcp.errors import UnknownSymbol, WadmError
+from wadm_mcp.errors import QueryError, UnknownSymbol, WadmError
 from wadm_mcp.logs import log
 from wadm_mcp.near import nearest
 from wadm_mcp.queries.arguments import shown
-from wadm_mcp.server import prompts, resources
+from wadm_mcp.server import completions, prompts, resources
 from wadm_mcp.server.context import Runtime
 from wadm_mcp.server.subscriptions import Publisher
 from wadm_mcp.server.tools import refused, tools
 
 INSTRUCTIONS: Final = """\
-WADM records the public trades of Binance and Bybit and answers with volume profiles and order flow. Every answer starts with coverage: \
-how much of the window the tape holds. Read and state it first; below ratio 1 the figures are incomplete.
-list_markets: what is followed, how fresh. get_volume_profile: POC, value area, volume by price. get_order_flow: delta and \
-cumulative delta by bar. get_footprint: buy and sell volume inside few bars. get_trades: single prints.
-Times are UTC, volumes base units. Figures are facts; phase and intent are your judgement. wadm://guide explains how to read answers; \
-the prompt waickoff_report writes a report."""
+WADM records the public trades of Binance and Bybit and answers with market structure, volume profiles and order flow. Every answer \
+starts with coverage: how much of the window the tape holds. Read and state it first; below ratio 1 the figures in coverage.broken are \
+incomplete.
+list_markets: what is followed, how fresh. get_market_structure: the evidence of a report in one call. get_volume_profile, get_order_flow, \
+get_footprint, get_trades: closer. compare_exchanges: venues side by side. wait_for: until something happens.
+Times are UTC, volumes base units. Figures are facts; phase and intent are your judgement. wadm://guide explains the fields; the prompts \
+waickoff_report, session_review and compare_venues say what to ask in which order."""
 
 _HOUR: Final = 3_600_000
 _LASTING: Final = CacheHint(_HOUR, "public")
@@ -65,7 +66,8 @@ class WadmServer(MCPServer[Runtime]):
             },
         )
         resources.declare(self, runtime)
-        prompts.declare(self)
+        prompts.declare(self, runtime.view.clock)
+        completions.declare(self, runtime)
         self.publisher.serve(self._lowlevel_server)
 
     async def call_tool(
@@ -111,7 +113,7 @@ class WadmServer(MCPServer[Runtime]):
         if name not in known:
             raise MCPError(INVALID_PARAMS, f"prompt {shown(name)} does not exist. Prompts: {', '.join(known)}")
         allowed = [argument.name for argument in known[name]]
-        works = f'Try {name}(symbol="BTCUSDT", window="24h")'
+        works = f'Try {name}(symbol="BTCUSDT")'
         for given in arguments or {}:
             if given not in allowed:
                 raise MCPError(
@@ -120,6 +122,10 @@ class WadmServer(MCPServer[Runtime]):
         for argument in known[name]:
             if argument.required and not str((arguments or {}).get(argument.name, "")).strip():
                 raise MCPError(INVALID_PARAMS, f"{name} needs the argument {argument.name}. {works}")
+        try:
+            prompts.check(name, arguments or {})
+        except QueryError as error:
+            raise MCPError(INVALID_PARAMS, str(error)) from None
         return await super().get_prompt(name, arguments, context)
 
 

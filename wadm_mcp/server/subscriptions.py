@@ -1,4 +1,4 @@
-"""Resource updates, pushed to whoever subscribed, in both protocol eras and at most once a second per URI.
+"""Resource updates, pushed to whoever subscribed, in both protocol eras: on trades and when a bar closes, at most once a second per URI.
 
 Since 2026-07-28 a client opens a `subscriptions/listen` stream, which the SDK serves from the runtime's bus; before, it sends
 `resources/subscribe` and is notified on its own connection, for which the SDK has no hook. An update is a cue to read again.
@@ -20,8 +20,9 @@ from mcp.shared.exceptions import MCPError
 from mcp_types import INVALID_PARAMS, EmptyResult, SubscribeRequestParams, UnsubscribeRequestParams
 
 from wadm_mcp.logs import log
-from wadm_mcp.model import Instrument
+from wadm_mcp.model import Instrument, Timeframe
 from wadm_mcp.queries.arguments import ALL
+from wadm_mcp.queries.coverage import IN_TRANSIT
 from wadm_mcp.queries.view import View
 
 _EVERY: Final = 1.0
@@ -44,13 +45,15 @@ class _Source(Protocol):
 
 
 class Publisher:
-    """Knows who subscribed to what, and tells them when an instrument's newest trade has changed. Subscriptions are by exact URI."""
+    """Knows who subscribed to what, and tells them when an instrument's newest trade has changed or a bar of theirs has closed; of market
+    structure, which is judged on closed bars, only when one has. Subscriptions are by exact URI."""
 
     def __init__(self, source: _Source) -> None:
         self._source = source
         self._listening: Counter[str] = Counter()
         self._subscribed: dict[Connection, set[str]] = {}
         self._seen: dict[Instrument, object] = {}
+        self._looked_at = source.view.clock() - IN_TRANSIT
 
     def serve(self, server: Server[Any]) -> None:
         """Serve `resources/subscribe` and `resources/unsubscribe`, the way of the protocol before 2026-07-28."""
@@ -79,15 +82,15 @@ class Publisher:
             await anyio.sleep(_EVERY)
 
     async def publish(self) -> None:
-        """One round: tell every subscriber of an instrument that traded since the last one."""
-        changed = self._changed()
-        if not changed:
+        """One round: tell every subscriber of an instrument that traded, or of a bar that closed, since the last one."""
+        changed, closed = self._changed(), self._closed()
+        if not changed and not closed:
             return
-        for uri in [uri for uri in self._listening if _concerns(uri, changed)]:
+        for uri in [uri for uri in self._listening if _concerns(uri, changed, closed)]:
             await self._source.bus.publish(ResourceUpdated(uri=uri))
         async with anyio.create_task_group() as tasks:
             for connection, uris in self._subscribed.items():
-                if told := [uri for uri in uris if _concerns(uri, changed)]:
+                if told := [uri for uri in uris if _concerns(uri, changed, closed)]:
                     tasks.start_soon(_tell, connection, told)
 
     def _changed(self) -> set[Instrument]:
@@ -100,6 +103,11 @@ class Publisher:
                 self._seen[instrument] = newest.order
                 changed |= {instrument, instrument._replace(exchange=ALL)}
         return changed
+
+    def _closed(self) -> set[str]:
+        """Timeframes of which a bar has closed, and long enough ago for its last trades to be here."""
+        before, self._looked_at = self._looked_at, self._source.view.clock() - IN_TRANSIT
+        return {str(one) for one in Timeframe if one.floor(before) < one.floor(self._looked_at)}
 
     @contextmanager
     def _interest(self, uris: Iterable[str]) -> Generator[None]:
@@ -131,9 +139,13 @@ async def _tell(connection: Connection, uris: Iterable[str]) -> None:
             await connection.send_resource_updated(uri)
 
 
-def _concerns(uri: str, changed: set[Instrument]) -> bool:
+def _concerns(uri: str, changed: set[Instrument], closed: set[str]) -> bool:
     match uri.removeprefix("wadm://").split("/"):
         case ["markets"]:
+            return bool(changed)
+        case [_, _, _, "market-structure", timeframe]:
+            return timeframe in closed
+        case [_, _, _, _, timeframe] if timeframe in closed:
             return True
         case [exchange, market, symbol, *_]:
             return Instrument(exchange.lower(), market.lower(), symbol.upper()) in changed

@@ -1,0 +1,54 @@
+"""Completions of what prompts and resource templates ask for: exchange, market, symbol, timeframe, window, language."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from mcp.server.mcpserver import MCPServer
+from mcp_types import Completion, CompletionArgument, CompletionContext
+
+from wadm_mcp.model import Instrument, Timeframe
+from wadm_mcp.queries.arguments import ALL, SESSION, WINDOWS, plain_symbol
+from wadm_mcp.server.context import Runtime
+from wadm_mcp.server.prompts import LANGUAGES
+
+_MOST: Final = 100
+"""Values of one answer, as the protocol has it."""
+
+
+def declare(server: MCPServer[Any], runtime: Runtime) -> None:
+    """Register the completions."""
+
+    @server.completion()
+    async def complete(_: object, argument: CompletionArgument, context: CompletionContext | None) -> Completion:
+        """Values that begin with what was typed, of those that the arguments given already allow; none for an argument without choices."""
+        chosen = (context.arguments if context is not None else None) or {}
+        typed = plain_symbol(argument.value) if argument.name == "symbol" else argument.value.strip().lower()
+        found = [value for value in _values(argument.name, runtime.followed, chosen) if value.lower().startswith(typed.lower())]
+        return Completion(values=found[:_MOST], total=len(found), has_more=len(found) > _MOST)
+
+
+def _values(name: str, followed: Iterable[Instrument], chosen: dict[str, str]) -> Sequence[str]:
+    """Every value of an argument, of the instruments that the other arguments leave."""
+    others = {other: value.lower() for other, value in chosen.items() if other != name and value.lower() != ALL}
+    left = [
+        one
+        for one in followed
+        if all(value == getattr(one, other).lower() for other, value in others.items() if other in Instrument._fields)
+    ]
+    match name:
+        case "exchange":
+            return [*dict.fromkeys(one.exchange for one in left), ALL] if left else []
+        case "market":
+            return list(dict.fromkeys(one.market for one in left))
+        case "symbol":
+            return list(dict.fromkeys(one.symbol for one in left))
+        case "timeframe":
+            return list(Timeframe)
+        case "window":
+            return [*WINDOWS, SESSION]
+        case "language":
+            return list(dict.fromkeys(LANGUAGES.values()))
+        case _:
+            return []
