@@ -203,7 +203,7 @@ def test_footprints_are_what_a_count_by_hand_finds(seed: int, count: int, row_si
 
     async def asked() -> None:
         answer = await footprint(world.view, symbol="BTCUSDT", start=NOON - 80 * MINUTE, end=NOON, timeframe="15m", row_size=row_size)
-        assert list(answer) == ["coverage", "instrument", "window", "timeframe", "row_size", "bars"]
+        assert list(answer) == ["coverage", "instrument", "window", "timeframe", "row_size", "bars", "reading"]
         mine = [one for one in tape if one.timestamp >= NOON - 80 * MINUTE]
         row = exact(answer["row_size"])
         starts = range(NOON - 90 * MINUTE, NOON, 15 * MINUTE)
@@ -255,11 +255,12 @@ async def test_a_profile_has_the_keys_of_the_contract_in_their_order() -> None:
             "trade_count",
             "vwap",
             "nodes",
+            "reading",
         ]
     )
     assert answer["nodes"]["columns"] == ["price_level", "volume", "buy_volume", "sell_volume", "trade_count"]
     flow = await order_flow(world.view, symbol="BTCUSDT")
-    assert list(flow) == ["coverage", "instrument", "window", "timeframe", "bars"]
+    assert list(flow) == ["coverage", "instrument", "window", "timeframe", "bars", "reading"]
     assert flow["timeframe"] == "5m"
     assert flow["bars"]["columns"] == [
         "timestamp",

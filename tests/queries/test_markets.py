@@ -25,7 +25,7 @@ async def test_every_followed_instrument_has_a_row() -> None:
     health = Health(world.clock)
     health.report("binance:spot:BTCUSDT", State.OK)
     answer = await markets(world.view, health)
-    assert list(answer) == ["store", "markets"]
+    assert list(answer) == ["store", "markets", "reading"]
     assert answer["store"] == "ok"
     assert answer["markets"]["columns"] == list(COLUMNS)
     assert COLUMNS[:7] == ("exchange", "market", "symbol", "status", "last_price", "last_trade_at", "lag_ms")

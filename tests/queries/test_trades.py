@@ -62,7 +62,7 @@ def in_merged_order(tape: list[Trade]) -> list[tuple[str, str]]:
 async def test_a_page_has_the_columns_of_the_contract_and_exact_figures() -> None:
     world = whole_day(World(now=NOON)).add([made(7, NOON - MINUTE + 7, 6_183_763, 12_345, "SELL")])
     answer = await trades(world.view, symbol="BTCUSDT", exchange="binance")
-    assert list(answer) == ["coverage", "instrument", "window", "trades", "next_cursor"]
+    assert list(answer) == ["coverage", "instrument", "window", "trades", "next_cursor", "reading"]
     assert answer["trades"] == {
         "columns": ["timestamp", "price", "quantity", "trade_type", "trade_id", "exchange"],
         "rows": [["2026-06-01T11:59:00.007Z", 61837.63, 0.12345, "SELL", "7", "binance"]],

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 from mcp.client import Client
 from mcp.shared.exceptions import MCPError
-from mcp_types import TextContent, TextResourceContents
+from mcp_types import TextResourceContents
 
 from tests.server.fake import ERAS, FakeRuntime
 from wadm_mcp.errors import StoreError
@@ -41,6 +40,7 @@ async def test_resources_and_templates_are_listed(era: str) -> None:
         "wadm://{exchange}/{market}/{symbol}/trades",
         "wadm://{exchange}/{market}/{symbol}/volume-profile/{timeframe}",
         "wadm://{exchange}/{market}/{symbol}/order-flow/{timeframe}",
+        "wadm://{exchange}/{market}/{symbol}/market-structure/{timeframe}",
     ]
 
 
@@ -114,34 +114,3 @@ async def test_a_failing_store_and_a_crash_are_one_line_too(caplog: pytest.LogCa
     for crashed in (uri, "wadm://markets"):
         assert (await _refusal(runtime, crashed)).error.message == f"{crashed} failed inside WADM; the log has the details"
     assert len([record for record in caplog.records if record.message == "resource.failed" and record.exc_info]) == 2
-
-
-@pytest.mark.parametrize("era", ERAS)
-async def test_the_report_prompt_names_the_questions_and_forbids_prophecy(era: str) -> None:
-    async with Client(build_server(FakeRuntime()), mode=era) as client:  # pyright: ignore[reportArgumentType]
-        (listed,) = (await client.list_prompts()).prompts
-        result = await client.get_prompt("waickoff_report", {"symbol": "BTCUSDT", "market": "spot"})
-    assert [(one.name, one.required) for one in listed.arguments or []] == [("symbol", True), ("window", False), ("market", False)]
-    (message,) = result.messages
-    assert isinstance(message.content, TextContent)
-    for name in ("list_markets", "get_volume_profile", "get_order_flow", "get_footprint", "get_trades"):
-        assert name in message.content.text
-    assert 'get_volume_profile(symbol="BTCUSDT", window="24h", market="spot")' in message.content.text
-    assert "{" not in message.content.text
-
-
-@pytest.mark.parametrize("era", ERAS)
-@pytest.mark.parametrize(
-    ("name", "arguments", "said"),
-    [
-        ("waickoff_report", {}, "waickoff_report needs the argument symbol. Try waickoff_report("),
-        ("waickoff_report", {"symbol": " "}, "waickoff_report needs the argument symbol."),
-        ("waickoff_report", {"symbol": "BTCUSDT", "windo": "1h"}, 'waickoff_report has no argument "windo". Nearest: window.'),
-        ("report", {}, 'prompt "report" does not exist. Prompts: waickoff_report'),
-    ],
-)
-async def test_a_wrong_prompt_call_is_refused_in_our_own_words(era: str, name: str, arguments: dict[str, Any], said: str) -> None:
-    async with Client(build_server(FakeRuntime()), mode=era) as client:  # pyright: ignore[reportArgumentType]
-        with pytest.raises(MCPError) as caught:
-            await client.get_prompt(name, arguments)
-    assert caught.value.error.message.startswith(said)

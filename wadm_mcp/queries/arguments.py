@@ -169,7 +169,7 @@ def read_market(call: Call, given: object, followed: Sequence[str]) -> str | Non
     try:
         return read_choice(call, "market", meant, allowed, allowed[0])
     except QueryError:
-        if meant == given and str(given).strip().lower() not in MARKETS:
+        if not isinstance(given, str) or given.strip().lower() not in (*MARKETS, *_LINEAR):
             raise
         raise call.refuse("market", given, f"followed are {', '.join(allowed)}", market=allowed[0]) from None
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
+import msgspec
+
 from wadm_mcp.analytics.footprint import Bar, Footprint
 from wadm_mcp.analytics.market_structure import trading_range
 from wadm_mcp.analytics.market_structure.events import Event
@@ -43,14 +45,16 @@ _SETS: Final = {
     "effort": ("effort",),
     "ease": ("effort",),
     "absorbed": ("absorbed_delta", "absorbed_move"),
-    "spring": ("back_within", "pivots", "edge", "tests"),
-    "upthrust": ("back_within", "pivots", "edge", "tests"),
-    "break": ("break_atr", "break_volume", "break_range", "pivots", "edge", "tests"),
+    "spring": ("back_within",),
+    "upthrust": ("back_within",),
+    "break": ("break_atr", "break_volume", "break_range"),
     "retest": ("retest",),
     "stacked": ("diagonal", "stacked"),
     "large": ("large",),
 }
 """Parameters of the detectors, by the first word of an event's kind."""
+_MINOR: Final = ("effort", "ease", "fading")
+"""Events so frequent that only the full detail lists them."""
 _ALWAYS: Final = ("baseline", "swing", "atr")
 _SCORES: Final = ("volume_z", "range_z", "close_position")
 
@@ -64,14 +68,18 @@ class _Lengths(NamedTuple):
     sessions: int
     nodes: int
     naked: int
-    fading: bool
+    minor: bool
 
 
 _LENGTHS: Final[dict[Detail, _Lengths]] = {
-    "brief": _Lengths(3, 0, 0, 0, 0, 2, False),
-    "standard": _Lengths(5, 3, 0, 1, 2, 3, False),
+    "brief": _Lengths(3, 0, 0, 0, 0, 1, False),
+    "standard": _Lengths(5, 3, 0, 1, 0, 2, False),
     "full": _Lengths(40, 20, 12, 5, 5, 10, True),
 }
+
+
+_LONGEST: Final[dict[Detail, int]] = {"brief": 1_700, "standard": 2_350, "full": 1_000_000}
+"""Bytes of coverage and figures together: figures like these have about 2.5 bytes a token, and a standard answer must not pass 1,000."""
 
 
 class Outside(NamedTuple):
@@ -145,7 +153,9 @@ def tell(evidence: Evidence, covered: Mapping[str, Any], detail: Detail) -> dict
         "range": None if frozen is None else _range(evidence, frozen, day.bar.close),
         **_lists(evidence, lengths),
     }
-    return {**told, "reading": _reading(evidence, covered, told)}
+    told["reading"] = _reading(evidence, profiles[-1], covered, told)
+    _shorten(told["events"], len(msgspec.json.encode((covered, told))) - _LONGEST[detail])
+    return told
 
 
 def _bars(evidence: Evidence) -> dict[str, Any]:
@@ -185,7 +195,6 @@ def _told_profile(evidence: Evidence, profile: VolumeProfile | None, lengths: _L
     listed = {} if shape is None or not lengths.nodes else {"high_nodes": nodes(shape.high_nodes), "low_nodes": nodes(shape.low_nodes)}
     return {
         "row_size": evidence.price(evidence.row),
-        "method": "two_row",
         **{name: None if profile is None else evidence.price(getattr(profile, name)) for name in ("poc", "vah", "val")},
         "shape": None if shape is None else shape.shape,
         "skew": None if shape is None else _round(shape.skew, 3),
@@ -244,11 +253,7 @@ def _flow(evidence: Evidence, day: Bar) -> dict[str, Any]:
         "imbalance_ratio": decimal_number(imbalance_ratio(day.buy_volume, day.sell_volume)),
         "cumulative_high": high,
         "cumulative_low": low,
-        "last_hour": {
-            "volume": number(hour.volume, scale),
-            "delta": number(hour.delta, scale),
-            "imbalance_ratio": decimal_number(imbalance_ratio(hour.buy_volume, hour.sell_volume)),
-        },
+        "last_hour": {"volume": number(hour.volume, scale), "delta": number(hour.delta, scale)},
     }
 
 
@@ -289,7 +294,8 @@ def _range(evidence: Evidence, frozen: TradingRange, last: int | None) -> dict[s
 
 
 def _lists(evidence: Evidence, lengths: _Lengths) -> dict[str, Any]:
-    found = [*_candidates(evidence), *_inside(evidence, fading_too=lengths.fading), *_large(evidence)]
+    found = [*_candidates(evidence), *_inside(evidence), *_large(evidence)]
+    found = [event for event in found if lengths.minor or not event.row[2].startswith(_MINOR)]
     found.sort(key=lambda event: event.known)
     told = table(EVENTS, [event.row for event in found], newest=lengths.events)
     kinds = {row[2].split("_")[0] for row in told["rows"]}
@@ -315,17 +321,17 @@ class _Candidate(NamedTuple):
 def _candidates(evidence: Evidence) -> Iterator[_Candidate]:
     for event, outside in zip(evidence.events, evidence.outside, strict=True):
         scores = [_round(event.figures.get(name)) for name in _SCORES]
-        more: dict[str, Any] = {name: _round(value) for name, value in event.figures.items() if name not in _SCORES}
+        more: dict[str, Any] = {name: _round(value, 3) for name, value in event.figures.items() if name not in _SCORES}
         if event.edge is not None:
             more["edge"] = evidence.price(event.edge)
         if outside is not None:
-            more |= {"outside_share": _round(outside.share), "outside_delta": evidence.quantity(outside.delta)}
+            more |= {"outside_share": _round(outside.share, 3), "outside_delta": evidence.quantity(outside.delta)}
         at = iso_minute(evidence.series[event.place].start)
         row = [at, event.known - event.place, event.kind, evidence.price(event.price), evidence.quantity(event.delta), *scores, more]
         yield _Candidate(evidence.series[event.known].end, row)
 
 
-def _inside(evidence: Evidence, *, fading_too: bool) -> Iterator[_Candidate]:
+def _inside(evidence: Evidence) -> Iterator[_Candidate]:
     """Stacked imbalances and fading rows of the newest bars that are held whole."""
     whole = {one.start for one in evidence.told if one.whole}
     if evidence.row is None:
@@ -341,7 +347,7 @@ def _inside(evidence: Evidence, *, fading_too: bool) -> Iterator[_Candidate]:
             top = stack.high + evidence.row - evidence.tick
             more = {"to": evidence.price(top), "rows": stack.rows, "touched": any(_reaches(bar, stack.low, top) for bar in later)}
             yield _Candidate(end, [at, 0, f"stacked_{stack.side}", evidence.price(stack.low), delta, None, None, None, more])
-        for side in fading(footprint, tick=evidence.tick, row=evidence.row) if fading_too else ():
+        for side in fading(footprint, tick=evidence.tick, row=evidence.row):
             yield _Candidate(end, [at, 0, f"fading_{side}", evidence.price(high if side == "high" else low), delta, None, None, None, {}])
 
 
@@ -358,6 +364,14 @@ def _large(evidence: Evidence) -> Iterator[_Candidate]:
         delta = number(order.quantity if bought else -order.quantity, quantities)
         kind = "large_buy" if bought else "large_sell"
         yield _Candidate(order.timestamp, [iso_ms(order.timestamp), 0, kind, number(order.price, prices), delta, None, None, None, more])
+
+
+def _shorten(events: dict[str, Any], excess: int) -> None:
+    """Give up the oldest events until an answer that is too long fits, but for the newest two."""
+    rows = events["rows"]
+    while excess > 0 and len(rows) > 2:
+        excess -= len(msgspec.json.encode(rows.pop(0)))
+        events["omitted"] = events.get("omitted", 0) + 1
 
 
 def _swing(evidence: Evidence, leg: Leg) -> list[Any]:
@@ -389,15 +403,22 @@ def _effort(evidence: Evidence, count: int) -> Iterator[list[Any]]:
         yield [iso_minute(candle.start), *map(_round, scores), evidence.quantity(candle.delta)]
 
 
-def _reading(evidence: Evidence, covered: Mapping[str, Any], told: Mapping[str, Any]) -> str:
-    session, profile, flow, events = told["session"], told["profile"], told["flow"], told["events"]
+def _reading(evidence: Evidence, profile: VolumeProfile | None, covered: Mapping[str, Any], told: Mapping[str, Any]) -> str:
+    session, events = told["session"], told["events"]
     if session["last"] is None:
         return nothing_held(evidence.scope, covered)
     count = len(events["rows"]) + events.get("omitted", 0)
     relation = told["value"]["relation"]
     against = f" ({relation.replace('_', ' ')} against yesterday's)" if relation else ""
-    value = f"POC {profile['poc']}, value {profile['val']} to {profile['vah']}{against}"
-    return f"Last {session['last']}, {value}, delta {flow['delta']}, {count} event candidates; coverage {covered['ratio']}."
+    return f"Last {session['last']}, {_place(evidence, profile)} value{against}, {count} event candidates; coverage {covered['ratio']}."
+
+
+def _place(evidence: Evidence, profile: VolumeProfile | None) -> str:
+    """Where the last price stands against the value area."""
+    last = evidence.days[-1].footprint.bar.rescaled(evidence.scale).close
+    if profile is None or last is None:
+        return "without"
+    return "above" if last > profile.vah else "below" if last < profile.val else "inside"
 
 
 def _date(timestamp: int) -> str:
@@ -405,4 +426,5 @@ def _date(timestamp: int) -> str:
 
 
 def _round(value: float | None, digits: int = 2) -> float | None:
-    return None if value is None else round(value, digits)
+    rounded = None if value is None else round(value, digits)
+    return int(rounded) if rounded is not None and rounded == int(rounded) else rounded

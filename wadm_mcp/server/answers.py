@@ -140,7 +140,6 @@ class _Session(BaseModel):
 
 class _Shape(BaseModel):
     row_size: Number
-    method: StrictStr
     poc: Number
     vah: Number
     val: Number

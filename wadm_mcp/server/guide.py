@@ -34,16 +34,17 @@ Every figure comes from recorded public trades, and every answer begins with how
 - `value`: `relation` of today's value area to yesterday's, `overlap` of the narrower one, `poc_shift`, `streak` of POCs moving one way.
   `naked_pocs`: not traded at since; `unknown` where a gap may hide a touch.
 - `profile.shape`: P, b, D: POC in the upper, lower, middle third; B: two high nodes. `skew`: from the middle to VWAP, in ranges.
-- `range`: medians of the newest pivots on each side, frozen before the open bar; null without two tests of each edge. `position`: 0 at
-  the low edge, 1 at the high. `width_atr`, `drift` (in widths), `volume_slope` (log per bar).
+- `range`: medians of the newest 5 pivots on each side, frozen before the open bar; null without two tests (within 0.1 widths) of each
+  edge. `position`: 0 at the low edge, 1 at the high. `width_atr`, `drift` (in widths), `volume_slope` (log per bar).
 - `swings`: pivots higher (lower) than 5 bars on each side, with volume and delta of the leg to them.
 - `events`: candidates, oldest first. `known_after`: bars after its own at whose close it could be told. `volume_z`, `range_z`: robust
   deviations from the 96 bars before; `close_position`: 0 at the low, 1 at the high; `more`: the rest of its figures; `parameters`: limits.
   climax_down/up: extreme volume and range at a new extreme. spring/upthrust: beyond the edge, closed inside again; `penetration_atr`,
   `bars` outside, `outside_share` of volume. break_up/down: closed beyond the edge with volume and delta. retest_climax/break: back with
   `volume_ratio`. absorbed_buying/selling: large delta, no progress. exhaustion_high/low: new extreme, weaker leg (`delta_ratio`).
-  delta_divergence_high/low: new extreme, delta against it. effort_without_result, ease_of_movement. stacked_buy/sell: imbalanced rows from
-  price `to`. large_buy/sell: orders above the 99.9th percentile. fading_high/low: aggressors thin out at the extreme.
+  delta_divergence_high/low: new extreme, delta against it. stacked_buy/sell: imbalanced rows from
+  price `to`. large_buy/sell: orders above the 99.9th percentile. Only detail=full lists effort_without_result, ease_of_movement and
+  fading_high/low (aggressors thin out at the extreme).
 - A gap silences what it touches: no event is not "no event happened" unless `bars.usable` equals `of`.
 
 ## Comparing

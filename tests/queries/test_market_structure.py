@@ -1,0 +1,181 @@
+"""One answer for a whole report: its figures are those of the questions that look closer, and nothing in it looks ahead."""
+
+from __future__ import annotations
+
+import json
+import random
+from decimal import Decimal
+from functools import cache
+from typing import Any
+
+import pytest
+from rs_bpe import openai
+
+from tests.market import BYBIT, NOON, SPOT, trade
+from tests.queries.world import World, exact, one_line, rows_of
+from wadm_mcp.errors import QueryError
+from wadm_mcp.model import DAY, HOUR, MINUTE, Basis, Span, Trade
+from wadm_mcp.queries.market_structure import market_structure
+from wadm_mcp.queries.order_flow import order_flow
+from wadm_mcp.queries.volume_profile import volume_profile
+
+pytestmark = pytest.mark.anyio
+
+NOW = NOON + 7 * MINUTE
+_BAR = 15 * MINUTE
+
+
+@cache
+def tape() -> tuple[Trade, ...]:
+    """Four days of two exchanges: a slow wave with quiet and busy hours, and the odd large order."""
+    chance, trades = random.Random(4), list[Trade]()
+    for seq, at in enumerate(range(NOW - 4 * DAY, NOW, 100_000)):
+        wave = 6_000_000 + round(40_000 * ((at / (5 * HOUR)) % 2 - 1) ** 2) + chance.randrange(-9_000, 9_000)
+        for instrument in (SPOT, BYBIT):
+            quantity = round(chance.lognormvariate(10, 1.2)) * (30 if chance.random() < 0.001 else 1)
+            side = "BUY" if chance.random() < 0.5 + 0.3 * ((at // HOUR) % 3 - 1) else "SELL"
+            trades.append(trade(seq, at + chance.randrange(100_000), wave + chance.randrange(-500, 500), quantity, side, instrument))
+    return tuple(sorted(trades, key=lambda one: (one.timestamp, one.seq)))
+
+
+@cache
+def _world(until: int = NOW, gap: tuple[int, int] | None = None) -> World:
+    world = World(now=until).add(
+        [one for one in tape() if one.timestamp < until], durable_until=until - HOUR, settled_until=until - 10 * MINUTE
+    )
+    for instrument in (SPOT, BYBIT):
+        begun = until - 20 * DAY
+        spans = [Span(begun, until + MINUTE, 0, 0, Basis.OBSERVED)]
+        if gap is not None and instrument == SPOT:
+            spans = [Span(begun, gap[0], 0, 0, Basis.OBSERVED), Span(gap[1], until + MINUTE, 0, 0, Basis.OBSERVED, opened_by="disconnect")]
+        held = world.tape[instrument]
+        world.hold(instrument, begun, until)
+        assert held.held is not None
+        held.held.spans = spans  # pyright: ignore[reportAttributeAccessIssue]
+    return world
+
+
+async def _ask(world: World, **asked: Any) -> dict[str, Any]:
+    return await market_structure(world.view, **{"symbol": "BTCUSDT", "exchange": "binance", **asked})
+
+
+async def test_an_answer_begins_with_coverage_and_has_every_part() -> None:
+    answer = await _ask(_world())
+    assert list(answer) == [
+        *("coverage", "instrument", "window", "bars", "session", "profile", "value", "flow", "range", "swings", "events", "parameters"),
+        "reading",
+    ]
+    assert answer["coverage"]["ratio"] == 1
+    assert answer["bars"] == {"timeframe": "15m", "usable": 192, "of": 192}
+    assert answer["window"] == {"start": "2026-06-01T00:00:00Z", "end": "2026-06-01T12:07:00Z", "closed": True}
+
+
+@pytest.mark.parametrize("exchange", ["binance", "all"])
+async def test_its_figures_are_those_of_the_questions_that_look_closer(exchange: str) -> None:
+    answer = await _ask(_world(), exchange=exchange)
+    asked = {"symbol": "BTCUSDT", "exchange": exchange, "window": "session"}
+    profile = await volume_profile(_world().view, **asked, row_size=answer["profile"]["row_size"])
+    assert [answer["profile"][name] for name in ("poc", "vah", "val")] == [profile[name] for name in ("poc", "vah", "val")]
+    for name in ("buy_volume", "sell_volume", "delta"):
+        assert answer["flow"][name] == profile[name]
+    assert [answer["session"][name] for name in ("vwap", "volume", "trade_count")] == [
+        profile[name] for name in ("vwap", "volume", "trade_count")
+    ]
+    flow = rows_of((await order_flow(_world().view, **asked, timeframe="15m"))["bars"])
+    highest = max(exact(bar["high"]) for bar in flow)  # pyright: ignore[reportArgumentType]
+    assert exact(answer["session"]["high"]) == highest
+    assert exact(answer["session"]["last"]) == exact(flow[-1]["close"])
+    hour = rows_of((await order_flow(_world().view, symbol="BTCUSDT", exchange=exchange, window="1h", timeframe="1h"))["bars"])
+    assert exact(answer["flow"]["last_hour"]["volume"]) == sum((exact(bar["volume"]) or Decimal(0) for bar in hour), Decimal(0))
+
+
+async def test_the_extremes_of_cumulative_delta_are_those_inside_the_sessions_closed_bars() -> None:
+    answer = (await _ask(_world()))["flow"]
+    bars = rows_of((await order_flow(_world().view, symbol="BTCUSDT", exchange="binance", window="session", timeframe="15m"))["bars"])[:-1]
+    paths = [(exact(bar["cumulative_delta"]) - exact(bar["delta"]), bar) for bar in bars]  # pyright: ignore[reportOptionalOperand]
+    high = max(before + exact(bar["max_delta"]) for before, bar in paths)  # pyright: ignore[reportOperatorIssue]
+    low = min(before + exact(bar["min_delta"]) for before, bar in paths)  # pyright: ignore[reportOperatorIssue]
+    assert (exact(answer["cumulative_high"][0]), exact(answer["cumulative_low"][0])) == (high, low)
+
+
+async def test_prior_sessions_are_profiles_of_their_days_at_the_same_row() -> None:
+    answer = await _ask(_world(), detail="full")
+    (yesterday,) = [row for row in rows_of(answer["value"]["prior"]) if row["session"] == "2026-05-31"]
+    profile = await volume_profile(
+        _world().view,
+        symbol="BTCUSDT",
+        exchange="binance",
+        start="2026-05-31",
+        end="2026-06-01",
+        row_size=answer["profile"]["row_size"],
+    )
+    assert [yesterday[name] for name in ("poc", "vah", "val")] == [profile[name] for name in ("poc", "vah", "val")]
+    assert exact(answer["value"]["poc_shift"]) == exact(answer["profile"]["poc"]) - exact(profile["poc"])  # pyright: ignore[reportOptionalOperand]
+
+
+@pytest.mark.parametrize("back", [0, 4, 9, 40])
+async def test_as_of_tells_what_was_told_then(back: int) -> None:
+    then = NOON - back * _BAR
+    at_the_time, later = await _ask(_world(then), detail="full"), await _ask(_world(), as_of=then, detail="full")
+    for answer in (at_the_time, later):
+        del answer["coverage"]["lag_ms"], answer["coverage"]["newest_trade_at"]
+    assert later == at_the_time
+    assert at_the_time["events"]["rows"]
+
+
+async def test_an_event_once_told_stays_as_it_was() -> None:
+    told: dict[str, list[Any]] = {}
+    for back in range(12, -1, -1):
+        for row in (await _ask(_world(), as_of=NOON - back * _BAR, detail="full"))["events"]["rows"]:
+            if not row[2].startswith(("stacked", "fading", "large")):
+                assert told.setdefault(json.dumps(row[:5]), row) == row
+
+
+async def test_a_gap_silences_the_bars_that_it_touches_and_only_those() -> None:
+    whole = await _ask(_world(), detail="full")
+    gap = (NOON - 6 * HOUR + 60_000, NOON - 6 * HOUR + 2 * MINUTE)
+    answer = await _ask(_world(gap=gap), detail="full")
+    assert answer["coverage"]["ratio"] < 1
+    assert answer["coverage"]["broken"] == ["session", "profile", "value", "flow"]
+    assert answer["bars"]["usable"] == whole["bars"]["usable"] - 1
+    assert (answer["flow"]["cumulative_high"], answer["flow"]["cumulative_low"]) == (None, None)
+    assert "2026-06-01T06:00Z" not in [row[0] for row in answer["events"]["rows"]]
+    assert all(row["cumulative_delta"] is None for row in rows_of(answer["swings"]) if row["timestamp"] > "2026-06-01T06:00Z")
+    assert {row["status"] for row in rows_of(answer["value"]["naked_pocs"])} <= {"unknown"}
+
+
+async def test_nothing_held_is_an_answer() -> None:
+    answer = await _ask(World(now=NOW))
+    assert answer["coverage"]["ratio"] == 0
+    assert answer["bars"]["usable"] == 0
+    assert answer["events"]["rows"] == []
+    assert (answer["session"]["last"], answer["profile"]["poc"], answer["value"]["relation"], answer["range"]) == (None, None, None, None)
+    assert "no trade is held" in answer["reading"]
+
+
+async def test_at_midnight_the_session_is_the_one_that_ends_there() -> None:
+    answer = await _ask(_world(), as_of="2026-06-01")
+    assert answer["window"] == {"start": "2026-05-31T00:00:00Z", "end": "2026-06-01T00:00:00Z", "closed": True}
+    assert answer["session"]["trade_count"] > 0
+
+
+@pytest.mark.parametrize(("detail", "most"), [("brief", 750), ("standard", 1_000), ("full", 4_000)])
+@pytest.mark.parametrize("gap", [None, (NOON - 6 * HOUR, NOON - 5 * HOUR)])
+async def test_an_answer_has_at_most_so_many_tokens(detail: str, most: int, gap: tuple[int, int] | None) -> None:
+    answer = await _ask(_world(gap=gap), exchange="all", detail=detail)
+    assert openai.o200k_base().count(json.dumps(answer, separators=(",", ":"))) <= most
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"timeframe": "2m"}, 'timeframe="2m": allowed are 1m, 5m, 15m'),
+        ({"detail": "all"}, 'detail="all": allowed are brief, standard, full'),
+        ({"row_size": 0.015}, "row_size=0.015: it must be a whole multiple of the tick 0.01"),
+    ],
+)
+async def test_a_wrong_argument_is_refused_with_a_call_that_works(asked: dict[str, Any], said: str) -> None:
+    with pytest.raises(QueryError) as caught:
+        await _ask(_world(), **asked)
+    assert said in one_line(caught.value)
+    assert "Try get_market_structure(" in str(caught.value)

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.market import BYBIT, NOON, SPOT
+from tests.queries.world import World, exact, made, one_line
+from wadm_mcp.errors import QueryError
+from wadm_mcp.model import MINUTE
+from wadm_mcp.queries.wait_for import wait_for
+
+pytestmark = pytest.mark.anyio
+
+_PRICE = {"condition": "price_crosses", "value": "60010"}
+
+
+class _Then:
+    """What happens while a question waits: one step each time it tells how far it is."""
+
+    def __init__(self, *steps: Callable[[], Any]) -> None:
+        self.steps = list(steps)
+        self.words: list[str] = []
+
+    async def __call__(self, progress: float, total: float | None = None, message: str | None = None) -> None:
+        self.words.append(message or "")
+        if self.steps:
+            self.steps.pop(0)()
+
+
+def _world() -> World:
+    world = World(now=NOON + 10_000).add([made(1, NOON), made(2, NOON + 5_000, quantity=300, side="SELL")])
+    return world.hold(SPOT, NOON - 120 * MINUTE, NOON + 5_000, alive=NOON + 9_900).hold(BYBIT, NOON - 120 * MINUTE, NOON + 9_900)
+
+
+async def _wait(world: World, then: _Then, **asked: Any) -> dict[str, Any]:
+    return await wait_for(world.view, **{"symbol": "BTCUSDT", "exchange": "binance", "timeout": 5, **asked}, progress=then)
+
+
+def _later(world: World, seconds: float, *trades: Any) -> Callable[[], Any]:
+    def step() -> None:
+        world.clock.pass_seconds(seconds)
+        world.add(trades)
+        world.hold(SPOT, NOON - 120 * MINUTE, world.clock.now, alive=world.clock.now)
+
+    return step
+
+
+@pytest.mark.parametrize(("value", "price", "at"), [("60010", 6_001_500, 11_000), ("59990.5", 5_999_050, 11_000)])
+async def test_a_crossing_is_told_with_the_trade_that_made_it(value: str, price: int, at: int) -> None:
+    world = _world()
+    spike = [made(3, NOON + 10_500, 6_000_100), made(4, NOON + at, price), made(5, NOON + 11_200, 6_000_000)]
+    answer = await _wait(world, _Then(_later(world, 2, *spike)), condition="price_crosses", value=value)
+    assert answer["met"] is True
+    assert answer["met_at"] == "2026-06-01T12:00:11.000Z"
+    assert exact(answer["price"]) == exact(price / 100)
+    assert exact(answer["value"]) == exact(float(value))
+
+
+async def test_what_was_traded_before_the_question_does_not_count() -> None:
+    world = _world().add([made(3, NOON + 8_000, 6_002_000), made(4, NOON + 9_000, 6_000_000)])
+    answer = await _wait(world, _Then(), **_PRICE, timeout=1)
+    assert (answer["met"], answer["met_at"], answer["waited_s"] >= 1) == (False, None, True)
+    assert "not met" in answer["reading"]
+
+
+async def test_a_price_just_short_of_the_level_does_not_cross_it() -> None:
+    world = _world()
+    answer = await _wait(world, _Then(_later(world, 2, made(3, NOON + 11_000, 6_000_999))), **_PRICE, timeout=1)
+    assert answer["met"] is False
+
+
+@pytest.mark.parametrize(
+    ("condition", "value", "side", "met"),
+    [
+        ("delta_beyond", "0.003", "BUY", True),
+        ("delta_beyond", "0.00301", "BUY", False),
+        ("delta_beyond", "-0.007", "SELL", True),
+        ("delta_beyond", "-0.00701", "SELL", False),
+        ("volume_beyond", "0.009", "BUY", True),
+        ("volume_beyond", "0.00901", "BUY", False),
+    ],
+)
+async def test_delta_and_volume_are_those_of_the_open_bar(condition: str, value: str, side: str, met: bool) -> None:
+    world = _world()
+    then = _Then(_later(world, 2, made(3, NOON + 11_000, quantity=500, side=side)))
+    answer = await _wait(world, then, condition=condition, value=value, timeout=1)
+    assert answer["met"] is met
+    assert answer["bar"]["timestamp"] == "2026-06-01T12:00:00Z"
+    assert exact(answer["bar"]["volume"]) == exact(0.009)
+
+
+async def test_a_closed_bar_is_told_whole_once_its_trades_are_here() -> None:
+    world = _world()
+    then = _Then(_later(world, 30), _later(world, 20, made(3, NOON + 59_999, quantity=100)), _later(world, 1))
+    answer = await _wait(world, then, condition="bar_closed")
+    assert (answer["met"], answer["met_at"], answer["window"]["closed"]) == (True, "2026-06-01T12:01:00.000Z", True)
+    assert answer["bar"]["trade_count"] == 3
+    assert then.words[0] == "bar closes in 50 s"
+
+
+async def test_coverage_is_back_once_nothing_is_missing() -> None:
+    world = _world().hold(SPOT, NOON - 120 * MINUTE, NOON - 30_000)
+    world.clock.now = NOON + 60_000
+    answer = await _wait(world, _Then(_later(world, 0.5)), condition="coverage_back")
+    assert answer["met"] is True
+    assert answer["coverage"]["ratio"] == 1
+
+
+async def test_brief_leaves_the_bar_out() -> None:
+    assert (await _wait(_world(), _Then(), **_PRICE, timeout=1, detail="brief"))["bar"] is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({}, "condition=null: one is needed: price_crosses, delta_beyond"),
+        ({"condition": "moon"}, 'condition="moon": allowed are price_crosses'),
+        ({"condition": "price_crosses"}, "value=null: price_crosses needs one"),
+        ({"condition": "price_crosses", "value": -1}, "value=-1: a number above 0 is needed"),
+        ({"condition": "delta_beyond", "value": 0}, "value=0: a number above or below 0 is needed"),
+        ({"condition": "bar_closed", "value": 5}, "value=5: bar_closed takes none"),
+        ({"condition": "bar_closed", "timeout": 301}, "timeout=301: a whole number from 1 to 300 is needed"),
+    ],
+)
+async def test_a_question_that_cannot_be_met_is_refused_at_once(asked: dict[str, Any], said: str) -> None:
+    with pytest.raises(QueryError) as caught:
+        await wait_for(_world().view, **{"symbol": "BTCUSDT", "condition": None, **asked})
+    assert said in one_line(caught.value)
+    assert "Try wait_for(" in str(caught.value)

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import pytest
+from mcp.client import Client
+from mcp_types import PromptReference, ResourceTemplateReference
+
+from tests.server.fake import ERAS, FakeRuntime
+from wadm_mcp.server.server import build_server
+
+pytestmark = pytest.mark.anyio
+
+_TEMPLATE = ResourceTemplateReference(uri="wadm://{exchange}/{market}/{symbol}/order-flow/{timeframe}")
+_PROMPT = PromptReference(name="waickoff_report")
+
+
+@pytest.mark.parametrize("era", ERAS)
+@pytest.mark.parametrize(
+    ("ref", "name", "typed", "chosen", "values"),
+    [
+        (_TEMPLATE, "exchange", "", {}, ["binance", "bybit", "all"]),
+        (_TEMPLATE, "exchange", "B", {}, ["binance", "bybit"]),
+        (_TEMPLATE, "exchange", "", {"market": "linear"}, []),
+        (_TEMPLATE, "market", "", {"exchange": "all"}, ["spot"]),
+        (_TEMPLATE, "symbol", "btc/u", {"exchange": "bybit", "market": "spot"}, ["BTCUSDT"]),
+        (_TEMPLATE, "symbol", "ETH", {}, []),
+        (_TEMPLATE, "timeframe", "1", {}, ["1m", "15m", "1h", "1d"]),
+        (_PROMPT, "symbol", "", {}, ["BTCUSDT"]),
+        (_PROMPT, "window", "s", {}, ["session"]),
+        (_PROMPT, "language", "", {}, ["en", "es"]),
+        (_PROMPT, "anything", "", {}, []),
+    ],
+)
+async def test_an_argument_is_completed_from_what_is_followed(
+    era: str, ref: ResourceTemplateReference | PromptReference, name: str, typed: str, chosen: dict[str, str], values: list[str]
+) -> None:
+    async with Client(build_server(FakeRuntime()), mode=era) as client:  # pyright: ignore[reportArgumentType]
+        found = (await client.complete(ref, {"name": name, "value": typed}, context_arguments=chosen)).completion
+    assert (found.values, found.total, found.has_more) == (values, len(values), False)
