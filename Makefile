@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench soak clean
+.PHONY: help demo test lint format conformance bench soak clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -19,7 +19,7 @@ $(VENV)/ready: requirements.txt requirements-dev.txt pyproject.toml
 demo: $(VENV)/ready ## serve loopback exchanges on port 8920, no network needed
 	@$(BIN)/wadm-mcp serve --demo
 
-test: $(VENV)/ready ## run every test
+test: $(VENV)/ready ## run the tests
 	$(BIN)/python -m pytest -q -n 4 --dist worksteal
 
 lint: $(VENV)/ready ## ruff, format check, strict types
@@ -30,6 +30,9 @@ lint: $(VENV)/ready ## ruff, format check, strict types
 format: $(VENV)/ready ## put the code in shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+conformance: $(VENV)/ready ## the official MCP suite, the Inspector, mcp-remote and the tool-definition linter
+	$(BIN)/python -m pytest -q tests/conformance
 
 bench: $(VENV)/ready ## measure the hot path, the cache and the import of a day
 	$(BIN)/python -m benchmarks

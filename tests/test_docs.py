@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tomllib
 from pathlib import Path
 
 from wadm_mcp.server.questions import QUESTIONS
-from wadm_mcp.settings import Settings, dotenv_example, settings_table
+from wadm_mcp.settings import dotenv_example, settings_table
 
 ROOT = Path(__file__).parents[1]
 
@@ -51,9 +50,3 @@ def test_every_version_is_pinned_and_no_index_is_named() -> None:
     for name in ("requirements.txt", "requirements-dev.txt"):
         for line in text(name).splitlines():
             assert re.fullmatch(r"#.*|-r requirements\.txt|[A-Za-z0-9_.-]+==[^ ;]+(; .+)?", line), line
-
-
-def test_the_client_configuration_is_json_and_names_settings_that_exist() -> None:
-    servers = json.loads(text("claude_desktop_config.example.json"))["mcpServers"]
-    assert servers["wadm"]["command"].endswith("/wadm-mcp")
-    assert set(servers["wadm"]["env"]) <= set(Settings.model_fields)

@@ -30,22 +30,21 @@ from wadm_mcp.queries.numbers import iso_ms
 from wadm_mcp.server.context import Runtime, running
 from wadm_mcp.server.http import WebApp
 from wadm_mcp.server.questions import QUESTIONS, Question
+from wadm_mcp.server.resumption import Sessions
 from wadm_mcp.server.server import WadmServer
 from wadm_mcp.server.streams import Endpoint, Streams
 
 _MSGPACK: Final = "application/msgpack"
 _JSON: Final = "application/json"
-_SESSIONS: Final = 1_000
-"""Streamable HTTP sessions at once; a client beyond them gets 503."""
 
 
 def build_app(server: WadmServer, runtime: Runtime) -> WebApp:
     """Everything `wadm-mcp serve` answers. To be run once: entering it enters the runtime."""
     # The guard checks Host and Origin for every route; two checks with two lists would disagree.
     unchecked = TransportSecuritySettings(enable_dns_rebinding_protection=False)
-    http = server.streamable_http_app(transport_security=unchecked, max_sessions=_SESSIONS)
-    sse = SseServerTransport("/messages/", security_settings=unchecked)
     streams, lowlevel = Streams(), server._lowlevel_server
+    sessions = Sessions(lowlevel, unchecked)
+    sse = SseServerTransport("/messages/", security_settings=unchecked)
 
     async def events(scope: Scope, receive: Receive, send: Send) -> None:
         # A bare application: nothing may be sent after the stream. Only the session in it is ended, so that the transport closes its own.
@@ -55,7 +54,7 @@ def build_app(server: WadmServer, runtime: Runtime) -> WebApp:
 
     @asynccontextmanager
     async def run() -> AsyncGenerator[None]:
-        async with running(runtime, server.publisher.run), server.session_manager.run():
+        async with running(runtime, server.publisher.run), sessions.run():
             yield
 
     app = Starlette(
@@ -63,7 +62,7 @@ def build_app(server: WadmServer, runtime: Runtime) -> WebApp:
             Route("/health", _health(runtime)),
             Route("/health/live", _live),
             *(Route(question.path, _api(question, runtime)) for question in QUESTIONS if question.path is not None),
-            *(Route(route.path, streams.wrap(route.app)) for route in http.routes if isinstance(route, Route)),
+            Route("/mcp", streams.wrap(sessions.asgi_app)),
             Route("/sse", Endpoint(events), methods=["GET"]),
             Mount("/messages/", Endpoint(sse.handle_post_message)),
         ],

@@ -1,0 +1,33 @@
+"""Judges that others wrote, as `npx` and `pip` bring them, and the command they judge."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import anyio
+
+SUITE: Final = "@modelcontextprotocol/conformance@0.2.0-alpha.12"
+INSPECTOR: Final = "@modelcontextprotocol/inspector@2.12.0"
+
+BIN: Final = Path(sys.executable).parent
+WADM: Final = str(BIN / "wadm-mcp")
+_WITHIN: Final = 120
+"""Seconds a judge may take, the first time with what npm has to fetch."""
+
+
+def with_node(env: Mapping[str, str]) -> dict[str, str]:
+    """An environment in which node, npm and npx are those beside this Python: the machine's own may be too old."""
+    return {**env, "PATH": os.pathsep.join((str(BIN), env.get("PATH", os.defpath)))}
+
+
+async def judged(*command: str, env: Mapping[str, str], cwd: Path) -> str:
+    """What a judge says that finds nothing wrong; else the test fails with all it said."""
+    with anyio.fail_after(_WITHIN):
+        ended = await anyio.run_process([str(BIN / command[0]), *command[1:]], env=with_node(env), cwd=cwd, check=False)
+    said = ended.stdout.decode()
+    assert ended.returncode == 0, f"{ended.returncode}\n{said}\n{ended.stderr.decode()}"
+    return said
