@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.market import NOON, listing
 from tests.queries.world import ETH, World, one_line, whole_day
 from wadm_mcp.errors import QueryError, UnknownSymbol
-from wadm_mcp.queries.arguments import Call, read_amount, read_time, read_whole, shown
+from wadm_mcp.queries.arguments import Call, read_amount, read_market, read_time, read_timeframe, read_whole, shown
 from wadm_mcp.queries.footprint import footprint
 from wadm_mcp.queries.order_flow import order_flow
 from wadm_mcp.queries.trades import trades
@@ -265,3 +265,24 @@ def test_what_was_given_is_shown_short_and_without_control_characters() -> None:
     assert shown(10**5_000).startswith("(an integer of ")
     assert shown(b"x") == "(a bytes)"
     assert (shown(None), shown(True), shown([]), shown({}), shown(1.5)) == ("null", "true", "(a list)", "(an object)", "1.5")
+
+
+@pytest.mark.parametrize(
+    ("spelled", "timeframe"),
+    [("4H", "4h"), ("1D", "1d"), ("60m", "1h"), ("15 min", "15m"), ("5M", "5m"), ("1 hour", "1h"), ("24h", "1d"), ("1440 minutes", "1d")],
+)
+def test_a_timeframe_is_known_however_it_is_written(spelled: str, timeframe: str) -> None:
+    assert read_timeframe(Call("get_order_flow"), spelled) == timeframe
+
+
+@pytest.mark.parametrize("spelled", ["1M", "2h", "h", "0m", "1 month", "1.5h", "999999999m"])
+def test_what_may_be_another_length_is_refused(spelled: str) -> None:
+    with pytest.raises(QueryError, match="allowed are 1m, 5m"):
+        read_timeframe(Call("get_order_flow"), spelled)
+
+
+@pytest.mark.parametrize("spelled", ["perp", "Perpetual", "futures", "swap", "USDM"])
+def test_perpetuals_go_by_many_names(spelled: str) -> None:
+    assert read_market(Call("get_trades"), spelled, ("spot", "linear")) == "linear"
+    with pytest.raises(QueryError, match="are spot"):
+        read_market(Call("get_trades"), spelled, ("spot",))

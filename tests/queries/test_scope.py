@@ -122,3 +122,27 @@ def test_a_configured_market_whose_exchange_told_nothing_yet_is_no_wrong_argumen
     world.tape.awaited = {SPOT}
     with pytest.raises(NotReady, match="BTCUSDT is configured, but its exchange has not told yet"):
         read_scope(world.view, ask(world.view, "q"), symbol="BTCUSDT", exchange="binance", market="spot")
+
+
+@pytest.mark.parametrize("symbol", ["btcusdt", " BTCUSDT ", "BTC/USDT", "btc-usdt", "BTC_USDT", "BTC/USDT:USDT", "binance:spot:BTCUSDT"])
+def test_a_symbol_is_known_however_it_is_written(symbol: str) -> None:
+    asked = scope(symbol=symbol, exchange="binance")
+    assert asked.name == "binance:spot:BTCUSDT"
+
+
+def test_the_whole_name_of_an_instrument_names_its_exchange_and_market() -> None:
+    assert scope(symbol="bybit:spot:BTCUSDT").name == "bybit:spot:BTCUSDT"
+    assert scope(symbol="all:spot:BTCUSDT").name == "all:spot:BTCUSDT"
+
+
+@pytest.mark.parametrize(
+    ("spelled", "name"), [("4H", "4h"), ("1d", "24h"), ("24 hours", "24h"), ("1 week", "7d"), ("60m", "1h"), ("SESSION", "session")]
+)
+def test_a_window_is_known_however_it_is_written(spelled: str, name: str) -> None:
+    assert scope(window=spelled).window == scope(window=name).window
+
+
+def test_at_midnight_sharp_the_session_is_the_one_that_ends_there() -> None:
+    midnight = NOON - 12 * HOUR
+    assert scope(window="session", as_of=midnight).window == Window(midnight - 24 * HOUR, midnight)
+    assert scope(window="session", as_of=midnight + MINUTE).window == Window(midnight, midnight + MINUTE)

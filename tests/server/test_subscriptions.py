@@ -116,6 +116,29 @@ async def test_subscriptions_are_bounded() -> None:
                 pass
 
 
+async def test_a_bar_that_closed_is_told_once_its_trades_are_here_and_structure_then_only() -> None:
+    runtime, inbox = FakeRuntime(), _Inbox()
+    server = build_server(runtime)
+    structure, minutes = "wadm://binance/spot/BTCUSDT/market-structure/5m", "wadm://binance/spot/BTCUSDT/order-flow/1m"
+    await server.publisher.publish()
+    async with Client(server, mode="legacy", message_handler=inbox) as client:
+        for uri in (structure, minutes):
+            await client.subscribe_resource(uri)
+        heard: list[list[str]] = []
+        for seconds in (61, 1.4, 60, 2.5):
+            inbox.uris.clear()
+            runtime.clock.pass_seconds(seconds)
+            await server.publisher.publish()
+            await client.send_ping()
+            heard.append(sorted(inbox.uris))
+        inbox.uris.clear()
+        runtime.trade()
+        await server.publisher.publish()
+        await client.send_ping()
+    assert heard == [[minutes], [], [minutes], [structure, minutes]]
+    assert inbox.uris == [minutes]
+
+
 @pytest.mark.parametrize("transport", ["http", "sse"])
 async def test_both_eras_are_told_over_a_real_connection(transport: str) -> None:
     runtime, inbox = FakeRuntime(), _Inbox()
