@@ -55,6 +55,12 @@ def _world(until: int = NOW, gap: tuple[int, int] | None = None) -> World:
     return world
 
 
+def _exact(value: object) -> Decimal:
+    told = exact(value)
+    assert told is not None
+    return told
+
+
 async def _ask(world: World, **asked: Any) -> dict[str, Any]:
     return await market_structure(world.view, **{"symbol": "BTCUSDT", "exchange": "binance", **asked})
 
@@ -82,20 +88,20 @@ async def test_its_figures_are_those_of_the_questions_that_look_closer(exchange:
         profile[name] for name in ("vwap", "volume", "trade_count")
     ]
     flow = rows_of((await order_flow(_world().view, **asked, timeframe="15m"))["bars"])
-    highest = max(exact(bar["high"]) for bar in flow)  # pyright: ignore[reportArgumentType]
-    assert exact(answer["session"]["high"]) == highest
-    assert exact(answer["session"]["last"]) == exact(flow[-1]["close"])
+    highest = max(_exact(bar["high"]) for bar in flow)
+    assert _exact(answer["session"]["high"]) == highest
+    assert _exact(answer["session"]["last"]) == _exact(flow[-1]["close"])
     hour = rows_of((await order_flow(_world().view, symbol="BTCUSDT", exchange=exchange, window="1h", timeframe="1h"))["bars"])
-    assert exact(answer["flow"]["last_hour"]["volume"]) == sum((exact(bar["volume"]) or Decimal(0) for bar in hour), Decimal(0))
+    assert _exact(answer["flow"]["last_hour"]["volume"]) == sum((_exact(bar["volume"]) or Decimal(0) for bar in hour), Decimal(0))
 
 
 async def test_the_extremes_of_cumulative_delta_are_those_inside_the_sessions_closed_bars() -> None:
     answer = (await _ask(_world()))["flow"]
     bars = rows_of((await order_flow(_world().view, symbol="BTCUSDT", exchange="binance", window="session", timeframe="15m"))["bars"])[:-1]
-    paths = [(exact(bar["cumulative_delta"]) - exact(bar["delta"]), bar) for bar in bars]  # pyright: ignore[reportOptionalOperand]
-    high = max(before + exact(bar["max_delta"]) for before, bar in paths)  # pyright: ignore[reportOperatorIssue]
-    low = min(before + exact(bar["min_delta"]) for before, bar in paths)  # pyright: ignore[reportOperatorIssue]
-    assert (exact(answer["cumulative_high"][0]), exact(answer["cumulative_low"][0])) == (high, low)
+    paths = [(_exact(bar["cumulative_delta"]) - _exact(bar["delta"]), bar) for bar in bars]
+    high = max(before + _exact(bar["max_delta"]) for before, bar in paths)
+    low = min(before + _exact(bar["min_delta"]) for before, bar in paths)
+    assert (_exact(answer["cumulative_high"][0]), _exact(answer["cumulative_low"][0])) == (high, low)
 
 
 async def test_prior_sessions_are_profiles_of_their_days_at_the_same_row() -> None:
@@ -110,7 +116,7 @@ async def test_prior_sessions_are_profiles_of_their_days_at_the_same_row() -> No
         row_size=answer["profile"]["row_size"],
     )
     assert [yesterday[name] for name in ("poc", "vah", "val")] == [profile[name] for name in ("poc", "vah", "val")]
-    assert exact(answer["value"]["poc_shift"]) == exact(answer["profile"]["poc"]) - exact(profile["poc"])  # pyright: ignore[reportOptionalOperand]
+    assert _exact(answer["value"]["poc_shift"]) == _exact(answer["profile"]["poc"]) - _exact(profile["poc"])
 
 
 @pytest.mark.parametrize("back", [0, 4, 9, 40])

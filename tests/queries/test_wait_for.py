@@ -125,7 +125,8 @@ async def test_brief_leaves_the_bar_out() -> None:
     ],
 )
 async def test_a_question_that_cannot_be_met_is_refused_at_once(asked: dict[str, Any], said: str) -> None:
+    given: dict[str, Any] = {"symbol": "BTCUSDT", "condition": None, **asked}
     with pytest.raises(QueryError) as caught:
-        await wait_for(_world().view, **{"symbol": "BTCUSDT", "condition": None, **asked})
+        await wait_for(_world().view, **given, progress=_Then())
     assert said in one_line(caught.value)
     assert "Try wait_for(" in str(caught.value)

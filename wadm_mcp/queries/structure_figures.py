@@ -144,7 +144,7 @@ def tell(evidence: Evidence, covered: Mapping[str, Any], detail: Detail) -> dict
     profiles = [_profile(evidence, one) for one in evidence.days]
     values = [_value(one, profile) for one, profile in zip(evidence.days, profiles, strict=True)]
     frozen = trading_range.range_before(evidence.series, evidence.pivots, len(evidence.series))
-    told = {
+    told: dict[str, Any] = {
         "bars": _bars(evidence),
         "session": _session(evidence, day),
         "profile": _told_profile(evidence, profiles[-1], lengths),

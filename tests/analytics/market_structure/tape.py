@@ -106,9 +106,9 @@ def mirror_kind(kind: str) -> str:
     return kind
 
 
-def kinds(rows: Sequence[Row], kind: str, **held: Collection[int]) -> list[Event]:
+def kinds(rows: Sequence[Row], kind: str, *, unusable: Collection[int] = (), torn: Collection[int] = ()) -> list[Event]:
     """The events of a kind."""
-    return [event for event in events(series(rows, **held)) if event.kind == kind]
+    return [event for event in events(series(rows, unusable=unusable, torn=torn)) if event.kind == kind]
 
 
 def least(fires: Callable[[int], bool], low: int, high: int) -> int:

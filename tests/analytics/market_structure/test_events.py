@@ -31,10 +31,6 @@ def _spring(low: int, close: int = MIDDLE - 90) -> list[Row]:
     return [*wave(_AT), Row(MIDDLE - 80, MIDDLE - 78, low, close, 150, 90)]
 
 
-def _break(close: int, volume: int = 3_000) -> list[Row]:
-    return [*wave(50), *wave(_AT)[50:51], Row(MIDDLE - 80, close + 1, MIDDLE - 81, close, volume, 100)]
-
-
 def _absorbed(delta: int, move: int = 0) -> list[Row]:
     return [*quiet(), Row(MIDDLE, MIDDLE + 3, MIDDLE - 3, MIDDLE + move, 200 + delta, 200)]
 

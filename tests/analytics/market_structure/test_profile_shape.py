@@ -82,8 +82,8 @@ def test_the_deviation_is_the_root_of_the_weighted_variance(trades: list[object]
     footprint = footprint_of(trades)  # pyright: ignore[reportArgumentType]
     prices = [(Fraction(price, 10**footprint.scale.price), cell[0] + cell[1]) for price, cell in footprint.cells.items()]
     total = sum(volume for _, volume in prices)
-    mean = sum(price * volume for price, volume in prices) / total
-    variance = sum((price - mean) ** 2 * volume for price, volume in prices) / total
+    mean = sum((price * volume for price, volume in prices), Fraction(0)) / total
+    variance = sum(((price - mean) * (price - mean) * volume for price, volume in prices), Fraction(0)) / total
     root = Context(prec=60).sqrt(Context(prec=80).divide(Decimal(variance.numerator), Decimal(variance.denominator)))
     told = deviation(footprint)
     assert told is not None
