@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format conformance bench soak clean
+.PHONY: help demo test lint reference report format conformance bench soak clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -26,6 +26,12 @@ lint: $(VENV)/ready ## ruff, format check, strict types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+reference: $(VENV)/ready ## write the pages and the snapshot that are made from the code
+	$(BIN)/python -m tests.reference
+
+report: $(VENV)/ready ## write the example of a report from the demo market
+	$(BIN)/python docs/report.py
 
 format: $(VENV)/ready ## put the code in shape
 	$(BIN)/ruff check --fix .

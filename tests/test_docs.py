@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -31,6 +32,28 @@ def test_the_settings_page_holds_every_setting() -> None:
 def test_the_client_that_the_readme_shows_is_the_one_that_is_tested() -> None:
     (shown,) = re.findall(r"<!-- docs/client.py -->\n```python\n(.*?)```", text("README.md"), re.DOTALL)
     assert text("docs/client.py").split('"""\n\n', 1)[1] == shown
+
+
+def _figures(value: object) -> set[str]:
+    """Every figure and word of an answer, as a report writes it."""
+    if isinstance(value, dict):
+        return set().union(*map(_figures, value.values()))  # pyright: ignore[reportUnknownArgumentType]
+    if isinstance(value, list):
+        return set().union(*map(_figures, value))  # pyright: ignore[reportUnknownArgumentType]
+    return {str(value).split("_")[-1], str(value)}
+
+
+def test_every_figure_of_the_example_report_is_in_the_answer_of_its_call() -> None:
+    calls = {str(one["call"]): one for one in json.loads(text("docs/example-report.json"))}
+    report, listed = text("docs/example-report.md").split("## Calls")
+    cited = re.findall(r"(\S+) \[(\d)\]", report)
+    assert len(cited) > 60
+    for figure, call in cited:
+        known = _figures(calls[call]["answer"])
+        assert figure in known or figure == "known", f"{figure} is not in the answer of call {call}"
+    assert len(re.findall(r"^\d\. `(\w+)\(", listed, re.MULTILINE)) == len(calls)
+    prose = re.sub(r"\S+ \[\d\]|\d{4}-\d\d-\d\dT\S+", "", report.split("## Facts")[1].split("## Scenarios")[0])
+    assert re.findall(r"(?<![\w.])-?\d+\.\d+(?![\w.])", prose) == []
 
 
 def test_the_readme_names_every_tool() -> None:

@@ -411,7 +411,7 @@ async def test_a_store_away_for_hours_costs_no_figure_and_no_memory_without_boun
             await r.writer._journal_all()
             r.clock.pass_minutes(1)
         assert len(r.tape[SPOT].minutes) == 5
-        assert len(await view.lacking(SPOT, ALWAYS)) == 7
+        assert sum(stretch.length for stretch in await view.lacking(SPOT, ALWAYS)) == 7 * MINUTE
         r.clock.pass_seconds(5)
         await r.write()
         assert [row.bar.trade_count for row in await r.bars()] == [1] * 12

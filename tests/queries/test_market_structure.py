@@ -39,7 +39,8 @@ def tape() -> tuple[Trade, ...]:
 
 
 @cache
-def _world(until: int = NOW, gap: tuple[int, int] | None = None) -> World:
+def tape_world(until: int = NOW, gap: tuple[int, int] | None = None) -> World:
+    """A world that holds the tape until a moment, whole but for a gap of Binance's."""
     world = World(now=until).add(
         [one for one in tape() if one.timestamp < until], durable_until=until - HOUR, settled_until=until - 10 * MINUTE
     )
@@ -66,7 +67,7 @@ async def _ask(world: World, **asked: Any) -> dict[str, Any]:
 
 
 async def test_an_answer_begins_with_coverage_and_has_every_part() -> None:
-    answer = await _ask(_world())
+    answer = await _ask(tape_world())
     assert list(answer) == [
         *("coverage", "instrument", "window", "bars", "session", "profile", "value", "flow", "range", "swings", "events", "parameters"),
         "reading",
@@ -78,26 +79,28 @@ async def test_an_answer_begins_with_coverage_and_has_every_part() -> None:
 
 @pytest.mark.parametrize("exchange", ["binance", "all"])
 async def test_its_figures_are_those_of_the_questions_that_look_closer(exchange: str) -> None:
-    answer = await _ask(_world(), exchange=exchange)
+    answer = await _ask(tape_world(), exchange=exchange)
     asked = {"symbol": "BTCUSDT", "exchange": exchange, "window": "session"}
-    profile = await volume_profile(_world().view, **asked, row_size=answer["profile"]["row_size"])
+    profile = await volume_profile(tape_world().view, **asked, row_size=answer["profile"]["row_size"])
     assert [answer["profile"][name] for name in ("poc", "vah", "val")] == [profile[name] for name in ("poc", "vah", "val")]
     for name in ("buy_volume", "sell_volume", "delta"):
         assert answer["flow"][name] == profile[name]
     assert [answer["session"][name] for name in ("vwap", "volume", "trade_count")] == [
         profile[name] for name in ("vwap", "volume", "trade_count")
     ]
-    flow = rows_of((await order_flow(_world().view, **asked, timeframe="15m"))["bars"])
+    flow = rows_of((await order_flow(tape_world().view, **asked, timeframe="15m"))["bars"])
     highest = max(_exact(bar["high"]) for bar in flow)
     assert _exact(answer["session"]["high"]) == highest
     assert _exact(answer["session"]["last"]) == _exact(flow[-1]["close"])
-    hour = rows_of((await order_flow(_world().view, symbol="BTCUSDT", exchange=exchange, window="1h", timeframe="1h"))["bars"])
+    hour = rows_of((await order_flow(tape_world().view, symbol="BTCUSDT", exchange=exchange, window="1h", timeframe="1h"))["bars"])
     assert _exact(answer["flow"]["last_hour"]["volume"]) == sum((_exact(bar["volume"]) or Decimal(0) for bar in hour), Decimal(0))
 
 
 async def test_the_extremes_of_cumulative_delta_are_those_inside_the_sessions_closed_bars() -> None:
-    answer = (await _ask(_world()))["flow"]
-    bars = rows_of((await order_flow(_world().view, symbol="BTCUSDT", exchange="binance", window="session", timeframe="15m"))["bars"])[:-1]
+    answer = (await _ask(tape_world()))["flow"]
+    bars = rows_of((await order_flow(tape_world().view, symbol="BTCUSDT", exchange="binance", window="session", timeframe="15m"))["bars"])[
+        :-1
+    ]
     paths = [(_exact(bar["cumulative_delta"]) - _exact(bar["delta"]), bar) for bar in bars]
     high = max(before + _exact(bar["max_delta"]) for before, bar in paths)
     low = min(before + _exact(bar["min_delta"]) for before, bar in paths)
@@ -105,10 +108,10 @@ async def test_the_extremes_of_cumulative_delta_are_those_inside_the_sessions_cl
 
 
 async def test_prior_sessions_are_profiles_of_their_days_at_the_same_row() -> None:
-    answer = await _ask(_world(), detail="full")
+    answer = await _ask(tape_world(), detail="full")
     (yesterday,) = [row for row in rows_of(answer["value"]["prior"]) if row["session"] == "2026-05-31"]
     profile = await volume_profile(
-        _world().view,
+        tape_world().view,
         symbol="BTCUSDT",
         exchange="binance",
         start="2026-05-31",
@@ -122,7 +125,7 @@ async def test_prior_sessions_are_profiles_of_their_days_at_the_same_row() -> No
 @pytest.mark.parametrize("back", [0, 4, 9, 40])
 async def test_as_of_tells_what_was_told_then(back: int) -> None:
     then = NOON - back * _BAR
-    at_the_time, later = await _ask(_world(then), detail="full"), await _ask(_world(), as_of=then, detail="full")
+    at_the_time, later = await _ask(tape_world(then), detail="full"), await _ask(tape_world(), as_of=then, detail="full")
     for answer in (at_the_time, later):
         del answer["coverage"]["lag_ms"], answer["coverage"]["newest_trade_at"]
     assert later == at_the_time
@@ -132,15 +135,15 @@ async def test_as_of_tells_what_was_told_then(back: int) -> None:
 async def test_an_event_once_told_stays_as_it_was() -> None:
     told: dict[str, list[Any]] = {}
     for back in range(12, -1, -1):
-        for row in (await _ask(_world(), as_of=NOON - back * _BAR, detail="full"))["events"]["rows"]:
+        for row in (await _ask(tape_world(), as_of=NOON - back * _BAR, detail="full"))["events"]["rows"]:
             if not row[2].startswith(("stacked", "fading", "large")):
                 assert told.setdefault(json.dumps(row[:5]), row) == row
 
 
 async def test_a_gap_silences_the_bars_that_it_touches_and_only_those() -> None:
-    whole = await _ask(_world(), detail="full")
+    whole = await _ask(tape_world(), detail="full")
     gap = (NOON - 6 * HOUR + 60_000, NOON - 6 * HOUR + 2 * MINUTE)
-    answer = await _ask(_world(gap=gap), detail="full")
+    answer = await _ask(tape_world(gap=gap), detail="full")
     assert answer["coverage"]["ratio"] < 1
     assert answer["coverage"]["broken"] == ["session", "profile", "value", "flow"]
     assert answer["bars"]["usable"] == whole["bars"]["usable"] - 1
@@ -160,7 +163,7 @@ async def test_nothing_held_is_an_answer() -> None:
 
 
 async def test_at_midnight_the_session_is_the_one_that_ends_there() -> None:
-    answer = await _ask(_world(), as_of="2026-06-01")
+    answer = await _ask(tape_world(), as_of="2026-06-01")
     assert answer["window"] == {"start": "2026-05-31T00:00:00Z", "end": "2026-06-01T00:00:00Z", "closed": True}
     assert answer["session"]["trade_count"] > 0
 
@@ -168,7 +171,7 @@ async def test_at_midnight_the_session_is_the_one_that_ends_there() -> None:
 @pytest.mark.parametrize(("detail", "most"), [("brief", 750), ("standard", 1_000), ("full", 4_000)])
 @pytest.mark.parametrize("gap", [None, (NOON - 6 * HOUR, NOON - 5 * HOUR)])
 async def test_an_answer_has_at_most_so_many_tokens(detail: str, most: int, gap: tuple[int, int] | None) -> None:
-    answer = await _ask(_world(gap=gap), exchange="all", detail=detail)
+    answer = await _ask(tape_world(gap=gap), exchange="all", detail=detail)
     assert openai.o200k_base().count(json.dumps(answer, separators=(",", ":"))) <= most
 
 
@@ -182,6 +185,6 @@ async def test_an_answer_has_at_most_so_many_tokens(detail: str, most: int, gap:
 )
 async def test_a_wrong_argument_is_refused_with_a_call_that_works(asked: dict[str, Any], said: str) -> None:
     with pytest.raises(QueryError) as caught:
-        await _ask(_world(), **asked)
+        await _ask(tape_world(), **asked)
     assert said in one_line(caught.value)
     assert "Try get_market_structure(" in str(caught.value)

@@ -11,7 +11,7 @@ from tests.server.fake import ERAS, TRADES, FakeRuntime
 from wadm_mcp.errors import StoreError
 from wadm_mcp.server.answers import Comparison, Footprint, Markets, MarketStructure, OrderFlow, Trades, VolumeProfile, Waited
 from wadm_mcp.server.questions import NEEDED, QUESTIONS
-from wadm_mcp.server.server import INSTRUCTIONS, build_server
+from wadm_mcp.server.server import build_server
 from wadm_mcp.server.tools import tools
 
 pytestmark = pytest.mark.anyio
@@ -180,21 +180,6 @@ async def test_every_tool_is_read_only_and_described(era: str) -> None:
         assert '"title":' not in json.dumps(tool.input_schema) + json.dumps(tool.output_schema)
 
 
-def test_the_tool_list_is_small() -> None:
-    listed = [
-        {
-            "name": tool.name,
-            "title": tool.title,
-            "description": tool.description,
-            "inputSchema": tool.parameters,
-            "outputSchema": tool.output_schema,
-            "annotations": tool.annotations.model_dump(by_alias=True, exclude_none=True) if tool.annotations else None,
-        }
-        for tool in tools(tracking=True)
-    ]
-    assert len(json.dumps({"tools": listed}, separators=(",", ":"))) / 4 < 4_000
-
-
 def test_schemas_say_what_the_queries_take() -> None:
     for question, tool in zip(QUESTIONS, tools(), strict=True):
         properties = tool.parameters["properties"]
@@ -202,7 +187,3 @@ def test_schemas_say_what_the_queries_take() -> None:
         for name, default in question.arguments.items():
             assert properties[name].get("default") == (None if default is NEEDED else default)
         assert tool.parameters.get("required", []) == [name for name, default in question.arguments.items() if default is NEEDED]
-
-
-def test_the_instructions_are_short() -> None:
-    assert len(INSTRUCTIONS.split()) < 120

@@ -159,7 +159,7 @@ def _row(venue: _Venue, venues: Sequence[_Venue]) -> list[Any]:
         bar.trade_count,
         decimal_number(vwap(bar)),
         maybe(bar.close, prices),
-        None if change is None else round(change, 4),
+        None if change is None else _rounded(change, 4),
     ]
 
 
@@ -170,12 +170,12 @@ def _pair(one: _Venue, two: _Venue, starts: Sequence[int]) -> list[Any]:
     flow = lead_lag(first, second, FURTHEST)
     correlations: list[Number | None] = [None] * 4
     if flow is not None:
-        correlations = [round(flow.same, 3), flow.shift, round(flow.shifted, 3), round(flow.noise, 3)]
+        correlations = [_rounded(flow.same, 3), flow.shift, _rounded(flow.shifted, 3), _rounded(flow.noise, 3)]
     return [
         one.name,
         two.name,
-        round(basis[-1], 2) if basis else None,
-        round(fmean(basis), 2) if basis else None,
+        _rounded(basis[-1], 2) if basis else None,
+        _rounded(fmean(basis), 2) if basis else None,
         *correlations,
         len(held),
     ]
@@ -187,6 +187,11 @@ def _basis(one: Bar | None, two: Bar | None) -> float | None:
     finest = max(one.scale.price, two.scale.price)
     first, second = rescale(one.close, one.scale.price, finest), rescale(two.close, two.scale.price, finest)
     return (second - first) / first * 10_000
+
+
+def _rounded(value: float, digits: int) -> float:
+    """Without the sign of a zero."""
+    return round(value, digits) + 0.0
 
 
 def _delta(venue: _Venue, at: int) -> float:

@@ -53,7 +53,8 @@ async def markets(view: View, health: Health, *, limit: object = 100, detail: ob
 
 async def _row(view: View, health: Health, instrument: Instrument) -> list[Any]:
     now = view.clock()
-    day = Window(now - DAY, now)
+    # It ends beyond now, as every open window does: what the exchange is still sending is not missing.
+    day = Window(now - DAY, now - now % MINUTE + MINUTE)
     alive_until = view.alive_until(instrument)
     spans = await view.spans(instrument, day)
     judgement = judge(spans, day, now, alive_until, revising=await view.lacking(instrument, day))

@@ -177,7 +177,7 @@ class View:
         return {start: minute.rescaled(minute.scale) for start, minute in self._tape[instrument].minutes_in(window).items()}
 
     async def lacking(self, instrument: Instrument, window: Window, *, raw: bool = False) -> list[Window]:
-        """Minutes of the window whose figures lack late trades for a moment; with `raw` those of which the journal alone has trades.
+        """Stretches of the window whose figures lack late trades for a moment; with `raw` those of which the journal alone has trades.
 
         Asked after coverage and before figures: what the store marks as out of date then may be claimed, and is not derived yet.
         """
@@ -188,7 +188,7 @@ class View:
             before = tape.known_until if tape.held is None and tape.known_until is not None else window.end
             live = tape.minutes if tape.adopted or tape.held is None else ()
             minutes |= {mark.minute for mark in marks if mark.instrument == instrument and mark.minute < before and mark.minute not in live}
-        return [Window(minute, minute + MINUTE) for minute in sorted(minutes) if minute in window]
+        return _stretches(minute for minute in sorted(minutes) if minute in window)
 
     def repairing(self, instrument: Instrument) -> Repairing | None:
         """What this process is doing about the instrument's gaps now."""
@@ -206,6 +206,17 @@ class View:
         """How far past the newest trade this process may claim quiet (ms), None when it may not."""
         held = self._tape[instrument].held
         return held.alive_until() if held is not None else None
+
+
+def _stretches(minutes: Iterable[int]) -> list[Window]:
+    """Minutes in order as the stretches that they make up."""
+    found: list[Window] = []
+    for minute in minutes:
+        if found and found[-1].end == minute:
+            found[-1] = Window(found[-1].start, minute + MINUTE)
+        else:
+            found.append(Window(minute, minute + MINUTE))
+    return found
 
 
 _Piece = TypeVar("_Piece")

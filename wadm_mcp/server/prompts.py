@@ -20,6 +20,7 @@ LANGUAGES: Final = {"en": "en", "english": "en", "inglés": "en", "es": "es", "s
 
 _Symbol = Annotated[str, Field(description="a followed symbol, e.g. BTCUSDT")]
 _Window = Annotated[str, Field(description="15m, 1h, 4h, 24h, 7d or session")]
+_Exchange = Annotated[str, Field(description="binance, bybit or all; default: all, merged")]
 _Market = Annotated[str, Field(description="spot or linear; default: the first market followed")]
 _Language = Annotated[str, Field(description="en or es: the language of the report")]
 
@@ -28,25 +29,28 @@ def declare(server: MCPServer[Any], clock: Callable[[], int]) -> None:
     """Register the prompts."""
 
     @server.prompt(title="waickoff report")
-    async def waickoff_report(symbol: _Symbol, window: _Window = "24h", market: _Market = "", language: _Language = "en") -> str:
+    async def waickoff_report(
+        symbol: _Symbol, window: _Window = "24h", exchange: _Exchange = "", market: _Market = "", language: _Language = "en"
+    ) -> str:
         """A Wyckoff-style report on one symbol: coverage, facts, judgement, scenarios with their invalidation."""
-        return _filled(WAICKOFF_REPORT, symbol, market, language, window=window)
+        return _filled(WAICKOFF_REPORT, symbol, exchange, market, language, window=window)
 
     @server.prompt(title="Session review")
     async def session_review(
         symbol: _Symbol,
         session: Annotated[str, Field(description="YYYY-MM-DD, a day in UTC; default: today so far")] = "",
+        exchange: _Exchange = "",
         market: _Market = "",
         language: _Language = "en",
     ) -> str:
         """What one session did: where value went, who was aggressive, what the events led to within the session."""
         over = session if session and _end_of(session) <= clock() else ""
-        return _filled(SESSION_REVIEW, symbol, market, language, session=over)
+        return _filled(SESSION_REVIEW, symbol, exchange, market, language, session=over)
 
     @server.prompt(title="Compare venues")
     async def compare_venues(symbol: _Symbol, window: _Window = "4h", language: _Language = "en") -> str:
         """Spot against perpetuals, Binance against Bybit: who trades, who is aggressive, who moves first, at what basis."""
-        return _filled(COMPARE_VENUES, symbol, "", language, window=window)
+        return _filled(COMPARE_VENUES, symbol, "", "", language, window=window)
 
 
 def check(name: str, arguments: dict[str, str]) -> None:
@@ -58,8 +62,9 @@ def check(name: str, arguments: dict[str, str]) -> None:
         raise QueryError(f'session={shown(day)}: a day as YYYY-MM-DD is needed. Try session_review(symbol="BTCUSDT", session="2026-06-01")')
 
 
-def _filled(texts: dict[str, str], symbol: str, market: str, language: str, *, window: str = "", session: str = "") -> str:
-    about = {"symbol": symbol.strip().upper(), **({"market": market} if market else {})}
+def _filled(texts: dict[str, str], symbol: str, exchange: str, market: str, language: str, *, window: str = "", session: str = "") -> str:
+    where = {"exchange": exchange, "market": market}
+    about = {"symbol": symbol.strip().upper(), **{name: value for name, value in where.items() if value}}
     spoken = _language("waickoff_report", language)
     after = iso_minute(_end_of(session)) if session else ""
     ends = {"as_of": after} if session else {}
