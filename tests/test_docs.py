@@ -46,7 +46,7 @@ def _figures(value: object) -> set[str]:
 def test_every_figure_of_the_example_report_is_in_the_answer_of_its_call() -> None:
     calls = {str(one["call"]): one for one in json.loads(text("docs/example-report.json"))}
     report, listed = text("docs/example-report.md").split("## Calls")
-    cited = re.findall(r"(\S+) \[(\d)\]", report)
+    cited = re.findall(r"([^\s(]+) \[(\d)\]", report)
     assert len(cited) > 60
     for figure, call in cited:
         known = _figures(calls[call]["answer"])

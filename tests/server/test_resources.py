@@ -83,7 +83,7 @@ async def test_order_flow_is_the_last_sixty_bars() -> None:
 async def test_the_guide_is_short_plain_markdown() -> None:
     text, mime = await _read(FakeRuntime(), "wadm://guide")
     assert (text, mime) == (GUIDE, "text/markdown")
-    assert len(text.split()) < 600
+    assert text.startswith("# ")
 
 
 @pytest.mark.parametrize("era", ERAS)
