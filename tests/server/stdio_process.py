@@ -1,4 +1,4 @@
-"""A process that serves a fake runtime over stdio; it tells on stderr when it enters and leaves it."""
+"""A process that serves a fake runtime over stdio; it tells on stderr when it enters and leaves it. `trading`: the market goes on."""
 
 from __future__ import annotations
 
@@ -28,7 +28,20 @@ class _TellingRuntime(FakeRuntime):
 
 async def _main() -> None:
     runtime = _TellingRuntime()
-    await serve_stdio(build_server(runtime), runtime)
+    if "trading" not in sys.argv:
+        return await serve_stdio(build_server(runtime), runtime)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_trading, runtime)
+        await serve_stdio(build_server(runtime), runtime)
+        tasks.cancel_scope.cancel()
+    return None
+
+
+async def _trading(runtime: FakeRuntime) -> None:
+    """A trade now and then, at a time after all that tests ask about."""
+    while True:
+        await anyio.sleep(0.3)
+        runtime.trade(at=runtime.clock() - 1)
 
 
 if __name__ == "__main__":
