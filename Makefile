@@ -29,6 +29,7 @@ lint: $(VENV)/ready ## ruff, format check, strict types
 
 reference: $(VENV)/ready ## write the pages and the snapshot that are made from the code
 	$(BIN)/python -m tests.reference
+	$(BIN)/python -m tests.evaluation
 
 report: $(VENV)/ready ## write the example of a report from the demo market
 	$(BIN)/python docs/report.py

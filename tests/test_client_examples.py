@@ -41,9 +41,12 @@ async def test_a_client_that_launches_wadm_follows_what_its_configuration_says(t
         command = str(Path(sys.executable).with_name("wadm-mcp"))
         with anyio.fail_after(60):
             async with Client(StdioServerParameters(command=command, args=server.get("args", []), env=env, cwd=tmp_path)) as client:
-                answer = (await client.call_tool("list_markets", {})).structured_content
-    assert answer is not None
-    followed = {":".join(row[:3]) for row in answer["markets"]["rows"]}
+                followed = set[str]()
+                while len(followed) < 4:
+                    # An exchange is known once it has told what it lists.
+                    answer = (await client.call_tool("list_markets", {})).structured_content
+                    assert answer is not None
+                    followed = {":".join(row[:3]) for row in answer["markets"]["rows"]}
     assert followed == {f"{exchange}:spot:{symbol}" for exchange in ("binance", "bybit") for symbol in ("BTCUSDT", "ETHUSDT")}
 
 

@@ -15,10 +15,11 @@ from mcp.client.sse import sse_client
 from mcp.types import TextContent, TextResourceContents
 
 from tests.end_to_end.process import environment, resident, serving, until
+from wadm_mcp.server.questions import QUESTIONS
 
 pytestmark = pytest.mark.anyio
 
-TOOLS = {"list_markets", "get_trades", "get_volume_profile", "get_order_flow", "get_footprint"}
+TOOLS = {question.name for question in QUESTIONS}
 TRACKING = {"track_market", "untrack_market"}
 
 
