@@ -11,7 +11,7 @@ import anyio
 
 from wadm_mcp.analytics.footprint import Bar
 from wadm_mcp.analytics.order_flow import imbalance_ratio
-from wadm_mcp.model import SECOND, Scale, Timeframe, Trade, Window
+from wadm_mcp.model import MINUTE, SECOND, Scale, Timeframe, Trade, Window
 from wadm_mcp.queries.arguments import ALL, Example, read_amount, read_choice, read_detail, read_signed, read_timeframe, read_whole
 from wadm_mcp.queries.coverage import IN_TRANSIT, coverage
 from wadm_mcp.queries.figures import merged_bars
@@ -143,7 +143,7 @@ class _Watch:
     async def tell(self, met: _Met | None, waited: float) -> dict[str, Any]:
         now = self._view.clock()
         start = met.bar if met is not None else self._length.floor(now)
-        end = min(start + self._length.ms, -(-now // 60_000) * 60_000)
+        end = min(start + self._length.ms, -(-now // MINUTE) * MINUTE)
         scope = replace(self._scope, window=Window(start, max(start, end)), now=now)
         covered = await coverage(self._view, scope, figures=BROKEN)
         bar = (await merged_bars(self._view, scope, self._length, scope.window)).get(start, Bar(Scale(0, 0)))
@@ -170,7 +170,7 @@ class _Watch:
             while True:
                 last = self._last[instrument]
                 since = self._asked if last is None else last.timestamp
-                window = Window(since, max(since, self._view.clock()) + 60_000)
+                window = Window(since, max(since, self._view.clock()) + MINUTE)
                 fresh = await self._view.trades(instrument, window, after=None if last is None else last.order, limit=_PAGE)
                 for trade in fresh:
                     side = self._side(trade)
@@ -212,7 +212,7 @@ class _Watch:
 
     async def _covered(self) -> _Met | None:
         end = self._view.clock()
-        now = end - end % 60_000 + 60_000
+        now = -(-end // MINUTE) * MINUTE
         scope = replace(self._scope, window=Window(now - self._length.ms, now), now=end)
         ratio = (await coverage(self._view, scope))["ratio"]
         self.words = f"coverage {ratio} since {iso(scope.window.start)}"

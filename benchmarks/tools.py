@@ -1,0 +1,246 @@
+"""What each tool takes, beside a tool that does nothing, on the same transport in the same run.
+
+    python -m benchmarks.tools          prints the table
+    python -m benchmarks.tools --write  puts it into docs/tools.md too
+
+A market as busy as BTCUSDT on two exchanges rests in SQLite: 460 trades a minute each, a week of days, two days of minutes, an hour of
+single trades. The server is a process of its own. `hot` is the same question again within a second, `warm` one whose answer is made
+anew, `cold` one with every cache of WADM emptied before it (the machine's own cache of the file is not).
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import anyio
+from mcp.client import Client
+from mcp.client.stdio import StdioServerParameters
+from mcp_types import CallToolResult, TextContent
+
+from tests.queries.world import Held
+from tests.server.fake import FakeRuntime
+from wadm_mcp.analytics.footprint import Footprint
+from wadm_mcp.health import Health
+from wadm_mcp.model import DAY, HOUR, MINUTE, Basis, Instrument, Listing, Span, Timeframe, Trade, TradeType
+from wadm_mcp.queries.view import View
+from wadm_mcp.server.http import serve_http
+from wadm_mcp.server.server import WadmServer, build_server
+from wadm_mcp.server.stdio import serve_stdio
+from wadm_mcp.storage.cache import InProcessCache
+from wadm_mcp.storage.cached import CachedAnswers, CachedFootprints
+from wadm_mcp.storage.sqlite import SqliteStore
+from wadm_mcp.storage.store import Derived, OrderFlow, StoredFootprint
+from wadm_mcp.tape import Tape
+from wadm_mcp.web import build_app
+
+PAGE = Path(__file__).parents[1] / "docs" / "tools.md"
+LISTINGS = [Listing(Instrument(name, "spot", "BTCUSDT"), Decimal("0.01"), Decimal("0.00001")) for name in ("binance", "bybit")]
+MIDNIGHT = 20_660 * DAY
+NOW = MIDNIGHT + 10 * HOUR + 17 * MINUTE
+TRADES_A_MINUTE = 460
+CALLS: dict[str, dict[str, Any]] = {
+    "list_markets": {},
+    "get_market_structure": {"symbol": "BTCUSDT"},
+    "get_volume_profile": {"symbol": "BTCUSDT", "window": "24h"},
+    "get_order_flow": {"symbol": "BTCUSDT", "window": "24h", "timeframe": "15m"},
+    "get_footprint": {"symbol": "BTCUSDT", "window": "1h", "timeframe": "15m"},
+    "get_trades": {"symbol": "BTCUSDT", "window": "1h"},
+    "compare_exchanges": {"symbol": "BTCUSDT", "window": "4h"},
+    "wait_for": {"symbol": "BTCUSDT", "condition": "coverage_back"},
+}
+
+
+async def record(store: SqliteStore) -> None:
+    """The market, as rollup would leave it."""
+    chance, middle, seq = random.Random(1), 6_000_000.0, 0
+    minutes: list[Footprint] = []
+    for minute in range(24 * 60):
+        middle += chance.gauss(0, 700)
+        footprint = Footprint(LISTINGS[0].scale)
+        for step in range(TRADES_A_MINUTE):
+            seq += 1
+            price, quantity = int(chance.gauss(middle, 600)), int(chance.expovariate(0.0002)) + 1
+            footprint.add(_trade(LISTINGS[0], minute * MINUTE + step * 130, seq, price, quantity, chance.random() < 0.5))
+        minutes.append(footprint)
+    hours = [Footprint.consecutive(minutes[first : first + 60], LISTINGS[0].scale) for first in range(0, 24 * 60, 60)]
+    day = Footprint.consecutive(hours, LISTINGS[0].scale)
+    for listing in LISTINGS:
+        for start in range(MIDNIGHT - 7 * DAY, MIDNIGHT, DAY):
+            await _keep(store, listing, Timeframe.D1, {start: day})
+            await _keep(store, listing, Timeframe.H1, {start + hour * HOUR: hours[hour] for hour in range(24)})
+        await _keep(store, listing, Timeframe.H1, {MIDNIGHT + hour * HOUR: hours[hour] for hour in range(10)})
+        known = {start: minutes[start % DAY // MINUTE] for start in range(NOW - 51 * HOUR, NOW, MINUTE)}
+        await _keep(store, listing, Timeframe.M1, known)
+        for length in (Timeframe.M5, Timeframe.M15):
+            bars = {
+                start: Footprint.consecutive([minutes[at % DAY // MINUTE] for at in range(start, start + length.ms, MINUTE)], listing.scale)
+                for start in range(length.floor(NOW - 50 * HOUR), length.floor(NOW), length.ms)
+            }
+            await store.derive(Derived(order_flow=[OrderFlow(listing.instrument, length, at, one.bar, 0) for at, one in bars.items()]))
+        trades = [
+            _trade(listing, at, at, 6_000_000 + at % 977, 1 + at % 9_973, at % 3 > 0)
+            for at in range(NOW - HOUR, NOW, MINUTE // TRADES_A_MINUTE)
+        ]
+        await store.write(trades, [(listing.instrument, Span(MIDNIGHT - 7 * DAY, NOW, 0, 0, Basis.OBSERVED))])
+
+
+def _trade(listing: Listing, at: int, seq: int, price: int, quantity: int, bought: bool) -> Trade:
+    side = TradeType.BUY if bought else TradeType.SELL
+    return Trade(listing.instrument, at, seq, str(seq), price, quantity, side, 1, listing.scale)
+
+
+async def _keep(store: SqliteStore, listing: Listing, timeframe: Timeframe, footprints: dict[int, Footprint]) -> None:
+    for some in _some(list(footprints.items()), 200):
+        rows = [StoredFootprint(listing.instrument, timeframe, start, footprint) for start, footprint in some]
+        flows = [OrderFlow(listing.instrument, timeframe, start, footprint.bar, 0) for start, footprint in some]
+        await store.derive(Derived(footprints=rows, order_flow=flows))
+
+
+def _some(items: list[Any], count: int) -> list[list[Any]]:
+    return [items[first : first + count] for first in range(0, len(items), count)]
+
+
+class _Runtime(FakeRuntime):
+    """WADM's own view on the store, at a time that stands still."""
+
+    def __init__(self, store: SqliteStore) -> None:
+        super().__init__()
+        self.store = store  # pyright: ignore[reportAttributeAccessIssue]
+        self.clock.now = NOW
+        self.tape = Tape()
+        self.tape.begun.set()
+        self.health = Health(self.clock)
+        for listing in LISTINGS:
+            self.tape.follow(listing).held = Held([Span(MIDNIGHT - 7 * DAY, NOW, 0, 0, Basis.OBSERVED)], NOW)
+        self.cache = InProcessCache(64 << 20)
+        self.forget("everything")
+
+    def forget(self, what: str) -> None:
+        """Empty what was said a moment ago, or every cache."""
+        self.answers = CachedAnswers(InProcessCache())
+        if what == "everything":
+            footprints = CachedFootprints(InProcessCache(64 << 20))
+            self.view = View(self.store, self.tape, self.clock, ("spot",), ("binance", "bybit"), cached=footprints)
+
+
+async def serve(transport: str, folder: str) -> None:
+    """WADM's own server with two more tools: one that does nothing, one that forgets."""
+    async with SqliteStore(Path(folder) / "tape.sqlite") as store:
+        runtime = _Runtime(store)
+        server = _with_more(build_server(runtime), runtime)
+        if transport == "stdio":
+            await serve_stdio(server, runtime)
+        else:
+            await serve_http(build_app(server, runtime), runtime.settings, on_started=lambda url: print(url, flush=True))
+
+
+def _with_more(server: WadmServer, runtime: _Runtime) -> WadmServer:
+    pong = CallToolResult(content=[TextContent(type="text", text='{"pong":true}')], structured_content={"pong": True})
+
+    @server.tool()
+    async def ping() -> CallToolResult:
+        return pong
+
+    @server.tool()
+    async def forget(what: str) -> CallToolResult:
+        runtime.forget(what)
+        return pong
+
+    return server
+
+
+@asynccontextmanager
+async def connected(transport: str, folder: str) -> AsyncGenerator[Client]:
+    """A client of a server in a process of its own."""
+    arguments = ["-m", "benchmarks.tools", "serve", transport, folder]
+    if transport == "stdio":
+        async with Client(StdioServerParameters(command=sys.executable, args=arguments)) as client:
+            yield client
+        return
+    async with await anyio.open_process([sys.executable, *arguments], stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        url = (await process.stdout.receive()).decode().strip()
+        async with Client(f"{url}/mcp") as client:
+            yield client
+        process.terminate()
+
+
+async def timed(client: Client, name: str, arguments: dict[str, Any], count: int, forget: str = "") -> list[float]:
+    """Milliseconds of each call; `forget` is called before each, outside the time."""
+    took: list[float] = []
+    for _ in range(count):
+        if forget:
+            await client.call_tool("forget", {"what": forget})
+        began = time.perf_counter()
+        result = await client.call_tool(name, arguments)
+        took.append((time.perf_counter() - began) * 1e3)
+        assert not result.is_error, result.content
+    return sorted(took)
+
+
+async def measure(transport: str, folder: str) -> list[str]:
+    """A line for each tool."""
+    async with connected(transport, folder) as client:
+        await timed(client, "ping", {}, 200)
+        trivial = await timed(client, "ping", {}, 500)
+        lines = [f"| {transport} | a tool that does nothing | {_told(trivial, trivial)} | | |"]
+        for name, arguments in CALLS.items():
+            await timed(client, name, arguments, 3)
+            hot = await timed(client, name, arguments, 200)
+            warm = await timed(client, name, arguments, 60, "answers")
+            cold = await timed(client, name, arguments, 30, "everything")
+            lines.append(f"| {transport} | `{name}` | {' | '.join(_told(one, trivial) for one in (hot, warm, cold))} |")
+            print(lines[-1])
+    return lines
+
+
+def _told(took: Sequence[float], trivial: Sequence[float]) -> str:
+    middle, last = _percentile(took, 50), _percentile(took, 99)
+    return f"{middle:.1f} / {last:.1f} ms ({middle / _percentile(trivial, 50):.1f} / {last / _percentile(trivial, 99):.1f})"
+
+
+def _percentile(took: Sequence[float], percent: int) -> float:
+    return took[min(len(took) - 1, len(took) * percent // 100)]
+
+
+def _machine() -> str:
+    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if Path("/proc/cpuinfo").exists() else None
+    model = found[1] if found else platform.processor()
+    return f"{model}, {os.cpu_count()} cores, Python {platform.python_version()}, {datetime.now(UTC):%Y-%m-%d}"
+
+
+async def main() -> None:
+    with tempfile.TemporaryDirectory(prefix="wadm-bench-") as folder:
+        async with SqliteStore(Path(folder) / "tape.sqlite") as store:
+            await record(store)
+        lines = [
+            "| transport | tool | hot | warm | cold |",
+            "| --- | --- | --- | --- | --- |",
+            *await measure("http", folder),
+            *await measure("stdio", folder),
+        ]
+    machine = f"p50 / p99, in brackets the ratio to the tool that does nothing. {_machine()}."
+    print(machine)
+    if "--write" in sys.argv:
+        table = "\n".join((machine, "", *lines, ""))
+        PAGE.write_text(re.sub(r"(<!-- latency -->\n).*?(<!-- /latency -->)", rf"\g<1>{table}\g<2>", PAGE.read_text(), flags=re.DOTALL))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["serve"]:
+        anyio.run(serve, sys.argv[2], sys.argv[3])
+    else:
+        anyio.run(main)
