@@ -39,11 +39,26 @@ def tape() -> tuple[Trade, ...]:
 
 
 @cache
-def tape_world(until: int = NOW, gap: tuple[int, int] | None = None) -> World:
-    """A world that holds the tape until a moment, whole but for a gap of Binance's."""
-    world = World(now=until).add(
-        [one for one in tape() if one.timestamp < until], durable_until=until - HOUR, settled_until=until - 10 * MINUTE
+def busy_hour() -> tuple[Trade, ...]:
+    """A thousand orders of the last hour, each larger than the one before, until they are nearly as large as any of the tape's."""
+    return tuple(
+        trade(10**6 + one, NOW - HOUR + 3_000 * (one + 1), 6_000_000, 10**9 + one, ("BUY", "SELL")[one % 2]) for one in range(1_000)
     )
+
+
+@cache
+def climb(back: int) -> tuple[Trade, ...]:
+    """Six rows above all others in an earlier bar: buyers outweigh sellers in each, and thin out toward the top."""
+    at, prices = NOON - back * _BAR + 5 * MINUTE, range(6_100_000, 6_106_000, 1_000)
+    bought = [trade(10**6 + row, at + row, price, 10**5 * (990, 800, 600, 400, 200, 4)[row]) for row, price in enumerate(prices)]
+    return (*bought, *(trade(10**6 + 6 + row, at + 6 + row, price, 10**5, "SELL") for row, price in enumerate(prices)))
+
+
+@cache
+def tape_world(until: int = NOW, gap: tuple[int, int] | None = None, more: tuple[Trade, ...] = ()) -> World:
+    """A world that holds the tape until a moment, whole but for a gap of Binance's."""
+    told = sorted((one for one in (*tape(), *more) if one.timestamp < until), key=lambda one: (one.timestamp, one.seq))
+    world = World(now=until).add(told, durable_until=until - HOUR, settled_until=until - 10 * MINUTE)
     for instrument in (SPOT, BYBIT):
         begun = until - 20 * DAY
         spans = [Span(begun, until + MINUTE, 0, 0, Basis.OBSERVED)]
@@ -151,6 +166,33 @@ async def test_a_gap_silences_the_bars_that_it_touches_and_only_those() -> None:
     assert "2026-06-01T06:00Z" not in [row[0] for row in answer["events"]["rows"]]
     assert all(row["cumulative_delta"] is None for row in rows_of(answer["swings"]) if row["timestamp"] > "2026-06-01T06:00Z")
     assert {row["status"] for row in rows_of(answer["value"]["naked_pocs"])} <= {"unknown"}
+
+
+async def test_a_gap_silences_what_is_seen_inside_the_bar_that_it_touches_and_only_that() -> None:
+    def inside(answer: dict[str, Any]) -> dict[str, list[Any]]:
+        rows = [row for row in answer["events"]["rows"] if row[2].startswith(("stacked", "fading"))]
+        return {at: [row[2:5] for row in rows if row[0] == at] for at in {row[0] for row in rows}}
+
+    more = (*climb(5), *climb(2))
+    whole = inside(await _ask(tape_world(more=more), detail="full", row_size=10))
+    assert {at: [row[:2] for row in rows] for at, rows in whole.items()} == {
+        "2026-06-01T10:45Z": [["stacked_buy", 61010], ["fading_high", 61050]],
+        "2026-06-01T11:30Z": [["stacked_buy", 61010], ["fading_high", 61050]],
+    }
+    torn = inside(await _ask(tape_world(gap=(NOON - 2 * _BAR, NOON - 2 * _BAR + 1), more=more), detail="full", row_size=10))
+    assert torn == {"2026-06-01T10:45Z": whole["2026-06-01T10:45Z"]}
+
+
+async def test_a_gap_in_the_sample_silences_large_orders() -> None:
+    def large(answer: dict[str, Any]) -> list[list[Any]]:
+        return [row[2:5] for row in answer["events"]["rows"] if row[2].startswith("large")]
+
+    told = large(await _ask(tape_world(more=busy_hour()), detail="full"))
+    assert [row[0] for row in told] == ["large_buy", "large_sell"]
+    assert large(await _ask(tape_world(), detail="full")) == []
+    before, within = NOW - HOUR - MINUTE, NOW - HOUR + MINUTE
+    assert large(await _ask(tape_world(gap=(before, before + 1), more=busy_hour()), detail="full")) == told
+    assert large(await _ask(tape_world(gap=(within, within + 1), more=busy_hour()), detail="full")) == []
 
 
 async def test_nothing_held_is_an_answer() -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import pairwise
 from typing import Final, NamedTuple
 
+from hypothesis import strategies as st
+
+from tests.analytics.structure_oracles import Ohlc
 from wadm_mcp.analytics.footprint import Bar
 from wadm_mcp.analytics.market_structure.events import Event, events
 from wadm_mcp.analytics.market_structure.series import Series, Told
@@ -28,6 +32,28 @@ class Row(NamedTuple):
     close: int
     buy: int
     sell: int
+
+    @property
+    def volume(self) -> int:
+        return self.buy + self.sell
+
+    @property
+    def delta(self) -> int:
+        return self.buy - self.sell
+
+
+SOME_ROWS: Final = st.lists(
+    st.builds(
+        lambda open, up, down, close, buy, sell: Row(
+            MIDDLE + open, MIDDLE + max(open, close) + up, MIDDLE + min(open, close) - down, MIDDLE + close, buy, sell
+        ),
+        *(st.integers(-30, 30), st.integers(0, 9), st.integers(0, 9), st.integers(-30, 30), st.integers(0, 500), st.integers(1, 500)),
+    ),
+    min_size=60,
+    max_size=110,
+)
+"""Bars that jump about."""
+PLACES: Final = st.sets(st.integers(0, 109), max_size=6)
 
 
 def series(rows: Sequence[Row | None], *, unusable: Collection[int] = (), torn: Collection[int] = (), start: int = DAY) -> Series:
@@ -82,6 +108,23 @@ def path(prices: Iterable[int], *, buy: int = 110, sell: int = 110) -> list[Row]
     ]
 
 
+def walk(seed: int, count: int = 130) -> list[Row]:
+    """Bars of a random walk; none closes where it opened."""
+    chance, price, rows = random.Random(seed), MIDDLE, list[Row]()
+    for _ in range(count):
+        steps = [price]
+        while len(steps) < 13 or steps[-1] == price:
+            steps.append(steps[-1] + chance.randint(-6, 6))
+        rows.append(Row(price, max(steps), min(steps), steps[-1], round(chance.lognormvariate(5, 1)), round(chance.lognormvariate(5, 1))))
+        price = steps[-1]
+    return rows
+
+
+def prices(rows: Sequence[Row]) -> list[Ohlc]:
+    """Bars as the second codings take them."""
+    return [Ohlc(*row[:4]) for row in rows]
+
+
 def mirrored(rows: Sequence[Row]) -> list[Row]:
     """Up for down, bought for sold."""
     return [
@@ -106,16 +149,21 @@ def mirror_kind(kind: str) -> str:
     return kind
 
 
-def kinds(rows: Sequence[Row], kind: str, *, unusable: Collection[int] = (), torn: Collection[int] = ()) -> list[Event]:
+def of_kind(one: Series, kind: str) -> list[Event]:
     """The events of a kind."""
-    return [event for event in events(series(rows, unusable=unusable, torn=torn)) if event.kind == kind]
+    return [event for event in events(one) if event.kind == kind]
 
 
-def least(fires: Callable[[int], bool], low: int, high: int) -> int:
-    """The smallest figure from which on it fires; it does not at `low` and does at `high`."""
-    assert not fires(low)
-    assert fires(high)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if fires(middle) else (middle, high)
-    return high
+def kinds(rows: Sequence[Row], kind: str, *, unusable: Collection[int] = (), torn: Collection[int] = ()) -> list[Event]:
+    """The events of a kind among bars that follow each other."""
+    return of_kind(series(rows, unusable=unusable, torn=torn), kind)
+
+
+def first_that(fires: Callable[[int], bool], silent: int, firing: int) -> int:
+    """The figure on the way from `silent` to `firing` from which on it fires."""
+    assert not fires(silent)
+    assert fires(firing)
+    while abs(firing - silent) > 1:
+        middle = (silent + firing) // 2
+        silent, firing = (silent, middle) if fires(middle) else (middle, firing)
+    return firing

@@ -1,15 +1,19 @@
+"""What stands out of a profile, against second codings in fractions and sets of rows."""
+
 from __future__ import annotations
 
-from decimal import Context, Decimal
+from decimal import Decimal
 from fractions import Fraction
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.analytics.oracles import footprint_of, tapes, trade
-from wadm_mcp.analytics.market_structure.profile_shape import ProfileShape, deviation, profile_shape
+from tests.analytics import structure_oracles as oracles
+from tests.analytics.oracles import SCALES, footprint_of, tapes, trade
+from wadm_mcp.analytics.market_structure.profile_shape import ProfileShape, Standing, deviation, profile_shape
 from wadm_mcp.analytics.volume_profile import volume_profile
+from wadm_mcp.model import Trade
 
 
 def _shape(volumes: list[int]) -> ProfileShape:
@@ -20,40 +24,53 @@ def _shape(volumes: list[int]) -> ProfileShape:
     return profile_shape(profile)
 
 
-@given(st.lists(st.integers(0, 60), min_size=3, max_size=50).filter(lambda volumes: volumes[0] > 0 < volumes[-1]))
-@settings(max_examples=120, deadline=None)
+def _rows(nodes: tuple[Standing, ...]) -> list[int]:
+    return [(one.price - 100) // 10 for one in nodes]
+
+
+_SMOOTH = st.lists(st.integers(0, 60), min_size=3, max_size=40)
+_LUMPS = st.lists(st.sampled_from((0, 0, 1, 9, 60)).flatmap(lambda volume: st.just([volume] * 4)), min_size=2, max_size=25).map(
+    lambda runs: [volume for run in runs for volume in run]
+)
+
+
+@given((_SMOOTH | _LUMPS).filter(lambda volumes: volumes[0] > 0 < volumes[-1]))
+@settings(max_examples=60, deadline=None)
 def test_nodes_are_those_that_a_second_coding_finds(volumes: list[int]) -> None:
-    rows = len(volumes)
-
-    def at(place: int) -> int:
-        return volumes[place] if 0 <= place < rows else 0
-
-    smooth = [at(place - 1) + 2 * at(place) + at(place + 1) for place in range(rows)]
-    mean, reach = Fraction(sum(smooth), rows), max(2, rows // 20)
-    plateaus: list[list[int]] = []
-    for place in range(rows):
-        if plateaus and smooth[plateaus[-1][-1]] == smooth[place]:
-            plateaus[-1].append(place)
-        else:
-            plateaus.append([place])
-
-    def stands(plateau: list[int], sign: int) -> bool:
-        near = {*range(plateau[0] - reach, plateau[0]), *range(plateau[-1] + 1, plateau[-1] + 1 + reach)} & set(range(rows))
-        return bool(near) and all(sign * smooth[other] < sign * smooth[plateau[0]] for other in near)
-
-    def middle(plateau: list[int]) -> int:
-        return plateau[(len(plateau) - 1) // 2]
-
-    high = {middle(one) for one in plateaus if stands(one, 1) and smooth[one[0]] >= Fraction(12, 10) * mean}
-    low = {middle(one) for one in plateaus if stands(one, -1) and 2 * smooth[one[0]] <= mean}
-    low = {place for place in low if min(high, default=rows) < place < max(high, default=-1)}
+    high, low = oracles.nodes(volumes)
     told = _shape(volumes)
-    assert {(one.price - 100) // 10 for one in told.high_nodes} <= high
-    assert len(told.high_nodes) == min(5, len(high))
-    assert {(one.price - 100) // 10 for one in told.low_nodes} <= low
-    assert len(told.low_nodes) == min(5, len(low))
+    assert (_rows(told.high_nodes), _rows(told.low_nodes)) == (high[:5], low[:5])
     for one in (*told.high_nodes, *told.low_nodes):
         assert one.share == pytest.approx(volumes[(one.price - 100) // 10] / sum(volumes))
+
+
+def test_a_high_node_reaches_six_fifths_of_the_mean_row() -> None:
+    assert _rows(_shape([2, 2, 2, 3, 2, 2, 2]).high_nodes) == [3]
+    assert _rows(_shape([4, 4, 4, 5, 4, 4, 4]).high_nodes) == []
+    assert _rows(_shape([2, 2, 2, 2, 3, 2, 2, 2, 2]).high_nodes) == [4]
+
+
+def test_a_low_node_lies_between_two_high_ones() -> None:
+    assert _rows(_shape([0, 1, 9, 12, 9, 1, 0, 0, 1, 9, 12, 9, 2][1:]).low_nodes) == [5]
+    assert _rows(_shape([1, 9, 12, 9, 1, 0, 0, 1]).low_nodes) == []
+
+
+def test_at_most_five_nodes_are_told_largest_first() -> None:
+    told = _shape([10 + place if place % 4 == 0 else 1 for place in range(33)])
+    assert _rows(told.high_nodes) == [32, 28, 24, 20, 16]
+    assert len(told.low_nodes) == 5
+
+
+def test_a_plateau_stands_for_its_middle_the_lower_of_two() -> None:
+    assert _rows(_shape([1, 1, 1, 9, 9, 9, 9, 1, 1, 1]).high_nodes) == [4]
+    assert _rows(_shape([1, 1, 1, 9, 9, 9, 9, 9, 1, 1, 1]).high_nodes) == [5]
+
+
+def test_a_peak_stands_out_of_a_twentieth_of_the_rows_at_least_two() -> None:
+    near = [1] * 59
+    near[20], near[23] = 60, 50
+    assert _rows(_shape(near).high_nodes) == [20, 23]
+    assert _rows(_shape([*near, 1]).high_nodes) == [20]
 
 
 @pytest.mark.parametrize(
@@ -63,6 +80,10 @@ def test_nodes_are_those_that_a_second_coding_finds(volumes: list[int]) -> None:
         ([1, 1, 1, 1, 2, 9, 3], "P"),
         ([3, 9, 2, 1, 1, 1, 1], "b"),
         ([2, 9, 12, 9, 1, 0, 0, 1, 9, 12, 9, 2], "B"),
+        ([1, 1, 1, 1, 9, 1], "P"),
+        ([1, 1, 1, 9, 1, 1], "D"),
+        ([1, 9, 1, 1, 1, 1], "b"),
+        ([1, 1, 9, 1, 1, 1], "D"),
         ([5], "D"),
     ],
 )
@@ -71,24 +92,24 @@ def test_a_shape_is_named_by_where_the_volume_lies(volumes: list[int], shape: st
 
 
 def test_skew_is_the_distance_of_the_vwap_from_the_middle() -> None:
-    assert _shape([5]).skew == pytest.approx(-0.5)
     told = _shape([3, 0, 1]).skew
-    assert told == pytest.approx((Fraction(100 * 3 + 120, 4) - Fraction(100 + 129, 2)) / 29)
+    assert told == pytest.approx(float((Fraction(100 * 3 + 120, 4) - Fraction(100 + 129, 2)) / 29))
+    profile = volume_profile(footprint_of([trade(100, 5)]), tick=1, row=1)
+    assert profile is not None
+    assert profile_shape(profile).skew is None
 
 
-@given(tapes(least=1))
+@given(tapes(least=1, scales=SCALES))
 @settings(max_examples=60, deadline=None)
-def test_the_deviation_is_the_root_of_the_weighted_variance(trades: list[object]) -> None:
-    footprint = footprint_of(trades)  # pyright: ignore[reportArgumentType]
-    prices = [(Fraction(price, 10**footprint.scale.price), cell[0] + cell[1]) for price, cell in footprint.cells.items()]
-    total = sum(volume for _, volume in prices)
-    mean = sum((price * volume for price, volume in prices), Fraction(0)) / total
-    variance = sum(((price - mean) * (price - mean) * volume for price, volume in prices), Fraction(0)) / total
-    root = Context(prec=60).sqrt(Context(prec=80).divide(Decimal(variance.numerator), Decimal(variance.denominator)))
-    told = deviation(footprint)
-    assert told is not None
-    step = Decimal(1).scaleb(-(footprint.scale.price + 2))
-    assert told - step <= root < told + 2 * step
+def test_the_deviation_is_truncated_two_decimals_behind_the_price(tape: list[Trade]) -> None:
+    footprint = footprint_of(tape)
+    assert deviation(footprint) == oracles.deviation(tape, footprint.scale.price + 2)
+
+
+def test_the_deviation_of_two_prices_is_half_their_distance() -> None:
+    assert deviation(footprint_of([trade(100, 3), trade(105, 3)])) == Decimal("0.250")
+    assert deviation(footprint_of([trade(100, 3), trade(100, 9)])) == 0
+    assert deviation(footprint_of([trade(100, 1), trade(100, 1), trade(101, 1)])) == Decimal("0.047")
 
 
 def test_nothing_traded_has_no_deviation() -> None:

@@ -1,186 +1,138 @@
-"""Statistics of bars against a second coding in fractions and explicit sets, and where they are null."""
+"""Statistics of bars against second codings, and where they are null."""
 
 from __future__ import annotations
 
-import math
 from fractions import Fraction
-from itertools import combinations, pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.analytics.market_structure.tape import DAY, MIDDLE, Row, path, quiet, series, wave
-from wadm_mcp.analytics.market_structure.parameters import DEFAULT
-from wadm_mcp.analytics.market_structure.series import Series
-from wadm_mcp.analytics.market_structure.swings import Pivot, alternating, legs, pivots
-from wadm_mcp.analytics.market_structure.trading_range import TradingRange, range_before, volume_slope
-
-_ROW = st.builds(
-    lambda open, up, down, close, buy, sell: Row(
-        MIDDLE + open, MIDDLE + max(open, close) + up, MIDDLE + min(open, close) - down, MIDDLE + close, buy, sell
-    ),
-    *(st.integers(-30, 30), st.integers(0, 9), st.integers(0, 9), st.integers(-30, 30), st.integers(0, 500), st.integers(1, 500)),
-)
-_ROWS = st.lists(_ROW, min_size=60, max_size=110)
-_SOME = st.sets(st.integers(0, 109), max_size=6)
+from tests.analytics import structure_oracles as oracles
+from tests.analytics.market_structure.tape import DAY, LENGTH, MIDDLE, PLACES, SCALE, SOME_ROWS, Row, bar, prices, quiet, series, wave
+from wadm_mcp.analytics.footprint import Bar
+from wadm_mcp.analytics.market_structure.parameters import Parameters
+from wadm_mcp.analytics.market_structure.series import Candle, Series, Told
+from wadm_mcp.model import Scale
 
 
-def _middle(values: list[float]) -> float:
-    ordered = sorted(values)
-    half = len(ordered) // 2
-    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
-
-
-@given(_ROWS, _SOME)
-@settings(max_examples=30, deadline=None)
+@given(SOME_ROWS, PLACES)
+@settings(max_examples=20, deadline=None)
 def test_a_score_is_the_distance_from_the_median_in_robust_deviations(rows: list[Row], unusable: set[int]) -> None:
     one, last = series(rows, unusable=unusable), len(rows) - 1
     before = [row for place, row in enumerate(rows[:last]) if place >= last - 96 and place not in unusable]
     for told, figure in (
-        (one.volume_z(last), lambda row: row.buy + row.sell),
+        (one.volume_z(last), lambda row: row.volume),
         (one.range_z(last), lambda row: row.high - row.low),
         (one.progress_z(last), lambda row: abs(row.close - row.open)),
     ):
-        logs = [math.log(1 + figure(row)) for row in before]
-        spread = 1.4826 * _middle([abs(value - _middle(logs)) for value in logs]) if logs else 0
-        if len(before) < 48 or last in unusable or spread == 0:
-            assert told is None
-        else:
-            assert told == pytest.approx((math.log(1 + figure(rows[last])) - _middle(logs)) / spread)
+        expected = None if last in unusable else oracles.robust_z([figure(row) for row in before], figure(rows[last]))
+        assert told == (None if expected is None else pytest.approx(expected))
 
 
-@given(_ROWS, st.integers(1, 100))
-@settings(max_examples=30, deadline=None)
-def test_a_percentile_is_the_smallest_figure_that_so_many_do_not_pass(rows: list[Row], percent: int) -> None:
-    last = len(rows) - 1
-    volumes = [row.buy + row.sell for row in rows[max(0, last - 96) : last]]
-    reached = [value for value in volumes if Fraction(sum(other <= value for other in volumes), len(volumes)) >= Fraction(percent, 100)]
-    assert series(rows).percentile(last, percent, lambda candle: candle.volume) == min(reached)
+@given(SOME_ROWS, PLACES, st.integers(1, 100))
+@settings(max_examples=20, deadline=None)
+def test_a_percentile_is_the_smallest_figure_that_so_many_do_not_pass(rows: list[Row], unusable: set[int], percent: int) -> None:
+    one, last = series(rows, unusable=unusable), len(rows) - 1
+    before = [row.volume for place, row in enumerate(rows[:last]) if place >= last - 96 and place not in unusable]
+    expected = oracles.nearest_rank(before, Fraction(percent)) if len(before) >= 48 and last not in unusable else None
+    assert one.percentile(last, percent, lambda candle: candle.volume) == expected
 
 
-@given(_ROWS, _SOME)
-@settings(max_examples=30, deadline=None)
+@given(SOME_ROWS, PLACES)
+@settings(max_examples=20, deadline=None)
 def test_the_true_range_counts_the_way_from_the_close_before(rows: list[Row], unusable: set[int]) -> None:
-    one, place = series(rows, unusable=unusable), len(rows) - 1
-    span = range(place - 14, place)
-    true = [
-        max(rows[at].high - rows[at].low, abs(rows[at].high - rows[at - 1].close), abs(rows[at].low - rows[at - 1].close)) for at in span
-    ]
-    told = one.atr(place)
-    if unusable & {*span, place - 15}:
+    told, expected = series(rows, unusable=unusable).atr(len(rows) - 1), oracles.average_true_range(prices(rows), len(rows) - 1)
+    if not expected or unusable & set(range(len(rows) - 16, len(rows) - 1)):
         assert told is None
     else:
-        assert told == (pytest.approx(sum(true) / 14) if sum(true) else None)
+        assert told == pytest.approx(float(expected))
 
 
-@given(_ROWS, _SOME)
-@settings(max_examples=30, deadline=None)
-def test_pivots_stand_out_of_five_bars_on_each_side(rows: list[Row], unusable: set[int]) -> None:
-    expected: list[tuple[int, str]] = []
-    for place in range(len(rows)):
-        around = [place + step for step in range(-5, 6)]
-        if around[0] < 0 or around[-1] >= len(rows) or unusable & set(around):
-            continue
-        highs, lows = {at: rows[at].high for at in around}, {at: rows[at].low for at in around}
-        if min(at for at in around if highs[at] == max(highs.values())) == place:
-            expected.append((place, "high"))
-        if min(at for at in around if lows[at] == min(lows.values())) == place:
-            expected.append((place, "low"))
-    found = pivots(series(rows, unusable=unusable))
-    assert [(pivot.place, pivot.side) for pivot in found] == expected
-    assert all(pivot.known == pivot.place + 5 for pivot in found)
+def test_the_true_range_needs_fourteen_bars_and_the_close_before_them() -> None:
+    one = series(quiet(20))
+    assert [one.atr(place) is None for place in (14, 15)] == [True, False]
+    assert [series(quiet(20), unusable=[gap]).atr(19) is None for gap in (3, 4, 18, 19)] == [False, True, True, False]
+    assert series([Row(MIDDLE, MIDDLE, MIDDLE, MIDDLE, 1, 1)] * 20).atr(19) is None
 
 
-@given(_ROWS, _SOME)
-@settings(max_examples=30, deadline=None)
-def test_legs_run_from_extreme_to_extreme_and_hold_what_traded_between(rows: list[Row], torn: set[int]) -> None:
-    one = series(rows, torn=torn)
-    turns = alternating(pivots(one))
-    assert all(left.side != right.side for left, right in pairwise(turns))
-    for before, leg in zip(turns, legs(one, turns)[1:], strict=False):
-        way = set(range(before.place + 1, leg.pivot.place + 1))
-        assert leg.bars == len(way)
-        assert leg.volume == (None if way & torn else sum(rows[at].buy + rows[at].sell for at in way))
-        assert leg.delta == (None if way & torn else sum(rows[at].buy - rows[at].sell for at in way))
+def test_a_baseline_has_the_96_usable_bars_before_the_judged_one() -> None:
+    loud = Row(MIDDLE, MIDDLE + 90, MIDDLE - 90, MIDDLE, 9_000, 9_000)
+    inside, outside = [loud, *quiet(96)], [loud, *quiet(97)]
+    for rows, reached in ((inside, True), (outside, False)):
+        assert (series(rows).percentile(len(rows) - 1, 100, lambda candle: candle.volume) == 18_000) is reached
+        assert series(rows, unusable=[0]).percentile(len(rows) - 1, 100, lambda candle: candle.volume) != 18_000
 
 
-@given(st.lists(st.tuples(st.sampled_from(("high", "low")), st.integers(1, 9)), max_size=12))
-def test_of_neighbours_on_one_side_the_furthest_stays(given_: list[tuple[str, int]]) -> None:
-    found = [Pivot(place, side, price, place + 5) for place, (side, price) in enumerate(given_)]  # pyright: ignore[reportArgumentType]
-    runs: list[list[Pivot]] = []
-    for pivot in found:
-        if runs and runs[-1][0].side == pivot.side:
-            runs[-1].append(pivot)
-        else:
-            runs.append([pivot])
-    furthest = [max(run, key=lambda one: one.price if one.side == "high" else -one.price) for run in runs]
-    assert alternating(found) == furthest
+def test_nothing_is_compared_with_fewer_than_48_usable_bars_or_in_an_unusable_one() -> None:
+    def scores(unusable: range | list[int]) -> tuple[bool, ...]:
+        one = series(quiet(60), unusable=unusable)
+        return tuple(told is None for told in (one.volume_z(59), one.range_z(59), one.progress_z(59), one.percentile(59, 50, lambda _: 1)))
+
+    assert scores(range(11)) == (False,) * 4
+    assert scores(range(12)) == (True,) * 4
+    assert scores([59]) == (True,) * 4
 
 
-@given(_ROWS, _SOME)
-@settings(max_examples=30, deadline=None)
-def test_a_range_lies_between_the_medians_of_the_newest_pivots_before_it(rows: list[Row], unusable: set[int]) -> None:
-    one, place = series(rows, unusable=unusable), len(rows)
-    found = pivots(one)
-    told = range_before(one, found, place)
-    gaps = [at for at in unusable if place - 96 <= at < place]
-    known = [pivot for pivot in found if pivot.known < place and pivot.place >= place - 96 and all(pivot.place > gap for gap in gaps)]
-    edges: list[int] = []
-    tested = True
-    sides = [sorted([pivot.price for pivot in known if pivot.side == side][-5:]) for side in ("high", "low")]
-    if all(len(side) >= 2 for side in sides):
-        edges = [side[(len(side) - 1) // 2] for side in sides]
-        width = Fraction(edges[0] - edges[1])
-        tested = all(sum(abs(price - edge) <= width / 10 for price in side) >= 2 for side, edge in zip(sides, edges, strict=True))
-    if not edges or edges[0] <= edges[1] or not tested:
-        assert told is None
-    else:
-        assert told is not None
-        assert [told.high, told.low] == edges
+def test_nothing_is_said_where_most_bars_are_alike() -> None:
+    one = series([*[Row(MIDDLE, MIDDLE + 1, MIDDLE - 1, MIDDLE, 5, 5)] * 59, Row(MIDDLE, MIDDLE + 50, MIDDLE, MIDDLE + 40, 900, 5)])
+    assert (one.volume_z(59), one.range_z(59), one.progress_z(59)) == (None, None, None)
 
 
-@given(_ROWS)
-@settings(max_examples=10, deadline=None)
-def test_the_slope_of_volume_is_the_median_of_all_slopes(rows: list[Row]) -> None:
-    one = series(rows)
-    told = volume_slope(one, TradingRange(1, 0, 2, 2, 10, len(rows) - 1))
-    points = [(at, math.log(row.buy + row.sell)) for at, row in enumerate(rows) if at >= 10]
-    slopes = [(right[1] - left[1]) / (right[0] - left[0]) for left, right in combinations(points, 2)]
-    assert told == pytest.approx(_middle(slopes))
+def test_a_bar_is_usable_from_95_percent_of_its_time_on() -> None:
+    told = [Told(DAY + place, DAY + place + 1, bar(row), 0.95 - 0.0001 * place, False) for place, row in enumerate(quiet(2))]
+    one = Series(told, SCALE)
+    assert [one.usable(0), one.usable(1)] == [True, False]
+    assert [one.all_usable(0, 0), one.all_usable(0, 1), one.all_usable(-1, 0)] == [True, False, False]
+
+
+def test_bars_are_whole_only_where_not_one_trade_is_missing() -> None:
+    one = series(quiet(4), torn=[2])
+    assert [one.all_whole(*ends) for ends in ((0, 1), (0, 2), (2, 3), (3, 3), (-1, 1))] == [True, False, False, True, False]
+    assert one.all_usable(0, 3)
 
 
 def test_a_bar_without_trades_stands_still_at_the_close_before() -> None:
-    one = series([None, *quiet(2), None, *quiet(1)])
+    one = series([None, *quiet(2), None, *quiet(1)], unusable=[3])
     assert len(one) == 4
-    still = one[2]
-    assert (still.open, still.high, still.low, still.close) == (one[1].close,) * 4
-    assert (still.volume, still.delta, still.close_position) == (0, 0, 0.5)
+    close = quiet(2)[1].close
+    assert one[2] == Candle(DAY + 3 * LENGTH, DAY + 4 * LENGTH, close, close, close, close, 0, 0, 0.9, False, 0, 0)
+    assert (one[2].range, one[2].move, one[2].close_position) == (0, 0, 0.5)
+
+
+def test_an_empty_bar_counts_as_one_without_trades() -> None:
+    told = [Told(DAY, DAY + 1, Bar(SCALE), 1.0, True), Told(DAY + 1, DAY + 2, bar(quiet(1)[0]), 1.0, True)]
+    assert [candle.start for candle in Series(told, SCALE).candles] == [DAY + 1]
+    assert [candle.volume for candle in Series(told[::-1], SCALE).candles] == [quiet(1)[0].volume, 0]
+
+
+def test_bars_are_written_at_the_series_scale() -> None:
+    row = Row(MIDDLE, MIDDLE + 4, MIDDLE - 6, MIDDLE + 2, 30, 50)
+    (candle,) = Series([Told(DAY, DAY + LENGTH, bar(row), 1.0, True)], Scale(3, 5)).candles
+    assert candle[2:8] == (10 * row.open, 10 * row.high, 10 * row.low, 10 * row.close, 100 * row.volume, 100 * row.delta)
+    assert (candle.range, candle.move, candle.close_position) == (100, 20, 0.8)
 
 
 def test_cumulative_delta_counts_from_midnight_and_is_null_behind_a_missing_trade() -> None:
     rows = wave(100)
     one = series(rows, torn=[97])
-    assert one.cumulative_delta(95) == sum(row.buy - row.sell for row in rows[:96])
-    assert one.cumulative_delta(96) == rows[96].buy - rows[96].sell
+    assert one.cumulative_delta(95) == sum(row.delta for row in rows[:96])
+    assert one.cumulative_delta(96) == rows[96].delta
     assert [one.cumulative_delta(place) for place in (97, 99)] == [None, None]
-    assert series(rows, start=DAY + 900_000).cumulative_delta(3) is None
 
 
-def test_nothing_is_said_where_all_bars_are_alike() -> None:
-    one = series([Row(MIDDLE, MIDDLE + 1, MIDDLE - 1, MIDDLE, 5, 5)] * 60)
-    assert (one.volume_z(59), one.range_z(59), one.progress_z(59)) == (None, None, None)
-
-
-def test_a_range_ends_at_a_gap() -> None:
-    rows = wave(70)
-    assert range_before(series(rows), pivots(series(rows)), 70) is not None
-    torn = series(rows, unusable=[45])
-    assert range_before(torn, pivots(torn), 70) is None
+def test_a_day_the_series_did_not_see_begin_has_no_cumulative_delta() -> None:
+    one = series(wave(100), start=DAY + LENGTH)
+    assert [one.session(place) for place in (0, 94, 95, 99)] == [None, None, 95, 95]
+    assert [one.cumulative_delta(place) for place in (0, 94)] == [None, None]
+    assert one.cumulative_delta(95) == wave(100)[95].delta
 
 
 def test_a_series_until_a_bar_knows_nothing_later() -> None:
-    one = series(path([MIDDLE + place for place in range(30)]))
-    assert isinstance(one.until(9), Series)
-    assert one.until(9).candles == one.candles[:10]
-    assert DEFAULT.baseline == 96
+    one = Series(
+        [Told(DAY + place, DAY + place + 1, bar(row), 1.0, True) for place, row in enumerate(quiet(30))], SCALE, Parameters(swing=2)
+    )
+    earlier = one.until(9)
+    assert earlier.candles == one.candles[:10]
+    assert (earlier.scale, earlier.parameters) == (SCALE, Parameters(swing=2))
+    assert len(one) == 30

@@ -107,8 +107,10 @@ _OF_A_BAR: Final[tuple[Callable[[Series, int], Iterator[Event]], ...]] = (climax
 def springs(series: Series, before: Callable[[int], TradingRange | None], place: int) -> Iterator[Event]:
     """`spring`, `upthrust`: price went out of the frozen range and the bar at `place` closes inside again, within `back_within` bars.
 
-    The first bar outside follows one that was not; `penetration_atr` is how far the furthest went, in ATR.
+    The first bar outside follows one that was not; `penetration_atr` is how far the furthest went, in ATR. Where more than one frozen range
+    was left, the newest is told of.
     """
+    told: set[str] = set()
     for first in range(place, max(0, place - series.parameters.back_within), -1):
         found = before(first)
         atr = series.atr(first)
@@ -116,12 +118,14 @@ def springs(series: Series, before: Callable[[int], TradingRange | None], place:
             continue
         way = series.candles[first : place + 1]
         if not found.low < way[-1].close < found.high:
-            return
+            continue
         previous = series[first - 1]
-        if way[0].low < found.low <= previous.low and all(one.close <= found.low for one in way[:-1]):
+        if "spring" not in told and way[0].low < found.low <= previous.low and all(one.close <= found.low for one in way[:-1]):
+            told.add("spring")
             lowest = min(range(first, place + 1), key=lambda one: series[one].low)
             yield _of_way(series, first, place, lowest, "spring", series[lowest].low, found.low, atr)
-        if way[0].high > found.high >= previous.high and all(one.close >= found.high for one in way[:-1]):
+        if "upthrust" not in told and way[0].high > found.high >= previous.high and all(one.close >= found.high for one in way[:-1]):
+            told.add("upthrust")
             highest = max(range(first, place + 1), key=lambda one: series[one].high)
             yield _of_way(series, first, place, highest, "upthrust", series[highest].high, found.high, atr)
 

@@ -35,7 +35,8 @@ def pivots(series: Series) -> list[Pivot]:
     """Every pivot known at the series' end, oldest first.
 
     A high is higher than the bars before it and no lower than those after it, so that the first of equals is the pivot; a low mirrors
-    that. Where one of its neighbours is not usable it is not evaluated: the missing trades may have gone further.
+    that. Where one of its neighbours is not usable it is not evaluated: the missing trades may have gone further. Of a bar that is both, a
+    falling one is taken to have been at its high first, any other at its low.
     """
     reach = series.parameters.swing
     found: list[Pivot] = []
@@ -44,10 +45,12 @@ def pivots(series: Series) -> list[Pivot]:
             continue
         candle = series[place]
         before, after = series.candles[place - reach : place], series.candles[place + 1 : place + reach + 1]
+        here: list[Pivot] = []
         if candle.high > max(one.high for one in before) and candle.high >= max(one.high for one in after):
-            found.append(Pivot(place, "high", candle.high, place + reach))
+            here.append(Pivot(place, "high", candle.high, place + reach))
         if candle.low < min(one.low for one in before) and candle.low <= min(one.low for one in after):
-            found.append(Pivot(place, "low", candle.low, place + reach))
+            here.append(Pivot(place, "low", candle.low, place + reach))
+        found += here if candle.move < 0 else reversed(here)
     return found
 
 

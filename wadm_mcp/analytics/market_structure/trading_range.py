@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import combinations
 from math import log
-from statistics import median, median_low
+from statistics import median, median_high, median_low
 from typing import NamedTuple
 
 from wadm_mcp.analytics.market_structure.series import Series
@@ -35,8 +35,9 @@ class TradingRange(NamedTuple):
 def range_before(series: Series, found: Sequence[Pivot], place: int) -> TradingRange | None:
     """The range known when the bar at `place` began; `found` are pivots, oldest first.
 
-    Each edge is the (lower) median of its side's newest pivots among the bars of the baseline. None without enough tests of both edges (the
-    structure of niyoh120's range finder, its counts ours), and behind a bar that is not usable: a gap ends the range it lies in.
+    Each edge is the median of its side's newest pivots among the bars of the baseline, of two middle ones the inner. None without enough
+    tests of both edges (the structure of niyoh120's range finder, its counts ours), and behind a bar that is not usable: a gap ends the
+    range it lies in.
     """
     parameters = series.parameters
     begin = max(0, place - parameters.baseline)
@@ -45,7 +46,7 @@ def range_before(series: Series, found: Sequence[Pivot], place: int) -> TradingR
     highs, lows = _newest(known, "high", parameters.pivots), _newest(known, "low", parameters.pivots)
     if len(highs) < parameters.tests or len(lows) < parameters.tests:
         return None
-    high, low = median_low([pivot.price for pivot in highs]), median_low([pivot.price for pivot in lows])
+    high, low = median_low([pivot.price for pivot in highs]), median_high([pivot.price for pivot in lows])
     near = (high - low) * parameters.edge
     tests_high = sum(abs(pivot.price - high) <= near for pivot in highs)
     tests_low = sum(abs(pivot.price - low) <= near for pivot in lows)

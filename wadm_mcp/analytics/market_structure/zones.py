@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from math import ceil
 from typing import Final, NamedTuple
 
@@ -112,5 +113,5 @@ def large(found: Sequence[Order], parameters: Parameters = DEFAULT) -> tuple[Ord
         return order.notional * 10 ** (finest.price + finest.quantity - order.scale.price - order.scale.quantity)
 
     ranked = sorted(found, key=size)
-    threshold = ranked[ceil(parameters.large * len(ranked) / 100) - 1]
+    threshold = ranked[ceil(Fraction(str(parameters.large)) * len(ranked) / 100) - 1]
     return threshold, [order for order in reversed(ranked) if size(order) >= size(threshold)]
