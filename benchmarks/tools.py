@@ -200,8 +200,8 @@ async def measure(transport: str, folder: str) -> list[str]:
         for name, arguments in CALLS.items():
             await timed(client, name, arguments, 3)
             hot = await timed(client, name, arguments, 200)
-            warm = await timed(client, name, arguments, 60, "answers")
-            cold = await timed(client, name, arguments, 30, "everything")
+            warm = await timed(client, name, arguments, 40, "answers")
+            cold = await timed(client, name, arguments, 20, "everything")
             lines.append(f"| {transport} | `{name}` | {' | '.join(_told(one, trivial) for one in (hot, warm, cold))} |")
             print(lines[-1])
     return lines

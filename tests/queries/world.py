@@ -80,7 +80,7 @@ class MemoryStore(Store):
 
     async def footprints(self, instrument: Instrument, timeframe: Timeframe, window: Window) -> list[StoredFootprint]:
         return [
-            StoredFootprint(instrument, timeframe, start, footprint)
+            StoredFootprint(instrument, timeframe, start, footprint.rescaled(footprint.scale))
             for (of, length, start), footprint in sorted(self.bars.items())
             if of == instrument and length is timeframe and start in window
         ]

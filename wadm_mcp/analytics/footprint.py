@@ -227,6 +227,10 @@ class Footprint:
         footprint.bar = self.bar.rescaled(scale)
         return footprint
 
+    def at(self, scale: Scale) -> Footprint:
+        """This footprint where it is at that scale, else a copy with more decimals; for those who change neither."""
+        return self if self.scale == scale else self.rescaled(scale)
+
     def then(self, later: Footprint) -> Footprint:
         """This stretch and the one that follows it on the same instrument, as one; see `Bar.then`."""
         footprint = self.rescaled(self.scale.finest(later.scale))
@@ -240,6 +244,12 @@ class Footprint:
         footprint._include(other.cells, other.scale)
         footprint.bar = footprint.bar.beside(other.bar)
         return footprint
+
+    def take_beside(self, other: Footprint) -> None:
+        """As `beside`, in place; `other` is left as it is."""
+        self._refine(other.scale)
+        self._include(other.cells, other.scale)
+        self.bar = self.bar.beside(other.bar)
 
     @classmethod
     def consecutive(cls, footprints: Iterable[Footprint], scale: Scale) -> Footprint:

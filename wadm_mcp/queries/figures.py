@@ -63,9 +63,9 @@ async def merged_footprint(view: View, scope: Scope, window: Window) -> Footprin
         if merged is None:
             merged = footprint
         elif len(merged.cells) + len(footprint.cells) <= ON_LOOP:
-            merged = merged.beside(footprint)
+            merged.take_beside(footprint)
         else:
-            merged = await to_thread.run_sync(merged.beside, footprint)
+            await to_thread.run_sync(merged.take_beside, footprint)
     assert merged is not None
     return merged
 

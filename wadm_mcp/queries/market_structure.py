@@ -25,7 +25,7 @@ from wadm_mcp.queries.coverage import LISTED, Judgement, coverage, look, lost_ba
 from wadm_mcp.queries.figures import Ticks, merged_bars, merged_footprint, read_row_size, refuse_row_size
 from wadm_mcp.queries.numbers import at_decimals
 from wadm_mcp.queries.scope import SESSION, Scope, ask, read_scope
-from wadm_mcp.queries.structure_figures import Day, Evidence, Outside, tell
+from wadm_mcp.queries.structure_figures import Day, Evidence, Levels, Outside, levels, tell
 from wadm_mcp.queries.view import View
 
 BARS: Final = 2 * DEFAULT.baseline
@@ -81,10 +81,12 @@ async def market_structure(
         lost = lost_bars(view.lives, view.clock(), window, unit)
         return [one.judge(window, lost) for one in seen]
 
-    footprints = [await merged_footprint(view, scope, window) for window in (*days, session)]
+    footprint = await merged_footprint(view, scope, session)
+    before = [(await merged_bars(view, scope, Timeframe.D1, day)).get(day.start, Bar(Scale(0, 0))) for day in days]
     bars = await merged_bars(view, scope, length, stretch)
-    scale = _finest([footprint.bar for footprint in footprints], bars.values(), [Bar(one.scale) for one in scope.listings])
-    row = _row(scope.call, row_size, size, ticks, [footprint.bar.rescaled(scale) for footprint in footprints[-2:]])
+    scale = _finest([*before, footprint.bar], bars.values(), [Bar(one.scale) for one in scope.listings])
+    row = _row(scope.call, row_size, size, ticks, [bar.rescaled(scale) for bar in (before[-1], footprint.bar)])
+    tick = at_decimals(ticks.finest, scale.price)
     told = _told(bars, stretch, length, judged(stretch, length))
 
     def detected() -> tuple[Series, list[Event]]:
@@ -96,7 +98,7 @@ async def market_structure(
         scope=scope,
         timeframe=length,
         scale=scale,
-        tick=at_decimals(ticks.finest, scale.price),
+        tick=tick,
         row=row,
         stretch=stretch,
         told=told,
@@ -109,7 +111,12 @@ async def market_structure(
             for start in range(last - INSIDE * length.ms, last, length.ms)
         ],
         large=await _large(view, scope),
-        days=[Day(window, one, judged(window, Timeframe.H1)) for window, one in zip((*days, session), footprints, strict=True)],
+        footprint=footprint.at(scale),
+        session=Day(session, footprint.bar.rescaled(scale), judged(session, Timeframe.H1)),
+        days=[
+            Day(day, bar.rescaled(scale), judged(day, Timeframe.H1), await _levels(view, scope, day, bar.rescaled(scale), tick, row))
+            for day, bar in zip(days, before, strict=True)
+        ],
         last_hour=await _last_hour(view, scope),
     )
     return {**scope.heading(covered), **await to_thread.run_sync(tell, evidence, covered, shown)}
@@ -140,6 +147,19 @@ def _row(call: Call, given: object, size: Decimal | None, ticks: Ticks, bars: Se
     return row
 
 
+async def _levels(view: View, scope: Scope, day: Window, bar: Bar, tick: int, row: int | None) -> Levels | None:
+    """POC and value area of a closed day, None where nothing traded or the row cuts it too finely."""
+    if row is None or bar.low is None or bar.high is None or row_count(bar.low, bar.high, row) > MAX_ROWS:
+        return None
+
+    async def made() -> list[int]:
+        footprint = (await merged_footprint(view, scope, day)).at(bar.scale)
+        return [*await to_thread.run_sync(lambda: levels(footprint, tick, row))]
+
+    key = f"levels:{scope.name}:{day.start}:{bar.scale.price}:{tick}:{row}"
+    return Levels(*await view.figures(key, bar, made))
+
+
 def _told(bars: dict[int, Bar], stretch: Window, length: Timeframe, judged: Sequence[Judgement]) -> list[Told]:
     """Every bar of the stretch with how much of it is held: by the exchange that holds the least."""
     starts = range(stretch.start, stretch.end, length.ms)
@@ -162,7 +182,7 @@ async def _outside(view: View, scope: Scope, series: Series, event: Event) -> Ou
     if event.kind not in ("spring", "upthrust") or event.first is None or event.edge is None:
         return None
     footprint = await merged_footprint(view, scope, Window(series[event.first].start, series[event.known].end))
-    finest = footprint.rescaled(series.scale.finest(footprint.scale))
+    finest = footprint.at(series.scale.finest(footprint.scale))
     volume, delta = beyond(finest, event.edge, above=event.kind == "upthrust")
     return Outside(volume / finest.bar.volume if finest.bar.volume else 0.0, delta)
 

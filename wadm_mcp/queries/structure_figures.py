@@ -6,7 +6,7 @@ Ratios and scores have no unit and are rounded to two or three digits; prices, v
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -89,13 +89,22 @@ class Outside(NamedTuple):
     delta: int
 
 
+class Levels(NamedTuple):
+    """POC and value area of a session, at the evidence's scale."""
+
+    poc: int
+    vah: int
+    val: int
+
+
 @dataclass(frozen=True, slots=True)
 class Day:
-    """One session: its footprint, and how much of it each exchange holds."""
+    """One session: its bar, how much of it each exchange holds, and its levels where there are any."""
 
     window: Window
-    footprint: Footprint
+    bar: Bar
     judged: Sequence[Judgement]
+    levels: Levels | None = None
 
     @property
     def ratio(self) -> Number:
@@ -110,7 +119,8 @@ class Day:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Everything that was gathered. Integers are at `scale`; `days` are consecutive sessions, the open one last."""
+    """Everything that was gathered. Integers are at `scale`; `days` are the consecutive sessions before `session`, whose trades are
+    `footprint`."""
 
     scope: Scope
     timeframe: Timeframe
@@ -125,6 +135,8 @@ class Evidence:
     outside: Sequence[Outside | None]
     inside: Sequence[tuple[int, Footprint]]
     large: Sequence[tuple[Instrument, Order]] | None
+    footprint: Footprint
+    session: Day
     days: Sequence[Day]
     last_hour: Bar
 
@@ -140,20 +152,20 @@ class Evidence:
 def tell(evidence: Evidence, covered: Mapping[str, Any], detail: Detail) -> dict[str, Any]:
     """The answer behind its heading."""
     lengths = _LENGTHS[detail]
-    day = evidence.days[-1].footprint.rescaled(evidence.scale)
-    profiles = [_profile(evidence, one) for one in evidence.days]
-    values = [_value(one, profile) for one, profile in zip(evidence.days, profiles, strict=True)]
+    day, profile = evidence.footprint, _profile(evidence)
+    session = evidence.session if profile is None else replace(evidence.session, levels=Levels(profile.poc, profile.vah, profile.val))
+    values = [_value(evidence, one) for one in (*evidence.days, session)]
     frozen = trading_range.range_before(evidence.series, evidence.pivots, len(evidence.series))
     told: dict[str, Any] = {
         "bars": _bars(evidence),
         "session": _session(evidence, day),
-        "profile": _told_profile(evidence, profiles[-1], lengths),
+        "profile": _told_profile(evidence, profile, lengths),
         "value": _migration(evidence, values, lengths),
         "flow": _flow(evidence, day.bar),
         "range": None if frozen is None else _range(evidence, frozen, day.bar.close),
         **_lists(evidence, lengths),
     }
-    told["reading"] = _reading(evidence, profiles[-1], covered, told)
+    told["reading"] = _reading(evidence, profile, covered, told)
     _shorten(told["events"], len(msgspec.json.encode((covered, told))) - _LONGEST[detail])
     return told
 
@@ -178,12 +190,18 @@ def _session(evidence: Evidence, day: Footprint) -> dict[str, Any]:
     }
 
 
-def _profile(evidence: Evidence, day: Day) -> VolumeProfile | None:
-    footprint = day.footprint.rescaled(evidence.scale)
-    low, high, row = footprint.bar.low, footprint.bar.high, evidence.row
+def levels(footprint: Footprint, tick: int, row: int) -> Levels:
+    """POC and value area of a footprint that is not empty."""
+    profile = volume_profile(footprint, tick=tick, row=row)
+    assert profile is not None
+    return Levels(profile.poc, profile.vah, profile.val)
+
+
+def _profile(evidence: Evidence) -> VolumeProfile | None:
+    low, high, row = evidence.footprint.bar.low, evidence.footprint.bar.high, evidence.row
     if low is None or high is None or row is None or row_count(low, high, row) > MAX_ROWS:
         return None
-    return volume_profile(footprint, tick=evidence.tick, row=row)
+    return volume_profile(evidence.footprint, tick=evidence.tick, row=row)
 
 
 def _told_profile(evidence: Evidence, profile: VolumeProfile | None, lengths: _Lengths) -> dict[str, Any]:
@@ -202,21 +220,19 @@ def _told_profile(evidence: Evidence, profile: VolumeProfile | None, lengths: _L
     }
 
 
-def _value(day: Day, profile: VolumeProfile | None) -> SessionValue | None:
-    if profile is None:
+def _value(evidence: Evidence, day: Day) -> SessionValue | None:
+    bar = day.bar
+    if day.levels is None or evidence.row is None or bar.high is None or bar.low is None or bar.close is None:
         return None
-    bar = day.footprint.bar.rescaled(profile.scale)
-    assert bar.high is not None
-    assert bar.low is not None
-    assert bar.close is not None
-    top = profile.poc + profile.row - profile.tick
-    return SessionValue(day.window.start, profile.poc, top, profile.vah, profile.val, bar.high, bar.low, bar.close, day.whole)
+    poc, vah, val = day.levels
+    top = poc + evidence.row - evidence.tick
+    return SessionValue(day.window.start, poc, top, vah, val, bar.high, bar.low, bar.close, day.whole)
 
 
 def _migration(evidence: Evidence, values: Sequence[SessionValue | None], lengths: _Lengths) -> dict[str, Any]:
     """Of a day that is not known, neither value nor what price reached in it is."""
     known: list[SessionValue] = []
-    for value, day in zip(values, evidence.days, strict=True):
+    for value, day in zip(values, (*evidence.days, evidence.session), strict=True):
         if value is not None:
             known.append(value)
         elif not day.whole and known:
@@ -336,7 +352,7 @@ def _inside(evidence: Evidence) -> Iterator[_Candidate]:
     whole = {one.start for one in evidence.told if one.whole}
     if evidence.row is None:
         return
-    finest = [(start, footprint.rescaled(evidence.scale)) for start, footprint in evidence.inside]
+    finest = [(start, footprint.at(evidence.scale)) for start, footprint in evidence.inside]
     for place, (start, footprint) in enumerate(finest):
         low, high = footprint.bar.low, footprint.bar.high
         if start not in whole or low is None or high is None or row_count(low, high, evidence.row) > MAX_ROWS:
@@ -415,7 +431,7 @@ def _reading(evidence: Evidence, profile: VolumeProfile | None, covered: Mapping
 
 def _place(evidence: Evidence, profile: VolumeProfile | None) -> str:
     """Where the last price stands against the value area."""
-    last = evidence.days[-1].footprint.bar.rescaled(evidence.scale).close
+    last = evidence.footprint.bar.close
     if profile is None or last is None:
         return "without"
     return "above" if last > profile.vah else "below" if last < profile.val else "inside"

@@ -111,6 +111,10 @@ class View:
             return await merge(window)
         return await self._cached.footprint(instrument, window, live, partial(self.bars, instrument, Timeframe.D1), merge)
 
+    async def figures(self, key: str, proof: Bar, make: Callable[[], Awaitable[list[int]]]) -> list[int]:
+        """Three integers of a closed stretch whose bar is `proof`: those worked out before, or what `make` finds."""
+        return await make() if self._cached is None or self.alone else await self._cached.figures(key, proof, make)
+
     async def _merged(self, instrument: Instrument, live: Mapping[int, Footprint], window: Window) -> Footprint:
         async def stored(timeframe: Timeframe, part: Window) -> dict[int, Footprint]:
             rows = await self._stored(lambda: self._store.footprints(instrument, timeframe, part))
@@ -119,6 +123,8 @@ class View:
         inside = {minute: footprint for minute, footprint in live.items() if minute in window}
         pieces = await _coarsest((Timeframe.D1, Timeframe.H1, Timeframe.M1), window, inside, stored)
         scale = self._tape[instrument].listing.scale
+        if len(pieces) == 1 and (alone := next(iter(pieces.values()))).scale.finest(scale) == alone.scale:
+            return alone
         if len(pieces) <= _MERGED_ON_LOOP:
             return Footprint.consecutive(pieces.values(), scale)
         return await to_thread.run_sync(Footprint.consecutive, pieces.values(), scale)

@@ -97,6 +97,20 @@ class CachedFootprints:
             await self._cache.put(key, await to_thread.run_sync(merged.pack), LIFE)
         return merged
 
+    async def figures(self, key: str, proof: Bar, make: Callable[[], Awaitable[list[int]]]) -> list[int]:
+        """Three integers that were worked out of the footprint of a closed stretch; believed only while the stretch's bar is `proof`."""
+        (packed,) = await self._cache.get([key])
+        if packed is not None:
+            try:
+                bar, one, two, three = _FIGURES.decode(packed)
+                if _equal(Bar.unpack(bar), proof):
+                    return [one, two, three]
+            except (msgspec.DecodeError, ValueError):
+                await self._cache.forget([key])
+        made = await make()
+        await self._cache.put(key, msgspec.msgpack.encode((proof.pack(), *made)), LIFE)
+        return made
+
     async def _unpacked(self, key: str, packed: bytes) -> Footprint | None:
         try:
             return Footprint.unpack(packed) if len(packed) <= _ON_LOOP else await to_thread.run_sync(Footprint.unpack, packed)
@@ -165,6 +179,9 @@ class _Making:
         self.done = anyio.Event()
         self.packed: bytes | None = None
         self.abandoned = True
+
+
+_FIGURES: Final = msgspec.msgpack.Decoder(tuple[bytes, int, int, int])
 
 
 def _equal(one: Bar, two: Bar) -> bool:
