@@ -520,6 +520,12 @@ def test_a_spring_comes_back_into_the_range_that_was_frozen_before_it_left(
     assert event.edge == (2 * MIDDLE - edge if turned else edge)
 
 
+@pytest.mark.parametrize(("gap", "told"), [(4, True), (5, False), (19, False), (20, False), (21, False)])
+def test_a_spring_is_measured_by_bars_that_are_all_usable(gap: int, told: bool) -> None:
+    frozen = TradingRange(MIDDLE + 50, MIDDLE - 10, 2, 2, 0, 19)
+    assert bool(list(springs(series(_STEPPED, unusable=[gap]), lambda _: frozen, 21))) is told
+
+
 def test_of_two_pivots_after_a_break_only_the_first_tests_it() -> None:
     for price, told in ((MIDDLE + 151, [MIDDLE + 151]), (MIDDLE + 160, [])):
         rows = _break_retested(price)
