@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.analytics import structure_oracles as oracles
 from tests.analytics.market_structure.tape import (
+    DAY,
     LENGTH,
     MIDDLE,
     Row,
@@ -426,6 +427,39 @@ def test_nothing_is_compared_with_fewer_than_48_bars() -> None:
     assert kinds(_climax()[_LAST - 47 :], "climax_down") == []
 
 
+@pytest.mark.parametrize(
+    ("kind", "alike"),
+    [
+        ("climax_down", lambda row: row._replace(buy=100, sell=100)),
+        ("climax_down", lambda row: row._replace(high=row.close + 3, low=row.close - 3)),
+        ("effort_without_result", lambda row: row._replace(buy=100, sell=100)),
+        ("effort_without_result", lambda row: row._replace(open=row.close)),
+        ("ease_of_movement", lambda row: row._replace(buy=100, sell=100)),
+        ("ease_of_movement", lambda row: row._replace(open=row.close)),
+        ("break_up", lambda row: row._replace(buy=100, sell=100)),
+        ("break_up", lambda row: row._replace(high=max(row.open, row.close) + 1, low=min(row.open, row.close) - 1)),
+    ],
+)
+def test_nothing_is_said_where_the_bars_before_are_all_alike(kind: str, alike: Callable[[Row], Row]) -> None:
+    told = _FIRES[kind][0]
+    rows = [alike(row) if place < told.place else row for place, row in enumerate(told.rows)]
+    assert kinds(rows, kind) == []
+
+
+def test_no_delta_among_none_is_not_absorbed() -> None:
+    for delta, told in ((0, []), (1, ["absorbed_buying"])):
+        rows = [row._replace(buy=row.sell) for row in quiet(_LAST)]
+        found = events(series([*rows, Row(MIDDLE, MIDDLE + 3, MIDDLE - 3, MIDDLE, 100 + delta, 100)]), _LAST)
+        assert [event.kind for event in found if event.kind.startswith("absorbed")] == told
+
+
+def test_a_break_may_be_retested_on_more_volume_and_range() -> None:
+    rows = _break_retested()
+    rows[61] = rows[61]._replace(high=MIDDLE + 279, buy=4_000)
+    (event,) = kinds(rows, "retest_break_low")
+    assert min(event.figures.values()) > 1
+
+
 @pytest.mark.parametrize("kind", ["spring", "upthrust"])
 def test_only_the_bar_that_comes_back_is_told_of(kind: str) -> None:
     rows = [*_spring(), Row(MIDDLE - 90, MIDDLE - 80, _LOW - 20, MIDDLE - 85, 100, 100), *path([MIDDLE - 85, MIDDLE - 60])]
@@ -486,6 +520,12 @@ def test_a_spring_comes_back_into_the_range_that_was_frozen_before_it_left(
     assert event.edge == (2 * MIDDLE - edge if turned else edge)
 
 
+@pytest.mark.parametrize(("gap", "told"), [(4, True), (5, False), (19, False), (20, False), (21, False)])
+def test_a_spring_is_measured_by_bars_that_are_all_usable(gap: int, told: bool) -> None:
+    frozen = TradingRange(MIDDLE + 50, MIDDLE - 10, 2, 2, 0, 19)
+    assert bool(list(springs(series(_STEPPED, unusable=[gap]), lambda _: frozen, 21))) is told
+
+
 def test_of_two_pivots_after_a_break_only_the_first_tests_it() -> None:
     for price, told in ((MIDDLE + 151, [MIDDLE + 151]), (MIDDLE + 160, [])):
         rows = _break_retested(price)
@@ -498,8 +538,10 @@ def test_of_two_pivots_after_a_break_only_the_first_tests_it() -> None:
 def test_a_divergence_does_not_span_two_sessions() -> None:
     rows = _FIRES["delta_divergence_high"][0].rows
     for bars, told in ((_FIRST_HIGH, True), (_FIRST_HIGH + 1, False), (_SECOND_HIGH, False), (_SECOND_HIGH + 1, True)):
-        one = series(rows, start=1_780_272_000_000 - bars * LENGTH)
+        one = series(rows, start=DAY - bars * LENGTH)
         assert bool(of_kind(one, "delta_divergence_high")) is told
+        one = series([*quiet(97, rows[0].open), *rows], start=DAY - (97 + bars) * LENGTH)
+        assert (MIDDLE + 140 in [event.price for event in of_kind(one, "delta_divergence_high")]) is told
 
 
 @given(st.integers(0, 10**6), st.sets(st.integers(0, 129), max_size=4), st.sets(st.integers(0, 129), max_size=4), st.integers(40, 129))

@@ -55,6 +55,10 @@ def test_a_low_node_lies_between_two_high_ones() -> None:
     assert _rows(_shape([1, 9, 12, 9, 1, 0, 0, 1]).low_nodes) == []
 
 
+def test_rows_that_are_all_alike_have_no_node() -> None:
+    assert (_shape([5]).high_nodes, _shape([5]).low_nodes) == ((), ())
+
+
 def test_at_most_five_nodes_are_told_largest_first() -> None:
     told = _shape([10 + place if place % 4 == 0 else 1 for place in range(33)])
     assert _rows(told.high_nodes) == [32, 28, 24, 20, 16]
@@ -84,6 +88,7 @@ def test_a_peak_stands_out_of_a_twentieth_of_the_rows_at_least_two() -> None:
         ([1, 1, 1, 9, 1, 1], "D"),
         ([1, 9, 1, 1, 1, 1], "b"),
         ([1, 1, 9, 1, 1, 1], "D"),
+        ([4, 12, 4, 4, 4, 4, 14, 4, 4], "P"),
         ([5], "D"),
     ],
 )

@@ -51,6 +51,8 @@ def test_an_edge_is_tested_twice_within_a_tenth_of_the_width() -> None:
     assert _drawn([100, 100], [100, 121]) is None
     assert _drawn([100], [100, 100]) is None
     assert _drawn([100, 100], [100]) is None
+    assert _drawn([], [100, 100]) is None
+    assert _drawn([100, 100], []) is None
 
 
 def test_a_high_edge_that_does_not_stand_above_the_low_one_is_no_range() -> None:

@@ -90,6 +90,8 @@ _FADED: _Ladder = [(40, 1), (40, 1), (40, 1), (20, 1), (10, 1), (6, 1)]
         ([*_FADED[:4], (7, 1), (6, 1)], True),
         ([*_FADED[:5], (0, 1)], True),
         ([*_FADED[:4], (0, 0), (0, 1)], False),
+        ([(40, 1), (40, 1), (5, 1), (20, 1), (10, 1), (5, 1)], True),
+        ([(40, 1), (40, 1), (4, 1), (20, 1), (10, 1), (5, 1)], False),
         ([(99, 1), (20, 1), (10, 1), (6, 1)], True),
         ([(20, 1), (10, 1), (1, 1)], False),
     ],
@@ -115,6 +117,12 @@ def test_what_traded_beyond_an_edge_is_what_traded_there(trades: list[Trade], ed
     volume = sum((quantity_of(one) for one in outside), Fraction(0)) * lots
     delta = sum((quantity_of(one) * (1 if one.trade_type == "BUY" else -1) for one in outside), Fraction(0)) * lots
     assert beyond(footprint, edge, above=above) == (volume, delta)
+
+
+def test_what_traded_at_an_edge_is_not_beyond_it() -> None:
+    footprint = _ladder([(1, 2), (4, 8), (16, 32)])
+    assert beyond(footprint, 101, above=True) == (48, -16)
+    assert beyond(footprint, 101, above=False) == (3, -1)
 
 
 @given(tapes(scales=SCALES))
