@@ -30,6 +30,7 @@ from tests.analytics.market_structure.tape import (
     wave,
 )
 from wadm_mcp.analytics.market_structure.events import Event, events, springs
+from wadm_mcp.analytics.market_structure.swings import pivots
 from wadm_mcp.analytics.market_structure.trading_range import TradingRange
 
 _LAST = 60
@@ -113,7 +114,7 @@ def _break_retested(price: int = MIDDLE + 110) -> list[Row]:
 def _two_highs(second: int = MIDDLE + 140, *, up: int = 150, bought: int = 100, sold: int = 100) -> list[Row]:
     """A high at 10,121, a fall, and a second high; what is bought and sold on the way up to each."""
     rows = [*path([MIDDLE + 60 - 10 * step for step in range(7)]), *path([MIDDLE + 20 * step for step in range(7)], buy=up, sell=100)]
-    rows += path([MIDDLE + 120 - 15 * step for step in range(7)], buy=100, sell=100)
+    rows += path([MIDDLE + 120 - 15 * step for step in range(7)], buy=100, sell=101)
     again = path([MIDDLE + 30 + (second - MIDDLE - 31) * step // 6 for step in range(7)], buy=bought, sell=sold)
     again[-1] = again[-1]._replace(high=second)
     return [*rows, *again, *path([again[-1].close - 20 * step for step in range(7)])]
@@ -533,6 +534,13 @@ def test_of_two_pivots_after_a_break_only_the_first_tests_it() -> None:
         rows += [*again, *path([again[-1].close + 15 * step for step in range(7)])]
         assert _HIGH < again[-1].low < MIDDLE + 151
         assert [event.price for event in kinds(rows, "retest_break_low")] == told
+
+
+@pytest.mark.parametrize("kind", ["retest_break_high", "retest_break_low"])
+def test_a_spring_is_no_break_that_could_be_retested(kind: str) -> None:
+    rows = [*_spring(), *path(range(MIDDLE - 90, MIDDLE - 29, 10)), *path(range(MIDDLE - 30, MIDDLE - 91, -10))]
+    assert pivots(series(rows))[-1][1:3] == ("high", MIDDLE - 29)
+    assert kinds(rows if kind.endswith("high") else mirrored(rows), kind) == []
 
 
 def test_a_divergence_does_not_span_two_sessions() -> None:
