@@ -205,7 +205,7 @@ def _profile(evidence: Evidence) -> VolumeProfile | None:
 
 
 def _told_profile(evidence: Evidence, profile: VolumeProfile | None, lengths: _Lengths) -> dict[str, Any]:
-    shape = None if profile is None else profile_shape(profile)
+    shape = None if profile is None else profile_shape(profile, evidence.footprint.bar)
 
     def nodes(standing: Sequence[Standing]) -> list[list[Any]]:
         return [[evidence.price(one.price), _round(one.share, 3)] for one in standing[: lengths.nodes]]
@@ -341,7 +341,10 @@ def _candidates(evidence: Evidence) -> Iterator[_Candidate]:
         if event.edge is not None:
             more["edge"] = evidence.price(event.edge)
         if outside is not None:
-            more |= {"outside_share": _round(outside.share, 3), "outside_delta": evidence.quantity(outside.delta)}
+            more |= {
+                "outside_share": _round(outside.share, 3),
+                "outside_delta": evidence.quantity(outside.delta if event.delta is not None else None),
+            }
         at = iso_minute(evidence.series[event.place].start)
         row = [at, event.known - event.place, event.kind, evidence.price(event.price), evidence.quantity(event.delta), *scores, more]
         yield _Candidate(evidence.series[event.known].end, row)
@@ -416,7 +419,7 @@ def _effort(evidence: Evidence, count: int) -> Iterator[list[Any]]:
     for place in range(max(0, len(series) - count), len(series)):
         candle = series[place]
         scores = (series.volume_z(place), series.range_z(place), series.progress_z(place), candle.close_position)
-        yield [iso_minute(candle.start), *map(_round, scores), evidence.quantity(candle.delta)]
+        yield [iso_minute(candle.start), *map(_round, scores), evidence.quantity(candle.delta if candle.whole else None)]
 
 
 def _reading(evidence: Evidence, profile: VolumeProfile | None, covered: Mapping[str, Any], told: Mapping[str, Any]) -> str:

@@ -316,7 +316,11 @@ _BOUNDS: dict[str, _Bound] = {
     "a break has range": _Bound("break_up", _slow_break, MIDDLE + 110, MIDDLE + 50, lambda rows: _range_z(rows, _TOP) >= 1),
     "a break has delta with it": _Bound("break_up", lambda sold: _break(sold=sold), 4_000, 100, lambda rows: rows[_TOP].delta > 0),
     "a break is the first close beyond": _Bound(
-        "break_up", lambda before: _break(before=before), MIDDLE + 110, MIDDLE + 95, lambda rows: rows[_TOP - 1].close <= _HIGH
+        "break_up",
+        lambda before: _break(before=before),
+        MIDDLE + 110,
+        MIDDLE + 95,
+        lambda rows: rows[_TOP - 1].close - _HIGH < _atr(rows, _TOP) / 4,
     ),
     "a climax is retested near its extreme": _Bound(
         "retest_climax_low", _climax_retested, MIDDLE - 200, MIDDLE - 290, lambda rows: rows[73].low - (MIDDLE - 300) <= (_HIGH - _LOW) / 4
@@ -570,7 +574,8 @@ def test_it_is_told_at_the_close_of_the_bar_that_makes_it_known(kind: str) -> No
 def _turned(event: Event) -> Event:
     figures = {name: 1 - value if name == "close_position" else value for name, value in event.figures.items()}
     edge = None if event.edge is None else 2 * MIDDLE - event.edge
-    return event._replace(kind=mirror_kind(event.kind), price=2 * MIDDLE - event.price, delta=-event.delta, figures=figures, edge=edge)
+    delta = None if event.delta is None else -event.delta
+    return event._replace(kind=mirror_kind(event.kind), price=2 * MIDDLE - event.price, delta=delta, figures=figures, edge=edge)
 
 
 @given(st.integers(0, 10**6), st.sets(st.integers(0, 129), max_size=3), st.sets(st.integers(0, 129), max_size=3))
@@ -592,3 +597,11 @@ def test_only_what_became_known_since_is_told() -> None:
     assert [event.known for event in every] == sorted(event.known for event in every)
     since = every[len(every) // 2].known
     assert events(one, since) == [event for event in every if event.known >= since] != every
+
+
+def test_a_bar_that_lacks_a_trade_has_no_delta_to_tell_and_breaks_nothing() -> None:
+    (climax,) = of_kind(series(_climax(), torn=[_LAST]), "climax_down")
+    assert climax.delta is None
+    (spring,) = of_kind(series(_spring(), torn=[_AT]), "spring")
+    assert spring.delta is None
+    assert of_kind(series(_break(), torn=[_TOP]), "break_up") == []

@@ -19,9 +19,10 @@ from wadm_mcp.model import Trade
 def _shape(volumes: list[int]) -> ProfileShape:
     """Of rows of ten ticks that hold so much each."""
     trades = [trade(100 + 10 * place, quantity, seq=place) for place, quantity in enumerate(volumes) if quantity]
-    profile = volume_profile(footprint_of(trades), tick=1, row=10)
+    footprint = footprint_of(trades)
+    profile = volume_profile(footprint, tick=1, row=10)
     assert profile is not None
-    return profile_shape(profile)
+    return profile_shape(profile, footprint.bar)
 
 
 def _rows(nodes: tuple[Standing, ...]) -> list[int]:
@@ -96,12 +97,10 @@ def test_a_shape_is_named_by_where_the_volume_lies(volumes: list[int], shape: st
     assert _shape(volumes).shape == shape
 
 
-def test_skew_is_the_distance_of_the_vwap_from_the_middle() -> None:
+def test_skew_is_the_distance_of_the_vwap_from_the_middle_of_what_traded() -> None:
     told = _shape([3, 0, 1]).skew
-    assert told == pytest.approx(float((Fraction(100 * 3 + 120, 4) - Fraction(100 + 129, 2)) / 29))
-    profile = volume_profile(footprint_of([trade(100, 5)]), tick=1, row=1)
-    assert profile is not None
-    assert profile_shape(profile).skew is None
+    assert told == pytest.approx((Fraction(100 * 3 + 120, 4) - Fraction(100 + 120, 2)) / 20)
+    assert _shape([5]).skew is None
 
 
 @given(tapes(least=1, scales=SCALES))

@@ -16,13 +16,13 @@ from wadm_mcp.analytics.market_structure.trading_range import TradingRange, rang
 
 class Event(NamedTuple):
     """A candidate. `place` is the bar of its price, `known` the bar at whose close it could be told; `delta` and `price` are at the
-    series' scale, `figures` have no unit."""
+    series' scale, `figures` have no unit. `delta` is None where a trade of its bars is missing."""
 
     place: int
     known: int
     kind: str
     price: int
-    delta: int
+    delta: int | None
     figures: dict[str, float]
     edge: int | None = None
     """Of a range that was tested: the edge."""
@@ -131,19 +131,20 @@ def springs(series: Series, before: Callable[[int], TradingRange | None], place:
 
 
 def breaks(series: Series, before: Callable[[int], TradingRange | None], place: int) -> Iterator[Event]:
-    """`break_up`, `break_down`: the first close clearly beyond the frozen range, on volume, range and delta that go with it."""
+    """`break_up`, `break_down`: the first close clearly beyond the frozen range, on volume, range and delta that go with it. A bar of which
+    a trade is missing is none: its delta may have another sign."""
     found, atr, parameters = before(place), series.atr(place), series.parameters
     volume_z, range_z = series.volume_z(place), series.range_z(place)
     if found is None or atr is None or volume_z is None or range_z is None or not series.all_usable(place - 1, place):
         return
-    if volume_z < parameters.break_volume or range_z < parameters.break_range:
+    if not series[place].whole or volume_z < parameters.break_volume or range_z < parameters.break_range:
         return
     candle, previous = series[place], series[place - 1]
     beyond = parameters.break_atr * atr
-    if candle.close >= found.high + beyond and previous.close <= found.high and candle.delta > 0:
+    if candle.close >= found.high + beyond > previous.close and candle.delta > 0:
         event = _of_bar(series, place, "break_up", candle.close, beyond_atr=(candle.close - found.high) / atr)
         yield event._replace(edge=found.high)
-    elif candle.close <= found.low - beyond and previous.close >= found.low and candle.delta < 0:
+    elif candle.close <= found.low - beyond < previous.close and candle.delta < 0:
         event = _of_bar(series, place, "break_down", candle.close, beyond_atr=(found.low - candle.close) / atr)
         yield event._replace(edge=found.low)
 
@@ -215,16 +216,16 @@ def _retest(series: Series, event: Event, pivot: Pivot, kind: str, *, less: bool
         return
     figures = {"volume_ratio": now.volume / then.volume, "range_ratio": now.range / then.range}
     edge = event.price if event.edge is None else event.edge
-    yield Event(pivot.place, pivot.known, f"{kind}_{pivot.side}", pivot.price, now.delta, figures, edge)
+    yield Event(pivot.place, pivot.known, f"{kind}_{pivot.side}", pivot.price, now.delta if now.whole else None, figures, edge)
 
 
 def _of_bar(series: Series, place: int, kind: str, price: int, **figures: float) -> Event:
     candle = series[place]
-    return Event(place, place, kind, price, candle.delta, {**strength(series, place, candle), **figures})
+    return Event(place, place, kind, price, candle.delta if candle.whole else None, {**strength(series, place, candle), **figures})
 
 
 def _of_way(series: Series, first: int, place: int, extreme: int, kind: str, price: int, edge: int, atr: float) -> Event:
-    delta = sum(one.delta for one in series.candles[first : place + 1])
+    delta = sum(one.delta for one in series.candles[first : place + 1]) if series.all_whole(first, place) else None
     figures = {
         **strength(series, extreme, series[extreme]),
         "penetration_atr": abs(price - edge) / atr,

@@ -8,7 +8,7 @@ from fractions import Fraction
 from math import isqrt
 from typing import Final, Literal, NamedTuple, TypeAlias
 
-from wadm_mcp.analytics.footprint import Footprint
+from wadm_mcp.analytics.footprint import Bar, Footprint
 from wadm_mcp.analytics.volume_profile import VolumeProfile
 from wadm_mcp.model import to_decimal
 
@@ -39,8 +39,8 @@ class ProfileShape(NamedTuple):
     shape: Shape
 
 
-def profile_shape(profile: VolumeProfile) -> ProfileShape:
-    """The shape of a profile, from rows smoothed by (1, 2, 1) and compared with their neighbours on either side.
+def profile_shape(profile: VolumeProfile, bar: Bar) -> ProfileShape:
+    """The shape of a profile of the trades of `bar`, from rows smoothed by (1, 2, 1) and compared with their neighbours on either side.
 
     No standard exists for nodes. A peak is the strict maximum over a twentieth of the rows (at least two) on each side and at least 1.2
     times the mean row; a plateau stands for its middle, the lower one of two. A low node mirrors that at half the mean, and lies between
@@ -68,7 +68,7 @@ def profile_shape(profile: VolumeProfile) -> ProfileShape:
     def standing(places: Iterable[int]) -> tuple[Standing, ...]:
         return tuple(Standing(bottom + place * row, volumes[place] / profile.volume if profile.volume else 0.0) for place in places)
 
-    return ProfileShape(standing(high[:_MOST]), standing(low[:_MOST]), _skew(profile), shape)
+    return ProfileShape(standing(high[:_MOST]), standing(low[:_MOST]), _skew(bar), shape)
 
 
 def deviation(footprint: Footprint) -> Decimal | None:
@@ -82,12 +82,11 @@ def deviation(footprint: Footprint) -> Decimal | None:
     return to_decimal(isqrt(variance * 10_000) // volume, footprint.scale.price + 2)
 
 
-def _skew(profile: VolumeProfile) -> float | None:
-    """From rows: `(VWAP - middle) / (high - low)`."""
-    bottom, top = profile.nodes[0].price, profile.nodes[-1].price + profile.row - profile.tick
-    if top == bottom or not profile.volume:
+def _skew(bar: Bar) -> float | None:
+    """`(VWAP - middle) / (high - low)`."""
+    if bar.high is None or bar.low is None or bar.high == bar.low or not bar.volume:
         return None
-    return float((Fraction(profile.notional, profile.volume) - Fraction(top + bottom, 2)) / (top - bottom))
+    return float((Fraction(bar.notional, bar.volume) - Fraction(bar.high + bar.low, 2)) / (bar.high - bar.low))
 
 
 def _peaks(values: list[int], reach: int) -> list[int]:
