@@ -36,6 +36,7 @@ from wadm_mcp.server.streams import Endpoint, Streams
 
 _MSGPACK: Final = "application/msgpack"
 _JSON: Final = "application/json"
+_ROUTES: Final = {question.path: question for question in QUESTIONS if question.path is not None}
 
 
 def build_app(server: WadmServer, runtime: Runtime) -> WebApp:
@@ -61,7 +62,7 @@ def build_app(server: WadmServer, runtime: Runtime) -> WebApp:
         routes=[
             Route("/health", _health(runtime)),
             Route("/health/live", _live),
-            *(Route(question.path, _api(question, runtime)) for question in QUESTIONS if question.path is not None),
+            *(Route(path, _api(path, question, runtime)) for path, question in _ROUTES.items()),
             Route("/mcp", streams.wrap(sessions.asgi_app)),
             Route("/sse", Endpoint(events), methods=["GET"]),
             Mount("/messages/", Endpoint(sse.handle_post_message)),
@@ -95,7 +96,7 @@ async def _live(_: Request) -> Response:
     return _json({"status": "ok", "version": __version__})
 
 
-def _api(question: Question, runtime: Runtime) -> Callable[[Request], Awaitable[Response]]:
+def _api(path: str, question: Question, runtime: Runtime) -> Callable[[Request], Awaitable[Response]]:
     async def api(request: Request) -> Response:
         try:
             answer = await question.ask(runtime, _arguments(request))
@@ -106,8 +107,8 @@ def _api(question: Question, runtime: Runtime) -> Callable[[Request], Awaitable[
         except (StoreError, NotReady) as error:
             return _error(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
         except Exception as error:  # noqa: BLE001 - whatever went wrong, the log gets it all and the client one line
-            log.error("api.failed", path=question.path, exc_info=error)
-            return _error(HTTPStatus.INTERNAL_SERVER_ERROR, f"{question.path} failed inside WADM; the log has the details")
+            log.error("api.failed", path=path, exc_info=error)
+            return _error(HTTPStatus.INTERNAL_SERVER_ERROR, f"{path} failed inside WADM; the log has the details")
         packed = _wants_msgpack(request)
         response = Response(msgpack.packb(answer), media_type=_MSGPACK) if packed else _json(answer)
         response.headers["Vary"] = "Accept"
@@ -148,9 +149,7 @@ async def _refuse(request: Request, error: Exception) -> Response:
     if status == HTTPStatus.METHOD_NOT_ALLOWED:
         text = f"{request.method} is not allowed on {_path(request)}; use GET"
     else:
-        paths = ", ".join(
-            ["/mcp", "/sse", "/health", "/health/live", *(question.path for question in QUESTIONS if question.path is not None)]
-        )
+        paths = ", ".join(["/mcp", "/sse", "/health", "/health/live", *_ROUTES])
         text = f"there is nothing at {_path(request)}. Paths: {paths}"
     response = _error(status, text)
     response.headers.update(getattr(error, "headers", None) or {})

@@ -57,9 +57,9 @@ async def market_structure(
 ) -> dict[str, Any]:
     """The structure of a market now, or at `as_of`: the session since 00:00 UTC, and the last closed bars of a timeframe.
 
-    A range is frozen before the bar that tests it, and an event is told from the close of the bar that makes it known (`known_at`), so
-    that the same `as_of` tells the same later. `row_size` is shared by all sessions; the default cuts the wider of this session and the
-    one before into about a hundred rows. Nothing here names a phase or an intent.
+    A range is frozen before the bar that tests it, and an event is told from the close of the bar that makes it known (`known_after`
+    bars after its own), so that the same `as_of` tells the same later. `row_size` is shared by all sessions; the default cuts the
+    wider of this session and the one before into about a hundred rows. Nothing here names a phase or an intent.
     """
     call = ask(view, "get_market_structure", timeframe="15m")
     scope = read_scope(view, call, symbol=symbol, exchange=exchange, market=market, window=SESSION, as_of=as_of)
