@@ -54,12 +54,16 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"wadm-mcp: {printable(message, _LONGEST)}. Try {self.prog} --help\n")
 
 
-def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run a command and exit with its status; whatever a user can mend is one line on stderr."""
-    # A footprint is thousands of small lists without a cycle among them: looked over every 700 of them, as the interpreter does by
-    # itself, merging takes two and a half times as long.
+def quieten_collector() -> None:
+    """Look for garbage in cycles less often. A footprint is thousands of small lists without a cycle among them: looked over every 700 of
+    them, as the interpreter does by itself, merging takes two and a half times as long."""
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run a command and exit with its status; whatever a user can mend is one line on stderr."""
+    quieten_collector()
     try:
         try:
             status = anyio.run(_run, _arguments(argv))
