@@ -211,6 +211,22 @@ def test_what_is_packed_reads_back_equal(tape: list[Trade], late: bool) -> None:
     assert Footprint.unpack(footprint.pack()).pack() == footprint.pack()
 
 
+@given(tapes(scales=SCALES), tapes(scales=SCALES), tapes(least=1))
+def test_one_that_was_unpacked_merges_and_grows_as_the_one_that_was_packed(one: list[Trade], two: list[Trade], more: list[Trade]) -> None:
+    first, second = footprint_of(one), footprint_of(two)
+    again, other = (Footprint.unpack(footprint.pack()) for footprint in (first, second))
+    assert (again.levels, other.levels) == (len(first.cells), len(second.cells))
+    assert again.then(other) == first.then(second)
+    assert again.beside(other) == first.beside(second)
+    assert Footprint.consecutive([again, other], SCALE) == Footprint.consecutive([first, second], SCALE)
+    again.take_beside(other)
+    assert again == first.beside(second)
+    for each in more:
+        other.add(each)
+        second.add(each)
+    assert other == second
+
+
 def test_a_packed_form_does_not_depend_on_the_order_of_arrival() -> None:
     tape = [trade(price, 1, seq=price) for price in (12, 10, 11)]
     one, two = footprint_of(tape), footprint_of(tape)

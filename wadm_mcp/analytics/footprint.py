@@ -20,6 +20,9 @@ from wadm_mcp.model import Scale, Trade, TradeType, rescale
 Cell: TypeAlias = list[int]
 """What traded at one price: `[buy_volume, sell_volume, buy_fills, sell_fills]`."""
 
+_Columns: TypeAlias = tuple[list[int], ...]
+"""Of the packed form: the differences of the prices, then buy volume, sell volume, buy fills, sell fills."""
+
 VERSION: Final = 1
 """Of the packed form. A reader refuses every other."""
 
@@ -188,13 +191,37 @@ class Bar(msgspec.Struct, gc=False, array_like=True, forbid_unknown_fields=True)
 
 
 class Footprint:
-    """A bar and its cells: volume and fills by price and side. Prices are integers at `bar.scale.price`."""
+    """A bar and its cells: volume and fills by price and side. Prices are integers at `bar.scale.price`.
 
-    __slots__ = ("bar", "cells")
+    One that was unpacked keeps its columns until somebody asks for a cell: most are merged into another and never looked into.
+    """
+
+    __slots__ = ("_cells", "_columns", "bar")
 
     def __init__(self, scale: Scale) -> None:
         self.bar = Bar(scale)
-        self.cells: dict[int, Cell] = {}
+        self._cells: dict[int, Cell] | None = {}
+        self._columns: _Columns | None = None
+
+    @property
+    def cells(self) -> dict[int, Cell]:
+        """What traded at each price."""
+        cells = self._cells
+        if cells is None:
+            assert self._columns is not None
+            steps, *columns = self._columns
+            cells = self._cells = dict(zip(accumulate(steps), map(list, zip(*columns, strict=True)), strict=True))
+            self._columns = None
+        return cells
+
+    @cells.setter
+    def cells(self, cells: dict[int, Cell]) -> None:
+        self._cells, self._columns = cells, None
+
+    @property
+    def levels(self) -> int:
+        """Prices at which it traded."""
+        return len(self.cells) if self._columns is None else len(self._columns[0])
 
     @property
     def scale(self) -> Scale:
@@ -208,10 +235,13 @@ class Footprint:
             self._refine(trade.scale)
             trade = _at(trade, bar.scale)
         bar.add(trade)
+        cells = self._cells
+        if cells is None:
+            cells = self.cells
         try:
-            cell = self.cells[trade.price]
+            cell = cells[trade.price]
         except KeyError:
-            cell = self.cells[trade.price] = [0, 0, 0, 0]
+            cell = cells[trade.price] = [0, 0, 0, 0]
         if trade.trade_type is _BUY:
             cell[0] += trade.quantity
             cell[2] += trade.fills
@@ -223,7 +253,7 @@ class Footprint:
         """The same footprint with more decimals, sharing nothing with this one; `ValueError` for fewer decimals."""
         _check_finer(self.scale, scale)
         footprint = Footprint(scale)
-        footprint._include(self.cells, self.scale)
+        footprint._include(self)
         footprint.bar = self.bar.rescaled(scale)
         return footprint
 
@@ -234,21 +264,21 @@ class Footprint:
     def then(self, later: Footprint) -> Footprint:
         """This stretch and the one that follows it on the same instrument, as one; see `Bar.then`."""
         footprint = self.rescaled(self.scale.finest(later.scale))
-        footprint._include(later.cells, later.scale)
+        footprint._include(later)
         footprint.bar = footprint.bar.then(later.bar)
         return footprint
 
     def beside(self, other: Footprint) -> Footprint:
         """The same stretch on two instruments, as one; see `Bar.beside`."""
         footprint = self.rescaled(self.scale.finest(other.scale))
-        footprint._include(other.cells, other.scale)
+        footprint._include(other)
         footprint.bar = footprint.bar.beside(other.bar)
         return footprint
 
     def take_beside(self, other: Footprint) -> None:
         """As `beside`, in place; `other` is left as it is."""
         self._refine(other.scale)
-        self._include(other.cells, other.scale)
+        self._include(other)
         self.bar = self.bar.beside(other.bar)
 
     @classmethod
@@ -259,14 +289,26 @@ class Footprint:
             scale = scale.finest(footprint.scale)
         merged = cls(scale)
         for footprint in stretches:
-            merged._include(footprint.cells, footprint.scale)
+            merged._include(footprint)
             merged.bar = merged.bar.then(footprint.bar)
         return merged
 
-    def _include(self, cells: dict[int, Cell], scale: Scale) -> None:
-        """Add cells at a scale that is no finer, in place; the bar is left to the caller."""
+    def _include(self, other: Footprint) -> None:
+        """Add the cells of a footprint at a scale that is no finer, in place; the bar is left to the caller."""
         held, finest = self.cells, self.scale
-        for price, cell in (cells if scale == finest else _refined(cells, scale, finest)).items():
+        if other._columns is not None and other.scale == finest:
+            steps, *columns = other._columns
+            for price, buy, sell, buy_fills, sell_fills in zip(accumulate(steps), *columns, strict=True):
+                mine = held.get(price)
+                if mine is None:
+                    held[price] = [buy, sell, buy_fills, sell_fills]
+                else:
+                    mine[0] += buy
+                    mine[1] += sell
+                    mine[2] += buy_fills
+                    mine[3] += sell_fills
+            return
+        for price, cell in (other.cells if other.scale == finest else _refined(other.cells, other.scale, finest)).items():
             mine = held.get(price)
             if mine is None:
                 held[price] = cell.copy()
@@ -287,10 +329,12 @@ class Footprint:
         return isinstance(other, Footprint) and self.bar == other.bar and self.cells == other.cells
 
     def __repr__(self) -> str:
-        return f"Footprint({self.bar!r}, {len(self.cells)} prices)"
+        return f"Footprint({self.bar!r}, {self.levels} prices)"
 
     def pack(self) -> bytes:
         """The footprint as MessagePack: the bar, then columns of the cells sorted by price, prices as differences."""
+        if self._columns is not None:
+            return pack((_bar_row(self.bar), *self._columns))
         prices = sorted(self.cells)
         steps = [*prices[:1], *map(sub, prices[1:], prices)]
         return pack((_bar_row(self.bar), steps, *([self.cells[price][side] for price in prices] for side in range(4))))
@@ -306,11 +350,12 @@ class Footprint:
             raise ValueError(f"a packed footprint is malformed: {len(steps)} prices, but columns of {[len(column) for column in columns]}")
         if min(steps[1:], default=1) <= 0 or any(min(column, default=0) < 0 for column in columns):
             raise ValueError("a packed footprint is malformed: prices must ascend, volumes and counts must not be negative")
-        cells = footprint.cells = dict(zip(accumulate(steps), map(list, zip(*columns, strict=True)), strict=True))
         buys, sells, buy_fills, sell_fills = map(sum, columns)
-        found = (min(cells, default=None), max(cells, default=None), buys, sells, buy_fills + sell_fills)
+        outermost = (steps[0], sum(steps)) if steps else (None, None)
+        found = (*outermost, buys, sells, buy_fills + sell_fills)
         if found != (bar.low, bar.high, bar.buy_volume, bar.sell_volume, bar.trade_count):
             raise ValueError("a packed footprint is malformed: its cells do not add up to its bar")
+        footprint._cells, footprint._columns = None, (steps, *columns)
         return footprint
 
 

@@ -19,7 +19,7 @@ def assembled(trades: Sequence[Trade], pieces: Sequence[Piece], standing: Footpr
     whole = next((piece for piece in pieces if piece.first_seq == WHOLE), None)
     if whole is not None:
         return whole.footprint
-    if standing is None or not standing.cells:
+    if standing is None or not standing.levels:
         return _merged(trades, pieces)
     bar = standing.bar
     inside_rows = [trade for trade in trades if bar.first_seq <= trade.seq <= bar.last_seq]
@@ -38,14 +38,14 @@ def assembled(trades: Sequence[Trade], pieces: Sequence[Piece], standing: Footpr
         [trade for trade in inside_rows if fresh(trade.fills)],
         [piece for piece in inside_pieces if fresh(piece.footprint.bar.trade_count)],
     )
-    whole = standing.beside(found) if found.cells else standing
+    whole = standing.beside(found) if found.levels else standing
     before = _merged(
         [trade for trade in trades if trade.seq < bar.first_seq], [piece for piece in pieces if piece.last_seq < bar.first_seq]
     )
     after = _merged([trade for trade in trades if trade.seq > bar.last_seq], [piece for piece in pieces if piece.first_seq > bar.last_seq])
-    if before.cells:
+    if before.levels:
         whole = before.then(whole)
-    return whole.then(after) if after.cells else whole
+    return whole.then(after) if after.levels else whole
 
 
 def _merged(trades: Sequence[Trade], pieces: Sequence[Piece]) -> Footprint:

@@ -121,7 +121,7 @@ class Rollup:
                     self._again[instrument].pop(minute)
                     continue
                 due[minute] = await self._derived_again(instrument, minute)
-                cells += len(due[minute].cells)
+                cells += due[minute].levels
             settles = [writes[minute] for minute in due if minute in writes]
             pending = {minute for minute in writes if minute < settled and minute not in due}
             await self._derive(tape.listing, due, settled, until, settles, standing, pending, in_turn=not late)
@@ -216,7 +216,7 @@ class Rollup:
                 if timeframe is Timeframe.H1:
                     hours[start] = footprint
                 bars[timeframe, start] = footprint.bar
-                if timeframe in _PACKED and footprint.cells:
+                if timeframe in _PACKED and footprint.levels:
                     footprints.append(StoredFootprint(instrument, timeframe, start, footprint, revision(timeframe, start)))
                 profile = await to_thread.run_sync(_profile, footprint, listing)
                 profiles.append(Profile(instrument, timeframe, start, profile, revision(timeframe, start)))

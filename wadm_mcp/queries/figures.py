@@ -62,7 +62,7 @@ async def merged_footprint(view: View, scope: Scope, window: Window) -> Footprin
         footprint = await view.footprint(instrument, window)
         if merged is None:
             merged = footprint
-        elif len(merged.cells) + len(footprint.cells) <= ON_LOOP:
+        elif merged.levels + footprint.levels <= ON_LOOP:
             merged.take_beside(footprint)
         else:
             await to_thread.run_sync(merged.take_beside, footprint)

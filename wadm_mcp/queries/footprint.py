@@ -70,7 +70,7 @@ async def footprint(
     def figures() -> dict[str, Any]:
         return _figures(scope.call, bars, ticks, row_size, size)
 
-    cells = sum(len(bar.cells) for bar in bars.values())
+    cells = sum(bar.levels for bar in bars.values())
     told = figures() if cells <= ON_LOOP else await to_thread.run_sync(figures)
     if shown == "brief":
         for bar in told["bars"]:

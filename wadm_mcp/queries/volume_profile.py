@@ -67,7 +67,7 @@ async def volume_profile(
         profile = analytics.volume_profile(footprint, tick=tick, row=row, percent=percent, method=chosen)
         return _figures(footprint, profile, size, chosen, shown)
 
-    told = figures() if len(footprint.cells) <= ON_LOOP else await to_thread.run_sync(figures)
+    told = figures() if footprint.levels <= ON_LOOP else await to_thread.run_sync(figures)
     return {**scope.heading(covered), **told, "reading": _reading(scope, covered, told)}
 
 
