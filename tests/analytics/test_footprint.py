@@ -219,6 +219,8 @@ def test_one_that_was_unpacked_merges_and_grows_as_the_one_that_was_packed(one: 
     assert again.then(other) == first.then(second)
     assert again.beside(other) == first.beside(second)
     assert Footprint.consecutive([again, other], SCALE) == Footprint.consecutive([first, second], SCALE)
+    given_up = [deepcopy(again), deepcopy(other)]
+    assert Footprint.consecutive(given_up, SCALE, give_up=True) == Footprint.consecutive([first, second], SCALE)
     again.take_beside(other)
     assert again == first.beside(second)
     for each in more:

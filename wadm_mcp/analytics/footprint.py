@@ -282,14 +282,19 @@ class Footprint:
         self.bar = self.bar.beside(other.bar)
 
     @classmethod
-    def consecutive(cls, footprints: Iterable[Footprint], scale: Scale) -> Footprint:
-        """Many stretches of one instrument, given in time order, as one at the finest scale of `scale` and theirs."""
+    def consecutive(cls, footprints: Iterable[Footprint], scale: Scale, *, give_up: bool = False) -> Footprint:
+        """Many stretches of one instrument, given in time order, as one at the finest scale of `scale` and theirs. Who gives them up lets
+        the merge grow in the largest of them."""
         stretches = list(footprints)
         for footprint in stretches:
             scale = scale.finest(footprint.scale)
         merged = cls(scale)
+        largest = max((one for one in stretches if one.scale == scale), key=lambda one: one.levels, default=None) if give_up else None
+        if largest is not None:
+            merged.cells = largest.cells
         for footprint in stretches:
-            merged._include(footprint)
+            if footprint is not largest:
+                merged._include(footprint)
             merged.bar = merged.bar.then(footprint.bar)
         return merged
 
@@ -335,9 +340,11 @@ class Footprint:
         """The footprint as MessagePack: the bar, then columns of the cells sorted by price, prices as differences."""
         if self._columns is not None:
             return pack((_bar_row(self.bar), *self._columns))
-        prices = sorted(self.cells)
+        cells = self.cells
+        prices = sorted(cells)
         steps = [*prices[:1], *map(sub, prices[1:], prices)]
-        return pack((_bar_row(self.bar), steps, *([self.cells[price][side] for price in prices] for side in range(4))))
+        columns = zip(*map(cells.__getitem__, prices), strict=True) if prices else ((), (), (), ())
+        return pack((_bar_row(self.bar), steps, *map(list, columns)))
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:

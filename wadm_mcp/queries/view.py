@@ -126,8 +126,8 @@ class View:
         if len(pieces) == 1 and (alone := next(iter(pieces.values()))).scale.finest(scale) == alone.scale:
             return alone
         if len(pieces) <= _MERGED_ON_LOOP:
-            return Footprint.consecutive(pieces.values(), scale)
-        return await to_thread.run_sync(Footprint.consecutive, pieces.values(), scale)
+            return Footprint.consecutive(pieces.values(), scale, give_up=True)
+        return await to_thread.run_sync(partial(Footprint.consecutive, pieces.values(), scale, give_up=True))
 
     async def bars(self, instrument: Instrument, timeframe: Timeframe, window: Window) -> dict[int, Bar]:
         """Bars by the start of their timeframe's bar, each made only of the window's minutes; those without trades are left out."""

@@ -81,7 +81,7 @@ class CachedFootprints:
             parts.insert(0, await merge(Window(window.start, closed.start)))
         if closed.end < window.end:
             parts.append(await merge(Window(closed.end, window.end)))
-        return parts[0] if len(parts) == 1 else await to_thread.run_sync(Footprint.consecutive, parts, parts[0].scale)
+        return parts[0] if len(parts) == 1 else await to_thread.run_sync(_joined, parts)
 
     async def _proven(
         self, instrument: Instrument, window: Window, proof: Bar, merge: Callable[[Window], Awaitable[Footprint]]
@@ -182,6 +182,10 @@ class _Making:
 
 
 _FIGURES: Final = msgspec.msgpack.Decoder(tuple[bytes, int, int, int])
+
+
+def _joined(parts: list[Footprint]) -> Footprint:
+    return Footprint.consecutive(parts, parts[0].scale, give_up=True)
 
 
 def _equal(one: Bar, two: Bar) -> bool:
