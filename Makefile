@@ -41,10 +41,11 @@ format: $(VENV)/ready ## put the code in shape
 conformance: $(VENV)/ready ## the official MCP suite, the Inspector, mcp-remote and the tool-definition linter
 	$(BIN)/python -m pytest -q tests/conformance
 
-bench: $(VENV)/ready ## measure the hot path, the cache and the import of a day
+bench: $(VENV)/ready ## measure the hot path, the cache, the import of a day and every tool
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.cache
 	$(BIN)/python -m benchmarks.history
+	$(BIN)/python -m benchmarks.tools
 
 soak: $(VENV)/ready ## chaos, kills and outages at full rate, for as long as a bad day has them; WADM_SOAK_SEED=2 for another
 	WADM_SOAK=1 $(BIN)/python -m pytest -q -s tests/soak tests/end_to_end/test_production_store.py
