@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Self
@@ -10,6 +10,7 @@ from typing import Any, Self
 import anyio
 from mcp.client import Client
 from mcp.client.sse import sse_client
+from mcp.server.context import CallNext, HandlerResult, ServerMiddleware, ServerRequestContext
 from mcp.server.subscriptions import InMemorySubscriptionBus
 
 from tests.market import BYBIT, NOON, SPOT, Clock, listing, trade
@@ -201,6 +202,20 @@ async def serving(runtime: FakeRuntime) -> AsyncGenerator[tuple[str, WadmServer]
             await started.wait()
         yield urls[0], server
         tasks.cancel_scope.cancel()
+
+
+def telling_given_up(tell: Callable[[], object]) -> ServerMiddleware[Any]:
+    """Middleware that tells of each tool call that was cancelled before it had an answer."""
+
+    async def watch(ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
+        try:
+            return await call_next(ctx)
+        except anyio.get_cancelled_exc_class():
+            if ctx.method == "tools/call":
+                tell()
+            raise
+
+    return watch
 
 
 def over(transport: str, url: str, era: str, **options: Any) -> Client:

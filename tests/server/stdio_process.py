@@ -1,4 +1,7 @@
-"""A process that serves a fake runtime over stdio; it tells on stderr when it enters and leaves it. `trading`: the market goes on."""
+"""A process that serves a fake runtime over stdio; it tells on stderr when it enters and leaves it.
+
+`beside SOCKET`: it trades for each byte that comes from the socket, and sends one for each call that was given up.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,9 @@ from types import TracebackType
 from typing import Self
 
 import anyio
+from anyio.abc import ByteStream
 
-from tests.server.fake import FakeRuntime
+from tests.server.fake import FakeRuntime, telling_given_up
 from wadm_mcp.errors import WadmError
 from wadm_mcp.server.server import build_server
 from wadm_mcp.server.stdio import serve_stdio
@@ -28,20 +32,20 @@ class _TellingRuntime(FakeRuntime):
 
 async def _main() -> None:
     runtime = _TellingRuntime()
-    if "trading" not in sys.argv:
-        return await serve_stdio(build_server(runtime), runtime)
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_trading, runtime)
-        await serve_stdio(build_server(runtime), runtime)
+    server = build_server(runtime)
+    if "beside" not in sys.argv:
+        return await serve_stdio(server, runtime)
+    async with await anyio.connect_unix(sys.argv[-1]) as test, anyio.create_task_group() as tasks:
+        server.middleware.append(telling_given_up(lambda: tasks.start_soon(test.send, b".")))
+        tasks.start_soon(_trade, runtime, test)
+        await serve_stdio(server, runtime)
         tasks.cancel_scope.cancel()
     return None
 
 
-async def _trading(runtime: FakeRuntime) -> None:
-    """A trade now and then, at a time after all that tests ask about."""
-    while True:
-        await anyio.sleep(0.3)
-        runtime.trade(at=runtime.clock() - 1)
+async def _trade(runtime: FakeRuntime, test: ByteStream) -> None:
+    async for _ in test:
+        runtime.trade()
 
 
 if __name__ == "__main__":

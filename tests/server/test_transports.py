@@ -5,19 +5,20 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from tempfile import TemporaryDirectory
+from typing import Any, Final, NamedTuple
 
 import anyio
 import pytest
 from mcp.client import Client
 from mcp.client.stdio import StdioServerParameters
 from mcp.shared.exceptions import MCPError
-from mcp_types import PromptReference, ResourceUpdatedNotification, TextContent
+from mcp_types import CacheableResult, PromptReference, ResourceUpdatedNotification, TextContent
 
-from tests.server.fake import ERAS, FakeRuntime, over, serving
+from tests.server.fake import ERAS, FakeRuntime, over, serving, telling_given_up
 from wadm_mcp.server.server import INSTRUCTIONS, build_server
 
 pytestmark = [
@@ -28,121 +29,168 @@ pytestmark = [
 
 TRANSPORTS: Final = ("stdio", "sse", "http")
 _ROOT: Final = Path(__file__).parents[2]
-_PROCESS: Final = StdioServerParameters(
-    command=sys.executable, args=["-W", "error", "-m", "tests.server.stdio_process", "trading"], cwd=_ROOT
-)
 _TRADES: Final = "wadm://binance/spot/BTCUSDT/trades"
+_STRUCTURE: Final = "wadm://binance/spot/BTCUSDT/market-structure/15m"
 _ONE: Final = {"symbol": "BTCUSDT", "exchange": "binance"}
-_MINUTES: Final = {**_ONE, "start": "2026-06-01T12:00:00Z", "end": "2026-06-01T12:03:00Z"}
-_NEVER: Final = {**_ONE, "condition": "price_crosses", "value": 70_000}
+_MINUTES: Final = {"symbol": "BTCUSDT", "start": "2026-06-01T12:00:00Z", "end": "2026-06-01T12:03:00Z"}
+_BARS: Final = {**_MINUTES, "exchange": "binance", "timeframe": "1m"}
+_NEVER: Final = {**_ONE, "condition": "price_crosses", "value": 70_000, "timeout": 300}
 _CALLS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
     ("list_markets", {"detail": "brief"}),
     ("get_market_structure", {**_ONE, "as_of": "2026-06-01T12:03:00Z"}),
     ("get_volume_profile", _MINUTES),
-    ("get_order_flow", {**_MINUTES, "timeframe": "1m"}),
-    ("get_footprint", {**_MINUTES, "timeframe": "1m"}),
+    ("get_order_flow", _BARS),
+    ("get_footprint", _BARS),
     ("get_trades", {**_MINUTES, "limit": 3}),
-    ("compare_exchanges", {"symbol": "BTCUSDT", "start": "2026-06-01T12:00:00Z", "end": "2026-06-01T12:03:00Z"}),
-    ("wait_for", {**_NEVER, "timeout": 1}),
+    ("compare_exchanges", _MINUTES),
+    ("wait_for", {**_ONE, "condition": "coverage_back"}),
+)
+_REFUSED: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
     ("get_trades", {"symbol": "BTCUSDT", "limt": 3}),
+    ("get_trades", {"symbol": "ETHUSDX"}),
     ("get_candles", {}),
 )
+_HOUR: Final = (3_600_000, "public")
+_LASTING: Final = {"tools": _HOUR, "resources": (60_000, "private"), "templates": _HOUR, "prompts": _HOUR}
 
 both = pytest.mark.parametrize("era", ERAS)
 each = pytest.mark.parametrize("transport", TRANSPORTS)
 
 
-class _Session:
-    """A connected client, and how its server comes by a trade."""
+class _Session(NamedTuple):
+    """A connected client, and what happens at its server: how to make a trade there, and how to wait until it gave up a call."""
 
-    def __init__(self, client: Client, runtime: FakeRuntime | None) -> None:
-        self.client = client
-        self._runtime = runtime
-
-    def trade(self) -> None:
-        """One more trade; the process behind stdio makes its own."""
-        if self._runtime is not None:
-            self._runtime.trade()
+    client: Client
+    trade: Callable[[], Awaitable[object]]
+    given_up: Callable[[], Awaitable[object]]
 
 
 @asynccontextmanager
 async def _connected(transport: str, era: str, **options: Any) -> AsyncGenerator[_Session]:
     with anyio.fail_after(30):
-        if transport == "stdio":
-            async with Client(_PROCESS, mode=era, **options) as client:  # pyright: ignore[reportArgumentType]
-                yield _Session(client, None)
-        else:
-            runtime = FakeRuntime()
-            async with serving(runtime) as (url, _), over(transport, url, era, **options) as client:
-                yield _Session(client, runtime)
+        async with _over_stdio(era, options) if transport == "stdio" else _over_a_port(transport, era, options) as session:
+            yield session
+
+
+@asynccontextmanager
+async def _over_stdio(era: str, options: dict[str, Any]) -> AsyncGenerator[_Session]:
+    with TemporaryDirectory() as folder:
+        beside = f"{folder}/beside"
+        arguments = ["-W", "error", "-m", "tests.server.stdio_process", "beside", beside]
+        process = StdioServerParameters(command=sys.executable, args=arguments, cwd=_ROOT)
+        async with (
+            await anyio.create_unix_listener(beside) as listener,
+            Client(process, mode=era, **options) as client,  # pyright: ignore[reportArgumentType]
+            await listener.accept() as stream,
+        ):
+            yield _Session(client, lambda: stream.send(b"."), stream.receive)
+
+
+@asynccontextmanager
+async def _over_a_port(transport: str, era: str, options: dict[str, Any]) -> AsyncGenerator[_Session]:
+    runtime, given_up = FakeRuntime(), anyio.Event()
+
+    async def trade() -> None:
+        runtime.trade()
+
+    async with serving(runtime) as (url, server), over(transport, url, era, **options) as client:
+        server.middleware.append(telling_given_up(given_up.set))
+        yield _Session(client, trade, given_up.wait)
+
+
+async def _greeting(client: Client, era: str) -> tuple[str, str | None]:
+    """The server's name and its instructions, as a client of that era asks for them."""
+    if era == "legacy":
+        assert client.server_info is not None
+        return client.server_info.name, client.instructions
+    said = await client.session.send_discover(era)
+    return said["_meta"]["io.modelcontextprotocol/serverInfo"]["name"], said["instructions"]
 
 
 def _plain(model: Any) -> dict[str, Any]:
-    """What was sent, without what names this one message or process."""
+    """What was said, without what names the server or tells only the newer era how long it lasts."""
     sent = model.model_dump(mode="json", by_alias=True, exclude_none=True)
-    sent.pop("_meta", None)
-    return sent
+    assert "icons" not in str(sent)
+    return {name: value for name, value in sent.items() if name not in ("_meta", "resultType", "ttlMs", "cacheScope")}
+
+
+async def _lists(client: Client) -> dict[str, CacheableResult]:
+    return {
+        "tools": await client.list_tools(),
+        "resources": await client.list_resources(),
+        "templates": await client.list_resource_templates(),
+        "prompts": await client.list_prompts(),
+    }
 
 
 async def _told(client: Client) -> dict[str, Any]:
     """Everything a client may ask for, asked."""
     told: dict[str, Any] = {
-        "tools": _plain(await client.list_tools()),
-        "resources": _plain(await client.list_resources()),
-        "templates": _plain(await client.list_resource_templates()),
-        "prompts": _plain(await client.list_prompts()),
+        **{name: _plain(one) for name, one in (await _lists(client)).items()},
         "prompt": _plain(await client.get_prompt("waickoff_report", {"symbol": "BTCUSDT", "language": "es"})),
         "completion": _plain(await client.complete(PromptReference(name="waickoff_report"), {"name": "window", "value": "s"})),
     }
-    for place, (name, arguments) in enumerate(_CALLS):
+    assert [tool["name"] for tool in told["tools"]["tools"]] == [name for name, _ in _CALLS]
+    for name, arguments in _CALLS:
+        told[name] = await _answer(client, name, arguments)
+    for name, arguments in _REFUSED:
         result = await client.call_tool(name, arguments)
-        if result.structured_content is not None:
-            (block,) = result.content
-            assert isinstance(block, TextContent)
-            assert json.loads(block.text) == result.structured_content
-            result.structured_content.pop("waited_s", None)
-            result.content = []
-        told[f"{place}: {name}"] = _plain(result)
-    for uri in ("wadm://guide", "wadm://markets", "wadm://binance/spot/BTCUSDT/market-structure/15m"):
-        told[uri] = _plain(await client.read_resource(uri, cache_mode="bypass"))
+        assert result.is_error
+        told[f"{name} {arguments}"] = _plain(result)
+    for uri in ("wadm://guide", "wadm://markets", _TRADES, _STRUCTURE):
+        told[uri] = _plain(await client.read_resource(uri))
     with pytest.raises(MCPError) as refused:
-        await client.read_resource("wadm://binance/spot/ETHUSDT/trades", cache_mode="bypass")
-    told["refused"] = str(refused.value)
+        await client.read_resource("wadm://binance/spot/ETHUSDT/trades")
+    told["refused"] = refused.value.error.model_dump()
     return told
 
 
-@both
-@each
-async def test_a_client_is_told_the_same_whatever_it_comes_over(transport: str, era: str) -> None:
-    async with Client(build_server(FakeRuntime()), mode=era) as client:  # pyright: ignore[reportArgumentType]
-        expected = await _told(client)
-    async with _connected(transport, era) as session:
-        told = await _told(session.client)
-        assert session.client.instructions == (INSTRUCTIONS if era == "legacy" else None)
-    assert "icons" not in str(told)
-    assert told["tools"].get("ttlMs", 0) == (0 if era == "legacy" else 3_600_000)
-    # The process behind stdio goes on trading: what shows the newest trades differs.
-    moving = {"0: list_markets", "7: wait_for", "wadm://markets", "wadm://binance/spot/BTCUSDT/market-structure/15m"}
-    skipped = moving if transport == "stdio" else set[str]()
-    assert {name: one for name, one in told.items() if name not in skipped} == {
-        name: one for name, one in expected.items() if name not in skipped
-    }
+async def _answer(client: Client, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """A tool's answer, which says the same as text and as structure."""
+    result = await client.call_tool(name, arguments)
+    _plain(result)
+    assert not result.is_error
+    assert result.structured_content is not None
+    (block,) = result.content
+    assert isinstance(block, TextContent)
+    assert json.loads(block.text) == result.structured_content
+    # How long it took to look, which is nobody's promise.
+    passing = ("waited_s", "reading") if name == "wait_for" else ()
+    return {field: value for field, value in result.structured_content.items() if field not in passing}
+
+
+@pytest.fixture
+async def expected() -> dict[str, Any]:
+    """What every client is to be told: the server asked without a transport."""
+    async with Client(build_server(FakeRuntime()), mode=ERAS[0]) as client:
+        return await _told(client)
 
 
 @both
 @each
-async def test_a_long_wait_tells_how_far_it_is_and_can_be_given_up(transport: str, era: str) -> None:
+async def test_a_client_is_told_the_same_whatever_it_comes_over(transport: str, era: str, expected: dict[str, Any]) -> None:
     async with _connected(transport, era) as session:
-        heard: list[str | None] = []
-        with anyio.CancelScope() as given_up:
+        assert await _greeting(session.client, era) == ("wadm", INSTRUCTIONS)
+        assert await _told(session.client) == expected
+        lasting = {name: (one.ttl_ms, one.cache_scope) for name, one in (await _lists(session.client)).items()}
+    assert lasting == (dict.fromkeys(lasting, (0, "private")) if era == "legacy" else _LASTING)
+
+
+@both
+@each
+async def test_a_long_wait_tells_how_far_it_is_and_ends_when_it_is_given_up(transport: str, era: str) -> None:
+    async with _connected(transport, era) as session:
+        heard: list[tuple[float, float | None, str | None]] = []
+        with anyio.CancelScope() as scope:
 
             async def progress(progress: float, total: float | None, message: str | None) -> None:
-                heard.append(message)
-                given_up.cancel()
+                heard.append((progress, total, message))
+                scope.cancel()
 
-            await session.client.call_tool("wait_for", {**_NEVER, "timeout": 300}, progress_callback=progress)
-        assert given_up.cancelled_caught
-        assert heard
+            await session.client.call_tool("wait_for", _NEVER, progress_callback=progress)
+        assert scope.cancelled_caught
+        assert [total for _, total, _ in heard] == [300]
+        await session.given_up()
         assert not (await session.client.call_tool("list_markets", {})).is_error
 
 
@@ -158,11 +206,11 @@ async def test_a_subscriber_hears_of_a_trade(transport: str, era: str) -> None:
     async with _connected(transport, era, message_handler=inbox) as session:
         if era == "legacy":
             await session.client.subscribe_resource(_TRADES)
-            session.trade()
+            await session.trade()
             await heard.wait()
         else:
             async with session.client.listen(resource_subscriptions=[_TRADES]) as events:
-                session.trade()
+                await session.trade()
                 async for event in events:
                     assert event.uri == _TRADES  # pyright: ignore[reportAttributeAccessIssue]
                     break
