@@ -188,58 +188,72 @@ async def connected(transport: str, folder: str) -> AsyncGenerator[Client]:
             process.terminate()
 
 
-async def timed(client: Client, name: str, arguments: dict[str, Any], count: int, forget: str = "") -> list[float]:
-    """Milliseconds of each call; `forget` is called before each, outside the time."""
-    took: list[float] = []
-    for _ in range(count):
-        if forget:
-            await client.call_tool("forget", {"what": forget})
-        took.append(await _asked(client, name, arguments))
-    return took
+class _Stopwatch:
+    """Times calls, and after each one that counts a call of the tool that does nothing: what the machine is slow at, both are."""
 
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self.trivial: list[float] = []
 
-async def timed_hot(client: Client, name: str, arguments: dict[str, Any]) -> list[float]:
-    """Milliseconds of calls that come while the answer of one before them is still given again."""
-    took: list[float] = []
-    for _ in range(HOT_ROUNDS):
-        if len(took) == HOT_SAMPLES:
-            break
-        await client.call_tool("forget", {"what": "answers"})
-        until = time.perf_counter() + 0.9 * HOT
-        await _asked(client, name, arguments)
-        while time.perf_counter() < until and len(took) < HOT_SAMPLES:
-            took.append(await _asked(client, name, arguments))
-    return took
+    async def timed(self, name: str, arguments: dict[str, Any], count: int, forget: str = "") -> list[float]:
+        """Milliseconds of each call; `forget` is called before each, outside the time."""
+        took: list[float] = []
+        for _ in range(count):
+            if forget:
+                await self._client.call_tool("forget", {"what": forget})
+            took.append(await self._pair(name, arguments))
+        return took
 
+    async def hot(self, name: str, arguments: dict[str, Any]) -> list[float]:
+        """Milliseconds of calls that come while the answer of one before them is still given again."""
+        took: list[float] = []
+        for _ in range(HOT_ROUNDS):
+            if len(took) == HOT_SAMPLES:
+                break
+            await self._client.call_tool("forget", {"what": "answers"})
+            until = time.perf_counter() + 0.9 * HOT
+            await self.asked(name, arguments)
+            while time.perf_counter() < until and len(took) < HOT_SAMPLES:
+                took.append(await self._pair(name, arguments))
+        return took
 
-async def _asked(client: Client, name: str, arguments: dict[str, Any]) -> float:
-    began = time.perf_counter()
-    result = await client.call_tool(name, arguments)
-    took = (time.perf_counter() - began) * 1e3
-    assert not result.is_error, result.content
-    return took
+    async def asked(self, name: str, arguments: dict[str, Any]) -> float:
+        """Milliseconds of one call."""
+        began = time.perf_counter()
+        result = await self._client.call_tool(name, arguments)
+        took = (time.perf_counter() - began) * 1e3
+        assert not result.is_error, result.content
+        return took
+
+    async def _pair(self, name: str, arguments: dict[str, Any]) -> float:
+        took = await self.asked(name, arguments)
+        self.trivial.append(await self.asked("ping", {}))
+        return took
 
 
 async def measure(transport: str, folder: str) -> list[str]:
-    """A line for each tool at each detail, and first one for the tool that does nothing."""
+    """A line for each tool at each detail, and last one for the tool that does nothing."""
     lines: list[str] = []
+    trivial: list[float] = []
 
     def tell(name: str, detail: str, *cells: str) -> None:
         lines.append(f"| {' | '.join((transport, name, detail, *cells))} |")
         print(lines[-1], flush=True)
 
     async with connected(transport, folder) as client:
-        await timed(client, "ping", {}, 200)
-        trivial = await timed(client, "ping", {}, 500)
-        tell("a tool that does nothing", "", _told(trivial, trivial), "", "")
+        for _ in range(200):
+            await _Stopwatch(client).asked("ping", {})
         for name, arguments in CALLS.items():
             for detail in DETAILS:
-                asked = {**arguments, "detail": detail}
-                await timed(client, name, asked, 3)
-                hot = await timed_hot(client, name, asked)
-                warm = await timed(client, name, asked, WARM_SAMPLES, "answers")
-                cold = await timed(client, name, asked, COLD_SAMPLES, "everything")
-                tell(f"`{name}`", detail, *(_told(one, trivial) for one in (hot, warm, cold)))
+                asked, watch = {**arguments, "detail": detail}, _Stopwatch(client)
+                for _ in range(3):
+                    await watch.asked(name, asked)
+                hot = await watch.hot(name, asked)
+                warm = await watch.timed(name, asked, WARM_SAMPLES, "answers")
+                cold = await watch.timed(name, asked, COLD_SAMPLES, "everything")
+                tell(f"`{name}`", detail, *(_told(one, watch.trivial) for one in (hot, warm, cold)))
+                trivial += watch.trivial
+        tell("a tool that does nothing", "", _told(trivial, trivial), "", "")
     return lines
 
 
@@ -251,7 +265,8 @@ def _told(took: Sequence[float], trivial: Sequence[float]) -> str:
 
 
 def _percentile(took: Sequence[float], percent: int) -> float:
-    return sorted(took)[min(len(took) - 1, len(took) * percent // 100)]
+    """The least of them that so many percent do not exceed."""
+    return sorted(took)[-(-len(took) * percent // 100) - 1]
 
 
 def _machine() -> str:
@@ -270,7 +285,7 @@ async def main() -> None:
             lines += await measure(transport, folder)
     machine = (
         f"p50 / p99 of {HOT_SAMPLES} hot, {WARM_SAMPLES} warm and {COLD_SAMPLES} cold calls (of so few warm and cold ones p99 is the "
-        f"slowest), in brackets the ratio to the tool that does nothing. {_machine()}."
+        f"slowest), in brackets the ratio to the tool that does nothing, called after each of them. {_machine()}."
     )
     print(machine)
     if "--write" in sys.argv:
