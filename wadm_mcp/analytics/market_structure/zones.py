@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from itertools import takewhile
 from math import ceil
 from typing import Final, NamedTuple
 
@@ -114,4 +115,5 @@ def large(found: Sequence[Order], parameters: Parameters = DEFAULT) -> tuple[Ord
 
     ranked = sorted(found, key=size)
     threshold = ranked[ceil(Fraction(str(parameters.large)) * len(ranked) / 100) - 1]
-    return threshold, [order for order in reversed(ranked) if size(order) >= size(threshold)]
+    least = size(threshold)
+    return threshold, [*takewhile(lambda order: size(order) >= least, reversed(ranked))]
