@@ -108,6 +108,16 @@ async def test_coverage_is_back_once_nothing_is_missing() -> None:
     assert answer["coverage"]["ratio"] == 1
 
 
+@pytest.mark.parametrize("seconds", [0, 20])
+async def test_the_coverage_that_is_told_is_that_of_the_stretch_that_was_waited_for(seconds: int) -> None:
+    world = _world().hold(SPOT, NOON - 120 * MINUTE, NOON + 2 * MINUTE, alive=NOON + 2 * MINUTE)
+    world.clock.now = NOON + MINUTE + seconds * 1_000
+    answer = await _wait(world, _Then(), condition="coverage_back")
+    assert (answer["met"], answer["coverage"]["ratio"]) == (True, 1)
+    assert answer["window"]["start"] == ("2026-06-01T12:01:00Z" if seconds else "2026-06-01T12:00:00Z")
+    assert answer["bar"]["timestamp"] == answer["window"]["start"]
+
+
 async def test_brief_leaves_the_bar_out() -> None:
     assert (await _wait(_world(), _Then(), **_PRICE, timeout=1, detail="brief"))["bar"] is None
 

@@ -120,6 +120,7 @@ class _Watch:
         self._last: dict[Any, Trade | None] = {}
         self._above: dict[Any, bool | None] = {}
         self._crossed: Trade | None = None
+        self._judged: Window | None = None
         self.words = "waiting"
 
     async def begin(self) -> None:
@@ -141,10 +142,11 @@ class _Watch:
         return await looks[self._condition]()
 
     async def tell(self, met: _Met | None, waited: float) -> dict[str, Any]:
+        """The answer, with the coverage of the bar it tells, or of the stretch whose coverage was waited for."""
         now = self._view.clock()
         start = met.bar if met is not None else self._length.floor(now)
         end = min(start + self._length.ms, -(-now // MINUTE) * MINUTE)
-        scope = replace(self._scope, window=Window(start, max(start, end)), now=now)
+        scope = replace(self._scope, window=self._judged or Window(start, max(start, end)), now=now)
         covered = await coverage(self._view, scope, figures=BROKEN)
         bar = (await merged_bars(self._view, scope, self._length, scope.window)).get(start, Bar(Scale(0, 0)))
         trade = self._crossed or self._newest()
@@ -214,9 +216,10 @@ class _Watch:
         end = self._view.clock()
         now = -(-end // MINUTE) * MINUTE
         scope = replace(self._scope, window=Window(now - self._length.ms, now), now=end)
+        self._judged = scope.window
         ratio = (await coverage(self._view, scope))["ratio"]
         self.words = f"coverage {ratio} since {iso(scope.window.start)}"
-        return _Met(end, self._length.floor(end)) if ratio == 1 else None
+        return _Met(end, self._length.floor(now - 1)) if ratio == 1 else None
 
     def _side(self, trade: Trade) -> bool | None:
         """Is the trade above the level? None at it."""
