@@ -6,7 +6,7 @@ happens on the event loop, so a reader sees a whole trade or none. Memory is bou
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple, Protocol
 
@@ -65,8 +65,8 @@ class InstrumentTape:
         """Trades that each of these minutes was made of, one by one; whoever derives a minute compares them with what the store holds."""
         self.adopted = False
         """Is what the store held before in it? Until then the minutes may lack trades of an earlier process."""
-        self.unsaved: dict[tuple[int, int, int, str], Trade] = {}
-        """Trades that are not yet durable, by `Trade.order`."""
+        self.unsaved: OrderedDict[str, Trade] = OrderedDict()
+        """Trades that are not yet durable, by id, oldest first. (Of a plain dict the first is found in linear time once many have left.)"""
         self.unsaved_limit = UNSAVED_LIMIT
         self.waiting: Counter[int] = Counter()
         """Trades by minute that the store does not hold yet, whether memory still has them or the journal alone."""
@@ -138,20 +138,30 @@ class InstrumentTape:
 
     def keep_unsaved(self, trade: Trade) -> None:
         """Hold a trade for questions until the store has it; of too many the oldest is let go, the journal has them."""
-        self.unsaved[trade.order] = trade
+        self.unsaved[trade.trade_id] = trade
         self.waiting[_minute(trade)] += 1
         if len(self.unsaved) > self.unsaved_limit:
-            oldest = self.unsaved.pop(next(iter(self.unsaved)))
+            _, oldest = self.unsaved.popitem(last=False)
             self.let_go[_minute(oldest)] += 1
             self.saved_until = max(self.saved_until, oldest.timestamp)
 
-    def save(self, trade: Trade) -> None:
-        """The store has a trade durably."""
-        minute = _minute(trade)
-        if self.unsaved.pop(trade.order, None) is None:
-            _less(self.let_go, minute)
-        _less(self.waiting, minute)
-        self.saved_until = max(self.saved_until, trade.timestamp)
+    def save(self, trades: Iterable[Trade]) -> None:
+        """The store has these trades of the instrument durably."""
+        unsaved, stored, let_go = self.unsaved, Counter[int](), Counter[int]()
+        latest = self.saved_until
+        for trade in trades:
+            at = trade.timestamp
+            minute = at - at % MINUTE
+            stored[minute] += 1
+            if unsaved.pop(trade.trade_id, None) is None:
+                let_go[minute] += 1
+            if at > latest:
+                latest = at
+        self.saved_until = latest
+        for minute, count in stored.items():
+            _less(self.waiting, minute, count)
+        for minute, count in let_go.items():
+            _less(self.let_go, minute, count)
 
     def revised(self, minute: int, trades: int) -> None:
         """So many late trades of a minute are in its stored figures now."""

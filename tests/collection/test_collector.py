@@ -36,8 +36,8 @@ class Recording(Recorder):
         self.changed = anyio.Event()
         self.losses: list[tuple[str, str]] = []
 
-    async def take(self, connection: int, message: Trades) -> None:
-        await super().take(connection, message)
+    async def take(self, connection: int, *messages: Trades) -> None:
+        await super().take(connection, *messages)
         self._tell()
 
     def lost(self, connection: int, instruments: Sequence[Instrument], reason: str, detail: str) -> None:  # type: ignore[override]

@@ -141,7 +141,7 @@ class RecorderMachine(RuleBasedStateMachine):
         unsaved = [one for one in [*self.cut, *self.recorder._waiting] if isinstance(one, Trade)]
         assert len(tape.unsaved) <= LIMIT
         assert {one.seq for one in tape.unsaved.values()} <= {one.seq for one in unsaved}
-        let_go = [one for one in unsaved if one.order not in tape.unsaved]
+        let_go = [one for one in unsaved if one.trade_id not in tape.unsaved]
         assert tape.let_go == Counter(minute_of(one) for one in let_go)
 
     @invariant()

@@ -143,7 +143,7 @@ class World:
             if one.timestamp < durable_until:
                 self.store.kept[one.instrument].append(one)
             else:
-                tape.unsaved[one.order] = one
+                tape.unsaved[one.trade_id] = one
             if tape.newest is None or one.timestamp >= tape.newest.timestamp:
                 tape.newest = one
             if Timeframe.M1.floor(one.timestamp) + Timeframe.M1.ms > settled_until:

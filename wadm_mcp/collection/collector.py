@@ -15,9 +15,10 @@ from urllib.parse import urlsplit
 
 import anyio
 from anyio.lowlevel import checkpoint
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, PayloadTooBig, WebSocketException
 
+from wadm_mcp.collection.frames import FrameSocket
 from wadm_mcp.collection.pace import Pace
 from wadm_mcp.errors import FrameError
 from wadm_mcp.exchanges.exchange import Exchange, Pong, Refused, ShuttingDown, Trades
@@ -28,7 +29,6 @@ from wadm_mcp.settings import is_loopback
 
 _FRAME_LIMIT: Final = 4 * 1024 * 1024
 """Bytes of the largest frame that is read; the largest lawful one (1,024 Bybit trades) is near 300 kB."""
-_FRAMES_QUEUED: Final = 1_024
 _SHORTEST_PAUSE: Final = 0.5
 _LONGEST_PAUSE: Final = 60.0
 _HEALTHY_AFTER: Final = 60.0
@@ -36,9 +36,6 @@ _HEALTHY_AFTER: Final = 60.0
 _RELIEF_WITHIN: Final = 60.0
 """Seconds that a fresh connection gets to deliver every instrument before it relieves the old one anyway."""
 _LIFETIME_USED: Final = 0.97
-_FRAMES_AT_ONCE: Final = 64
-"""Frames read from a full socket before other tasks get their turn."""
-
 _numbers: Iterator[int] = count(1)
 
 
@@ -47,7 +44,7 @@ class Sink(Protocol):
 
     def connected(self, connection: int) -> None: ...
 
-    async def take(self, connection: int, message: Trades) -> None: ...
+    async def take(self, connection: int, *messages: Trades) -> None: ...
 
     def doubted(self, connection: int, instruments: Iterable[Instrument]) -> None: ...
 
@@ -169,13 +166,14 @@ class Connection:
                 open_timeout=10,
                 close_timeout=1,
                 max_size=_FRAME_LIMIT,
-                max_queue=_FRAMES_QUEUED,
+                create_connection=FrameSocket,
                 proxy=None if is_loopback(urlsplit(collector.url).hostname or "") else True,
             )
         except TimeoutError:
             return f"{collector.url} did not answer the handshake within 10 s"
         except (OSError, WebSocketException) as error:
             return f"cannot connect to {collector.url}: {error}"
+        assert isinstance(socket, FrameSocket)
         try:
             collector.sink.connected(self.number)
             for instrument in self._instruments:
@@ -184,6 +182,7 @@ class Connection:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._talk, socket)
                 tasks.start_soon(self._watch)
+                tasks.start_soon(socket.gather)
                 detail = await self._receive(socket)
                 tasks.cancel_scope.cancel()
             return detail
@@ -191,41 +190,51 @@ class Connection:
             with anyio.move_on_after(2, shield=True):
                 await socket.close()
 
-    async def _receive(self, socket: ClientConnection) -> str:
+    async def _receive(self, socket: FrameSocket) -> str:
         """Hand every frame on until the connection closes; why it did."""
         decoder = self._collector.exchange.decoder(self._collector.market, list(self._instruments.values()))
-        sink, monotonic = self._collector.sink, self._collector.monotonic
-        read = 0
         while True:
             try:
-                frame = await socket.recv(decode=False)
+                frames = await socket.frames()
             except ConnectionClosed as closed:
                 if isinstance(closed.__cause__, PayloadTooBig):
                     self._collector.health.count("frames.oversized")
                     return f"a frame of more than {_FRAME_LIMIT:,} bytes came in"
                 code = closed.rcvd.code if closed.rcvd is not None else 1006
                 return f"the connection closed with code {code}"
-            read += 1
-            if read % _FRAMES_AT_ONCE == 0:
-                await checkpoint()
-            try:
-                message = decoder.decode(frame)
-            except FrameError as error:
-                self._bad_frame(error)
-                continue
-            if type(message) is Trades:
-                if message.instrument not in self._heard:
-                    self._first_frame(message.instrument)
-                self._heard[message.instrument] = monotonic()
-                await sink.take(self.number, message)
-            elif isinstance(message, Pong):
-                self._pinged_at = None
-            elif isinstance(message, Refused):
-                self._refused_request(message)
-            elif isinstance(message, ShuttingDown):
-                self.attention.set()
+            trades: list[Trades] = []
+            for frame in frames:
+                try:
+                    message = decoder.decode(frame)
+                except FrameError as error:
+                    # What came before it is vouched for, what comes after it begins anew.
+                    await self._hand_on(trades)
+                    trades = []
+                    self._bad_frame(error)
+                    continue
+                if type(message) is Trades:
+                    trades.append(message)
+                elif isinstance(message, Pong):
+                    self._pinged_at = None
+                elif isinstance(message, Refused):
+                    self._refused_request(message)
+                elif isinstance(message, ShuttingDown):
+                    self.attention.set()
+            await self._hand_on(trades)
+            # A full socket never waits, and other tasks have their turn too.
+            await checkpoint()
 
-    async def _talk(self, socket: ClientConnection) -> None:
+    async def _hand_on(self, trades: Sequence[Trades]) -> None:
+        if not trades:
+            return
+        now = self._collector.monotonic()
+        for instrument in {message.instrument for message in trades}:
+            if instrument not in self._heard:
+                self._first_frame(instrument)
+            self._heard[instrument] = now
+        await self._collector.sink.take(self.number, *trades)
+
+    async def _talk(self, socket: FrameSocket) -> None:
         """Subscribe in chunks, then keep the heart beating, all within the exchange's message rate."""
         collector, limits = self._collector, self._collector.limits
         symbols = [instrument.symbol for instrument in self._instruments]
@@ -301,3 +310,4 @@ class Connection:
         if self._end is None:
             self._end = (reason, detail)
         self._scope.cancel()
+

@@ -6,6 +6,7 @@ the recorder makes its callers wait too: then the exchange's own socket fills, a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
@@ -78,13 +79,14 @@ class Followed:
     def spans(self) -> list[Span]:
         return self.continuity.spans
 
-    def heard(self, connection: int, event_time: int, since: int) -> None:
-        """A frame of trades came in, sent by the exchange at `event_time`, on a connection that covers nothing before `since`."""
+    def heard(self, connection: int, event_time: int, since: int, heard_at: float) -> None:
+        """A frame of trades came in at `heard_at`, sent by the exchange at `event_time`, on a connection that covers nothing before
+        `since`."""
         if not self.continuity.living:
             self._living_since = event_time
-        self._heard_at = self._monotonic()
+        self._heard_at = heard_at
         self._event_time = event_time
-        self.pace.heard(self._heard_at)
+        self.pace.heard(heard_at)
         self.continuity.heard(connection, max(event_time, since))
 
     def market_time(self) -> int:
@@ -157,36 +159,41 @@ class Recorder:
         """Every instrument that is recorded."""
         return list(self._followed.values())
 
-    async def take(self, connection: int, message: Trades) -> None:
-        """Record a frame of trades. Waits only while the store is so far behind that no more may be held in memory."""
+    async def take(self, connection: int, *messages: Trades) -> None:
+        """Record frames of trades. Waits only while the store is so far behind that no more may be held in memory."""
         await self._until_room()
-        now = self._clock()
-        if not now - _OLDEST_FRAME <= message.event_time <= now + _NEWEST_FRAME:
-            self._health.count("frames.implausible")
-            self.doubted(connection, (message.instrument,))
-            return
-        followed = self._followed.get(message.instrument)
-        if followed is None:
-            return
-        if not followed.continuity.living:
-            self._health.report(str(message.instrument), State.OK)
-        tape, continuity = followed.tape, followed.continuity
-        breaks = continuity.breaks
-        followed.heard(connection, message.event_time, self._connected.get(connection, 0) - _SKEW)
-        if message.set_aside:
-            self._health.count("trades.set_aside", message.set_aside)
-        for trade in message.trades:
-            if trade.timestamp > message.event_time + _SKEW or (followed.numbered and trade.timestamp < message.event_time - _OLDEST_TRADE):
-                self._health.count("trades.implausible")
-                continuity.doubt(connection)
+        now, heard_at, since = self._clock(), self._monotonic(), self._connected.get(connection, 0) - _SKEW
+        broken = False
+        for message in messages:
+            instrument, event_time = message.instrument, message.event_time
+            if not now - _OLDEST_FRAME <= event_time <= now + _NEWEST_FRAME:
+                self._health.count("frames.implausible")
+                self.doubted(connection, (instrument,))
                 continue
-            self._take(followed, trade, LIVE)
-        tape.bound()
+            followed = self._followed.get(instrument)
+            if followed is None:
+                continue
+            continuity = followed.continuity
+            if not continuity.living:
+                self._health.report(str(instrument), State.OK)
+            breaks = continuity.breaks
+            followed.heard(connection, event_time, since, heard_at)
+            if message.set_aside:
+                self._health.count("trades.set_aside", message.set_aside)
+            newest, oldest = event_time + _SKEW, event_time - _OLDEST_TRADE if followed.numbered else -math.inf
+            for trade in message.trades:
+                if oldest <= trade.timestamp <= newest:
+                    self._take(followed, trade, LIVE)
+                else:
+                    self._health.count("trades.implausible")
+                    continuity.doubt(connection)
+            followed.tape.bound()
+            broken = broken or continuity.breaks != breaks
         if len(self._waiting) >= _BATCH:
             self._enough.set()
-        if continuity.breaks != breaks:
-            broken, self._broken = self._broken, anyio.Event()
-            broken.set()
+        if broken:
+            ended, self._broken = self._broken, anyio.Event()
+            ended.set()
 
     async def repaired(self, instrument: Instrument, trades: Sequence[Trade], pieces: Sequence[Piece] = ()) -> int:
         """Record what an exchange told afterwards, by the same road; how many trades of it were new.
@@ -304,10 +311,13 @@ class Recorder:
         """The store holds these durably now."""
         self._saved.set()
         self._saved = anyio.Event()
+        stored: dict[Instrument, list[Trade]] = {}
         for trade in trades:
-            tape = self._tape.get(trade.instrument)
+            stored.setdefault(trade.instrument, []).append(trade)
+        for instrument, some in stored.items():
+            tape = self._tape.get(instrument)
             if tape is not None:
-                tape.save(trade)
+                tape.save(some)
         for piece in pieces:
             tape = self._tape.get(piece.instrument)
             if tape is not None:

@@ -24,7 +24,7 @@ from wadm_mcp.storage.store import Store
 
 _EVERY: Final = 0.25
 """Seconds between entries of the journal, and between looks at it."""
-_BATCH: Final = 5_000
+_BATCH: Final = 10_000
 """Trades in one write to the store; coverage follows with the last of an entry."""
 _BATCHES: Final = 20
 """Writes in a row before rollup and expiry get their turn."""

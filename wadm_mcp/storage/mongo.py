@@ -13,14 +13,14 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple, Self, TypeAlias, TypeVar
 
 import pymongo
-from anyio import CancelScope, fail_after, move_on_after, to_thread
+from anyio import CancelScope, Semaphore, create_task_group, fail_after, move_on_after, to_thread
 from anyio.lowlevel import checkpoint_if_cancelled
 from bson.objectid import ObjectId
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorDatabase
 from pymongo import DeleteOne, IndexModel, ReplaceOne, ReturnDocument, UpdateOne, WriteConcern
 from pymongo.errors import BulkWriteError, CollectionInvalid, OperationFailure, PyMongoError
 
-from wadm_mcp.errors import SettingError, StoreError
+from wadm_mcp.errors import SettingError, StoreError, ours
 from wadm_mcp.model import MINUTE, Instrument, Listing, Lives, Span, Timeframe, Trade, Window
 from wadm_mcp.storage import mongo_documents as documents
 from wadm_mcp.storage.mongo_documents import Document, date
@@ -35,6 +35,8 @@ _DATABASE: Final = "wadm"
 """Where the URL names no database."""
 _CHUNK: Final = 1_000
 """Trades in one insert. Encoding is not interrupted, so more of them would stall the loop."""
+_IN_FLIGHT: Final = 3
+"""Inserts of trades that are under way at once."""
 _DERIVED_CHUNK: Final = 100
 _BATCH: Final = 2_000
 """Documents in one reply, for the same reason."""
@@ -113,8 +115,7 @@ class MongoStore(Store):
             marked = sorted(minutes)
             writes = await self._tell(_count_writes)
             await self._tell(partial(_mark, marked, writes - 1, _SOON))
-            for first in range(0, len(trades), _CHUNK):
-                await self._tell(partial(_insert, "trades", self._encoded(trades[first : first + _CHUNK])))
+            await self._insert_trades(trades)
             for first in range(0, len(packed), _DERIVED_CHUNK):
                 await self._tell(partial(_insert, "pieces", packed[first : first + _DERIVED_CHUNK]))
             await self._tell(partial(_mark, marked, writes, None))
@@ -289,6 +290,27 @@ class MongoStore(Store):
             return found
 
         return MongoState(self._version, self._place, tuple(await self._ask(look)))
+
+    async def _insert_trades(self, trades: Sequence[Trade]) -> None:
+        """Insert in chunks, one of which is encoded here while the server takes another."""
+        room = Semaphore(_IN_FLIGHT)
+
+        async def insert(chunk: Sequence[Trade]) -> None:
+            try:
+                await self._tell(partial(_insert, "trades", self._encoded(chunk)))
+            finally:
+                room.release()
+
+        try:
+            async with create_task_group() as tasks:
+                for first in range(0, len(trades), _CHUNK):
+                    await room.acquire()
+                    tasks.start_soon(insert, trades[first : first + _CHUNK])
+        except ExceptionGroup as group:
+            error = ours(group)
+            if error is None:
+                raise
+            raise error from error.__cause__
 
     def _encoded(self, trades: Sequence[Trade]) -> list[Any]:
         try:

@@ -1,0 +1,170 @@
+"""A loopback exchange that sends as fast as it is read, or at a rate, one frame a send: Binance USD-M `aggTrade`, raw or on a combined
+stream, and the `exchangeInfo` that goes with it.
+
+    python -m benchmarks.feed PORT SYMBOLS RATE:SECONDS...
+
+A rate of 0 sends SECONDS as a number of trades, as fast as they are taken. Prints `listening`; `begun`, once every symbol is subscribed;
+a line `rate sent epoch-ms` when each phase ends. Ids go on over reconnections. It stays until it is ended.
+
+Apart from the simulator, which computes a market, keeps a ledger and answers REST: here the sender must cost next to nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import Final
+from urllib.parse import parse_qs, urlsplit
+
+from websockets.datastructures import Headers
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
+from websockets.sync.server import ServerConnection, serve
+
+TICK, LOT = "0.10", "0.001"
+_POOL: Final = 100_000
+_AT_ONCE: Final = 500
+"""Trades of one flood write."""
+
+
+def symbols(count: int) -> list[str]:
+    """The first ones are the busy ones of every benchmark, the rest are made up."""
+    return ["BTCUSDT", "ETHUSDT", "SOLUSDT", "XRPUSDT", "BNBUSDT", *(f"A{number:03}USDT" for number in range(400))][:count]
+
+
+def exchange_info(names: Sequence[str]) -> dict[str, object]:
+    """What Binance USD-M lists (exchanges.md 6)."""
+    filters = [
+        {"filterType": "PRICE_FILTER", "tickSize": TICK, "minPrice": "0.10", "maxPrice": "1000000"},
+        {"filterType": "LOT_SIZE", "stepSize": LOT, "minQty": "0.001", "maxQty": "1000"},
+    ]
+    listed = [
+        {
+            **{"symbol": name, "pair": name, "contractType": "PERPETUAL", "status": "TRADING", "contractStatus": "TRADING"},
+            **{"baseAsset": name.removesuffix("USDT"), "quoteAsset": "USDT", "marginAsset": "USDT", "filters": filters},
+        }
+        for name in names
+    ]
+    return {"timezone": "UTC", "serverTime": time.time_ns() // 1_000_000, "rateLimits": [], "symbols": listed}
+
+
+class Market:
+    """Trades of some symbols, in turns as busy as their rank says, with prices that walk and sizes that repeat, as a tape's do."""
+
+    def __init__(self, names: Sequence[str], first: int = 1) -> None:
+        draw = random.Random(7)
+        self.names = list(names)
+        self.next_id = dict.fromkeys(names, first)
+        weights = [1.0 if len(names) <= 5 else 1 / (1 + rank) ** 0.7 for rank in range(len(names))]
+        sizes = [f"{draw.choice((0.001, 0.002, 0.005, 0.01, 0.02, 0.1))}" for _ in range(64)]
+        sizes += [f"{10 ** draw.uniform(-3, 0.5):.3f}" for _ in range(64)]
+        walks = {name: 600_000 + 977 * rank for rank, name in enumerate(names)}
+        self._turns: list[tuple[str, str, int, str]] = []
+        """Symbol, figures, fills beyond the first, and whether the buyer was the maker: played round and round."""
+        for name in draw.choices(self.names, weights, k=_POOL):
+            walks[name] += round(draw.gauss(0, 1.2))
+            figures = f'"p":"{walks[name] // 10}.{walks[name] % 10}0","q":"{draw.choice(sizes)}"'
+            self._turns.append((name, figures, int(draw.expovariate(1.2)), draw.choice(("true", "false"))))
+        self._place = 0
+
+    def frame(self, now: int, combined: bool) -> bytes:
+        """The next trade as a whole WebSocket frame."""
+        name, figures, fills, maker = self._turns[self._place]
+        self._place = (self._place + 1) % _POOL
+        number = self.next_id[name]
+        self.next_id[name] = number + 1
+        first = number * 50
+        text = (
+            f'{{"e":"aggTrade","E":{now},"s":"{name}","a":{number},{figures},"f":{first},"l":{first + fills},"T":{now},"m":{maker}}}'
+        )
+        if combined:
+            text = f'{{"stream":"{name.lower()}@aggTrade","data":{text}}}'
+        return b"\x81\x7e" + len(text).to_bytes(2, "big") + text.encode()
+
+
+class Feed:
+    """The exchange: waits for every symbol, then plays its phases, each connection its own symbols and its share of the rate."""
+
+    def __init__(self, names: Sequence[str], phases: Sequence[tuple[float, float]]) -> None:
+        self.names = list(names)
+        self.phases = phases
+        self._ready = threading.Event()
+        self._lock = threading.Lock()
+        self._subscribed: set[str] = set()
+        self._played = False
+        self._left = 0
+
+    def answer(self, _: ServerConnection, request: Request) -> Response | None:
+        """REST beside the sockets."""
+        path = urlsplit(request.path).path
+        if path.endswith("exchangeInfo"):
+            body, status = json.dumps(exchange_info(self.names)), 200
+        elif request.headers.get("Upgrade", "").lower() == "websocket":
+            return None
+        else:
+            body, status = "[]", 200
+        return Response(status, "OK", Headers({"Content-Type": "application/json", "Content-Length": str(len(body))}), body.encode())
+
+    def play(self, connection: ServerConnection) -> None:
+        """One connection: subscriptions, then the phases."""
+        address = urlsplit(connection.request.path if connection.request else "")
+        combined = address.path == "/stream"
+        mine = [topic.partition("@")[0].upper() for topic in parse_qs(address.query).get("streams", [""])[0].split("/") if topic]
+        try:
+            while not mine or not self._all(mine):
+                try:
+                    message = json.loads(connection.recv(timeout=0.2))
+                except TimeoutError:
+                    continue
+                if message.get("method") == "SUBSCRIBE":
+                    mine += [topic.partition("@")[0].upper() for topic in message["params"]]
+                    connection.send(json.dumps({"result": None, "id": message["id"]}))
+            self._phases(connection, Market(mine, time.time_ns() // 1_000_000_000), len(mine) / len(self.names), combined)
+            while True:
+                connection.recv()
+        except (ConnectionClosed, OSError):
+            return
+
+    def _all(self, mine: Sequence[str]) -> bool:
+        with self._lock:
+            self._subscribed.update(mine)
+            if len(self._subscribed) == len(self.names) and not self._ready.is_set():
+                print("begun", flush=True)
+                self._ready.set()
+        return self._ready.is_set()
+
+    def _phases(self, connection: ServerConnection, market: Market, share: float, combined: bool) -> None:
+        sock = connection.socket
+        for rate, amount in self.phases:
+            sent = 0
+            if rate == 0:
+                while sent < amount * share:
+                    now = time.time_ns() // 1_000_000
+                    sock.sendall(b"".join([market.frame(now, combined) for _ in range(_AT_ONCE)]))
+                    sent += _AT_ONCE
+            else:
+                began, wanted, gap = time.monotonic(), int(rate * amount * share), 1 / (rate * share)
+                while sent < wanted:
+                    ahead = began + sent * gap - time.monotonic()
+                    if ahead > 0:
+                        time.sleep(ahead)
+                    sock.sendall(market.frame(time.time_ns() // 1_000_000, combined))
+                    sent += 1
+            print(f"{rate:g} {sent} {time.time_ns() // 1_000_000}", flush=True)
+
+
+def main() -> None:
+    """Serve until ended."""
+    port, count, *phases = sys.argv[1:]
+    feed = Feed(symbols(int(count)), [(float(rate), float(amount)) for rate, amount in (phase.split(":") for phase in phases)])
+    with serve(feed.play, "127.0.0.1", int(port), process_request=feed.answer, compression=None, ping_interval=None) as server:
+        print("listening", flush=True)
+        server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()
