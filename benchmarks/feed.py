@@ -44,8 +44,15 @@ def exchange_info(names: Sequence[str]) -> dict[str, object]:
     ]
     listed = [
         {
-            **{"symbol": name, "pair": name, "contractType": "PERPETUAL", "status": "TRADING", "contractStatus": "TRADING"},
-            **{"baseAsset": name.removesuffix("USDT"), "quoteAsset": "USDT", "marginAsset": "USDT", "filters": filters},
+            "symbol": name,
+            "pair": name,
+            "contractType": "PERPETUAL",
+            "status": "TRADING",
+            "contractStatus": "TRADING",
+            "baseAsset": name.removesuffix("USDT"),
+            "quoteAsset": "USDT",
+            "marginAsset": "USDT",
+            "filters": filters,
         }
         for name in names
     ]
@@ -78,9 +85,7 @@ class Market:
         number = self.next_id[name]
         self.next_id[name] = number + 1
         first = number * 50
-        text = (
-            f'{{"e":"aggTrade","E":{now},"s":"{name}","a":{number},{figures},"f":{first},"l":{first + fills},"T":{now},"m":{maker}}}'
-        )
+        text = f'{{"e":"aggTrade","E":{now},"s":"{name}","a":{number},{figures},"f":{first},"l":{first + fills},"T":{now},"m":{maker}}}'
         if combined:
             text = f'{{"stream":"{name.lower()}@aggTrade","data":{text}}}'
         return b"\x81\x7e" + len(text).to_bytes(2, "big") + text.encode()

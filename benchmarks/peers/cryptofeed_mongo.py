@@ -34,9 +34,7 @@ def main() -> None:
     BinanceFutures.websocket_endpoints = [WebsocketEndpoint(url, options={"compression": None})]
     handler = FeedHandler()
     asyncio.set_event_loop(uvloop.new_event_loop())
-    handler.add_feed(
-        BinanceFutures(symbols=list(symbols), channels=[TRADES], callbacks={TRADES: TradeMongo(database, port=int(port))})
-    )
+    handler.add_feed(BinanceFutures(symbols=list(symbols), channels=[TRADES], callbacks={TRADES: TradeMongo(database, port=int(port))}))
     handler.run()
 
 

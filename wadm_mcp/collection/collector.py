@@ -310,4 +310,3 @@ class Connection:
         if self._end is None:
             self._end = (reason, detail)
         self._scope.cancel()
-

@@ -1,0 +1,291 @@
+"""What recording costs, beside cryptofeed's `TradeMongo` in the same run: CPU of process and database, memory, loss, lateness, stalls.
+
+    python -m benchmarks.recording              prints the table, writes benchmarks/results.json
+    python -m benchmarks.recording paced burst  runs some scenarios and writes nothing
+
+The recording process has one core, the loopback exchange (`feed`), MongoDB and the asking client share another. cryptofeed runs in an
+environment of its own (`make .venv-peers/ready`). Figures of one run compare with each other, not with those of another machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import anyio
+import pymongo
+from mcp.client import Client
+
+from benchmarks.feed import symbols
+from tests.servers import Mongod, free_port, own_mongod
+
+ROOT: Final = Path(__file__).parents[1]
+PEERS: Final = ROOT / ".venv-peers" / "bin" / "python"
+RESULTS: Final = Path(__file__).parent / "results.json"
+SYSTEMS: Final = ("cryptofeed, MongoDB", "WADM, MongoDB", "WADM, SQLite")
+FLOOD: Final = 600_000
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
+
+
+class Recording:
+    """One recorder at work: its feed, its database and what they use."""
+
+    def __init__(self, system: str, phases: list[str], count: int, folder: Path, server: Mongod) -> None:
+        self.system = system
+        self.folder = folder
+        self.names = symbols(count)
+        self._server = server
+        self._server_pid = next(iter(_children_named("mongod")), 0)
+        port = free_port()
+        self.feed = subprocess.Popen(
+            _on_core(1, [sys.executable, "-m", "benchmarks.feed", str(port), str(count), *phases]),
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.line() == "listening"
+        self.port = free_port()
+        self.process = subprocess.Popen(
+            _on_core(0, self._command(port)),
+            cwd=ROOT,
+            env={**os.environ, **self._settings(port)},
+            stdout=subprocess.DEVNULL,
+            stderr=(folder / "log").open("w"),
+        )
+
+    def _command(self, port: int) -> list[str]:
+        if self.system.startswith("cryptofeed"):
+            script = str(ROOT / "benchmarks" / "peers" / "cryptofeed_mongo.py")
+            return [str(PEERS), script, f"ws://127.0.0.1:{port}", str(self._server.port), "tape", ",".join(self.names)]
+        return [sys.executable, "-m", "benchmarks.watched", str(self.folder / "stalls"), "serve"]
+
+    def _settings(self, port: int) -> dict[str, str]:
+        base = f"127.0.0.1:{port}"
+        settings = {
+            "WADM_SYMBOLS": ",".join(self.names),
+            "WADM_EXCHANGES": "binance",
+            "WADM_MARKETS": "linear",
+            "WADM_HISTORY_HOURS": "0",
+            "WADM_BINANCE_LINEAR_WS": f"ws://{base}",
+            "WADM_BINANCE_LINEAR_REST": f"http://{base}",
+            "WADM_DATA_DIR": str(self.folder / "data"),
+            "WADM_PORT": str(self.port),
+            "WADM_MAX_INSTRUMENTS": "500",
+        }
+        return settings | ({"MONGODB_URL": f"{self._server.url}/tape"} if "MongoDB" in self.system else {})
+
+    def line(self) -> str:
+        """The next line that the feed prints."""
+        assert self.feed.stdout is not None
+        return self.feed.stdout.readline().strip()
+
+    @property
+    def cpu(self) -> tuple[float, float]:
+        """CPU seconds so far of the recorder and of MongoDB."""
+        return _cpu(self.process.pid), _cpu(self._server_pid)
+
+    @property
+    def memory(self) -> float:
+        """Resident megabytes of the recorder now."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        found = re.search(r"VmRSS:\s*(\d+)", status)
+        return int(found[1]) / 1024 if found else 0.0
+
+    @property
+    def stored(self) -> int:
+        """Trades in MongoDB."""
+        with pymongo.MongoClient[dict[str, Any]](self._server.url) as client:
+            return client["tape"]["trades"].estimated_document_count()
+
+    def stall(self, since: float) -> float:
+        """Milliseconds of the loop's longest stall since an epoch second."""
+        lines = (self.folder / "stalls").read_text().split("\n")[:-1]
+        return max((float(line.split()[1]) for line in lines if float(line.split()[0]) >= since), default=0.0)
+
+    def watch(self, seconds: float, until: Callable[[], bool] = lambda: False) -> float:
+        """Wait; the peak of memory (MB) meanwhile."""
+        peak, end = 0.0, time.monotonic() + seconds
+        while time.monotonic() < end and not until():
+            peak = max(peak, self.memory)
+            time.sleep(0.25)
+        return peak
+
+    def stop(self) -> None:
+        """End both."""
+        self.process.terminate()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.feed.kill()
+        self.feed.wait()
+
+
+@contextmanager
+def recording(system: str, phases: list[str], count: int = 5) -> Generator[Recording]:
+    """A recorder whose feed has begun."""
+    with own_mongod() as server, tempfile.TemporaryDirectory(prefix="wadm-bench-") as folder:
+        for pid in _children_named("mongod"):
+            subprocess.run(["taskset", "-acp", "1", str(pid)], check=True, stdout=subprocess.DEVNULL)
+        one = Recording(system, phases, count, Path(folder), server)
+        try:
+            assert one.line() == "begun"
+            yield one
+        finally:
+            one.stop()
+
+
+def paced(rate: int, seconds: float = 25) -> Iterator[dict[str, Any]]:
+    """Trades one a send at a lifelike rate: cores used by process and database."""
+    for system in SYSTEMS:
+        with recording(system, [f"{rate}:{seconds + 15:.0f}"]) as one:
+            time.sleep(8)
+            before, began, resting = one.cpu, time.monotonic(), one.memory
+            peak = one.watch(seconds)
+            passed = time.monotonic() - began
+            process, database = ((after - was) / passed for after, was in zip(one.cpu, before, strict=True))
+            row = {"scenario": f"paced {rate}/s", "system": system, "process_cores": process, "mongod_cores": 0.0}
+            if "MongoDB" in system:
+                row["mongod_cores"] = database
+            yield row | {"cores": row["process_cores"] + row["mongod_cores"], "memory_start": resting, "memory_peak": peak}
+
+
+def flood() -> Iterator[dict[str, Any]]:
+    """As fast as the recorder takes them, until all are stored."""
+    for system in SYSTEMS[:2]:
+        with recording(system, [f"0:{FLOOD}"]) as one:
+            resting, began, before, since = one.memory, time.monotonic(), one.cpu, time.time()
+            peak = one.watch(300, lambda: one.stored >= FLOOD)
+            passed = time.monotonic() - began
+            process, database = ((after - was) / FLOOD * 1e6 for after, was in zip(one.cpu, before, strict=True))
+            row = {"scenario": "flood", "system": system, "stored_per_s": one.stored / passed, "process_us": process, "mongod_us": database}
+            row |= {"memory_start": resting, "memory_peak": peak}
+            yield row | ({"stall_ms": one.stall(since)} if system.startswith("WADM") else {})
+
+
+def burst() -> Iterator[dict[str, Any]]:
+    """20,000 trades in one second on top of 2,000/s, while one client asks for the newest trade again and again."""
+    for system in SYSTEMS[1:]:
+        with recording(system, ["2000:25", "22000:1", "2000:14"]) as one:
+            time.sleep(8)
+            resting, since = one.memory, time.time()
+            lateness, took = anyio.run(_ask, one, 15.0)
+            quiet = {"late_p50_ms": _percentile(lateness, 50), "late_p99_ms": _percentile(lateness, 99)}
+            sent_at: list[str] = []
+            burst_took = anyio.run(_ask, one, 8.0)[1]
+            for _ in range(3):
+                sent_at.append(one.line())
+            time.sleep(2)
+            total = sum(int(line.split()[1]) for line in sent_at)
+            gaps = anyio.run(_gaps, one)
+            row = {"scenario": "burst", "system": system, **quiet, "answer_p99_ms": _percentile(took, 99)}
+            row |= {"burst_answer_p99_ms": _percentile(burst_took, 99), "sent": total, "gaps": gaps}
+            yield row | {"memory_start": resting, "memory_peak": one.memory, "stall_ms": one.stall(since)}
+
+
+def many() -> Iterator[dict[str, Any]]:
+    """400 instruments at once, 5,000 trades/s together."""
+    for system in SYSTEMS[1:]:
+        with recording(system, ["5000:60"], 400) as one:
+            since = time.time()
+            time.sleep(5)
+            before, began, resting = one.cpu, time.monotonic(), one.memory
+            peak = one.watch(45)
+            passed = time.monotonic() - began
+            process, database = ((after - was) / passed for after, was in zip(one.cpu, before, strict=True))
+            row = {"scenario": "400 instruments, 5,000/s", "system": system, "process_cores": process, "mongod_cores": database}
+            yield row | {"memory_start": resting, "memory_peak": peak, "stall_ms": one.stall(since + 5)}
+
+
+async def _ask(one: Recording, seconds: float) -> tuple[list[float], list[float]]:
+    """Milliseconds from a trade's send to the end of the first answer that has it, of every trade; and of each answer."""
+    lateness: list[float] = []
+    took: list[float] = []
+    asked = {"exchange": "binance", "market": "linear", "symbol": one.names[0], "limit": 1}
+    async with Client(f"http://127.0.0.1:{one.port}/mcp") as client:
+        end, seen = time.monotonic() + seconds, 0
+        while time.monotonic() < end:
+            began = time.perf_counter()
+            result = await client.call_tool("get_trades", asked)
+            took.append((time.perf_counter() - began) * 1e3)
+            now = time.time() * 1e3
+            assert not result.is_error, result.content
+            newest = _newest(result.structured_content)
+            if seen:
+                # Trades between two answers were sent evenly between their newest ones.
+                lateness += [now - (seen + (newest - seen) * part / 20) for part in range(1, 21) if newest > seen]
+            seen = newest
+    return lateness, took
+
+
+def _newest(answer: Any) -> int:
+    return int(datetime.fromisoformat(answer["coverage"]["newest_trade_at"]).timestamp() * 1e3)
+
+
+async def _gaps(one: Recording) -> int:
+    """Gaps since the recorder began; each market has one before that."""
+    async with Client(f"http://127.0.0.1:{one.port}/mcp") as client:
+        result = await client.call_tool("list_markets", {})
+        table = (result.structured_content or {})["markets"]
+        gaps = table["columns"].index("open_gaps")
+        return sum(row[gaps] - 1 for row in table["rows"])
+
+
+def _percentile(figures: list[float], percent: int) -> float:
+    return sorted(figures)[-(-len(figures) * percent // 100) - 1] if figures else 0.0
+
+
+def _on_core(core: int, command: list[str]) -> list[str]:
+    return ["taskset", "-c", str(core), *command]
+
+
+def _children_named(name: str) -> list[int]:
+    found = subprocess.run(["pgrep", "-P", str(os.getpid()), name], capture_output=True, text=True, check=False)
+    return [int(line) for line in found.stdout.split()]
+
+
+def _cpu(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def machine() -> str:
+    """The processor, its cores, the Python and the day of a run."""
+    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return f"{found[1] if found else platform.processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, {datetime.now(UTC):%Y-%m-%d}"
+
+
+SCENARIOS: Final[dict[str, Callable[[], Iterator[dict[str, Any]]]]] = {
+    "paced": lambda: (row for rate in (2_000, 10_000) for row in paced(rate)),
+    "flood": flood,
+    "burst": burst,
+    "many": many,
+}
+
+
+def main() -> None:
+    """Run what was asked for, or everything."""
+    asked = sys.argv[1:] or list(SCENARIOS)
+    rows: list[dict[str, Any]] = []
+    for name in asked:
+        for row in SCENARIOS[name]():
+            rows.append({key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()})
+            print(json.dumps(rows[-1]), flush=True)
+    if not sys.argv[1:]:
+        RESULTS.write_text(json.dumps({"machine": machine(), "recording": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
