@@ -85,11 +85,11 @@ async def record(store: SqliteStore) -> None:
     day = Footprint.consecutive(hours, LISTINGS[0].scale)
     for listing in LISTINGS:
         for start in range(MIDNIGHT - 7 * DAY, MIDNIGHT, DAY):
-            await _keep(store, listing, Timeframe.D1, {start: day})
-            await _keep(store, listing, Timeframe.H1, {start + hour * HOUR: hours[hour] for hour in range(24)})
-        await _keep(store, listing, Timeframe.H1, {MIDNIGHT + hour * HOUR: hours[hour] for hour in range(10)})
+            await keep(store, listing, Timeframe.D1, {start: day})
+            await keep(store, listing, Timeframe.H1, {start + hour * HOUR: hours[hour] for hour in range(24)})
+        await keep(store, listing, Timeframe.H1, {MIDNIGHT + hour * HOUR: hours[hour] for hour in range(10)})
         known = {start: minutes[start % DAY // MINUTE] for start in range(NOW - 51 * HOUR, NOW, MINUTE)}
-        await _keep(store, listing, Timeframe.M1, known)
+        await keep(store, listing, Timeframe.M1, known)
         for length in (Timeframe.M5, Timeframe.M15):
             bars = {
                 start: Footprint.consecutive([minutes[at % DAY // MINUTE] for at in range(start, start + length.ms, MINUTE)], listing.scale)
@@ -109,7 +109,7 @@ def _trade(listing: Listing, at: int, seq: int, price: int, quantity: int, bough
     return Trade(listing.instrument, at, seq, str(seq), price, quantity, side, 1, listing.scale)
 
 
-async def _keep(store: SqliteStore, listing: Listing, timeframe: Timeframe, footprints: dict[int, Footprint]) -> None:
+async def keep(store: SqliteStore, listing: Listing, timeframe: Timeframe, footprints: dict[int, Footprint]) -> None:
     for some in _some(list(footprints.items()), 200):
         rows = [StoredFootprint(listing.instrument, timeframe, start, footprint) for start, footprint in some]
         flows = [OrderFlow(listing.instrument, timeframe, start, footprint.bar, 0) for start, footprint in some]
@@ -188,7 +188,7 @@ async def connected(transport: str, folder: str) -> AsyncGenerator[Client]:
             process.terminate()
 
 
-class _Stopwatch:
+class Stopwatch:
     """Times calls, and after each one that counts a call of the tool that does nothing: what the machine is slow at, both are."""
 
     def __init__(self, client: Client) -> None:
@@ -242,10 +242,10 @@ async def measure(transport: str, folder: str) -> list[str]:
 
     async with connected(transport, folder) as client:
         for _ in range(200):
-            await _Stopwatch(client).asked("ping", {})
+            await Stopwatch(client).asked("ping", {})
         for name, arguments in CALLS.items():
             for detail in DETAILS:
-                asked, watch = {**arguments, "detail": detail}, _Stopwatch(client)
+                asked, watch = {**arguments, "detail": detail}, Stopwatch(client)
                 for _ in range(3):
                     await watch.asked(name, asked)
                 hot = await watch.hot(name, asked)
@@ -260,11 +260,11 @@ async def measure(transport: str, folder: str) -> list[str]:
 def _told(took: Sequence[float], trivial: Sequence[float]) -> str:
     if not took:
         return ""
-    middle, last = _percentile(took, 50), _percentile(took, 99)
-    return f"{middle:.1f} / {last:.1f} ms ({middle / _percentile(trivial, 50):.1f} / {last / _percentile(trivial, 99):.1f})"
+    middle, last = percentile(took, 50), percentile(took, 99)
+    return f"{middle:.1f} / {last:.1f} ms ({middle / percentile(trivial, 50):.1f} / {last / percentile(trivial, 99):.1f})"
 
 
-def _percentile(took: Sequence[float], percent: int) -> float:
+def percentile(took: Sequence[float], percent: int) -> float:
     """The least of them that so many percent do not exceed."""
     return sorted(took)[-(-len(took) * percent // 100) - 1]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from copy import deepcopy
+from decimal import Decimal
 from functools import reduce
 from itertools import pairwise, permutations
 
@@ -134,6 +135,24 @@ def test_consecutive_stretches_merge_into_what_the_whole_tape_gives(tape: list[T
     assert reduce(Footprint.then, parts) == whole
     assert Footprint.consecutive(parts, SCALE) == whole
     assert reduce(Bar.then, [part.bar for part in parts]) == whole.bar
+
+
+@given(tapes(scales=SCALES, least=1), st.lists(st.integers(0, 60), max_size=5), st.integers(1, 40), st.booleans())
+def test_a_merge_in_rows_has_the_sums_of_each_row_and_reads_back(tape: list[Trade], cuts: list[int], size: int, packed: bool) -> None:
+    parts = parts_of(tape, cuts)
+    if packed:
+        parts = [Footprint.unpack(part.pack()) for part in parts]
+    whole = Footprint.consecutive(parts, SCALE)
+    row = Decimal(size).scaleb(-SCALE.price)
+    units = size * 10 ** (whole.scale.price - SCALE.price)
+    rows: dict[int, list[int]] = {}
+    for price, cell in whole.cells.items():
+        held = rows.setdefault(price - price % units, [0, 0, 0, 0])
+        rows[price - price % units] = [one + two for one, two in zip(held, cell, strict=True)]
+    merged = Footprint.consecutive(parts, SCALE, row=row)
+    assert merged.cells == rows
+    assert merged.bar == whole.bar
+    assert Footprint.unpack(merged.pack(), row) == merged
 
 
 @given(tapes(scales=SCALES), tapes(scales=SCALES), tapes(scales=SCALES), st.booleans())

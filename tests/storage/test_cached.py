@@ -276,7 +276,8 @@ async def test_a_slow_reader_puts_nothing_old_back(market: Market, moody: MoodyC
             go_on.set()
     assert new[0].bar.trade_count == 2
     # The old one is in the cache now, and is not believed.
-    assert Footprint.unpack(*moody.held.values()).bar.trade_count == 1
+    (packed,) = moody.held.values()
+    assert Footprint.unpack(packed).bar.trade_count == 1
     assert await market.through_cache(window) == new[0]
 
 

@@ -55,11 +55,11 @@ def refuse_row_size(call: Call, given: object, why: str, instead: Sequence[Decim
     return call.refuse("row_size", given, f"{why}; {sizes} would do", row_size=instead[-1])
 
 
-async def merged_footprint(view: View, scope: Scope, window: Window) -> Footprint:
-    """Everything traded in a window on all instruments of a scope."""
+async def merged_footprint(view: View, scope: Scope, window: Window, row: Decimal | None = None) -> Footprint:
+    """Everything traded in a window on all instruments of a scope; with `row` its cells may be rows of that size."""
     merged: Footprint | None = None
     for instrument in scope.instruments:
-        footprint = await view.footprint(instrument, window)
+        footprint = await view.footprint(instrument, window, row)
         if merged is None:
             merged = footprint
         elif merged.levels + footprint.levels <= ON_LOOP:

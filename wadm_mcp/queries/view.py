@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from copy import copy
+from decimal import Decimal
 from functools import partial
 from typing import Final, TypeVar
 
@@ -103,19 +104,19 @@ class View:
         both.sort(key=lambda trade: trade.order)
         return both[-limit:] if newest else both[:limit]
 
-    async def footprint(self, instrument: Instrument, window: Window) -> Footprint:
-        """The merge of everything traded in a window of whole minutes."""
+    async def footprint(self, instrument: Instrument, window: Window, row: Decimal | None = None) -> Footprint:
+        """The merge of everything traded in a window of whole minutes; with `row` (in price units) its cells may be rows of that size."""
         live = self._live(instrument, window)
-        merge = partial(self._merged, instrument, live)
+        merge = partial(self._merged, instrument, live, row)
         if self._cached is None or self.alone:
             return await merge(window)
-        return await self._cached.footprint(instrument, window, live, partial(self.bars, instrument, Timeframe.D1), merge)
+        return await self._cached.footprint(instrument, window, live, partial(self.bars, instrument, Timeframe.D1), merge, row)
 
     async def figures(self, key: str, proof: Bar, make: Callable[[], Awaitable[list[int]]]) -> list[int]:
         """Three integers of a closed stretch whose bar is `proof`: those worked out before, or what `make` finds."""
         return await make() if self._cached is None or self.alone else await self._cached.figures(key, proof, make)
 
-    async def _merged(self, instrument: Instrument, live: Mapping[int, Footprint], window: Window) -> Footprint:
+    async def _merged(self, instrument: Instrument, live: Mapping[int, Footprint], row: Decimal | None, window: Window) -> Footprint:
         async def stored(timeframe: Timeframe, part: Window) -> dict[int, Footprint]:
             rows = await self._stored(lambda: self._store.footprints(instrument, timeframe, part))
             return {row.start: row.footprint for row in rows}
@@ -126,8 +127,8 @@ class View:
         if len(pieces) == 1 and (alone := next(iter(pieces.values()))).scale.finest(scale) == alone.scale:
             return alone
         if len(pieces) <= _MERGED_ON_LOOP:
-            return Footprint.consecutive(pieces.values(), scale, give_up=True)
-        return await to_thread.run_sync(partial(Footprint.consecutive, pieces.values(), scale, give_up=True))
+            return Footprint.consecutive(pieces.values(), scale, row=row, give_up=True)
+        return await to_thread.run_sync(partial(Footprint.consecutive, pieces.values(), scale, row=row, give_up=True))
 
     async def bars(self, instrument: Instrument, timeframe: Timeframe, window: Window) -> dict[int, Bar]:
         """Bars by the start of their timeframe's bar, each made only of the window's minutes; those without trades are left out."""

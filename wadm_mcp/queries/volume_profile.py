@@ -10,12 +10,12 @@ from typing import Any, Final
 from anyio import to_thread
 
 from wadm_mcp.analytics import volume_profile as analytics
-from wadm_mcp.analytics.footprint import Footprint
+from wadm_mcp.analytics.footprint import Bar, Footprint
 from wadm_mcp.analytics.volume_profile import MAX_ROWS, Method, Node, VolumeProfile, default_row, row_count, smallest_row, vwap
 from wadm_mcp.model import Timeframe, to_decimal
 from wadm_mcp.queries.arguments import ALL, Call, Detail, read_choice, read_detail, read_whole
 from wadm_mcp.queries.coverage import coverage, lost_bars, nothing_held
-from wadm_mcp.queries.figures import ON_LOOP, Ticks, merged_footprint, read_row_size, refuse_row_size, table
+from wadm_mcp.queries.figures import ON_LOOP, Ticks, merged_bars, merged_footprint, read_row_size, refuse_row_size, table
 from wadm_mcp.queries.numbers import at_decimals, decimal_number, number
 from wadm_mcp.queries.scope import Scope, ask, read_scope
 from wadm_mcp.queries.view import View
@@ -59,8 +59,18 @@ async def volume_profile(
     shown = read_detail(scope.call, detail)
     lost = lost_bars(view.lives, view.clock(), scope.window, Timeframe.H1)
     covered = await coverage(view, scope, lost, figures=BROKEN)
-    footprint = await merged_footprint(view, scope, scope.window)
-    row = _row(scope.call, row_size, size, ticks, footprint)
+    outline = Bar(max(listing.scale for listing in scope.listings))
+    for bar in (await merged_bars(view, scope, Timeframe.D1, scope.window)).values():
+        outline = outline.beside(bar)
+    row = _row(scope.call, row_size, size, ticks, outline)
+    while True:
+        rows = None if row is None else to_decimal(row, outline.scale.price)
+        footprint = await merged_footprint(view, scope, scope.window, rows)
+        row = _row(scope.call, row_size, size, ticks, footprint.bar)
+        if rows is None or row is None or to_decimal(row, footprint.scale.price) == rows:
+            break
+        # The market moved meanwhile, so that its rows are others.
+        outline = footprint.bar
     tick = at_decimals(ticks.finest, footprint.scale.price)
 
     def figures() -> dict[str, Any]:
@@ -71,9 +81,9 @@ async def volume_profile(
     return {**scope.heading(covered), **told, "reading": _reading(scope, covered, told)}
 
 
-def _row(call: Call, given: object, size: Decimal | None, ticks: Ticks, footprint: Footprint) -> int | None:
-    """The row at the footprint's scale, None where nothing traded and none was asked for."""
-    low, high, decimals = footprint.bar.low, footprint.bar.high, footprint.scale.price
+def _row(call: Call, given: object, size: Decimal | None, ticks: Ticks, bar: Bar) -> int | None:
+    """The row at the bar's scale, None where nothing traded and none was asked for."""
+    low, high, decimals = bar.low, bar.high, bar.scale.price
     if low is None or high is None:
         return None
     common = at_decimals(ticks.common, decimals)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from decimal import Decimal
 from hashlib import blake2b
 from typing import Any, Final, TypeAlias
 
@@ -64,11 +65,12 @@ class CachedFootprints:
         live: Iterable[int],
         bars: Callable[[Window], Awaitable[Mapping[int, Bar]]],
         merge: Callable[[Window], Awaitable[Footprint]],
+        row: Decimal | None = None,
     ) -> Footprint:
         """The footprint of a window whose minutes `live` are not, or not only, in the store.
 
         For any part of the window `bars` gives the store's order flow in time order, whatever the bars' lengths, and `merge` makes the
-        footprint. They are called for parts without live minutes, but for the last part.
+        footprint, in rows of `row` where there is one. They are called for parts without live minutes, but for the last part.
         """
         closed = closed_hours(window, live)
         if closed is None:
@@ -76,7 +78,7 @@ class CachedFootprints:
         proof = Bar(Scale(0, 0))
         for bar in (await bars(closed)).values():
             proof = proof.then(bar)
-        parts = [await self._proven(instrument, closed, proof, merge)]
+        parts = [await self._proven(instrument, closed, proof, merge, row)]
         if window.start < closed.start:
             parts.insert(0, await merge(Window(window.start, closed.start)))
         if closed.end < window.end:
@@ -84,12 +86,17 @@ class CachedFootprints:
         return parts[0] if len(parts) == 1 else await to_thread.run_sync(_joined, parts)
 
     async def _proven(
-        self, instrument: Instrument, window: Window, proof: Bar, merge: Callable[[Window], Awaitable[Footprint]]
+        self,
+        instrument: Instrument,
+        window: Window,
+        proof: Bar,
+        merge: Callable[[Window], Awaitable[Footprint]],
+        row: Decimal | None,
     ) -> Footprint:
-        key = f"footprint:{instrument}:{window.start}:{window.end}"
+        key = f"footprint:{instrument}:{window.start}:{window.end}" + (f":{row.normalize()}" if row is not None else "")
         (packed,) = await self._cache.get([key])
         if packed is not None:
-            held = await self._unpacked(key, packed)
+            held = await self._unpacked(key, packed, row)
             if held is not None and _equal(held.bar, proof):
                 return held
         merged = await merge(window)
@@ -111,9 +118,9 @@ class CachedFootprints:
         await self._cache.put(key, msgspec.msgpack.encode((proof.pack(), *made)), LIFE)
         return made
 
-    async def _unpacked(self, key: str, packed: bytes) -> Footprint | None:
+    async def _unpacked(self, key: str, packed: bytes, row: Decimal | None) -> Footprint | None:
         try:
-            return Footprint.unpack(packed) if len(packed) <= _ON_LOOP else await to_thread.run_sync(Footprint.unpack, packed)
+            return Footprint.unpack(packed, row) if len(packed) <= _ON_LOOP else await to_thread.run_sync(Footprint.unpack, packed, row)
         except ValueError:
             await self._cache.forget([key])
             return None

@@ -1,0 +1,143 @@
+"""Whatever pieces a stream comes in, a reader gets the messages that were sent, in order, and the library everything else."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from websockets.asyncio.client import connect
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+from websockets.frames import Frame, Opcode
+from websockets.protocol import State
+
+from wadm_mcp.collection.frames import FrameSocket
+
+pytestmark = pytest.mark.anyio
+
+
+class Exchange:
+    """The other end of one connection."""
+
+    def __init__(self) -> None:
+        self.connection: ServerConnection | None = None
+        self.connected = anyio.Event()
+        self.over = anyio.Event()
+
+    async def serve(self, connection: ServerConnection) -> None:
+        self.connection = connection
+        self.connected.set()
+        await self.over.wait()
+
+
+@asynccontextmanager
+async def connected(max_size: int = 1 << 20) -> AsyncGenerator[tuple[FrameSocket, ServerConnection]]:
+    exchange = Exchange()
+    async with serve(exchange.serve, "127.0.0.1", 0, compression=None, ping_interval=None, close_timeout=1) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        url = f"ws://127.0.0.1:{port}"
+        async with connect(
+            url, create_connection=FrameSocket, compression=None, ping_interval=None, max_size=max_size, close_timeout=1, proxy=None
+        ) as socket:
+            assert isinstance(socket, FrameSocket)
+            await exchange.connected.wait()
+            assert exchange.connection is not None
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(socket.gather)
+                try:
+                    with anyio.fail_after(10):
+                        yield socket, exchange.connection
+                finally:
+                    exchange.over.set()
+                    tasks.cancel_scope.cancel()
+
+
+async def read(socket: FrameSocket, count: int) -> list[bytes]:
+    found: list[bytes] = []
+    while len(found) < count:
+        found += await socket.frames()
+    return found
+
+
+def wire(opcode: Opcode, data: bytes, *, fin: bool = True, mask: bool = False) -> bytes:
+    return Frame(opcode, data, fin).serialize(mask=mask, extensions=[])
+
+
+sizes = st.one_of(st.integers(0, 300), st.integers(65_530, 65_540))
+events = st.one_of(
+    st.tuples(st.just("whole"), sizes), st.tuples(st.just("parts"), st.integers(2, 30)), st.tuples(st.just("ping"), st.integers(0, 20))
+)
+
+
+def as_wire(kind: str, size: int) -> bytes:
+    content = b"x" * size
+    if kind == "ping":
+        return wire(Opcode.PING, content)
+    if kind == "whole":
+        return wire(Opcode.TEXT, content)
+    return wire(Opcode.TEXT, content[:1], fin=False) + wire(Opcode.PING, b"") + wire(Opcode.CONT, content[1:])
+
+
+@given(st.lists(events, max_size=12), st.lists(st.integers(1, 400), min_size=1, max_size=20))
+@settings(max_examples=60, deadline=None)
+def test_messages_come_out_as_they_were_sent_however_the_stream_is_cut(sent: list[tuple[str, int]], cuts: list[int]) -> None:
+    async def check() -> None:
+        async with connected() as (socket, _):
+            stream, place, turn = b"".join(as_wire(*each) for each in sent), 0, 0
+            while place < len(stream):
+                step = cuts[turn % len(cuts)] * (1 if len(stream) < 5_000 else 500)
+                socket.data_received(stream[place : place + step])
+                place, turn = place + step, turn + 1
+            expected = [size for kind, size in sent if kind != "ping"]
+            assert [len(message) for message in await read(socket, len(expected))] == expected
+            assert socket.protocol.state is State.OPEN
+
+    anyio.run(check)
+
+
+async def test_a_ping_between_trades_is_answered() -> None:
+    async with connected() as (socket, exchange):
+        await exchange.send("one")
+        answered = await exchange.ping(b"123")
+        await exchange.send("two")
+        assert await read(socket, 2) == [b"one", b"two"]
+        await answered
+
+
+async def test_the_last_messages_are_read_before_the_end_is_told() -> None:
+    async with connected() as (socket, exchange):
+        await exchange.send("last")
+        await exchange.close(1012)
+        assert await read(socket, 1) == [b"last"]
+        with pytest.raises(ConnectionClosed) as closed:
+            await socket.frames()
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1012
+
+
+async def test_a_reader_that_waits_is_woken_by_the_end() -> None:
+    async with connected() as (socket, exchange), anyio.create_task_group() as tasks:
+        tasks.start_soon(exchange.close)
+        with pytest.raises(ConnectionClosed):
+            await socket.frames()
+
+
+@pytest.mark.parametrize("unlawful", [wire(Opcode.TEXT, b"x", mask=True), b"\xc1\x01x", wire(Opcode.TEXT, b"x" * 1_001)])
+async def test_what_only_the_library_judges_ends_the_connection_after_what_came_before(unlawful: bytes) -> None:
+    async with connected(max_size=1_000) as (socket, exchange):
+        exchange.transport.write(wire(Opcode.TEXT, b"before") + unlawful)
+        assert await read(socket, 1) == [b"before"]
+        with pytest.raises(ConnectionClosed):
+            await socket.frames()
+
+
+async def test_a_reader_that_lags_leaves_the_rest_in_the_kernel() -> None:
+    async with connected() as (socket, _):
+        socket.data_received(wire(Opcode.TEXT, b"x") * 1_500)
+        assert not socket.transport.is_reading()
+        assert len(await read(socket, 1_500)) == 1_500
+        assert socket.transport.is_reading()
