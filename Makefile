@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PEERS := .venv-peers
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint reference report format conformance bench soak clean
@@ -41,7 +42,13 @@ format: $(VENV)/ready ## put the code in shape
 conformance: $(VENV)/ready ## the official MCP suite, the Inspector, mcp-remote and the tool-definition linter
 	$(BIN)/python -m pytest -q tests/conformance
 
-bench: $(VENV)/ready ## measure the hot path, the cache, the import of a day and every tool
+$(PEERS)/ready: benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers/requirements.txt
+	@touch $@
+
+bench: $(VENV)/ready $(PEERS)/ready ## measure recording beside its peer, the hot path, the cache, the import of a day and every tool
+	$(BIN)/python -m benchmarks.recording
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.cache
 	$(BIN)/python -m benchmarks.history
@@ -51,4 +58,4 @@ soak: $(VENV)/ready ## chaos, kills and outages at full rate, for as long as a b
 	WADM_SOAK=1 $(BIN)/python -m pytest -q -s tests/soak tests/end_to_end/test_production_store.py
 
 clean: ## remove what the targets made
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS) build dist *.egg-info .pytest_cache .ruff_cache

@@ -21,7 +21,7 @@ from wadm_mcp.collection.recorder import Recorder
 from wadm_mcp.exchanges.binance import Binance
 from wadm_mcp.exchanges.exchange import Trades
 from wadm_mcp.health import Health
-from wadm_mcp.model import MINUTE, Instrument, Listing, Window
+from wadm_mcp.model import HOUR, MINUTE, Instrument, Listing, Window
 from wadm_mcp.runtime import now_ms
 from wadm_mcp.simulator.market import Market
 from wadm_mcp.storage.sqlite import SqliteStore
@@ -33,7 +33,9 @@ TRADES = 200_000
 
 def frames() -> list[bytes]:
     """Frames of the simulated market, as Binance writes them."""
-    market, minute, made = Market("binance", "spot", "BTCUSDT", rate=100), 1_790_000_040_000, list[bytes]()
+    # Of the last hour: the recorder believes no frame that is much older.
+    minute = (now_ms() - HOUR) // MINUTE * MINUTE
+    market, made = Market("binance", "spot", "BTCUSDT", rate=100), list[bytes]()
     while len(made) < TRADES:
         for fill in market.trades(minute):
             price, quantity = f"{fill.price / 100:.8f}", f"{fill.quantity / 100_000:.8f}"
@@ -81,8 +83,8 @@ async def main() -> None:
     recorder.follow(LISTING, numbered=True)
 
     async def record() -> None:
-        for message in messages:
-            await recorder.take(1, message)
+        for first in range(0, TRADES, 128):
+            await recorder.take(1, *messages[first : first + 128])
 
     # All of it waits at once here; a live writer drains it every 250 ms.
     await timed("record: continuity, tape, footprint", record, base)

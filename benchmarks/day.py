@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -79,13 +79,12 @@ async def measure(trades: int) -> dict[str, Any]:
     return row | {"warm_ms": tools.percentile(warm, 50), "trivial_ms": tools.percentile(watch.trivial, 50)}
 
 
-async def main() -> None:
-    """Print both days."""
+def rows() -> Iterator[dict[str, Any]]:
+    """Both days."""
     for trades in (TRADES // 10, TRADES):
-        row = await measure(trades)
-        print(json.dumps({key: round(value, 2) if isinstance(value, float) else value for key, value in row.items()}), flush=True)
+        yield anyio.run(measure, trades)
 
 
 if __name__ == "__main__":
-    anyio.run(main)
-    sys.exit()
+    for row in rows():
+        print(json.dumps({key: round(value, 2) if isinstance(value, float) else value for key, value in row.items()}), flush=True)

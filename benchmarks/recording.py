@@ -1,6 +1,7 @@
-"""What recording costs, beside cryptofeed's `TradeMongo` in the same run: CPU of process and database, memory, loss, lateness, stalls.
+"""What recording costs, beside cryptofeed's `TradeMongo` in the same run: CPU of process and database, memory, loss, lateness, stalls; and
+what a profile of a busy day takes.
 
-    python -m benchmarks.recording              prints the table, writes benchmarks/results.json
+    python -m benchmarks.recording              prints every row, writes benchmarks/results.json
     python -m benchmarks.recording paced burst  runs some scenarios and writes nothing
 
 The recording process has one core, the loopback exchange (`feed`), MongoDB and the asking client share another. cryptofeed runs in an
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import random
 import re
 import subprocess
 import sys
@@ -20,6 +22,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,8 +30,14 @@ import anyio
 import pymongo
 from mcp.client import Client
 
+from benchmarks import day
 from benchmarks.feed import symbols
+from benchmarks.tools import keep
 from tests.servers import Mongod, free_port, own_mongod
+from wadm_mcp.analytics.footprint import Footprint
+from wadm_mcp.model import DAY, HOUR, MINUTE, Basis, Instrument, Listing, Span, Timeframe, Trade, TradeType
+from wadm_mcp.storage.sqlite import SqliteStore
+from wadm_mcp.storage.store import Derived
 
 ROOT: Final = Path(__file__).parents[1]
 PEERS: Final = ROOT / ".venv-peers" / "bin" / "python"
@@ -209,6 +218,56 @@ def many() -> Iterator[dict[str, Any]]:
             yield row | {"memory_start": resting, "memory_peak": peak, "stall_ms": one.stall(since + 5)}
 
 
+def start() -> Iterator[dict[str, Any]]:
+    """From the start of the process to its first profile of 24 hours, with 30 days of minutes, hours and days in the store."""
+    with tempfile.TemporaryDirectory(prefix="wadm-bench-") as folder, own_mongod() as server:
+        anyio.run(_fill, Path(folder))
+        took: list[float] = []
+        for _ in range(3):
+            one = Recording(SYSTEMS[2], ["100:60"], 1, Path(folder), server)
+            began = time.perf_counter()
+            anyio.run(_first_answer, one)
+            took.append(time.perf_counter() - began)
+            one.stop()
+        yield {"scenario": "start with 30 days", "system": SYSTEMS[2], "first_answer_s": _percentile(took, 50)}
+
+
+async def _fill(folder: Path) -> None:
+    listing = Listing(Instrument("binance", "linear", "BTCUSDT"), Decimal("0.1"), Decimal("0.001"))
+    draw, made = random.Random(5), list[Footprint]()
+    for minute in range(1_440):
+        footprint = Footprint(listing.scale)
+        for number in range(460):
+            price, side = 600_000 + minute + draw.randrange(900), draw.choice(list(TradeType))
+            footprint.add(Trade(listing.instrument, number, number, "", price, draw.randint(1, 5_000), side, 1, listing.scale))
+        made.append(footprint)
+    hours = [Footprint.consecutive(made[first : first + 60], listing.scale) for first in range(0, 1_440, 60)]
+    whole = Footprint.consecutive(hours, listing.scale)
+    today = Timeframe.D1.floor(time.time_ns() // 1_000_000)
+    (folder / "data").mkdir()
+    async with SqliteStore(folder / "data" / "wadm.sqlite") as store:
+        await store.keep_listings([listing])
+        for day in range(today - 30 * DAY, today, DAY):
+            await keep(store, listing, Timeframe.M1, {day + number * MINUTE: each for number, each in enumerate(made)})
+            await keep(store, listing, Timeframe.H1, {day + number * HOUR: each for number, each in enumerate(hours)})
+            await keep(store, listing, Timeframe.D1, {day: whole})
+        await store.write([], [(listing.instrument, Span(today - 30 * DAY, today, 1, 1_000, Basis.EXACT))])
+        await store.derive(Derived(settles=await store.marks()))
+
+
+async def _first_answer(one: Recording) -> None:
+    """Returns with the first answer that is one."""
+    with anyio.fail_after(30):
+        while True:
+            try:
+                async with Client(f"http://127.0.0.1:{one.port}/mcp") as client:
+                    result = await client.call_tool("get_volume_profile", {"symbol": "BTCUSDT", "window": "24h"})
+                    if not result.is_error:
+                        return
+            except Exception:  # noqa: BLE001 - nobody listens yet
+                await anyio.sleep(0.02)
+
+
 async def _ask(one: Recording, seconds: float) -> tuple[list[float], list[float]]:
     """Milliseconds from a trade's send to the end of the first answer that has it, of every trade; and of each answer."""
     lateness: list[float] = []
@@ -264,7 +323,8 @@ def _cpu(pid: int) -> float:
 def machine() -> str:
     """The processor, its cores, the Python and the day of a run."""
     found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    return f"{found[1] if found else platform.processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, {datetime.now(UTC):%Y-%m-%d}"
+    processor = found[1] if found else platform.processor()
+    return f"{processor}, {os.cpu_count()} cores, Python {platform.python_version()}, {datetime.now(UTC):%Y-%m-%d}"
 
 
 SCENARIOS: Final[dict[str, Callable[[], Iterator[dict[str, Any]]]]] = {
@@ -272,6 +332,8 @@ SCENARIOS: Final[dict[str, Callable[[], Iterator[dict[str, Any]]]]] = {
     "flood": flood,
     "burst": burst,
     "many": many,
+    "start": start,
+    "profile": day.rows,
 }
 
 
