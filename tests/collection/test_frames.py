@@ -63,8 +63,8 @@ async def read(socket: FrameSocket, count: int) -> list[bytes]:
     return found
 
 
-def wire(opcode: Opcode, data: bytes, *, fin: bool = True, mask: bool = False) -> bytes:
-    return Frame(opcode, data, fin).serialize(mask=mask, extensions=[])
+def wire(opcode: Opcode, data: bytes, *, fin: bool = True) -> bytes:
+    return Frame(opcode, data, fin).serialize(mask=False, extensions=[])
 
 
 sizes = st.one_of(st.integers(0, 300), st.integers(65_530, 65_540))
@@ -126,7 +126,9 @@ async def test_a_reader_that_waits_is_woken_by_the_end() -> None:
             await socket.frames()
 
 
-@pytest.mark.parametrize("unlawful", [wire(Opcode.TEXT, b"x", mask=True), b"\xc1\x01x", wire(Opcode.TEXT, b"x" * 1_001)])
+@pytest.mark.parametrize(
+    "unlawful", [b"\x81\x81\x01\x02\x03\x04x", b"\xc1\x01x", wire(Opcode.TEXT, b"x" * 1_001)], ids=["masked", "reserved", "long"]
+)
 async def test_what_only_the_library_judges_ends_the_connection_after_what_came_before(unlawful: bytes) -> None:
     async with connected(max_size=1_000) as (socket, exchange):
         exchange.transport.write(wire(Opcode.TEXT, b"before") + unlawful)

@@ -127,6 +127,7 @@ class FrameSocket(ClientConnection):
                 super().data_received(data[place : start + length])
                 if self.protocol.state is not State.OPEN:
                     self._tail = b""
+                    self._tell()
                     return data[start + length :]
             else:
                 self._cuts, self._tail = False, b""
