@@ -1,7 +1,7 @@
 """What recording costs, beside cryptofeed's `TradeMongo` in the same run: CPU of process and database, memory, loss, lateness, stalls; and
 what a profile of a busy day takes.
 
-    python -m benchmarks.recording              prints every row, writes benchmarks/results.json
+    python -m benchmarks.recording              prints every row and what `bars` says, writes benchmarks/results.json
     python -m benchmarks.recording paced burst  runs some scenarios and writes nothing
 
 The recording process has one core, the loopback exchange (`feed`), MongoDB and the asking client share another. cryptofeed runs in an
@@ -31,6 +31,7 @@ import pymongo
 from mcp.client import Client
 
 from benchmarks import day
+from benchmarks.bars import judge
 from benchmarks.feed import symbols
 from benchmarks.tools import keep
 from tests.servers import Mongod, free_port, own_mongod
@@ -107,8 +108,15 @@ class Recording:
     @property
     def memory(self) -> float:
         """Resident megabytes of the recorder now."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        found = re.search(r"VmRSS:\s*(\d+)", status)
+        return self._status("VmRSS")
+
+    @property
+    def highest_memory(self) -> float:
+        """Resident megabytes of the recorder at their highest, as the kernel kept it."""
+        return self._status("VmHWM")
+
+    def _status(self, name: str) -> float:
+        found = re.search(rf"{name}:\s*(\d+)", Path(f"/proc/{self.process.pid}/status").read_text())
         return int(found[1]) / 1024 if found else 0.0
 
     @property
@@ -201,7 +209,7 @@ def burst() -> Iterator[dict[str, Any]]:
             gaps = anyio.run(_gaps, one)
             row = {"scenario": "burst", "system": system, **quiet, "answer_p99_ms": _percentile(took, 99)}
             row |= {"burst_answer_p99_ms": _percentile(burst_took, 99), "sent": total, "gaps": gaps}
-            yield row | {"memory_start": resting, "memory_peak": one.memory, "stall_ms": one.stall(since)}
+            yield row | {"memory_start": resting, "memory_peak": one.highest_memory, "stall_ms": one.stall(since)}
 
 
 def many() -> Iterator[dict[str, Any]]:
@@ -347,6 +355,7 @@ def main() -> None:
             print(json.dumps(rows[-1]), flush=True)
     if not sys.argv[1:]:
         RESULTS.write_text(json.dumps({"machine": machine(), "recording": rows}, indent=1) + "\n")
+        judge(rows)
 
 
 if __name__ == "__main__":
