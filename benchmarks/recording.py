@@ -68,7 +68,8 @@ class Recording:
         self.port = free_port()
         self.process = subprocess.Popen(
             _on_core(0, self._command(port)),
-            cwd=ROOT,
+            # cryptofeed writes a log into the folder it is started in.
+            cwd=folder if system.startswith("cryptofeed") else ROOT,
             env={**os.environ, **self._settings(port)},
             stdout=subprocess.DEVNULL,
             stderr=(folder / "log").open("w"),

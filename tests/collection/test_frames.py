@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
@@ -42,24 +43,24 @@ async def connected(max_size: int = 1 << 20) -> AsyncGenerator[tuple[FrameSocket
         url = f"ws://127.0.0.1:{port}"
         async with connect(
             url, create_connection=FrameSocket, compression=None, ping_interval=None, max_size=max_size, close_timeout=1, proxy=None
-        ) as socket:
-            assert isinstance(socket, FrameSocket)
+        ) as client:
+            assert isinstance(client, FrameSocket)
             await exchange.connected.wait()
             assert exchange.connection is not None
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(socket.gather)
+                tasks.start_soon(client.gather)
                 try:
                     with anyio.fail_after(10):
-                        yield socket, exchange.connection
+                        yield client, exchange.connection
                 finally:
                     exchange.over.set()
                     tasks.cancel_scope.cancel()
 
 
-async def read(socket: FrameSocket, count: int) -> list[bytes]:
+async def read(client: FrameSocket, count: int) -> list[bytes]:
     found: list[bytes] = []
     while len(found) < count:
-        found += await socket.frames()
+        found += await client.frames()
     return found
 
 
@@ -86,60 +87,70 @@ def as_wire(kind: str, size: int) -> bytes:
 @settings(max_examples=60, deadline=None)
 def test_messages_come_out_as_they_were_sent_however_the_stream_is_cut(sent: list[tuple[str, int]], cuts: list[int]) -> None:
     async def check() -> None:
-        async with connected() as (socket, _):
+        async with connected() as (client, _):
             stream, place, turn = b"".join(as_wire(*each) for each in sent), 0, 0
             while place < len(stream):
                 step = cuts[turn % len(cuts)] * (1 if len(stream) < 5_000 else 500)
-                socket.data_received(stream[place : place + step])
+                client.data_received(stream[place : place + step])
                 place, turn = place + step, turn + 1
             expected = [size for kind, size in sent if kind != "ping"]
-            assert [len(message) for message in await read(socket, len(expected))] == expected
-            assert socket.protocol.state is State.OPEN
+            assert [len(message) for message in await read(client, len(expected))] == expected
+            assert client.protocol.state is State.OPEN
 
     anyio.run(check)
 
 
+async def test_frames_gather_after_one_was_read_and_come_once_the_moment_is_over() -> None:
+    async with connected() as (client, exchange):
+        raw = client.transport.get_extra_info("socket")
+        await exchange.send("one")
+        assert await client.frames() == [b"one"]
+        assert raw.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) > 1_000
+        await exchange.send("two")
+        assert await client.frames() == [b"two"]
+
+
 async def test_a_ping_between_trades_is_answered() -> None:
-    async with connected() as (socket, exchange):
+    async with connected() as (client, exchange):
         await exchange.send("one")
         answered = await exchange.ping(b"123")
         await exchange.send("two")
-        assert await read(socket, 2) == [b"one", b"two"]
+        assert await read(client, 2) == [b"one", b"two"]
         await answered
 
 
 async def test_the_last_messages_are_read_before_the_end_is_told() -> None:
-    async with connected() as (socket, exchange):
+    async with connected() as (client, exchange):
         await exchange.send("last")
         await exchange.close(1012)
-        assert await read(socket, 1) == [b"last"]
+        assert await read(client, 1) == [b"last"]
         with pytest.raises(ConnectionClosed) as closed:
-            await socket.frames()
+            await client.frames()
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == 1012
 
 
 async def test_a_reader_that_waits_is_woken_by_the_end() -> None:
-    async with connected() as (socket, exchange), anyio.create_task_group() as tasks:
+    async with connected() as (client, exchange), anyio.create_task_group() as tasks:
         tasks.start_soon(exchange.close)
         with pytest.raises(ConnectionClosed):
-            await socket.frames()
+            await client.frames()
 
 
 @pytest.mark.parametrize(
     "unlawful", [b"\x81\x81\x01\x02\x03\x04x", b"\xc1\x01x", wire(Opcode.TEXT, b"x" * 1_001)], ids=["masked", "reserved", "long"]
 )
 async def test_what_only_the_library_judges_ends_the_connection_after_what_came_before(unlawful: bytes) -> None:
-    async with connected(max_size=1_000) as (socket, exchange):
+    async with connected(max_size=1_000) as (client, exchange):
         exchange.transport.write(wire(Opcode.TEXT, b"before") + unlawful)
-        assert await read(socket, 1) == [b"before"]
+        assert await read(client, 1) == [b"before"]
         with pytest.raises(ConnectionClosed):
-            await socket.frames()
+            await client.frames()
 
 
 async def test_a_reader_that_lags_leaves_the_rest_in_the_kernel() -> None:
-    async with connected() as (socket, _):
-        socket.data_received(wire(Opcode.TEXT, b"x") * 1_500)
-        assert not socket.transport.is_reading()
-        assert len(await read(socket, 1_500)) == 1_500
-        assert socket.transport.is_reading()
+    async with connected() as (client, _):
+        client.data_received(wire(Opcode.TEXT, b"x") * 1_500)
+        assert not client.transport.is_reading()
+        assert len(await read(client, 1_500)) == 1_500
+        assert client.transport.is_reading()

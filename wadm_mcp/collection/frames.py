@@ -1,7 +1,8 @@
 """A WebSocket of which many frames are read in one waking of the event loop.
 
 To be woken costs ten times what a frame does, and an exchange sends a frame for each trade. So a socket that was read waits a moment in
-which frames gather in the kernel, and a reader is given all that came in at once.
+which frames gather in the kernel, and a reader is given all that came in at once. Whole text frames are cut out of the stream here
+(RFC 6455, section 5.2), for less than the library's parser takes; everything else goes through that parser.
 """
 
 from __future__ import annotations
