@@ -35,7 +35,7 @@ def frames() -> list[bytes]:
     """Frames of the simulated market, as Binance writes them."""
     # Of the last hour: the recorder believes no frame that is much older.
     minute = (now_ms() - HOUR) // MINUTE * MINUTE
-    market, made = Market("binance", "spot", "BTCUSDT", rate=100), list[bytes]()
+    market, made = Market("binance", "spot", "BTCUSDT", rate=5_000), list[bytes]()
     while len(made) < TRADES:
         for fill in market.trades(minute):
             price, quantity = f"{fill.price / 100:.8f}", f"{fill.quantity / 100_000:.8f}"

@@ -7,7 +7,8 @@ happens on the event loop, so a reader sees a whole trade or none. Memory is bou
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from typing import Final, NamedTuple, Protocol
 
 import anyio
@@ -20,6 +21,8 @@ UNSAVED_LIMIT: Final = 100_000
 """Trades of all instruments that memory holds for questions while the store does not have them, shared evenly."""
 MINUTES_LIMIT: Final = 120
 """Minutes of an instrument that memory holds while the store does not have their figures."""
+
+_timestamp: Final = attrgetter("timestamp")
 
 
 class Held(Protocol):
@@ -93,20 +96,40 @@ class InstrumentTape:
     def instrument(self) -> Instrument:
         return self.listing.instrument
 
-    def add(self, trade: Trade) -> bool:
-        """Take a trade into its minute. False when that minute stands in the store already, so that the trade came late for it."""
-        minute = trade.timestamp - trade.timestamp % MINUTE
-        if self.newest is None or trade.timestamp >= self.newest.timestamp:
-            self.newest = trade
-        footprint = self.minutes.get(minute)
-        if footprint is None:
-            if minute < self.settled_until:
-                self.revising[minute] += 1
-                return False
-            footprint = self.minutes[minute] = Footprint(self.listing.scale)
-        footprint.add(trade)
-        self.rows[minute] += 1
-        return True
+    def take(self, trades: Sequence[Trade]) -> int:
+        """Take new trades as they came in, and hold them for questions until the store has them; see `add`."""
+        minutes, unsaved = _by_minute(trades), self.unsaved
+        for minute, some in minutes.items():
+            self.waiting[minute] += len(some)
+        for trade in trades:
+            unsaved[trade.trade_id] = trade
+        while len(unsaved) > self.unsaved_limit:
+            # The journal has it.
+            _, oldest = unsaved.popitem(last=False)
+            self.let_go[_minute(oldest)] += 1
+            self.saved_until = max(self.saved_until, oldest.timestamp)
+        return self._add(minutes)
+
+    def add(self, trades: Iterable[Trade]) -> int:
+        """Take trades into their minutes. How many came late, for a minute that stands in the store already?"""
+        return self._add(_by_minute(trades))
+
+    def _add(self, minutes: Mapping[int, Sequence[Trade]]) -> int:
+        late = 0
+        for minute, trades in minutes.items():
+            latest = max(reversed(trades), key=_timestamp)
+            if self.newest is None or latest.timestamp >= self.newest.timestamp:
+                self.newest = latest
+            footprint = self.minutes.get(minute)
+            if footprint is None:
+                if minute < self.settled_until:
+                    self.revising[minute] += len(trades)
+                    late += len(trades)
+                    continue
+                footprint = self.minutes[minute] = Footprint(self.listing.scale)
+            footprint.add(*trades)
+            self.rows[minute] += len(trades)
+        return late
 
     def add_piece(self, minute: int, footprint: Footprint, *, whole: bool = False) -> None:
         """Take in trades of a minute that are known as a footprint alone and wait for the store. Their place in its path is unknown,
@@ -128,22 +151,12 @@ class InstrumentTape:
     def make_minute(self, minute: int, trades: Sequence[Trade]) -> None:
         """Make a live minute anew of all its trades, in `Trade.order`."""
         self.minutes[minute] = footprint = Footprint(self.listing.scale)
-        for trade in trades:
-            footprint.add(trade)
+        footprint.add(*trades)
         self.rows[minute] = len(trades)
 
     def save_piece(self, minute: int) -> None:
         """The store has a piece of a minute durably."""
         _less(self.waiting, minute)
-
-    def keep_unsaved(self, trade: Trade) -> None:
-        """Hold a trade for questions until the store has it; of too many the oldest is let go, the journal has them."""
-        self.unsaved[trade.trade_id] = trade
-        self.waiting[_minute(trade)] += 1
-        if len(self.unsaved) > self.unsaved_limit:
-            _, oldest = self.unsaved.popitem(last=False)
-            self.let_go[_minute(oldest)] += 1
-            self.saved_until = max(self.saved_until, oldest.timestamp)
 
     def save(self, trades: Iterable[Trade]) -> None:
         """The store has these trades of the instrument durably."""
@@ -205,6 +218,18 @@ class InstrumentTape:
 
 def _minute(trade: Trade) -> int:
     return trade.timestamp - trade.timestamp % MINUTE
+
+
+def _by_minute(trades: Iterable[Trade]) -> dict[int, list[Trade]]:
+    minutes: dict[int, list[Trade]] = {}
+    for trade in trades:
+        at = trade.timestamp
+        minute = at - at % MINUTE
+        if minute in minutes:
+            minutes[minute].append(trade)
+        else:
+            minutes[minute] = [trade]
+    return minutes
 
 
 def _less(counts: Counter[int], minute: int, by: int = 1) -> None:

@@ -147,7 +147,7 @@ class World:
             if tape.newest is None or one.timestamp >= tape.newest.timestamp:
                 tape.newest = one
             if Timeframe.M1.floor(one.timestamp) + Timeframe.M1.ms > settled_until:
-                tape.add(one)
+                tape.add([one])
             for length in Timeframe:
                 start = length.floor(one.timestamp)
                 if start + length.ms <= settled_until:

@@ -221,7 +221,7 @@ async def test_live_minutes_are_merged_from_the_tape_and_never_held(market: Mark
     tape = market.view._tape[BTC]
     await market.trade(T0)
     for quantity in (5, 7):
-        tape.add(trade(900 + quantity, T0 + 8 * HOUR + 5 * MINUTE, quantity=quantity))
+        tape.add([trade(900 + quantity, T0 + 8 * HOUR + 5 * MINUTE, quantity=quantity)])
         live = tape.minutes_in(window)
         found = await market.cached.footprint(BTC, window, live, market.bars, market.bare)
         assert found == await market.bare(window)

@@ -67,51 +67,65 @@ class Bar(msgspec.Struct, gc=False, array_like=True, forbid_unknown_fields=True)
         """Taker buy volume minus taker sell volume."""
         return self.buy_volume - self.sell_volume
 
-    def add(self, trade: Trade) -> None:
-        """Count a trade. Open and close are exact whatever the order of arrival.
+    def add(self, *trades: Trade) -> None:
+        """Count trades, one after the other. Open and close are exact whatever the order of arrival.
 
         A trade that lies before the last one by (timestamp, seq) makes `min_delta` and `max_delta` None for good: the path
         between is unknown.
         """
-        if trade.scale is not self.scale and trade.scale != self.scale:
-            self._refine(trade.scale)
-            trade = _at(trade, self.scale)
-        price, quantity, at, seq = trade.price, trade.quantity, trade.timestamp, trade.seq
-        buys, sells = self.buy_volume, self.sell_volume
-        if trade.trade_type is _BUY:
-            self.buy_volume = buys = buys + quantity
+        self._fold(self._alike(trades))
+
+    def _alike(self, trades: Sequence[Trade]) -> Sequence[Trade]:
+        """The trades at the scale of the bar, which becomes the finest of all."""
+        scale = self.scale
+        for trade in trades:
+            if trade.scale is not scale and trade.scale != scale:
+                break
         else:
-            self.sell_volume = sells = sells + quantity
-        self.notional += price * quantity
-        high, low = self.high, self.low
-        if high is None or low is None:
-            self.open = self.high = self.low = self.close = price
-            self.min_delta = self.max_delta = buys - sells
-            self.trade_count = trade.fills
-            self.first_at = self.last_at = at
-            self.first_seq = self.last_seq = seq
-            return
-        self.trade_count += trade.fills
-        if price > high:
-            self.high = price
-        elif price < low:
-            self.low = price
-        last_at = self.last_at
-        if at > last_at or (at == last_at and seq >= self.last_seq):
-            self.close, self.last_at, self.last_seq = price, at, seq
-            lowest, highest = self.min_delta, self.max_delta
-            if lowest is not None and highest is not None:
-                delta = buys - sells
-                if seq == self.first_seq and at == self.first_at:
-                    self.min_delta = self.max_delta = delta
-                elif delta < lowest:
-                    self.min_delta = delta
-                elif delta > highest:
-                    self.max_delta = delta
-            return
-        self.min_delta = self.max_delta = None
-        if at < self.first_at or (at == self.first_at and seq < self.first_seq):
-            self.open, self.first_at, self.first_seq = price, at, seq
+            return trades
+        for trade in trades:
+            self._refine(trade.scale)
+        return [_at(trade, self.scale) for trade in trades]
+
+    def _fold(self, trades: Iterable[Trade]) -> None:
+        """Count trades at the bar's scale. Hot: every trade comes through here, so the figures are locals meanwhile."""
+        high, low, close, fills, notional = self.high, self.low, self.close, self.trade_count, self.notional
+        buys, sells, lowest, highest = self.buy_volume, self.sell_volume, self.min_delta, self.max_delta
+        first_at, first_seq, last_at, last_seq = self.first_at, self.first_seq, self.last_at, self.last_seq
+        for trade in trades:
+            price, quantity, at, seq = trade.price, trade.quantity, trade.timestamp, trade.seq
+            if trade.trade_type is _BUY:
+                buys += quantity
+            else:
+                sells += quantity
+            notional += price * quantity
+            fills += trade.fills
+            if high is None or low is None:
+                self.open = high = low = close = price
+                lowest = highest = buys - sells
+                first_at, first_seq, last_at, last_seq = at, seq, at, seq
+                continue
+            if price > high:
+                high = price
+            elif price < low:
+                low = price
+            if at > last_at or (at == last_at and seq >= last_seq):
+                close, last_at, last_seq = price, at, seq
+                if lowest is not None and highest is not None:
+                    delta = buys - sells
+                    if seq == first_seq and at == first_at:
+                        lowest = highest = delta
+                    elif delta < lowest:
+                        lowest = delta
+                    elif delta > highest:
+                        highest = delta
+                continue
+            lowest = highest = None
+            if at < first_at or (at == first_at and seq < first_seq):
+                self.open, first_at, first_seq = price, at, seq
+        self.high, self.low, self.close, self.trade_count, self.notional = high, low, close, fills, notional
+        self.buy_volume, self.sell_volume, self.min_delta, self.max_delta = buys, sells, lowest, highest
+        self.first_at, self.first_seq, self.last_at, self.last_seq = first_at, first_seq, last_at, last_seq
 
     def rescaled(self, scale: Scale) -> Bar:
         """A copy with more decimals; `ValueError` where the bar has more decimals than `scale`."""
@@ -230,26 +244,26 @@ class Footprint:
         """What the integers of bar and cells stand for."""
         return self.bar.scale
 
-    def add(self, trade: Trade) -> None:
-        """Count a trade; see `Bar.add`."""
+    def add(self, *trades: Trade) -> None:
+        """Count trades, one after the other; see `Bar.add`."""
+        before = self.scale
         bar = self.bar
-        if trade.scale is not bar.scale and trade.scale != bar.scale:
-            self._refine(trade.scale)
-            trade = _at(trade, bar.scale)
-        bar.add(trade)
-        cells = self._cells
-        if cells is None:
-            cells = self.cells
-        try:
-            cell = cells[trade.price]
-        except KeyError:
-            cell = cells[trade.price] = [0, 0, 0, 0]
-        if trade.trade_type is _BUY:
-            cell[0] += trade.quantity
-            cell[2] += trade.fills
-        else:
-            cell[1] += trade.quantity
-            cell[3] += trade.fills
+        alike = bar._alike(trades)
+        cells = self.cells
+        if bar.scale != before:
+            cells = self.cells = _refined(cells, before, bar.scale)
+        bar._fold(alike)
+        for trade in alike:
+            try:
+                cell = cells[trade.price]
+            except KeyError:
+                cell = cells[trade.price] = [0, 0, 0, 0]
+            if trade.trade_type is _BUY:
+                cell[0] += trade.quantity
+                cell[2] += trade.fills
+            else:
+                cell[1] += trade.quantity
+                cell[3] += trade.fills
 
     def rescaled(self, scale: Scale) -> Footprint:
         """The same footprint with more decimals, sharing nothing with this one; `ValueError` for fewer decimals."""

@@ -136,8 +136,7 @@ def _whole(
     # Rows of one millisecond stay as the file has them.
     trades.sort(key=attrgetter("timestamp"))
     footprint = Footprint(listing.scale)
-    for trade in trades:
-        footprint.add(trade)
+    footprint.add(*trades)
     yield PackedPiece(minute, WHOLE, WHOLE, footprint.pack(), footprint.bar.trade_count)
 
 

@@ -69,8 +69,7 @@ def _merged(trades: Sequence[Trade], pieces: Sequence[Piece]) -> Footprint:
 
 def _footprint(trades: Sequence[Trade], scale: Scale) -> Footprint:
     footprint = Footprint(scale)
-    for trade in trades:
-        footprint.add(trade)
+    footprint.add(*trades)
     return footprint
 
 

@@ -118,8 +118,7 @@ class Follower:
             tape.drop_minute(minute)
         if since is not None:
             tape.settled_until = max(tape.settled_until, since)
-        for trade in fresh:
-            tape.add(trade)
+        tape.add(fresh)
         for minute, (trades, pieces) in changed.items():
             tape.make_minute(minute, trades)
             for piece in pieces:

@@ -8,6 +8,7 @@ proven afterwards, if at all, by the exchange's newest trades reaching over both
 from __future__ import annotations
 
 from bisect import insort
+from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
@@ -27,7 +28,8 @@ class Observed(Spans):
 
     def __init__(self, known: Iterable[Span] = (), recent: Sequence[Trade] = ()) -> None:
         super().__init__()
-        self._ids: dict[str, None] = {}
+        self._ids: OrderedDict[str, None] = OrderedDict()
+        """Oldest first. (Of a plain dict the first is found in linear time once many have left.)"""
         self._vouches: dict[int, Held | None] = {}
         """The span that each living connection's own stretch lies in; None until it has brought a trade of now."""
         self._frame = (0, 0)
@@ -43,7 +45,7 @@ class Observed(Spans):
         if newest is not None and last is not None:
             self._edges[newest] = _Edges("", {trade.trade_id for trade in recent if trade.timestamp == last.timestamp})
         self._held = sorted([*_joined(mine), *self._held], key=lambda span: span.start)
-        self._ids = dict.fromkeys([*(trade.trade_id for trade in recent), *self._ids])
+        self._ids = OrderedDict.fromkeys([*(trade.trade_id for trade in recent), *self._ids])
         self.breaks += 1
 
     @property
@@ -60,7 +62,7 @@ class Observed(Spans):
             # What is long past does not come again on a connection, and would displace what may.
             self._ids[trade.trade_id] = None
             if len(self._ids) > REMEMBERED_IDS:
-                del self._ids[next(iter(self._ids))]
+                self._ids.popitem(last=False)
         if reason == LIVE:
             self._vouch(trade)
         return not known

@@ -79,15 +79,14 @@ class Followed:
     def spans(self) -> list[Span]:
         return self.continuity.spans
 
-    def heard(self, connection: int, event_time: int, since: int, heard_at: float) -> None:
-        """A frame of trades came in at `heard_at`, sent by the exchange at `event_time`, on a connection that covers nothing before
-        `since`."""
-        if not self.continuity.living:
-            self._living_since = event_time
-        self._heard_at = heard_at
-        self._event_time = event_time
+    def heard(self, event_time: int, heard_at: float) -> None:
+        """The newest of some frames of trades was sent by the exchange at `event_time`, and came in at `heard_at`."""
+        self._event_time, self._heard_at = event_time, heard_at
         self.pace.heard(heard_at)
-        self.continuity.heard(connection, max(event_time, since))
+
+    def revived(self, event_time: int) -> None:
+        """The first connection to deliver, or the first one after all had ended, does so from this moment of the exchange on."""
+        self._living_since = event_time
 
     def market_time(self) -> int:
         """How far the market's time has come as this instrument's frames tell it: never past now, behind it when frames come late."""
@@ -162,38 +161,71 @@ class Recorder:
     async def take(self, connection: int, *messages: Trades) -> None:
         """Record frames of trades. Waits only while the store is so far behind that no more may be held in memory."""
         await self._until_room()
-        now, heard_at, since = self._clock(), self._monotonic(), self._connected.get(connection, 0) - _SKEW
-        broken = False
+        by_instrument: dict[Instrument, list[Trades]] = {}
         for message in messages:
-            instrument, event_time = message.instrument, message.event_time
-            if not now - _OLDEST_FRAME <= event_time <= now + _NEWEST_FRAME:
-                self._health.count("frames.implausible")
-                self.doubted(connection, (instrument,))
-                continue
+            if message.instrument in by_instrument:
+                by_instrument[message.instrument].append(message)
+            else:
+                by_instrument[message.instrument] = [message]
+        broken = False
+        for instrument, frames in by_instrument.items():
             followed = self._followed.get(instrument)
-            if followed is None:
-                continue
-            continuity = followed.continuity
-            if not continuity.living:
-                self._health.report(str(instrument), State.OK)
-            breaks = continuity.breaks
-            followed.heard(connection, event_time, since, heard_at)
-            if message.set_aside:
-                self._health.count("trades.set_aside", message.set_aside)
-            newest, oldest = event_time + _SKEW, event_time - _OLDEST_TRADE if followed.numbered else -math.inf
-            for trade in message.trades:
-                if oldest <= trade.timestamp <= newest:
-                    self._take(followed, trade, LIVE)
-                else:
-                    self._health.count("trades.implausible")
-                    continuity.doubt(connection)
-            followed.tape.bound()
-            broken = broken or continuity.breaks != breaks
+            if followed is not None:
+                breaks = followed.continuity.breaks
+                self._keep(followed, self._new(followed, connection, frames))
+                followed.tape.bound()
+                broken = broken or followed.continuity.breaks != breaks
         if len(self._waiting) >= _BATCH:
             self._enough.set()
         if broken:
             ended, self._broken = self._broken, anyio.Event()
             ended.set()
+
+    def _new(self, followed: Followed, connection: int, frames: Iterable[Trades]) -> list[Trade]:
+        """What these frames of an instrument bring that was not held before, from now on held."""
+        now, since = self._clock(), self._connected.get(connection, 0) - _SKEW
+        continuity, seen, fresh = followed.continuity, None, list[Trade]()
+        repeated = 0
+        for frame in frames:
+            event_time = frame.event_time
+            if not now - _OLDEST_FRAME <= event_time <= now + _NEWEST_FRAME:
+                self._health.count("frames.implausible")
+                continuity.doubt(connection)
+                continue
+            if not continuity.living:
+                followed.revived(event_time)
+                self._health.report(str(followed.tape.instrument), State.OK)
+            continuity.heard(connection, max(event_time, since))
+            seen = event_time
+            if frame.set_aside:
+                self._health.count("trades.set_aside", frame.set_aside)
+            newest, oldest = event_time + _SKEW, event_time - _OLDEST_TRADE if followed.numbered else -math.inf
+            for trade in frame.trades:
+                if not oldest <= trade.timestamp <= newest:
+                    self._health.count("trades.implausible")
+                    continuity.doubt(connection)
+                elif continuity.take(trade, LIVE):
+                    fresh.append(trade)
+                else:
+                    repeated += 1
+        if seen is not None:
+            followed.heard(seen, self._monotonic())
+        if repeated:
+            self._health.count("trades.repeated", repeated)
+        return fresh
+
+    def _keep(self, followed: Followed, trades: Sequence[Trade]) -> None:
+        """Trades that are new, on the rest of their road."""
+        if not trades:
+            return
+        tape = followed.tape
+        if not tape.settled_until:
+            tape.settled_until = trades[0].timestamp - trades[0].timestamp % MINUTE
+        late = tape.take(trades)
+        if late:
+            self._health.count("trades.late", late)
+        self._waiting += trades
+        self.taken += len(trades)
 
     async def repaired(self, instrument: Instrument, trades: Sequence[Trade], pieces: Sequence[Piece] = ()) -> int:
         """Record what an exchange told afterwards, by the same road; how many trades of it were new.
@@ -228,7 +260,11 @@ class Recorder:
         if followed is None:
             return 0
         tape, continuity = followed.tape, followed.continuity
-        new = sum(trade.fills for trade in trades if self._take(followed, trade, reason))
+        fresh = [trade for trade in trades if continuity.take(trade, reason)]
+        if len(fresh) < len(trades):
+            self._health.count("trades.repeated", len(trades) - len(fresh))
+        self._keep(followed, fresh)
+        new = sum(trade.fills for trade in fresh)
         for piece in pieces:
             bar = piece.footprint.bar
             whole = isinstance(continuity, Observed)
@@ -239,21 +275,6 @@ class Recorder:
         tape.bound()
         self._enough.set()
         return new
-
-    def _take(self, followed: Followed, trade: Trade, reason: str) -> bool:
-        """One trade on its road; was it new?"""
-        tape = followed.tape
-        if not followed.continuity.take(trade, reason):
-            self._health.count("trades.repeated")
-            return False
-        if not tape.settled_until:
-            tape.settled_until = trade.timestamp - trade.timestamp % MINUTE
-        if not tape.add(trade):
-            self._health.count("trades.late")
-        tape.keep_unsaved(trade)
-        self._waiting.append(trade)
-        self.taken += 1
-        return True
 
     async def _until_room(self) -> None:
         while Entry(self._waiting, (), self._pieces).weight >= WAITING_LIMIT:
