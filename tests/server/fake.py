@@ -179,7 +179,7 @@ class FakeRuntime:
         """One more trade on the tape of Binance."""
         self._trades += 1
         new = trade(self._trades, at if at is not None else self.clock() - 1, price, 100, side)
-        self.tape[SPOT].add(new)
+        self.tape[SPOT].add([new])
         self.tape[SPOT].unsaved[new.trade_id] = new
 
 

@@ -613,6 +613,21 @@ async def test_an_older_schema_is_migrated_once(url: str, plain: Plain, monkeypa
     assert plain["schema"].distinct("version") == [SCHEMA_VERSION + 1]
 
 
+async def test_a_trade_that_an_older_schema_stored_is_not_stored_twice(url: str, plain: Plain) -> None:
+    some = [trade(1), trade(2), trade(3, T0 + 2 * MINUTE)]
+    async with MongoStore(url, LIVES) as store:
+        await store.write(some, [])
+    for number, row in enumerate(list(plain["trades"].find({}))):
+        plain["trades"].delete_one({"_id": row["_id"]})
+        plain["trades"].insert_one({**row, "_id": ObjectId(row["_id"].binary[:4] + number.to_bytes(8, "big"))})
+    plain["schema"].update_one({}, {"$set": {"version": 2}})
+    for _ in range(2):
+        async with MongoStore(url, LIVES) as store:
+            await store.write(some, [])
+            assert await every_trade(store) == some
+    assert plain["schema"].distinct("version") == [SCHEMA_VERSION]
+
+
 async def test_the_database_of_another_program_is_refused_and_left_alone(url: str, plain: Plain) -> None:
     plain["trades"].insert_one({"price": 1.5})
     with pytest.raises(StoreError, match="holds trades that no WADM wrote: set MONGODB_URL to another database"):

@@ -36,7 +36,7 @@ trades = st.builds(
 
 
 def decoded(trade: Trade) -> dict[str, Any]:
-    return bson.decode(bytes(documents.trade_document(trade).raw), OPTIONS)
+    return bson.decode(bytes(documents.trade_documents([trade])[0].raw), OPTIONS)
 
 
 @given(st.integers(-(10**34) + 1, 10**34 - 1), st.integers(0, 40))
@@ -73,7 +73,7 @@ def test_a_number_that_another_program_wrote_is_read_too() -> None:
 def test_a_trade_comes_back_as_it_was_and_its_bytes_are_what_plain_bson_writes(one: Trade) -> None:
     document = decoded(one)
     assert documents.trade_of(one.instrument, document) == one
-    assert bson.encode(document) == documents.trade_document(one).raw
+    assert bson.encode(document) == documents.trade_documents([one])[0].raw
 
 
 def test_a_trade_has_the_fields_and_types_of_the_data_model() -> None:
@@ -115,10 +115,22 @@ def test_a_trade_has_one_id_whoever_writes_it_and_whatever_its_scale() -> None:
     assert len({here, *(decoded(other)["_id"] for other in others)}) == 5
 
 
+def test_ids_of_numbered_trades_come_in_their_order() -> None:
+    ids = [decoded(trade(number, T0 + number // 3))["_id"] for number in range(999_990, 1_000_010)]
+    assert ids == sorted(ids)
+
+
+@pytest.mark.parametrize("name", ["7", "07", "0", "7 ", "٧", str(2**36 - 1), str(2**36), str(2**36 + 7), "+7", "1_0", "7" * 40, "b-7"])
+def test_no_two_names_of_trades_share_an_id(name: str) -> None:
+    others = ["7", "07", "0", "7 ", "٧", str(2**36 - 1), str(2**36), str(2**36 + 7), "+7", "1_0", "10", "7" * 40, "b-7", ""]
+    found = {other: decoded(trade(1, trade_id=other))["_id"] for other in others}
+    assert [other for other, one in found.items() if one == found[name]] == [name]
+
+
 @pytest.mark.parametrize("one", [trade(2**63), trade(1, price=-1), trade(1, quantity=2**64), trade(1, fills=2**31)])
 def test_a_number_that_has_no_room_is_refused(one: Trade) -> None:
     with pytest.raises(ValueError, match=f"trade {one.trade_id} of binance:spot:BTCUSDT"):
-        documents.trade_document(one)
+        documents.trade_documents([one])
 
 
 def test_a_profile_has_the_fields_and_types_of_the_data_model() -> None:

@@ -16,6 +16,7 @@ import pymongo
 from anyio import CancelScope, Semaphore, create_task_group, fail_after, move_on_after, to_thread
 from anyio.lowlevel import checkpoint_if_cancelled
 from bson.objectid import ObjectId
+from bson.raw_bson import RawBSONDocument
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorDatabase
 from pymongo import DeleteOne, IndexModel, ReplaceOne, ReturnDocument, UpdateOne, WriteConcern
 from pymongo.errors import BulkWriteError, CollectionInvalid, OperationFailure, PyMongoError
@@ -312,9 +313,9 @@ class MongoStore(Store):
                 raise
             raise error from error.__cause__
 
-    def _encoded(self, trades: Sequence[Trade]) -> list[Any]:
+    def _encoded(self, trades: Sequence[Trade]) -> list[RawBSONDocument]:
         try:
-            return [documents.trade_document(trade) for trade in trades]
+            return documents.trade_documents(trades)
         except ValueError as error:
             raise StoreError(f"{self._place} cannot keep what it is given: {error}") from error
 
@@ -581,7 +582,23 @@ async def _forget_the_one_lease(database: Database) -> None:
     await database["leases"].delete_one({"_id": "recorder"})
 
 
-_MIGRATIONS: Final[Mapping[int, Callable[[Database], Awaitable[None]]]] = {1: _forget_the_one_lease}
+async def _name_trades_anew(database: Database) -> None:
+    """Schema 2 made every `_id` of a trade by hash. What a journal still brings is of minutes that are marked: those get theirs of today,
+    or it would be stored twice."""
+    trades = database["trades"]
+    for found in await _gathered(database["marks"].find({})):
+        mark = documents.mark_of(found)
+        times = {"$gte": date(mark.minute), "$lt": date(mark.minute + MINUTE)}
+        held = await _gathered(trades.find(mark.instrument._asdict() | {"timestamp": times}))
+        for first in range(0, len(held), _CHUNK):
+            chunk = held[first : first + _CHUNK]
+            renamed = documents.trade_documents(documents.trade_of(mark.instrument, row) for row in chunk)
+            old = [row["_id"] for row, new in zip(chunk, renamed, strict=True) if row["_id"] != new["_id"]]
+            await _insert("trades", renamed, database)
+            await trades.delete_many({"_id": {"$in": old}})
+
+
+_MIGRATIONS: Final[Mapping[int, Callable[[Database], Awaitable[None]]]] = {1: _forget_the_one_lease, 2: _name_trades_anew}
 """What turns a database of one schema version into the next."""
 
 

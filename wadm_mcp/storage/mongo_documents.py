@@ -8,7 +8,7 @@ A document that cannot be read raises `ValueError`, `TypeError` or `KeyError`; t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from hashlib import blake2b
@@ -42,6 +42,10 @@ _COEFFICIENT: Final = 113
 _HIGH: Final = _COEFFICIENT - 64
 _LARGEST: Final = 10**_DIGITS
 _BUY: Final = TradeType.BUY
+_NUMBER: Final = 36
+"""Bits of a trade's number in an `_id`, beside 28 of its instrument. Binance counts in 33 today."""
+_NUMBERS: Final = 1 << _NUMBER
+_DIGITS_OF_NUMBER: Final = len(str(_NUMBERS))
 _SIDES: Final = {side.value: side for side in TradeType}
 
 
@@ -73,38 +77,46 @@ def integer_of(value: Decimal128) -> tuple[int, int]:
     return (integer, -exponent) if exponent <= 0 else (integer * 10**exponent, 0)
 
 
-def trade_document(trade: Trade) -> RawBSONDocument:
-    """A document of `trades`, its BSON written straight from the integers: a trade is what there are most of.
+def trade_documents(trades: Iterable[Trade]) -> list[RawBSONDocument]:
+    """Documents of `trades`, their BSON written straight from the integers: trades are what there are most of.
 
-    Its `_id` is the trade's second and 64 bits of hash of its identity, so that a trade stored twice is one document.
+    The `_id` is the trade's second and 64 bits of its identity, so that a trade stored twice is one document. They come in the order of
+    the trades, nearly: what grows at its end costs the server less, and less disk.
     `ValueError` for a number that 64 bits (`fills`: 32) cannot hold.
     """
-    form = _form(trade.instrument)
-    side = form.buy if trade.trade_type is _BUY else form.sell
-    trade_id = trade.trade_id.encode()
-    price_decimals, quantity_decimals = trade.scale
-    identity = form.identity.copy()
-    identity.update(trade_id)
-    try:
-        head = side.head.pack(
-            side.size + len(trade_id),
-            b"\x07_id\0",
-            (trade.timestamp // SECOND & 0xFFFFFFFF).to_bytes(4, "big") + identity.digest(),
-            form.before_price,
-            trade.price,
-            _BIAS - price_decimals << _HIGH,
-            b"\x13quantity\0",
-            trade.quantity,
-            _BIAS - quantity_decimals << _HIGH,
-            b"\x09timestamp\0",
-            trade.timestamp,
-            side.before_id,
-            len(trade_id) + 1,
-        )
-        tail = form.tail.pack(form.after_id, trade.fills, b"\x12seq\0", trade.seq)
-    except struct_error as error:
-        raise ValueError(f"trade {trade.trade_id} of {trade.instrument} has a number that is too large or negative ({error})") from None
-    return RawBSONDocument(head + trade_id + tail)
+    rows: list[RawBSONDocument] = []
+    for trade in trades:
+        instrument, at, name = trade.instrument, trade.timestamp, trade.trade_id
+        trade_id = name.encode()
+        form = _form(instrument, trade.trade_type is _BUY, trade.scale, len(trade_id))
+        number = int(name) if len(name) <= _DIGITS_OF_NUMBER and name.isdecimal() and name.isascii() else 0
+        if number and number < _NUMBERS and name[0] != "0":
+            identity = form.code | number
+        else:
+            hashed = form.identity.copy()
+            hashed.update(trade_id)
+            identity = int.from_bytes(hashed.digest())
+        try:
+            row = form.pack(
+                form.begin,
+                ((at // SECOND & 0xFFFFFFFF) << 64 | identity).to_bytes(12),
+                form.before_price,
+                trade.price,
+                form.before_quantity,
+                trade.quantity,
+                form.before_time,
+                at,
+                form.before_id,
+                trade_id,
+                form.after_id,
+                trade.fills,
+                b"\x12seq\0",
+                trade.seq,
+            )
+        except struct_error as error:
+            raise ValueError(f"trade {name} of {instrument} has a number that is too large or negative ({error})") from None
+        rows.append(RawBSONDocument(row))
+    return rows
 
 
 def trade_of(instrument: Instrument, document: Mapping[str, Any]) -> Trade:
@@ -343,40 +355,42 @@ def _scale(price: int, quantity: int) -> Scale:
     return Scale(price, quantity)
 
 
-class _Side(NamedTuple):
-    """What is constant in the documents of one instrument's trades of one side."""
-
-    head: Struct
-    size: int
-    """Bytes of the document without those of its `trade_id`."""
-    before_id: bytes
-
-
 class _Form(NamedTuple):
-    """What is constant in the documents of one instrument's trades."""
+    """What is constant in the documents of one instrument's trades of one side, scale and length of id."""
 
-    identity: blake2b
+    pack: Callable[..., bytes]
+    begin: bytes
     before_price: bytes
-    buy: _Side
-    sell: _Side
+    before_quantity: bytes
+    before_time: bytes
+    before_id: bytes
     after_id: bytes
-    tail: Struct
+    identity: blake2b
+    """Hash of the instrument, to be gone on with a trade's id."""
+    code: int
+    """The first bits of that hash, where a trade's number has the last: together they are one of all instruments' trades."""
 
 
-@lru_cache(maxsize=1024)
-def _form(instrument: Instrument) -> _Form:
+@lru_cache(maxsize=8192)
+def _form(instrument: Instrument, bought: bool, scale: Scale, id_size: int) -> _Form:
     before_price = _text("symbol", instrument.symbol) + b"\x13price\0"
+    before_quantity = _high(scale.price) + b"\x13quantity\0"
+    before_time = _high(scale.quantity) + b"\x09timestamp\0"
+    before_id = _text("trade_type", TradeType.BUY if bought else TradeType.SELL) + b"\x02trade_id\0" + (id_size + 1).to_bytes(4, "little")
     after_id = b"\0" + _text("exchange", instrument.exchange) + _text("market", instrument.market) + b"\x10fills\0"
     # The pad byte at the end is the one that ends a document.
-    tail = Struct(f"<{len(after_id)}si5sqx")
-    buy, sell = (_side(trade_type, before_price, tail) for trade_type in TradeType)
-    return _Form(blake2b(f"{instrument}\0".encode(), digest_size=8), before_price, buy, sell, after_id, tail)
+    layout = Struct(
+        f"<9s12s{len(before_price)}sQ{len(before_quantity)}sQ{len(before_time)}sq{len(before_id)}s{id_size}s{len(after_id)}si5sqx"
+    )
+    identity = blake2b(f"{instrument}\0".encode(), digest_size=8)
+    code = int.from_bytes(identity.digest()) >> _NUMBER << _NUMBER
+    begin = layout.size.to_bytes(4, "little") + b"\x07_id\0"
+    return _Form(layout.pack, begin, before_price, before_quantity, before_time, before_id, after_id, identity, code)
 
 
-def _side(trade_type: TradeType, before_price: bytes, tail: Struct) -> _Side:
-    before_id = _text("trade_type", trade_type) + b"\x02trade_id\0"
-    head = Struct(f"<i5s12s{len(before_price)}sQQ10sQQ11sq{len(before_id)}si")
-    return _Side(head, head.size + tail.size, before_id)
+def _high(decimals: int) -> bytes:
+    """The upper half of a Decimal128 whose coefficient fits the lower one."""
+    return (_BIAS - decimals << _HIGH).to_bytes(8, "little")
 
 
 def _text(name: str, value: str) -> bytes:

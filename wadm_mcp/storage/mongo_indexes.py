@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from wadm_mcp.model import HOUR, SECOND, Lives, Timeframe
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 
 SCHEMA: Final = "schema"
 """The collection whose one document says which WADM the others are for."""
