@@ -6,8 +6,9 @@ happens on the event loop, so a reader sees a whole trade or none. Memory is bou
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from operator import attrgetter
 from typing import Final, NamedTuple, Protocol
 
@@ -17,8 +18,10 @@ from wadm_mcp.analytics.footprint import Footprint
 from wadm_mcp.errors import UnknownSymbol
 from wadm_mcp.model import MINUTE, Instrument, Listing, Span, Trade, Window
 
-UNSAVED_LIMIT: Final = 100_000
+UNSAVED_LIMIT: Final = 80_000
 """Trades of all instruments that memory holds for questions while the store does not have them, shared evenly."""
+_LOTS: Final = 16
+"""The part of them that is let go at once, where they are too many."""
 MINUTES_LIMIT: Final = 120
 """Minutes of an instrument that memory holds while the store does not have their figures."""
 
@@ -68,8 +71,8 @@ class InstrumentTape:
         """Trades that each of these minutes was made of, one by one; whoever derives a minute compares them with what the store holds."""
         self.adopted = False
         """Is what the store held before in it? Until then the minutes may lack trades of an earlier process."""
-        self.unsaved: OrderedDict[str, Trade] = OrderedDict()
-        """Trades that are not yet durable, by id, oldest first. (Of a plain dict the first is found in linear time once many have left.)"""
+        self.unsaved: dict[str, Trade] = {}
+        """Trades that are not yet durable, by id, oldest first."""
         self.unsaved_limit = UNSAVED_LIMIT
         self.waiting: Counter[int] = Counter()
         """Trades by minute that the store does not hold yet, whether memory still has them or the journal alone."""
@@ -103,12 +106,18 @@ class InstrumentTape:
             self.waiting[minute] += len(some)
         for trade in trades:
             unsaved[trade.trade_id] = trade
-        while len(unsaved) > self.unsaved_limit:
-            # The journal has it.
-            _, oldest = unsaved.popitem(last=False)
-            self.let_go[_minute(oldest)] += 1
-            self.saved_until = max(self.saved_until, oldest.timestamp)
+        if len(unsaved) > self.unsaved_limit:
+            self._let_go(len(unsaved) - self.unsaved_limit + self.unsaved_limit // _LOTS)
         return self._add(minutes)
+
+    def _let_go(self, count: int) -> None:
+        """Let the oldest unsaved trades go: the journal has them. Many at once, for the way to the first one leads over all that left."""
+        gone = list(islice(self.unsaved.values(), count))
+        for trade in gone:
+            del self.unsaved[trade.trade_id]
+        self.saved_until = max(self.saved_until, *map(_timestamp, gone))
+        for minute, some in _by_minute(gone).items():
+            self.let_go[minute] += len(some)
 
     def add(self, trades: Iterable[Trade]) -> int:
         """Take trades into their minutes. How many came late, for a minute that stands in the store already?"""
@@ -158,23 +167,14 @@ class InstrumentTape:
         """The store has a piece of a minute durably."""
         _less(self.waiting, minute)
 
-    def save(self, trades: Iterable[Trade]) -> None:
+    def save(self, trades: Collection[Trade]) -> None:
         """The store has these trades of the instrument durably."""
-        unsaved, stored, let_go = self.unsaved, Counter[int](), Counter[int]()
-        latest = self.saved_until
-        for trade in trades:
-            at = trade.timestamp
-            minute = at - at % MINUTE
-            stored[minute] += 1
-            if unsaved.pop(trade.trade_id, None) is None:
-                let_go[minute] += 1
-            if at > latest:
-                latest = at
-        self.saved_until = latest
-        for minute, count in stored.items():
-            _less(self.waiting, minute, count)
-        for minute, count in let_go.items():
-            _less(self.let_go, minute, count)
+        unsaved = self.unsaved
+        self.saved_until = max(self.saved_until, *map(_timestamp, trades))
+        for minute, some in _by_minute(trades).items():
+            held = sum(unsaved.pop(trade.trade_id, None) is not None for trade in some)
+            _less(self.waiting, minute, len(some))
+            _less(self.let_go, minute, len(some) - held)
 
     def revised(self, minute: int, trades: int) -> None:
         """So many late trades of a minute are in its stored figures now."""
@@ -214,10 +214,6 @@ class InstrumentTape:
     def minutes_in(self, window: Window) -> dict[int, Footprint]:
         """Footprints of the window's minutes that stand above the store's, by start."""
         return {start: footprint for start, footprint in self.minutes.items() if start in window}
-
-
-def _minute(trade: Trade) -> int:
-    return trade.timestamp - trade.timestamp % MINUTE
 
 
 def _by_minute(trades: Iterable[Trade]) -> dict[int, list[Trade]]:

@@ -184,22 +184,25 @@ class Recorder:
     def _new(self, followed: Followed, connection: int, frames: Iterable[Trades]) -> list[Trade]:
         """What these frames of an instrument bring that was not held before, from now on held."""
         now, since = self._clock(), self._connected.get(connection, 0) - _SKEW
-        continuity, seen, fresh = followed.continuity, None, list[Trade]()
+        continuity, fresh = followed.continuity, list[Trade]()
+        seen: int | None = None
+        oldest = newest = 0.0
         repeated = 0
         for frame in frames:
             event_time = frame.event_time
-            if not now - _OLDEST_FRAME <= event_time <= now + _NEWEST_FRAME:
-                self._health.count("frames.implausible")
-                continuity.doubt(connection)
-                continue
-            if not continuity.living:
-                followed.revived(event_time)
-                self._health.report(str(followed.tape.instrument), State.OK)
-            continuity.heard(connection, max(event_time, since))
-            seen = event_time
+            if event_time != seen:
+                if not now - _OLDEST_FRAME <= event_time <= now + _NEWEST_FRAME:
+                    self._health.count("frames.implausible")
+                    continuity.doubt(connection)
+                    continue
+                if not continuity.living:
+                    followed.revived(event_time)
+                    self._health.report(str(followed.tape.instrument), State.OK)
+                continuity.heard(connection, max(event_time, since))
+                newest, oldest = event_time + _SKEW, event_time - _OLDEST_TRADE if followed.numbered else -math.inf
+                seen = event_time
             if frame.set_aside:
                 self._health.count("trades.set_aside", frame.set_aside)
-            newest, oldest = event_time + _SKEW, event_time - _OLDEST_TRADE if followed.numbered else -math.inf
             for trade in frame.trades:
                 if not oldest <= trade.timestamp <= newest:
                     self._health.count("trades.implausible")
