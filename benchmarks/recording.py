@@ -44,7 +44,7 @@ ROOT: Final = Path(__file__).parents[1]
 PEERS: Final = ROOT / ".venv-peers" / "bin" / "python"
 RESULTS: Final = Path(__file__).parent / "results.json"
 SYSTEMS: Final = ("cryptofeed, MongoDB", "WADM, MongoDB", "WADM, SQLite")
-FLOOD: Final = 600_000
+FLOOD: Final = 1_000_000
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
@@ -56,6 +56,7 @@ class Recording:
         self.folder = folder
         self.names = symbols(count)
         self._server = server
+        self._client = pymongo.MongoClient[dict[str, Any]](server.url)
         self._server_pid = next(iter(_children_named("mongod")), 0)
         port = free_port()
         self.feed = subprocess.Popen(
@@ -123,8 +124,7 @@ class Recording:
     @property
     def stored(self) -> int:
         """Trades in MongoDB."""
-        with pymongo.MongoClient[dict[str, Any]](self._server.url) as client:
-            return client["tape"]["trades"].estimated_document_count()
+        return self._client["tape"]["trades"].estimated_document_count()
 
     def stall(self, since: float) -> float:
         """Milliseconds of the loop's longest stall since an epoch second."""
@@ -141,6 +141,7 @@ class Recording:
 
     def stop(self) -> None:
         """End both."""
+        self._client.close()
         self.process.terminate()
         try:
             self.process.wait(20)

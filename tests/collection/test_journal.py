@@ -191,6 +191,21 @@ def crashed(folder: Path) -> Path:
     return left
 
 
+@pytest.mark.parametrize("most", [1, 2, 3, 7, 100])
+async def test_what_follows_a_batch_can_be_read_before_that_is_released(tmp_path: Path, most: int) -> None:
+    async with Journal(tmp_path, ROOM) as journal:
+        for first in range(1, 30, 5):
+            await journal.append(entry(first, 5))
+        ahead = [await next_of(journal, most)]
+        while (following := await journal.next(most, after=ahead[-1])) is not None:
+            ahead.append(following)
+        assert await journal.next(most) == ahead[0]
+        for each in ahead:
+            assert await journal.next(most) == each
+            await journal.release(each)
+        assert await journal.next(most) is None
+
+
 @given(entries)
 def test_every_field_comes_back_as_it_went_in(given_entry: Entry) -> None:
     record = pack(given_entry)

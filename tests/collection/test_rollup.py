@@ -370,7 +370,7 @@ async def test_a_stop_writes_the_batch_that_failed_before_and_what_came_after_it
         await r.trade(trade(1))
         write = r.store.write
 
-        async def fail(*_: object) -> None:
+        async def fail(*_: object, **__: object) -> None:
             raise StoreError("disk full")
 
         monkeypatch.setattr(r.store, "write", fail)

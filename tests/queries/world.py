@@ -14,7 +14,7 @@ from wadm_mcp.analytics.footprint import Footprint
 from wadm_mcp.errors import QueryError
 from wadm_mcp.model import DAY, Basis, Instrument, Listing, Lives, Span, Timeframe, Trade, TradeType, Window
 from wadm_mcp.queries.view import View
-from wadm_mcp.storage.store import Derived, Mark, OrderFlow, Piece, Profile, Store, StoredFootprint, StoreState
+from wadm_mcp.storage.store import Derived, Mark, OrderFlow, Piece, Profile, Store, StoredFootprint, StoreState, Turn, at_once
 from wadm_mcp.tape import Tape
 
 LINEAR = Instrument("binance", "linear", "ETHUSDT")
@@ -36,7 +36,9 @@ class MemoryStore(Store):
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         return None
 
-    async def write(self, trades: Sequence[Trade], spans: Sequence[tuple[Instrument, Span]], pieces: Sequence[Piece] = ()) -> None:
+    async def write(
+        self, trades: Sequence[Trade], spans: Sequence[tuple[Instrument, Span]], pieces: Sequence[Piece] = (), *, turn: Turn = at_once
+    ) -> None:
         assert not pieces
         for one in trades:
             self.kept[one.instrument].append(one)

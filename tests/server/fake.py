@@ -23,7 +23,7 @@ from wadm_mcp.server.server import WadmServer, build_server
 from wadm_mcp.settings import Settings
 from wadm_mcp.storage.cache import InProcessCache
 from wadm_mcp.storage.cached import CachedAnswers
-from wadm_mcp.storage.store import Derived, Mark, OrderFlow, Piece, Profile, StoredFootprint, StoreState
+from wadm_mcp.storage.store import Derived, Mark, OrderFlow, Piece, Profile, StoredFootprint, StoreState, Turn, at_once
 from wadm_mcp.tape import Tape
 from wadm_mcp.tracking import Tracking
 from wadm_mcp.web import build_app
@@ -45,7 +45,9 @@ class EmptyStore:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         return None
 
-    async def write(self, trades: Sequence[Trade], spans: Sequence[tuple[Instrument, Span]], pieces: Sequence[Piece] = ()) -> None:
+    async def write(
+        self, trades: Sequence[Trade], spans: Sequence[tuple[Instrument, Span]], pieces: Sequence[Piece] = (), *, turn: Turn = at_once
+    ) -> None:
         raise NotImplementedError
 
     async def pieces(self, instrument: Instrument, window: Window) -> list[Piece]:

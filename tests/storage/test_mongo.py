@@ -118,8 +118,9 @@ async def test_documents_are_the_data_models_whoever_reads_them(url: str, plain:
     assert (held["symbol"], held["end"]) == ("BTCUSDT", datetime.fromtimestamp(T0 / SECOND, UTC).replace(microsecond=5_000))
 
 
-async def test_documents_and_indexes_rest_in_compressed_blocks(url: str, plain: Plain) -> None:
+async def test_documents_and_indexes_rest_in_compressed_blocks_and_trades_have_no_index_of_ids(url: str, plain: Plain) -> None:
     async with MongoStore(url, LIVES):
+        assert set(plain.command("collStats", "trades")["indexSizes"]) == {"instrument_time", "life"}
         for name in collections(LIVES):
             stats = plain.command("collStats", name, indexDetails=True)
             for made in (stats["wiredTiger"], *stats["indexDetails"].values()):
@@ -179,6 +180,16 @@ async def test_each_trouble_is_one_clear_line(url: str, plain: Plain, code: int,
         assert type(error.value) is kind
         assert plain.name in str(error.value)
         assert "\n" not in str(error.value)
+
+
+async def test_inserts_that_fail_at_once_are_one_error(url: str, plain: Plain) -> None:
+    batch = [trade(seq, T0 + seq) for seq in range(4_000)]
+    async with MongoStore(url, LIVES) as store:
+        with failing(plain, "insert", times=4, errorCode=14031), pytest.raises(StoreUnreachable, match="is full"):
+            await store.write(batch, [(BTC, span(T0, T0))])
+        assert await store.spans(BTC, EVER) == []
+        await store.write(batch, [(BTC, span(T0, T0))])
+        assert await every_trade(store) == batch
 
 
 async def test_a_lost_connection_is_named_and_the_next_try_succeeds(url: str, plain: Plain) -> None:

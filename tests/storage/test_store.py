@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from wadm_mcp.errors import StoreError
 from wadm_mcp.model import MINUTE, Basis, Instrument, Listing, Scale, Span, Timeframe, Trade, TradeType, Window
 from wadm_mcp.storage.store import Derived, Lives, Mark, Store
 
@@ -221,6 +222,25 @@ async def test_a_mark_set_anew_is_not_cleared_by_whoever_saw_the_old_one(store: 
 async def test_settling_a_mark_that_was_never_set_changes_nothing(store: Store) -> None:
     await store.derive(Derived(settles=[Mark(ETH, T0, 1)]))
     assert await store.marks() == []
+
+
+async def test_a_batch_claims_nothing_before_its_turn(store: Store) -> None:
+    async def turn() -> None:
+        assert await store.spans(BTC, EVER) == []
+
+    await store.write([trade(1)], [(BTC, span(T0, T0 + 1))], turn=turn)
+    assert (await every_trade(store), await store.spans(BTC, EVER)) == ([trade(1)], [span(T0, T0 + 1)])
+
+
+async def test_a_batch_whose_turn_never_comes_claims_nothing(store: Store) -> None:
+    async def turn() -> None:
+        raise StoreError("what came before failed")
+
+    with pytest.raises(StoreError, match="what came before failed"):
+        await store.write([trade(1)], [(BTC, span(T0, T0 + 1))], turn=turn)
+    assert await store.spans(BTC, EVER) == []
+    await store.write([trade(1)], [(BTC, span(T0, T0 + 1))])
+    assert (await every_trade(store), await store.spans(BTC, EVER)) == ([trade(1)], [span(T0, T0 + 1)])
 
 
 async def test_coverage_alone_marks_no_minute(store: Store) -> None:

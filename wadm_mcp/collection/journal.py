@@ -30,9 +30,10 @@ from wadm_mcp.collection.segment import HEADER, Entry, Place, SegmentReader, Unr
 from wadm_mcp.errors import JournalFull, StoreError
 from wadm_mcp.model import Instrument, Span, Trade
 from wadm_mcp.storage.store import Piece
+from wadm_mcp.tape import UNSAVED_LIMIT
 
-REMEMBERED: Final = 20_000
-"""Trades and spans kept in memory beside the disk, so that a store that keeps up costs no reading."""
+REMEMBERED: Final = UNSAVED_LIMIT
+"""Trades and spans kept in memory beside the disk, so that a store that keeps up costs no reading. The tape holds the same trades."""
 SEGMENT_BYTES: Final = 8_000_000
 """A segment that has reached this is followed by a new one."""
 RECORD_TRADES: Final = 5_000
@@ -140,13 +141,14 @@ class Journal:
         """
         await self._run(partial(self._append, entry))
 
-    async def next(self, most: int = RECORD_TRADES) -> Batch | None:
+    async def next(self, most: int = RECORD_TRADES, after: Batch | None = None) -> Batch | None:
         """The oldest trades not released, up to about `most` (at least 1), and their coverage; None when nothing is left.
 
-        The same again until they are released. An entry with more trades than `most` comes in several batches, its spans with the
-        last. A batch may hold no trade, and where coverage is withheld nothing at all: it is released like any other.
+        The same again until they are released; with `after` what follows that batch, before it is released. An entry with more trades
+        than `most` comes in several batches, its spans with the last. A batch may hold no trade, and where coverage is withheld nothing at
+        all: it is released like any other.
         """
-        return await self._run(partial(self._next, most))
+        return await self._run(partial(self._next, most, after))
 
     async def release(self, batch: Batch) -> None:
         """The store has this batch, and all before it, durably. Segments of which nothing is left to hand out are deleted."""
@@ -307,24 +309,24 @@ class Journal:
         entry, _ = self._memory.pop(key)
         self._weight -= entry.weight
 
-    def _next(self, most: int) -> Batch | None:
+    def _next(self, most: int, after: Batch | None) -> Batch | None:
         if self._left():
             # A quiet market appends nothing that would sync what came before; the writer's asking does.
             self._sync()
         while True:
             try:
-                return self._gather(most)
+                return self._gather(most, self._released if after is None else max(self._released, after.end))
             except Unreadable as found:
                 self._set_aside(found)
                 self._settle()
 
-    def _gather(self, most: int) -> Batch | None:
-        end = self._released
+    def _gather(self, most: int, end: Place) -> Batch | None:
+        began = end
         trades: list[Trade] = []
         spans: dict[tuple[Instrument, int, int], tuple[Instrument, Span]] = {}
         pieces: list[Piece] = []
         weight = 0
-        for start, entry, after in self._records(self._released):
+        for start, entry, after in self._records(began):
             fresh = entry.trades[start.taken :]
             adds = entry.weight - start.taken
             if weight and weight + adds > most:
@@ -337,7 +339,7 @@ class Journal:
             if not self._doubtful(start):
                 spans |= {(instrument, span.start, span.first_seq): (instrument, span) for instrument, span in entry.spans}
             end = after
-        return None if end == self._released else Batch(trades, list(spans.values()), end, pieces)
+        return None if end == began else Batch(trades, list(spans.values()), end, pieces)
 
     def _records(self, place: Place) -> Iterator[tuple[Place, Entry, Place]]:
         """Every record from a place on: its own place, what it holds, where it ends. `Unreadable` for one that cannot be read."""

@@ -7,25 +7,28 @@ journal is full too, the recorder makes the sockets wait.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 from typing import Final
 
 import anyio
 
-from wadm_mcp.collection.journal import RECORD_TRADES, Journal
+from wadm_mcp.collection.journal import RECORD_TRADES, Batch, Journal
 from wadm_mcp.collection.recorder import Followed, Recorder
 from wadm_mcp.collection.rollup import Rollup
 from wadm_mcp.collection.segment import Entry
-from wadm_mcp.errors import JournalFull, StoreError, StoreUnreachable
+from wadm_mcp.errors import JournalFull, StoreError, StoreUnreachable, ours
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
 from wadm_mcp.model import Lives
-from wadm_mcp.storage.store import Store
+from wadm_mcp.storage.store import Store, Turn
 
 _EVERY: Final = 0.25
 """Seconds between entries of the journal, and between looks at it."""
 _BATCH: Final = 10_000
 """Trades in one write to the store; coverage follows with the last of an entry."""
+_AT_ONCE: Final = 2
+"""Writes that are on their way at once, so that the store has something to do while one claims its coverage."""
 _BATCHES: Final = 20
 """Writes in a row before rollup and expiry get their turn."""
 _ROLLUP_EVERY: Final = 1.0
@@ -143,29 +146,45 @@ class Writer:
                 async with self._storing:
                     await self._once("expiry", self._expire)
 
-    async def _drain(self) -> None:
-        while await self._drain_batch():
-            pass
-
     async def _drain_some(self) -> None:
         """What is due besides must not wait for a backlog that is long."""
         async with self._storing:
             if self._failing:
                 # With nothing to write, only this proves that the store is back.
                 await self._store.state()
-            for _ in range(_BATCHES):
-                if not await self._drain_batch():
-                    self._caught_up = True
-                    return
+            if await self._drain(_BATCHES):
+                self._caught_up = True
 
-    async def _drain_batch(self) -> bool:
+    async def _drain(self, most: float = math.inf) -> bool:
+        """Bring batches into the store until it has all that the journal held, or so many; has it all?
+
+        One is read and one begins to be stored while another is on its way. Where one fails, those after it claim nothing.
+        """
+        room = anyio.Semaphore(_AT_ONCE)
+        before = anyio.Event()
+        before.set()
         batch = await self._journal.next(_BATCH)
-        if batch is None:
-            return False
-        await self._store.write(batch.trades, batch.spans, batch.pieces)
+        try:
+            async with anyio.create_task_group() as tasks:
+                while batch is not None and most > 0:
+                    await room.acquire()
+                    stored = anyio.Event()
+                    tasks.start_soon(self._save, batch, before.wait, stored, room)
+                    before, most = stored, most - 1
+                    batch = await self._journal.next(_BATCH, after=batch)
+        except ExceptionGroup as group:
+            error = ours(group)
+            if error is None:
+                raise
+            raise error from error.__cause__
+        return batch is None
+
+    async def _save(self, batch: Batch, turn: Turn, stored: anyio.Event, room: anyio.Semaphore) -> None:
+        await self._store.write(batch.trades, batch.spans, batch.pieces, turn=turn)
         self._recorder.saved(batch.trades, batch.pieces)
         await self._journal.release(batch)
-        return True
+        stored.set()
+        room.release()
 
     async def _expire(self) -> None:
         while await self._store.expire(self._clock(), self._lives):

@@ -26,9 +26,9 @@ from wadm_mcp.model import MINUTE, Instrument, Listing, Lives, Span, Timeframe, 
 from wadm_mcp.storage import mongo_documents as documents
 from wadm_mcp.storage.mongo_documents import Document, date
 from wadm_mcp.storage.mongo_errors import damaged, is_duplicate, is_refusal_of_user, plain_words
-from wadm_mcp.storage.mongo_indexes import BLOCKS, SCHEMA, SCHEMA_VERSION, Index, collections
+from wadm_mcp.storage.mongo_indexes import SCHEMA, SCHEMA_VERSION, Index, collections, options
 from wadm_mcp.storage.mongo_updates import lease_taking, span_growth
-from wadm_mcp.storage.store import Derived, Mark, OrderFlow, Piece, Store, StoredFootprint, StoreState, grown
+from wadm_mcp.storage.store import Derived, Mark, OrderFlow, Piece, Store, StoredFootprint, StoreState, Turn, at_once, grown
 
 OLDEST_SERVER: Final = (6, 0)
 
@@ -104,21 +104,26 @@ class MongoStore(Store):
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         await self._close()
 
-    async def write(self, trades: Sequence[Trade], spans: Sequence[tuple[Instrument, Span]], pieces: Sequence[Piece] = ()) -> None:
+    async def write(
+        self, trades: Sequence[Trade], spans: Sequence[tuple[Instrument, Span]], pieces: Sequence[Piece] = (), *, turn: Turn = at_once
+    ) -> None:
         """As the contract says. Minutes are marked before their trades and pieces, and again after them.
 
-        The first mark outlives a crash in between, the second one a reader who settled the first without having seen what came.
+        The first mark outlives a crash in between, the second one a reader who settled the first without having seen what came. It has
+        its turn like coverage: the mark of a batch that began later would hide it.
         """
         packed = await to_thread.run_sync(lambda: [documents.piece_document(piece) for piece in pieces]) if pieces else []
         minutes = {(trade.timestamp - trade.timestamp % MINUTE, trade.instrument) for trade in trades}
         minutes.update((piece.minute, piece.instrument) for piece in pieces)
-        if minutes:
-            marked = sorted(minutes)
+        marked, writes = sorted(minutes), 0
+        if marked:
             writes = await self._tell(_count_writes)
             await self._tell(partial(_mark, marked, writes - 1, _SOON))
             await self._insert_trades(trades)
             for first in range(0, len(packed), _DERIVED_CHUNK):
                 await self._tell(partial(_insert, "pieces", packed[first : first + _DERIVED_CHUNK]))
+        await turn()
+        if marked:
             await self._tell(partial(_mark, marked, writes, None))
         if spans:
             held: dict[tuple[Instrument, int, int], Span] = {}
@@ -604,7 +609,7 @@ _MIGRATIONS: Final[Mapping[int, Callable[[Database], Awaitable[None]]]] = {1: _f
 
 async def _create(name: str, database: Database) -> None:
     try:
-        await database.create_collection(name, storageEngine=BLOCKS, indexOptionDefaults={"storageEngine": BLOCKS})
+        await database.create_collection(name, **options(name))
     except (CollectionInvalid, OperationFailure):
         # Another process may have been faster, by less than it takes to look.
         if name not in await database.list_collection_names():

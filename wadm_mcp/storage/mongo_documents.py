@@ -89,8 +89,8 @@ def trade_documents(trades: Iterable[Trade]) -> list[RawBSONDocument]:
         instrument, at, name = trade.instrument, trade.timestamp, trade.trade_id
         trade_id = name.encode()
         form = _form(instrument, trade.trade_type is _BUY, trade.scale, len(trade_id))
-        number = int(name) if len(name) <= _DIGITS_OF_NUMBER and name.isdecimal() and name.isascii() else 0
-        if number and number < _NUMBERS and name[0] != "0":
+        number = trade.seq if name == str(trade.seq) else _number(name)
+        if 0 < number < _NUMBERS:
             identity = form.code | number
         else:
             hashed = form.identity.copy()
@@ -117,6 +117,12 @@ def trade_documents(trades: Iterable[Trade]) -> list[RawBSONDocument]:
             raise ValueError(f"trade {name} of {instrument} has a number that is too large or negative ({error})") from None
         rows.append(RawBSONDocument(row))
     return rows
+
+
+def _number(name: str) -> int:
+    """The number above zero that a trade is called by, 0 where it has another name."""
+    number = int(name) if len(name) <= _DIGITS_OF_NUMBER and name.isdecimal() and name.isascii() else 0
+    return number if name == str(number) else 0
 
 
 def trade_of(instrument: Instrument, document: Mapping[str, Any]) -> Trade:

@@ -22,7 +22,7 @@ from wadm_mcp.model import MINUTE, Instrument, Listing, Span, Timeframe, Trade, 
 from wadm_mcp.storage import sqlite_expiry, sqlite_rows
 from wadm_mcp.storage.sqlite_rows import Row
 from wadm_mcp.storage.sqlite_schema import damaged, open_readers, open_writer, plain_words, transaction
-from wadm_mcp.storage.store import Derived, Lives, Mark, OrderFlow, Piece, Profile, Store, StoredFootprint, StoreState
+from wadm_mcp.storage.store import Derived, Lives, Mark, OrderFlow, Piece, Profile, Store, StoredFootprint, StoreState, Turn, at_once
 
 _READERS: Final = 2
 _FIND_INSTRUMENT: Final = "SELECT id FROM instruments WHERE exchange = ? AND market = ? AND symbol = ?"
@@ -56,7 +56,9 @@ class SqliteStore(Store):
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         await self._close()
 
-    async def write(self, trades: Sequence[Trade], spans: Sequence[tuple[Instrument, Span]], pieces: Sequence[Piece] = ()) -> None:
+    async def write(
+        self, trades: Sequence[Trade], spans: Sequence[tuple[Instrument, Span]], pieces: Sequence[Piece] = (), *, turn: Turn = at_once
+    ) -> None:
         def keep(db: sqlite3.Connection) -> None:
             ids = _register(db, chain((one.instrument for one in chain(trades, pieces)), (instrument for instrument, _ in spans)))
             db.executemany(sqlite_rows.KEEP_TRADE, (sqlite_rows.trade_row(ids[trade.instrument], trade) for trade in trades))
@@ -69,6 +71,7 @@ class SqliteStore(Store):
                 db.executemany(sqlite_rows.KEEP_MARK, ((*minute, writes) for minute in sorted(minutes)))
             db.executemany(sqlite_rows.KEEP_SPAN, (sqlite_rows.span_row(ids[instrument], span) for instrument, span in spans))
 
+        await turn()
         if trades or spans or pieces:
             await self._write(keep)
 

@@ -6,9 +6,9 @@ there. When a write returns it is durable. Writing the same again changes nothin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
-from typing import Final, NamedTuple, Protocol, Self
+from typing import Final, NamedTuple, Protocol, Self, TypeAlias
 
 import msgspec
 
@@ -97,9 +97,17 @@ class StoreState(NamedTuple):
     bytes: int
 
 
+async def at_once() -> None:
+    """The turn of a batch that is written alone."""
+
+
 def grown(known: Span, newer: Span) -> Span:
     """A stored span and one that is written over it, with the same start and first id, as one: the longer of both, told as by the newer."""
     return msgspec.structs.replace(newer, end=max(known.end, newer.end), last_seq=max(known.last_seq, newer.last_seq))
+
+
+Turn: TypeAlias = Callable[[], Awaitable[None]]
+"""Returns once everything written before is durable."""
 
 
 class Store(Protocol):
@@ -112,9 +120,13 @@ class Store(Protocol):
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None: ...
 
-    async def write(self, trades: Sequence[Trade], spans: Sequence[tuple[Instrument, Span]], pieces: Sequence[Piece] = ()) -> None:
+    async def write(
+        self, trades: Sequence[Trade], spans: Sequence[tuple[Instrument, Span]], pieces: Sequence[Piece] = (), *, turn: Turn = at_once
+    ) -> None:
         """Keep a batch: trades and pieces (known ones are ignored), a mark on each of their minutes, then coverage. Durable on return.
 
+        Several may be written at once, for coverage rests on all that came before it: who does so has each batch await its `turn` before
+        it claims anything. What waits for the turn may be there earlier, or not.
         A span that is stored already under its instrument, start and first id grows to the longer of both, whoever writes last: see
         `grown`.
         """
