@@ -46,6 +46,9 @@ def bars(rows: Sequence[Row]) -> Iterator[Bar]:
         if "memory_peak" in row:
             yield Bar(f"{who}: peak of memory, MB", row["memory_peak"], 150)
             yield Bar(f"{who}: above its rest, MB", row["memory_peak"] - row["memory_start"], 60)
+        if "memory_minutes" in row:
+            settled, *_, last = row["memory_minutes"][1:]
+            yield Bar(f"{who}: growth from the second minute to the last, MB", last - settled, 10)
         if "stall_ms" in row:
             yield Bar(f"{who}: longest stall, ms", row["stall_ms"], 50)
         if "late_p99_ms" in row:
@@ -54,10 +57,11 @@ def bars(rows: Sequence[Row]) -> Iterator[Bar]:
             yield Bar(f"{who}: gaps", row["gaps"], 0)
         if "first_answer_s" in row:
             yield Bar(f"{who}: start to first answer, s", row["first_answer_s"], 2)
-    tenth, day = (row for row in rows if row["scenario"] == "24-hour profile")
+    day, tenth, tenfold = (row for row in rows if row["scenario"] == "24-hour profile")
     yield Bar("24-hour profile, cold, ms", day["cold_ms"], 300)
     yield Bar("24-hour profile, warm, times a trivial call", day["warm_ms"] / day["trivial_ms"], 10)
-    yield Bar("24-hour profile, cold, ten times the trades", day["cold_ms"] / tenth["cold_ms"], 1.2)
+    for how in ("cold", "warm"):
+        yield Bar(f"24-hour profile, {how}, ten times the trades at the same prices", tenfold[f"{how}_ms"] / tenth[f"{how}_ms"], 1.2)
 
 
 def judge(rows: Sequence[Row]) -> int:

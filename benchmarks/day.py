@@ -1,7 +1,7 @@
 """The 24-hour profile of a market of five million trades a day, at a row of one basis point: cold and warm, beside a tool that does
-nothing and beside the same day with a tenth of the trades.
+nothing; and the same for a tenth of the trades beside ten times as many at the very same prices.
 
-    python -m benchmarks.day            prints a row for each of the two days
+    python -m benchmarks.day            prints a row for each of the three days
 
 Every trade is folded one by one into its minute, along the same path of prices; the store is SQLite, the client speaks Streamable HTTP.
 """
@@ -29,8 +29,9 @@ LISTING: Final = tools.LISTINGS[0]
 FIRST: Final = tools.NOW - 25 * HOUR
 
 
-def minutes(trades: int) -> dict[int, Footprint]:
-    """25 hours of minutes: a price that walks some 3,000 dollars a day, prints around it as wide as a busy minute's."""
+def minutes(trades: int, times: int) -> dict[int, Footprint]:
+    """25 hours of minutes: a price that walks some 3,000 dollars a day, prints around it as wide as a busy minute's, each of them so
+    many times."""
     draw = random.Random(3)
     a_minute, middle, seq = trades // 1_440, 6_000_000.0, 0
     made: dict[int, Footprint] = {}
@@ -41,13 +42,14 @@ def minutes(trades: int) -> dict[int, Footprint]:
             seq += 1
             side = TradeType.BUY if draw.random() < 0.5 else TradeType.SELL
             price, quantity = int(middle + draw.gauss(0, 95)), int(10 ** draw.uniform(1, 5))
-            footprint.add(Trade(LISTING.instrument, start + number * MINUTE // a_minute, seq, "", price, quantity, side, 1, LISTING.scale))
+            trade = Trade(LISTING.instrument, start + number * MINUTE // a_minute, seq, "", price, quantity, side, 1, LISTING.scale)
+            footprint.add(*[trade] * times)
     return made
 
 
-async def record(store: SqliteStore, trades: int) -> dict[str, int]:
+async def record(store: SqliteStore, trades: int, times: int) -> dict[str, int]:
     """The day, as rollup would leave it; its levels of price by minute (median) and in all."""
-    made = minutes(trades)
+    made = minutes(trades, times)
     await store.keep_listings([LISTING])
     keep = tools.keep
     await keep(store, LISTING, Timeframe.M1, made)
@@ -63,11 +65,11 @@ async def record(store: SqliteStore, trades: int) -> dict[str, int]:
     return {"trades": day.bar.trade_count, "levels_minute": levels[len(levels) // 2], "levels_day": day.levels}
 
 
-async def measure(trades: int) -> dict[str, Any]:
+async def measure(trades: int, times: int = 1) -> dict[str, Any]:
     """One day's figures, in milliseconds."""
     with tempfile.TemporaryDirectory(prefix="wadm-bench-") as folder:
         async with SqliteStore(Path(folder) / "tape.sqlite") as store:
-            told = await record(store, trades)
+            told = await record(store, trades, times)
         async with tools.connected("http", folder) as client:
             watch = tools.Stopwatch(client)
             for _ in range(50):
@@ -80,9 +82,9 @@ async def measure(trades: int) -> dict[str, Any]:
 
 
 def rows() -> Iterator[dict[str, Any]]:
-    """Both days."""
-    for trades in (TRADES // 10, TRADES):
-        yield anyio.run(measure, trades)
+    """The busy day; then a tenth of it, and that ten times over."""
+    for trades, times in ((TRADES, 1), (TRADES // 10, 1), (TRADES // 10, 10)):
+        yield anyio.run(measure, trades, times)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import os
 import platform
 import random
 import re
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -123,8 +124,12 @@ class Recording:
 
     @property
     def stored(self) -> int:
-        """Trades in MongoDB."""
-        return self._client["tape"]["trades"].estimated_document_count()
+        """Trades in the store."""
+        if "MongoDB" in self.system:
+            return self._client["tape"]["trades"].estimated_document_count()
+        with sqlite3.connect(f"file:{self.folder}/data/wadm.sqlite?mode=ro", uri=True) as db:
+            # Ids follow one another, and to count rows would be work beside the recorder's.
+            return db.execute("SELECT coalesce(sum(last_seq - first_seq + 1), 0) FROM coverage").fetchone()[0]
 
     def stall(self, since: float) -> float:
         """Milliseconds of the loop's longest stall since an epoch second."""
@@ -183,14 +188,16 @@ def paced(rate: int, seconds: float = 25) -> Iterator[dict[str, Any]]:
 
 def flood() -> Iterator[dict[str, Any]]:
     """As fast as the recorder takes them, until all are stored."""
-    for system in SYSTEMS[:2]:
+    for system in SYSTEMS:
         with recording(system, [f"0:{FLOOD}"]) as one:
             resting, began, before, since = one.memory, time.monotonic(), one.cpu, time.time()
-            peak = one.watch(300, lambda: one.stored >= FLOOD)
+            one.watch(300, lambda: one.stored >= FLOOD)
             passed = time.monotonic() - began
             process, database = ((after - was) / FLOOD * 1e6 for after, was in zip(one.cpu, before, strict=True))
-            row = {"scenario": "flood", "system": system, "stored_per_s": one.stored / passed, "process_us": process, "mongod_us": database}
-            row |= {"memory_start": resting, "memory_peak": peak}
+            row = {"scenario": "flood", "system": system, "stored_per_s": one.stored / passed, "process_us": process, "mongod_us": 0.0}
+            if "MongoDB" in system:
+                row["mongod_us"] = database
+            row |= {"memory_start": resting, "memory_peak": one.highest_memory}
             yield row | ({"stall_ms": one.stall(since)} if system.startswith("WADM") else {})
 
 
@@ -226,6 +233,18 @@ def many() -> Iterator[dict[str, Any]]:
             process, database = ((after - was) / passed for after, was in zip(one.cpu, before, strict=True))
             row = {"scenario": "400 instruments, 5,000/s", "system": system, "process_cores": process, "mongod_cores": database}
             yield row | {"memory_start": resting, "memory_peak": peak, "stall_ms": one.stall(since + 5)}
+
+
+def long() -> Iterator[dict[str, Any]]:
+    """The same for ten minutes: memory minute by minute."""
+    for system in SYSTEMS[1:2]:
+        with recording(system, ["5000:660"], 400) as one:
+            since = time.time()
+            time.sleep(5)
+            resting = one.memory
+            minutes = [one.watch(60) for _ in range(10)]
+            row = {"scenario": "400 instruments, ten minutes", "system": system, "memory_start": resting, "memory_minutes": minutes}
+            yield row | {"memory_peak": one.highest_memory, "stall_ms": one.stall(since + 5)}
 
 
 def start() -> Iterator[dict[str, Any]]:
@@ -342,9 +361,16 @@ SCENARIOS: Final[dict[str, Callable[[], Iterator[dict[str, Any]]]]] = {
     "flood": flood,
     "burst": burst,
     "many": many,
+    "long": long,
     "start": start,
     "profile": day.rows,
 }
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_rounded(each) for each in value]
+    return round(value, 3) if isinstance(value, float) else value
 
 
 def main() -> None:
@@ -353,7 +379,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for name in asked:
         for row in SCENARIOS[name]():
-            rows.append({key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()})
+            rows.append({key: _rounded(value) for key, value in row.items()})
             print(json.dumps(rows[-1]), flush=True)
     if not sys.argv[1:]:
         RESULTS.write_text(json.dumps({"machine": machine(), "recording": rows}, indent=1) + "\n")

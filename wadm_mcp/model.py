@@ -240,3 +240,13 @@ def rescale(value: int, decimals: int, finer: int) -> int:
 def to_decimal(value: int, decimals: int) -> Decimal:
     """The exact decimal of an integer at a scale."""
     return Decimal(value).scaleb(-decimals) if abs(value) < 10**28 else Decimal(f"{value}e-{decimals}")
+
+
+def at_decimals(value: Decimal, decimals: int) -> int:
+    """A decimal as the integer at a scale that writes it exactly; `ValueError` where it does not."""
+    sign, digits, exponent = value.as_tuple()
+    mantissa, shift = int("".join(map(str, digits))), int(exponent) + decimals
+    whole, rest = (mantissa * 10**shift, 0) if shift >= 0 else divmod(mantissa, 10**-shift)
+    if rest:
+        raise ValueError(f"{value} cannot be written with {decimals} decimals")
+    return -whole if sign else whole

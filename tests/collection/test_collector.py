@@ -180,6 +180,21 @@ async def test_garbage_is_counted_and_changes_nothing_else(garbage: str | bytes)
         assert s.recorder.losses == []
 
 
+async def test_garbage_between_frames_that_are_read_at_once_breaks_the_word_between_them() -> None:
+    async with collecting(Bybit(), "spot") as s:
+        (instrument,) = s.instruments
+        await s.push("61000")
+        began = now_ms()
+        # Within the moment in which frames gather.
+        await s.simulator.push(*instrument, [(began + 10, "61001", "0.5", "BUY")])
+        s.simulator.send_raw("bybit", "spot", "{")
+        await s.simulator.push(*instrument, [(began + 20, "61002", "0.5", "BUY")])
+        await s.simulator.push(*instrument, [(began + 30, "61003", "0.5", "BUY")])
+        await s.recorder.until(lambda: len(s.recorder.trades(instrument)) == 4)
+        before, after = s.recorder.spans(instrument)
+        assert (before.end, after.start) == (began + 10, began + 21)
+
+
 async def test_a_flood_of_garbage_is_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     async with collecting() as s:
         await s.push("61000")

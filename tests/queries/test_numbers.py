@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wadm_mcp.queries.numbers import at_decimals, decimal_number, decimal_text, iso, iso_ms, maybe, number
+from wadm_mcp.queries.numbers import decimal_number, decimal_text, iso, iso_ms, maybe, number
 
 _WIDE = Context(prec=200)
 
@@ -65,13 +65,6 @@ def test_what_cannot_be_computed_is_null() -> None:
 def test_a_decimal_is_told_exactly(value: Decimal) -> None:
     assert Decimal(json.loads(json.dumps(decimal_number(value)), parse_float=Decimal, parse_int=Decimal)) == value
     assert Decimal(decimal_text(value)) == value
-
-
-def test_a_decimal_is_never_cut_to_fit_a_scale() -> None:
-    assert at_decimals(Decimal("1E+3"), 2) == 100_000
-    assert at_decimals(Decimal("-0.10"), 1) == -1
-    with pytest.raises(ValueError, match="cannot be written with 1 decimals"):
-        at_decimals(Decimal("0.12"), 1)
 
 
 @pytest.mark.parametrize(("value", "text"), [("0.10", "0.1"), ("1E+3", "1000"), ("5", "5"), ("100", "100"), ("0.00001", "0.00001")])

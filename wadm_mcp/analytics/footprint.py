@@ -17,7 +17,7 @@ from typing import Final, Self, TypeAlias, TypeVar, cast
 
 import msgspec
 
-from wadm_mcp.model import Scale, Trade, TradeType, rescale
+from wadm_mcp.model import Scale, Trade, TradeType, at_decimals, rescale
 
 Cell: TypeAlias = list[int]
 """What traded at one price: `[buy_volume, sell_volume, buy_fills, sell_fills]`."""
@@ -310,7 +310,7 @@ class Footprint:
             scale = scale.finest(footprint.scale)
         merged = cls(scale)
         if row is not None:
-            size = in_units(row, scale.price)
+            size = at_decimals(row, scale.price)
             for footprint in stretches:
                 merged._fold(footprint.at(scale), size)
                 merged.bar = merged.bar.then(footprint.bar)
@@ -407,7 +407,7 @@ class Footprint:
         buys, sells, buy_fills, sell_fills = map(sum, columns)
         outermost = [steps[0], sum(steps)] if steps else [None, None]
         if row is not None and bar.low is not None and bar.high is not None:
-            size = in_units(row, bar.scale.price)
+            size = at_decimals(row, bar.scale.price)
             if outermost == [bar.low - bar.low % size, bar.high - bar.high % size]:
                 outermost = [bar.low, bar.high]
         found = (*outermost, buys, sells, buy_fills + sell_fills)
@@ -415,14 +415,6 @@ class Footprint:
             raise ValueError("a packed footprint is malformed: its cells do not add up to its bar")
         footprint._cells, footprint._columns = None, (steps, *columns)
         return footprint
-
-
-def in_units(value: Decimal, decimals: int) -> int:
-    """A price or quantity as the integer it is at so many decimals; `ValueError` where it has more of them."""
-    units = value.scaleb(decimals)
-    if units != int(units):
-        raise ValueError(f"{value} has more than {decimals} decimals")
-    return int(units)
 
 
 def _check_finer(scale: Scale, finer: Scale) -> None:

@@ -11,9 +11,9 @@ from anyio import to_thread
 
 from wadm_mcp.analytics.footprint import Bar, Footprint
 from wadm_mcp.errors import QueryError
-from wadm_mcp.model import Listing, Timeframe, Window, to_decimal
+from wadm_mcp.model import Listing, Timeframe, Window, at_decimals, to_decimal
 from wadm_mcp.queries.arguments import Call, read_amount
-from wadm_mcp.queries.numbers import at_decimals, decimal_text, places
+from wadm_mcp.queries.numbers import decimal_text, places
 from wadm_mcp.queries.scope import Scope
 from wadm_mcp.queries.view import View
 

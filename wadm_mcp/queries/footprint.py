@@ -11,11 +11,11 @@ from anyio import to_thread
 from wadm_mcp.analytics.footprint import Footprint
 from wadm_mcp.analytics.order_flow import diagonal_imbalances
 from wadm_mcp.analytics.volume_profile import MAX_ROWS, default_row, row_count, volume_profile
-from wadm_mcp.model import Scale, Window, to_decimal
+from wadm_mcp.model import Scale, Window, at_decimals, to_decimal
 from wadm_mcp.queries.arguments import ALL, Call, read_detail, read_timeframe, read_whole
 from wadm_mcp.queries.coverage import coverage, lost_bars, nothing_held
 from wadm_mcp.queries.figures import ON_LOOP, Ticks, merged_footprint, read_row_size, refuse_row_size, table
-from wadm_mcp.queries.numbers import at_decimals, decimal_number, iso, maybe, number
+from wadm_mcp.queries.numbers import decimal_number, iso, maybe, number
 from wadm_mcp.queries.order_flow import bar_starts
 from wadm_mcp.queries.scope import Scope, ask, read_scope
 from wadm_mcp.queries.view import View

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Final, TypeAlias
 
-from wadm_mcp.model import SECOND
+from wadm_mcp.model import SECOND, at_decimals
 
 Number: TypeAlias = int | float | str
 
@@ -47,16 +47,6 @@ def decimal_number(value: Decimal | None) -> Number | None:
 def places(value: Decimal) -> int:
     """Decimals a number was written with: at least as many as it needs."""
     return max(0, -int(value.as_tuple().exponent))
-
-
-def at_decimals(value: Decimal, decimals: int) -> int:
-    """A decimal as the integer at a scale that writes it exactly; `ValueError` where it does not."""
-    sign, digits, exponent = value.as_tuple()
-    mantissa, shift = int("".join(map(str, digits))), int(exponent) + decimals
-    whole, rest = (mantissa * 10**shift, 0) if shift >= 0 else divmod(mantissa, 10**-shift)
-    if rest:
-        raise ValueError(f"{value} cannot be written with {decimals} decimals")
-    return -whole if sign else whole
 
 
 def decimal_text(value: Decimal) -> str:

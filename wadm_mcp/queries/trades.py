@@ -16,11 +16,11 @@ from typing import Annotated, Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
-from wadm_mcp.model import MINUTE, Instrument, Trade, TradeType, Window
+from wadm_mcp.model import MINUTE, Instrument, Trade, TradeType, Window, at_decimals
 from wadm_mcp.queries.arguments import ALL, read_amount, read_detail, read_whole
 from wadm_mcp.queries.coverage import coverage, lost_trades, nothing_held
 from wadm_mcp.queries.figures import table
-from wadm_mcp.queries.numbers import at_decimals, decimal_text, iso_ms, number, places
+from wadm_mcp.queries.numbers import decimal_text, iso_ms, number, places
 from wadm_mcp.queries.scope import LONGEST, Scope, ask, read_scope
 from wadm_mcp.queries.view import View
 

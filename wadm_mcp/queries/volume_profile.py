@@ -12,11 +12,11 @@ from anyio import to_thread
 from wadm_mcp.analytics import volume_profile as analytics
 from wadm_mcp.analytics.footprint import Bar, Footprint
 from wadm_mcp.analytics.volume_profile import MAX_ROWS, Method, Node, VolumeProfile, default_row, row_count, smallest_row, vwap
-from wadm_mcp.model import Timeframe, to_decimal
+from wadm_mcp.model import Timeframe, at_decimals, to_decimal
 from wadm_mcp.queries.arguments import ALL, Call, Detail, read_choice, read_detail, read_whole
 from wadm_mcp.queries.coverage import coverage, lost_bars, nothing_held
 from wadm_mcp.queries.figures import ON_LOOP, Ticks, merged_bars, merged_footprint, read_row_size, refuse_row_size, table
-from wadm_mcp.queries.numbers import at_decimals, decimal_number, number
+from wadm_mcp.queries.numbers import decimal_number, number
 from wadm_mcp.queries.scope import Scope, ask, read_scope
 from wadm_mcp.queries.view import View
 
