@@ -438,7 +438,7 @@ async def test_more_than_a_small_journal_holds_goes_through_it_in_pieces(tmp_pat
 async def test_figures_that_cannot_be_derived_do_not_keep_trades_from_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with recording(tmp_path) as r:
 
-        async def fail() -> None:
+        async def fail(*_: object) -> None:
             raise StoreError("one row is damaged")
 
         monkeypatch.setattr(r.rollup, "run", fail)

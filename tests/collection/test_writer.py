@@ -101,3 +101,18 @@ async def test_a_part_of_a_long_backlog_is_not_all(tmp_path: Path, monkeypatch: 
         assert r.journal.backlog == 2
         assert await r.writer._drain(3)
         assert r.journal.backlog == 0
+
+
+async def test_a_pass_of_rollup_writes_a_batch_that_waits_and_settles_by_the_marks_of_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "_BATCH", 2)
+    async with recording(tmp_path) as r:
+        await waiting(r, 1)
+        r.clock.pass_seconds(63)
+        await r.rollup.run()
+        assert await r.bars() == []
+        await r.rollup.run(r.writer._drain_much)
+        (bar,) = await r.bars()
+        assert bar.bar.trade_count == 2
+        assert await r.store.marks() == []

@@ -80,12 +80,8 @@ class Rest:
 
     async def __aenter__(self) -> Self:
         try:
-            self._client = httpx2.AsyncClient(
-                timeout=httpx2.Timeout(self._read, connect=self._connect),
-                headers={"User-Agent": f"wadm-mcp/{__version__}"},
-                mounts=dict.fromkeys(_LOOPBACK),
-                trust_env=self._proxied,
-            )
+            # Reading the certificates of authorities takes as long as thousands of frames.
+            self._client = await anyio.to_thread.run_sync(self._new_client)
         except (ImportError, ValueError, httpx2.InvalidURL):
             raise SettingError("ALL_PROXY, HTTPS_PROXY, HTTP_PROXY: one of them cannot be used; a proxy is http://host:port") from None
         await self._client.__aenter__()
@@ -93,6 +89,14 @@ class Rest:
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         await self._client.__aexit__(kind, error, traceback)
+
+    def _new_client(self) -> httpx2.AsyncClient:
+        return httpx2.AsyncClient(
+            timeout=httpx2.Timeout(self._read, connect=self._connect),
+            headers={"User-Agent": f"wadm-mcp/{__version__}"},
+            mounts=dict.fromkeys(_LOOPBACK),
+            trust_env=self._proxied,
+        )
 
     async def listings(self, exchange: Exchange, market: str, base_url: str) -> list[Listing]:
         """Every listing of a market, page after page."""

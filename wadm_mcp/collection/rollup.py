@@ -8,7 +8,8 @@ and every closed bar above it go to the store in one step, so that what is read 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Final
 
 from anyio import to_thread
@@ -35,6 +36,10 @@ _LATE_AT_ONCE: Final = 240
 _LATE_CELLS: Final = 40_000
 """Prices of the late minutes that one pass takes: unpacked, an hour of a busy market has as many and takes tens of megabytes."""
 _PACKED: Final = (Timeframe.M1, Timeframe.H1, Timeframe.D1)
+
+
+async def _nothing() -> bool:
+    return False
 
 
 class Rollup:
@@ -80,16 +85,25 @@ class Rollup:
             elif tape.newest is not None:
                 tape.settled_until = tape.newest.timestamp - tape.newest.timestamp % MINUTE + MINUTE
 
-    async def run(self) -> None:
-        """Close what is due and derive again what is marked; one pass over every instrument."""
+    async def run(self, between: Callable[[], Awaitable[bool]] = _nothing) -> None:
+        """Close what is due and derive again what is marked; one pass over every instrument.
+
+        Before each of them `between` may write to the store what waits, for hundreds take seconds; it says whether it did.
+        """
         self.behind = False
-        marks: dict[Instrument, list[Mark]] = {}
-        for mark in await self._store.marks():
-            marks.setdefault(mark.instrument, []).append(mark)
+        marks = await self._marks()
         for followed in self._recorder.followed:
+            if await between():
+                marks = await self._marks()
             if not followed.tape.adopted:
                 await self.adopt(followed)
-            await self._settle(followed, marks.get(followed.tape.instrument, []))
+            await self._settle(followed, marks[followed.tape.instrument])
+
+    async def _marks(self) -> Mapping[Instrument, Sequence[Mark]]:
+        marks: defaultdict[Instrument, list[Mark]] = defaultdict(list)
+        for mark in await self._store.marks():
+            marks[mark.instrument].append(mark)
+        return marks
 
     async def _settle(self, followed: Followed, marks: Sequence[Mark]) -> None:
         tape = followed.tape

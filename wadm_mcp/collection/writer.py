@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final
 
 import anyio
@@ -140,7 +141,7 @@ class Writer:
             if self._caught_up and (now - rolled >= _ROLLUP_EVERY or self._rollup.behind):
                 rolled = now
                 async with self._storing:
-                    await self._once("rollup", self._rollup.run)
+                    await self._once("rollup", partial(self._rollup.run, self._drain_much))
             if now - expired >= _EXPIRE_EVERY:
                 expired = now
                 async with self._storing:
@@ -154,6 +155,13 @@ class Writer:
                 await self._store.state()
             if await self._drain(_BATCHES):
                 self._caught_up = True
+
+    async def _drain_much(self) -> bool:
+        """Bring a batch into the store where a whole one waits; was there one?"""
+        if self._journal.backlog < _BATCH:
+            return False
+        await self._drain(1)
+        return True
 
     async def _drain(self, most: float = math.inf) -> bool:
         """Bring batches into the store until it has all that the journal held, or so many; has it all?
