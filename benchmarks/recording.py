@@ -2,7 +2,7 @@
 what a profile of a busy day takes.
 
     python -m benchmarks.recording              prints every row and what `bars` says, writes benchmarks/results.json
-    python -m benchmarks.recording paced burst  runs some scenarios and writes nothing
+    python -m benchmarks.recording paced burst  runs some scenarios and writes nothing; with --write they take their place in the results
 
 The recording process has one core, the loopback exchange (`feed`), MongoDB and the asking client share another. cryptofeed runs in an
 environment of its own (`make .venv-peers/ready`). Figures of one run compare with each other, not with those of another machine.
@@ -375,13 +375,17 @@ def _rounded(value: Any) -> Any:
 
 def main() -> None:
     """Run what was asked for, or everything."""
-    asked = sys.argv[1:] or list(SCENARIOS)
-    rows: list[dict[str, Any]] = []
-    for name in asked:
+    some = [name for name in sys.argv[1:] if name != "--write"]
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name in some or SCENARIOS:
         for row in SCENARIOS[name]():
-            rows.append({key: _rounded(value) for key, value in row.items()})
-            print(json.dumps(rows[-1]), flush=True)
-    if not sys.argv[1:]:
+            found.setdefault(name, []).append({"run": name, **{key: _rounded(value) for key, value in row.items()}})
+            print(json.dumps(found[name][-1]), flush=True)
+    if not some or "--write" in sys.argv:
+        known: list[dict[str, Any]] = json.loads(RESULTS.read_text())["recording"] if some else []
+        for name in SCENARIOS.keys() - found.keys():
+            found[name] = [row for row in known if row["run"] == name]
+        rows = [row for name in SCENARIOS for row in found[name]]
         RESULTS.write_text(json.dumps({"machine": machine(), "recording": rows}, indent=1) + "\n")
         judge(rows)
 

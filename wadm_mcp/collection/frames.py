@@ -20,7 +20,7 @@ _AT_ONCE: Final = 128
 """Frames given to a reader at once: about what one may read without keeping other tasks waiting."""
 _QUEUED: Final = 1_024
 """Frames that wait for a reader before no more are read from the socket."""
-_GATHER: Final = 0.02
+_GATHER: Final = 0.012
 """Seconds that frames gather in the kernel."""
 _GATHERED: Final = 64 * 1024
 """Bytes in the kernel that are read all the same."""
