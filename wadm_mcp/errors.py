@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import ClassVar
 
 
@@ -29,6 +31,18 @@ def ours(group: BaseExceptionGroup[BaseException]) -> WadmError | None:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
+
+
+@contextmanager
+def ungrouped() -> Generator[None]:
+    """What task groups within raise is raised as itself where it is one error of ours; see `ours`."""
+    try:
+        yield
+    except ExceptionGroup as group:
+        error = ours(group)
+        if error is None:
+            raise
+        raise error from error.__cause__
 
 
 class SettingError(WadmError):

@@ -111,9 +111,11 @@ class World:
         await self.rollup.adopt(self.followed)
 
     async def save(self) -> None:
-        trades, spans, pieces = self.recorder.cut()
-        await self.store.write(trades, spans, pieces)
-        self.recorder.saved(trades, pieces)
+        # What was cut is nowhere else.
+        with anyio.CancelScope(shield=True):
+            trades, spans, pieces = self.recorder.cut()
+            await self.store.write(trades, spans, pieces)
+            self.recorder.saved(trades, pieces)
 
     async def keep_saving(self) -> None:
         while True:

@@ -243,6 +243,18 @@ async def test_a_batch_whose_turn_never_comes_claims_nothing(store: Store) -> No
     assert (await every_trade(store), await store.spans(BTC, EVER)) == ([trade(1)], [span(T0, T0 + 1)])
 
 
+async def test_the_mark_of_a_batch_is_above_what_was_seen_while_it_waited_for_its_turn(store: Store) -> None:
+    seen: list[Mark] = []
+
+    async def turn() -> None:
+        await store.write([trade(2)], [])
+        seen.extend(await store.marks())
+
+    await store.write([trade(1)], [], turn=turn)
+    (mark,) = await store.marks()
+    assert mark.writes > seen[0].writes
+
+
 async def test_coverage_alone_marks_no_minute(store: Store) -> None:
     await store.write([], [(BTC, span(T0, T0 + MINUTE))])
     assert await store.marks() == []

@@ -18,7 +18,7 @@ from wadm_mcp.collection.journal import RECORD_TRADES, Batch, Journal
 from wadm_mcp.collection.recorder import Followed, Recorder
 from wadm_mcp.collection.rollup import Rollup
 from wadm_mcp.collection.segment import Entry
-from wadm_mcp.errors import JournalFull, StoreError, StoreUnreachable, ours
+from wadm_mcp.errors import JournalFull, StoreError, StoreUnreachable, ungrouped
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
 from wadm_mcp.model import Lives
@@ -172,7 +172,7 @@ class Writer:
         before = anyio.Event()
         before.set()
         batch = await self._journal.next(_BATCH)
-        try:
+        with ungrouped():
             async with anyio.create_task_group() as tasks:
                 while batch is not None and most > 0:
                     await room.acquire()
@@ -180,11 +180,6 @@ class Writer:
                     tasks.start_soon(self._save, batch, before.wait, stored, room)
                     before, most = stored, most - 1
                     batch = await self._journal.next(_BATCH, after=batch)
-        except ExceptionGroup as group:
-            error = ours(group)
-            if error is None:
-                raise
-            raise error from error.__cause__
         return batch is None
 
     async def _save(self, batch: Batch, turn: Turn, stored: anyio.Event, room: anyio.Semaphore) -> None:

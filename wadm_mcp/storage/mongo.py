@@ -21,7 +21,7 @@ from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorDatabase
 from pymongo import DeleteOne, IndexModel, ReplaceOne, ReturnDocument, UpdateOne, WriteConcern
 from pymongo.errors import BulkWriteError, CollectionInvalid, OperationFailure, PyMongoError
 
-from wadm_mcp.errors import SettingError, StoreError, ours
+from wadm_mcp.errors import SettingError, StoreError, ungrouped
 from wadm_mcp.model import MINUTE, Instrument, Listing, Lives, Span, Timeframe, Trade, Window
 from wadm_mcp.storage import mongo_documents as documents
 from wadm_mcp.storage.mongo_documents import Document, date
@@ -109,22 +109,21 @@ class MongoStore(Store):
     ) -> None:
         """As the contract says. Minutes are marked before their trades and pieces, and again after them.
 
-        The first mark outlives a crash in between, the second one a reader who settled the first without having seen what came. It has
-        its turn like coverage: the mark of a batch that began later would hide it.
+        The first mark outlives a crash in between, the second one a reader who settled the first without having seen what came: it is
+        counted in the batch's turn, and so above whatever anyone saw of its minutes before.
         """
         packed = await to_thread.run_sync(lambda: [documents.piece_document(piece) for piece in pieces]) if pieces else []
         minutes = {(trade.timestamp - trade.timestamp % MINUTE, trade.instrument) for trade in trades}
         minutes.update((piece.minute, piece.instrument) for piece in pieces)
-        marked, writes = sorted(minutes), 0
+        marked = sorted(minutes)
         if marked:
-            writes = await self._tell(_count_writes)
-            await self._tell(partial(_mark, marked, writes - 1, _SOON))
+            await self._tell(partial(_mark, marked, await self._tell(_count_writes), _SOON))
             await self._insert_trades(trades)
             for first in range(0, len(packed), _DERIVED_CHUNK):
                 await self._tell(partial(_insert, "pieces", packed[first : first + _DERIVED_CHUNK]))
         await turn()
         if marked:
-            await self._tell(partial(_mark, marked, writes, None))
+            await self._tell(partial(_mark, marked, await self._tell(_count_writes), None))
         if spans:
             held: dict[tuple[Instrument, int, int], Span] = {}
             for instrument, span in spans:
@@ -307,16 +306,11 @@ class MongoStore(Store):
             finally:
                 room.release()
 
-        try:
+        with ungrouped():
             async with create_task_group() as tasks:
                 for first in range(0, len(trades), _CHUNK):
                     await room.acquire()
                     tasks.start_soon(insert, trades[first : first + _CHUNK])
-        except ExceptionGroup as group:
-            error = ours(group)
-            if error is None:
-                raise
-            raise error from error.__cause__
 
     def _encoded(self, trades: Sequence[Trade]) -> list[RawBSONDocument]:
         try:
@@ -528,10 +522,10 @@ async def _gathered(cursor: Any) -> list[Document]:
 
 
 async def _count_writes(database: Database) -> int:
-    """A number that no mark has had, nor the one before it."""
+    """A number above all that marks have had."""
     counters = database.get_collection("counters", write_concern=_SOON)
     counter = await counters.find_one_and_update(
-        {"_id": "writes"}, {"$inc": {"value": 2}}, upsert=True, return_document=ReturnDocument.AFTER
+        {"_id": "writes"}, {"$inc": {"value": 1}}, upsert=True, return_document=ReturnDocument.AFTER
     )
     return int(counter["value"])
 

@@ -97,6 +97,10 @@ class StoreState(NamedTuple):
     bytes: int
 
 
+Turn: TypeAlias = Callable[[], Awaitable[None]]
+"""Returns once everything written before is durable."""
+
+
 async def at_once() -> None:
     """The turn of a batch that is written alone."""
 
@@ -104,10 +108,6 @@ async def at_once() -> None:
 def grown(known: Span, newer: Span) -> Span:
     """A stored span and one that is written over it, with the same start and first id, as one: the longer of both, told as by the newer."""
     return msgspec.structs.replace(newer, end=max(known.end, newer.end), last_seq=max(known.last_seq, newer.last_seq))
-
-
-Turn: TypeAlias = Callable[[], Awaitable[None]]
-"""Returns once everything written before is durable."""
 
 
 class Store(Protocol):
