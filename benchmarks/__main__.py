@@ -33,7 +33,7 @@ TRADES = 200_000
 
 def frames() -> list[bytes]:
     """Frames of the simulated market, as Binance writes them."""
-    # Of the last hour: the recorder believes no frame that is much older.
+    # From an hour ago on: the recorder believes no frame that is more than an hour ahead.
     minute = (now_ms() - HOUR) // MINUTE * MINUTE
     market, made = Market("binance", "spot", "BTCUSDT", rate=5_000), list[bytes]()
     while len(made) < TRADES:

@@ -24,6 +24,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Final
 
@@ -201,6 +202,19 @@ def flood() -> Iterator[dict[str, Any]]:
             yield row | ({"stall_ms": one.stall(since)} if system.startswith("WADM") else {})
 
 
+def asked() -> Iterator[dict[str, Any]]:
+    """The same flood, while one client asks for the newest trade and for a profile in turn."""
+    for system in SYSTEMS[1:]:
+        with recording(system, [f"0:{FLOOD}"]) as one:
+            since = time.time()
+            time.sleep(2)
+            took = anyio.run(_ask_in_turn, one, 6.0)
+            assert one.stored < FLOOD, "the flood was over before the questions were"
+            one.watch(300, lambda: one.stored >= FLOOD)
+            row = {"scenario": "flood, asked", "system": system, "stored": one.stored, "answers": len(took)}
+            yield row | {"answer_p50_ms": _percentile(took, 50), "answer_p99_ms": _percentile(took, 99), "stall_ms": one.stall(since)}
+
+
 def burst() -> Iterator[dict[str, Any]]:
     """20,000 trades in one second on top of 2,000/s, while one client asks for the newest trade again and again."""
     for system in SYSTEMS[1:]:
@@ -237,14 +251,13 @@ def many() -> Iterator[dict[str, Any]]:
 
 def long() -> Iterator[dict[str, Any]]:
     """The same for ten minutes: memory minute by minute."""
-    for system in SYSTEMS[1:2]:
-        with recording(system, ["5000:660"], 400) as one:
-            since = time.time()
-            time.sleep(5)
-            resting = one.memory
-            minutes = [one.watch(60) for _ in range(10)]
-            row = {"scenario": "400 instruments, ten minutes", "system": system, "memory_start": resting, "memory_minutes": minutes}
-            yield row | {"memory_peak": one.highest_memory, "stall_ms": one.stall(since + 5)}
+    with recording(SYSTEMS[1], ["5000:660"], 400) as one:
+        since = time.time()
+        time.sleep(5)
+        resting = one.memory
+        minutes = [one.watch(60) for _ in range(10)]
+        row = {"scenario": "400 instruments, ten minutes", "system": SYSTEMS[1], "memory_start": resting, "memory_minutes": minutes}
+        yield row | {"memory_peak": one.highest_memory, "stall_ms": one.stall(since + 5)}
 
 
 def start() -> Iterator[dict[str, Any]]:
@@ -318,6 +331,21 @@ async def _ask(one: Recording, seconds: float) -> tuple[list[float], list[float]
     return lateness, took
 
 
+async def _ask_in_turn(one: Recording, seconds: float) -> list[float]:
+    """Milliseconds of each answer."""
+    took: list[float] = []
+    asked = {"exchange": "binance", "market": "linear", "symbol": one.names[0]}
+    questions = cycle([("get_trades", asked | {"limit": 1}), ("get_volume_profile", asked | {"window": "1h"})])
+    async with Client(f"http://127.0.0.1:{one.port}/mcp") as client:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            began = time.perf_counter()
+            result = await client.call_tool(*next(questions))
+            took.append((time.perf_counter() - began) * 1e3)
+            assert not result.is_error, result.content
+    return took
+
+
 def _newest(answer: Any) -> int:
     return int(datetime.fromisoformat(answer["coverage"]["newest_trade_at"]).timestamp() * 1e3)
 
@@ -359,6 +387,7 @@ def machine() -> str:
 SCENARIOS: Final[dict[str, Callable[[], Iterator[dict[str, Any]]]]] = {
     "paced": lambda: (row for rate in (2_000, 10_000) for row in paced(rate)),
     "flood": flood,
+    "asked": asked,
     "burst": burst,
     "many": many,
     "long": long,

@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
-# A loaded two-core machine makes a single example slow; that is no failure of what is tested.
-settings.register_profile("wadm", deadline=None)
+# A loaded two-core machine makes a single example slow; that is no failure of what is tested. No test has a target, and the module for
+# targets, imported deep in the stack when first needed, cannot always be compiled there.
+settings.register_profile("wadm", deadline=None, phases=set(Phase) - {Phase.target})
 settings.load_profile("wadm")
 
 _BESIDE = Path(__file__).parents[2] / "shared" / "captures"

@@ -6,7 +6,7 @@ happens on the event loop, so a reader sees a whole trade or none. Memory is bou
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from operator import attrgetter
@@ -115,7 +115,7 @@ class InstrumentTape:
         gone = list(islice(self.unsaved.values(), count))
         for trade in gone:
             del self.unsaved[trade.trade_id]
-        self.saved_until = max(self.saved_until, *map(_timestamp, gone))
+        self.saved_until = max(self.saved_until, max(map(_timestamp, gone), default=0))
         for minute, some in _by_minute(gone).items():
             self.let_go[minute] += len(some)
 
@@ -170,7 +170,7 @@ class InstrumentTape:
     def save(self, trades: Collection[Trade]) -> None:
         """The store has these trades of the instrument durably."""
         unsaved = self.unsaved
-        self.saved_until = max(self.saved_until, *map(_timestamp, trades))
+        self.saved_until = max(self.saved_until, max(map(_timestamp, trades), default=0))
         for minute, some in _by_minute(trades).items():
             held = sum(unsaved.pop(trade.trade_id, None) is not None for trade in some)
             _less(self.waiting, minute, len(some))
@@ -217,14 +217,10 @@ class InstrumentTape:
 
 
 def _by_minute(trades: Iterable[Trade]) -> dict[int, list[Trade]]:
-    minutes: dict[int, list[Trade]] = {}
+    minutes: defaultdict[int, list[Trade]] = defaultdict(list)
     for trade in trades:
         at = trade.timestamp
-        minute = at - at % MINUTE
-        if minute in minutes:
-            minutes[minute].append(trade)
-        else:
-            minutes[minute] = [trade]
+        minutes[at - at % MINUTE].append(trade)
     return minutes
 
 

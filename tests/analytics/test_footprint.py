@@ -42,6 +42,18 @@ def test_sums_beyond_64_bits_stay_exact(tape: list[Trade]) -> None:
     assert figures(footprint_of(tape).bar) == bar_by_the_book(tape)
 
 
+@given(tapes(scales=SCALES), st.lists(st.integers(0, 50), max_size=4))
+def test_runs_of_trades_come_to_the_same_as_one_after_the_other_wherever_they_are_cut(tape: list[Trade], cuts: list[int]) -> None:
+    edges = [0, *sorted(cut % (len(tape) + 1) for cut in cuts), len(tape)]
+    footprint, bar = Footprint(SCALE), Bar(SCALE)
+    for start, end in pairwise(edges):
+        footprint.add(*tape[start:end])
+        bar.add(*tape[start:end])
+    expected = footprint_of(tape)
+    assert (footprint.scale, figures(footprint.bar), cells_of(footprint)) == (expected.scale, figures(expected.bar), cells_of(expected))
+    assert bar == footprint.bar
+
+
 @given(tapes(scales=SCALES))
 def test_a_bar_alone_and_the_bar_of_a_footprint_are_the_same(tape: list[Trade]) -> None:
     bar = Bar(SCALE)

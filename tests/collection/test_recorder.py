@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import anyio
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.market import BYBIT, NOON, SPOT, Clock, listing, trade
 from wadm_mcp.collection import recorder as recorder_module
@@ -164,6 +168,43 @@ async def test_a_trade_that_its_own_frame_belies_is_a_missing_one(at: int) -> No
     await r.frame(trade(3))
     assert r.health.counts["trades.implausible"] == 1
     assert [span.first_seq for span in r.followed.spans] == [1, 3]
+
+
+@st.composite
+def frames(draw: st.DrawFn, *, numbered: bool) -> list[tuple[int, Trades]]:
+    """Frames of two connections: trades repeated, out of order and beyond belief, at times that are as well."""
+    instrument = SPOT if numbered else BYBIT
+    ids = st.tuples(st.integers(1, 30), st.sampled_from((0, 0, 0, 0, 0, 0, 7_000, -2 * HOUR)))
+    made: list[tuple[int, Trades]] = []
+    for sent in draw(st.lists(st.sampled_from((0, 0, 0, 1, 40_000, 70_000, 2 * HOUR)), max_size=8)):
+        drawn = draw(st.lists(ids, max_size=5))
+        trades = [trade(seq, NOON + sent % HOUR - 500 + seq + off, 6_000_000 + seq % 5, instrument=instrument) for seq, off in drawn]
+        made.append((draw(st.integers(1, 2)), Trades(instrument, trades, NOON + sent, draw(st.integers(0, 1)))))
+    return made
+
+
+async def state_after(numbered: bool, calls: Sequence[tuple[int, Sequence[Trades]]]) -> object:
+    r = Recording(numbered=numbered)
+    r.clock.pass_seconds(80)
+    for connection, messages in calls:
+        await r.recorder.take(connection, *messages)
+    tape = r.tape[r.instrument]
+    minutes = {start: (footprint.bar, footprint.cells) for start, footprint in tape.minutes.items()}
+    told = r.followed.spans, minutes, tape.rows, tape.newest, list(tape.unsaved.values()), tape.waiting, r.followed.alive_until()
+    return told, r.recorder.cut(), r.recorder.taken, r.health.counts
+
+
+@pytest.mark.parametrize("numbered", [True, False])
+@given(data=st.data())
+async def test_frames_taken_at_once_come_to_the_same_as_one_after_the_other(numbered: bool, data: st.DataObject) -> None:
+    drawn = data.draw(frames(numbered=numbered))
+    runs: list[tuple[int, list[Trades]]] = []
+    for connection, message in drawn:
+        if runs and runs[-1][0] == connection:
+            runs[-1][1].append(message)
+        else:
+            runs.append((connection, [message]))
+    assert await state_after(numbered, runs) == await state_after(numbered, [(connection, [message]) for connection, message in drawn])
 
 
 async def test_a_stale_first_frame_claims_nothing_before_its_connection() -> None:

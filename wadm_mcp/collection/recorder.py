@@ -7,6 +7,7 @@ the recorder makes its callers wait too: then the exchange's own socket fills, a
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
@@ -161,12 +162,9 @@ class Recorder:
     async def take(self, connection: int, *messages: Trades) -> None:
         """Record frames of trades. Waits only while the store is so far behind that no more may be held in memory."""
         await self._until_room()
-        by_instrument: dict[Instrument, list[Trades]] = {}
+        by_instrument: defaultdict[Instrument, list[Trades]] = defaultdict(list)
         for message in messages:
-            if message.instrument in by_instrument:
-                by_instrument[message.instrument].append(message)
-            else:
-                by_instrument[message.instrument] = [message]
+            by_instrument[message.instrument].append(message)
         broken = False
         for instrument, frames in by_instrument.items():
             followed = self._followed.get(instrument)
@@ -335,9 +333,9 @@ class Recorder:
         """The store holds these durably now."""
         self._saved.set()
         self._saved = anyio.Event()
-        stored: dict[Instrument, list[Trade]] = {}
+        stored: defaultdict[Instrument, list[Trade]] = defaultdict(list)
         for trade in trades:
-            stored.setdefault(trade.instrument, []).append(trade)
+            stored[trade.instrument].append(trade)
         for instrument, some in stored.items():
             tape = self._tape.get(instrument)
             if tape is not None:
