@@ -442,7 +442,7 @@ class History:
         keeps_rows = own_ids and self._keeps_rows(day.start)
         if keeps_rows:
             known = {trade.trade_id for rows in beside.values() for trade in rows}
-            new = await self._take_rows(followed, form, file, day, gaps, known)
+            new = await self._take_rows(followed, form, file, gaps, known)
             if self._numbered:
                 return new
             # Whole minutes stand above the rows: the archive orders them, their rows have no place in the exchange's own order.
@@ -462,18 +462,17 @@ class History:
             reached = whole.end
         return new
 
-    async def _take_rows(
-        self, followed: Followed, form: ArchiveFormat, file: Path, day: Window, gaps: Sequence[Window], known: set[str]
-    ) -> int:
+    async def _take_rows(self, followed: Followed, form: ArchiveFormat, file: Path, gaps: Sequence[Window], known: set[str]) -> int:
         """The single trades of a file that was read to its end before."""
         listing = followed.tape.listing
         rows = form.rows(listing, archive_file.lines(file, listing.instrument.symbol))
-        new = 0
+        new, minutes = 0, set[int]()
         while part := await to_thread.run_sync(lambda: [row.trade for row in islice(rows, _ROWS)]):
             if not self._numbered:
                 part = [trade for trade in part if trade.trade_id not in known and any(trade.timestamp in gap for gap in gaps)]
             new += await self._recorder.imported(listing.instrument, part)
-        await self._recorder.stored(listing.instrument, range(day.start, day.end, MINUTE))
+            minutes.update(trade.timestamp - trade.timestamp % MINUTE for trade in part)
+        await self._recorder.stored(listing.instrument, minutes)
         return new
 
     async def _beside(self, followed: Followed, gaps: Sequence[Window]) -> dict[int, list[Trade]]:
