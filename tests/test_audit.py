@@ -9,7 +9,7 @@ import anyio
 import msgspec
 import pytest
 
-from tests.collection.test_rollup import LIVES, Recording, recording
+from tests.collection.recording import LIVES, Recording, recording
 from tests.end_to_end.process import COMMAND, environment
 from tests.market import NOON, SPOT, Clock, listing, trade
 from wadm_mcp.audit import Audited, Auditor, HourlyAudit, Told

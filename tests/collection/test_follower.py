@@ -15,7 +15,7 @@ from wadm_mcp.storage.sqlite import SqliteStore
 from wadm_mcp.storage.store import Mark
 from wadm_mcp.tape import Tape
 
-from .test_rollup import recording
+from .recording import recording
 
 pytestmark = pytest.mark.anyio
 

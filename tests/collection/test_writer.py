@@ -15,7 +15,7 @@ from wadm_mcp.errors import StoreError
 from wadm_mcp.model import Trade
 from wadm_mcp.storage.store import Turn
 
-from .test_rollup import ALWAYS, Recording, recording
+from .recording import ALWAYS, Recording, recording
 
 pytestmark = pytest.mark.anyio
 

@@ -14,7 +14,7 @@ import anyio
 import pytest
 from redis.asyncio import Redis
 
-from tests.collection.test_rollup import LIVES, Recording
+from tests.collection.recording import LIVES, Recording
 from tests.end_to_end.process import Served, resident, serving, until
 from tests.market import Clock, trade
 from tests.redis_server import RedisServer, redis_binary

@@ -124,19 +124,24 @@ class Deployment:
     async def settled(self, wadm: Wadm, within: float = 120) -> None:
         """Returns once the market is stopped and nothing is left to be written, repaired or derived."""
         self.clock.stop()
-        quiet = 0
-        with anyio.fail_after(within):
+        quiet, left = 0, ""
+        with anyio.move_on_after(within):
             while quiet < 4:
-                quiet = quiet + 1 if await self._idle(wadm) else 0
+                left = await self._left(wadm)
+                quiet = 0 if left else quiet + 1
                 await anyio.sleep(0.5)
+        assert quiet == 4, f"not settled within {within} s: {left}"
 
-    async def _idle(self, wadm: Wadm) -> bool:
+    async def _left(self, wadm: Wadm) -> str:
+        """What is still to be written, repaired or derived; nothing where there is nothing."""
         health = (await wadm.served.client.get("/health")).json()
         markets = (await wadm.served.get("/api/markets"))["markets"]
         rows = [dict(zip(markets["columns"], row, strict=True)) for row in markets["rows"]]
         # Where ids do not count, a connection proves its first millisecond with its next trade, which a stopped market never makes.
-        if health["parts"]["store"]["state"] != "ok" or any(row["repairing"] for row in rows if row["exchange"] == "binance"):
-            return False
+        if health["parts"]["store"]["state"] != "ok":
+            return f"the store is {health['parts']['store']}"
+        if under_repair := [row for row in rows if row["exchange"] == "binance" and row["repairing"]]:
+            return f"under repair: {under_repair}"
         now = now_ms()
         for row in rows:
             question = {name: row[name] for name in ("exchange", "market", "symbol")}
@@ -149,8 +154,8 @@ class Deployment:
             for coverage in (raw["coverage"], flow["coverage"]):
                 reasons = {gap[3] for gap in coverage["gaps"]}
                 if reasons & {"being_revised", "store_unreachable"} or (row["exchange"] == "binance" and not reasons <= settled):
-                    return False
-        return True
+                    return f"{question}: {coverage['gaps']}"
+        return ""
 
     async def check(self, wadm: Wadm) -> dict[Instrument, Found]:
         """Everything that is answered against everything that was traded."""

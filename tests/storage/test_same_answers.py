@@ -13,7 +13,7 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from tests.collection.test_rollup import Recording
+from tests.collection.recording import Recording
 from tests.market import NOON, Clock, listing, trade
 from tests.redis_server import RedisServer, redis_binary
 from tests.servers import mongodb_url
