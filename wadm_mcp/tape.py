@@ -7,7 +7,7 @@ happens on the event loop, so a reader sees a whole trade or none. Memory is bou
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from operator import attrgetter
 from typing import Final, NamedTuple, Protocol
@@ -179,6 +179,11 @@ class InstrumentTape:
     def revised(self, minute: int, trades: int) -> None:
         """So many late trades of a minute are in its stored figures now."""
         _less(self.revising, minute, trades)
+
+    def settled_elsewhere(self, marked: Container[int]) -> None:
+        """Late trades of minutes that neither wait nor are `marked` in the store are in stored figures, whoever derived those."""
+        for minute in [minute for minute in self.revising if minute not in marked and minute not in self.waiting]:
+            del self.revising[minute]
 
     def bound(self) -> None:
         """Let the oldest minutes go when the store has been away for long. They are derived from their trades once it is back."""

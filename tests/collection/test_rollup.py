@@ -169,6 +169,22 @@ async def test_a_bar_that_does_not_stand_yet_waits_for_its_last_late_minute_and_
         assert await r.store.marks() == []
 
 
+async def test_late_trades_that_another_process_derived_are_not_waited_for(tmp_path: Path) -> None:
+    async with recording(tmp_path) as r:
+        await r.trade(trade(1))
+        r.clock.pass_minutes(2)
+        await r.trade(trade(3, NOON + 2 * MINUTE))
+        await r.write()
+        await r.trade(trade(2, NOON + 1))
+        assert r.tape[SPOT].revising == {NOON: 1}
+        await r.save()
+        await r.rollup._settle(r.recorder[SPOT], [])
+        assert r.tape[SPOT].revising == {}
+        await r.trade(trade(4, NOON + 2))
+        await r.rollup.run()
+        assert r.tape[SPOT].revising == {NOON: 1}
+
+
 async def test_a_late_minute_is_derived_at_once_and_again_when_it_rests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with recording(tmp_path) as r:
         await r.trade(trade(1), trade(50, NOON + MINUTE))

@@ -97,6 +97,7 @@ class Rollup:
                 marks = await self._marks()
             if not followed.tape.adopted:
                 await self.adopt(followed)
+                marks = await self._marks()
             await self._settle(followed, marks[followed.tape.instrument])
 
     async def _marks(self) -> Mapping[Instrument, Sequence[Mark]]:
@@ -109,6 +110,8 @@ class Rollup:
         tape = followed.tape
         instrument, settled = tape.instrument, tape.settled_until
         writes = {mark.minute: mark for mark in marks}
+        # Whoever held the lease before may have settled a mark of ours, having read all that is stored.
+        tape.settled_elsewhere(writes)
         over: list[int] = []
         until = settled
         ready = followed.market_time() - _GRACE
