@@ -28,7 +28,7 @@ def table(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
 
 
 async def test_where_everything_is_in_reach_it_says_so_and_ends_with_0(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    async with Simulator() as simulator:
+    async with Simulator(activity=20) as simulator:
         with anyio.fail_after(60):
             assert await examine(settings_for(tmp_path, simulator)) == 0
     found = table(capsys)
