@@ -47,12 +47,12 @@ $(PEERS)/ready: benchmarks/peers/requirements.txt
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers/requirements.txt
 	@touch $@
 
-bench: $(VENV)/ready $(PEERS)/ready ## measure recording beside its peer, the hot path, the cache, the import of a day and every tool
-	$(BIN)/python -m benchmarks.recording
+bench: $(VENV)/ready $(PEERS)/ready ## measure the hot path, the cache, the import of a day, every tool and, last, recording beside its peer
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.cache
 	$(BIN)/python -m benchmarks.history
-	$(BIN)/python -m benchmarks.tools
+	$(BIN)/python -m benchmarks.tools --write
+	$(BIN)/python -m benchmarks.recording
 
 soak: $(VENV)/ready ## chaos, kills and outages at full rate, for as long as a bad day has them; WADM_SOAK_SEED=2 for another
 	WADM_SOAK=1 $(BIN)/python -m pytest -q -s tests/soak tests/end_to_end/test_production_store.py

@@ -1,8 +1,10 @@
 """What recording costs, beside cryptofeed's `TradeMongo` in the same run: CPU of process and database, memory, loss, lateness, stalls; and
 what a profile of a busy day takes.
 
-    python -m benchmarks.recording              prints every row and what `bars` says, writes benchmarks/results.json
+    python -m benchmarks.recording              prints every row, the table and the bars; writes benchmarks/results.json and the README
     python -m benchmarks.recording paced burst  runs some scenarios and writes nothing; with --write they take their place in the results
+
+The status is 1 where a bar is not reached.
 
 The recording process has one core, the loopback exchange (`feed`), MongoDB and the asking client share another. cryptofeed runs in an
 environment of its own (`make .venv-peers/ready`). Figures of one run compare with each other, not with those of another machine.
@@ -12,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import random
 import re
 import sqlite3
@@ -22,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 from itertools import cycle
 from pathlib import Path
@@ -32,20 +33,18 @@ import anyio
 import pymongo
 from mcp.client import Client
 
-from benchmarks import day
+from benchmarks import day, table
 from benchmarks.bars import judge
 from benchmarks.feed import symbols
-from benchmarks.tools import keep
+from benchmarks.table import RESULTS, ROOT, SYSTEMS
+from benchmarks.tools import keep, machine
 from tests.servers import Mongod, free_port, own_mongod
 from wadm_mcp.analytics.footprint import Footprint
 from wadm_mcp.model import DAY, HOUR, MINUTE, Basis, Instrument, Listing, Span, Timeframe, Trade, TradeType
 from wadm_mcp.storage.sqlite import SqliteStore
 from wadm_mcp.storage.store import Derived
 
-ROOT: Final = Path(__file__).parents[1]
 PEERS: Final = ROOT / ".venv-peers" / "bin" / "python"
-RESULTS: Final = Path(__file__).parent / "results.json"
-SYSTEMS: Final = ("cryptofeed, MongoDB", "WADM, MongoDB", "WADM, SQLite")
 FLOOD: Final = 1_000_000
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 
@@ -206,13 +205,14 @@ def asked() -> Iterator[dict[str, Any]]:
     """The same flood, while one client asks for the newest trade and for a profile in turn."""
     for system in SYSTEMS[1:]:
         with recording(system, [f"0:{FLOOD}"]) as one:
-            since = time.time()
+            resting, since = one.memory, time.time()
             time.sleep(2)
             took = anyio.run(_ask_in_turn, one, 6.0)
             assert one.stored < FLOOD, "the flood was over before the questions were"
             one.watch(300, lambda: one.stored >= FLOOD)
             row = {"scenario": "flood, asked", "system": system, "stored": one.stored, "answers": len(took)}
-            yield row | {"answer_p50_ms": _percentile(took, 50), "answer_p99_ms": _percentile(took, 99), "stall_ms": one.stall(since)}
+            row |= {"answer_p50_ms": _percentile(took, 50), "answer_p99_ms": _percentile(took, 99), "stall_ms": one.stall(since)}
+            yield row | {"memory_start": resting, "memory_peak": one.highest_memory}
 
 
 def burst() -> Iterator[dict[str, Any]]:
@@ -377,13 +377,6 @@ def _cpu(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
-def machine() -> str:
-    """The processor, its cores, the Python and the day of a run."""
-    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    processor = found[1] if found else platform.processor()
-    return f"{processor}, {os.cpu_count()} cores, Python {platform.python_version()}, {datetime.now(UTC):%Y-%m-%d}"
-
-
 SCENARIOS: Final[dict[str, Callable[[], Iterator[dict[str, Any]]]]] = {
     "paced": lambda: (row for rate in (2_000, 10_000) for row in paced(rate)),
     "flood": flood,
@@ -415,8 +408,11 @@ def main() -> None:
         for name in SCENARIOS.keys() - found.keys():
             found[name] = [row for row in known if row["run"] == name]
         rows = [row for name in SCENARIOS for row in found[name]]
-        RESULTS.write_text(json.dumps({"machine": machine(), "recording": rows}, indent=1) + "\n")
-        judge(rows)
+        results = {"machine": machine(), "recording": rows}
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        table.write(results)
+        print(table.table(results))
+        sys.exit(1 if judge(rows) else 0)
 
 
 if __name__ == "__main__":

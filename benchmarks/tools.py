@@ -269,7 +269,8 @@ def percentile(took: Sequence[float], percent: int) -> float:
     return sorted(took)[-(-len(took) * percent // 100) - 1]
 
 
-def _machine() -> str:
+def machine() -> str:
+    """The processor, its cores, the Python and the day of a run."""
     found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if Path("/proc/cpuinfo").exists() else None
     model = found[1] if found else platform.processor()
     return f"{model}, {os.cpu_count()} cores, Python {platform.python_version()}, {datetime.now(UTC):%Y-%m-%d}"
@@ -283,13 +284,13 @@ async def main() -> None:
         print("\n".join(lines))
         for transport in ("http", "stdio"):
             lines += await measure(transport, folder)
-    machine = (
+    note = (
         f"p50 / p99 of {HOT_SAMPLES} hot, {WARM_SAMPLES} warm and {COLD_SAMPLES} cold calls (of so few warm and cold ones p99 is the "
-        f"slowest), in brackets the ratio to the tool that does nothing, called after each of them. {_machine()}."
+        f"slowest), in brackets the ratio to the tool that does nothing, called after each of them. {machine()}."
     )
-    print(machine)
+    print(note)
     if "--write" in sys.argv:
-        table = "\n".join((machine, "", *lines, ""))
+        table = "\n".join((note, "", *lines, ""))
         PAGE.write_text(re.sub(r"(<!-- latency -->\n).*?(<!-- /latency -->)", rf"\g<1>{table}\g<2>", PAGE.read_text(), flags=re.DOTALL))
 
 

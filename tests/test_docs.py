@@ -7,6 +7,7 @@ import re
 import tomllib
 from pathlib import Path
 
+from benchmarks.table import table
 from wadm_mcp.server.questions import QUESTIONS
 from wadm_mcp.settings import dotenv_example, settings_table
 
@@ -59,6 +60,11 @@ def test_every_figure_of_the_example_report_is_in_the_answer_of_its_call() -> No
 def test_the_readme_names_every_tool() -> None:
     for question in QUESTIONS:
         assert f"`{question.name}`" in text("README.md")
+
+
+def test_the_readme_tells_what_the_last_benchmark_measured() -> None:
+    measured = table(json.loads(text("benchmarks/results.json")))
+    assert f"<!-- costs -->\n{measured}<!-- /costs -->" in text("README.md")
 
 
 def test_every_dependency_says_why_it_is_here() -> None:
