@@ -212,9 +212,22 @@ class InstrumentTape:
         """From when on memory holds every single trade: just after the latest one that left it; 0 when it holds none."""
         return max(self.saved_until + 1, min(trade.timestamp for trade in self.unsaved.values()) + 1) if self.unsaved else 0
 
-    def unsaved_in(self, window: Window) -> list[Trade]:
-        """Trades of the window that only memory holds, in `Trade.order`."""
-        return sorted((trade for trade in self.unsaved.values() if trade.timestamp in window), key=lambda trade: trade.order)
+    def unsaved_in(
+        self, window: Window, *, after: tuple[int, int, int, str] | None = None, limit: int | None = None, newest: bool = False
+    ) -> list[Trade]:
+        """Trades of the window that only memory holds, in `Trade.order`: all, or the first `limit` behind `after`, or with `newest` the
+        last ones."""
+        start, end = window.start if after is None else max(window.start, after[0]), window.end
+        found = [trade for trade in self.unsaved.values() if start <= trade.timestamp < end]
+        if after is not None:
+            found = [trade for trade in found if trade.timestamp > after[0] or trade.order > after]
+        if limit is not None and len(found) > limit:
+            # Tens of thousands wait in a flood: the order of most of them is not worth telling.
+            times = sorted(map(_timestamp, found), reverse=newest)
+            last = times[limit - 1]
+            found = [trade for trade in found if (trade.timestamp >= last if newest else trade.timestamp <= last)]
+        found.sort(key=lambda trade: trade.order)
+        return found[-limit:] if newest and limit else found[:limit]
 
     def minutes_in(self, window: Window) -> dict[int, Footprint]:
         """Footprints of the window's minutes that stand above the store's, by start."""

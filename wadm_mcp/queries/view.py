@@ -97,10 +97,10 @@ class View:
         self, instrument: Instrument, window: Window, *, after: tuple[int, int, int, str] | None = None, limit: int, newest: bool = False
     ) -> list[Trade]:
         """Up to `limit` trades of the window in `Trade.order`: the first after `after`, or with `newest` the last ones."""
-        unsaved = self._tape[instrument].unsaved_in(window)
+        unsaved = self._tape[instrument].unsaved_in(window, after=after, limit=limit, newest=newest)
         stored = await self._stored(lambda: self._store.trades(instrument, window, after=after, limit=limit, newest=newest))
         known = {trade.order for trade in stored}
-        both = [*stored, *(trade for trade in unsaved if trade.order not in known and (after is None or trade.order > after))]
+        both = [*stored, *(trade for trade in unsaved if trade.order not in known)]
         both.sort(key=lambda trade: trade.order)
         return both[-limit:] if newest else both[:limit]
 

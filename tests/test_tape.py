@@ -1,0 +1,38 @@
+"""What memory holds of an instrument, above the store."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.market import SPOT, listing
+from wadm_mcp.model import Trade, TradeType, Window
+from wadm_mcp.tape import InstrumentTape
+
+TRADES = st.lists(
+    st.builds(
+        lambda number, at, price, side: Trade(SPOT, at, 7, str(number), price, 1, side, 1, listing().scale),
+        st.integers(0, 1_000),
+        st.integers(0, 9),
+        st.integers(1, 3),
+        st.sampled_from(TradeType),
+    ),
+    unique_by=lambda trade: trade.trade_id,
+    max_size=40,
+)
+
+
+@given(TRADES, st.integers(0, 9), st.integers(0, 10), st.booleans(), st.one_of(st.none(), st.integers(1, 45)), st.data())
+def test_unsaved_trades_are_told_as_a_plain_sort_of_all_of_them_would(
+    trades: list[Trade], start: int, length: int, newest: bool, limit: int | None, data: st.DataObject
+) -> None:
+    tape = InstrumentTape(listing())
+    tape.unsaved = {trade.trade_id: trade for trade in trades}
+    behind = data.draw(st.sampled_from(trades)).order if trades and data.draw(st.booleans()) else None
+    plain = sorted(
+        (one for one in trades if one.timestamp in Window(start, start + length) and (behind is None or one.order > behind)),
+        key=lambda one: one.order,
+    )
+    if limit is not None:
+        plain = plain[-limit:] if newest else plain[:limit]
+    assert tape.unsaved_in(Window(start, start + length), after=behind, limit=limit, newest=newest) == plain
