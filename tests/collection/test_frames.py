@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from typing import NamedTuple
 
 import anyio
 import pytest
+import trustme
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from websockets.asyncio.client import connect
@@ -19,6 +22,13 @@ from websockets.protocol import State
 from wadm_mcp.collection.frames import FrameSocket
 
 pytestmark = pytest.mark.anyio
+
+
+class Tls(NamedTuple):
+    """What either end of a connection has to know."""
+
+    client: ssl.SSLContext
+    server: ssl.SSLContext
 
 
 class Exchange:
@@ -35,14 +45,36 @@ class Exchange:
         await self.over.wait()
 
 
+@pytest.fixture(params=["plain", "TLS"])
+def tls(request: pytest.FixtureRequest) -> Tls | None:
+    """Both ends of TLS, where the connection is to have it: as the exchanges' have."""
+    return request.getfixturevalue("certified") if request.param == "TLS" else None
+
+
+@pytest.fixture(scope="module")
+def certified() -> Tls:
+    authority = trustme.CA()
+    ends = Tls(ssl.create_default_context(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+    authority.configure_trust(ends.client)
+    authority.issue_cert("127.0.0.1").configure_cert(ends.server)
+    return ends
+
+
 @asynccontextmanager
-async def connected(max_size: int = 1 << 20) -> AsyncGenerator[tuple[FrameSocket, ServerConnection]]:
+async def connected(tls: Tls | None = None, max_size: int = 1 << 20) -> AsyncGenerator[tuple[FrameSocket, ServerConnection]]:
     exchange = Exchange()
-    async with serve(exchange.serve, "127.0.0.1", 0, compression=None, ping_interval=None, close_timeout=1) as server:
+    their, our = (tls.server, tls.client) if tls is not None else (None, None)
+    async with serve(exchange.serve, "127.0.0.1", 0, ssl=their, compression=None, ping_interval=None, close_timeout=1) as server:
         port = next(iter(server.sockets)).getsockname()[1]
-        url = f"ws://127.0.0.1:{port}"
         async with connect(
-            url, create_connection=FrameSocket, compression=None, ping_interval=None, max_size=max_size, close_timeout=1, proxy=None
+            f"ws{'s' if tls is not None else ''}://127.0.0.1:{port}",
+            create_connection=FrameSocket,
+            ssl=our,
+            compression=None,
+            ping_interval=None,
+            max_size=max_size,
+            close_timeout=1,
+            proxy=None,
         ) as client:
             assert isinstance(client, FrameSocket)
             await exchange.connected.wait()
@@ -100,8 +132,8 @@ def test_messages_come_out_as_they_were_sent_however_the_stream_is_cut(sent: lis
     anyio.run(check)
 
 
-async def test_frames_gather_after_one_was_read_and_come_once_the_moment_is_over() -> None:
-    async with connected() as (client, exchange):
+async def test_frames_gather_after_one_was_read_and_come_once_the_moment_is_over(tls: Tls | None) -> None:
+    async with connected(tls) as (client, exchange):
         raw = client.transport.get_extra_info("socket")
         await exchange.send("one")
         assert await client.frames() == [b"one"]
@@ -110,8 +142,8 @@ async def test_frames_gather_after_one_was_read_and_come_once_the_moment_is_over
         assert await client.frames() == [b"two"]
 
 
-async def test_a_ping_between_trades_is_answered() -> None:
-    async with connected() as (client, exchange):
+async def test_a_ping_between_trades_is_answered(tls: Tls | None) -> None:
+    async with connected(tls) as (client, exchange):
         await exchange.send("one")
         answered = await exchange.ping(b"123")
         await exchange.send("two")
@@ -119,8 +151,8 @@ async def test_a_ping_between_trades_is_answered() -> None:
         await answered
 
 
-async def test_the_last_messages_are_read_before_the_end_is_told() -> None:
-    async with connected() as (client, exchange):
+async def test_the_last_messages_are_read_before_the_end_is_told(tls: Tls | None) -> None:
+    async with connected(tls) as (client, exchange):
         await exchange.send("last")
         await exchange.close(1012)
         assert await read(client, 1) == [b"last"]
@@ -130,8 +162,8 @@ async def test_the_last_messages_are_read_before_the_end_is_told() -> None:
         assert closed.value.rcvd.code == 1012
 
 
-async def test_a_reader_that_waits_is_woken_by_the_end() -> None:
-    async with connected() as (client, exchange), anyio.create_task_group() as tasks:
+async def test_a_reader_that_waits_is_woken_by_the_end(tls: Tls | None) -> None:
+    async with connected(tls) as (client, exchange), anyio.create_task_group() as tasks:
         tasks.start_soon(exchange.close)
         with pytest.raises(ConnectionClosed):
             await client.frames()
@@ -140,8 +172,8 @@ async def test_a_reader_that_waits_is_woken_by_the_end() -> None:
 @pytest.mark.parametrize(
     "unlawful", [b"\x81\x81\x01\x02\x03\x04x", b"\xc1\x01x", wire(Opcode.TEXT, b"x" * 1_001)], ids=["masked", "reserved", "long"]
 )
-async def test_what_only_the_library_judges_ends_the_connection_after_what_came_before(unlawful: bytes) -> None:
-    async with connected(max_size=1_000) as (client, exchange):
+async def test_what_only_the_library_judges_ends_the_connection_after_what_came_before(tls: Tls | None, unlawful: bytes) -> None:
+    async with connected(tls, max_size=1_000) as (client, exchange):
         exchange.transport.write(wire(Opcode.TEXT, b"before") + unlawful)
         assert await read(client, 1) == [b"before"]
         with pytest.raises(ConnectionClosed):
@@ -154,3 +186,23 @@ async def test_a_reader_that_lags_leaves_the_rest_in_the_kernel() -> None:
         assert not client.transport.is_reading()
         assert len(await read(client, 1_500)) == 1_500
         assert client.transport.is_reading()
+
+
+async def test_of_a_connection_that_has_ended_every_message_is_read_that_came_in(tls: Tls | None) -> None:
+    async with connected(tls) as (client, exchange):
+        for number in range(1_000):
+            await exchange.send(str(number))
+        await exchange.close()
+        await client.wait_closed()
+        assert await read(client, 1_000) == [str(number).encode() for number in range(1_000)]
+        with pytest.raises(ConnectionClosed):
+            await client.frames()
+
+
+async def test_a_reader_that_waits_is_woken_when_the_connection_is_cut(tls: Tls | None) -> None:
+    async with connected(tls) as (client, exchange):
+        await exchange.send("one")
+        assert await client.frames() == [b"one"]
+        exchange.transport.abort()
+        with pytest.raises(ConnectionClosed):
+            await client.frames()

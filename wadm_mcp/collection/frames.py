@@ -171,6 +171,8 @@ class FrameSocket(ClientConnection):
         self._came.set()
 
     def _wait_for(self, size: int) -> None:
+        # Of a connection that has ended TLS has no socket any more, and without TLS it is closed.
         raw = self.transport.get_extra_info("socket")
-        with suppress(OSError):
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
+        if raw is not None:
+            with suppress(OSError):
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
