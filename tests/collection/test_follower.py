@@ -6,6 +6,7 @@ import anyio
 import pytest
 
 from tests.market import BYBIT, NOON, SPOT, Clock, listing, trade
+from wadm_mcp import tape as tape_module
 from wadm_mcp.collection.follower import Follower
 from wadm_mcp.errors import StoreError
 from wadm_mcp.health import Health, State
@@ -60,6 +61,22 @@ async def test_a_late_trade_of_an_old_minute_does_not_hide_what_that_minute_hold
         await one.write()
         await follower.follow()
         assert (await view.footprint(SPOT, Window(NOON, NOON + MINUTE))).bar.trade_count == 2
+
+
+async def test_minutes_that_the_recorder_does_not_derive_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tape_module, "MINUTES_LIMIT", 8)
+    clock, tape = Clock(), Tape()
+    async with SqliteStore(tmp_path / "wadm.sqlite") as store:
+        await store.keep_listings([listing()])
+        follower = Follower(tape, store, Health(clock), clock)
+        view = View(store, tape, clock, ["spot"], ["binance"])
+        for minute in range(12):
+            await store.write([trade(minute + 1, clock())], [(SPOT, Span(NOON, clock(), 1, minute + 1, Basis.EXACT))])
+            await follower.follow()
+            clock.pass_minutes(1)
+        assert len(tape[SPOT].minutes) == 8
+        lacking = await view.lacking(SPOT, ALWAYS)
+        assert all(any(one.start <= minute < one.end for one in lacking) for minute in range(NOON, NOON + 4 * MINUTE, MINUTE))
 
 
 async def test_a_new_instrument_can_be_asked_for_before_its_open_minutes_were_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

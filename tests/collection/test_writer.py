@@ -93,6 +93,22 @@ async def test_what_comes_after_a_batch_that_failed_claims_nothing(tmp_path: Pat
         assert (held.first_seq, held.last_seq) == (1, 8)
 
 
+async def test_a_batch_that_is_stored_is_released_whatever_is_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with recording(tmp_path) as r:
+        await waiting(r, 1)
+        saved = r.recorder.saved
+        with anyio.CancelScope() as scope:
+
+            def cancelled(*arguments: Any) -> None:
+                saved(*arguments)
+                scope.cancel()
+
+            monkeypatch.setattr(r.recorder, "saved", cancelled)
+            await r.writer._drain()
+        assert scope.cancelled_caught
+        assert (r.journal.backlog, r.tape[SPOT].waiting) == (0, {})
+
+
 async def test_a_part_of_a_long_backlog_is_not_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer_module, "_BATCH", 2)
     async with recording(tmp_path) as r:

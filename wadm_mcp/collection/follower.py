@@ -124,6 +124,8 @@ class Follower:
             for piece in pieces:
                 tape.join_piece(minute, piece.footprint)
                 tape.rows[minute] += 1
+        # They stay for as long as the recorder does not derive them.
+        tape.bound()
         self._health.report(str(instrument), State.STANDBY, "another process records it")
 
     async def _changed(

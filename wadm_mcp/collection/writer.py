@@ -184,8 +184,10 @@ class Writer:
 
     async def _save(self, batch: Batch, turn: Turn, stored: anyio.Event, room: anyio.Semaphore) -> None:
         await self._store.write(batch.trades, batch.spans, batch.pieces, turn=turn)
-        self._recorder.saved(batch.trades, batch.pieces)
-        await self._journal.release(batch)
+        with anyio.CancelScope(shield=True):
+            # Handed out again, it would be counted as saved again.
+            self._recorder.saved(batch.trades, batch.pieces)
+            await self._journal.release(batch)
         stored.set()
         room.release()
 
