@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.market import SPOT, listing
+from tests.market import BYBIT, SPOT, listing, trade
 from wadm_mcp.model import Trade, TradeType, Window
-from wadm_mcp.tape import InstrumentTape
+from wadm_mcp.tape import InstrumentTape, Tape
 
 TRADES = st.lists(
     st.builds(
@@ -36,3 +36,21 @@ def test_unsaved_trades_are_told_as_a_plain_sort_of_all_of_them_would(
     if limit is not None:
         plain = plain[-limit:] if newest else plain[:limit]
     assert tape.unsaved_in(Window(start, start + length), after=behind, limit=limit, newest=newest) == plain
+
+
+def test_unsaved_trades_are_let_go_where_all_instruments_together_hold_too_many_and_not_before() -> None:
+    tape = Tape()
+    tape.unsaved_limit = 100
+    busy, quiet = tape.follow(listing()), tape.follow(listing(BYBIT))
+
+    def take(one: InstrumentTape, first: int, count: int) -> None:
+        one.take([trade(number, number, instrument=one.instrument) for number in range(first, first + count)])
+        tape.bound(count)
+
+    take(quiet, 1, 10)
+    take(busy, 1, 90)
+    assert (len(busy.unsaved), len(quiet.unsaved)) == (90, 10)
+    take(busy, 91, 20)
+    assert (len(busy.unsaved), len(quiet.unsaved)) == (110 - 110 * 26 // 120, 10 - 10 * 26 // 120)
+    assert next(iter(busy.unsaved.values())).seq == 1 + 110 * 26 // 120
+    assert (busy.let_go.total(), quiet.let_go.total()) == (110 * 26 // 120, 2)

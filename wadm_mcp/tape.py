@@ -19,9 +19,9 @@ from wadm_mcp.errors import UnknownSymbol
 from wadm_mcp.model import MINUTE, Instrument, Listing, Span, Trade, Window
 
 UNSAVED_LIMIT: Final = 80_000
-"""Trades of all instruments that memory holds for questions while the store does not have them, shared evenly."""
+"""Trades of all instruments together that memory holds for questions while the store does not have them, or a `_LOTS`th more."""
 _LOTS: Final = 16
-"""The part of them that is let go at once, where they are too many."""
+"""The part of them that is let go at once, where they are too many, and that come in between two counts."""
 MINUTES_LIMIT: Final = 120
 """Minutes of an instrument that memory holds while the store does not have their figures."""
 
@@ -73,7 +73,6 @@ class InstrumentTape:
         """Is what the store held before in it? Until then the minutes may lack trades of an earlier process."""
         self.unsaved: dict[str, Trade] = {}
         """Trades that are not yet durable, by id, oldest first."""
-        self.unsaved_limit = UNSAVED_LIMIT
         self.waiting: Counter[int] = Counter()
         """Trades by minute that the store does not hold yet, whether memory still has them or the journal alone."""
         self.let_go: Counter[int] = Counter()
@@ -106,12 +105,11 @@ class InstrumentTape:
             self.waiting[minute] += len(some)
         for trade in trades:
             unsaved[trade.trade_id] = trade
-        if len(unsaved) > self.unsaved_limit:
-            self._let_go(len(unsaved) - self.unsaved_limit + self.unsaved_limit // _LOTS)
         return self._add(minutes)
 
-    def _let_go(self, count: int) -> None:
-        """Let the oldest unsaved trades go: the journal has them. Many at once, for the way to the first one leads over all that left."""
+    def drop_unsaved(self, count: int) -> None:
+        """Let so many of the oldest unsaved trades go: the journal has them. Many at once, for the way to the first one leads over all
+        that left."""
         gone = list(islice(self.unsaved.values(), count))
         for trade in gone:
             del self.unsaved[trade.trade_id]
@@ -262,17 +260,29 @@ class Tape:
         """Does another process record into this data directory?"""
         self.begun = anyio.Event()
         """Set once everything that can be known about what is followed was asked for."""
+        self.unsaved_limit = UNSAVED_LIMIT
+        self._uncounted = 0
 
     def follow(self, listing: Listing) -> InstrumentTape:
         """The tape of an instrument, made when it is new; the listing is brought up to date."""
         tape = self._instruments.get(listing.instrument)
         if tape is None:
             tape = self._instruments[listing.instrument] = InstrumentTape(listing)
-            for each in self._instruments.values():
-                each.unsaved_limit = max(1, UNSAVED_LIMIT // len(self._instruments))
         tape.listing = listing
         self.awaited.discard(listing.instrument)
         return tape
+
+    def bound(self, taken: int) -> None:
+        """So many trades were taken: where all instruments hold too many that are not saved, each lets the same part of its own go."""
+        self._uncounted += taken
+        lot = self.unsaved_limit // _LOTS
+        if self._uncounted <= lot:
+            return
+        self._uncounted = 0
+        held = sum(len(tape.unsaved) for tape in self)
+        if held > self.unsaved_limit:
+            for tape in self:
+                tape.drop_unsaved(len(tape.unsaved) * (held - self.unsaved_limit + lot) // held)
 
     def keep(self, instruments: Collection[Instrument]) -> list[Instrument]:
         """Forget every instrument but these; which were forgotten."""

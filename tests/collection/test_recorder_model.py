@@ -48,7 +48,7 @@ class RecorderMachine(RuleBasedStateMachine):
         self.tape = Tape()
         self.recorder = Recorder(self.tape, Health(self.clock), self.clock, self.clock.monotonic)
         self.recorder.follow(listing(), numbered=True)
-        self.tape[SPOT].unsaved_limit = LIMIT
+        self.tape.unsaved_limit = LIMIT
         self.rows: set[int] = set()
         self.folded: dict[int, Piece] = {}
         self.cut: list[Trade | Piece] = []

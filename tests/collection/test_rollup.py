@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -15,7 +16,7 @@ from wadm_mcp.collection.assembly import pieces_of
 from wadm_mcp.collection.journal import Journal
 from wadm_mcp.errors import StoreError
 from wadm_mcp.exchanges.exchange import Aggregate
-from wadm_mcp.model import DAY, HOUR, MINUTE, Timeframe, Trade, Window
+from wadm_mcp.model import DAY, HOUR, MINUTE, Instrument, Timeframe, Trade, Window
 from wadm_mcp.queries.view import View
 from wadm_mcp.storage.sqlite import SqliteStore
 from wadm_mcp.storage.store import Derived
@@ -355,7 +356,7 @@ async def test_a_stop_writes_the_batch_that_failed_before_and_what_came_after_it
 async def test_a_minute_is_not_settled_while_the_journal_alone_has_trades_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with recording(tmp_path) as r:
         await r.trade(trade(1))
-        r.tape[SPOT].unsaved_limit = 3
+        r.tape.unsaved_limit = 3
         await r.trade(*(trade(number, NOON + number) for number in range(2, 11)))
         await r.writer._journal_all()
         assert len(r.tape[SPOT].unsaved) == 3
@@ -370,6 +371,43 @@ async def test_a_minute_is_not_settled_while_the_journal_alone_has_trades_of_it(
         assert row.bar.trade_count == 10
         assert await view.lacking(SPOT, minute, raw=True) == []
         assert (r.tape[SPOT].waiting, r.tape[SPOT].let_go) == ({}, {})
+
+
+async def test_a_late_adoption_takes_no_trade_from_a_minute_that_the_journal_alone_has_in_part(tmp_path: Path) -> None:
+    async with recording(tmp_path) as r:
+        r.tape.unsaved_limit = 3
+        r.tape[SPOT].adopted = False
+        await r.trade(*(trade(number, NOON + number) for number in range(1, 11)))
+        await r.rollup.run()
+        assert (r.tape[SPOT].minutes[NOON].bar.trade_count, r.tape[SPOT].adopted) == (10, False)
+        await r.save()
+        await r.rollup.run()
+        assert (r.tape[SPOT].minutes[NOON].bar.trade_count, r.tape[SPOT].adopted) == (10, True)
+
+
+async def test_an_adoption_after_hours_without_the_store_reads_only_what_others_may_have_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with SqliteStore(tmp_path / "wadm.sqlite") as store:
+        await store.write([trade(1, NOON + 1)], [])
+    async with recording(tmp_path) as r:
+        r.tape.forget(SPOT)
+        followed = r.recorder.follow(listing(), numbered=True)
+        for minute in range(30):
+            await r.trade(trade(minute + 2, r.clock() + 2))
+            r.clock.pass_minutes(1)
+        await r.save()
+        read: list[Window] = []
+        trades = r.store.trades
+
+        async def watched(instrument: Instrument, window: Window, **others: Any) -> list[Trade]:
+            read.append(window)
+            return await trades(instrument, window, **others)
+
+        monkeypatch.setattr(r.store, "trades", watched)
+        await r.writer.adopt(followed)
+        assert [window for window in read if window.length == MINUTE] == [Window(NOON + at, NOON + at + MINUTE) for at in (0, MINUTE)]
+        assert [followed.tape.minutes[NOON + at * MINUTE].bar.trade_count for at in range(30)] == [2, *[1] * 29]
 
 
 async def test_a_store_away_for_hours_costs_no_figure_and_no_memory_without_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,7 +57,7 @@ class Rollup:
         """Of late minutes that still have their mark: the writes to each that were seen last, and when it was derived."""
 
     async def adopt(self, followed: Followed) -> None:
-        """Go on from what the store holds of an instrument. Nothing else may be written meanwhile.
+        """Go on from what the store holds of an instrument, or leave that to a later pass. Nothing else may be written meanwhile.
 
         Its minutes that lack figures are brought back into the tape from their stored trades; `run` derives those that are over.
         """
@@ -66,17 +66,22 @@ class Rollup:
         spans = await self._store.spans(instrument, Window(now - max(DAY, self._trades_life), now + DAY))
         recent = await self._store.trades(instrument, Window(0, now + DAY), limit=RECENT_TRADES, newest=True)
         every = sorted(mark.minute for mark in await self._store.marks() if mark.instrument == instrument)
-        marked = sorted({*every[-_RECOVERED:], *tape.minutes})
+        # Behind its second live minute an instrument was recorded here alone; there may be hours of them, if the store was away.
+        shared = min(tape.minutes, default=now) + MINUTE
+        marked = sorted({*[minute for minute in every if minute <= shared][-_RECOVERED:], *filter(shared.__ge__, tape.minutes)})
         stored = {minute: await self._stored_trades(instrument, minute) for minute in marked}
         pieces = {minute: await self._store.pieces(instrument, Window(minute, minute + MINUTE)) for minute in marked}
         # From here on nothing waits: a question sees the instrument as it was before, or with all of this.
+        if not tape.let_go.keys().isdisjoint(marked):
+            # The journal alone has some of their trades. They are in the store by a later pass.
+            return
         for minute in marked:
             known = {trade.order for trade in stored[minute]}
             unsaved = [trade for trade in tape.unsaved_in(Window(minute, minute + MINUTE)) if trade.order not in known]
             tape.make_minute(minute, sorted([*stored[minute], *unsaved], key=lambda trade: trade.order))
             for piece in pieces[minute]:
                 tape.join_piece(minute, piece.footprint)
-        tape.revising.update(every[:-_RECOVERED])
+        tape.revising.update(minute for minute in every if minute not in marked and minute not in tape.minutes)
         followed.adopt(spans, recent)
         if not tape.settled_until:
             opened = [minute for minute in marked if minute + MINUTE > now]
@@ -98,7 +103,8 @@ class Rollup:
             if not followed.tape.adopted:
                 await self.adopt(followed)
                 marks = await self._marks()
-            await self._settle(followed, marks[followed.tape.instrument])
+            if followed.tape.adopted:
+                await self._settle(followed, marks[followed.tape.instrument])
 
     async def _marks(self) -> Mapping[Instrument, Sequence[Mark]]:
         marks: defaultdict[Instrument, list[Mark]] = defaultdict(list)
