@@ -10,6 +10,7 @@ import pytest
 from tests.market import listing
 from wadm_mcp.collection import collector as collector_module
 from wadm_mcp.collection import pace as pace_module
+from wadm_mcp.collection import recorder as recorder_module
 from wadm_mcp.collection.collector import Collector
 from wadm_mcp.collection.recorder import Recorder
 from wadm_mcp.exchanges.binance import Binance
@@ -226,6 +227,31 @@ async def test_a_mute_connection_is_taken_for_dead_and_replaced(monkeypatch: pyt
         s.simulator.unmute("bybit", "spot")
         await s.push_until_heard()
         assert [span.opened_by for span in s.recorder.spans(s.instruments[0])] == ["start", "mute"]
+
+
+async def test_a_recorder_without_room_is_not_taken_for_a_mute_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace_module, "_SHORTEST", 0.5)
+    monkeypatch.setattr(pace_module, "_PATIENCE", 0.1)
+    monkeypatch.setattr(recorder_module, "WAITING_LIMIT", 1)
+    async with collecting(Bybit()) as s:
+        await s.push("61000")
+        await s.push("61001", wait=False)
+        pace, looks, looked = s.recorder.pace, 0, anyio.Event()
+
+        def look(instrument: Instrument) -> pace_module.Pace:
+            nonlocal looks
+            looks += s.recorder.health.counts["recorder.waits"]
+            if looks == 3:
+                looked.set()
+            return pace(instrument)
+
+        monkeypatch.setattr(s.recorder, "pace", look)
+        with anyio.fail_after(10):
+            await looked.wait()
+        s.recorder.cut()
+        await s.recorder.until(lambda: len(s.recorder.trades(s.instruments[0])) == 2)
+        assert s.recorder.losses == []
+        assert len(s.recorder.spans(s.instruments[0])) == 1
 
 
 class Hurried(Binance):

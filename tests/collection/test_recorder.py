@@ -138,8 +138,11 @@ async def test_a_full_memory_makes_the_exchange_wait_and_loses_nothing(monkeypat
             tasks.start_soon(third)
             await anyio.wait_all_tasks_blocked()
             assert not taken.is_set()
+            assert r.followed.alive_until() is None
             assert len(r.recorder.cut().trades) == 2
+            assert r.followed.alive_until() is None
             await taken.wait()
+    assert r.followed.alive_until() == r.clock()
     assert [each.seq for each in r.recorder.cut().trades] == [3]
 
 

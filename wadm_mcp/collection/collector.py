@@ -36,6 +36,8 @@ _HEALTHY_AFTER: Final = 60.0
 _RELIEF_WITHIN: Final = 60.0
 """Seconds that a fresh connection gets to deliver every instrument before it relieves the old one anyway."""
 _LIFETIME_USED: Final = 0.97
+_HELD_UP: Final = 1.0
+"""Seconds in the sink after which frames that came in meanwhile were not looked for."""
 _numbers: Iterator[int] = count(1)
 
 
@@ -119,7 +121,9 @@ class Connection:
         self._singly = anyio.Event()
         self._asked_singly = False
         self._pinged_at: float | None = None
-        self._began = collector.monotonic()
+        self._began = self._read_since = collector.monotonic()
+        """Since the latter the socket is read; silence before it may be that of a sink that had no room."""
+        self._handing_on = False
         self._scope = anyio.CancelScope()
         self._end: tuple[str, str] | None = None
         self.number = next(_numbers)
@@ -232,7 +236,12 @@ class Connection:
             if instrument not in self._heard:
                 self._first_frame(instrument)
             self._heard[instrument] = now
+        self._handing_on = True
         await self._collector.sink.take(self.number, *trades)
+        self._handing_on = False
+        over = self._collector.monotonic()
+        if over - now > _HELD_UP:
+            self._read_since = over
 
     async def _talk(self, socket: FrameSocket) -> None:
         """Subscribe in chunks, then keep the heart beating, all within the exchange's message rate."""
@@ -268,14 +277,15 @@ class Connection:
             now = collector.monotonic()
             if retire is not None and now >= retire:
                 self.attention.set()
-            if self._pinged_at is not None and now - self._pinged_at > limits.pong_within:
+            read_since = now if self._handing_on else self._read_since
+            if self._pinged_at is not None and now - max(self._pinged_at, read_since) > limits.pong_within:
                 self._give_up("mute", f"no pong within {limits.pong_within:g} s")
             for instrument in self._instruments.keys() - self._refused:
                 pace = collector.sink.pace(instrument)
-                silent = now - self._heard.get(instrument, began)
+                silent = now - max(self._heard.get(instrument, began), read_since)
                 if silent > pace.allowance:
                     for each in self._instruments:
-                        if now - self._heard.get(each, began) > collector.sink.pace(each).allowance:
+                        if now - max(self._heard.get(each, began), read_since) > collector.sink.pace(each).allowance:
                             collector.sink.pace(each).fruitless()
                     self._give_up("mute", f"{instrument} has been silent for {silent:.0f} s, longer than it usually is")
                     return

@@ -61,6 +61,7 @@ class Followed:
         self._event_time: int | None = None
         self._heard_at = 0.0
         self._living_since = 0
+        self._held_up = False
 
     def adopt(self, spans: Iterable[Span], recent: Sequence[Trade]) -> None:
         """Go on from what the store holds: its coverage and its newest trades, oldest first."""
@@ -83,11 +84,16 @@ class Followed:
     def heard(self, event_time: int, heard_at: float) -> None:
         """The newest of some frames of trades was sent by the exchange at `event_time`, and came in at `heard_at`."""
         self._event_time, self._heard_at = event_time, heard_at
+        self._held_up = False
         self.pace.heard(heard_at)
 
     def revived(self, event_time: int) -> None:
         """The first connection to deliver, or the first one after all had ended, does so from this moment of the exchange on."""
         self._living_since = event_time
+
+    def held_up(self) -> None:
+        """Frames wait, for the recorder has no room: until the next one is heard, silence tells nothing."""
+        self._held_up = True
 
     def market_time(self) -> int:
         """How far the market's time has come as this instrument's frames tell it: never past now, behind it when frames come late."""
@@ -102,7 +108,7 @@ class Followed:
 
     def alive_until(self) -> int | None:
         silent = self._monotonic() - self._heard_at
-        if self._event_time is None or not self.continuity.living or silent > min(_LONGEST_QUIET, self.pace.allowance):
+        if self._held_up or self._event_time is None or not self.continuity.living or silent > min(_LONGEST_QUIET, self.pace.allowance):
             return None
         return max(min(self._event_time, self._clock()), self.market_time() - _STRAGGLERS)
 
@@ -281,6 +287,8 @@ class Recorder:
     async def _until_room(self) -> None:
         while Entry(self._waiting, (), self._pieces).weight >= WAITING_LIMIT:
             self._health.count("recorder.waits")
+            for followed in self._followed.values():
+                followed.held_up()
             await self._room.wait()
 
     async def broken(self) -> None:
