@@ -5,11 +5,13 @@ from collections.abc import Iterable
 from itertools import permutations
 from typing import NamedTuple
 
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from tests.market import BYBIT, NOON, trade
-from wadm_mcp.collection.observed import REMEMBERED_IDS, Observed
+from wadm_mcp.collection import observed as observed_module
+from wadm_mcp.collection.observed import Observed
 from wadm_mcp.model import SECOND, Basis, Span, Trade
 
 
@@ -157,11 +159,47 @@ def test_repeats_are_known_by_their_id_also_after_a_restart() -> None:
     assert continuity.take(made(2, NOON))
 
 
-def test_remembered_ids_are_bounded() -> None:
+def test_repeats_are_dropped_for_as_long_as_connections_may_be_apart_and_no_longer() -> None:
+    continuity, apart = Observed(), observed_module._REMEMBERED_FOR // 10
+    for number in range(1_000):
+        assert continuity.take(made(number, NOON + 10 * number))
+        assert not continuity.take(made(max(0, number - apart), NOON + 10 * max(0, number - apart)))
+        # Two times twenty seconds of a hundred trades each.
+        assert len(continuity._ids) + len(continuity._older_ids) <= 2 * apart
+
+
+def test_of_a_quiet_instrument_the_newest_repeats_are_dropped_however_old() -> None:
+    continuity = Observed()
+    for number in range(500):
+        assert continuity.take(made(number, NOON + 60_000 * number))
+        assert not continuity.take(made(max(0, number - 99), NOON))
+    assert len(continuity._ids) + len(continuity._older_ids) <= 200
+
+
+def test_remembered_ids_are_bounded_however_fast_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(observed_module, "_REMEMBERED_MOST", 300)
+    continuity = Observed()
+    for number in range(5_000):
+        assert continuity.take(made(number, NOON))
+        assert not continuity.take(made(max(0, number - 299), NOON))
+    assert len(continuity._ids) + len(continuity._older_ids) <= 600
+
+
+def test_of_the_newest_trades_those_are_wanted_that_no_span_claims() -> None:
     continuity = observed()
-    for number in range(REMEMBERED_IDS + 50):
-        continuity.take(made(number, NOON + number))
-    assert len(continuity._ids) == REMEMBERED_IDS
+    heard(continuity, 1, made(3, NOON + 60_000))
+    continuity.lost(1, "disconnect")
+    heard(continuity, 2, made(5, NOON + 90_000))
+    heard(continuity, 2, made(6, NOON + 120_000))
+    newest = [made(10 + number, NOON + at) for number, at in enumerate((2, 5, 6, 30_000, 60_000, 75_000, 90_000, 90_001, 130_000))]
+    assert [trade.timestamp - NOON for trade in continuity.wanted([made(3, NOON + 60_000), *newest, made(5, NOON + 90_000)])] == [
+        2,
+        5,
+        60_000,
+        75_000,
+        90_000,
+    ]
+    assert Observed().wanted(newest) == newest
 
 
 class ObservedMachine(RuleBasedStateMachine):

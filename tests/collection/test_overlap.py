@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from decimal import Decimal
@@ -12,6 +13,7 @@ import pytest
 from tests.market import NOON, Clock
 from tests.test_audit import ledger
 from wadm_mcp.collection import overlap as overlap_module
+from wadm_mcp.collection.observed import Observed
 from wadm_mcp.collection.overlap import Overlap
 from wadm_mcp.collection.recorder import Recorder
 from wadm_mcp.collection.rest import Rest
@@ -85,6 +87,18 @@ async def test_a_short_gap_is_closed_by_the_newest_trades_that_reach_over_it() -
         held = {trade.trade_id for trade in r.recorder.cut().trades}
         assert {trade.trade_id for trade in r.trades[-50:]} <= held
         assert [span.reason for span in r.followed.spans if span.reason == "repaired"]
+
+
+async def test_newest_trades_of_which_nobody_remembers_that_they_are_held_are_not_recorded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with overlapping() as r:
+        await r.brings(1, r.trades[-55:-30])
+        r.loses(1)
+        assert isinstance(r.followed.continuity, Observed)
+        r.followed.continuity._ids.clear()
+        await r.brings(2, r.trades[-10:])
+        await r.run_until(lambda: not r.gaps)
+        recorded = Counter(trade.trade_id for trade in r.recorder.cut().trades if trade.timestamp > r.trades[-55].timestamp)
+        assert recorded == Counter(trade.trade_id for trade in r.trades[-60:] if trade.timestamp > r.trades[-55].timestamp)
 
 
 async def test_of_a_long_gap_the_part_that_the_list_reaches_is_closed_and_the_rest_stays() -> None:

@@ -8,15 +8,18 @@ proven afterwards, if at all, by the exchange's newest trades reaching over both
 from __future__ import annotations
 
 from bisect import insort
-from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 from wadm_mcp.collection.continuity import IMPORTED, LIVE, REPAIRED, Held, Missing, Spans
 from wadm_mcp.model import SECOND, Basis, Span, Trade, Window
 
-REMEMBERED_IDS: Final = 20_000
-"""Trade ids remembered to drop repeats; the store's identity is the net below."""
+_REMEMBERED_FOR: Final = 20 * SECOND
+_REMEMBERED_LEAST: Final = 100
+_REMEMBERED_MOST: Final = 30_000
+"""Ids of trades that came in within this time, or are among the newest of this number, are remembered to drop repeats, up to twice as
+long and as many: connections may be seconds apart, and hundreds of instruments have their ids in memory. The store's identity is the
+net below."""
 _REPLAYED: Final = 2 * SECOND
 """A trade this much older than its frame was repeated at subscribe (exchanges.md 3.2): it proves nothing about now."""
 
@@ -28,8 +31,9 @@ class Observed(Spans):
 
     def __init__(self, known: Iterable[Span] = (), recent: Sequence[Trade] = ()) -> None:
         super().__init__()
-        self._ids: OrderedDict[str, None] = OrderedDict()
-        """Oldest first. (Of a plain dict the first is found in linear time once many have left.)"""
+        self._ids: dict[str, None] = {}
+        self._older_ids: dict[str, None] = {}
+        self._ids_since = 0
         self._vouches: dict[int, Held | None] = {}
         """The span that each living connection's own stretch lies in; None until it has brought a trade of now."""
         self._frame = (0, 0)
@@ -45,7 +49,7 @@ class Observed(Spans):
         if newest is not None and last is not None:
             self._edges[newest] = _Edges("", {trade.trade_id for trade in recent if trade.timestamp == last.timestamp})
         self._held = sorted([*_joined(mine), *self._held], key=lambda span: span.start)
-        self._ids = OrderedDict.fromkeys([*(trade.trade_id for trade in recent), *self._ids])
+        self._older_ids = dict.fromkeys(trade.trade_id for trade in recent) | self._older_ids
         self.breaks += 1
 
     @property
@@ -57,12 +61,10 @@ class Observed(Spans):
         self._vouches.setdefault(connection, None)
 
     def take(self, trade: Trade, reason: str = LIVE) -> bool:
-        known = trade.trade_id in self._ids
+        known = trade.trade_id in self._ids or trade.trade_id in self._older_ids
         if not known and reason != IMPORTED:
             # What is long past does not come again on a connection, and would displace what may.
-            self._ids[trade.trade_id] = None
-            if len(self._ids) > REMEMBERED_IDS:
-                self._ids.popitem(last=False)
+            self._remember(trade)
         if reason == LIVE:
             self._vouch(trade)
         return not known
@@ -97,6 +99,14 @@ class Observed(Spans):
         told = [Held(start, end, -1, -1, "start", reason, raw=raw) for start, end in parts if start < end]
         self._held = sorted([*self._held, *told], key=lambda span: span.start)
 
+    def wanted(self, newest: Iterable[Trade]) -> list[Trade]:
+        """Those of the exchange's newest trades that no span claims; of the others it may have been forgotten that they are held."""
+        if not self._held:
+            return list(newest)
+        gaps = self._every_gap()
+        edges = {trade_id for each in self._edges.values() for trade_id in (each.first, *each.last)}
+        return [trade for trade in newest if trade.trade_id not in edges and any(gap.start <= trade.timestamp < gap.end for gap in gaps)]
+
     def prove(self, newest: Sequence[Trade]) -> bool:
         """Close the gaps that the exchange's newest trades reach over, in whole or from their oldest one on; they are in the tape already.
 
@@ -108,7 +118,7 @@ class Observed(Spans):
         oldest = min((trade.timestamp for trade in newest), default=0)
         proven: list[Held] = []
         tried = True
-        for gap in [Missing(-1, -1, 0, self._held[0].start), *self.missing()] if self._held else ():
+        for gap in self._every_gap():
             place = next(place for place, span in enumerate(self._held) if span.start == gap.end)
             if not self._meets(place, ids):
                 # Where the list begins after the gap it never will.
@@ -121,6 +131,18 @@ class Observed(Spans):
                 proven.append(Held(start, gap.end, -1, -1, self._held[place].opened_by, REPAIRED))
         self._held = sorted([*self._held, *proven], key=lambda span: span.start)
         return tried
+
+    def _every_gap(self) -> list[Missing]:
+        """What is missing, and the time before anything is held."""
+        return [Missing(-1, -1, 0, self._held[0].start), *self.missing()] if self._held else []
+
+    def _remember(self, trade: Trade) -> None:
+        count = len(self._ids)
+        if count >= _REMEMBERED_MOST or (count >= _REMEMBERED_LEAST and trade.timestamp - self._ids_since >= _REMEMBERED_FOR):
+            self._older_ids, self._ids = self._ids, {}
+        if not self._ids:
+            self._ids_since = trade.timestamp
+        self._ids[trade.trade_id] = None
 
     def _meets(self, place: int, ids: Collection[str]) -> bool:
         """Do these trades, which are unbroken, reach what connections brought from this span on, and that its first millisecond whole?"""
