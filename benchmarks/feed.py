@@ -1,10 +1,11 @@
 """A loopback exchange that sends as fast as it is read, or at a rate, one frame a send: Binance USD-M `aggTrade`, raw or on a combined
-stream, and the `exchangeInfo` that goes with it.
+stream, or Bybit linear `publicTrade`, and the listings that go with it.
 
-    python -m benchmarks.feed PORT SYMBOLS RATE:SECONDS...
+    python -m benchmarks.feed binance|bybit PORT SYMBOLS RATE:SECONDS...
 
 A rate of 0 sends SECONDS as a number of trades, as fast as they are taken. Prints `listening`; `begun`, once every symbol is subscribed;
-a line `rate sent epoch-ms` when each phase ends. Ids go on over reconnections. It stays until it is ended.
+a line `rate sent epoch-ms` when each phase ends. Ids go on over reconnections; connections to Bybit get the same trades, from when they
+subscribe on. It stays until it is ended.
 
 Apart from the simulator, which computes a market, keeps a ledger and answers REST: here the sender must cost next to nothing.
 """
@@ -59,6 +60,13 @@ def exchange_info(names: Sequence[str]) -> dict[str, object]:
     return {"timezone": "UTC", "serverTime": time.time_ns() // 1_000_000, "rateLimits": [], "symbols": listed}
 
 
+def instruments_info(names: Sequence[str]) -> dict[str, object]:
+    """What Bybit lists of its linear market (exchanges.md 6)."""
+    filters = {"priceFilter": {"tickSize": TICK}, "lotSizeFilter": {"qtyStep": LOT}}
+    listed = [{"symbol": name, "contractType": "LinearPerpetual", "status": "Trading", **filters} for name in names]
+    return {"retCode": 0, "retMsg": "OK", "result": {"category": "linear", "list": listed, "nextPageCursor": ""}}
+
+
 class Market:
     """Trades of some symbols, in turns as busy as their rank says, with prices that walk and sizes that repeat, as a tape's do."""
 
@@ -70,25 +78,45 @@ class Market:
         sizes = [f"{draw.choice((0.001, 0.002, 0.005, 0.01, 0.02, 0.1))}" for _ in range(64)]
         sizes += [f"{10 ** draw.uniform(-3, 0.5):.3f}" for _ in range(64)]
         walks = {name: 600_000 + 977 * rank for rank, name in enumerate(names)}
-        self._turns: list[tuple[str, str, int, str]] = []
-        """Symbol, figures, fills beyond the first, and whether the buyer was the maker: played round and round."""
+        self._turns: list[tuple[str, str, str, int, str]] = []
+        """Symbol, price, quantity, fills beyond the first, and whether the buyer was the maker: played round and round."""
         for name in draw.choices(self.names, weights, k=_POOL):
             walks[name] += round(draw.gauss(0, 1.2))
-            figures = f'"p":"{walks[name] // 10}.{walks[name] % 10}0","q":"{draw.choice(sizes)}"'
-            self._turns.append((name, figures, int(draw.expovariate(1.2)), draw.choice(("true", "false"))))
+            price, quantity = f"{walks[name] // 10}.{walks[name] % 10}0", draw.choice(sizes)
+            self._turns.append((name, price, quantity, int(draw.expovariate(1.2)), draw.choice(("true", "false"))))
         self._place = 0
+        self._draw = draw
 
-    def frame(self, now: int, combined: bool) -> bytes:
-        """The next trade as a whole WebSocket frame."""
-        name, figures, fills, maker = self._turns[self._place]
-        self._place = (self._place + 1) % _POOL
+    def agg_trade(self, now: int, combined: bool) -> bytes:
+        """The next trade as a whole WebSocket frame of Binance."""
+        name, price, quantity, fills, maker = self._next()
         number = self.next_id[name]
-        self.next_id[name] = number + 1
         first = number * 50
+        figures = f'"p":"{price}","q":"{quantity}"'
         text = f'{{"e":"aggTrade","E":{now},"s":"{name}","a":{number},{figures},"f":{first},"l":{first + fills},"T":{now},"m":{maker}}}'
-        if combined:
-            text = f'{{"stream":"{name.lower()}@aggTrade","data":{text}}}'
-        return b"\x81\x7e" + len(text).to_bytes(2, "big") + text.encode()
+        return frame(f'{{"stream":"{name.lower()}@aggTrade","data":{text}}}' if combined else text)
+
+    def public_trade(self, now: int) -> tuple[str, bytes]:
+        """The next trade's symbol, and the trade as a whole WebSocket frame of Bybit."""
+        name, price, quantity, _, maker = self._next()
+        side = "Sell" if maker == "true" else "Buy"
+        i = f"{self._draw.getrandbits(128):032x}"
+        i = f"{i[:8]}-{i[8:12]}-{i[12:16]}-{i[16:20]}-{i[20:]}"
+        row = f'"T":{now},"s":"{name}","S":"{side}","v":"{quantity}","p":"{price}","L":"PlusTick","i":"{i}","BT":false,"RPI":false'
+        text = f'{{"topic":"publicTrade.{name}","type":"snapshot","ts":{now},"data":[{{{row},"seq":{self.next_id[name]}}}]}}'
+        return name, frame(text)
+
+    def _next(self) -> tuple[str, str, str, int, str]:
+        turn = self._turns[self._place]
+        self._place = (self._place + 1) % _POOL
+        self.next_id[turn[0]] += 1
+        return turn
+
+
+def frame(text: str) -> bytes:
+    """A text as a whole WebSocket frame."""
+    size = len(text).to_bytes(1) if len(text) < 126 else b"\x7e" + len(text).to_bytes(2)
+    return b"\x81" + size + text.encode()
 
 
 class Feed:
@@ -108,6 +136,10 @@ class Feed:
         path = urlsplit(request.path).path
         if path.endswith("exchangeInfo"):
             body, status = json.dumps(exchange_info(self.names)), 200
+        elif path.endswith("instruments-info"):
+            body, status = json.dumps(instruments_info(self.names)), 200
+        elif path.startswith("/v5/market/"):
+            body, status = json.dumps({"retCode": 0, "retMsg": "OK", "result": {"list": []}}), 200
         elif request.headers.get("Upgrade", "").lower() == "websocket":
             return None
         else:
@@ -149,7 +181,7 @@ class Feed:
             if rate == 0:
                 while sent < amount * share:
                     now = time.time_ns() // 1_000_000
-                    sock.sendall(b"".join([market.frame(now, combined) for _ in range(_AT_ONCE)]))
+                    sock.sendall(b"".join([market.agg_trade(now, combined) for _ in range(_AT_ONCE)]))
                     sent += _AT_ONCE
             else:
                 began, wanted, gap = time.monotonic(), int(rate * amount * share), 1 / (rate * share)
@@ -157,15 +189,61 @@ class Feed:
                     ahead = began + sent * gap - time.monotonic()
                     if ahead > 0:
                         time.sleep(ahead)
-                    sock.sendall(market.frame(time.time_ns() // 1_000_000, combined))
+                    sock.sendall(market.agg_trade(time.time_ns() // 1_000_000, combined))
                     sent += 1
+            print(f"{rate:g} {sent} {time.time_ns() // 1_000_000}", flush=True)
+
+
+class BybitFeed(Feed):
+    """Bybit: every connection gets the same trades of what it subscribed, and an answer to each ping."""
+
+    def __init__(self, names: Sequence[str], phases: Sequence[tuple[float, float]]) -> None:
+        super().__init__(names, phases)
+        self._listening: list[tuple[ServerConnection, set[str]]] = []
+        self._sending = threading.Lock()
+
+    def play(self, connection: ServerConnection) -> None:
+        """One connection: what it asks for. The first one that has every symbol begins the phases."""
+        mine = set[str]()
+        self._listening.append((connection, mine))
+        try:
+            while True:
+                message = json.loads(connection.recv())
+                answer = {"success": True, "ret_msg": "", "op": message["op"], "req_id": message.get("req_id", "")}
+                if message["op"] == "ping":
+                    answer["ret_msg"] = "pong"
+                with self._sending:
+                    connection.socket.sendall(frame(json.dumps(answer)))
+                    mine.update(topic.partition(".")[2] for topic in message.get("args", ()))
+                if not self._ready.is_set() and self._all(list(mine)):
+                    threading.Thread(target=self._play, daemon=True).start()
+        except (ConnectionClosed, OSError):
+            return
+
+    def _play(self) -> None:
+        market = Market(self.names, time.time_ns() // 1_000_000_000)
+        for rate, amount in self.phases:
+            began, sent = time.monotonic(), 0
+            while sent < (rate * amount if rate else amount):
+                ahead = began + sent / rate - time.monotonic() if rate else 0
+                if ahead > 0:
+                    time.sleep(ahead)
+                name, data = market.public_trade(time.time_ns() // 1_000_000)
+                with self._sending:
+                    for one in [one for one in self._listening if name in one[1]]:
+                        try:
+                            one[0].socket.sendall(data)
+                        except OSError:
+                            self._listening.remove(one)
+                sent += 1
             print(f"{rate:g} {sent} {time.time_ns() // 1_000_000}", flush=True)
 
 
 def main() -> None:
     """Serve until ended."""
-    port, count, *phases = sys.argv[1:]
-    feed = Feed(symbols(int(count)), [(float(rate), float(amount)) for rate, amount in (phase.split(":") for phase in phases)])
+    exchange, port, count, *phases = sys.argv[1:]
+    kind = BybitFeed if exchange == "bybit" else Feed
+    feed = kind(symbols(int(count)), [(float(rate), float(amount)) for rate, amount in (phase.split(":") for phase in phases)])
     with serve(feed.play, "127.0.0.1", int(port), process_request=feed.answer, compression=None, ping_interval=None) as server:
         print("listening", flush=True)
         server.serve_forever()

@@ -25,7 +25,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from decimal import Decimal
-from itertools import cycle
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any, Final
 
@@ -52,8 +52,9 @@ _TICKS: Final = os.sysconf("SC_CLK_TCK")
 class Recording:
     """One recorder at work: its feed, its database and what they use."""
 
-    def __init__(self, system: str, phases: list[str], count: int, folder: Path, server: Mongod) -> None:
+    def __init__(self, system: str, phases: list[str], count: int, folder: Path, server: Mongod, exchange: str = "binance") -> None:
         self.system = system
+        self.exchange = exchange
         self.folder = folder
         self.names = symbols(count)
         self._server = server
@@ -61,7 +62,7 @@ class Recording:
         self._server_pid = next(iter(_children_named("mongod")), 0)
         port = free_port()
         self.feed = subprocess.Popen(
-            _on_core(1, [sys.executable, "-m", "benchmarks.feed", str(port), str(count), *phases]),
+            _on_core(1, [sys.executable, "-m", "benchmarks.feed", exchange, str(port), str(count), *phases]),
             cwd=ROOT,
             stdout=subprocess.PIPE,
             text=True,
@@ -87,11 +88,13 @@ class Recording:
         base = f"127.0.0.1:{port}"
         settings = {
             "WADM_SYMBOLS": ",".join(self.names),
-            "WADM_EXCHANGES": "binance",
+            "WADM_EXCHANGES": self.exchange,
             "WADM_MARKETS": "linear",
             "WADM_HISTORY_HOURS": "0",
             "WADM_BINANCE_LINEAR_WS": f"ws://{base}",
             "WADM_BINANCE_LINEAR_REST": f"http://{base}",
+            "WADM_BYBIT_WS": f"ws://{base}",
+            "WADM_BYBIT_REST": f"http://{base}",
             "WADM_DATA_DIR": str(self.folder / "data"),
             "WADM_PORT": str(self.port),
             "WADM_MAX_INSTRUMENTS": "500",
@@ -158,12 +161,12 @@ class Recording:
 
 
 @contextmanager
-def recording(system: str, phases: list[str], count: int = 5) -> Generator[Recording]:
+def recording(system: str, phases: list[str], count: int = 5, exchange: str = "binance") -> Generator[Recording]:
     """A recorder whose feed has begun."""
     with own_mongod() as server, tempfile.TemporaryDirectory(prefix="wadm-bench-") as folder:
         for pid in _children_named("mongod"):
             subprocess.run(["taskset", "-acp", "1", str(pid)], check=True, stdout=subprocess.DEVNULL)
-        one = Recording(system, phases, count, Path(folder), server)
+        one = Recording(system, phases, count, Path(folder), server, exchange)
         try:
             assert one.line() == "begun"
             yield one
@@ -236,28 +239,31 @@ def burst() -> Iterator[dict[str, Any]]:
 
 
 def many() -> Iterator[dict[str, Any]]:
-    """400 instruments at once, 5,000 trades/s together."""
-    for system in SYSTEMS[1:]:
-        with recording(system, ["5000:60"], 400) as one:
+    """400 instruments at once, 5,000 trades/s together. Bybit's come twice, over two connections."""
+    for exchange, system in product(("binance", "bybit"), SYSTEMS[1:]):
+        with recording(system, ["5000:60"], 400, exchange) as one:
             since = time.time()
             time.sleep(5)
             before, began, resting = one.cpu, time.monotonic(), one.memory
             peak = one.watch(45)
             passed = time.monotonic() - began
             process, database = ((after - was) / passed for after, was in zip(one.cpu, before, strict=True))
-            row = {"scenario": "400 instruments, 5,000/s", "system": system, "process_cores": process, "mongod_cores": database}
-            yield row | {"memory_start": resting, "memory_peak": peak, "stall_ms": one.stall(since + 5)}
+            row = {"scenario": f"400 instruments of {exchange}, 5,000/s", "system": system, "process_cores": process}
+            row |= {"mongod_cores": database, "memory_start": resting, "memory_peak": peak}
+            yield row | {"stall_ms": one.stall(since + 5), "gaps": anyio.run(_gaps, one)}
 
 
 def long() -> Iterator[dict[str, Any]]:
     """The same for ten minutes: memory minute by minute."""
-    with recording(SYSTEMS[1], ["5000:660"], 400) as one:
-        since = time.time()
-        time.sleep(5)
-        resting = one.memory
-        minutes = [one.watch(60) for _ in range(10)]
-        row = {"scenario": "400 instruments, ten minutes", "system": SYSTEMS[1], "memory_start": resting, "memory_minutes": minutes}
-        yield row | {"memory_peak": one.highest_memory, "stall_ms": one.stall(since + 5)}
+    for exchange in ("binance", "bybit"):
+        with recording(SYSTEMS[1], ["5000:660"], 400, exchange) as one:
+            since = time.time()
+            time.sleep(5)
+            resting = one.memory
+            minutes = [one.watch(60) for _ in range(10)]
+            row = {"scenario": f"400 instruments of {exchange}, ten minutes", "system": SYSTEMS[1], "memory_start": resting}
+            row |= {"memory_minutes": minutes, "memory_peak": one.highest_memory}
+            yield row | {"stall_ms": one.stall(since + 5), "gaps": anyio.run(_gaps, one)}
 
 
 def start() -> Iterator[dict[str, Any]]:

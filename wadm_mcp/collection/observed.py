@@ -14,12 +14,12 @@ from typing import Final
 from wadm_mcp.collection.continuity import IMPORTED, LIVE, REPAIRED, Held, Missing, Spans
 from wadm_mcp.model import SECOND, Basis, Span, Trade, Window
 
-_REMEMBERED_FOR: Final = 20 * SECOND
-_REMEMBERED_LEAST: Final = 100
+_REMEMBERED_FOR: Final = 8 * SECOND
+_REMEMBERED_LEAST: Final = 20
 _REMEMBERED_MOST: Final = 30_000
-"""Ids of trades that came in within this time, or are among the newest of this number, are remembered to drop repeats, up to twice as
-long and as many: connections may be seconds apart, and hundreds of instruments have their ids in memory. The store's identity is the
-net below."""
+"""Ids of trades within this time, or among the newest of this number, are remembered to drop repeats, up to twice as long and as many:
+of hundreds of instruments they are all in memory. What comes later than that within time that is claimed is a repeat by that alone. The
+store's identity is the net below."""
 _REPLAYED: Final = 2 * SECOND
 """A trade this much older than its frame was repeated at subscribe (exchanges.md 3.2): it proves nothing about now."""
 
@@ -61,7 +61,7 @@ class Observed(Spans):
         self._vouches.setdefault(connection, None)
 
     def take(self, trade: Trade, reason: str = LIVE) -> bool:
-        known = trade.trade_id in self._ids or trade.trade_id in self._older_ids
+        known = trade.trade_id in self._ids or trade.trade_id in self._older_ids or (reason == LIVE and self._long_claimed(trade.timestamp))
         if not known and reason != IMPORTED:
             # What is long past does not come again on a connection, and would displace what may.
             self._remember(trade)
@@ -135,6 +135,12 @@ class Observed(Spans):
     def _every_gap(self) -> list[Missing]:
         """What is missing, and the time before anything is held."""
         return [Missing(-1, -1, 0, self._held[0].start), *self.missing()] if self._held else []
+
+    def _long_claimed(self, at: int) -> bool:
+        """Was this time claimed so long ago that a trade of it comes on a connection that lags behind another?"""
+        if not self._held or at >= self._held[-1].end - _REMEMBERED_FOR:
+            return False
+        return any(span.start <= at < span.end for span in reversed(self._held))
 
     def _remember(self, trade: Trade) -> None:
         count = len(self._ids)
