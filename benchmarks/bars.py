@@ -53,6 +53,7 @@ def bars(rows: Sequence[Row]) -> Iterator[Bar]:
         if "late_p99_ms" in row:
             yield Bar(f"{who}: sent to visible, p99 ms", row["late_p99_ms"], 50)
             yield Bar(f"{who}: answers in the burst, p99 ms", row["burst_answer_p99_ms"], 50)
+        if "gaps" in row:
             yield Bar(f"{who}: gaps", row["gaps"], 0)
         if "first_answer_s" in row:
             yield Bar(f"{who}: start to first answer, s", row["first_answer_s"], 2)

@@ -32,12 +32,14 @@ _LINES: Final = (
     ("2,000 trades/s: sent to visible in a tool's answer, p50 and p99", "burst", "{late_p50_ms:.0f}, {late_p99_ms:.0f} ms"),
     ("20,000 more in one second: gaps, p99 of answers", "burst", "{gaps}, {burst_answer_p99_ms:.0f} ms"),
     ("20,000 more in one second: longest stall, peak of memory", "burst", "{stall_ms:.0f} ms, {memory_peak:.0f} MB"),
-    ("400 instruments, 5,000 trades/s: cores", "400 instruments, 5,000/s", _CORES),
-    ("400 instruments: longest stall, peak of memory", "400 instruments, 5,000/s", "{stall_ms:.0f} ms, {memory_peak:.0f} MB"),
-    (
-        "400 instruments, ten minutes: memory after the second and the last",
-        "400 instruments, ten minutes",
-        "{memory_minutes[1]:.0f}, {memory_minutes[9]:.0f} MB",
+    *(
+        (f"400 instruments of {exchange.capitalize()}{measure}", f"400 instruments of {exchange}, {length}", shape)
+        for exchange in ("binance", "bybit")
+        for measure, length, shape in (
+            (", 5,000 trades/s: cores", "5,000/s", _CORES),
+            (": longest stall, peak of memory", "5,000/s", "{stall_ms:.0f} ms, {memory_peak:.0f} MB"),
+            (", ten minutes: memory after the second and the last", "ten minutes", "{memory_minutes[1]:.0f}, {memory_minutes[9]:.0f} MB"),
+        )
     ),
     ("start to first answer with 30 days stored", "start with 30 days", "{first_answer_s:.1f} s"),
 )
