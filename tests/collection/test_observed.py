@@ -185,15 +185,27 @@ def test_remembered_ids_are_bounded_however_fast_they_come(monkeypatch: pytest.M
     assert len(continuity._ids) + len(continuity._older_ids) <= 600
 
 
-def test_what_a_connection_brings_long_after_another_is_a_repeat() -> None:
+def test_what_a_connection_brings_that_lags_far_behind_another_is_a_repeat() -> None:
     continuity = Observed()
     trades = [made(number, NOON + 100 * number) for number in range(1_000)]
     for each in trades:
         heard(continuity, 1, each)
-    continuity.heard(2, trades[-1].timestamp)
+    fresh: list[int] = []
+    for each in trades:
+        continuity.heard(2, each.timestamp)
+        if continuity.take(each):
+            fresh.append(each.seq)
     # Of its own first millisecond the first connection may have missed others.
-    assert [each.seq for each in trades if continuity.take(each)] == [0]
+    assert fresh == [0]
     assert len(continuity.spans) == 1
+
+
+def test_an_old_trade_that_the_exchange_tells_late_is_new() -> None:
+    continuity = Observed()
+    for number in range(1_000):
+        heard(continuity, 1, made(number, NOON + 100 * number))
+    continuity.heard(1, NOON + 100_000)
+    assert continuity.take(made(2_000, NOON + 50))
 
 
 def test_of_the_newest_trades_those_are_wanted_that_no_span_claims() -> None:

@@ -18,8 +18,8 @@ _REMEMBERED_FOR: Final = 8 * SECOND
 _REMEMBERED_LEAST: Final = 20
 _REMEMBERED_MOST: Final = 30_000
 """Ids of trades within this time, or among the newest of this number, are remembered to drop repeats, up to twice as long and as many:
-of hundreds of instruments they are all in memory. What comes later than that within time that is claimed is a repeat by that alone. The
-store's identity is the net below."""
+of hundreds of instruments they are all in memory. What a connection brings that lags further behind, of time that is claimed, is a repeat
+by that alone. The store's identity is the net below."""
 _REPLAYED: Final = 2 * SECOND
 """A trade this much older than its frame was repeated at subscribe (exchanges.md 3.2): it proves nothing about now."""
 
@@ -137,8 +137,9 @@ class Observed(Spans):
         return [Missing(-1, -1, 0, self._held[0].start), *self.missing()] if self._held else []
 
     def _long_claimed(self, at: int) -> bool:
-        """Was this time claimed so long ago that a trade of it comes on a connection that lags behind another?"""
-        if not self._held or at >= self._held[-1].end - _REMEMBERED_FOR:
+        """Is this a time that is claimed, in a frame of a connection that lags far behind another? An old trade in a new frame may be one
+        that the exchange tells late."""
+        if not self._held or self._frame[1] >= self._held[-1].end - _REMEMBERED_FOR:
             return False
         return any(span.start <= at < span.end for span in reversed(self._held))
 
