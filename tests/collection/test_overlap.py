@@ -94,7 +94,7 @@ async def test_newest_trades_of_which_nobody_remembers_that_they_are_held_are_no
         await r.brings(1, r.trades[-55:-30])
         r.loses(1)
         assert isinstance(r.followed.continuity, Observed)
-        r.followed.continuity._ids.clear()
+        r.followed.continuity._seen.clear()
         await r.brings(2, r.trades[-10:])
         await r.run_until(lambda: not r.gaps)
         recorded = Counter(trade.trade_id for trade in r.recorder.cut().trades if trade.timestamp > r.trades[-55].timestamp)

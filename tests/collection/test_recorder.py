@@ -146,6 +146,38 @@ async def test_a_full_memory_makes_the_exchange_wait_and_loses_nothing(monkeypat
     assert [each.seq for each in r.recorder.cut().trades] == [3]
 
 
+async def test_a_gap_that_opens_while_a_repair_waits_for_room_is_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder_module, "WAITING_LIMIT", 1)
+    r = Recording(numbered=False)
+    told = [trade(number, NOON + 1_000 * number, instrument=BYBIT) for number in range(50)]
+    for each in told[:20]:
+        r.clock.now = each.timestamp
+        await r.frame(each)
+        if each is not told[19]:
+            r.recorder.cut()
+    r.lose()
+    r.clock.now = told[-1].timestamp
+
+    async def reconnect() -> None:
+        await r.frame(*told[40:42], connection=2)
+
+    async def repair() -> None:
+        await r.recorder.repaired(BYBIT, told[10:47])
+
+    held: list[int] = []
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(reconnect)
+            await anyio.wait_all_tasks_blocked()
+            tasks.start_soon(repair)
+            await anyio.wait_all_tasks_blocked()
+            held += [each.seq for each in r.recorder.cut().trades]
+            await anyio.wait_all_tasks_blocked()
+            held += [each.seq for each in r.recorder.cut().trades]
+    held += [each.seq for each in r.recorder.cut().trades]
+    assert sorted(held) == list(range(19, 47))
+
+
 async def test_a_batch_worth_writing_is_announced() -> None:
     r = Recording()
     with anyio.fail_after(5):

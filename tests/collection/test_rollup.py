@@ -13,6 +13,7 @@ from wadm_mcp.analytics.footprint import Bar, Footprint
 from wadm_mcp.analytics.volume_profile import volume_profile
 from wadm_mcp.collection import rollup as rollup_module
 from wadm_mcp.collection.assembly import pieces_of
+from wadm_mcp.collection.follower import Follower
 from wadm_mcp.collection.journal import Journal
 from wadm_mcp.errors import StoreError
 from wadm_mcp.exchanges.exchange import Aggregate
@@ -383,6 +384,19 @@ async def test_a_late_adoption_takes_no_trade_from_a_minute_that_the_journal_alo
         await r.save()
         await r.rollup.run()
         assert (r.tape[SPOT].minutes[NOON].bar.trade_count, r.tape[SPOT].adopted) == (10, True)
+
+
+async def test_an_adoption_brings_back_what_was_stored_after_the_tape_had_followed_it(tmp_path: Path) -> None:
+    clock = Clock(NOON + 3 * MINUTE)
+    async with SqliteStore(tmp_path / "wadm.sqlite") as store, Journal(tmp_path / "journal", 1 << 30) as journal:
+        await store.keep_listings([listing()])
+        await store.write([trade(1), *(trade(number, NOON + 3 * MINUTE + number) for number in range(2, 12))], [])
+        r = Recording(store, journal, clock)
+        await Follower(r.tape, store, r.health, clock).follow()
+        assert {minute: footprint.bar.trade_count for minute, footprint in r.tape[SPOT].minutes.items()} == {NOON: 1, NOON + 3 * MINUTE: 10}
+        await store.write([trade(number, NOON + 3 * MINUTE + number) for number in range(12, 22)], [])
+        await r.begin()
+        assert r.tape[SPOT].minutes[NOON + 3 * MINUTE].bar.trade_count == 20
 
 
 async def test_an_adoption_after_hours_without_the_store_reads_only_what_others_may_have_recorded(

@@ -14,12 +14,12 @@ from typing import Final
 from wadm_mcp.collection.continuity import IMPORTED, LIVE, REPAIRED, Held, Missing, Spans
 from wadm_mcp.model import SECOND, Basis, Span, Trade, Window
 
-_REMEMBERED_FOR: Final = 8 * SECOND
-_REMEMBERED_LEAST: Final = 20
+_REMEMBERED_FOR: Final = 20 * SECOND
+_REMEMBERED_LEAST: Final = 50
 _REMEMBERED_MOST: Final = 30_000
-"""Ids of trades within this time, or among the newest of this number, are remembered to drop repeats, up to twice as long and as many:
-of hundreds of instruments they are all in memory. What a connection brings that lags further behind, of time that is claimed, is a repeat
-by that alone. The store's identity is the net below."""
+"""Trades within this time of the exchange, or among the newest of this number, are remembered to drop repeats, up to twice as long and
+as many: connections may be seconds apart. Each by the hash of its id alone, for those of hundreds of instruments are in memory. The
+store's identity is the net below."""
 _REPLAYED: Final = 2 * SECOND
 """A trade this much older than its frame was repeated at subscribe (exchanges.md 3.2): it proves nothing about now."""
 
@@ -31,9 +31,11 @@ class Observed(Spans):
 
     def __init__(self, known: Iterable[Span] = (), recent: Sequence[Trade] = ()) -> None:
         super().__init__()
-        self._ids: dict[str, None] = {}
-        self._older_ids: dict[str, None] = {}
-        self._ids_since = 0
+        self._seen: dict[int, None] = {}
+        self._seen_before: dict[int, None] = {}
+        self._seen_since = 0
+        self._told: set[str] = set()
+        """Ids of the exchange's newest trades, as they were told last."""
         self._vouches: dict[int, Held | None] = {}
         """The span that each living connection's own stretch lies in; None until it has brought a trade of now."""
         self._frame = (0, 0)
@@ -49,7 +51,7 @@ class Observed(Spans):
         if newest is not None and last is not None:
             self._edges[newest] = _Edges("", {trade.trade_id for trade in recent if trade.timestamp == last.timestamp})
         self._held = sorted([*_joined(mine), *self._held], key=lambda span: span.start)
-        self._older_ids = dict.fromkeys(trade.trade_id for trade in recent) | self._older_ids
+        self._seen_before = dict.fromkeys(hash(trade.trade_id) for trade in recent) | self._seen_before
         self.breaks += 1
 
     @property
@@ -61,10 +63,11 @@ class Observed(Spans):
         self._vouches.setdefault(connection, None)
 
     def take(self, trade: Trade, reason: str = LIVE) -> bool:
-        known = trade.trade_id in self._ids or trade.trade_id in self._older_ids or (reason == LIVE and self._long_claimed(trade.timestamp))
+        seen = hash(trade.trade_id)
+        known = seen in self._seen or seen in self._seen_before
         if not known and reason != IMPORTED:
             # What is long past does not come again on a connection, and would displace what may.
-            self._remember(trade)
+            self._remember(seen)
         if reason == LIVE:
             self._vouch(trade)
         return not known
@@ -99,13 +102,16 @@ class Observed(Spans):
         told = [Held(start, end, -1, -1, "start", reason, raw=raw) for start, end in parts if start < end]
         self._held = sorted([*self._held, *told], key=lambda span: span.start)
 
-    def wanted(self, newest: Iterable[Trade]) -> list[Trade]:
-        """Those of the exchange's newest trades that no span claims; of the others it may have been forgotten that they are held."""
-        if not self._held:
-            return list(newest)
-        gaps = self._every_gap()
-        edges = {trade_id for each in self._edges.values() for trade_id in (each.first, *each.last)}
-        return [trade for trade in newest if trade.trade_id not in edges and any(gap.start <= trade.timestamp < gap.end for gap in gaps)]
+    def wanted(self, newest: Sequence[Trade]) -> list[Trade]:
+        """Of the exchange's newest trades those that no span claims and that were not told before. It may have been forgotten that the
+        others are held."""
+        oldest = min((trade.timestamp for trade in newest), default=0)
+        claimed = [(span.start, span.end) for span in self._held if span.end > oldest]
+        known = self._told.union(*((each.first, *each.last) for each in self._edges.values()))
+        self._told = {trade.trade_id for trade in newest}
+        return [
+            trade for trade in newest if trade.trade_id not in known and not any(start <= trade.timestamp < end for start, end in claimed)
+        ]
 
     def prove(self, newest: Sequence[Trade]) -> bool:
         """Close the gaps that the exchange's newest trades reach over, in whole or from their oldest one on; they are in the tape already.
@@ -136,20 +142,14 @@ class Observed(Spans):
         """What is missing, and the time before anything is held."""
         return [Missing(-1, -1, 0, self._held[0].start), *self.missing()] if self._held else []
 
-    def _long_claimed(self, at: int) -> bool:
-        """Is this a time that is claimed, in a frame of a connection that lags far behind another? An old trade in a new frame may be one
-        that the exchange tells late."""
-        if not self._held or self._frame[1] >= self._held[-1].end - _REMEMBERED_FOR:
-            return False
-        return any(span.start <= at < span.end for span in reversed(self._held))
-
-    def _remember(self, trade: Trade) -> None:
-        count = len(self._ids)
-        if count >= _REMEMBERED_MOST or (count >= _REMEMBERED_LEAST and trade.timestamp - self._ids_since >= _REMEMBERED_FOR):
-            self._older_ids, self._ids = self._ids, {}
-        if not self._ids:
-            self._ids_since = trade.timestamp
-        self._ids[trade.trade_id] = None
+    def _remember(self, seen: int) -> None:
+        _, now = self._frame
+        count = len(self._seen)
+        if count >= _REMEMBERED_MOST or (count >= _REMEMBERED_LEAST and now - self._seen_since >= _REMEMBERED_FOR):
+            self._seen_before, self._seen = self._seen, {}
+        if not self._seen:
+            self._seen_since = now
+        self._seen[seen] = None
 
     def _meets(self, place: int, ids: Collection[str]) -> bool:
         """Do these trades, which are unbroken, reach what connections brought from this span on, and that its first millisecond whole?"""

@@ -92,7 +92,8 @@ class Overlap:
         assert isinstance(continuity, Observed)
         breaks = continuity.breaks
         newest = await self._rest.trades(self._exchange, followed.tape.listing, self._base_url)
-        new = await self._recorder.repaired(instrument, continuity.wanted(newest))
+        new = await self._recorder.repaired(instrument, newest)
+        # Nothing is waited for between the two, or a gap could come up that these trades seem to close.
         tried = continuity.prove(newest)
         if new:
             log.info("gap.repaired", instrument=instrument, trades=new)

@@ -56,6 +56,8 @@ class Followed:
         self.being_imported: Window | None = None
         """A stretch whose trades are coming in now, oldest first: what is missing there is nothing to repair."""
         self.numbered = isinstance(continuity, Counted)
+        self.since = clock()
+        """Up to now others may have recorded it (ms)."""
         self._clock = clock
         self._monotonic = monotonic
         self._event_time: int | None = None
@@ -238,7 +240,8 @@ class Recorder:
     async def repaired(self, instrument: Instrument, trades: Sequence[Trade], pieces: Sequence[Piece] = ()) -> int:
         """Record what an exchange told afterwards, by the same road; how many trades of it were new.
 
-        A piece of which any trade is held already is left out whole: its rows can be asked for.
+        A piece of which any trade is held already is left out whole: its rows can be asked for. Where the exchange does not number its
+        trades they are all that it tells of now.
         """
         return await self._record(instrument, trades, pieces, REPAIRED)
 
@@ -268,6 +271,8 @@ class Recorder:
         if followed is None:
             return 0
         tape, continuity = followed.tape, followed.continuity
+        if reason == REPAIRED and isinstance(continuity, Observed):
+            trades = continuity.wanted(trades)
         fresh = [trade for trade in trades if continuity.take(trade, reason)]
         if len(fresh) < len(trades):
             self._health.count("trades.repeated", len(trades) - len(fresh))

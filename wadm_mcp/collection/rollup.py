@@ -22,6 +22,7 @@ from wadm_mcp.collection.recorder import Followed, Recorder
 from wadm_mcp.health import Health
 from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, Instrument, Listing, Scale, Timeframe, Trade, Window, rescale
 from wadm_mcp.storage.store import Derived, Mark, OrderFlow, Profile, Store, StoredFootprint
+from wadm_mcp.tape import InstrumentTape
 
 _GRACE: Final = 2 * SECOND
 """Market time left to stragglers before a minute closes; an exchange's frames may lag their trades (exchanges.md section 7)."""
@@ -63,17 +64,18 @@ class Rollup:
         """
         tape, now = followed.tape, self._clock()
         instrument = tape.instrument
+        # In later minutes an instrument was recorded here alone; there may be hours of them, if the store was away.
+        shared = followed.since + MINUTE
+        if self._partly_let_go(tape, shared):
+            return
         spans = await self._store.spans(instrument, Window(now - max(DAY, self._trades_life), now + DAY))
         recent = await self._store.trades(instrument, Window(0, now + DAY), limit=RECENT_TRADES, newest=True)
         every = sorted(mark.minute for mark in await self._store.marks() if mark.instrument == instrument)
-        # Behind its second live minute an instrument was recorded here alone; there may be hours of them, if the store was away.
-        shared = min(tape.minutes, default=now) + MINUTE
         marked = sorted({*[minute for minute in every if minute <= shared][-_RECOVERED:], *filter(shared.__ge__, tape.minutes)})
         stored = {minute: await self._stored_trades(instrument, minute) for minute in marked}
         pieces = {minute: await self._store.pieces(instrument, Window(minute, minute + MINUTE)) for minute in marked}
         # From here on nothing waits: a question sees the instrument as it was before, or with all of this.
-        if not tape.let_go.keys().isdisjoint(marked):
-            # The journal alone has some of their trades. They are in the store by a later pass.
+        if self._partly_let_go(tape, shared):
             return
         for minute in marked:
             known = {trade.order for trade in stored[minute]}
@@ -105,6 +107,10 @@ class Rollup:
                 marks = await self._marks()
             if followed.tape.adopted:
                 await self._settle(followed, marks[followed.tape.instrument])
+
+    def _partly_let_go(self, tape: InstrumentTape, until: int) -> bool:
+        """Has the journal alone trades of minutes up to this one? They are in the store by a later pass."""
+        return any(minute <= until for minute in tape.let_go)
 
     async def _marks(self) -> Mapping[Instrument, Sequence[Mark]]:
         marks: defaultdict[Instrument, list[Mark]] = defaultdict(list)
