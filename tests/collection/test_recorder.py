@@ -231,7 +231,7 @@ async def state_after(numbered: bool, calls: Sequence[tuple[int, Sequence[Trades
 
 @pytest.mark.parametrize("numbered", [True, False])
 @given(data=st.data())
-async def test_frames_taken_at_once_come_to_the_same_as_one_after_the_other(numbered: bool, data: st.DataObject) -> None:
+def test_frames_taken_at_once_come_to_the_same_as_one_after_the_other(numbered: bool, data: st.DataObject) -> None:
     drawn = data.draw(frames(numbered=numbered))
     runs: list[tuple[int, list[Trades]]] = []
     for connection, message in drawn:
@@ -239,7 +239,8 @@ async def test_frames_taken_at_once_come_to_the_same_as_one_after_the_other(numb
             runs[-1][1].append(message)
         else:
             runs.append((connection, [message]))
-    assert await state_after(numbered, runs) == await state_after(numbered, [(connection, [message]) for connection, message in drawn])
+    singly = [(connection, [message]) for connection, message in drawn]
+    assert anyio.run(state_after, numbered, runs) == anyio.run(state_after, numbered, singly)
 
 
 async def test_a_stale_first_frame_claims_nothing_before_its_connection() -> None:
