@@ -106,6 +106,17 @@ async def test_every_gap_comes_back_by_its_ids(instrument: Instrument) -> None:
         assert (held.cells, held.bar.volume, held.bar.open, held.bar.close) == (made.cells, made.bar.volume, made.bar.open, made.bar.close)
 
 
+async def test_what_rest_does_not_serve_any_more_stays_a_gap_and_is_not_called_absent() -> None:
+    async with repairing(LINEAR) as r:
+        trades = r.traded(r.until - 2 * MINUTE)
+        await r.take([*trades[:50], *trades[90:]])
+        assert r.missing == 40
+        assert r.repairer._next() is not None
+        r.clock.now += 2 * DAY
+        assert r.repairer._next() is None
+        assert r.missing == 40
+
+
 async def test_the_newest_gap_comes_first_and_the_oldest_is_not_left_for_good() -> None:
     async with repairing(activity=8) as r:
         trades = r.traded(r.until - 6 * MINUTE)

@@ -23,7 +23,7 @@ from wadm_mcp.collection.assembly import pieces_of
 from wadm_mcp.collection.budget import Priority
 from wadm_mcp.collection.continuity import ABSENT
 from wadm_mcp.collection.recorder import Followed, Recorder
-from wadm_mcp.collection.repair import LONG_GAP
+from wadm_mcp.collection.repair import LONG_GAP, REACH
 from wadm_mcp.collection.rest import Rest
 from wadm_mcp.errors import ArchiveError, ExchangeError
 from wadm_mcp.exchanges.exchange import Aggregate, ArchiveFormat, Exchange
@@ -47,8 +47,6 @@ _AGAIN: Final = 15 * 60.0
 _DONE_FOR: Final = 24 * 3_600.0
 """Seconds before a day's file is fetched again that was imported: what it lacked, it will hardly have sooner."""
 _PAUSE: Final = 5.0
-_REACH: Final = 47 * HOUR
-"""USD-M serves history by REST for 48 hours (exchanges.md 4.2); a day that is older has its archive alone."""
 _SKEW: Final = 5 * SECOND
 _FILLS_PER_AGGREGATE: Final = 2
 _DAY_SECONDS: Final = 30.0
@@ -266,7 +264,7 @@ class History:
             return _Job(followed, part, day, True) if archived else None
         if self._is_empty(followed, part):
             return None
-        served = self._market == "spot" or window.end > now - _REACH
+        served = self._market == "spot" or window.end > now - REACH
         if archived and (window.length >= LONG_GAP or not served):
             return _Job(followed, part, day, True)
         return _Job(followed, part, day, False) if served else None

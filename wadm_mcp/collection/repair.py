@@ -44,6 +44,8 @@ _STALE: Final = HOUR
 """Age of a gap that no lag of a database explains any more."""
 LONG_GAP: Final = 2 * HOUR
 """A longer one may be history's to fill, from an archive: a day's file costs less than its pages."""
+REACH: Final = 47 * HOUR
+"""USD-M serves history by REST for 48 hours (exchanges.md 4.2). What is older it may have all the same, in its archives."""
 _CHUNK: Final = 10 * MINUTE
 """Market time whose aggregates are fetched in a row, newest chunk first."""
 _STRADDLED: Final = 1_000
@@ -141,6 +143,8 @@ class Repairer:
         return due[0 if self._turn % _OLDEST_TURN == 0 else -1]
 
     def _is_mine(self, followed: Followed, gap: Missing) -> bool:
+        if self._market == "linear" and gap.end < self._clock() - REACH:
+            return False
         coming = followed.being_imported
         if coming is not None and gap.start < coming.end + _SKEW and gap.end > coming.start - _SKEW:
             return False
