@@ -9,6 +9,7 @@ from decimal import Decimal
 
 import anyio
 import pytest
+from msgspec.structs import replace
 
 from tests.market import NOON, Clock
 from tests.test_audit import ledger
@@ -17,6 +18,7 @@ from wadm_mcp.collection.observed import Observed
 from wadm_mcp.collection.overlap import Overlap
 from wadm_mcp.collection.recorder import Recorder
 from wadm_mcp.collection.rest import Rest
+from wadm_mcp.errors import ExchangeError
 from wadm_mcp.exchanges.bybit import Bybit
 from wadm_mcp.exchanges.exchange import Trades
 from wadm_mcp.health import Health
@@ -125,6 +127,26 @@ async def test_while_the_newest_trades_lag_behind_the_stream_they_are_asked_for_
         assert r.tape[SPOT].repairing is not None
         chaos.end()
         await r.run_until(lambda: not r.gaps)
+
+
+async def test_an_instrument_that_cannot_be_asked_for_keeps_no_other_one_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with overlapping() as r:
+        other = r.recorder.follow(replace(r.followed.tape.listing, instrument=SPOT._replace(symbol="ETHUSDT")), numbered=False)
+        told = [replace(trade, instrument=other.tape.instrument) for trade in r.trades[-60:]]
+
+        async def trades(exchange: object, listing: Listing, base_url: str) -> Sequence[Trade]:
+            if listing.instrument == SPOT:
+                raise ExchangeError("bybit spot does not know BTCUSDT")
+            return told
+
+        monkeypatch.setattr(r.overlap._rest, "trades", trades)
+        for instrument, each in ((SPOT, r.trades[-60:]), (other.tape.instrument, told)):
+            for connection, some in ((1, each[10:30]), (2, each[50:])):
+                for one in some:
+                    await r.recorder.take(connection, Trades(instrument, (one,), one.timestamp + 1))
+                r.recorder.lost(1, [instrument], "disconnect", "the test cut it")
+        await r.run_until(lambda: not other.continuity.missing())
+        assert len(r.gaps) == 1
 
 
 async def test_what_the_exchange_refuses_is_told_and_tried_again() -> None:

@@ -6,8 +6,9 @@ them. Both edges must be met by id (exchanges.md 5); what lies before the oldest
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 import anyio
 
@@ -24,6 +25,14 @@ from wadm_mcp.tape import Repairing
 _EVERY: Final = 0.5
 _PAUSES: Final = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
 """Seconds before the newest trades are asked for again, as long as they lag behind the stream."""
+
+
+class _Tried(NamedTuple):
+    """At which count of breaks, how often in vain, and when to ask again."""
+
+    breaks: int
+    times: int
+    again_at: float
 
 
 class Overlap:
@@ -50,8 +59,7 @@ class Overlap:
         self._part = f"{exchange.name} {market} repair"
         self._looked: dict[Instrument, int] = {}
         """How many breaks of an instrument were looked into."""
-        self._tried: dict[Instrument, tuple[int, float]] = {}
-        """How often the newest trades did not reach, and when to ask again."""
+        self._tried: dict[Instrument, _Tried] = {}
 
     async def run(self) -> None:
         """Look into every break of continuity, for ever."""
@@ -67,23 +75,29 @@ class Overlap:
                 self._health.count("repair.failures")
                 self._health.report(self._part, State.OK, f"waits: {error}")
                 log.warning("repair.failed", exchange=self._exchange.name, market=self._market, error=error)
+                self._put_off(due.tape.instrument, due.continuity.breaks)
                 await anyio.sleep(max(_PAUSES[0], self._budget.state.closed_for))
 
     def _due(self) -> Followed | None:
         now = self._monotonic()
         waiting = 0
         found: Followed | None = None
+        fewest = math.inf
         for followed in self._recorder.followed:
             instrument = followed.tape.instrument
             if instrument[:2] != (self._exchange.name, self._market):
                 continue
-            pending = followed.continuity.breaks != self._looked.get(instrument, 0)
+            breaks = followed.continuity.breaks
+            pending = breaks != self._looked.get(instrument, 0)
             followed.tape.repairing = Repairing(0, 0, 1.0) if pending and followed.continuity.missing() else None
             if not pending:
                 continue
             waiting += 1
-            if found is None and self._tried.get(instrument, (0, 0.0))[1] <= now:
-                found = followed
+            tried = self._tried.get(instrument)
+            times = tried.times if tried is not None and tried.breaks == breaks else 0
+            if times < fewest and (not times or (tried is not None and tried.again_at <= now)):
+                # Of many that lost their connection at once each is asked for before any is asked for again.
+                found, fewest = followed, times
         self._health.report(self._part, State.OK, f"{waiting} instruments are looked into" if waiting else "")
         return found
 
@@ -97,10 +111,15 @@ class Overlap:
         tried = continuity.prove(newest)
         if new:
             log.info("gap.repaired", instrument=instrument, trades=new)
-        times = self._tried.pop(instrument, (0, 0.0))[0]
         if tried:
+            self._tried.pop(instrument, None)
             self._looked[instrument] = breaks
-            return
-        if times + 1 == len(_PAUSES):
+        elif self._put_off(instrument, breaks) == len(_PAUSES):
             log.warning("gap.unproven", instrument=instrument, why="the exchange's newest trades lag behind its stream")
-        self._tried[instrument] = times + 1, self._monotonic() + _PAUSES[min(times, len(_PAUSES) - 1)]
+
+    def _put_off(self, instrument: Instrument, breaks: int) -> int:
+        """Ask for an instrument again after a while, the longer the more often it was asked for since its last break: how often?"""
+        tried = self._tried.get(instrument)
+        times = tried.times if tried is not None and tried.breaks == breaks else 0
+        self._tried[instrument] = _Tried(breaks, times + 1, self._monotonic() + _PAUSES[min(times, len(_PAUSES) - 1)])
+        return times + 1
