@@ -37,6 +37,8 @@ _ROWS: Final = 1_000
 """Most rows of one reply."""
 
 _USED: Final = "X-MBX-USED-WEIGHT-1M"
+_CONTRACTS: Final = frozenset(("", "PERPETUAL", "TRADIFI_PERPETUAL"))
+"""Kinds of contract that have no delivery date; those of metals and stocks have a name of their own."""
 
 
 class _Market(NamedTuple):
@@ -245,7 +247,7 @@ def _side(buyer_is_maker: bool) -> TradeType:
 
 def _listing(market: str, raw: msgspec.Raw) -> Listing | None:
     record = _read_record(raw)
-    if record.contract not in ("", "PERPETUAL"):
+    if record.contract not in _CONTRACTS:
         return None
     tick = next((each.tick for each in record.filters if each.kind == "PRICE_FILTER"), "")
     lot = next((each.step for each in record.filters if each.kind == "LOT_SIZE"), "")
