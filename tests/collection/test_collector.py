@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import json
+import ssl
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
 import pytest
+import trustme
+from websockets.asyncio.server import ServerConnection, serve
 
 from tests.market import listing
 from wadm_mcp.collection import collector as collector_module
@@ -279,13 +283,69 @@ async def test_before_the_age_limit_a_new_connection_delivers_and_only_then_the_
         assert len(s.recorder.spans(instrument)) == 1
 
 
-async def test_one_symbol_the_exchange_refuses_does_not_cost_the_others_their_trades() -> None:
-    async with collecting(Bybit(), names=NAMES, listed=("ETHUSDT",)) as s:
+class Impatient(Binance):
+    """Binance that pings within half a second."""
+
+    def limits(self, market: str) -> Limits:
+        return super().limits(market)._replace(bytes_within=0.5)
+
+
+async def test_a_connection_on_which_not_even_a_ping_comes_is_taken_for_dead_before_its_trades_are_missed() -> None:
+    async with collecting(Impatient()) as s:
+        await s.push("61000")
+        await s.recorder.until(lambda: bool(s.recorder.losses))
+        reason, detail = s.recorder.losses[0]
+        assert (reason, detail.startswith("not a byte came in within 0.5 s")) == ("mute", True)
+
+
+async def test_over_tls_a_connection_that_ends_is_followed_by_another() -> None:
+    authority, ours, theirs = trustme.CA(), ssl.create_default_context(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.configure_trust(ours)
+    authority.issue_cert("127.0.0.1").configure_cert(theirs)
+    recorder, instrument = Recording(), Instrument("binance", "spot", "BTCUSDT")
+    recorder.follow(listing(instrument), numbered=True)
+
+    async def exchange(connection: ServerConnection) -> None:
+        await connection.recv()
+        number, now = 1 + len(recorder.losses), now_ms()
+        event = {"e": "trade", "E": now, "s": "BTCUSDT", "t": number, "p": "61000.0", "q": "0.5", "T": now, "m": False, "M": True}
+        await connection.send(json.dumps(event))
+
+    async with serve(exchange, "127.0.0.1", 0, ssl=theirs, compression=None) as server, anyio.create_task_group() as tasks:
+        url = f"wss://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}"
+        collector = Collector(Binance(), "spot", [listing(instrument)], url, recorder, recorder.health, time.monotonic, ours)
+        tasks.start_soon(collector.run)
+        await recorder.until(lambda: len(recorder.trades(instrument)) >= 3)
+        assert [reason for reason, _ in recorder.losses[:2]] == ["disconnect", "disconnect"]
+        assert recorder.losses[0][1] == "the connection closed with code 1000"
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("variable", "url", "proxy"),
+    [
+        ("ALL_PROXY", "wss://stream.binance.com:9443", "http://10.0.0.1:8080"),
+        ("HTTPS_PROXY", "wss://stream.binance.com:9443", True),
+        ("ALL_PROXY", "ws://127.0.0.1:9443", None),
+        ("NO_PROXY", "wss://stream.binance.com:9443", None),
+    ],
+)
+def test_sockets_take_the_proxy_that_rest_takes(monkeypatch: pytest.MonkeyPatch, variable: str, url: str, proxy: str | bool | None) -> None:
+    for name in ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "WSS_PROXY", "SOCKS_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.setenv(variable, "http://10.0.0.1:8080")
+    assert collector_module._network(url, None)["proxy"] == proxy
+
+
+@pytest.mark.parametrize("refused", ["BTCUSDT", "WETHUSDT"])
+async def test_one_symbol_the_exchange_refuses_does_not_cost_the_others_their_trades(refused: str) -> None:
+    async with collecting(Bybit(), names=(refused, "ETHUSDT"), listed=("ETHUSDT",)) as s:
         with anyio.fail_after(10):
             await s.simulator.subscribed("bybit", "spot", "ETHUSDT")
         await s.push("3000.5", symbol="ETHUSDT")
         with anyio.fail_after(10):
-            while "refused" not in s.recorder.health.parts["bybit:spot:BTCUSDT"].detail:
+            while "refused" not in s.recorder.health.parts[f"bybit:spot:{refused}"].detail:
                 await anyio.sleep(0.02)
         assert s.recorder.health.parts["bybit:spot:ETHUSDT"].state is State.OK
 

@@ -8,10 +8,13 @@ Acknowledgements prove nothing: USD-M acknowledges a stream on the wrong route a
 from __future__ import annotations
 
 import random
+import re
+import ssl
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -36,6 +39,8 @@ _HEALTHY_AFTER: Final = 60.0
 _RELIEF_WITHIN: Final = 60.0
 """Seconds that a fresh connection gets to deliver every instrument before it relieves the old one anyway."""
 _LIFETIME_USED: Final = 0.97
+_NEXT_ADDRESS_AFTER: Final = 0.25
+"""Seconds before a host's next address is tried beside one that does not answer (RFC 8305): half of a host's network may be dead."""
 _HELD_UP: Final = 1.0
 """Seconds in the sink after which frames that came in meanwhile were not looked for."""
 _numbers: Iterator[int] = count(1)
@@ -67,6 +72,7 @@ class Collector:
         sink: Sink,
         health: Health,
         monotonic: Callable[[], float],
+        certificates: ssl.SSLContext | None = None,
     ) -> None:
         self.exchange = exchange
         self.market = market
@@ -76,6 +82,8 @@ class Collector:
         self.health = health
         self.monotonic = monotonic
         self.limits = exchange.limits(market)
+        self.certificates = certificates
+        """Whom TLS trusts; None for what Python trusts by itself."""
         self.bad_frame = Seldom("frame.bad", monotonic)
         """Outlives the connections: one that sends rubbish may be met by another that does."""
 
@@ -171,7 +179,7 @@ class Connection:
                 close_timeout=1,
                 max_size=_FRAME_LIMIT,
                 create_connection=FrameSocket,
-                proxy=None if is_loopback(urlsplit(collector.url).hostname or "") else True,
+                **_network(collector.url, collector.certificates),
             )
         except TimeoutError:
             return f"{collector.url} did not answer the handshake within 10 s"
@@ -185,7 +193,7 @@ class Connection:
             detail = ""
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._talk, socket)
-                tasks.start_soon(self._watch)
+                tasks.start_soon(self._watch, socket)
                 tasks.start_soon(socket.gather)
                 detail = await self._receive(socket)
                 tasks.cancel_scope.cancel()
@@ -267,7 +275,7 @@ class Connection:
         except ConnectionClosed:
             return
 
-    async def _watch(self) -> None:
+    async def _watch(self, socket: FrameSocket) -> None:
         """Take a mute connection for dead, and ask for relief before the exchange's age limit."""
         collector, limits = self._collector, self._collector.limits
         began = collector.monotonic()
@@ -280,6 +288,8 @@ class Connection:
             read_since = now if self._handing_on else self._read_since
             if self._pinged_at is not None and now - max(self._pinged_at, read_since) > limits.pong_within:
                 self._give_up("mute", f"no pong within {limits.pong_within:g} s")
+            if limits.bytes_within is not None and now - max(socket.heard_at, read_since) > limits.bytes_within:
+                self._give_up("mute", f"not a byte came in within {limits.bytes_within:g} s, where the exchange pings more often")
             for instrument in self._instruments.keys() - self._refused:
                 pace = collector.sink.pace(instrument)
                 silent = now - max(self._heard.get(instrument, began), read_since)
@@ -301,7 +311,8 @@ class Connection:
             self._singly.set()
             return
         for instrument in self._instruments:
-            if instrument.symbol in refused.message:
+            # No other symbol whose name is a part of its name: WBTCUSDT is no reason to leave BTCUSDT out.
+            if re.search(rf"(?<![A-Za-z0-9]){re.escape(instrument.symbol)}(?![A-Za-z0-9])", refused.message):
                 self._refused.add(instrument)
                 self._collector.health.report(str(instrument), State.DOWN, f"the exchange refused it: {refused.message[:200]}")
 
@@ -320,3 +331,18 @@ class Connection:
         if self._end is None:
             self._end = (reason, detail)
         self._scope.cancel()
+
+
+def _network(url: str, certificates: ssl.SSLContext | None) -> dict[str, Any]:
+    """How a socket reaches its exchange: by the same trust and the same proxy as REST does, on loopback by none."""
+    address = urlsplit(url)
+    host = address.hostname or ""
+    options: dict[str, Any] = {"happy_eyeballs_delay": _NEXT_ADDRESS_AFTER}
+    if address.scheme == "wss" and certificates is not None:
+        options["ssl"] = certificates
+    if is_loopback(host):
+        return options | {"proxy": None}
+    proxies = getproxies()
+    # What websockets looks for by itself; unlike REST it knows nothing of ALL_PROXY.
+    named = any(proxies.get(kind) for kind in ("wss", "socks", "https"))
+    return options | {"proxy": True if named or proxy_bypass(host) else proxies.get("all")}

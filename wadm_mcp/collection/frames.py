@@ -8,6 +8,7 @@ which frames gather in the kernel, and a reader is given all that came in at onc
 from __future__ import annotations
 
 import socket
+import time
 from contextlib import suppress
 from typing import Any, Final
 
@@ -48,6 +49,8 @@ class FrameSocket(ClientConnection):
         self._cuts = True
         """Are frames cut here? Not any more once one came that only the library judges."""
         self._longest = self.protocol.max_message_size or 0
+        self.heard_at = time.monotonic()
+        """When bytes came in last, be they of frames, pings or pongs; monotonic seconds."""
 
     async def frames(self) -> list[bytes]:
         """The messages that came in, as bytes, oldest first; waits for the first. `ConnectionClosed` once there are no more."""
@@ -83,6 +86,7 @@ class FrameSocket(ClientConnection):
 
     def data_received(self, data: bytes) -> None:
         """Cut the frames; the library reads the handshake before them, and every frame that is not a whole text message."""
+        self.heard_at = time.monotonic()
         if self._head is not None:
             data = self._handshake(self._head, data)
         if data and self._cuts and self.protocol.state is State.OPEN:

@@ -77,6 +77,8 @@ class Rest:
         self._pages = pages
         self._clock = clock
         self._monotonic = monotonic
+        self.certificates: ssl.SSLContext | None = None
+        """Whom TLS trusts, for sockets too: what the operating system does, or `SSL_CERT_FILE`. Known once entered."""
 
     async def __aenter__(self) -> Self:
         try:
@@ -91,7 +93,9 @@ class Rest:
         await self._client.__aexit__(kind, error, traceback)
 
     def _new_client(self) -> httpx2.AsyncClient:
+        self.certificates = httpx2.create_ssl_context()
         return httpx2.AsyncClient(
+            verify=self.certificates,
             timeout=httpx2.Timeout(self._read, connect=self._connect),
             headers={"User-Agent": f"wadm-mcp/{__version__}"},
             mounts=dict.fromkeys(_LOOPBACK),

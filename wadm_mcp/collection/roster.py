@@ -300,7 +300,8 @@ class Roster:
             # Where ids do not count, a second connection holds what the first one misses; where they do, they prove it.
             copies = 1 if each.exchange.numbers_trades[each.market] else self._settings.WADM_BYBIT_CONNECTIONS
             for copy in range(copies):
-                collector = Collector(each.exchange, each.market, group.listings, url, self._recorder, self._health, self._monotonic)
+                arguments = (group.listings, url, self._recorder, self._health, self._monotonic, self._rest.certificates)
+                collector = Collector(each.exchange, each.market, *arguments)
                 name = f"{each.exchange.name} {each.market} collector {next(each.numbers)}"
                 self._start(name, partial(_until_left, group, collector, copy * _STAGGER))
 

@@ -116,8 +116,8 @@ _DAY: Final = 86_400.0
 # USD-M serves aggTrade on its /market route only: on another it is acknowledged and silent.
 _WIRES: Final[Mapping[str, _Wire]] = MappingProxyType(
     {
-        "spot": _Wire(_Spot, _WrappedSpot, "trade", "/ws", Limits(1024, _NAMES, 2.0, _DAY, None, 10.0)),
-        "linear": _Wire(_Aggregate, _WrappedAggregate, "aggTrade", "/market/ws", Limits(200, _NAMES, 4.0, _DAY, None, 10.0)),
+        "spot": _Wire(_Spot, _WrappedSpot, "trade", "/ws", Limits(1024, _NAMES, 2.0, _DAY, None, 10.0, 65.0)),
+        "linear": _Wire(_Aggregate, _WrappedAggregate, "aggTrade", "/market/ws", Limits(200, _NAMES, 4.0, _DAY, None, 10.0, 400.0)),
     }
 )
 

@@ -63,6 +63,8 @@ class Limits(NamedTuple):
     """How often the client must send `Exchange.ping`; None where the server pings."""
     pong_within: float
     """How long an answer to our ping may take before the connection is taken for dead."""
+    bytes_within: float | None = None
+    """Where the server pings: how long nothing at all may come in before the connection is taken for dead."""
 
 
 class Request(NamedTuple):
