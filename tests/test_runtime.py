@@ -69,6 +69,26 @@ async def test_a_symbol_that_nobody_lists_is_told_with_its_near_matches(tmp_path
         assert str(error).startswith("WADM_SYMBOLS=ETHUSDX: no such symbol at binance (spot). Nearest: ETHUSDT")
 
 
+async def test_a_symbol_that_was_delisted_does_not_keep_the_others_from_being_recorded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    gone = Instrument("binance", "spot", "ETHUSDT")
+    async with running(tmp_path, WADM_SYMBOLS=("BTCUSDT", "ETHUSDT")) as (runtime, simulator):
+        with anyio.fail_after(15):
+            await simulator.subscribed(*gone)
+        await simulator.push(*gone, [(now_ms(), "3000.5", "0.1", "BUY")])
+        await until(lambda: runtime.recorded == 1)
+    async with (
+        Simulator(instruments=[SPOT], manual=True) as simulator,
+        Runtime(settings_for(tmp_path, simulator, WADM_SYMBOLS=("BTCUSDT", "ETHUSDT"))) as runtime,
+    ):
+        with anyio.fail_after(15):
+            await simulator.subscribed(*SPOT)
+        await push(simulator)
+        await until(lambda: runtime.recorded == 1)
+        await until(lambda: "symbol.delisted" in [record.getMessage() for record in caplog.records])
+
+
 async def test_a_symbol_that_one_exchange_lists_is_followed_there(tmp_path: Path) -> None:
     both = {"WADM_EXCHANGES": ("binance", "bybit"), "WADM_SYMBOLS": ("BNBUSDT",)}
     async with running(tmp_path, **both) as (runtime, simulator):

@@ -18,7 +18,7 @@ from wadm_mcp.analytics.footprint import Footprint
 from wadm_mcp.errors import UnknownSymbol
 from wadm_mcp.model import MINUTE, Instrument, Listing, Span, Trade, Window
 
-UNSAVED_LIMIT: Final = 80_000
+UNSAVED_LIMIT: Final = 60_000
 """Trades of all instruments together that memory holds for questions while the store does not have them, or a `_LOTS`th more."""
 _LOTS: Final = 16
 """The part of them that is let go at once, where they are too many, and that come in between two counts."""

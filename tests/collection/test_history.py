@@ -21,6 +21,7 @@ import pytest
 from tests.market import Clock
 from tests.test_audit import ledger
 from wadm_mcp.analytics.footprint import Footprint
+from wadm_mcp.collection import history as history_module
 from wadm_mcp.collection.assembly import assembled
 from wadm_mcp.collection.history import History
 from wadm_mcp.collection.overlap import Overlap
@@ -29,6 +30,7 @@ from wadm_mcp.collection.repair import Repairer
 from wadm_mcp.collection.rest import Rest
 from wadm_mcp.collection.rollup import Rollup
 from wadm_mcp.collection.roster import EXCHANGES
+from wadm_mcp.errors import ExchangeError
 from wadm_mcp.exchanges.exchange import Trades
 from wadm_mcp.health import Health
 from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, Instrument, Listing, Timeframe, Trade, Window
@@ -234,6 +236,31 @@ async def test_at_a_hundred_random_starts_the_numbered_minutes_around_the_seam_a
                 checked = Window(start - start % MINUTE - 20 * MINUTE, end - end % MINUTE)
                 await one.compare(checked)
                 assert await one.covered(checked) == 1
+
+
+async def test_a_stretch_that_cannot_be_brought_in_keeps_no_older_one_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history_module, "_PAUSE", 0.01)
+    tried: list[int] = []
+    bring_in = History._import
+
+    async def refused(self: History, job: history_module._Job) -> None:
+        tried.append(job.day.start)
+        if job.day.start == MIDNIGHT:
+            raise ExchangeError("binance spot answers an error for this day")
+        await bring_in(self, job)
+
+    monkeypatch.setattr(History, "_import", refused)
+    clock = Clock(MIDNIGHT)
+    async with simulated(SPOT, clock) as simulator, world(SPOT, tmp_path, simulator, clock, now=MIDNIGHT + HOUR) as one:
+        await one.live(MIDNIGHT + HOUR, MIDNIGHT + HOUR + MINUTE)
+        with anyio.fail_after(30):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(one.keep_saving)
+                tasks.start_soon(one.history(3 * HOUR).run)
+                while tried.count(MIDNIGHT - DAY) < 2 or tried.count(MIDNIGHT) < 2:
+                    await anyio.sleep(0.01)
+                tasks.cancel_scope.cancel()
+        assert tried[0] == MIDNIGHT
 
 
 @pytest.mark.parametrize("instrument", [BYBIT_SPOT, BYBIT_LINEAR], ids=str)

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from datetime import UTC, date, datetime
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 import anyio
 from anyio import from_thread, to_thread
@@ -47,6 +47,8 @@ _AGAIN: Final = 15 * 60.0
 _DONE_FOR: Final = 24 * 3_600.0
 """Seconds before a day's file is fetched again that was imported: what it lacked, it will hardly have sooner."""
 _PAUSE: Final = 5.0
+_LONGEST_PAUSE: Final = 60.0
+"""Seconds before what failed is tried again, longer each time; after the first of them something else has its turn."""
 _SKEW: Final = 5 * SECOND
 _FILLS_PER_AGGREGATE: Final = 2
 _DAY_SECONDS: Final = 30.0
@@ -59,6 +61,9 @@ class _Stretch(NamedTuple):
     window: Window
     first: int | None = None
     last: int | None = None
+
+
+_Key: TypeAlias = tuple[Instrument, int, int | None]
 
 
 class _Job(NamedTuple):
@@ -75,6 +80,10 @@ class _Job(NamedTuple):
     @property
     def date(self) -> date:
         return _date(self.day.start)
+
+    @property
+    def key(self) -> _Key:
+        return self.instrument, self.stretch.window.end, self.stretch.last
 
 
 class History:
@@ -129,6 +138,8 @@ class History:
         """When (monotonic) an archive may be asked again for a day."""
         self._emptied: set[tuple[Instrument, int, int | None]] = set()
         """Days of stretches, with their last id, that turned out to hold nothing before it."""
+        self._failed: dict[_Key, tuple[int, float]] = {}
+        """How often in a row a job failed, and when (monotonic) it is tried again; the others go on meanwhile."""
         self._widened: dict[Instrument, int] = {}
         """How often in a row an instrument's chunk held nothing: the next is so many times twice as long."""
         self._rates: dict[Instrument, int] = {}
@@ -145,11 +156,17 @@ class History:
                     self.idle.set()
                 await anyio.sleep(_EVERY)
                 continue
-            job = jobs[0]
+            self._failed = {job.key: self._failed[job.key] for job in jobs if job.key in self._failed}
+            now = self._monotonic()
+            job = next((job for job in jobs if self._failed.get(job.key, (0, 0.0))[1] <= now), None)
+            if job is None:
+                await anyio.sleep(_EVERY)
+                continue
             if self.idle.is_set():
                 self.idle = anyio.Event()
             try:
                 await self._import(job)
+                self._failed.pop(job.key, None)
             except ArchiveError as error:
                 # The next source is tried at once, where there is one.
                 self._not_before[job.instrument, job.day.start] = self._monotonic() + _AGAIN
@@ -160,6 +177,8 @@ class History:
                 self._health.count("history.failures")
                 self._health.report(self._part, State.OK, f"waits: {why}")
                 log.warning("history.failed", exchange=self._exchange.name, market=self._market, error=why)
+                times = self._failed.get(job.key, (0, 0.0))[0]
+                self._failed[job.key] = times + 1, self._monotonic() + min(_LONGEST_PAUSE, _PAUSE * 2**times)
                 await anyio.sleep(max(_PAUSE, self._budget.state.closed_for))
 
     def _jobs(self) -> list[_Job]:

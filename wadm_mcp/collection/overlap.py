@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 import anyio
 
+from wadm_mcp.collection.budget import AT_ONCE
 from wadm_mcp.collection.observed import Observed
 from wadm_mcp.collection.recorder import Followed, Recorder
 from wadm_mcp.collection.rest import Rest
@@ -60,23 +61,34 @@ class Overlap:
         self._looked: dict[Instrument, int] = {}
         """How many breaks of an instrument were looked into."""
         self._tried: dict[Instrument, _Tried] = {}
+        self._looking: set[Instrument] = set()
 
     async def run(self) -> None:
         """Look into every break of continuity, for ever."""
+        async with anyio.create_task_group() as tasks:
+            # After an outage every instrument waits, and the sixty newest trades of a busy one are of seconds.
+            for _ in range(AT_ONCE):
+                tasks.start_soon(self._look_again_and_again)
+
+    async def _look_again_and_again(self) -> None:
         while True:
             due = self._due()
             if due is None:
                 with anyio.move_on_after(_EVERY if not self._tried else _PAUSES[0]):
                     await self._recorder.broken()
                 continue
+            instrument = due.tape.instrument
+            self._looking.add(instrument)
             try:
                 await self._look(due)
             except ExchangeError as error:
                 self._health.count("repair.failures")
                 self._health.report(self._part, State.OK, f"waits: {error}")
                 log.warning("repair.failed", exchange=self._exchange.name, market=self._market, error=error)
-                self._put_off(due.tape.instrument, due.continuity.breaks)
+                self._put_off(instrument, due.continuity.breaks)
                 await anyio.sleep(max(_PAUSES[0], self._budget.state.closed_for))
+            finally:
+                self._looking.discard(instrument)
 
     def _due(self) -> Followed | None:
         now = self._monotonic()
@@ -95,7 +107,7 @@ class Overlap:
             waiting += 1
             tried = self._tried.get(instrument)
             times = tried.times if tried is not None and tried.breaks == breaks else 0
-            if times < fewest and (not times or (tried is not None and tried.again_at <= now)):
+            if instrument not in self._looking and times < fewest and (not times or (tried is not None and tried.again_at <= now)):
                 # Of many that lost their connection at once each is asked for before any is asked for again.
                 found, fewest = followed, times
         self._health.report(self._part, State.OK, f"{waiting} instruments are looked into" if waiting else "")

@@ -29,7 +29,7 @@ from wadm_mcp.exchanges.bybit import Bybit
 from wadm_mcp.exchanges.exchange import Exchange
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
-from wadm_mcp.model import HOUR, Instrument, Listing
+from wadm_mcp.model import HOUR, Instrument, Listing, Window
 from wadm_mcp.near import nearest
 from wadm_mcp.settings import Settings
 from wadm_mcp.storage.store import Store
@@ -141,7 +141,7 @@ class Roster:
             async with anyio.create_task_group() as lookups:
                 for each in self._markets:
                     lookups.start_soon(self._look_up, each, tasks)
-            self._refuse_unknown()
+            await self._refuse_unknown()
             wanted = {listing.instrument for each in self._markets for listing in each.listings}
             for instrument in self._tape.keep(wanted | self._tracked):
                 self._health.forget(str(instrument))
@@ -153,14 +153,25 @@ class Roster:
         except StoreError as error:
             log.warning("lease.kept", until_s=_HELD_FOR, error=error)
 
-    def _refuse_unknown(self) -> None:
+    async def _refuse_unknown(self) -> None:
+        """A symbol that nobody lists is a slip of the pen, unless it was recorded before: then it is delisted, and the others go on."""
         settings = self._settings
         found = {listing.instrument.symbol for each in self._markets for listing in each.listings}
         for symbol in settings.WADM_SYMBOLS:
             if symbol not in found:
+                if await self._was_recorded(symbol):
+                    log.warning("symbol.delisted", symbol=symbol, advice="take it out of WADM_SYMBOLS")
+                    continue
                 asked = f"{' and '.join(settings.WADM_EXCHANGES)} ({', '.join(settings.WADM_MARKETS)})"
                 near = ", ".join(nearest(symbol, self._listed[symbol])) or "none"
                 raise SettingError(f"WADM_SYMBOLS={symbol}: no such symbol at {asked}. Nearest: {near}")
+
+    async def _was_recorded(self, symbol: str) -> bool:
+        instruments = [Instrument(each.exchange.name, each.market, symbol) for each in self._markets]
+        try:
+            return any([await self._store.spans(instrument, Window(0, self._clock())) for instrument in instruments])
+        except StoreError:
+            return False
 
     def _warn_of_unknown(self) -> None:
         """Tell of symbols that one market does not list and another does; one that none lists is no warning, it ends the start."""

@@ -1,7 +1,8 @@
 """The production store: MongoDB through motor, which nothing outside this file knows.
 
 A standalone server has no transactions, so order does their work: what is written first is what may be there without the rest, and
-every step can be repeated. Each step is acknowledged from the server's journal before the next. Old data leaves by TTL indexes.
+every step can be repeated. The steps that claim something are acknowledged from the server's journal, which by then has all that came
+before. Old data leaves by TTL indexes.
 """
 
 from __future__ import annotations
@@ -539,8 +540,9 @@ async def _mark(minutes: Iterable[tuple[int, Instrument]], writes: int, concern:
 
 
 async def _insert(name: str, rows: Sequence[Any], database: Database) -> None:
+    """Insert what is not there yet. It is in the server's journal once a later step is: alone it waits for no disk."""
     try:
-        await database[name].insert_many(rows, ordered=False)
+        await database.get_collection(name, write_concern=_SOON).insert_many(rows, ordered=False)
     except BulkWriteError as error:
         if not is_duplicate(error):
             raise
