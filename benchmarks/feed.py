@@ -17,6 +17,7 @@ import random
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from typing import Final
 from urllib.parse import parse_qs, urlsplit
@@ -86,6 +87,7 @@ class Market:
             self._turns.append((name, price, quantity, int(draw.expovariate(1.2)), draw.choice(("true", "false"))))
         self._place = 0
         self._draw = draw
+        self._newest: dict[str, deque[tuple[str, str, str, str, int, int]]] = {name: deque(maxlen=1_000) for name in names}
 
     def agg_trade(self, now: int, combined: bool) -> bytes:
         """The next trade as a whole WebSocket frame of Binance."""
@@ -97,14 +99,22 @@ class Market:
         return frame(f'{{"stream":"{name.lower()}@aggTrade","data":{text}}}' if combined else text)
 
     def public_trade(self, now: int) -> tuple[str, bytes]:
-        """The next trade's symbol, and the trade as a whole WebSocket frame of Bybit."""
+        """The next trade's symbol, and the trade as a whole WebSocket frame of Bybit, which `newest` tells from then on."""
         name, price, quantity, _, maker = self._next()
         side = "Sell" if maker == "true" else "Buy"
         i = f"{self._draw.getrandbits(128):032x}"
         i = f"{i[:8]}-{i[8:12]}-{i[12:16]}-{i[16:20]}-{i[20:]}"
         row = f'"T":{now},"s":"{name}","S":"{side}","v":"{quantity}","p":"{price}","L":"PlusTick","i":"{i}","BT":false,"RPI":false'
         text = f'{{"topic":"publicTrade.{name}","type":"snapshot","ts":{now},"data":[{{{row},"seq":{self.next_id[name]}}}]}}'
+        self._newest[name].append((i, price, quantity, side, now, self.next_id[name]))
         return name, frame(text)
+
+    def newest(self, name: str) -> list[dict[str, object]]:
+        """The newest trades of a symbol as Bybit's REST tells them, the newest first."""
+        return [
+            {"execId": i, "symbol": name, "price": p, "size": v, "side": s, "time": str(t), "isBlockTrade": False, "seq": str(seq)}
+            for i, p, v, s, t, seq in reversed(self._newest[name])
+        ]
 
     def _next(self) -> tuple[str, str, str, int, str]:
         turn = self._turns[self._place]
@@ -138,13 +148,18 @@ class Feed:
             body, status = json.dumps(exchange_info(self.names)), 200
         elif path.endswith("instruments-info"):
             body, status = json.dumps(instruments_info(self.names)), 200
-        elif path.startswith("/v5/market/"):
-            body, status = json.dumps({"retCode": 0, "retMsg": "OK", "result": {"list": []}}), 200
+        elif path.endswith("recent-trade"):
+            rows = self.newest(parse_qs(urlsplit(request.path).query)["symbol"][0])
+            body, status = json.dumps({"retCode": 0, "retMsg": "OK", "result": {"category": "linear", "list": rows}}), 200
         elif request.headers.get("Upgrade", "").lower() == "websocket":
             return None
         else:
             body, status = "[]", 200
         return Response(status, "OK", Headers({"Content-Type": "application/json", "Content-Length": str(len(body))}), body.encode())
+
+    def newest(self, _: str) -> list[dict[str, object]]:
+        """Bybit alone is asked for these."""
+        return []
 
     def play(self, connection: ServerConnection) -> None:
         """One connection: subscriptions, then the phases."""
@@ -199,8 +214,13 @@ class BybitFeed(Feed):
 
     def __init__(self, names: Sequence[str], phases: Sequence[tuple[float, float]]) -> None:
         super().__init__(names, phases)
+        self._market = Market(self.names, time.time_ns() // 1_000_000_000)
         self._listening: list[tuple[ServerConnection, set[str]]] = []
         self._sending = threading.Lock()
+
+    def newest(self, name: str) -> list[dict[str, object]]:
+        with self._sending:
+            return self._market.newest(name)
 
     def play(self, connection: ServerConnection) -> None:
         """One connection: what it asks for. The first one that has every symbol begins the phases."""
@@ -221,15 +241,14 @@ class BybitFeed(Feed):
             return
 
     def _play(self) -> None:
-        market = Market(self.names, time.time_ns() // 1_000_000_000)
         for rate, amount in self.phases:
             began, sent = time.monotonic(), 0
             while sent < (rate * amount if rate else amount):
                 ahead = began + sent / rate - time.monotonic() if rate else 0
                 if ahead > 0:
                     time.sleep(ahead)
-                name, data = market.public_trade(time.time_ns() // 1_000_000)
                 with self._sending:
+                    name, data = self._market.public_trade(time.time_ns() // 1_000_000)
                     for one in [one for one in self._listening if name in one[1]]:
                         try:
                             one[0].socket.sendall(data)
