@@ -285,6 +285,13 @@ def record(symbol: str = "BTCUSDT", **changes: Any) -> dict[str, Any]:
     return {"symbol": symbol, "status": "TRADING", "pricePrecision": 8, "filters": filters, **changes}
 
 
+def test_perpetuals_of_metals_and_stocks_are_listed_by_their_own_kind_of_contract() -> None:
+    kinds = {"BTCUSDT": "PERPETUAL", "XAUUSDT": "TRADIFI_PERPETUAL", "BTCUSDT_261225": "CURRENT_QUARTER"}
+    body = json.dumps({"symbols": [record(symbol, contractType=kind) for symbol, kind in kinds.items()]}).encode()
+    listings, _ = BINANCE.read_listings("linear", body)
+    assert [each.instrument.symbol for each in listings] == ["BTCUSDT", "XAUUSDT"]
+
+
 def test_one_malformed_record_costs_only_itself() -> None:
     malformed: list[Any] = [
         7, {"symbol": "A"}, record("B", filters=[]), record("C", filters=[{"filterType": "PRICE_FILTER", "tickSize": "0.00"}]),
