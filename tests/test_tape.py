@@ -45,7 +45,7 @@ def test_unsaved_trades_are_let_go_where_all_instruments_together_hold_too_many_
 
     def take(one: InstrumentTape, first: int, count: int) -> None:
         one.take([trade(number, number, instrument=one.instrument) for number in range(first, first + count)])
-        tape.bound(count)
+        tape.bound_unsaved(count)
 
     take(quiet, 1, 10)
     take(busy, 1, 90)

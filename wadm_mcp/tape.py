@@ -272,7 +272,7 @@ class Tape:
         self.awaited.discard(listing.instrument)
         return tape
 
-    def bound(self, taken: int) -> None:
+    def bound_unsaved(self, taken: int) -> None:
         """So many trades were taken: where all instruments hold too many that are not saved, each lets the same part of its own go."""
         self._uncounted += taken
         lot = self.unsaved_limit // _LOTS

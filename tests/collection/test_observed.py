@@ -229,6 +229,7 @@ def test_a_repair_that_has_to_be_tried_again_brings_each_trade_once() -> None:
     newest.append(made(181, NOON + 181_000))
     assert sum(continuity.take(each, "repaired") for each in continuity.wanted(newest)) == 0
     assert continuity.prove(newest)
+    assert continuity._told == set()
 
 
 class ObservedMachine(RuleBasedStateMachine):

@@ -138,8 +138,8 @@ class History:
         """When (monotonic) an archive may be asked again for a day."""
         self._emptied: set[tuple[Instrument, int, int | None]] = set()
         """Days of stretches, with their last id, that turned out to hold nothing before it."""
-        self._failed: dict[_Key, tuple[int, float]] = {}
-        """How often in a row a job failed, and when (monotonic) it is tried again; the others go on meanwhile."""
+        self._failed: dict[_Key, tuple[float, float]] = {}
+        """Seconds that a job which failed is left alone, and until when (monotonic); the others go on meanwhile."""
         self._widened: dict[Instrument, int] = {}
         """How often in a row an instrument's chunk held nothing: the next is so many times twice as long."""
         self._rates: dict[Instrument, int] = {}
@@ -158,7 +158,7 @@ class History:
                 continue
             self._failed = {job.key: self._failed[job.key] for job in jobs if job.key in self._failed}
             now = self._monotonic()
-            job = next((job for job in jobs if self._failed.get(job.key, (0, 0.0))[1] <= now), None)
+            job = next((job for job in jobs if self._failed.get(job.key, (0.0, 0.0))[1] <= now), None)
             if job is None:
                 await anyio.sleep(_EVERY)
                 continue
@@ -177,13 +177,13 @@ class History:
                 self._health.count("history.failures")
                 self._health.report(self._part, State.OK, f"waits: {why}")
                 log.warning("history.failed", exchange=self._exchange.name, market=self._market, error=why)
-                times = self._failed.get(job.key, (0, 0.0))[0]
-                self._failed[job.key] = times + 1, self._monotonic() + min(_LONGEST_PAUSE, _PAUSE * 2**times)
+                pause = min(_LONGEST_PAUSE, self._failed[job.key][0] * 2) if job.key in self._failed else _PAUSE
+                self._failed[job.key] = pause, self._monotonic() + pause
                 await anyio.sleep(max(_PAUSE, self._budget.state.closed_for))
 
     def _jobs(self) -> list[_Job]:
         """What is to be done, newest first. Tells on the way how far it is."""
-        jobs: dict[tuple[Instrument, int, int | None], _Job] = {}
+        jobs: dict[_Key, _Job] = {}
         told: list[str] = []
         now = self._clock()
         base = Window((now - self._reach) // MINUTE * MINUTE - _MARGIN, now)
@@ -203,7 +203,7 @@ class History:
                 part.window.start for part in parts if part.window.start // DAY < now // DAY and not self._is_empty(followed, part)
             ]:
                 told.append(f"{instrument.symbol}: the archive has no file of {_date(finished[0])} yet")
-            jobs.update({(instrument, job.stretch.window.end, job.stretch.last): job for job in mine})
+            jobs.update({job.key: job for job in mine})
         self._health.report(self._part, State.OK, "; ".join(told))
         return sorted(jobs.values(), key=lambda job: job.stretch.window.end, reverse=True)
 

@@ -35,7 +35,7 @@ class Observed(Spans):
         self._seen_before: dict[int, None] = {}
         self._seen_since = 0
         self._told: set[str] = set()
-        """Ids of the exchange's newest trades, as they were told last."""
+        """Ids of the exchange's newest trades as they were told last, until they have proven what they can."""
         self._vouches: dict[int, Held | None] = {}
         """The span that each living connection's own stretch lies in; None until it has brought a trade of now."""
         self._frame = (0, 0)
@@ -136,6 +136,8 @@ class Observed(Spans):
             if start < gap.end:
                 proven.append(Held(start, gap.end, -1, -1, self._held[place].opened_by, REPAIRED))
         self._held = sorted([*self._held, *proven], key=lambda span: span.start)
+        if tried:
+            self._told = set()
         return tried
 
     def _every_gap(self) -> list[Missing]:

@@ -231,7 +231,7 @@ class Recorder:
         if not tape.settled_until:
             tape.settled_until = trades[0].timestamp - trades[0].timestamp % MINUTE
         late = tape.take(trades)
-        self._tape.bound(len(trades))
+        self._tape.bound_unsaved(len(trades))
         if late:
             self._health.count("trades.late", late)
         self._waiting += trades
