@@ -17,7 +17,7 @@ from pathlib import Path
 import anyio
 
 from wadm_mcp.analytics.volume_profile import volume_profile
-from wadm_mcp.collection.recorder import Recorder
+from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.exchanges.binance import Binance
 from wadm_mcp.exchanges.exchange import Trades
 from wadm_mcp.health import Health
@@ -90,7 +90,7 @@ async def main() -> None:
     await timed("record: continuity, tape, footprint", record, base)
     with tempfile.TemporaryDirectory() as folder:
         async with SqliteStore(Path(folder) / "wadm.sqlite") as store:
-            waiting = recorder.cut()
+            waiting = recorder.take_batch()
 
             async def write() -> None:
                 for first in range(0, TRADES, 1_000):

@@ -51,7 +51,7 @@ def minutes(trades: int, times: int) -> dict[int, Footprint]:
 async def record(store: SqliteStore, trades: int, times: int) -> dict[str, int]:
     """The day, as rollup would leave it; its levels of price by minute (median) and in all."""
     made = minutes(trades, times)
-    await store.keep_listings([LISTING])
+    await store.save_listings([LISTING])
     keep = tools.keep
     await keep(store, LISTING, Timeframe.M1, made)
     hours = {
@@ -60,7 +60,7 @@ async def record(store: SqliteStore, trades: int, times: int) -> dict[str, int]:
     }
     await keep(store, LISTING, Timeframe.H1, hours)
     await store.write([], [(LISTING.instrument, Span(FIRST, tools.NOW, 0, 0, Basis.OBSERVED))])
-    await store.derive(Derived(settles=await store.marks()))
+    await store.derive(Derived(settles=await store.dirty_minutes()))
     day = Footprint.consecutive([made[at] for at in range(tools.NOW - DAY, tools.NOW, MINUTE)], LISTING.scale)
     levels = sorted(each.levels for each in made.values())
     return {"trades": day.bar.trade_count, "levels_minute": levels[len(levels) // 2], "levels_day": day.levels}

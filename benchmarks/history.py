@@ -18,23 +18,23 @@ from pathlib import Path
 
 import anyio
 
-from wadm_mcp.collection.history import History
-from wadm_mcp.collection.journal import Journal
-from wadm_mcp.collection.recorder import Recorder
-from wadm_mcp.collection.rest import Rest
-from wadm_mcp.collection.rollup import Rollup
-from wadm_mcp.collection.writer import Writer
+from wadm_mcp.collection.backfill.history import History
+from wadm_mcp.collection.recording.journal import Journal
+from wadm_mcp.collection.recording.recorder import Recorder
+from wadm_mcp.collection.recording.rollup import Rollup
+from wadm_mcp.collection.recording.writer import Writer
+from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.exchanges.binance import Binance
 from wadm_mcp.exchanges.exchange import Trades
 from wadm_mcp.health import Health
-from wadm_mcp.model import DAY, HOUR, Instrument, Listing, Lives, Trade, TradeType, Window
+from wadm_mcp.model import DAY, HOUR, Instrument, Listing, Retention, Trade, TradeType, Window
 from wadm_mcp.runtime import now_ms
 from wadm_mcp.storage.sqlite import SqliteStore
 from wadm_mcp.tape import Tape
 
 ROWS = 5_000_000
 LISTING = Listing(Instrument("binance", "spot", "BTCUSDT"), Decimal("0.01"), Decimal("0.00001"))
-LIVES = Lives(72 * HOUR, 30 * DAY, 365 * DAY)
+LIVES = Retention(72 * HOUR, 30 * DAY, 365 * DAY)
 FRAMES_A_SECOND = 200
 
 
@@ -79,7 +79,11 @@ async def measure(folder: Path) -> None:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     health, tape = Health(now_ms), Tape()
     recorder = Recorder(tape, health, now_ms, time.monotonic)
-    async with SqliteStore(folder / "wadm.sqlite") as store, Journal(folder / "journal", 1 << 30) as journal, Rest(proxied=False) as rest:
+    async with (
+        SqliteStore(folder / "wadm.sqlite") as store,
+        Journal(folder / "journal", 1 << 30) as journal,
+        RestClient(proxied=False) as rest,
+    ):
         rollup = Rollup(recorder, store, health, now_ms, LIVES.trades)
         writer = Writer(recorder, journal, rollup, store, health, LIVES, now_ms, time.monotonic)
         followed = recorder.follow(LISTING, numbered=True)
@@ -113,7 +117,7 @@ async def measure(folder: Path) -> None:
             spent = time.monotonic() - began
             peak = resident("VmHWM")
             assert new == ROWS
-            while any(mark.minute < today for mark in await store.marks()):  # noqa: ASYNC110 - the store tells no event
+            while any(mark.minute < today for mark in await store.dirty_minutes()):  # noqa: ASYNC110 - the store tells no event
                 await anyio.sleep(0.5)
             derived = time.monotonic() - began
             waits = sorted(waits)

@@ -22,7 +22,7 @@ import pymongo
 from tests.servers import mongodb_url
 from wadm_mcp.analytics.footprint import Bar, Footprint
 from wadm_mcp.analytics.volume_profile import volume_profile
-from wadm_mcp.model import DAY, HOUR, MINUTE, Basis, Instrument, Lives, Scale, Span, Timeframe, Trade, TradeType
+from wadm_mcp.model import DAY, HOUR, MINUTE, Basis, Instrument, Retention, Scale, Span, Timeframe, Trade, TradeType
 from wadm_mcp.storage.mongo import MongoStore
 from wadm_mcp.storage.store import Derived, OrderFlow, Profile, StoredFootprint
 
@@ -39,7 +39,7 @@ KINDS: Final[Mapping[str, tuple[Instrument, Scale]]] = {
     "bybit-spot": (Instrument("bybit", "spot", "BTCUSDT"), Scale(2, 6)),
     "bybit-linear": (Instrument("bybit", "linear", "BTCUSDT"), LINEAR),
 }
-LIVES: Final = Lives(3_650 * DAY, 3_650 * DAY, 3_650 * DAY)
+LIVES: Final = Retention(3_650 * DAY, 3_650 * DAY, 3_650 * DAY)
 
 
 def tape(kind: str, count: int) -> Iterator[Trade]:

@@ -82,7 +82,7 @@ class Recording:
         if self.system.startswith("cryptofeed"):
             script = str(ROOT / "benchmarks" / "peers" / "cryptofeed_mongo.py")
             return [str(PEERS), script, f"ws://127.0.0.1:{port}", str(self._server.port), "tape", ",".join(self.names)]
-        return [sys.executable, "-m", "benchmarks.watched", str(self.folder / "stalls"), "serve"]
+        return [sys.executable, "-m", "benchmarks.loop_monitor", str(self.folder / "stalls"), "serve"]
 
     def _settings(self, port: int) -> dict[str, str]:
         base = f"127.0.0.1:{port}"
@@ -303,13 +303,13 @@ async def _fill(folder: Path) -> None:
     today = Timeframe.D1.floor(time.time_ns() // 1_000_000)
     (folder / "data").mkdir()
     async with SqliteStore(folder / "data" / "wadm.sqlite") as store:
-        await store.keep_listings([listing])
+        await store.save_listings([listing])
         for day in range(today - 30 * DAY, today, DAY):
             await keep(store, listing, Timeframe.M1, {day + number * MINUTE: each for number, each in enumerate(made)})
             await keep(store, listing, Timeframe.H1, {day + number * HOUR: each for number, each in enumerate(hours)})
             await keep(store, listing, Timeframe.D1, {day: whole})
         await store.write([], [(listing.instrument, Span(today - 30 * DAY, today, 1, 1_000, Basis.EXACT))])
-        await store.derive(Derived(settles=await store.marks()))
+        await store.derive(Derived(settles=await store.dirty_minutes()))
 
 
 async def _first_answer(one: Recording) -> None:

@@ -38,7 +38,6 @@ from wadm_mcp.health import Health
 from wadm_mcp.model import DAY, HOUR, MINUTE, Basis, Instrument, Listing, Span, Timeframe, Trade, TradeType
 from wadm_mcp.queries.arguments import DETAILS
 from wadm_mcp.queries.view import View
-from wadm_mcp.server.http import serve_http
 from wadm_mcp.server.server import WadmServer, build_server
 from wadm_mcp.server.stdio import serve_stdio
 from wadm_mcp.storage.cache import InProcessCache
@@ -46,7 +45,8 @@ from wadm_mcp.storage.cached import HOT, CachedAnswers, CachedFootprints
 from wadm_mcp.storage.sqlite import SqliteStore
 from wadm_mcp.storage.store import Derived, OrderFlow, StoredFootprint
 from wadm_mcp.tape import Tape
-from wadm_mcp.web import build_app
+from wadm_mcp.web.app import build_app
+from wadm_mcp.web.serve import serve_http
 
 PAGE = Path(__file__).parents[1] / "docs" / "tools.md"
 LISTINGS = [Listing(Instrument(name, "spot", "BTCUSDT"), Decimal("0.01"), Decimal("0.00001")) for name in ("binance", "bybit")]
@@ -101,7 +101,7 @@ async def record(store: SqliteStore) -> None:
             for at in range(NOW - HOUR, NOW, MINUTE // TRADES_A_MINUTE)
         ]
         await store.write(trades, [(listing.instrument, Span(MIDNIGHT - 7 * DAY, NOW, 0, 0, Basis.OBSERVED))])
-    await store.derive(Derived(settles=await store.marks()))
+    await store.derive(Derived(settles=await store.dirty_minutes()))
 
 
 def _trade(listing: Listing, at: int, seq: int, price: int, quantity: int, bought: bool) -> Trade:

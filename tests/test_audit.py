@@ -9,16 +9,16 @@ import anyio
 import msgspec
 import pytest
 
-from tests.collection.recording import LIVES, Recording, recording
 from tests.end_to_end.process import COMMAND, environment
 from tests.market import NOON, SPOT, Clock, listing, trade
-from wadm_mcp.audit import Audited, Auditor, HourlyAudit, Told
-from wadm_mcp.collection.journal import Journal
-from wadm_mcp.collection.recorder import Recorder
-from wadm_mcp.collection.rollup import Rollup
-from wadm_mcp.collection.writer import Writer
+from tests.recording import LIVES, Recording, recording
+from wadm_mcp.audit import Audited, Auditor, ExchangeFigures, HourlyAudit
+from wadm_mcp.collection.recording.journal import Journal
+from wadm_mcp.collection.recording.recorder import Recorder
+from wadm_mcp.collection.recording.rollup import Rollup
+from wadm_mcp.collection.recording.writer import Writer
 from wadm_mcp.errors import ExchangeError
-from wadm_mcp.exchanges.exchange import Kline
+from wadm_mcp.exchanges.exchange import Candle
 from wadm_mcp.health import Health, State
 from wadm_mcp.model import HOUR, MINUTE, Basis, Instrument, Listing, Scale, Span, Timeframe, Trade, TradeType, Window, parse_decimal
 from wadm_mcp.runtime import now_ms
@@ -34,9 +34,9 @@ pytestmark = pytest.mark.anyio
 TEN = Window(NOON, NOON + 10 * MINUTE)
 
 
-def minute(start: int, count: int = 3, volume: int = 300, bought: int = 200) -> Kline:
+def minute(start: int, count: int = 3, volume: int = 300, bought: int = 200) -> Candle:
     """A minute as Binance tells it, at five decimals."""
-    return Kline(start, volume, 5, count, bought)
+    return Candle(start, volume, 5, count, bought)
 
 
 async def recorded(r: Recording) -> None:
@@ -53,11 +53,11 @@ async def recorded(r: Recording) -> None:
     await r.write()
 
 
-async def audited(r: Recording, told: Told | None) -> Audited:
+async def audited(r: Recording, told: ExchangeFigures | None) -> Audited:
     return await Auditor(r.store, LIVES, r.clock).audit(listing(), TEN, told)
 
 
-ALL = Told([minute(start) for start in range(TEN.start, TEN.end, MINUTE)], {})
+ALL = ExchangeFigures([minute(start) for start in range(TEN.start, TEN.end, MINUTE)], {})
 
 
 async def test_a_tape_that_says_what_the_exchange_says_has_no_difference(tmp_path: Path) -> None:
@@ -76,18 +76,18 @@ async def test_a_tape_that_says_what_the_exchange_says_has_no_difference(tmp_pat
         (minute(NOON + MINUTE, bought=100), "buy_volume is 0.002, the exchange says 0.001"),
     ],
 )
-async def test_a_minute_of_which_the_exchange_says_something_else_is_told(tmp_path: Path, kline: Kline, says: str) -> None:
+async def test_a_minute_of_which_the_exchange_says_something_else_is_told(tmp_path: Path, kline: Candle, says: str) -> None:
     async with recording(tmp_path) as r:
         await recorded(r)
-        found = await audited(r, Told([kline], {}))
+        found = await audited(r, ExchangeFigures([kline], {}))
         assert [str(each) for each in found.differences] == [f"binance:spot:BTCUSDT 1m 2026-06-01T12:01:00Z: {says}"]
 
 
 async def test_bybit_which_tells_volumes_alone_is_compared_by_them(tmp_path: Path) -> None:
     async with recording(tmp_path) as r:
         await recorded(r)
-        assert (await audited(r, Told([Kline(NOON + MINUTE, 3_000, 6)], {}))).differences == ()
-        assert len((await audited(r, Told([Kline(NOON + MINUTE, 3_001, 6)], {}))).differences) == 1
+        assert (await audited(r, ExchangeFigures([Candle(NOON + MINUTE, 3_000, 6)], {}))).differences == ()
+        assert len((await audited(r, ExchangeFigures([Candle(NOON + MINUTE, 3_001, 6)], {}))).differences) == 1
 
 
 async def test_a_stored_bar_that_is_not_the_sum_of_its_trades_is_told_wherever_it_shows(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ async def test_a_stored_bar_that_is_not_the_sum_of_its_trades_is_told_wherever_i
 async def test_what_is_not_held_whole_is_compared_with_nothing(tmp_path: Path) -> None:
     async with recording(tmp_path) as r:
         await recorded(r)
-        wrong = Told(
+        wrong = ExchangeFigures(
             [minute(NOON, count=99), *(minute(start, count=99) for start in range(NOON + 20 * MINUTE, NOON + 30 * MINUTE, MINUTE))], {}
         )
         assert (await audited(r, wrong)).differences == ()
@@ -116,19 +116,19 @@ async def test_the_exchanges_first_id_of_an_hour_and_the_one_before_it_must_be_h
         await recorded(r)
         window = Window(NOON - 4 * MINUTE, NOON + 4 * MINUTE)
         auditor = Auditor(r.store, LIVES, r.clock)
-        assert (await auditor.audit(listing(), window, Told([], {NOON: 16}))).differences == ()
-        difference, *_ = (await auditor.audit(listing(), window, Told([], {NOON: 90}))).differences
+        assert (await auditor.audit(listing(), window, ExchangeFigures([], {NOON: 16}))).differences == ()
+        difference, *_ = (await auditor.audit(listing(), window, ExchangeFigures([], {NOON: 90}))).differences
         assert str(difference) == "binance:spot:BTCUSDT 1h 2026-06-01T12:00:00Z: id is not held, the exchange says 90"
 
 
 async def test_each_closed_hour_is_audited_once_and_health_tells_of_it(tmp_path: Path) -> None:
     asked: list[Window] = []
 
-    async def told(_: Listing, window: Window) -> Told:
+    async def told(_: Listing, window: Window) -> ExchangeFigures:
         asked.append(window)
         if len(asked) == 1:
             raise ExchangeError("away")
-        return Told([minute(start, count=4) for start in range(window.start, window.end, MINUTE)], {})
+        return ExchangeFigures([minute(start, count=4) for start in range(window.start, window.end, MINUTE)], {})
 
     async with recording(tmp_path) as r:
         await recorded(r)
@@ -186,10 +186,10 @@ async def hold(folder: Path, simulator: Simulator, window: Window) -> None:
             held = Span(window.start, window.end, trades[0].seq, trades[-1].seq, Basis.EXACT if exact else Basis.OBSERVED)
             await store.write(trades, [(instrument, held)])
             listed = Listing(instrument, Decimal(1).scaleb(-trades[0].scale.price), Decimal(1).scaleb(-trades[0].scale.quantity))
-            await store.keep_listings([listed])
+            await store.save_listings([listed])
             await writer.adopt(recorder.follow(listed, numbered=exact))
         await rollup.run()
-        assert await store.marks() == []
+        assert await store.dirty_minutes() == []
 
 
 async def test_the_command_says_that_all_is_equal_and_exits_1_when_one_stored_figure_is_not(tmp_path: Path) -> None:

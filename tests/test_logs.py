@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator
 
 import pytest
 
-from wadm_mcp.logs import Seldom, clear_line_first, configure_logs, log
+from wadm_mcp.logs import RateLimitedWarning, clear_line_first, configure_logs, log
 
 Written = Callable[[], str]
 
@@ -52,7 +52,7 @@ def test_a_librarys_chatter_is_left_out_and_its_warnings_are_not(written: Writte
 def test_a_flood_is_one_line_at_once_and_then_one_a_minute_with_the_number_since(written: Written) -> None:
     configure_logs(production=True)
     now = 0.0
-    seldom = Seldom("frame.bad", lambda: now)
+    seldom = RateLimitedWarning("frame.bad", lambda: now)
     for now in (0.0, 0.1, 30.0, 59.9, 60.0, 60.1, 500.0):
         seldom(at=now)
     lines = [json.loads(line) for line in written().splitlines()]

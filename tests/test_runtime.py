@@ -120,7 +120,7 @@ async def test_a_part_that_fails_is_told_and_restarted(tmp_path: Path, monkeypat
             raise error
         await anyio.sleep_forever()
 
-    monkeypatch.setattr("wadm_mcp.collection.collector.Collector.run", fail_once)
+    monkeypatch.setattr("wadm_mcp.collection.live.collector.Collector.run", fail_once)
     async with running(tmp_path) as (runtime, _):
         await until(lambda: runtime.health.counts["parts.restarted"] == 1)
         assert runtime.health.parts["binance spot collector 1"].detail == "failed (RuntimeError) and is being restarted"

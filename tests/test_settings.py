@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from wadm_mcp.errors import SettingError
-from wadm_mcp.model import DAY, HOUR, Lives
+from wadm_mcp.model import DAY, HOUR, Retention
 from wadm_mcp.settings import data_dotenv, is_loopback, read_settings, strange_settings
 
 
@@ -13,7 +13,7 @@ def test_nothing_set_follows_bitcoin_on_both_spot_markets_and_binds_loopback() -
     settings = read_settings({})
     assert (settings.WADM_SYMBOLS, settings.WADM_EXCHANGES, settings.WADM_MARKETS) == (("BTCUSDT",), ("binance", "bybit"), ("spot",))
     assert (settings.WADM_HOST, settings.WADM_PORT, settings.binds_loopback) == ("127.0.0.1", 8920, True)
-    assert settings.lives == Lives(72 * HOUR, 30 * DAY, 365 * DAY)
+    assert settings.retention == Retention(72 * HOUR, 30 * DAY, 365 * DAY)
 
 
 def test_lists_are_split_trimmed_and_each_name_kept_once() -> None:

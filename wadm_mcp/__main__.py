@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from wadm_mcp.signals import leave_on_signals
-from wadm_mcp.standard_files import hold_standard_files
+from wadm_mcp.process.signals import leave_on_signals
+from wadm_mcp.process.standard_streams import hold_standard_files
 
 
 def main() -> NoReturn:

@@ -20,14 +20,14 @@ from anyio import to_thread
 
 from wadm_mcp.analytics.footprint import Bar, Footprint
 from wadm_mcp.analytics.order_flow import session_start
-from wadm_mcp.collection.assembly import assembled
-from wadm_mcp.collection.budget import Priority
-from wadm_mcp.collection.rest import Rest
+from wadm_mcp.collection.recording.minute import build_minute
+from wadm_mcp.collection.rest.client import RestClient
+from wadm_mcp.collection.rest.rate_limit import Priority
 from wadm_mcp.errors import ExchangeError, StoreError
-from wadm_mcp.exchanges.exchange import Exchange, Kline
+from wadm_mcp.exchanges.exchange import Candle, Exchange
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
-from wadm_mcp.model import HOUR, MINUTE, Instrument, Listing, Lives, Span, Timeframe, Trade, Window, rescale, to_decimal
+from wadm_mcp.model import HOUR, MINUTE, Instrument, Listing, Retention, Span, Timeframe, Trade, Window, rescale, to_decimal
 from wadm_mcp.queries.coverage import judge
 from wadm_mcp.queries.numbers import decimal_text, iso
 from wadm_mcp.storage.store import OrderFlow, Store
@@ -67,17 +67,17 @@ class Audited(NamedTuple):
     differences: tuple[Difference, ...]
 
 
-class Told(NamedTuple):
+class ExchangeFigures(NamedTuple):
     """What an exchange says of itself: its minutes, and its first ids at or after some times (ms) where it numbers its trades."""
 
-    klines: Sequence[Kline]
+    candles: Sequence[Candle]
     edges: Mapping[int, int]
 
 
 class Auditor:
     """Audits what a store holds. `clock` gives now (ms)."""
 
-    def __init__(self, store: Store, lives: Lives, clock: Callable[[], int]) -> None:
+    def __init__(self, store: Store, lives: Retention, clock: Callable[[], int]) -> None:
         self._store = store
         self._lives = lives
         self._clock = clock
@@ -85,11 +85,11 @@ class Auditor:
     async def held(self, instrument: Instrument, window: Window) -> list[int]:
         """Starts of the window's minutes that are held whole and settled: those that an audit compares."""
         spans = await self._store.spans(instrument, window)
-        marked = {mark.minute for mark in await self._store.marks() if mark.instrument == instrument}
+        marked = {mark.minute for mark in await self._store.dirty_minutes() if mark.instrument == instrument}
         minutes = range(window.start, window.end, MINUTE)
         return [minute for minute in minutes if minute not in marked and _whole(spans, minute, self._clock())]
 
-    async def audit(self, listing: Listing, window: Window, told: Told | None) -> Audited:
+    async def audit(self, listing: Listing, window: Window, told: ExchangeFigures | None) -> Audited:
         """Compare whole minutes of a window with what the exchange has told (None: it did not) and with their own trades."""
         instrument = listing.instrument
         spans = await self._store.spans(instrument, window)
@@ -97,7 +97,7 @@ class Auditor:
         bars = {row.start: row.bar for row in await self._store.order_flow(instrument, Timeframe.M1, window)}
         differences: list[Difference] = []
         if told is not None:
-            klines = {kline.start: kline for kline in told.klines}
+            klines = {kline.start: kline for kline in told.candles}
             for minute in whole:
                 if minute in klines:
                     differences += _against_exchange(instrument, bars.get(minute, Bar(listing.scale)), klines[minute])
@@ -117,7 +117,7 @@ class Auditor:
             trades += page
             if len(page) < _PAGE:
                 break
-        footprint = await to_thread.run_sync(assembled, trades, await self._store.pieces(instrument, window))
+        footprint = await to_thread.run_sync(build_minute, trades, await self._store.pieces(instrument, window))
         stored = await self._store.footprints(instrument, Timeframe.M1, window)
         differences = _between(instrument, Timeframe.M1, minute, bar or Bar(listing.scale), footprint.bar)
         if not _alike(stored[0].footprint if stored else Footprint(listing.scale), footprint):
@@ -159,7 +159,7 @@ class HourlyAudit:
         self,
         auditor: Auditor,
         recorded: Callable[[], Sequence[Listing]],
-        told: Callable[[Listing, Window], Awaitable[Told]],
+        told: Callable[[Listing, Window], Awaitable[ExchangeFigures]],
         health: Health,
         clock: Callable[[], int],
     ) -> None:
@@ -200,12 +200,12 @@ class HourlyAudit:
         self._health.report("audit", State.OK, f"{many} differences, the last: {self._found}" if self._found is not None else last)
 
 
-async def told_by_exchange(rest: Rest, exchange: Exchange, listing: Listing, base_url: str, window: Window) -> Told:
+async def exchange_figures(rest: RestClient, exchange: Exchange, listing: Listing, base_url: str, window: Window) -> ExchangeFigures:
     """The exchange's own minutes of a window, and on Binance spot its first id of each hour in it. `ExchangeError` as of `Rest`."""
-    klines: list[Kline] = []
+    klines: list[Candle] = []
     start = window.start
     while start < window.end:
-        page = await rest.klines(exchange, listing, base_url, Window(start, window.end))
+        page = await rest.candles(exchange, listing, base_url, Window(start, window.end))
         klines += [kline for kline in page if start <= kline.start < window.end]
         if not page or page[-1].start < start:
             break
@@ -216,7 +216,7 @@ async def told_by_exchange(rest: Rest, exchange: Exchange, listing: Listing, bas
             rows = await rest.aggregates(exchange, listing, base_url, start=hour, priority=Priority.HISTORY)
             if rows:
                 edges[hour] = rows[0].trade.seq
-    return Told(klines, edges)
+    return ExchangeFigures(klines, edges)
 
 
 def _whole(spans: Sequence[Span], minute: int, now: int) -> bool:
@@ -235,7 +235,7 @@ def _edges_not_held(instrument: Instrument, spans: Sequence[Span], edges: Mappin
     return differences
 
 
-def _against_exchange(instrument: Instrument, bar: Bar, kline: Kline) -> list[Difference]:
+def _against_exchange(instrument: Instrument, bar: Bar, kline: Candle) -> list[Difference]:
     figures = [("volume", bar.volume, kline.volume), ("buy_volume", bar.buy_volume, kline.buy_volume)]
     differences = [
         Difference(instrument, Timeframe.M1, kline.start, name, _text(mine, bar.scale.quantity), _text(told, kline.decimals), "exchange")

@@ -19,26 +19,26 @@ import anyio
 from anyio import to_thread
 
 from wadm_mcp import __version__
-from wadm_mcp.audit_report import Choice, audit
-from wadm_mcp.collection.lease import Lease
-from wadm_mcp.doctor import examine
+from wadm_mcp.collection.lease import RecorderLock
+from wadm_mcp.commands.audit import Choice, audit
+from wadm_mcp.commands.doctor import examine
+from wadm_mcp.commands.import_history import import_history
+from wadm_mcp.commands.status import show_status, welcome
 from wadm_mcp.errors import SettingError, WadmError, ours, printable
-from wadm_mcp.import_report import import_history
 from wadm_mcp.logs import configure_logs, log
 from wadm_mcp.model import EXCHANGES, MARKETS
+from wadm_mcp.process.signals import ignore_signals
+from wadm_mcp.process.standard_streams import flush, print_lines, say
 from wadm_mcp.runtime import Runtime
-from wadm_mcp.server.http import serve_http
 from wadm_mcp.server.server import build_server
 from wadm_mcp.server.stdio import serve_stdio
 from wadm_mcp.settings import Settings, data_dotenv, environment, read_settings, strange_settings, unusable_folder
-from wadm_mcp.signals import ignore_signals
 from wadm_mcp.simulator.feed import ReplayFeed
 from wadm_mcp.simulator.replay import Recording, read_recording
 from wadm_mcp.simulator.simulator import Simulator
-from wadm_mcp.standard_files import flush, print_lines, say
-from wadm_mcp.status import show_status, welcome
 from wadm_mcp.storage.mongo import MongoStore
-from wadm_mcp.web import build_app
+from wadm_mcp.web.app import build_app
+from wadm_mcp.web.serve import serve_http
 
 _DEMO_SEED: Final = 7
 _DEMO_ACTIVITY: Final = {"binance": 1 / 4}
@@ -236,7 +236,7 @@ async def _replay(stack: AsyncExitStack, settings: Settings, recording: Recordin
     folder = _apart(settings.WADM_DATA_DIR, "replay")
     _empty(folder)
     if settings.MONGODB_URL is not None:
-        await MongoStore(settings.MONGODB_URL.get_secret_value(), settings.lives, suffix=_REPLAY).drop()
+        await MongoStore(settings.MONGODB_URL.get_secret_value(), settings.retention, suffix=_REPLAY).drop()
     simulator = await stack.enter_async_context(Simulator(replay=recording, speed=speed))
     assert simulator.replay is not None
     changes = {
@@ -267,7 +267,7 @@ def _apart(given: Path, name: str) -> Path:
 def _empty(folder: Path) -> None:
     """Remove what an earlier replay recorded: its trades bear the same ids at other times."""
     try:
-        with Lease(folder) as lease:
+        with RecorderLock(folder) as lease:
             if not lease.take():
                 raise SettingError(f"{folder} is in use by another replay; stop it, or set WADM_DATA_DIR to another folder")
             for file in (*folder.glob("wadm.sqlite*"), *folder.glob("journal/*.seg")):

@@ -43,7 +43,7 @@ class EventLog:
 log: Final = EventLog(logging.getLogger("wadm"))
 
 
-class Seldom:
+class RateLimitedWarning:
     """A warning of what may come in floods: the first at once, then at most one every `every` seconds.
 
     Each line's `count` is how many it stands for: itself, and those since the line before it.

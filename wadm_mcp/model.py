@@ -161,7 +161,7 @@ class Window:
         return self.start <= timestamp < self.end
 
 
-class Lives(NamedTuple):
+class Retention(NamedTuple):
     """How long each kind of data is kept, in milliseconds."""
 
     trades: int

@@ -18,16 +18,16 @@ import anyio
 from anyio.abc import TaskGroup
 from mcp.server.subscriptions import InMemorySubscriptionBus
 
-from wadm_mcp.audit import Auditor, HourlyAudit, Told, told_by_exchange
+from wadm_mcp.audit import Auditor, ExchangeFigures, HourlyAudit, exchange_figures
+from wadm_mcp.collection.backfill.import_jobs import ImportJobRunner
 from wadm_mcp.collection.follower import Follower
-from wadm_mcp.collection.imports import Imports
-from wadm_mcp.collection.journal import Journal
-from wadm_mcp.collection.lease import Lease
-from wadm_mcp.collection.recorder import Recorder
-from wadm_mcp.collection.rest import Rest
-from wadm_mcp.collection.rollup import Rollup
-from wadm_mcp.collection.roster import EXCHANGES, Roster
-from wadm_mcp.collection.writer import Writer
+from wadm_mcp.collection.lease import RecorderLock
+from wadm_mcp.collection.recording.journal import Journal
+from wadm_mcp.collection.recording.recorder import Recorder
+from wadm_mcp.collection.recording.rollup import Rollup
+from wadm_mcp.collection.recording.writer import Writer
+from wadm_mcp.collection.rest.client import RestClient
+from wadm_mcp.collection.subscriptions import EXCHANGES, SubscriptionManager
 from wadm_mcp.errors import StoreError, StoreUnreachable, WadmError, ours
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
@@ -96,7 +96,7 @@ class Runtime:
             clock,
             settings.WADM_MARKETS,
             settings.WADM_EXCHANGES,
-            settings.lives,
+            settings.retention,
             footprints,
             settings.WADM_SYMBOLS,
             self._store_down,
@@ -115,7 +115,7 @@ class Runtime:
         self._opened = anyio.Event()
         self._state: Role = "starting"
         self._recorder: Recorder | None = None
-        self._roster: Roster | None = None
+        self._roster: SubscriptionManager | None = None
         self._follower = Follower(self.tape, self.store, self.health, clock)
 
     async def __aenter__(self) -> Self:
@@ -220,12 +220,12 @@ class Runtime:
 
     async def _take_turns(self) -> None:
         """Stand by while another process has the data directory; record once it does not."""
-        with Lease(self.settings.WADM_DATA_DIR) as lease:
+        with RecorderLock(self.settings.WADM_DATA_DIR) as lease:
             if not lease.take():
                 await self._stand_by(lease)
             await self._record()
 
-    async def _stand_by(self, lease: Lease) -> None:
+    async def _stand_by(self, lease: RecorderLock) -> None:
         self._state = "standby"
         self.tape.recorded_elsewhere = True
         self.health.report("recorder", State.STANDBY, "another process records on this data directory; answers here come from its store")
@@ -243,10 +243,10 @@ class Runtime:
         self._state = "recording"
         log.info("recorder.begins", data=settings.WADM_DATA_DIR)
         recorder = self._recorder = Recorder(self.tape, health, self._clock, self._monotonic)
-        rollup = Rollup(recorder, self.store, health, self._clock, settings.lives.trades)
+        rollup = Rollup(recorder, self.store, health, self._clock, settings.retention.trades)
         limit = settings.WADM_JOURNAL_MAX_MB << 20
         async with Journal(settings.WADM_DATA_DIR / "journal", limit) as journal:
-            writer = Writer(recorder, journal, rollup, self.store, health, settings.lives, self._clock, self._monotonic)
+            writer = Writer(recorder, journal, rollup, self.store, health, settings.retention, self._clock, self._monotonic)
             health.report("recorder", State.OK)
             await self._catch_up()
             await self._follow_and_write(recorder, writer)
@@ -254,17 +254,17 @@ class Runtime:
     async def _follow_and_write(self, recorder: Recorder, writer: Writer) -> None:
         settings, health = self.settings, self.health
         try:
-            async with Rest(proxied=not settings.stays_on_loopback) as rest, anyio.create_task_group() as tasks:
+            async with RestClient(proxied=not settings.stays_on_loopback) as rest, anyio.create_task_group() as tasks:
 
                 def start(name: str, job: Callable[[], Awaitable[None]]) -> None:
                     tasks.start_soon(self._supervise, name, job)
 
-                roster = self._roster = Roster(
+                roster = self._roster = SubscriptionManager(
                     settings, self.tape, self.store, recorder, writer, rest, health, self._clock, self._monotonic, self._name, start
                 )
                 start("writer", writer.run)
                 start("audit", self._hourly_audit(recorder, rest).run)
-                start("imports", Imports(settings.WADM_DATA_DIR / "import", lambda: roster.histories, health).run)
+                start("imports", ImportJobRunner(settings.WADM_DATA_DIR / "import", lambda: roster.histories, health).run)
                 start("follower", partial(self._follower.run, roster))
                 await roster.run()
         finally:
@@ -274,17 +274,17 @@ class Runtime:
                 except StoreError as error:
                     log.warning("recorder.not_flushed", trades=self.waiting, error=error)
                 if self._roster is not None:
-                    await self._roster.let_go()
+                    await self._roster.release_leases()
 
-    def _hourly_audit(self, recorder: Recorder, rest: Rest) -> HourlyAudit:
-        async def told(listing: Listing, window: Window) -> Told:
+    def _hourly_audit(self, recorder: Recorder, rest: RestClient) -> HourlyAudit:
+        async def told(listing: Listing, window: Window) -> ExchangeFigures:
             exchange, market, _ = listing.instrument
-            return await told_by_exchange(rest, EXCHANGES[exchange], listing, self.settings.rest_url(exchange, market), window)
+            return await exchange_figures(rest, EXCHANGES[exchange], listing, self.settings.rest_url(exchange, market), window)
 
         def recorded() -> list[Listing]:
             return [followed.tape.listing for followed in recorder.followed]
 
-        return HourlyAudit(Auditor(self.store, self.settings.lives, self._clock), recorded, told, self.health, self._clock)
+        return HourlyAudit(Auditor(self.store, self.settings.retention, self._clock), recorded, told, self.health, self._clock)
 
     async def _catch_up(self) -> None:
         """Bring the tape up to what is stored, as a follower would: questions are answered before any exchange is."""

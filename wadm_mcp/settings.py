@@ -16,8 +16,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from wadm_mcp.errors import SettingError, printable
-from wadm_mcp.model import DAY, EXCHANGES, HOUR, MARKETS, Lives
-from wadm_mcp.near import nearest
+from wadm_mcp.model import DAY, EXCHANGES, HOUR, MARKETS, Retention
+from wadm_mcp.suggest import nearest
 
 
 def _list(value: object) -> object:
@@ -161,9 +161,9 @@ class Settings(BaseSettings):
         return (init_settings,)
 
     @property
-    def lives(self) -> Lives:
+    def retention(self) -> Retention:
         """How long each kind of data is kept."""
-        return Lives(self.WADM_TRADES_TTL_HOURS * HOUR, self.WADM_MINUTES_TTL_DAYS * DAY, self.WADM_HOURS_TTL_DAYS * DAY)
+        return Retention(self.WADM_TRADES_TTL_HOURS * HOUR, self.WADM_MINUTES_TTL_DAYS * DAY, self.WADM_HOURS_TTL_DAYS * DAY)
 
     @property
     def binds_loopback(self) -> bool:

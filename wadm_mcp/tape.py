@@ -28,7 +28,7 @@ MINUTES_LIMIT: Final = 120
 _timestamp: Final = attrgetter("timestamp")
 
 
-class Held(Protocol):
+class CoverageSource(Protocol):
     """What this process knows of an instrument's coverage now."""
 
     @property
@@ -81,7 +81,7 @@ class InstrumentTape:
         """Latest timestamp of a trade that memory gave to the store."""
         self.newest: Trade | None = None
         """The trade with the latest timestamp seen."""
-        self.held: Held | None = None
+        self.held: CoverageSource | None = None
         """Coverage as this process knows it; None where another process records."""
         self.known_until: int | None = None
         """Where another process records: market time up to which the tape holds what the store's coverage claims."""

@@ -10,19 +10,19 @@ from typing import Any, Final
 
 import anyio
 
-from wadm_mcp.collection.rest import Rest
-from wadm_mcp.collection.roster import EXCHANGES
+from wadm_mcp.collection.rest.client import RestClient
+from wadm_mcp.collection.subscriptions import EXCHANGES
 from wadm_mcp.errors import ExchangeError, QueryError, UnknownSymbol
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
 from wadm_mcp.model import EXCHANGES as EVERY_EXCHANGE
 from wadm_mcp.model import MARKETS, Instrument
-from wadm_mcp.near import nearest, plain
 from wadm_mcp.queries.arguments import ALL, Call, read_exchange, read_market, read_whole, shown
 from wadm_mcp.queries.markets import markets
 from wadm_mcp.queries.view import View
 from wadm_mcp.settings import Settings
 from wadm_mcp.storage.store import Store
+from wadm_mcp.suggest import nearest, plain
 
 _EVERY: Final = 0.5
 _SETTLED: Final = 3.0
@@ -30,7 +30,7 @@ _SETTLED: Final = 3.0
 WAIT: Final = 10
 LONGEST_WAIT: Final = 300
 
-Told = Callable[[float, float, str], Awaitable[None]]
+ProgressCallback = Callable[[float, float, str], Awaitable[None]]
 """Hears how far a request is: done, of how much, and in words."""
 
 
@@ -44,7 +44,9 @@ class Tracking:
         self._health = health
         self._changed = changed
 
-    async def track(self, told: Told, *, symbol: object = None, exchange: object = ALL, market: object = None, wait: object = WAIT) -> Any:
+    async def track(
+        self, told: ProgressCallback, *, symbol: object = None, exchange: object = ALL, market: object = None, wait: object = WAIT
+    ) -> Any:
         """Follow a symbol where its exchanges list it; waits up to `wait` seconds for live trades and history.
 
         The rows of `list_markets` about it. `QueryError` for an argument that cannot be used or one instrument too many, `UnknownSymbol`
@@ -57,7 +59,7 @@ class Tracking:
         listed = followed.intersection(wanted)
         near: set[str] = set()
         failures: list[ExchangeError] = []
-        async with Rest(proxied=not self._settings.stays_on_loopback) as rest:
+        async with RestClient(proxied=not self._settings.stays_on_loopback) as rest:
             for instrument in [one for one in wanted if one not in listed]:
                 try:
                     known = await self._listed(rest, instrument)
@@ -109,7 +111,7 @@ class Tracking:
         chosen = read_market(call, market, MARKETS) or self._settings.WADM_MARKETS[0]
         return name, [Instrument(one, chosen, name) for one in EVERY_EXCHANGE if one in venues]
 
-    async def _until_in(self, wanted: Sequence[Instrument], told: Told) -> None:
+    async def _until_in(self, wanted: Sequence[Instrument], told: ProgressCallback) -> None:
         """Returns once all of these are live and their past is here."""
         quiet = 0.0
         while quiet < _SETTLED:
@@ -133,7 +135,7 @@ class Tracking:
         missing = [str(one) for one in wanted if list(one) not in [row[:3] for row in rows]]
         return {**answer, "tracked": [str(one) for one in wanted], "starting": missing, "markets": {**table, "rows": rows}}
 
-    async def _listed(self, rest: Rest, instrument: Instrument) -> set[str]:
+    async def _listed(self, rest: RestClient, instrument: Instrument) -> set[str]:
         exchange, market, _ = instrument
         found = await rest.listings(EXCHANGES[exchange], market, self._settings.rest_url(exchange, market))
         return {listing.instrument.symbol for listing in found}

@@ -6,6 +6,7 @@ import anyio
 import pytest
 
 from tests.market import BYBIT, NOON, SPOT, Clock, listing, trade
+from tests.recording import recording
 from wadm_mcp import tape as tape_module
 from wadm_mcp.collection.follower import Follower
 from wadm_mcp.errors import StoreError
@@ -13,10 +14,8 @@ from wadm_mcp.health import Health, State
 from wadm_mcp.model import DAY, MINUTE, Basis, Instrument, Span, Window
 from wadm_mcp.queries.view import View
 from wadm_mcp.storage.sqlite import SqliteStore
-from wadm_mcp.storage.store import Mark
+from wadm_mcp.storage.store import DirtyMinute
 from wadm_mcp.tape import Tape
-
-from .recording import recording
 
 pytestmark = pytest.mark.anyio
 
@@ -26,7 +25,7 @@ ALWAYS = Window(NOON - DAY, NOON + DAY)
 async def test_what_another_process_records_can_be_asked_for_here_minute_by_minute(tmp_path: Path) -> None:
     clock, tape = Clock(), Tape()
     async with recording(tmp_path, clock) as one, SqliteStore(tmp_path / "wadm.sqlite") as ours:
-        await one.store.keep_listings([listing()])
+        await one.store.save_listings([listing()])
         follower = Follower(tape, ours, Health(clock), clock)
         view = View(ours, tape, clock, ["spot"], ["binance"])
         told = 0
@@ -47,7 +46,7 @@ async def test_a_late_trade_of_an_old_minute_does_not_hide_what_that_minute_hold
     clock, tape = Clock(), Tape()
     async with recording(tmp_path, clock) as one:
         store = one.store
-        await store.keep_listings([listing()])
+        await store.save_listings([listing()])
         follower = Follower(tape, store, Health(clock), clock)
         view = View(store, tape, clock, ["spot"], ["binance"])
         for minute in range(10):
@@ -67,7 +66,7 @@ async def test_minutes_that_the_recorder_does_not_derive_do_not_pile_up(tmp_path
     monkeypatch.setattr(tape_module, "MINUTES_LIMIT", 8)
     clock, tape = Clock(), Tape()
     async with SqliteStore(tmp_path / "wadm.sqlite") as store:
-        await store.keep_listings([listing()])
+        await store.save_listings([listing()])
         follower = Follower(tape, store, Health(clock), clock)
         view = View(store, tape, clock, ["spot"], ["binance"])
         for minute in range(12):
@@ -82,7 +81,7 @@ async def test_minutes_that_the_recorder_does_not_derive_do_not_pile_up(tmp_path
 async def test_a_new_instrument_can_be_asked_for_before_its_open_minutes_were_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock, tape = Clock(NOON + 30_000), Tape()
     async with SqliteStore(tmp_path / "wadm.sqlite") as store:
-        await store.keep_listings([listing()])
+        await store.save_listings([listing()])
         await store.write([trade(1), trade(2, NOON + 5)], [(SPOT, Span(NOON, NOON + 5, 1, 2, Basis.EXACT))])
         follower = Follower(tape, store, Health(clock), clock)
 
@@ -100,7 +99,7 @@ async def test_a_new_instrument_can_be_asked_for_before_its_open_minutes_were_re
 async def test_an_instrument_that_another_process_records_stands_by(tmp_path: Path) -> None:
     clock = Clock()
     async with SqliteStore(tmp_path / "wadm.sqlite") as store:
-        await store.keep_listings([listing(), listing(BYBIT)])
+        await store.save_listings([listing(), listing(BYBIT)])
         await store.write([trade(1)], [])
         health = Health(clock)
         async with anyio.create_task_group() as tasks:
@@ -116,7 +115,7 @@ async def test_an_instrument_that_another_process_records_stands_by(tmp_path: Pa
 async def test_a_trade_that_is_stored_behind_newer_ones_is_seen_at_once(tmp_path: Path) -> None:
     clock, tape = Clock(), Tape()
     async with SqliteStore(tmp_path / "wadm.sqlite") as store:
-        await store.keep_listings([listing()])
+        await store.save_listings([listing()])
         follower = Follower(tape, store, Health(clock), clock)
         await store.write([trade(1), trade(3, NOON + 900)], [])
         await follower.follow()
@@ -137,7 +136,7 @@ async def test_a_minute_that_gained_nothing_is_not_counted_again(tmp_path: Path,
 
     monkeypatch.setattr(SqliteStore, "count", counting)
     async with SqliteStore(tmp_path / "wadm.sqlite") as store:
-        await store.keep_listings([listing()])
+        await store.save_listings([listing()])
         follower = Follower(tape, store, Health(clock), clock)
         await store.write([trade(1), trade(2, NOON + MINUTE)], [])
         await follower.follow()
@@ -155,19 +154,19 @@ async def test_a_trade_that_comes_in_while_its_minute_is_compared_counts_once_th
 ) -> None:
     clock, tape = Clock(), Tape()
     async with SqliteStore(tmp_path / "wadm.sqlite") as store:
-        await store.keep_listings([listing()])
+        await store.save_listings([listing()])
         await store.write([trade(1)], [])
-        marks = await store.marks()
+        marks = await store.dirty_minutes()
         count = SqliteStore.count
 
-        async def told_before(store: SqliteStore) -> list[Mark]:
+        async def told_before(store: SqliteStore) -> list[DirtyMinute]:
             return marks
 
         async def counting(store: SqliteStore, instrument: Instrument, window: Window) -> int:
             await store.write([trade(2, NOON + 1)], [])
             return await count(store, instrument, window)
 
-        monkeypatch.setattr(SqliteStore, "marks", told_before)
+        monkeypatch.setattr(SqliteStore, "dirty_minutes", told_before)
         monkeypatch.setattr(SqliteStore, "count", counting)
         follower = Follower(tape, store, Health(clock), clock)
         for _ in range(3):
@@ -178,7 +177,7 @@ async def test_a_trade_that_comes_in_while_its_minute_is_compared_counts_once_th
 async def test_coverage_is_claimed_only_as_far_as_the_trades_were_read(tmp_path: Path) -> None:
     clock, tape = Clock(), Tape()
     async with SqliteStore(tmp_path / "wadm.sqlite") as store:
-        await store.keep_listings([listing()])
+        await store.save_listings([listing()])
         follower = Follower(tape, store, Health(clock), clock)
         view = View(store, tape, clock, ["spot"], ["binance"])
         await store.write([trade(1), trade(2, NOON + 900)], [(SPOT, Span(NOON, NOON + 900, 1, 2, Basis.EXACT))])

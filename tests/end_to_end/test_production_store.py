@@ -14,12 +14,12 @@ import anyio
 import pytest
 from redis.asyncio import Redis
 
-from tests.collection.recording import LIVES, Recording
 from tests.end_to_end.process import Served, resident, serving, until
 from tests.market import Clock, trade
+from tests.recording import LIVES, Recording
 from tests.redis_server import RedisServer, redis_binary
 from tests.servers import Mongod, own_mongod
-from wadm_mcp.collection.journal import Journal
+from wadm_mcp.collection.recording.journal import Journal
 from wadm_mcp.model import HOUR
 from wadm_mcp.runtime import now_ms
 from wadm_mcp.simulator.simulator import Simulator

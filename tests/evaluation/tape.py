@@ -68,7 +68,7 @@ def runtime() -> FakeRuntime:
         if instrument == BYBIT:
             torn = Span(TORN[1], NOW + MINUTE, 0, 0, Basis.OBSERVED, opened_by="disconnect")
             spans = [Span(BEGUN, TORN[0], 0, 0, Basis.OBSERVED), torn]
-        world.hold(instrument, BEGUN, NOW)
+        world.cover(instrument, BEGUN, NOW)
         held = world.tape[instrument].held
         assert held is not None
         held.spans = spans  # pyright: ignore[reportAttributeAccessIssue]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from wadm_mcp.errors import ExchangeError
 from wadm_mcp.exchanges.binance import Binance
-from wadm_mcp.exchanges.exchange import Aggregate, Allowance, Exchange, Kline
+from wadm_mcp.exchanges.exchange import Aggregate, Allowance, Candle, Exchange
 from wadm_mcp.model import HOUR, MINUTE, Instrument, Listing, Scale, Trade, TradeType, Window, to_decimal
 
 from .test_binance import frames, listing, trades_of
@@ -71,7 +71,7 @@ def test_rows_come_out_by_id_whatever_their_order() -> None:
     assert [each.number for each in BINANCE.read_aggregates(SPOT, body(*rows))] == [2, 3]
     rows = [{**LINEAR_AGGREGATE, "a": number} for number in (3, 2)]
     assert [trade.seq for trade in BINANCE.read_trades(LINEAR, body(*rows))] == [2, 3]
-    assert BINANCE.read_trades(SPOT, b"[]") == BINANCE.read_aggregates(SPOT, b"[]") == BINANCE.read_klines(SPOT, b"[]") == []
+    assert BINANCE.read_trades(SPOT, b"[]") == BINANCE.read_aggregates(SPOT, b"[]") == BINANCE.read_candles(SPOT, b"[]") == []
 
 
 def test_aggregates_that_the_exchange_marked_invalid_are_left_out() -> None:
@@ -122,21 +122,21 @@ def test_a_missing_key_is_told_by_name(key: str) -> None:
 
 
 def test_a_minute_has_its_volumes_at_one_scale() -> None:
-    assert BINANCE.read_klines(SPOT, body(MINUTE_ROW)) == [Kline(1785060180000, 1234567, 5, 308, 700001)]
+    assert BINANCE.read_candles(SPOT, body(MINUTE_ROW)) == [Candle(1785060180000, 1234567, 5, 308, 700001)]
     finer = [*MINUTE_ROW[:9], "7.0000100001", *MINUTE_ROW[10:]]
-    assert BINANCE.read_klines(SPOT, body(finer)) == [Kline(1785060180000, 123456700000, 10, 308, 70000100001)]
+    assert BINANCE.read_candles(SPOT, body(finer)) == [Candle(1785060180000, 123456700000, 10, 308, 70000100001)]
     finer = [*MINUTE_ROW[:5], "12.3456700001", *MINUTE_ROW[6:]]
-    assert BINANCE.read_klines(SPOT, body(finer)) == [Kline(1785060180000, 123456700001, 10, 308, 70000100000)]
+    assert BINANCE.read_candles(SPOT, body(finer)) == [Candle(1785060180000, 123456700001, 10, 308, 70000100000)]
 
 
 def test_a_minute_without_trades_is_a_minute() -> None:
     empty = [*MINUTE_ROW[:5], "0.00000000", MINUTE_ROW[6], "0.00000000", 0, "0.00000000", "0.00000000", "0"]
-    assert BINANCE.read_klines(LINEAR, body(empty)) == [Kline(1785060180000, 0, 3, 0, 0)]
+    assert BINANCE.read_candles(LINEAR, body(empty)) == [Candle(1785060180000, 0, 3, 0, 0)]
 
 
 def test_minutes_come_out_oldest_first() -> None:
     later = [MINUTE_ROW[0] + MINUTE, *MINUTE_ROW[1:]]
-    assert [each.start for each in BINANCE.read_klines(SPOT, body(later, MINUTE_ROW))] == [MINUTE_ROW[0], later[0]]
+    assert [each.start for each in BINANCE.read_candles(SPOT, body(later, MINUTE_ROW))] == [MINUTE_ROW[0], later[0]]
 
 
 @pytest.mark.parametrize(
@@ -144,10 +144,10 @@ def test_minutes_come_out_oldest_first() -> None:
 )
 def test_what_is_no_minute_refuses_the_reply(row: Any) -> None:
     with pytest.raises(ExchangeError, match=r"^binance spot sent minutes of BTCUSDT that cannot be read"):
-        BINANCE.read_klines(SPOT, body(MINUTE_ROW, row))
+        BINANCE.read_candles(SPOT, body(MINUTE_ROW, row))
 
 
-READERS = [BINANCE.read_trades, BINANCE.read_aggregates, BINANCE.read_klines]
+READERS = [BINANCE.read_trades, BINANCE.read_aggregates, BINANCE.read_candles]
 
 
 @pytest.mark.parametrize("read", READERS)
@@ -194,7 +194,7 @@ def test_aggregates_are_asked_for_by_time_or_by_their_own_id() -> None:
 )  # fmt: skip
 def test_minutes_are_asked_for_from_the_first_on_and_weigh_what_they_are(market: str, minutes: int, limit: int, weight: int) -> None:
     start = 1785060180000
-    request = BINANCE.klines_request(market, "BTCUSDT", Window(start, start + minutes * MINUTE))
+    request = BINANCE.candles_request(market, "BTCUSDT", Window(start, start + minutes * MINUTE))
     assert request.path == {"spot": "/api/v3/klines", "linear": "/fapi/v1/klines"}[market]
     last = start + limit * MINUTE - 1
     span = {"startTime": str(start), "endTime": str(last), "limit": str(limit)}
@@ -204,11 +204,11 @@ def test_minutes_are_asked_for_from_the_first_on_and_weigh_what_they_are(market:
 
 def test_a_window_within_minutes_is_widened_to_whole_ones() -> None:
     start = 1785060180000
-    request = BINANCE.klines_request("spot", "BTCUSDT", Window(start + 1, start + MINUTE + 1))
+    request = BINANCE.candles_request("spot", "BTCUSDT", Window(start + 1, start + MINUTE + 1))
     assert (request.params["startTime"], request.params["endTime"]) == (str(start), str(start + 2 * MINUTE - 1))
-    empty = BINANCE.klines_request("spot", "BTCUSDT", Window(start, start))
+    empty = BINANCE.candles_request("spot", "BTCUSDT", Window(start, start))
     assert (empty.params["endTime"], empty.params["limit"]) == (str(start + MINUTE - 1), "1")
-    assert BINANCE.klines_request("spot", "BTCUSDT", Window(start, start + HOUR)).params["limit"] == "60"
+    assert BINANCE.candles_request("spot", "BTCUSDT", Window(start, start + HOUR)).params["limit"] == "60"
 
 
 def test_an_address_is_allowed_what_the_documents_say() -> None:

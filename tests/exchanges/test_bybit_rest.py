@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from wadm_mcp.errors import ExchangeError
 from wadm_mcp.exchanges.bybit import Bybit
-from wadm_mcp.exchanges.exchange import Allowance, Exchange, Kline
+from wadm_mcp.exchanges.exchange import Allowance, Candle, Exchange
 from wadm_mcp.model import MINUTE, Instrument, Listing, Scale, Trade, TradeType, Window, to_decimal
 
 from .hostile import hostile
@@ -147,24 +147,24 @@ def test_a_reply_of_the_other_market_is_not_taken_though_its_symbols_are_alike()
     with pytest.raises(ExchangeError, match="category 'linear'"):
         BYBIT.read_trades(SPOT, recent(RECENT_ROW))
     with pytest.raises(ExchangeError, match="category 'linear'"):
-        BYBIT.read_klines(SPOT, minutes(MINUTE_ROW))
+        BYBIT.read_candles(SPOT, minutes(MINUTE_ROW))
 
 
 def test_minutes_have_their_volume_alone_and_come_out_oldest_first() -> None:
     later = [str(int(MINUTE_ROW[0]) + MINUTE), *MINUTE_ROW[1:5], "0", "0"]
     start = int(MINUTE_ROW[0])
-    assert BYBIT.read_klines(LINEAR, minutes(later, MINUTE_ROW)) == [Kline(start, 12345, 3), Kline(start + MINUTE, 0, 3)]
+    assert BYBIT.read_candles(LINEAR, minutes(later, MINUTE_ROW)) == [Candle(start, 12345, 3), Candle(start + MINUTE, 0, 3)]
     finer = [*MINUTE_ROW[:5], "12.34500001", "0"]
-    assert BYBIT.read_klines(SPOT, minutes(finer, category="spot")) == [Kline(start, 1234500001, 8)]
+    assert BYBIT.read_candles(SPOT, minutes(finer, category="spot")) == [Candle(start, 1234500001, 8)]
 
 
 @pytest.mark.parametrize("row", [MINUTE_ROW[:5], ["1785060180001", *MINUTE_ROW[1:]], [*MINUTE_ROW[:5], "-1", "0"], {}, None])
 def test_what_is_no_minute_refuses_the_reply(row: Any) -> None:
     with pytest.raises(ExchangeError, match=r"^bybit linear sent minutes of BTCUSDT that cannot be read"):
-        BYBIT.read_klines(LINEAR, minutes(MINUTE_ROW, row))
+        BYBIT.read_candles(LINEAR, minutes(MINUTE_ROW, row))
 
 
-READERS = [BYBIT.read_trades, BYBIT.read_klines]
+READERS = [BYBIT.read_trades, BYBIT.read_candles]
 
 
 @pytest.mark.parametrize("read", READERS)
@@ -197,9 +197,9 @@ def test_the_newest_trades_are_asked_for_as_many_as_there_are(market: str, most:
 def test_minutes_are_asked_for_from_the_first_on() -> None:
     start = 1785060180000
     params = {"category": "linear", "symbol": "BTCUSDT", "interval": "1", "start": str(start)}
-    hour = BYBIT.klines_request("linear", "BTCUSDT", Window(start + 5, start + 60 * MINUTE))
+    hour = BYBIT.candles_request("linear", "BTCUSDT", Window(start + 5, start + 60 * MINUTE))
     assert hour == ("/v5/market/kline", {**params, "end": str(start + 60 * MINUTE - 1), "limit": "60"}, 1)
-    day = BYBIT.klines_request("linear", "BTCUSDT", Window(start, start + 1_440 * MINUTE))
+    day = BYBIT.candles_request("linear", "BTCUSDT", Window(start, start + 1_440 * MINUTE))
     assert (day.params["end"], day.params["limit"]) == (str(start + 1_000 * MINUTE - 1), "1000")
 
 

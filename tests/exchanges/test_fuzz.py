@@ -79,11 +79,11 @@ SUBJECTS: Final = {
     "binance spot trades": Subject(partial(BINANCE.read_trades, _SPOT), [_ROWS["raw"], _ROWS["error"]], ExchangeError),
     "binance linear trades": Subject(partial(BINANCE.read_trades, _LINEAR), [_ROWS["linear"], _ROWS["error"]], ExchangeError),
     "binance spot aggregates": Subject(partial(BINANCE.read_aggregates, _SPOT), [_ROWS["spot"], _ROWS["error"]], ExchangeError),
-    "binance minutes": Subject(partial(BINANCE.read_klines, _SPOT), [_ROWS["minutes"], _ROWS["error"]], ExchangeError),
+    "binance minutes": Subject(partial(BINANCE.read_candles, _SPOT), [_ROWS["minutes"], _ROWS["error"]], ExchangeError),
     "binance listings": Subject(partial(BINANCE.read_listings, "linear"), [_ROWS["listings"], _ROWS["error"]], ExchangeError),
     "bybit spot trades": Subject(partial(BYBIT.read_trades, _BYBIT_SPOT), [_TOLD["spot"], _TOLD["error"]], ExchangeError),
     "bybit linear trades": Subject(partial(BYBIT.read_trades, _BYBIT_LINEAR), [_TOLD["linear"], _TOLD["error"]], ExchangeError),
-    "bybit minutes": Subject(partial(BYBIT.read_klines, _BYBIT_LINEAR), [_TOLD["minutes"], _TOLD["error"]], ExchangeError),
+    "bybit minutes": Subject(partial(BYBIT.read_candles, _BYBIT_LINEAR), [_TOLD["minutes"], _TOLD["error"]], ExchangeError),
     "bybit listings": Subject(partial(BYBIT.read_listings, "linear"), [_TOLD["listings"], _TOLD["error"]], ExchangeError),
 }
 

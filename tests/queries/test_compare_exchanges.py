@@ -37,7 +37,7 @@ def _tape() -> list[Trade]:
 def _world() -> World:
     world = World(listing(PERP), listing(BYBIT), listing(SPOT)).add(_tape())
     for instrument in (SPOT, BYBIT, PERP):
-        world.hold(instrument, NOON - DAY, NOON)
+        world.cover(instrument, NOON - DAY, NOON)
     return world
 
 

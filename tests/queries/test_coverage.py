@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.market import BYBIT, NOON, SPOT, listing
 from tests.queries.world import Held, World, made
-from wadm_mcp.model import DAY, HOUR, MINUTE, Basis, Lives, Span, Timeframe, Window
+from wadm_mcp.model import DAY, HOUR, MINUTE, Basis, Retention, Span, Timeframe, Window
 from wadm_mcp.queries.coverage import IN_TRANSIT, LISTED, Gap, Judgement, coverage, judge, lost_bars, lost_trades
 from wadm_mcp.queries.scope import ask, read_scope
 from wadm_mcp.tape import Importing
@@ -182,7 +182,7 @@ def test_one_observed_span_makes_the_whole_basis_observed() -> None:
     assert judge([exact(0, 10, 1, 5), observed(10, 20)], Window(0, 10), 20).basis is Basis.EXACT
 
 
-_LIVES = Lives(HOUR, DAY, 10 * DAY)
+_LIVES = Retention(HOUR, DAY, 10 * DAY)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_raw_trades_are_lost_after_their_life() -> None:
 @anyio_test
 async def test_a_merged_answer_carries_the_worst_part_on_top() -> None:
     world = World(now=NOON)
-    world.hold(SPOT, NOON - 2 * HOUR, NOON).hold(BYBIT, NOON - HOUR // 2, NOON)
+    world.cover(SPOT, NOON - 2 * HOUR, NOON).cover(BYBIT, NOON - HOUR // 2, NOON)
     world.add([made(1, NOON - 5), made(2, NOON - 700, instrument=BYBIT)])
     told = await coverage(world.view, read_scope(world.view, ask(world.view, "q"), symbol="BTCUSDT"))
     assert list(told) == ["ratio", "basis", "gaps", "newest_trade_at", "lag_ms", "broken", "worst", "parts"]
@@ -228,7 +228,7 @@ async def test_a_merged_answer_carries_the_worst_part_on_top() -> None:
 
 @anyio_test
 async def test_a_window_that_reaches_into_what_is_being_imported_says_so_and_for_how_long() -> None:
-    world = World(listing(SPOT), now=NOON).hold(SPOT, NOON - HOUR, NOON)
+    world = World(listing(SPOT), now=NOON).cover(SPOT, NOON - HOUR, NOON)
     world.tape[SPOT].importing = Importing(NOON - DAY, NOON - HOUR, 50_000, 41.6)
     call = ask(world.view, "q")
     told = await coverage(world.view, read_scope(world.view, call, symbol="BTCUSDT", exchange="binance", window="4h"))
@@ -253,7 +253,7 @@ def test_the_millisecond_of_a_single_trade_is_not_claimed_by_what_follows_it_by_
 @anyio_test
 async def test_of_equally_covered_parts_the_one_that_lags_most_is_on_top() -> None:
     world = World(now=NOON)
-    world.hold(SPOT, NOON - 2 * HOUR, NOON).hold(BYBIT, NOON - 2 * HOUR, NOON)
+    world.cover(SPOT, NOON - 2 * HOUR, NOON).cover(BYBIT, NOON - 2 * HOUR, NOON)
     world.add([made(1, NOON - 5_000), made(2, NOON - 700, instrument=BYBIT)])
     scope = read_scope(world.view, ask(world.view, "q"), symbol="BTCUSDT")
     assert (await coverage(world.view, scope))["lag_ms"] == 5_000
@@ -264,7 +264,7 @@ async def test_of_equally_covered_parts_the_one_that_lags_most_is_on_top() -> No
 
 @anyio_test
 async def test_the_newest_trade_comes_from_the_store_when_memory_is_empty_and_as_of_hides_later_ones() -> None:
-    world = World(listing(SPOT), now=NOON).hold(SPOT, 0, NOON)
+    world = World(listing(SPOT), now=NOON).cover(SPOT, 0, NOON)
     world.add([made(1, NOON - 2 * HOUR - 1), made(2, NOON - HOUR)], durable_until=NOON)
     call = ask(world.view, "q")
     for newest in (world.tape[SPOT].newest, None):

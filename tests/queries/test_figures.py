@@ -17,7 +17,7 @@ from tests.analytics.oracles import point_of_control, value_area
 from tests.market import BYBIT, NOON, SPOT, listing
 from tests.queries.world import World, exact, made, price_of, quantity_of, rows_of, signed, whole_day
 from wadm_mcp.errors import QueryError
-from wadm_mcp.model import DAY, HOUR, MINUTE, Instrument, Lives, Timeframe, Trade, TradeType
+from wadm_mcp.model import DAY, HOUR, MINUTE, Instrument, Retention, Timeframe, Trade, TradeType
 from wadm_mcp.queries.footprint import MOST_NODES, footprint
 from wadm_mcp.queries.numbers import iso
 from wadm_mcp.queries.order_flow import order_flow
@@ -375,7 +375,7 @@ async def test_cumulative_delta_does_not_depend_on_where_the_window_begins() -> 
 
 @anyio_test
 async def test_coverage_since_the_anchor_of_cumulative_delta_is_told() -> None:
-    world = World(now=NOON).hold(SPOT, NOON - 3 * HOUR, NOON).hold(BYBIT, NOON - 6 * HOUR, NOON)
+    world = World(now=NOON).cover(SPOT, NOON - 3 * HOUR, NOON).cover(BYBIT, NOON - 6 * HOUR, NOON)
     coverage = (await order_flow(world.view, symbol="BTCUSDT"))["coverage"]
     assert list(coverage) == ["ratio", "basis", "gaps", "newest_trade_at", "lag_ms", "anchor", "broken", "worst", "parts"]
     assert coverage["ratio"] == 1
@@ -385,7 +385,7 @@ async def test_coverage_since_the_anchor_of_cumulative_delta_is_told() -> None:
 
 @anyio_test
 async def test_bars_that_outlived_their_life_are_a_gap_and_not_a_quiet_market() -> None:
-    world = World(now=NOON, lives=Lives(HOUR, DAY, 9 * DAY)).hold(SPOT, NOON - 5 * DAY, NOON)
+    world = World(now=NOON, lives=Retention(HOUR, DAY, 9 * DAY)).cover(SPOT, NOON - 5 * DAY, NOON)
     question: dict[str, Any] = {"symbol": "BTCUSDT", "exchange": "binance", "start": NOON - 2 * DAY, "end": NOON}
     minutes = (await order_flow(world.view, timeframe="5m", **question))["coverage"]
     assert minutes["ratio"] == 0.5

@@ -65,7 +65,7 @@ def tape_world(until: int = NOW, gap: tuple[int, int] | None = None, more: tuple
         if gap is not None and instrument == SPOT:
             spans = [Span(begun, gap[0], 0, 0, Basis.OBSERVED), Span(gap[1], until + MINUTE, 0, 0, Basis.OBSERVED, opened_by="disconnect")]
         held = world.tape[instrument]
-        world.hold(instrument, begun, until)
+        world.cover(instrument, begun, until)
         assert held.held is not None
         held.held.spans = spans  # pyright: ignore[reportAttributeAccessIssue]
     return world

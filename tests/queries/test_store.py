@@ -42,7 +42,7 @@ async def test_a_real_store_gives_the_same_answers_to_every_question(tmp_path: P
                     StoredFootprint(*key, footprint) for key, footprint in world.store.bars.items() if key[1] in ("1m", "1h", "1d")
                 ],
                 order_flow=[OrderFlow(*key, footprint.bar, 0) for key, footprint in world.store.bars.items()],
-                settles=[mark for mark in await store.marks() if mark.minute < NOON],
+                settles=[mark for mark in await store.dirty_minutes() if mark.minute < NOON],
             )
         )
         view = View(store, world.tape, world.clock, ("spot",), ("binance", "bybit"))

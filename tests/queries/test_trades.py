@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.market import BYBIT, NOON, SPOT
 from tests.queries.world import World, exact, made, price_of, quantity_of, rows_of, whole_day
 from wadm_mcp.errors import QueryError
-from wadm_mcp.model import HOUR, MINUTE, SECOND, Lives, Trade
+from wadm_mcp.model import HOUR, MINUTE, SECOND, Retention, Trade
 from wadm_mcp.queries import trades as module
 from wadm_mcp.queries.trades import trades
 
@@ -185,7 +185,7 @@ async def test_as_of_tells_no_later_trade() -> None:
 
 
 async def test_raw_trades_that_outlived_their_life_are_a_gap() -> None:
-    world = whole_day(World(now=NOON, lives=Lives(HOUR, 24 * HOUR, 48 * HOUR)))
+    world = whole_day(World(now=NOON, lives=Retention(HOUR, 24 * HOUR, 48 * HOUR)))
     answer = await trades(world.view, symbol="BTCUSDT", exchange="binance", window="4h")
     assert answer["coverage"]["ratio"] == 0.25
     assert answer["coverage"]["gaps"] == [["2026-06-01T08:00:00Z", "2026-06-01T11:00:00Z", None, "expired"]]

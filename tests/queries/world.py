@@ -12,9 +12,20 @@ from typing import Any, Self
 from tests.market import BYBIT, NOON, SPOT, Clock, listing, trade
 from wadm_mcp.analytics.footprint import Footprint
 from wadm_mcp.errors import QueryError
-from wadm_mcp.model import DAY, Basis, Instrument, Listing, Lives, Span, Timeframe, Trade, TradeType, Window
+from wadm_mcp.model import DAY, Basis, Instrument, Listing, Retention, Span, Timeframe, Trade, TradeType, Window
 from wadm_mcp.queries.view import View
-from wadm_mcp.storage.store import Derived, Mark, OrderFlow, Piece, Profile, Store, StoredFootprint, StoreState, Turn, at_once
+from wadm_mcp.storage.store import (
+    CommitBarrier,
+    Derived,
+    DirtyMinute,
+    OrderFlow,
+    PartialFootprint,
+    Profile,
+    Store,
+    StoredFootprint,
+    StoreState,
+    at_once,
+)
 from wadm_mcp.tape import Tape
 
 LINEAR = Instrument("binance", "linear", "ETHUSDT")
@@ -37,7 +48,12 @@ class MemoryStore(Store):
         return None
 
     async def write(
-        self, trades: Sequence[Trade], spans: Sequence[tuple[Instrument, Span]], pieces: Sequence[Piece] = (), *, turn: Turn = at_once
+        self,
+        trades: Sequence[Trade],
+        spans: Sequence[tuple[Instrument, Span]],
+        pieces: Sequence[PartialFootprint] = (),
+        *,
+        turn: CommitBarrier = at_once,
     ) -> None:
         assert not pieces
         for one in trades:
@@ -45,7 +61,7 @@ class MemoryStore(Store):
         for instrument, span in spans:
             self.held[instrument].append(span)
 
-    async def pieces(self, instrument: Instrument, window: Window) -> list[Piece]:
+    async def pieces(self, instrument: Instrument, window: Window) -> list[PartialFootprint]:
         return []
 
     async def count(self, instrument: Instrument, window: Window) -> int:
@@ -54,10 +70,10 @@ class MemoryStore(Store):
     async def derive(self, derived: Derived) -> None:
         raise NotImplementedError
 
-    async def marks(self) -> list[Mark]:
+    async def dirty_minutes(self) -> list[DirtyMinute]:
         return []
 
-    async def keep_listings(self, listings: Sequence[Listing]) -> None:
+    async def save_listings(self, listings: Sequence[Listing]) -> None:
         raise NotImplementedError
 
     async def listings(self) -> list[Listing]:
@@ -100,13 +116,13 @@ class MemoryStore(Store):
         after = [span for span in every if span.start > window.end][:1]
         return [*before, *(span for span in every if span.start <= window.end and span.end >= window.start), *after]
 
-    async def expire(self, now: int, lives: Lives) -> int:
+    async def expire(self, now: int, lives: Retention) -> int:
         return 0
 
-    async def hold(self, owner: str, instruments: Sequence[Instrument], life: float) -> dict[Instrument, int]:
+    async def acquire_leases(self, owner: str, instruments: Sequence[Instrument], life: float) -> dict[Instrument, int]:
         return dict.fromkeys(instruments, 0)
 
-    async def let_go(self, owner: str) -> None:
+    async def release_leases(self, owner: str) -> None:
         return None
 
     async def state(self) -> StoreState:
@@ -128,7 +144,7 @@ class World:
     """Followed instruments, their trades, and what asks about them."""
 
     def __init__(
-        self, *followed: Listing, now: int = NOON, markets: Sequence[str] = ("spot", "linear"), lives: Lives | None = None
+        self, *followed: Listing, now: int = NOON, markets: Sequence[str] = ("spot", "linear"), lives: Retention | None = None
     ) -> None:
         self.clock = Clock(now)
         self.store = MemoryStore()
@@ -157,7 +173,7 @@ class World:
                     self.store.bars.setdefault(key, Footprint(one.scale)).add(one)
         return self
 
-    def hold(self, instrument: Instrument, start: int, end: int, *, alive: int | None = None, basis: Basis = Basis.OBSERVED) -> Self:
+    def cover(self, instrument: Instrument, start: int, end: int, *, alive: int | None = None, basis: Basis = Basis.OBSERVED) -> Self:
         """The tape of an instrument is complete from start to end."""
         self.tape[instrument].held = Held([Span(start, end, 0, 0, basis)], alive)
         return self
@@ -166,7 +182,7 @@ class World:
 def whole_day(world: World, *instruments: Instrument) -> World:
     """Every instrument complete from two days ago until now."""
     for instrument in instruments or (SPOT, BYBIT):
-        world.hold(instrument, world.clock.now - 2 * DAY, world.clock.now + 60_000)
+        world.cover(instrument, world.clock.now - 2 * DAY, world.clock.now + 60_000)
     return world
 
 

@@ -16,17 +16,27 @@ from mcp.server.subscriptions import InMemorySubscriptionBus
 from tests.market import BYBIT, NOON, SPOT, Clock, listing, trade
 from wadm_mcp.errors import WadmError
 from wadm_mcp.health import Health, State
-from wadm_mcp.model import MINUTE, Basis, Instrument, Listing, Lives, Span, Timeframe, Trade, Window
+from wadm_mcp.model import MINUTE, Basis, Instrument, Listing, Retention, Span, Timeframe, Trade, Window
 from wadm_mcp.queries.view import View
-from wadm_mcp.server.http import serve_http
 from wadm_mcp.server.server import WadmServer, build_server
 from wadm_mcp.settings import Settings
 from wadm_mcp.storage.cache import InProcessCache
 from wadm_mcp.storage.cached import CachedAnswers
-from wadm_mcp.storage.store import Derived, Mark, OrderFlow, Piece, Profile, StoredFootprint, StoreState, Turn, at_once
+from wadm_mcp.storage.store import (
+    CommitBarrier,
+    Derived,
+    DirtyMinute,
+    OrderFlow,
+    PartialFootprint,
+    Profile,
+    StoredFootprint,
+    StoreState,
+    at_once,
+)
 from wadm_mcp.tape import Tape
 from wadm_mcp.tracking import Tracking
-from wadm_mcp.web import build_app
+from wadm_mcp.web.app import build_app
+from wadm_mcp.web.serve import serve_http
 
 ERAS = ("legacy", "2026-07-28")
 TRADES = 150
@@ -46,11 +56,16 @@ class EmptyStore:
         return None
 
     async def write(
-        self, trades: Sequence[Trade], spans: Sequence[tuple[Instrument, Span]], pieces: Sequence[Piece] = (), *, turn: Turn = at_once
+        self,
+        trades: Sequence[Trade],
+        spans: Sequence[tuple[Instrument, Span]],
+        pieces: Sequence[PartialFootprint] = (),
+        *,
+        turn: CommitBarrier = at_once,
     ) -> None:
         raise NotImplementedError
 
-    async def pieces(self, instrument: Instrument, window: Window) -> list[Piece]:
+    async def pieces(self, instrument: Instrument, window: Window) -> list[PartialFootprint]:
         return []
 
     async def count(self, instrument: Instrument, window: Window) -> int:
@@ -59,10 +74,10 @@ class EmptyStore:
     async def derive(self, derived: Derived) -> None:
         raise NotImplementedError
 
-    async def marks(self) -> list[Mark]:
+    async def dirty_minutes(self) -> list[DirtyMinute]:
         return []
 
-    async def keep_listings(self, listings: Sequence[Listing]) -> None:
+    async def save_listings(self, listings: Sequence[Listing]) -> None:
         raise NotImplementedError
 
     async def track(self, instruments: Sequence[Instrument]) -> None:
@@ -105,13 +120,13 @@ class EmptyStore:
         self._check()
         return []
 
-    async def expire(self, now: int, lives: Lives) -> int:
+    async def expire(self, now: int, lives: Retention) -> int:
         return 0
 
-    async def hold(self, owner: str, instruments: Sequence[Instrument], life: float) -> dict[Instrument, int]:
+    async def acquire_leases(self, owner: str, instruments: Sequence[Instrument], life: float) -> dict[Instrument, int]:
         return dict.fromkeys(instruments, 0)
 
-    async def let_go(self, owner: str) -> None:
+    async def release_leases(self, owner: str) -> None:
         return None
 
     async def state(self) -> StoreState:

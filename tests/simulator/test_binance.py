@@ -11,7 +11,7 @@ from websockets.frames import Opcode
 
 from tests.simulator.wire import NOW, PATIENCE, ask, fast_clock, heard, heard_many, opened, said
 from wadm_mcp.simulator.simulator import Simulator
-from wadm_mcp.simulator.stage import Timing
+from wadm_mcp.simulator.state import Timing
 
 pytestmark = pytest.mark.anyio
 

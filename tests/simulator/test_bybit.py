@@ -10,7 +10,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.simulator.wire import NOW, PATIENCE, ask, fast_clock, get, heard, opened, said
 from wadm_mcp.simulator.simulator import Simulator
-from wadm_mcp.simulator.stage import Timing
+from wadm_mcp.simulator.state import Timing
 
 pytestmark = pytest.mark.anyio
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from wadm_mcp.analytics.footprint import Footprint
 from wadm_mcp.analytics.volume_profile import volume_profile
 from wadm_mcp.model import DAY, Basis, Instrument, Scale, Span, Timeframe, Trade, TradeType, Window
-from wadm_mcp.storage.store import OrderFlow, Piece, Profile, Store, StoredFootprint
+from wadm_mcp.storage.store import OrderFlow, PartialFootprint, Profile, Store, StoredFootprint
 
 T0 = 20_660 * DAY
 """A midnight, UTC."""
@@ -67,10 +67,10 @@ def order_flow(
     return OrderFlow(instrument, timeframe, start, stored.footprint.bar, cumulative_delta, revision)
 
 
-def piece(minute: int, first_seq: int, count: int = 3, *, instrument: Instrument = BTC) -> Piece:
+def piece(minute: int, first_seq: int, count: int = 3, *, instrument: Instrument = BTC) -> PartialFootprint:
     """So many trades without rows, at the minute's start."""
     trades = [trade(seq, minute) for seq in range(first_seq, first_seq + count)]
-    return Piece(instrument, minute, first_seq, first_seq + count - 1, stored_footprint(minute, trades).footprint)
+    return PartialFootprint(instrument, minute, first_seq, first_seq + count - 1, stored_footprint(minute, trades).footprint)
 
 
 async def every_trade(store: Store, instrument: Instrument = BTC, window: Window = EVER) -> list[Trade]:

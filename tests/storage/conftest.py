@@ -11,7 +11,7 @@ import pymongo
 import pytest
 
 from tests.servers import mongodb_url
-from wadm_mcp.model import DAY, Lives
+from wadm_mcp.model import DAY, Retention
 from wadm_mcp.storage.mongo import MongoStore
 from wadm_mcp.storage.sqlite import SqliteStore
 from wadm_mcp.storage.store import Store
@@ -19,7 +19,7 @@ from wadm_mcp.storage.store import Store
 NewStore: TypeAlias = Callable[[], AbstractAsyncContextManager[Store]]
 Client: TypeAlias = pymongo.MongoClient[dict[str, Any]]
 
-LIVES = Lives(3_650 * DAY, 3_650 * DAY, 3_650 * DAY)
+LIVES = Retention(3_650 * DAY, 3_650 * DAY, 3_650 * DAY)
 """Long enough for the documents of any test to stay while it runs."""
 
 

@@ -29,11 +29,11 @@ from pymongo.errors import OperationFailure
 
 from tests.servers import Mongod, free_port, own_mongod
 from wadm_mcp.errors import SettingError, StoreError, StoreUnreachable
-from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, Instrument, Listing, Lives, Scale, Timeframe, TradeType, Window
+from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, Instrument, Listing, Retention, Scale, Timeframe, TradeType, Window
 from wadm_mcp.storage import mongo
 from wadm_mcp.storage.mongo import MongoStore
 from wadm_mcp.storage.mongo_indexes import SCHEMA_VERSION, collections
-from wadm_mcp.storage.store import Derived, Mark
+from wadm_mcp.storage.store import Derived, DirtyMinute
 
 from . import BTC, ETH, EVER, T0, every_trade, order_flow, piece, profile, span, stored_footprint, trade
 from .conftest import LIVES, Client
@@ -170,7 +170,7 @@ async def test_each_trouble_is_one_clear_line(url: str, plain: Plain, code: int,
     questions: list[tuple[str, Callable[[MongoStore], Awaitable[object]]]] = [
         ("insert", lambda store: store.write([trade(1)], [])),
         ("update", lambda store: store.derive(some())),
-        ("find", lambda store: store.marks()),
+        ("find", lambda store: store.dirty_minutes()),
     ]
     for command, ask in questions:
         # A new one each time: after some of these a server is not asked again for seconds.
@@ -196,7 +196,7 @@ async def test_a_lost_connection_is_named_and_the_next_try_succeeds(url: str, pl
     async with MongoStore(url, LIVES) as store:
         with failing(plain, "insert", closeConnection=True), pytest.raises(StoreUnreachable, match="cannot be reached"):
             await store.write([trade(1)], [(BTC, span(T0, T0))])
-        assert (await store.marks(), await store.spans(BTC, EVER)) == (await store.marks(), [])
+        assert (await store.dirty_minutes(), await store.spans(BTC, EVER)) == (await store.dirty_minutes(), [])
         await store.write([trade(1)], [(BTC, span(T0, T0))])
         assert await every_trade(store) == [trade(1)]
 
@@ -205,30 +205,30 @@ async def test_an_interrupted_write_has_marked_its_minutes_and_claims_no_coverag
     batch = [trade(seq, T0 + seq) for seq in range(1_500)]
     async with MongoStore(url, LIVES) as store:
         await store.write(batch[:1_000], [])
-        (seen,) = await store.marks()
+        (seen,) = await store.dirty_minutes()
         await store.derive(Derived(settles=[seen]))
         with failing(plain, "update", collection="coverage", errorCode=50), pytest.raises(StoreUnreachable):
             await store.write(batch, [(BTC, span(T0, T0 + 1_499))])
-        assert [mark.minute for mark in await store.marks()] == [T0]
+        assert [mark.minute for mark in await store.dirty_minutes()] == [T0]
         assert await store.spans(BTC, EVER) == []
         with failing(plain, "insert", errorCode=50), pytest.raises(StoreUnreachable):
             await store.write([trade(1, T0 + MINUTE)], [])
-        assert [mark.minute for mark in await store.marks()] == [T0, T0 + MINUTE]
+        assert [mark.minute for mark in await store.dirty_minutes()] == [T0, T0 + MINUTE]
         await store.write(batch, [(BTC, span(T0, T0 + 1_499))])
         assert await every_trade(store) == batch
 
 
 async def test_whoever_settles_a_mark_while_its_trades_are_on_their_way_leaves_one(url: str, plain: Plain) -> None:
-    marks: list[Mark] = []
+    marks: list[DirtyMinute] = []
     async with MongoStore(url, LIVES) as store, MongoStore(url, LIVES) as other:
         with anyio.fail_after(20), failing(plain, "insert", blockConnection=True, blockTimeMS=500):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(store.write, [trade(1)], [])
-                while not (marks := await other.marks()):
+                while not (marks := await other.dirty_minutes()):
                     pass
                 await other.derive(Derived(settles=marks))
         assert await every_trade(other) == [trade(1)]
-        (grown,) = await other.marks()
+        (grown,) = await other.dirty_minutes()
         assert grown.writes > marks[0].writes
 
 
@@ -236,15 +236,15 @@ async def test_whoever_settles_a_mark_while_its_trades_are_on_their_way_leaves_o
 async def test_a_pass_that_ended_halfway_keeps_its_mark_and_is_mended_by_the_next(url: str, plain: Plain, collection: str) -> None:
     async with MongoStore(url, LIVES) as store:
         await store.write([trade(1), trade(2, T0 + 5, trade_type=TradeType.SELL)], [])
-        marks = await store.marks()
+        marks = await store.dirty_minutes()
         whole = msgspec.structs.replace(some(), settles=marks)
         command = "delete" if collection == "marks" else "update"
         with failing(plain, command, collection=collection, errorCode=50), pytest.raises(StoreUnreachable):
             await store.derive(whole)
-        assert await store.marks() == marks
+        assert await store.dirty_minutes() == marks
         derived = some(revision=1)
         await store.derive(msgspec.structs.replace(derived, settles=marks))
-        assert await store.marks() == []
+        assert await store.dirty_minutes() == []
         assert await store.footprints(BTC, Timeframe.M1, EVER) == derived.footprints
         assert await store.order_flow(BTC, Timeframe.M1, EVER) == derived.order_flow
         assert [plain[name].count_documents({}) for name in ("volume_profiles", "order_flow")] == [1, 1]
@@ -269,7 +269,7 @@ def lives_on(plain: Plain) -> dict[str, dict[str, Any]]:
     }
 
 
-def lives_of(lives: Lives) -> dict[str, dict[str, Any]]:
+def lives_of(lives: Retention) -> dict[str, dict[str, Any]]:
     bars = {timeframe: (lives.minutes if timeframe.ms < HOUR else lives.hours) // SECOND for timeframe in Timeframe}
 
     def partial(field: str) -> dict[str, Any]:
@@ -299,7 +299,7 @@ def index_files(plain: Plain) -> set[str]:
 
 
 async def test_each_collection_and_timeframe_has_its_life_which_a_setting_changes_in_place(url: str, plain: Plain) -> None:
-    first, second = Lives(DAY, 10 * DAY, 50 * DAY), Lives(2 * DAY, 10 * DAY, 40 * DAY)
+    first, second = Retention(DAY, 10 * DAY, 50 * DAY), Retention(2 * DAY, 10 * DAY, 40 * DAY)
     async with MongoStore(url, first):
         assert lives_on(plain) == lives_of(first)
     made = index_files(plain)
@@ -312,7 +312,7 @@ async def test_each_collection_and_timeframe_has_its_life_which_a_setting_change
 
 
 async def test_what_outlived_its_life_is_deleted_by_the_server_and_the_rest_stays(url: str, plain: Plain) -> None:
-    now, lives = time.time_ns() // 10**9 * SECOND, Lives(trades=DAY, minutes=10 * DAY, hours=50 * DAY)
+    now, lives = time.time_ns() // 10**9 * SECOND, Retention(trades=DAY, minutes=10 * DAY, hours=50 * DAY)
     now -= now % MINUTE
     ages = [now - age * DAY for age in (60, 20, 5, 0)]
     async with MongoStore(url, LIVES) as store:
@@ -327,7 +327,7 @@ async def test_what_outlived_its_life_is_deleted_by_the_server_and_the_rest_stay
                         [order_flow(at, instrument=instrument, timeframe=timeframe) for at in ages],
                     )
                 )
-        await store.keep_listings([Listing(BTC, *[0] * 2)])  # type: ignore[arg-type]
+        await store.save_listings([Listing(BTC, *[0] * 2)])  # type: ignore[arg-type]
         assert await store.expire(now, lives) == 0
     async with MongoStore(url, lives) as store:
         left = 2 * (1 + 3 + 4 * (4 * 2 + 3 * 3))
@@ -342,7 +342,7 @@ async def test_what_outlived_its_life_is_deleted_by_the_server_and_the_rest_stay
                 kept = ages[2:] if timeframe.ms < HOUR else ages[1:]
                 assert [one.start for one in await store.footprints(instrument, timeframe, Window(0, now + 1))] == kept
                 assert [one.start for one in await store.order_flow(instrument, timeframe, Window(0, now + 1))] == kept
-        assert len(await store.marks()) == 8
+        assert len(await store.dirty_minutes()) == 8
         assert len(await store.listings()) == 1
 
 
@@ -366,13 +366,13 @@ async def test_no_question_and_no_write_scans_a_collection(url: str, plain: Plai
             await store.derive(some(minute))
         plain.command("profile", 2, filter={"appName": "wadm"})
         await store.write(trades[:5], [(BTC, span(T0, T0 + 5))], [piece(T0, 1_000)])
-        await store.derive(msgspec.structs.replace(some(revision=1), settles=(await store.marks())[:1]))
+        await store.derive(msgspec.structs.replace(some(revision=1), settles=(await store.dirty_minutes())[:1]))
         await store.pieces(BTC, Window(T0, T0 + MINUTE))
         assert await store.count(BTC, Window(T0, T0 + MINUTE)) == 501
-        await store.hold("one", [BTC, ETH], 60)
-        await store.hold("two", [BTC, ETH], 60)
-        await store.let_go("one")
-        await store.keep_listings([Listing(BTC, *[0] * 2)])  # type: ignore[arg-type]
+        await store.acquire_leases("one", [BTC, ETH], 60)
+        await store.acquire_leases("two", [BTC, ETH], 60)
+        await store.release_leases("one")
+        await store.save_listings([Listing(BTC, *[0] * 2)])  # type: ignore[arg-type]
         await store.listings()
         for newest in (False, True):
             await store.trades(BTC, EVER, limit=3, newest=newest)
@@ -448,7 +448,7 @@ async def test_a_server_that_is_down_is_unreachable_within_a_moment_and_later_en
     assert secret not in str(error.value)
     assert "user" not in str(error.value)
     with pytest.raises(StoreError, match="closed"):
-        await store.marks()
+        await store.dirty_minutes()
 
 
 async def test_a_name_that_nobody_knows_is_named() -> None:
@@ -498,7 +498,7 @@ async def test_a_server_that_stalls_holds_nobody_longer_than_the_socket_waits(mo
             await store.write([trade(1)], [])
             server.signal(signal.SIGSTOP)
             began = anyio.current_time()
-            for step in (store.write([trade(2)], []), store.marks(), store.state(), store.derive(some())):
+            for step in (store.write([trade(2)], []), store.dirty_minutes(), store.state(), store.derive(some())):
                 with pytest.raises(StoreUnreachable, match="does not answer in time"):
                     await step
             assert anyio.current_time() - began < 6
@@ -538,7 +538,7 @@ async def test_a_cancelled_write_is_waited_for_and_nothing_lands_later(url: str,
             # What was under way is there, what came after it is not, and the minute is marked.
             assert plain["trades"].count_documents({}) == 1
         assert await store.spans(BTC, EVER) == []
-        assert [mark.minute for mark in await store.marks()] == [T0]
+        assert [mark.minute for mark in await store.dirty_minutes()] == [T0]
 
 
 async def test_a_cancelled_question_leaves_no_cursor_open(url: str, plain: Plain, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -750,7 +750,7 @@ async def test_a_closed_store_says_so_and_can_be_entered_again(url: str) -> None
     with pytest.raises(StoreError, match="closed"):
         await store.write([trade(1)], [])
     with pytest.raises(StoreError, match="closed"):
-        await store.marks()
+        await store.dirty_minutes()
     async with store:
         assert await every_trade(store) == [trade(1)]
 
@@ -772,14 +772,14 @@ async def test_a_document_that_no_wadm_wrote_is_named(url: str, plain: Plain, co
     async with MongoStore(url, LIVES) as store:
         await store.write([trade(1)], [(BTC, span(T0, T0))])
         await store.derive(some())
-        await store.keep_listings([Listing(BTC, *[0] * 2)])  # type: ignore[arg-type]
+        await store.save_listings([Listing(BTC, *[0] * 2)])  # type: ignore[arg-type]
         plain[collection].update_one({}, {"$set": change})
         questions = {
             "footprints": lambda: store.footprints(BTC, Timeframe.M1, EVER),
             "bars": lambda: store.order_flow(BTC, Timeframe.M1, EVER),
             "trades": lambda: every_trade(store),
             "coverage": lambda: store.spans(BTC, EVER),
-            "marks": store.marks,
+            "marks": store.dirty_minutes,
             "listings": store.listings,
         }
         with pytest.raises(StoreError, match=says):
@@ -894,7 +894,7 @@ async def test_a_death_inside_a_write_loses_nothing_acknowledged_and_claims_noth
         assert len(seqs) // 10 in (acknowledged, acknowledged + 1)
         covered = [one.last_seq for one in await store.spans(BTC, EVER)]
         assert covered in ([], [acknowledged * 10 - 1])
-        assert len(await store.marks()) >= (1 if seqs else 0)
+        assert len(await store.dirty_minutes()) >= (1 if seqs else 0)
         await store.write([trade(seq, T0 + seq) for seq in range(acknowledged * 10 + 10)], [])
         assert len(await every_trade(store)) == acknowledged * 10 + 10
 
@@ -912,19 +912,19 @@ async def test_trades_of_every_instrument_and_scale_live_in_one_collection(url: 
 
 async def test_of_two_processes_on_one_database_one_holds_the_lease_and_the_other_gets_it_when_it_ends(mongodb: str) -> None:
     async with MongoStore(f"{mongodb}/lease", LIVES) as one, MongoStore(f"{mongodb}/lease", LIVES) as two:
-        assert await one.hold("one", [BTC], 60) == {BTC: 1}
-        assert await two.hold("two", [BTC, ETH], 60) == {ETH: 1}
-        assert await one.hold("one", [BTC], 0.3) == {BTC: 1}
+        assert await one.acquire_leases("one", [BTC], 60) == {BTC: 1}
+        assert await two.acquire_leases("two", [BTC, ETH], 60) == {ETH: 1}
+        assert await one.acquire_leases("one", [BTC], 0.3) == {BTC: 1}
         with anyio.fail_after(10):
-            while BTC not in (held := await two.hold("two", [BTC, ETH], 60)):
+            while BTC not in (held := await two.acquire_leases("two", [BTC, ETH], 60)):
                 await anyio.sleep(0.05)
         assert held == {BTC: 2, ETH: 1}
-        assert await one.hold("one", [BTC], 60) == {}
-        await one.let_go("one")
-        assert await one.hold("one", [BTC], 60) == {}
-        await two.let_go("two")
-        assert await one.hold("one", [BTC, ETH], 60) == {BTC: 3, ETH: 2}
-        await one.let_go("one")
+        assert await one.acquire_leases("one", [BTC], 60) == {}
+        await one.release_leases("one")
+        assert await one.acquire_leases("one", [BTC], 60) == {}
+        await two.release_leases("two")
+        assert await one.acquire_leases("one", [BTC, ETH], 60) == {BTC: 3, ETH: 2}
+        await one.release_leases("one")
 
 
 async def test_of_many_that_want_one_instrument_at_once_one_gets_it(url: str) -> None:
@@ -932,7 +932,7 @@ async def test_of_many_that_want_one_instrument_at_once_one_gets_it(url: str) ->
 
     async def take(owner: str) -> None:
         async with MongoStore(url, LIVES) as store:
-            held[owner] = await store.hold(owner, [BTC, ETH], 60)
+            held[owner] = await store.acquire_leases(owner, [BTC, ETH], 60)
 
     async with anyio.create_task_group() as tasks:
         for owner in "abcde":

@@ -13,11 +13,11 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from tests.collection.recording import Recording
 from tests.market import NOON, Clock, listing, trade
+from tests.recording import Recording
 from tests.redis_server import RedisServer, redis_binary
 from tests.servers import mongodb_url
-from wadm_mcp.collection.journal import Journal
+from wadm_mcp.collection.recording.journal import Journal
 from wadm_mcp.exchanges.exchange import Trades
 from wadm_mcp.health import Health
 from wadm_mcp.model import HOUR, Instrument, Trade

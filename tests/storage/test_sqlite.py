@@ -22,7 +22,7 @@ from wadm_mcp.errors import StoreError
 from wadm_mcp.model import DAY, HOUR, MINUTE, Timeframe, Window
 from wadm_mcp.storage import sqlite_expiry, sqlite_schema
 from wadm_mcp.storage.sqlite import SqliteStore
-from wadm_mcp.storage.store import Derived, Lives
+from wadm_mcp.storage.store import Derived, Retention
 
 from . import BTC, ETH, EVER, T0, every_trade, order_flow, piece, profile, span, stored_footprint, trade
 
@@ -71,7 +71,7 @@ async def test_no_question_and_no_write_walks_through_a_table(path: Path) -> Non
         trades = [trade(seq, T0 + seq) for seq in range(5)]
         await store.write(trades, [(BTC, span(T0, T0 + 5))])
         await store.derive(
-            Derived([stored_footprint(T0, trades)], [profile(T0, trades)], [order_flow(T0, trades)], [(await store.marks())[0]])
+            Derived([stored_footprint(T0, trades)], [profile(T0, trades)], [order_flow(T0, trades)], [(await store.dirty_minutes())[0]])
         )
         for newest in (False, True):
             await store.trades(BTC, EVER, limit=3, newest=newest)
@@ -81,7 +81,7 @@ async def test_no_question_and_no_write_walks_through_a_table(path: Path) -> Non
         await store.order_flow(BTC, Timeframe.M1, EVER)
         await store.spans(BTC, EVER)
         await store.state()
-        await store.expire(T0 + DAY, Lives(1, 1, 1))
+        await store.expire(T0 + DAY, Retention(1, 1, 1))
         for db in connections:
             assert db is not None
             db.set_trace_callback(None)
@@ -125,7 +125,7 @@ async def test_a_reader_beside_the_writer_sees_its_commits(path: Path) -> None:
         assert await reader.spans(BTC, EVER) == [span(T0, T0)]
         await writer.write([trade(1, instrument=ETH)], [])
         assert await every_trade(reader, ETH) == [trade(1, instrument=ETH)]
-        assert len(await reader.marks()) == 2
+        assert len(await reader.dirty_minutes()) == 2
 
 
 READING = """
@@ -169,7 +169,7 @@ async def test_a_reader_writes_nothing_and_changes_nothing(path: Path) -> None:
         writes: list[Callable[[], Awaitable[object]]] = [
             lambda: store.write([trade(1)], []),
             lambda: store.derive(Derived([stored_footprint(T0)])),
-            lambda: store.expire(T0 + DAY, Lives(1, 1, 1)),
+            lambda: store.expire(T0 + DAY, Retention(1, 1, 1)),
         ]
         for write in writes:
             with pytest.raises(StoreError, match="opened for reading only"):
@@ -336,7 +336,7 @@ async def test_a_full_disk_keeps_nothing_of_the_batch_and_the_next_try_succeeds(
         with pytest.raises(StoreError, match=r"the disk that holds .* is full: nothing of this write was kept"):
             await store.write(batch, [(ETH, span(T0, T0 + MINUTE))])
         assert await every_trade(store) == [trade(1)]
-        assert [mark.minute for mark in await store.marks()] == [T0]
+        assert [mark.minute for mark in await store.dirty_minutes()] == [T0]
         assert await store.spans(ETH, EVER) == []
         store._writer.execute(f"PRAGMA max_page_count = {1 << 30}").fetchone()
         await store.write(batch, [(ETH, span(T0, T0 + MINUTE))])
@@ -386,7 +386,7 @@ async def test_a_closed_store_says_so(path: Path) -> None:
     with pytest.raises(StoreError, match="closed"):
         await store.write([trade(1)], [])
     with pytest.raises(StoreError, match="closed"):
-        await store.marks()
+        await store.dirty_minutes()
 
 
 WRITING = f"""
@@ -440,7 +440,7 @@ async def whole_batches(path: Path) -> int:
         assert await every_trade(store) == seen
         seqs = [one.seq for one in await every_trade(store)]
         spans = await store.spans(BTC, EVER)
-        marks = await store.marks()
+        marks = await store.dirty_minutes()
     assert seqs == list(range(len(seqs)))
     assert len(seqs) % 10 == 0
     assert [one.last_seq for one in spans] == ([len(seqs) - 1] if seqs else [])
@@ -463,7 +463,7 @@ async def test_a_kill_between_writes_loses_nothing_acknowledged(path: Path, kill
 
 async def test_each_kind_of_data_leaves_at_the_end_of_its_own_life(path: Path) -> None:
     async with SqliteStore(path) as store:
-        now, lives = T0 + 100 * DAY, Lives(trades=DAY, minutes=10 * DAY, hours=50 * DAY)
+        now, lives = T0 + 100 * DAY, Retention(trades=DAY, minutes=10 * DAY, hours=50 * DAY)
         ages = [now - age * DAY for age in (60, 20, 5, 0)]
         for instrument in (BTC, ETH):
             await store.write([trade(at, at, instrument=instrument) for at in ages], [(instrument, span(at - 1, at)) for at in ages])
@@ -475,7 +475,7 @@ async def test_each_kind_of_data_leaves_at_the_end_of_its_own_life(path: Path) -
                         [order_flow(at, instrument=instrument, timeframe=timeframe) for at in ages],
                     )
                 )
-        await store.derive(Derived(settles=await store.marks()))
+        await store.derive(Derived(settles=await store.dirty_minutes()))
         deleted = 0
         while went := await store.expire(now, lives):
             deleted += went
@@ -495,7 +495,7 @@ async def test_a_span_across_the_end_of_its_life_stays_whole(path: Path) -> None
         now = T0 + 10 * DAY
         across = span(T0, T0 + 6 * DAY)
         await store.write([], [(BTC, span(T0 - 9, T0 - 5)), (BTC, across)])
-        await store.expire(now, Lives(DAY, DAY, 5 * DAY))
+        await store.expire(now, Retention(DAY, DAY, 5 * DAY))
         assert await store.spans(BTC, EVER) == [across]
 
 
@@ -525,12 +525,12 @@ async def test_expiry_is_bounded_and_the_file_shrinks_with_it(path: Path, monkey
     async with SqliteStore(path) as store:
         for instrument in (BTC, ETH):
             await store.write([trade(seq, T0 + seq // 7, instrument=instrument) for seq in range(10_000)], [])
-        await store.derive(Derived(settles=await store.marks()))
-        await store.expire(T0, Lives(DAY, DAY, DAY))
+        await store.derive(Derived(settles=await store.dirty_minutes()))
+        await store.expire(T0, Retention(DAY, DAY, DAY))
         assert store._writer is not None
         store._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         full = path.stat().st_size
-        now, lives = T0 + DAY + 1_000, Lives(DAY, DAY, DAY)
+        now, lives = T0 + DAY + 1_000, Retention(DAY, DAY, DAY)
         assert await store.expire(now, lives) == 3_000
         assert (await every_trade(store))[0].seq == 3_000, "the oldest go first, also within one millisecond"
         deleted = 3_000
@@ -548,11 +548,11 @@ async def test_expiry_is_bounded_and_the_file_shrinks_with_it(path: Path, monkey
 
 
 async def test_trades_of_a_minute_that_was_not_derived_yet_do_not_expire(path: Path) -> None:
-    now, lives = T0 + 10 * DAY, Lives(DAY, DAY, DAY)
+    now, lives = T0 + 10 * DAY, Retention(DAY, DAY, DAY)
     minutes = [T0, T0 + MINUTE, T0 + 2 * MINUTE, T0 + 9 * DAY]
     async with SqliteStore(path) as store:
         await store.write([trade(at + seq, at + seq) for at in minutes for seq in (0, MINUTE - 1)], [])
-        marks = await store.marks()
+        marks = await store.dirty_minutes()
         await store.derive(Derived(settles=[mark for mark in marks if mark.minute != minutes[1]]))
         assert await store.expire(now, lives) == 4
         assert {one.timestamp - one.timestamp % MINUTE for one in await every_trade(store)} == {minutes[1], minutes[3]}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from wadm_mcp.errors import StoreError
 from wadm_mcp.model import MINUTE, Basis, Instrument, Listing, Scale, Span, Timeframe, Trade, TradeType, Window
-from wadm_mcp.storage.store import Derived, Lives, Mark, Store
+from wadm_mcp.storage.store import Derived, DirtyMinute, Retention, Store
 
 from . import BTC, ETH, EVER, T0, every_trade, order_flow, piece, profile, span, stored_footprint, trade
 from .conftest import NewStore
@@ -51,14 +51,14 @@ def in_order(trades: list[Trade]) -> list[Trade]:
 async def test_an_empty_store_answers_with_nothing(store: Store) -> None:
     await store.write([], [])
     await store.derive(Derived())
-    await store.keep_listings([])
+    await store.save_listings([])
     assert await every_trade(store) == []
     assert await store.spans(BTC, EVER) == []
     assert await store.footprints(BTC, Timeframe.M1, EVER) == []
     assert await store.order_flow(BTC, Timeframe.M1, EVER) == []
-    assert await store.marks() == []
+    assert await store.dirty_minutes() == []
     assert await store.listings() == []
-    assert await store.expire(T0, Lives(0, 0, 0)) == 0
+    assert await store.expire(T0, Retention(0, 0, 0)) == 0
 
 
 async def test_trades_come_back_as_they_were(store: Store) -> None:
@@ -185,43 +185,43 @@ async def test_windows_are_half_open(store: Store) -> None:
 
 async def test_every_minute_written_to_is_marked_oldest_first(store: Store) -> None:
     await store.write([trade(3, T0 + MINUTE), trade(1, T0 + MINUTE - 1), trade(2, T0), trade(1, T0, instrument=ETH)], [])
-    marks = await store.marks()
+    marks = await store.dirty_minutes()
     assert {(mark.instrument, mark.minute) for mark in marks} == {(BTC, T0), (BTC, T0 + MINUTE), (ETH, T0)}
     assert [mark.minute for mark in marks] == [T0, T0, T0 + MINUTE]
 
 
 async def test_a_settled_mark_is_gone_and_others_stay(store: Store) -> None:
     await store.write([trade(1, T0), trade(2, T0 + MINUTE)], [])
-    first, second = await store.marks()
+    first, second = await store.dirty_minutes()
     await store.derive(Derived([stored_footprint(T0)], settles=[first]))
-    assert await store.marks() == [second]
+    assert await store.dirty_minutes() == [second]
     await store.derive(Derived(settles=[second]))
-    assert await store.marks() == []
+    assert await store.dirty_minutes() == []
 
 
 async def test_a_late_write_keeps_its_mark(store: Store) -> None:
     await store.write([trade(1)], [])
-    (seen,) = await store.marks()
+    (seen,) = await store.dirty_minutes()
     await store.write([trade(2)], [])
     await store.derive(Derived([stored_footprint(T0, [trade(1)])], settles=[seen]))
-    (grown,) = await store.marks()
+    (grown,) = await store.dirty_minutes()
     assert grown.writes > seen.writes
     await store.derive(Derived([stored_footprint(T0, [trade(1), trade(2)], revision=1)], settles=[grown]))
-    assert await store.marks() == []
+    assert await store.dirty_minutes() == []
 
 
 async def test_a_mark_set_anew_is_not_cleared_by_whoever_saw_the_old_one(store: Store) -> None:
     await store.write([trade(1)], [])
-    (seen,) = await store.marks()
+    (seen,) = await store.dirty_minutes()
     await store.derive(Derived(settles=[seen]))
     await store.write([trade(2)], [])
     await store.derive(Derived(settles=[seen]))
-    assert [mark.minute for mark in await store.marks()] == [T0]
+    assert [mark.minute for mark in await store.dirty_minutes()] == [T0]
 
 
 async def test_settling_a_mark_that_was_never_set_changes_nothing(store: Store) -> None:
-    await store.derive(Derived(settles=[Mark(ETH, T0, 1)]))
-    assert await store.marks() == []
+    await store.derive(Derived(settles=[DirtyMinute(ETH, T0, 1)]))
+    assert await store.dirty_minutes() == []
 
 
 async def test_a_batch_claims_nothing_before_its_turn(store: Store) -> None:
@@ -244,20 +244,20 @@ async def test_a_batch_whose_turn_never_comes_claims_nothing(store: Store) -> No
 
 
 async def test_the_mark_of_a_batch_is_above_what_was_seen_while_it_waited_for_its_turn(store: Store) -> None:
-    seen: list[Mark] = []
+    seen: list[DirtyMinute] = []
 
     async def turn() -> None:
         await store.write([trade(2)], [])
-        seen.extend(await store.marks())
+        seen.extend(await store.dirty_minutes())
 
     await store.write([trade(1)], [], turn=turn)
-    (mark,) = await store.marks()
+    (mark,) = await store.dirty_minutes()
     assert mark.writes > seen[0].writes
 
 
 async def test_coverage_alone_marks_no_minute(store: Store) -> None:
     await store.write([], [(BTC, span(T0, T0 + MINUTE))])
-    assert await store.marks() == []
+    assert await store.dirty_minutes() == []
 
 
 async def test_what_was_derived_comes_back_as_it_was_oldest_first(store: Store) -> None:
@@ -333,11 +333,11 @@ async def test_of_a_pass_whose_bar_is_refused_nothing_of_that_bar_is_kept(store:
 async def test_a_stale_pass_settles_no_mark(store: Store) -> None:
     await store.derive(Derived([stored_footprint(T0, revision=5)]))
     await store.write([trade(1)], [])
-    (mark,) = await store.marks()
+    (mark,) = await store.dirty_minutes()
     await store.derive(Derived([stored_footprint(T0, [trade(1)], revision=4)], settles=[mark]))
-    assert await store.marks() == [mark]
+    assert await store.dirty_minutes() == [mark]
     await store.derive(Derived([stored_footprint(T0, [trade(1)], revision=6)], settles=[mark]))
-    assert await store.marks() == []
+    assert await store.dirty_minutes() == []
 
 
 async def test_spans_come_back_as_they_were(store: Store) -> None:
@@ -378,7 +378,7 @@ async def test_pieces_are_kept_once_and_mark_their_minute(store: Store) -> None:
     await store.write([], [], [first, second, piece(T0, 1, instrument=ETH)])
     assert await store.pieces(BTC, Window(T0, T0 + MINUTE)) == [first, second]
     assert await store.pieces(BTC, EVER) == [first, second, other]
-    assert {(mark.instrument, mark.minute) for mark in await store.marks()} == {(BTC, T0), (BTC, T0 + MINUTE), (ETH, T0)}
+    assert {(mark.instrument, mark.minute) for mark in await store.dirty_minutes()} == {(BTC, T0), (BTC, T0 + MINUTE), (ETH, T0)}
 
 
 async def test_rows_and_pieces_of_a_window_are_counted(store: Store) -> None:
@@ -392,11 +392,11 @@ async def test_rows_and_pieces_of_a_window_are_counted(store: Store) -> None:
 
 
 async def test_who_wants_to_record_may_where_nobody_else_does(store: Store) -> None:
-    assert set(await store.hold("one", [BTC, ETH], 60)) == {BTC, ETH}
-    assert set(await store.hold("one", [BTC], 60)) == {BTC}
-    await store.let_go("one")
-    assert set(await store.hold("two", [BTC, ETH], 60)) == {BTC, ETH}
-    assert await store.hold("two", [], 60) == {}
+    assert set(await store.acquire_leases("one", [BTC, ETH], 60)) == {BTC, ETH}
+    assert set(await store.acquire_leases("one", [BTC], 60)) == {BTC}
+    await store.release_leases("one")
+    assert set(await store.acquire_leases("two", [BTC, ETH], 60)) == {BTC, ETH}
+    assert await store.acquire_leases("two", [], 60) == {}
 
 
 @few_examples
@@ -452,16 +452,16 @@ async def test_what_was_asked_for_is_tracked_until_it_is_taken_back(store: Store
 
 async def test_listings_come_back_in_their_newest_form(store: Store) -> None:
     first = [Listing(BTC, Decimal("0.01"), Decimal("0.00001")), Listing(ETH, Decimal("1E-18"), Decimal("1000"))]
-    await store.keep_listings(first)
+    await store.save_listings(first)
     assert await store.listings() == first
     changed = Listing(BTC, Decimal("0.10"), Decimal("0.00001"), trading=False)
-    await store.keep_listings([changed])
+    await store.save_listings([changed])
     assert {one.instrument: one for one in await store.listings()} == {BTC: changed, ETH: first[1]}
 
 
 async def test_an_instrument_that_was_never_listed_has_no_listing(store: Store) -> None:
     await store.write([trade(1, instrument=ETH)], [])
-    await store.keep_listings([Listing(BTC, Decimal(1), Decimal(1))])
+    await store.save_listings([Listing(BTC, Decimal(1), Decimal(1))])
     assert [one.instrument for one in await store.listings()] == [BTC]
     assert len(await every_trade(store, ETH)) == 1
 
@@ -490,5 +490,5 @@ async def test_the_state_says_kind_place_and_size(store: Store) -> None:
 )
 async def test_ticks_and_lots_are_kept_exactly(new_store: NewStore, listings: list[Listing]) -> None:
     async with new_store() as store:
-        await store.keep_listings(listings)
+        await store.save_listings(listings)
         assert {one.instrument: one for one in await store.listings()} == {one.instrument: one for one in listings}

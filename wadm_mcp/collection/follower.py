@@ -14,7 +14,7 @@ import anyio
 from wadm_mcp.errors import StoreError
 from wadm_mcp.health import Health, State
 from wadm_mcp.model import DAY, MINUTE, Instrument, Listing, Trade, Window
-from wadm_mcp.storage.store import Piece, Store
+from wadm_mcp.storage.store import PartialFootprint, Store
 from wadm_mcp.tape import Tape
 
 _EVERY: Final = 1.0
@@ -72,7 +72,7 @@ class Follower:
         A new one can be asked for at once, from the store; what its open minutes hold follows, and until then they are not claimed.
         """
         marked: dict[Instrument, dict[int, int]] = {}
-        for mark in await self._store.marks():
+        for mark in await self._store.dirty_minutes():
             marked.setdefault(mark.instrument, {})[mark.minute] = mark.writes
         now = self._clock()
         found: list[tuple[Listing, int]] = []
@@ -130,14 +130,14 @@ class Follower:
 
     async def _changed(
         self, instrument: Instrument, since: int | None, marked: Mapping[int, int], fresh: Sequence[Trade]
-    ) -> dict[int, tuple[list[Trade], list[Piece]]]:
+    ) -> dict[int, tuple[list[Trade], list[PartialFootprint]]]:
         """Recent minutes, whole, of which more is stored than was read: trades came in long after newer ones, or pieces.
 
         Only a minute that was written to since it was last compared can be one. Its trades may be there before its mark tells.
         """
         tape, compared = self._tape.get(instrument), self._compared.get(instrument, {})
         rows = Counter(trade.timestamp - trade.timestamp % MINUTE for trade in fresh)
-        changed: dict[int, tuple[list[Trade], list[Piece]]] = {}
+        changed: dict[int, tuple[list[Trade], list[PartialFootprint]]] = {}
         for minute, writes in marked.items():
             if since is None or minute < since:
                 continue

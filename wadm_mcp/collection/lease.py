@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from wadm_mcp.errors import StoreError
 
 
-class Lease:
+class RecorderLock:
     """The right to record into a data directory. Non-blocking: `take` answers at once."""
 
     def __init__(self, folder: Path) -> None:

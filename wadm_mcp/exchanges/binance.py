@@ -16,7 +16,7 @@ import msgspec
 from wadm_mcp.exchanges.binance_archive import BinanceAggregates, BinanceSpotTrades
 from wadm_mcp.exchanges.binance_rest import BinanceRest
 from wadm_mcp.exchanges.exchange import Acknowledged, ArchiveFormat, Decoder, Limits, Message, Refused, ShuttingDown, Trades
-from wadm_mcp.exchanges.wire import MOST_FILLS, UNREADABLE, Code, Count, Held, Millis, figure, one_line, wrong
+from wadm_mcp.exchanges.wire import MOST_FILLS, UNREADABLE, Code, Count, Millis, SymbolScale, figure, one_line, wrong
 from wadm_mcp.model import Listing, Scale, Trade, TradeType
 
 _BUY: Final = TradeType.BUY
@@ -136,7 +136,7 @@ class BinanceDecoder:
         self._suffix = wire.suffix
         self._read = msgspec.json.Decoder(wire.event).decode
         self._read_wrapped = msgspec.json.Decoder(wire.wrapped).decode
-        self._held = Held.by_symbol(listings)
+        self._held = SymbolScale.by_symbol(listings)
 
     def decode(self, frame: str | bytes) -> Message | None:
         """See `Decoder.decode`."""
@@ -164,7 +164,7 @@ class BinanceDecoder:
             raise wrong(self._who, f"an aggregate cannot have {fills} fills", f"{at}.l")
         if price_decimals != scale.price or quantity_decimals != scale.quantity:
             scale = Scale(price_decimals, quantity_decimals)
-            self._held[event.symbol] = Held(instrument, scale, listed)
+            self._held[event.symbol] = SymbolScale(instrument, scale, listed)
         # `m` says that the buyer was the maker: then the taker sold.
         side = _SELL if event.buyer_is_maker else _BUY
         trade = Trade(instrument, event.timestamp, event.id, str(event.id), price, quantity, side, fills, scale)

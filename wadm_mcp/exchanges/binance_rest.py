@@ -12,7 +12,7 @@ from typing import Annotated, Final, NamedTuple, TypeVar
 
 import msgspec
 
-from wadm_mcp.exchanges.exchange import Aggregate, Allowance, Kline, Request
+from wadm_mcp.exchanges.exchange import Aggregate, Allowance, Candle, Request
 from wadm_mcp.exchanges.wire import (
     LISTED,
     MOST_FILLS,
@@ -23,7 +23,7 @@ from wadm_mcp.exchanges.wire import (
     Minutes,
     Name,
     Rows,
-    kline,
+    candle,
     named,
     read_records,
     reading,
@@ -207,19 +207,19 @@ class BinanceRest:
             ]
         return sorted(folded, key=lambda aggregate: aggregate.number)
 
-    def klines_request(self, market: str, symbol: str, window: Window) -> Request:
+    def candles_request(self, market: str, symbol: str, window: Window) -> Request:
         """USD-M weighs a request by its limit."""
         minutes = Minutes.of(window)
         weight = next(weight for below, weight in _MARKETS[market].minutes if minutes.limit < below)
         span = {"startTime": str(minutes.start), "endTime": str(minutes.last), "limit": str(minutes.limit)}
         return Request(f"{_MARKETS[market].prefix}/klines", {"symbol": symbol, "interval": "1m", **span}, weight)
 
-    def read_klines(self, listing: Listing, body: bytes) -> list[Kline]:
+    def read_candles(self, listing: Listing, body: bytes) -> list[Candle]:
         """Minutes with their count of raw trades and the volume that takers bought."""
         who, what = named(listing, "minutes")
         with reading(who, what):
             rows = _whole(_read_minutes(body), who, what)
-            minutes = [kline(listing, row.start, row.volume, row.trade_count, row.buy_volume) for row in rows]
+            minutes = [candle(listing, row.start, row.volume, row.trade_count, row.buy_volume) for row in rows]
         return sorted(minutes, key=lambda minute: minute.start)
 
 

@@ -15,7 +15,7 @@ import msgspec
 from wadm_mcp.exchanges.bybit_archive import BybitLinearTrades, BybitSpotTrades
 from wadm_mcp.exchanges.bybit_rest import SIDES, BybitRest
 from wadm_mcp.exchanges.exchange import Acknowledged, ArchiveFormat, Decoder, Limits, Message, Pong, Refused, Trades
-from wadm_mcp.exchanges.wire import UNREADABLE, Count, Held, Millis, TradeId, figure, one_line, wrong
+from wadm_mcp.exchanges.wire import UNREADABLE, Count, Millis, SymbolScale, TradeId, figure, one_line, wrong
 from wadm_mcp.model import Listing, Scale, Trade
 
 _TOPIC: Final = "publicTrade."
@@ -67,7 +67,7 @@ class BybitDecoder:
 
     def __init__(self, market: str, listings: Sequence[Listing]) -> None:
         self._who = f"bybit {market}"
-        self._held = {_TOPIC + symbol: held for symbol, held in Held.by_symbol(listings).items()}
+        self._held = {_TOPIC + symbol: held for symbol, held in SymbolScale.by_symbol(listings).items()}
 
     def decode(self, frame: str | bytes) -> Message | None:
         """See `Decoder.decode`. A frame is taken whole or not at all."""
@@ -82,7 +82,7 @@ class BybitDecoder:
             raise wrong(self._who, f"topic {read.topic[:40]!r} was not asked for here", "$.topic")
         return None
 
-    def _trades(self, frame: _Frame, held: Held) -> Trades:
+    def _trades(self, frame: _Frame, held: SymbolScale) -> Trades:
         instrument, scale, listed = held
         symbol = instrument.symbol
         trades: list[Trade] = []
@@ -104,7 +104,7 @@ class BybitDecoder:
             seq = row.timestamp if row.seq is None else row.seq
             trades.append(Trade(instrument, row.timestamp, seq, row.id, price, quantity, SIDES[row.side], 1, scale))
         if scale is not held.scale:
-            self._held[frame.topic] = Held(instrument, scale, listed)
+            self._held[frame.topic] = SymbolScale(instrument, scale, listed)
         return Trades(instrument, trades, frame.ts, len(frame.data) - len(trades))
 
     def _wrong_row(self, frame: _Frame, row: _Row, why: object, key: str) -> Exception:

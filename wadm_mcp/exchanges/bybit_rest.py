@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from wadm_mcp.exchanges.exchange import Aggregate, Allowance, Kline, Request
+from wadm_mcp.exchanges.exchange import Aggregate, Allowance, Candle, Request
 from wadm_mcp.exchanges.wire import (
     LISTED,
     Code,
@@ -23,7 +23,7 @@ from wadm_mcp.exchanges.wire import (
     Name,
     Rows,
     TradeId,
-    kline,
+    candle,
     named,
     read_records,
     reading,
@@ -172,19 +172,19 @@ class BybitRest:
         """Never called: Bybit tells no aggregates."""
         raise NotImplementedError(f"{listing.instrument} has no history of aggregates")
 
-    def klines_request(self, market: str, symbol: str, window: Window) -> Request:
+    def candles_request(self, market: str, symbol: str, window: Window) -> Request:
         """Of more minutes than the limit the reply would hold the last ones, so it is asked for no more."""
         minutes = Minutes.of(window)
         span = {"start": str(minutes.start), "end": str(minutes.last), "limit": str(minutes.limit)}
         return Request("/v5/market/kline", {"category": market, "symbol": symbol, "interval": "1", **span})
 
-    def read_klines(self, listing: Listing, body: bytes) -> list[Kline]:
+    def read_candles(self, listing: Listing, body: bytes) -> list[Candle]:
         """Minutes with their volume alone; the list comes newest first."""
         who, what = named(listing, "minutes")
         with reading(who, what):
             reply = _read_minutes(_result(who, what, body))
             _check(listing, reply.category, {reply.symbol})
-            minutes = [kline(listing, row.start, row.volume) for row in reply.rows]
+            minutes = [candle(listing, row.start, row.volume) for row in reply.rows]
         return sorted(minutes, key=lambda minute: minute.start)
 
 

@@ -99,7 +99,7 @@ class Aggregate(NamedTuple):
     trade: Trade
 
 
-class Kline(NamedTuple):
+class Candle(NamedTuple):
     """One minute as the exchange itself states it. `start` in ms; volumes are integers at `decimals` of the quantity.
 
     What a venue does not state is None: `trade_count` and `buy_volume` on Bybit.
@@ -218,10 +218,10 @@ class Exchange(Protocol):
         """The aggregates of a reply, ascending; rows that the exchange marks invalid are left out. `ExchangeError` as of `read_trades`."""
         ...
 
-    def klines_request(self, market: str, symbol: str, window: Window) -> Request:
+    def candles_request(self, market: str, symbol: str, window: Window) -> Request:
         """Asks for the minutes of a window, as many of the first ones as one reply holds."""
         ...
 
-    def read_klines(self, listing: Listing, body: bytes) -> list[Kline]:
+    def read_candles(self, listing: Listing, body: bytes) -> list[Candle]:
         """The minutes of a reply, oldest first. `ExchangeError` as of `read_trades`."""
         ...

@@ -11,7 +11,7 @@ from typing import Annotated, Final, NamedTuple
 import msgspec
 
 from wadm_mcp.errors import ExchangeError, FrameError
-from wadm_mcp.exchanges.exchange import Kline
+from wadm_mcp.exchanges.exchange import Candle
 from wadm_mcp.model import MINUTE, Instrument, Listing, Scale, Trade, TradeType, Window, parse_decimal, rescale, to_decimal
 
 EARLIEST: Final = 1_230_768_000_000
@@ -49,7 +49,7 @@ UNREADABLE: Final = (msgspec.MsgspecError, UnicodeError, RecursionError)
 """What decoding bytes of a stranger may raise."""
 
 
-class Held(NamedTuple):
+class SymbolScale(NamedTuple):
     """What a decoder remembers of an instrument: the scale now, and the one its listing gives."""
 
     instrument: Instrument
@@ -57,7 +57,7 @@ class Held(NamedTuple):
     listed: Scale
 
     @classmethod
-    def by_symbol(cls, listings: Sequence[Listing]) -> dict[str, Held]:
+    def by_symbol(cls, listings: Sequence[Listing]) -> dict[str, SymbolScale]:
         return {listing.instrument.symbol: cls(listing.instrument, listing.scale, listing.scale) for listing in listings}
 
 
@@ -172,13 +172,13 @@ class Minutes(NamedTuple):
         return cls(start, start + limit * MINUTE - 1, limit)
 
 
-def kline(listing: Listing, start: int, volume: str, trade_count: int | None = None, buy_volume: str | None = None) -> Kline:
+def candle(listing: Listing, start: int, volume: str, trade_count: int | None = None, buy_volume: str | None = None) -> Candle:
     """A minute with its volumes at the listing's quantity decimals, or finer where either is; `ValueError` when one is no number."""
     whole, decimals = parse_decimal(volume, listing.scale.quantity)
     if buy_volume is None:
-        return Kline(start, whole, decimals, trade_count)
+        return Candle(start, whole, decimals, trade_count)
     bought, finest = parse_decimal(buy_volume, decimals)
-    return Kline(start, rescale(whole, decimals, finest), finest, trade_count, bought)
+    return Candle(start, rescale(whole, decimals, finest), finest, trade_count, bought)
 
 
 def read_records(who: str, records: Sequence[msgspec.Raw], read: Callable[[msgspec.Raw], Listing | None]) -> list[Listing]:

@@ -15,8 +15,8 @@ from typing import Final, Literal, TypeAlias, TypeVar
 
 from wadm_mcp.errors import QueryError, UnknownSymbol
 from wadm_mcp.model import DAY, EXCHANGES, HOUR, MARKETS, MINUTE, SECOND, Timeframe
-from wadm_mcp.near import nearest, plain
 from wadm_mcp.queries.numbers import decimal_text
+from wadm_mcp.suggest import nearest, plain
 
 WINDOWS: Final = {"15m": 15 * MINUTE, "1h": HOUR, "4h": 4 * HOUR, "24h": 24 * HOUR, "7d": 7 * 24 * HOUR}
 """Windows by name, in milliseconds; beside them stands `session`."""

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from wadm_mcp.model import MINUTE, Basis, Instrument, Lives, Span, Timeframe, Window
+from wadm_mcp.model import MINUTE, Basis, Instrument, Retention, Span, Timeframe, Window
 from wadm_mcp.queries.numbers import Number, iso, number
 from wadm_mcp.queries.scope import Scope
 from wadm_mcp.queries.view import View
@@ -179,7 +179,7 @@ def _cut(gap: Gap, start: int, end: int) -> Iterator[Gap]:
         yield gap if (first, last) == gap[:2] else Gap(first, last, None, gap.reason)
 
 
-class Seen(NamedTuple):
+class CoverageInputs(NamedTuple):
     """Everything that `judge` needs to know of one instrument, read once for as many windows as lie in the one it was read for."""
 
     spans: Sequence[Span]
@@ -193,24 +193,24 @@ class Seen(NamedTuple):
         return judge(self.spans, window, self.now, self.alive_until, lost, self.before, self.revising, raw)
 
 
-async def look(view: View, scope: Scope, instrument: Instrument, window: Window, *, raw: bool = False) -> Seen:
+async def look(view: View, scope: Scope, instrument: Instrument, window: Window, *, raw: bool = False) -> CoverageInputs:
     """What is known of one instrument's coverage in a window. One that its exchange has not told of yet is not held at all."""
     if instrument in scope.awaited:
-        return Seen((), scope.now, before="exchange_unreachable")
+        return CoverageInputs((), scope.now, before="exchange_unreachable")
     alive_until = view.alive_until(instrument)
     spans = await view.spans(instrument, window, raw=raw)
     importing = view.importing(instrument)
     brought = importing is not None and window.start < importing.reached
     before = "store_unreachable" if view.alone else "importing" if brought else "not_recorded"
-    return Seen(spans, scope.now, alive_until, before, await view.lacking(instrument, window, raw=raw))
+    return CoverageInputs(spans, scope.now, alive_until, before, await view.lacking(instrument, window, raw=raw))
 
 
-def lost_trades(lives: Lives | None, now: int, window: Window) -> list[Window]:
+def lost_trades(lives: Retention | None, now: int, window: Window) -> list[Window]:
     """The stretch of a window whose raw trades have outlived their life."""
     return _before(window, now - lives.trades) if lives is not None else []
 
 
-def lost_bars(lives: Lives | None, now: int, window: Window, unit: Timeframe) -> list[Window]:
+def lost_bars(lives: Retention | None, now: int, window: Window, unit: Timeframe) -> list[Window]:
     """The stretches of a window whose figures have outlived their life, when they are read in whole units where those are kept.
 
     Units below one hour live as long as minutes. Of older whole hours and days only the window's ragged edges are lost.

@@ -15,9 +15,9 @@ from anyio import to_thread
 from wadm_mcp.analytics.footprint import Bar
 from wadm_mcp.analytics.market_structure.events import Event, events
 from wadm_mcp.analytics.market_structure.parameters import DEFAULT
-from wadm_mcp.analytics.market_structure.series import Series, Told
+from wadm_mcp.analytics.market_structure.series import CoveredBar, Series
 from wadm_mcp.analytics.market_structure.swings import pivots
-from wadm_mcp.analytics.market_structure.zones import Order, beyond, large, orders
+from wadm_mcp.analytics.market_structure.zones import LargePrint, beyond, large, orders
 from wadm_mcp.analytics.volume_profile import MAX_ROWS, default_row, row_count, smallest_row
 from wadm_mcp.model import DAY, HOUR, Instrument, Scale, Timeframe, Window, at_decimals, to_decimal
 from wadm_mcp.queries.arguments import ALL, Call, read_detail, read_timeframe
@@ -159,7 +159,7 @@ async def _levels(view: View, scope: Scope, day: Window, bar: Bar, tick: int, ro
     return Levels(*await view.figures(key, bar, made))
 
 
-def _told(bars: dict[int, Bar], stretch: Window, length: Timeframe, judged: Sequence[Judgement]) -> list[Told]:
+def _told(bars: dict[int, Bar], stretch: Window, length: Timeframe, judged: Sequence[Judgement]) -> list[CoveredBar]:
     """Every bar of the stretch with how much of it is held: by the exchange that holds the least."""
     starts = range(stretch.start, stretch.end, length.ms)
     missing = [dict.fromkeys(starts, 0) for _ in judged]
@@ -171,7 +171,7 @@ def _told(bars: dict[int, Bar], stretch: Window, length: Timeframe, judged: Sequ
                 lacks[start] += max(0, min(gap.end, start + length.ms) - max(gap.start, start))
                 touched.add(start)
     return [
-        Told(start, start + length.ms, bars.get(start), 1 - max(lacks[start] for lacks in missing) / length.ms, start not in touched)
+        CoveredBar(start, start + length.ms, bars.get(start), 1 - max(lacks[start] for lacks in missing) / length.ms, start not in touched)
         for start in starts
     ]
 
@@ -186,9 +186,9 @@ async def _outside(view: View, scope: Scope, series: Series, event: Event) -> Ou
     return Outside(volume / finest.bar.volume if finest.bar.volume else 0.0, delta)
 
 
-async def _large(view: View, scope: Scope) -> list[tuple[Instrument, Order]] | None:
+async def _large(view: View, scope: Scope) -> list[tuple[Instrument, LargePrint]] | None:
     """The orders of the last hour that reach the threshold, largest first; None where a trade of the sample is missing."""
-    found: list[Order] = []
+    found: list[LargePrint] = []
     homes: dict[int, Instrument] = {}
     hour = Window(scope.now - HOUR, scope.now)
     for instrument in (*scope.instruments, *scope.awaited):

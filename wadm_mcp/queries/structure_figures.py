@@ -16,11 +16,11 @@ from wadm_mcp.analytics.market_structure import trading_range
 from wadm_mcp.analytics.market_structure.events import Event
 from wadm_mcp.analytics.market_structure.parameters import DEFAULT
 from wadm_mcp.analytics.market_structure.profile_shape import Standing, deviation, profile_shape
-from wadm_mcp.analytics.market_structure.series import Series, Told
+from wadm_mcp.analytics.market_structure.series import CoveredBar, Series
 from wadm_mcp.analytics.market_structure.swings import Leg, Pivot, alternating, legs
 from wadm_mcp.analytics.market_structure.trading_range import TradingRange
 from wadm_mcp.analytics.market_structure.value_migration import SessionValue, naked_pocs, overlap, relation, streak
-from wadm_mcp.analytics.market_structure.zones import Order, fading, stacks
+from wadm_mcp.analytics.market_structure.zones import LargePrint, fading, stacks
 from wadm_mcp.analytics.order_flow import imbalance_ratio
 from wadm_mcp.analytics.volume_profile import MAX_ROWS, VolumeProfile, row_count, volume_profile, vwap
 from wadm_mcp.model import Instrument, Scale, Timeframe, TradeType, Window
@@ -128,13 +128,13 @@ class Evidence:
     tick: int
     row: int | None
     stretch: Window
-    told: Sequence[Told]
+    told: Sequence[CoveredBar]
     series: Series
     pivots: Sequence[Pivot]
     events: Sequence[Event]
     outside: Sequence[Outside | None]
     inside: Sequence[tuple[int, Footprint]]
-    large: Sequence[tuple[Instrument, Order]] | None
+    large: Sequence[tuple[Instrument, LargePrint]] | None
     footprint: Footprint
     session: Day
     days: Sequence[Day]

@@ -17,7 +17,7 @@ from anyio import to_thread
 
 from wadm_mcp.analytics.footprint import Bar, Footprint
 from wadm_mcp.errors import StoreError
-from wadm_mcp.model import HOUR, MINUTE, Instrument, Listing, Lives, Span, Timeframe, Trade, Window
+from wadm_mcp.model import HOUR, MINUTE, Instrument, Listing, Retention, Span, Timeframe, Trade, Window
 from wadm_mcp.storage.cached import CachedFootprints
 from wadm_mcp.storage.store import Store
 from wadm_mcp.tape import Importing, Repairing, Tape
@@ -43,7 +43,7 @@ class View:
         clock: Callable[[], int],
         markets: Iterable[str],
         exchanges: Iterable[str],
-        lives: Lives | None = None,
+        lives: Retention | None = None,
         cached: CachedFootprints | None = None,
         symbols: Iterable[str] = (),
         store_down: Callable[[], bool] = lambda: False,
@@ -191,7 +191,7 @@ class View:
         tape = self._tape[instrument]
         minutes = set(tape.let_go if raw else tape.revising)
         if not raw and not self.alone:
-            marks = await self._stored(self._store.marks)
+            marks = await self._stored(self._store.dirty_minutes)
             before = tape.known_until if tape.held is None and tape.known_until is not None else window.end
             live = tape.minutes if tape.adopted or tape.held is None else ()
             minutes |= {mark.minute for mark in marks if mark.instrument == instrument and mark.minute < before and mark.minute not in live}

@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from wadm_mcp.errors import QueryError
-from wadm_mcp.near import nearest
 from wadm_mcp.queries.arguments import Call, shown
 from wadm_mcp.queries.compare_exchanges import compare_exchanges
 from wadm_mcp.queries.footprint import footprint
@@ -23,6 +22,7 @@ from wadm_mcp.queries.trades import trades
 from wadm_mcp.queries.volume_profile import volume_profile
 from wadm_mcp.queries.wait_for import Progress, wait_for
 from wadm_mcp.server.context import Runtime
+from wadm_mcp.suggest import nearest
 
 Answer = dict[str, Any]
 """A finished answer, JSON-ready, coverage first."""

@@ -17,12 +17,12 @@ from mcp_types import INVALID_PARAMS, CallToolResult, GetPromptResult, InputRequ
 from wadm_mcp import __version__
 from wadm_mcp.errors import QueryError, UnknownSymbol, WadmError
 from wadm_mcp.logs import log
-from wadm_mcp.near import nearest
 from wadm_mcp.queries.arguments import shown
 from wadm_mcp.server import completions, prompts, resources
 from wadm_mcp.server.context import Runtime
-from wadm_mcp.server.subscriptions import Publisher
+from wadm_mcp.server.resource_updates import Publisher
 from wadm_mcp.server.tools import refused, tools
+from wadm_mcp.suggest import nearest
 
 INSTRUCTIONS: Final = """\
 WADM records the public trades of Binance and Bybit and answers with market structure, volume profiles and order flow. Every answer \

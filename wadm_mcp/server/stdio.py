@@ -22,11 +22,11 @@ from mcp_types import INVALID_REQUEST, PARSE_ERROR, ErrorData, JSONRPCError
 from pydantic import ValidationError
 
 from wadm_mcp.errors import WadmError, printable
-from wadm_mcp.logs import Seldom, log
+from wadm_mcp.logs import RateLimitedWarning, log
+from wadm_mcp.process.signals import stop_signals
+from wadm_mcp.process.standard_streams import say
 from wadm_mcp.server.context import Runtime, one_error, running
 from wadm_mcp.server.server import WadmServer
-from wadm_mcp.signals import stop_signals
-from wadm_mcp.standard_files import say
 
 _STDIN: Final = 0
 _CHUNK: Final = 1 << 16
@@ -108,7 +108,7 @@ async def _screen(
     answer: Callable[[SessionMessage], Awaitable[None]],
 ) -> None:
     """Pass a client's messages on. A line that is none is answered and logged, where the SDK would pass over it without a word."""
-    tell = Seldom("stdio.line_refused")
+    tell = RateLimitedWarning("stdio.line_refused")
     try:
         async with pass_on:
             async for item in read:

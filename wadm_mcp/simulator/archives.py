@@ -19,7 +19,7 @@ from anyio import CapacityLimiter, to_process, to_thread
 
 from wadm_mcp.model import DAY, Instrument
 from wadm_mcp.simulator.faults import Reply
-from wadm_mcp.simulator.stage import Stage
+from wadm_mcp.simulator.state import SimulatorState
 from wadm_mcp.simulator.tape import Aggregate, Tape
 
 _DATE: Final = r"([0-9]{4}-[0-9]{2}-[0-9]{2})"
@@ -42,7 +42,7 @@ class _Kind(NamedTuple):
 class Archives:
     """The archive of one exchange, whichever of its hosts is asked."""
 
-    def __init__(self, stage: Stage, exchange: str) -> None:
+    def __init__(self, stage: SimulatorState, exchange: str) -> None:
         self._stage = stage
         self._exchange = exchange
         self._files: OrderedDict[tuple[Instrument, str], bytes] = OrderedDict()

@@ -16,7 +16,7 @@ from wadm_mcp.model import Instrument
 from wadm_mcp.simulator.binance_rest import BinanceRest
 from wadm_mcp.simulator.client import Client
 from wadm_mcp.simulator.faults import Reply
-from wadm_mcp.simulator.stage import Batch, Frame, Route, Stage
+from wadm_mcp.simulator.state import Batch, Frame, Route, SimulatorState
 from wadm_mcp.simulator.tape import Aggregate, Print
 from wadm_mcp.simulator.venue import Venue
 
@@ -38,7 +38,7 @@ class BinanceVenue(Venue):
 
     exchange = "binance"
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: SimulatorState) -> None:
         super().__init__(stage)
         (self.market,) = self.markets
         self._rest = BinanceRest(stage, self.market)

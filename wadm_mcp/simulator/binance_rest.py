@@ -11,10 +11,10 @@ from typing import Final, NamedTuple
 from websockets.datastructures import Headers
 
 from wadm_mcp.model import HOUR, MINUTE, SECOND, Instrument
+from wadm_mcp.simulator.candles import binance_row, candles
 from wadm_mcp.simulator.faults import Reply
-from wadm_mcp.simulator.klines import binance_row, candles
 from wadm_mcp.simulator.listings import assets_of, steps_of, symbols_of
-from wadm_mcp.simulator.stage import Stage
+from wadm_mcp.simulator.state import SimulatorState
 from wadm_mcp.simulator.tape import MARKET_PRINTS, Aggregate, HeldTape, Print, Tape
 
 _WEIGHTS: Final = {
@@ -61,7 +61,7 @@ class _Page(NamedTuple):
 class BinanceRest:
     """The REST side of one Binance market."""
 
-    def __init__(self, stage: Stage, market: str) -> None:
+    def __init__(self, stage: SimulatorState, market: str) -> None:
         self._stage = stage
         self._market = market
         self._prefix = "/api/v3" if market == "spot" else "/fapi/v1"

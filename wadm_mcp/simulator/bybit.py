@@ -19,7 +19,7 @@ from wadm_mcp.simulator.client import Client
 from wadm_mcp.simulator.faults import Reply
 from wadm_mcp.simulator.listings import PRICES
 from wadm_mcp.simulator.market import EPOCH, Fill
-from wadm_mcp.simulator.stage import Batch, Frame, Route, Stage
+from wadm_mcp.simulator.state import Batch, Frame, Route, SimulatorState
 from wadm_mcp.simulator.tape import Print
 from wadm_mcp.simulator.venue import Venue
 
@@ -59,7 +59,7 @@ class Bybit(Venue):
     exchange = "bybit"
     markets = ("spot", "linear")
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: SimulatorState) -> None:
         super().__init__(stage)
         self._rest = BybitRest(stage)
 

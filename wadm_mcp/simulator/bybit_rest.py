@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Final
 
 from wadm_mcp.model import MINUTE, SECOND, Instrument
+from wadm_mcp.simulator.candles import bybit_row, candles
 from wadm_mcp.simulator.faults import Reply
-from wadm_mcp.simulator.klines import bybit_row, candles
 from wadm_mcp.simulator.listings import assets_of, steps_of, symbols_of
-from wadm_mcp.simulator.stage import Stage
+from wadm_mcp.simulator.state import SimulatorState
 from wadm_mcp.simulator.tape import Print
 
 RECENT: Final = {"spot": 60, "linear": 1_000}
@@ -28,7 +28,7 @@ class _RefusalError(Exception):
 class BybitRest:
     """The REST side of Bybit. Over 600 requests in 5 seconds it answers 403."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: SimulatorState) -> None:
         self._stage = stage
         self._asked: deque[int] = deque(maxlen=_REQUESTS)
 

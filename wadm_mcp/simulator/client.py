@@ -11,14 +11,14 @@ from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 
 from wadm_mcp.simulator.faults import Cut
-from wadm_mcp.simulator.stage import Route, Stage
+from wadm_mcp.simulator.state import Route, SimulatorState
 
 
 class Host(Protocol):
     """What a connection needs of its venue."""
 
     exchange: str
-    stage: Stage
+    stage: SimulatorState
     connections: int
 
     async def receive(self, client: Client, message: bytes) -> None: ...

@@ -13,7 +13,7 @@ from anyio.lowlevel import checkpoint
 
 from wadm_mcp.model import MINUTE, Instrument
 from wadm_mcp.simulator.replay import Recorded, Recording
-from wadm_mcp.simulator.stage import Batch
+from wadm_mcp.simulator.state import Batch
 from wadm_mcp.simulator.tape import HeldTape, Print
 from wadm_mcp.simulator.venue import Venue
 

@@ -26,7 +26,7 @@ from wadm_mcp.simulator.feed import LiveFeed, ReplayFeed
 from wadm_mcp.simulator.listings import known_instruments
 from wadm_mcp.simulator.market import Fill, Market, usual_rate
 from wadm_mcp.simulator.replay import Recording
-from wadm_mcp.simulator.stage import QUEUE, Batch, Stage, Timing
+from wadm_mcp.simulator.state import QUEUE, Batch, SimulatorState, Timing
 from wadm_mcp.simulator.tape import HeldTape, LackingTape, MarketTape, Naming, Print, Tape, single
 from wadm_mcp.simulator.venue import Venue
 
@@ -77,7 +77,7 @@ class Simulator:
         self._manual = manual
         room = queue or (QUEUE if replay is None else _REPLAY_QUEUE)
         ours = clock or _now
-        self._stage = Stage(tapes, lambda: ours() + faults.skew, wall or ours, timing or Timing(), faults, room)
+        self._stage = SimulatorState(tapes, lambda: ours() + faults.skew, wall or ours, timing or Timing(), faults, room)
         kinds = (BinanceSpot, BinanceLinear, Bybit)
         self._venues: list[Venue] = [
             kind(self._stage) for kind in kinds if replay is None or (kind.exchange, kind.markets) == ("binance", (replay.market,))

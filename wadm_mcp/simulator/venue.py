@@ -24,7 +24,7 @@ from wadm_mcp.model import Instrument
 from wadm_mcp.simulator.archives import Archives
 from wadm_mcp.simulator.client import Client, Connection
 from wadm_mcp.simulator.faults import Reply
-from wadm_mcp.simulator.stage import Batch, Frame, Route, Stage
+from wadm_mcp.simulator.state import Batch, Frame, Route, SimulatorState
 
 _LOGGER: Final = logging.getLogger("wadm_mcp.simulator.websockets")
 _LOGGER.setLevel(logging.WARNING)
@@ -41,7 +41,7 @@ class Venue:
     messages_per_second: int = 0
     """Client frames a second before the connection is closed; 0 where there is no such limit."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: SimulatorState) -> None:
         self.stage = stage
         self.port = 0
         self.connections = 0

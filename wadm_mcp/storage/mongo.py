@@ -23,13 +23,24 @@ from pymongo import DeleteOne, IndexModel, ReplaceOne, ReturnDocument, UpdateOne
 from pymongo.errors import BulkWriteError, CollectionInvalid, OperationFailure, PyMongoError
 
 from wadm_mcp.errors import SettingError, StoreError, ungrouped
-from wadm_mcp.model import MINUTE, Instrument, Listing, Lives, Span, Timeframe, Trade, Window
+from wadm_mcp.model import MINUTE, Instrument, Listing, Retention, Span, Timeframe, Trade, Window
 from wadm_mcp.storage import mongo_documents as documents
 from wadm_mcp.storage.mongo_documents import Document, date
 from wadm_mcp.storage.mongo_errors import damaged, is_duplicate, is_refusal_of_user, plain_words
 from wadm_mcp.storage.mongo_indexes import SCHEMA, SCHEMA_VERSION, Index, collections, options
 from wadm_mcp.storage.mongo_updates import lease_taking, span_growth
-from wadm_mcp.storage.store import Derived, Mark, OrderFlow, Piece, Store, StoredFootprint, StoreState, Turn, at_once, grown
+from wadm_mcp.storage.store import (
+    CommitBarrier,
+    Derived,
+    DirtyMinute,
+    OrderFlow,
+    PartialFootprint,
+    Store,
+    StoredFootprint,
+    StoreState,
+    at_once,
+    grown,
+)
 
 OLDEST_SERVER: Final = (6, 0)
 
@@ -83,7 +94,7 @@ class MongoStore(Store):
     URL that is none; `StoreError` where the server refuses us, is too old, or holds what a newer WADM or another program wrote.
     """
 
-    def __init__(self, url: str, lives: Lives, *, suffix: str = "", read_only: bool = False) -> None:
+    def __init__(self, url: str, lives: Retention, *, suffix: str = "", read_only: bool = False) -> None:
         self._url = url
         self._lives = lives
         self._suffix = suffix
@@ -106,7 +117,12 @@ class MongoStore(Store):
         await self._close()
 
     async def write(
-        self, trades: Sequence[Trade], spans: Sequence[tuple[Instrument, Span]], pieces: Sequence[Piece] = (), *, turn: Turn = at_once
+        self,
+        trades: Sequence[Trade],
+        spans: Sequence[tuple[Instrument, Span]],
+        pieces: Sequence[PartialFootprint] = (),
+        *,
+        turn: CommitBarrier = at_once,
     ) -> None:
         """As the contract says. Minutes are marked before their trades and pieces, and again after them.
 
@@ -118,21 +134,21 @@ class MongoStore(Store):
         minutes.update((piece.minute, piece.instrument) for piece in pieces)
         marked = sorted(minutes)
         if marked:
-            await self._tell(partial(_mark, marked, await self._tell(_count_writes), _SOON))
+            await self._write_op(partial(_mark, marked, await self._write_op(_count_writes), _SOON))
             await self._insert_trades(trades)
             for first in range(0, len(packed), _DERIVED_CHUNK):
-                await self._tell(partial(_insert, "pieces", packed[first : first + _DERIVED_CHUNK]))
+                await self._write_op(partial(_insert, "pieces", packed[first : first + _DERIVED_CHUNK]))
         await turn()
         if marked:
-            await self._tell(partial(_mark, marked, await self._tell(_count_writes), None))
+            await self._write_op(partial(_mark, marked, await self._write_op(_count_writes), None))
         if spans:
             held: dict[tuple[Instrument, int, int], Span] = {}
             for instrument, span in spans:
                 key = instrument, span.start, span.first_seq
                 held[key] = grown(held[key], span) if key in held else span
-            await self._tell(partial(_grow, held))
+            await self._write_op(partial(_grow, held))
 
-    async def pieces(self, instrument: Instrument, window: Window) -> list[Piece]:
+    async def pieces(self, instrument: Instrument, window: Window) -> list[PartialFootprint]:
         minutes = {"minute": {"$gte": date(window.start), "$lt": date(window.end)}}
         return await self._read(
             "pieces",
@@ -164,25 +180,25 @@ class MongoStore(Store):
             settled = [
                 DeleteOne({"_id": documents.mark_id(mark.instrument, mark.minute), "writes": mark.writes}) for mark in derived.settles
             ]
-            await self._tell(lambda database: database["marks"].bulk_write(settled, ordered=False))
+            await self._write_op(lambda database: database["marks"].bulk_write(settled, ordered=False))
 
-    async def marks(self) -> list[Mark]:
+    async def dirty_minutes(self) -> list[DirtyMinute]:
         return await self._read("marks", "marks", {}, documents.mark_of, sort=[("_id", 1)])
 
-    async def keep_listings(self, listings: Sequence[Listing]) -> None:
+    async def save_listings(self, listings: Sequence[Listing]) -> None:
         if listings:
-            await self._tell(partial(_keep, "listings", [documents.listing_document(listing) for listing in listings]))
+            await self._write_op(partial(_keep, "listings", [documents.listing_document(listing) for listing in listings]))
 
     async def listings(self) -> list[Listing]:
         return await self._read("listings", "listings", {}, documents.listing_of, sort=[("_id", 1)])
 
     async def track(self, instruments: Sequence[Instrument]) -> None:
         if instruments:
-            await self._tell(partial(_keep, "tracked", [documents.tracked_document(instrument) for instrument in instruments]))
+            await self._write_op(partial(_keep, "tracked", [documents.tracked_document(instrument) for instrument in instruments]))
 
     async def untrack(self, instruments: Sequence[Instrument]) -> None:
         names = [str(instrument) for instrument in instruments]
-        await self._tell(lambda database: database["tracked"].delete_many({"_id": {"$in": names}}))
+        await self._write_op(lambda database: database["tracked"].delete_many({"_id": {"$in": names}}))
 
     async def tracked(self) -> list[Instrument]:
         return await self._read("tracked", "tracked", {}, documents.tracked_of, sort=[("_id", 1)])
@@ -233,7 +249,7 @@ class MongoStore(Store):
             rows = await database["trades"].count_documents(instrument._asdict() | {"timestamp": bounds}, hint="instrument_time")
             return rows + await database["pieces"].count_documents(instrument._asdict() | {"minute": bounds}, hint="instrument_minute")
 
-        return await self._ask(look)
+        return await self._read_op(look)
 
     async def footprints(self, instrument: Instrument, timeframe: Timeframe, window: Window) -> list[StoredFootprint]:
         return await self._derived("footprints", documents.footprint_of, instrument, timeframe, window)
@@ -250,11 +266,11 @@ class MongoStore(Store):
         found = {(span.start, span.first_seq): span for span in (*before, *touching, *after)}
         return [found[start] for start in sorted(found)]
 
-    async def expire(self, now: int, lives: Lives) -> int:
+    async def expire(self, now: int, lives: Retention) -> int:
         """Nothing: the server's TTL indexes delete, and their lives were set on entering."""
         return 0
 
-    async def hold(self, owner: str, instruments: Sequence[Instrument], life: float) -> dict[Instrument, int]:
+    async def acquire_leases(self, owner: str, instruments: Sequence[Instrument], life: float) -> dict[Instrument, int]:
         """As the contract says, by the server's own clock. Each lease is taken or renewed in one step that the server makes alone."""
         if not instruments:
             return {}
@@ -271,14 +287,14 @@ class MongoStore(Store):
             held = await _gathered(database["leases"].find({"_id": {"$in": list(names)}, "owner": owner}))
             return {names[lease["_id"]]: int(lease["epoch"]) for lease in held}
 
-        return await self._tell(take)
+        return await self._write_op(take)
 
-    async def let_go(self, owner: str) -> None:
+    async def release_leases(self, owner: str) -> None:
         """As the contract says. Leases stay, for their epochs, and are over."""
-        await self._tell(lambda database: database["leases"].update_many({"owner": owner}, {"$set": {"until": date(0)}}))
+        await self._write_op(lambda database: database["leases"].update_many({"owner": owner}, {"$set": {"until": date(0)}}))
 
     async def state(self) -> StoreState:
-        stats = await self._ask(lambda database: database.command("dbStats"))
+        stats = await self._read_op(lambda database: database.command("dbStats"))
         return StoreState("mongodb", self._place, int(stats["storageSize"] + stats["indexSize"]))
 
     async def describe(self) -> MongoState:
@@ -295,7 +311,7 @@ class MongoStore(Store):
                 found.append(CollectionState(name, int(storage["count"]), size, tuple(sorted(index["name"] for index in indexes)), lives))
             return found
 
-        return MongoState(self._version, self._place, tuple(await self._ask(look)))
+        return MongoState(self._version, self._place, tuple(await self._read_op(look)))
 
     async def _insert_trades(self, trades: Sequence[Trade]) -> None:
         """Insert in chunks, one of which is encoded here while the server takes another."""
@@ -303,7 +319,7 @@ class MongoStore(Store):
 
         async def insert(chunk: Sequence[Trade]) -> None:
             try:
-                await self._tell(partial(_insert, "trades", self._encoded(chunk)))
+                await self._write_op(partial(_insert, "trades", self._encoded(chunk)))
             finally:
                 room.release()
 
@@ -323,7 +339,7 @@ class MongoStore(Store):
         """Which of these were refused, being no newer than what is stored?"""
         refused: set[ObjectId] = set()
         for first in range(0, len(rows), _DERIVED_CHUNK):
-            refused |= await self._tell(partial(_replace, name, rows[first : first + _DERIVED_CHUNK]))
+            refused |= await self._write_op(partial(_replace, name, rows[first : first + _DERIVED_CHUNK]))
         return refused
 
     async def _derived(
@@ -371,9 +387,9 @@ class MongoStore(Store):
                     raise damaged(self._place, f"{subject}, {documents.described(document)}: {error!r}") from error
             return read
 
-        return await to_thread.run_sync(values, await self._ask(find))
+        return await to_thread.run_sync(values, await self._read_op(find))
 
-    async def _ask(self, question: Callable[[Database], Awaitable[T]]) -> T:
+    async def _read_op(self, question: Callable[[Database], Awaitable[T]]) -> T:
         try:
             with plain_words(self._place):
                 return await question(self._opened("read from it"))
@@ -381,7 +397,7 @@ class MongoStore(Store):
             await self._greet_again(error)
             raise
 
-    async def _tell(self, step: Callable[[Database], Awaitable[T]]) -> T:
+    async def _write_op(self, step: Callable[[Database], Awaitable[T]]) -> T:
         # A motor call that is cancelled leaves its write under way, where it might land on top of a later one. So a step is waited
         # for, no longer than the socket's timeout, and what cancels is heard between steps.
         await checkpoint_if_cancelled()
@@ -434,28 +450,28 @@ class MongoStore(Store):
         self._client, self._database = client, client[name + self._suffix]
 
     async def _open(self) -> None:
-        server = await self._ask(lambda database: database.command("buildInfo"))
+        server = await self._read_op(lambda database: database.command("buildInfo"))
         self._version = str(server["version"])
         if tuple(server["versionArray"]) < OLDEST_SERVER:
             oldest = ".".join(map(str, OLDEST_SERVER))
             raise StoreError(f"MongoDB at {self._place} is {self._version}: WADM needs {oldest} or later; upgrade it")
-        names = await self._ask(lambda database: database.list_collection_names())
+        names = await self._read_op(lambda database: database.list_collection_names())
         await self._settle_schema(names)
         if not self._read_only:
             for name, indexes in collections(self._lives).items():
                 if name not in names:
-                    await self._tell(partial(_create, name))
-                await self._tell(partial(_settle_indexes, name, indexes))
+                    await self._write_op(partial(_create, name))
+                await self._write_op(partial(_settle_indexes, name, indexes))
 
     async def _settle_schema(self, names: Sequence[str]) -> None:
         """Read which schema the database has, or write that it has ours, before anything else is there. Older ones are migrated."""
-        found = await self._ask(lambda database: database[SCHEMA].find_one({"_id": _DATABASE}))
+        found = await self._read_op(lambda database: database[SCHEMA].find_one({"_id": _DATABASE}))
         if found is None:
             for name in sorted(set(names).intersection(collections(self._lives))):
-                if await self._ask(lambda database, name=name: database[name].find_one({}, {"_id": 1})):
+                if await self._read_op(lambda database, name=name: database[name].find_one({}, {"_id": 1})):
                     raise StoreError(f"{self._place} holds {name} that no WADM wrote: set MONGODB_URL to another database")
             if not self._read_only:
-                await self._tell(partial(_set_version, SCHEMA_VERSION))
+                await self._write_op(partial(_set_version, SCHEMA_VERSION))
             return
         version = found.get("version")
         if not isinstance(version, int) or version < 1:
@@ -469,8 +485,8 @@ class MongoStore(Store):
             known = f"its schema is {version}, this one reads {SCHEMA_VERSION}"
             raise StoreError(f"{self._place} was written by an older WADM ({known}): start a WADM that records there once")
         for older in range(version, SCHEMA_VERSION):
-            await self._tell(_MIGRATIONS[older])
-            await self._tell(partial(_set_version, older + 1))
+            await self._write_op(_MIGRATIONS[older])
+            await self._write_op(partial(_set_version, older + 1))
 
     async def drop(self) -> None:
         """Delete the whole database, which must be one of demo or replay: its name ends in `_demo`. Needs no entering."""

@@ -27,7 +27,7 @@ from wadm_mcp.analytics.footprint import Bar, Footprint
 from wadm_mcp.analytics.order_flow import imbalance_ratio
 from wadm_mcp.analytics.volume_profile import Node
 from wadm_mcp.model import SECOND, Basis, Instrument, Listing, Scale, Span, Timeframe, Trade, TradeType
-from wadm_mcp.storage.store import Mark, OrderFlow, Piece, Profile, StoredFootprint
+from wadm_mcp.storage.store import DirtyMinute, OrderFlow, PartialFootprint, Profile, StoredFootprint
 
 Document: TypeAlias = dict[str, Any]
 
@@ -226,7 +226,7 @@ def bar_of(instrument: Instrument, timeframe: Timeframe, document: Mapping[str, 
     return OrderFlow(instrument, timeframe, int(document["start_time"]), bar, total, int(document["revision"]))
 
 
-def piece_document(piece: Piece) -> Document:
+def piece_document(piece: PartialFootprint) -> Document:
     """A document of `pieces`. Its `_id` is its identity, so that a piece stored twice is one document."""
     return {
         "_id": _hashed(piece.minute, piece.instrument, f"piece {piece.first_seq}"),
@@ -238,10 +238,10 @@ def piece_document(piece: Piece) -> Document:
     }
 
 
-def piece_of(instrument: Instrument, document: Mapping[str, Any]) -> Piece:
+def piece_of(instrument: Instrument, document: Mapping[str, Any]) -> PartialFootprint:
     """A piece from its document."""
     footprint = Footprint.unpack(document["packed"])
-    return Piece(instrument, int(document["minute"]), int(document["first_seq"]), int(document["last_seq"]), footprint)
+    return PartialFootprint(instrument, int(document["minute"]), int(document["first_seq"]), int(document["last_seq"]), footprint)
 
 
 def span_id(instrument: Instrument, span: Span) -> ObjectId:
@@ -268,11 +268,11 @@ def mark_id(instrument: Instrument, minute: int) -> Document:
     return {"minute": date(minute), **instrument._asdict()}
 
 
-def mark_of(document: Mapping[str, Any]) -> Mark:
+def mark_of(document: Mapping[str, Any]) -> DirtyMinute:
     """A mark from its document."""
     names = dict(document["_id"])
     minute = int(names.pop("minute"))
-    return Mark(Instrument(**names), minute, int(document["writes"]))
+    return DirtyMinute(Instrument(**names), minute, int(document["writes"]))
 
 
 def listing_document(listing: Listing) -> Document:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from wadm_mcp.model import HOUR, SECOND, Lives, Timeframe
+from wadm_mcp.model import HOUR, SECOND, Retention, Timeframe
 
 SCHEMA_VERSION: Final = 3
 
@@ -35,7 +35,7 @@ class Index(NamedTuple):
     timeframe: Timeframe | None = None
 
 
-def collections(lives: Lives) -> Mapping[str, Sequence[Index]]:
+def collections(lives: Retention) -> Mapping[str, Sequence[Index]]:
     """Every collection by name, with its indexes besides the one on `_id`."""
     return {
         "trades": (Index("instrument_time", (*_INSTRUMENT, ("timestamp", 1))), Index("life", (("timestamp", 1),), _seconds(lives.trades))),
@@ -69,7 +69,7 @@ def options(name: str) -> dict[str, Any]:
     return made | ({"clusteredIndex": {"key": {"_id": 1}, "unique": True}} if name == "trades" else {})
 
 
-def _lives(field: str, lives: Lives) -> tuple[Index, ...]:
+def _lives(field: str, lives: Retention) -> tuple[Index, ...]:
     return tuple(
         Index(f"life_{timeframe}", ((field, 1),), _seconds(lives.minutes if timeframe.ms < HOUR else lives.hours), timeframe)
         for timeframe in Timeframe

@@ -16,7 +16,7 @@ from wadm_mcp.storage.store import Store
 def open_store(settings: Settings, suffix: str = "") -> Store:
     """The store, not entered yet. `suffix` is added to a database's name: it sets the data of demo and replay apart."""
     if settings.MONGODB_URL is not None:
-        return MongoStore(settings.MONGODB_URL.get_secret_value(), settings.lives, suffix=suffix)
+        return MongoStore(settings.MONGODB_URL.get_secret_value(), settings.retention, suffix=suffix)
     return SqliteStore(settings.WADM_DATA_DIR / "wadm.sqlite")
 
 

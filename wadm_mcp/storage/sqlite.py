@@ -22,7 +22,19 @@ from wadm_mcp.model import MINUTE, Instrument, Listing, Span, Timeframe, Trade, 
 from wadm_mcp.storage import sqlite_expiry, sqlite_rows
 from wadm_mcp.storage.sqlite_rows import Row
 from wadm_mcp.storage.sqlite_schema import damaged, open_readers, open_writer, plain_words, transaction
-from wadm_mcp.storage.store import Derived, Lives, Mark, OrderFlow, Piece, Profile, Store, StoredFootprint, StoreState, Turn, at_once
+from wadm_mcp.storage.store import (
+    CommitBarrier,
+    Derived,
+    DirtyMinute,
+    OrderFlow,
+    PartialFootprint,
+    Profile,
+    Retention,
+    Store,
+    StoredFootprint,
+    StoreState,
+    at_once,
+)
 
 _READERS: Final = 2
 _FIND_INSTRUMENT: Final = "SELECT id FROM instruments WHERE exchange = ? AND market = ? AND symbol = ?"
@@ -57,7 +69,12 @@ class SqliteStore(Store):
         await self._close()
 
     async def write(
-        self, trades: Sequence[Trade], spans: Sequence[tuple[Instrument, Span]], pieces: Sequence[Piece] = (), *, turn: Turn = at_once
+        self,
+        trades: Sequence[Trade],
+        spans: Sequence[tuple[Instrument, Span]],
+        pieces: Sequence[PartialFootprint] = (),
+        *,
+        turn: CommitBarrier = at_once,
     ) -> None:
         def keep(db: sqlite3.Connection) -> None:
             ids = _register(db, chain((one.instrument for one in chain(trades, pieces)), (instrument for instrument, _ in spans)))
@@ -75,8 +92,8 @@ class SqliteStore(Store):
         if trades or spans or pieces:
             await self._write(keep)
 
-    async def pieces(self, instrument: Instrument, window: Window) -> list[Piece]:
-        def find(db: sqlite3.Connection) -> list[Piece]:
+    async def pieces(self, instrument: Instrument, window: Window) -> list[PartialFootprint]:
+        def find(db: sqlite3.Connection) -> list[PartialFootprint]:
             rows = db.execute(sqlite_rows.FIND_PIECES, (_known(db, instrument), window.start, window.end)).fetchall()
             return self._read_rows("pieces", instrument, rows, partial(sqlite_rows.piece_of, instrument))
 
@@ -102,11 +119,11 @@ class SqliteStore(Store):
         if derived.footprints or derived.profiles or derived.order_flow or derived.settles:
             await self._write(keep)
 
-    async def marks(self) -> list[Mark]:
+    async def dirty_minutes(self) -> list[DirtyMinute]:
         rows = await self._read(lambda db: db.execute(sqlite_rows.FIND_MARKS).fetchall())
-        return [Mark(Instrument(*names), minute, writes) for minute, writes, *names in rows]
+        return [DirtyMinute(Instrument(*names), minute, writes) for minute, writes, *names in rows]
 
-    async def keep_listings(self, listings: Sequence[Listing]) -> None:
+    async def save_listings(self, listings: Sequence[Listing]) -> None:
         def keep(db: sqlite3.Connection) -> None:
             ids = _register(db, (listing.instrument for listing in listings))
             rows = ((str(listing.tick), str(listing.lot), listing.trading, ids[listing.instrument]) for listing in listings)
@@ -175,17 +192,17 @@ class SqliteStore(Store):
 
         return await self._read(find)
 
-    async def expire(self, now: int, lives: Lives) -> int:
+    async def expire(self, now: int, lives: Retention) -> int:
         """As the contract says, and the file shrinks with it. Trades and pieces of a minute that still has its mark are kept."""
         deleted = await self._write(lambda db: sqlite_expiry.delete(db, now, lives))
         await self._write(sqlite_expiry.shrink, atomic=False)
         return deleted
 
-    async def hold(self, owner: str, instruments: Sequence[Instrument], life: float) -> dict[Instrument, int]:
+    async def acquire_leases(self, owner: str, instruments: Sequence[Instrument], life: float) -> dict[Instrument, int]:
         """As the contract says: the lock on the data directory has decided."""
         return dict.fromkeys(instruments, 0)
 
-    async def let_go(self, owner: str) -> None:
+    async def release_leases(self, owner: str) -> None:
         """As the contract says: there is nothing to let go but the lock on the data directory."""
 
     async def state(self) -> StoreState:

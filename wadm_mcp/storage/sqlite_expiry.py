@@ -6,7 +6,7 @@ import sqlite3
 from typing import Final
 
 from wadm_mcp.model import HOUR, MINUTE, Timeframe
-from wadm_mcp.storage.store import Lives
+from wadm_mcp.storage.store import Retention
 
 ROWS: Final = 4_000
 """Rows that one call deletes from one table at most."""
@@ -41,7 +41,7 @@ _DELETE_TRADES: Final = f"DELETE FROM trades WHERE {_RANGE}"
 _DELETE_TRADES_BEFORE: Final = f"DELETE FROM trades WHERE instrument = ? AND timestamp >= ? AND ({_KEY}) < (?, ?, ?)"
 
 
-def delete(db: sqlite3.Connection, now: int, lives: Lives) -> int:
+def delete(db: sqlite3.Connection, now: int, lives: Retention) -> int:
     """Deletes a bounded amount of what outlived its life; how many rows went."""
     instruments = [int(row[0]) for row in db.execute("SELECT id FROM instruments ORDER BY id")]
     left = ROWS

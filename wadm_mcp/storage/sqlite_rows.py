@@ -11,7 +11,7 @@ from typing import Any, Final, TypeAlias
 from wadm_mcp.analytics.footprint import Bar, Footprint
 from wadm_mcp.analytics.volume_profile import VolumeProfile
 from wadm_mcp.model import Basis, Instrument, Listing, Scale, Span, Timeframe, Trade, TradeType, Window
-from wadm_mcp.storage.store import OrderFlow, Piece, Profile, StoredFootprint
+from wadm_mcp.storage.store import OrderFlow, PartialFootprint, Profile, StoredFootprint
 
 Row: TypeAlias = tuple[Any, ...]
 
@@ -114,15 +114,15 @@ _SCALES: Final = {scale: Scale(*divmod(scale, _LEVELS)) for scale in range(19 * 
 """Shared, for a page of trades holds thousands of them."""
 
 
-def piece_row(instrument: int, piece: Piece) -> Row:
+def piece_row(instrument: int, piece: PartialFootprint) -> Row:
     """For `KEEP_PIECE`."""
     return instrument, piece.minute, piece.first_seq, piece.last_seq, piece.footprint.pack()
 
 
-def piece_of(instrument: Instrument, row: Row) -> Piece:
+def piece_of(instrument: Instrument, row: Row) -> PartialFootprint:
     """A piece from a row of `FIND_PIECES`."""
     minute, first_seq, last_seq, packed = row
-    return Piece(instrument, minute, first_seq, last_seq, Footprint.unpack(packed))
+    return PartialFootprint(instrument, minute, first_seq, last_seq, Footprint.unpack(packed))
 
 
 def span_row(instrument: int, span: Span) -> Row:

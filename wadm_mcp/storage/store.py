@@ -14,7 +14,7 @@ import msgspec
 
 from wadm_mcp.analytics.footprint import Bar, Footprint
 from wadm_mcp.analytics.volume_profile import VolumeProfile
-from wadm_mcp.model import Instrument, Listing, Lives, Span, Timeframe, Trade, Window
+from wadm_mcp.model import Instrument, Listing, Retention, Span, Timeframe, Trade, Window
 
 
 class OrderFlow(msgspec.Struct, frozen=True):
@@ -52,7 +52,7 @@ WHOLE: Final = -1
 """In place of a piece's ids: see `Piece`."""
 
 
-class Piece(msgspec.Struct, frozen=True):
+class PartialFootprint(msgspec.Struct, frozen=True):
     """Trades of one minute that are held as their footprint alone, without rows: the consecutive ids `first_seq` to `last_seq`.
 
     A history that an exchange tells in aggregates becomes pieces, since rows and aggregates may not share an instrument's ids. The
@@ -69,7 +69,7 @@ class Piece(msgspec.Struct, frozen=True):
     footprint: Footprint
 
 
-class Mark(NamedTuple):
+class DirtyMinute(NamedTuple):
     """A minute whose stored figures lack trades that are stored: open, late or recovered after a crash.
 
     `writes` grows with each write to the minute, so that a mark is only cleared by whoever saw its newest trade.
@@ -86,7 +86,7 @@ class Derived(msgspec.Struct, frozen=True):
     footprints: Sequence[StoredFootprint] = ()
     profiles: Sequence[Profile] = ()
     order_flow: Sequence[OrderFlow] = ()
-    settles: Sequence[Mark] = ()
+    settles: Sequence[DirtyMinute] = ()
 
 
 class StoreState(NamedTuple):
@@ -97,7 +97,7 @@ class StoreState(NamedTuple):
     bytes: int
 
 
-Turn: TypeAlias = Callable[[], Awaitable[None]]
+CommitBarrier: TypeAlias = Callable[[], Awaitable[None]]
 """Returns once everything written before is durable."""
 
 
@@ -121,7 +121,12 @@ class Store(Protocol):
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None: ...
 
     async def write(
-        self, trades: Sequence[Trade], spans: Sequence[tuple[Instrument, Span]], pieces: Sequence[Piece] = (), *, turn: Turn = at_once
+        self,
+        trades: Sequence[Trade],
+        spans: Sequence[tuple[Instrument, Span]],
+        pieces: Sequence[PartialFootprint] = (),
+        *,
+        turn: CommitBarrier = at_once,
     ) -> None:
         """Keep a batch: trades and pieces (known ones are ignored), a mark on each of their minutes, then coverage. Durable on return.
 
@@ -132,7 +137,7 @@ class Store(Protocol):
         """
         ...
 
-    async def pieces(self, instrument: Instrument, window: Window) -> list[Piece]:
+    async def pieces(self, instrument: Instrument, window: Window) -> list[PartialFootprint]:
         """Pieces whose minute starts in the window, by minute and `first_seq`."""
         ...
 
@@ -148,11 +153,11 @@ class Store(Protocol):
         """
         ...
 
-    async def marks(self) -> list[Mark]:
+    async def dirty_minutes(self) -> list[DirtyMinute]:
         """Every minute whose stored figures are not up to date, oldest first."""
         ...
 
-    async def keep_listings(self, listings: Sequence[Listing]) -> None:
+    async def save_listings(self, listings: Sequence[Listing]) -> None:
         """Remember how the exchanges list these instruments."""
         ...
 
@@ -199,11 +204,11 @@ class Store(Protocol):
         """Coverage that touches the window, oldest first, and the nearest span before it and after it where there is one."""
         ...
 
-    async def expire(self, now: int, lives: Lives) -> int:
+    async def expire(self, now: int, lives: Retention) -> int:
         """Delete a bounded amount of what outlived its life; how many rows went. 0 where the store's own server deletes."""
         ...
 
-    async def hold(self, owner: str, instruments: Sequence[Instrument], life: float) -> dict[Instrument, int]:
+    async def acquire_leases(self, owner: str, instruments: Sequence[Instrument], life: float) -> dict[Instrument, int]:
         """Be, or go on to be, the one that records these instruments, for `life` seconds from now by the store's own clock.
 
         Those that are held, each with the epoch of its lease: a number that grows whenever another owner takes it. What is missing
@@ -211,7 +216,7 @@ class Store(Protocol):
         """
         ...
 
-    async def let_go(self, owner: str) -> None:
+    async def release_leases(self, owner: str) -> None:
         """Record nothing more, so that another owner may at once."""
         ...
 

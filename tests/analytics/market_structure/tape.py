@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.analytics.structure_oracles import Ohlc
 from wadm_mcp.analytics.footprint import Bar
 from wadm_mcp.analytics.market_structure.events import Event, events
-from wadm_mcp.analytics.market_structure.series import Series, Told
+from wadm_mcp.analytics.market_structure.series import CoveredBar, Series
 from wadm_mcp.model import MINUTE, Scale
 
 SCALE: Final = Scale(2, 3)
@@ -59,7 +59,7 @@ PLACES: Final = st.sets(st.integers(0, 109), max_size=6)
 def series(rows: Sequence[Row | None], *, unusable: Collection[int] = (), torn: Collection[int] = (), start: int = DAY) -> Series:
     """Consecutive bars; None is a bar without trades. Of an `unusable` one too little is held, of a `torn` one all but a trade."""
     told = [
-        Told(
+        CoveredBar(
             start + place * LENGTH,
             start + (place + 1) * LENGTH,
             None if row is None else bar(row),

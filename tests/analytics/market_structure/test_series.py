@@ -12,7 +12,7 @@ from tests.analytics import structure_oracles as oracles
 from tests.analytics.market_structure.tape import DAY, LENGTH, MIDDLE, PLACES, SCALE, SOME_ROWS, Row, bar, prices, quiet, series, wave
 from wadm_mcp.analytics.footprint import Bar
 from wadm_mcp.analytics.market_structure.parameters import Parameters
-from wadm_mcp.analytics.market_structure.series import Candle, Series, Told
+from wadm_mcp.analytics.market_structure.series import Candle, CoveredBar, Series
 from wadm_mcp.model import Scale
 
 
@@ -80,7 +80,7 @@ def test_nothing_is_said_where_most_bars_are_alike() -> None:
 
 
 def test_a_bar_is_usable_from_95_percent_of_its_time_on() -> None:
-    told = [Told(DAY + place, DAY + place + 1, bar(row), 0.95 - 0.0001 * place, False) for place, row in enumerate(quiet(2))]
+    told = [CoveredBar(DAY + place, DAY + place + 1, bar(row), 0.95 - 0.0001 * place, False) for place, row in enumerate(quiet(2))]
     one = Series(told, SCALE)
     assert [one.usable(0), one.usable(1)] == [True, False]
     assert [one.all_usable(0, 0), one.all_usable(0, 1), one.all_usable(-1, 0)] == [True, False, False]
@@ -101,14 +101,14 @@ def test_a_bar_without_trades_stands_still_at_the_close_before() -> None:
 
 
 def test_an_empty_bar_counts_as_one_without_trades() -> None:
-    told = [Told(DAY, DAY + 1, Bar(SCALE), 1.0, True), Told(DAY + 1, DAY + 2, bar(quiet(1)[0]), 1.0, True)]
+    told = [CoveredBar(DAY, DAY + 1, Bar(SCALE), 1.0, True), CoveredBar(DAY + 1, DAY + 2, bar(quiet(1)[0]), 1.0, True)]
     assert [candle.start for candle in Series(told, SCALE).candles] == [DAY + 1]
     assert [candle.volume for candle in Series(told[::-1], SCALE).candles] == [quiet(1)[0].volume, 0]
 
 
 def test_bars_are_written_at_the_series_scale() -> None:
     row = Row(MIDDLE, MIDDLE + 4, MIDDLE - 6, MIDDLE + 2, 30, 50)
-    (candle,) = Series([Told(DAY, DAY + LENGTH, bar(row), 1.0, True)], Scale(3, 5)).candles
+    (candle,) = Series([CoveredBar(DAY, DAY + LENGTH, bar(row), 1.0, True)], Scale(3, 5)).candles
     assert candle[2:8] == (10 * row.open, 10 * row.high, 10 * row.low, 10 * row.close, 100 * row.volume, 100 * row.delta)
     assert (candle.range, candle.move, candle.close_position) == (100, 20, 0.8)
 
@@ -130,7 +130,7 @@ def test_a_day_the_series_did_not_see_begin_has_no_cumulative_delta() -> None:
 
 def test_a_series_until_a_bar_knows_nothing_later() -> None:
     one = Series(
-        [Told(DAY + place, DAY + place + 1, bar(row), 1.0, True) for place, row in enumerate(quiet(30))], SCALE, Parameters(swing=2)
+        [CoveredBar(DAY + place, DAY + place + 1, bar(row), 1.0, True) for place, row in enumerate(quiet(30))], SCALE, Parameters(swing=2)
     )
     earlier = one.until(9)
     assert earlier.candles == one.candles[:10]

@@ -12,7 +12,7 @@ from tests.analytics import structure_oracles as oracles
 from tests.analytics.oracles import SCALE, SCALES, footprint_of, price_of, quantity_of, tapes, trade
 from wadm_mcp.analytics.footprint import Footprint
 from wadm_mcp.analytics.market_structure.parameters import Parameters
-from wadm_mcp.analytics.market_structure.zones import FEWEST_ORDERS, Order, beyond, fading, large, orders, stacks
+from wadm_mcp.analytics.market_structure.zones import FEWEST_ORDERS, LargePrint, beyond, fading, large, orders, stacks
 from wadm_mcp.model import Scale, Trade
 
 _Ladder = list[tuple[int, int]]
@@ -131,7 +131,7 @@ def test_trades_of_one_millisecond_and_side_in_a_row_are_one_order(trades: list[
     assert [_written(one) for one in orders(trades)] == oracles.taker_orders(trades)
 
 
-def _written(one: Order) -> oracles.TakerOrder:
+def _written(one: LargePrint) -> oracles.TakerOrder:
     prices, lots = one.scale
     notional = Fraction(one.notional, 10 ** (prices + lots))
     return oracles.TakerOrder(

@@ -54,7 +54,7 @@ class Candle(NamedTuple):
         return (self.close - self.low) / self.range if self.range else 0.5
 
 
-class Told(NamedTuple):
+class CoveredBar(NamedTuple):
     """A bar of the tape and how much of it is held. `bar` is None, or empty, where nothing traded."""
 
     start: int
@@ -67,7 +67,7 @@ class Told(NamedTuple):
 class Series:
     """Consecutive bars of one timeframe, oldest first, with the statistics detectors ask for. Every one is null rather than a guess."""
 
-    def __init__(self, told: Sequence[Told], scale: Scale, parameters: Parameters = DEFAULT) -> None:
+    def __init__(self, told: Sequence[CoveredBar], scale: Scale, parameters: Parameters = DEFAULT) -> None:
         """Bars at `scale`. Those before the first trade are left out: they have no price to stand still at."""
         self.scale = scale
         self.parameters = parameters
@@ -169,7 +169,7 @@ class Series:
         return held if len(held) >= self.parameters.least else None
 
 
-def _candle(one: Told, bar: Bar) -> Candle:
+def _candle(one: CoveredBar, bar: Bar) -> Candle:
     assert bar.open is not None
     assert bar.high is not None
     assert bar.low is not None

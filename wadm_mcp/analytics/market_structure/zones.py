@@ -27,7 +27,7 @@ class Stack(NamedTuple):
     rows: int
 
 
-class Order(NamedTuple):
+class LargePrint(NamedTuple):
     """Consecutive trades of one millisecond and one aggressor's side: one taker's order, as far as the tape tells. `notional` is exact, at
     `scale.price + scale.quantity` decimals; `price` is the last one it reached."""
 
@@ -82,10 +82,10 @@ def beyond(footprint: Footprint, edge: int, *, above: bool) -> tuple[int, int]:
     return sum(cell[0] + cell[1] for cell in outside), sum(cell[0] - cell[1] for cell in outside)
 
 
-def orders(trades: Sequence[Trade]) -> list[Order]:
+def orders(trades: Sequence[Trade]) -> list[LargePrint]:
     """Taker orders put together from trades of one instrument in `Trade.order`. One order at several prices arrives as several trades, and
     on some exchanges every resting order that it met is one of its own."""
-    found: list[Order] = []
+    found: list[LargePrint] = []
     last: Trade | None = None
     for trade in trades:
         notional = trade.price * trade.quantity
@@ -97,11 +97,11 @@ def orders(trades: Sequence[Trade]) -> list[Order]:
                 price=trade.price, quantity=one.quantity + trade.quantity, notional=one.notional + notional, fills=one.fills + trade.fills
             )
         else:
-            found.append(Order(trade.timestamp, trade.trade_type, trade.price, trade.quantity, notional, trade.fills, trade.scale))
+            found.append(LargePrint(trade.timestamp, trade.trade_type, trade.price, trade.quantity, notional, trade.fills, trade.scale))
     return found
 
 
-def large(found: Sequence[Order], parameters: Parameters = DEFAULT) -> tuple[Order, list[Order]] | None:
+def large(found: Sequence[LargePrint], parameters: Parameters = DEFAULT) -> tuple[LargePrint, list[LargePrint]] | None:
     """The order at the threshold, which `parameters.large` percent of all do not pass (nearest rank), and those that reach it, largest
     first. None where they are too few."""
     if len(found) < FEWEST_ORDERS:
@@ -110,7 +110,7 @@ def large(found: Sequence[Order], parameters: Parameters = DEFAULT) -> tuple[Ord
     for order in found:
         finest = finest.finest(order.scale)
 
-    def size(order: Order) -> int:
+    def size(order: LargePrint) -> int:
         return order.notional * 10 ** (finest.price + finest.quantity - order.scale.price - order.scale.quantity)
 
     ranked = sorted(found, key=size)

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wadm_mcp.analytics.footprint import Footprint
+from wadm_mcp.collection.backfill.archive_minutes import PackedPiece, numbered_minutes, whole_minutes
+from wadm_mcp.errors import ArchiveError
+from wadm_mcp.exchanges.binance_archive import BinanceAggregates, BinanceSpotTrades
+from wadm_mcp.exchanges.bybit_archive import BybitLinearTrades, BybitSpotTrades
+from wadm_mcp.model import DAY, MINUTE, SECOND, Basis, Instrument, Listing, Span, Trade, TradeType, Window
+from wadm_mcp.storage.store import WHOLE
+
+START = 1_784_851_200_000
+"""2026-07-24T00:00Z."""
+TODAY = Window(START, START + DAY)
+SPOT = Listing(Instrument("binance", "spot", "BTCUSDT"), Decimal("0.01"), Decimal("0.00001"))
+LINEAR = Listing(Instrument("binance", "linear", "BTCUSDT"), Decimal("0.1"), Decimal("0.001"))
+BYBIT = Listing(Instrument("bybit", "linear", "BTCUSDT"), Decimal("0.1"), Decimal("0.001"))
+BYBIT_SPOT = Listing(Instrument("bybit", "spot", "BTCUSDT"), Decimal("0.1"), Decimal("0.000001"))
+
+
+def spot_line(number: int, at: int, *, price: str = "61837.63000000", sold: bool = False) -> str:
+    return f"{number},{price},0.00100000,61.83763000,{at * 1000},{sold},True\n"
+
+
+def spot_pieces(lines: Iterable[str], held: Sequence[Span] = ()) -> list[PackedPiece]:
+    return list(numbered_minutes(BinanceSpotTrades(), SPOT, lines, TODAY, held))
+
+
+def span(first: int, last: int, start: int, end: int) -> Span:
+    return Span(start, end, first, last, Basis.EXACT)
+
+
+def test_a_day_becomes_a_piece_for_each_minute() -> None:
+    pieces = spot_pieces([spot_line(7, START), spot_line(8, START + 59_999, sold=True), spot_line(9, START + MINUTE)])
+    assert [(one.minute, one.first_seq, one.last_seq, one.trades) for one in pieces] == [(START, 7, 8, 2), (START + MINUTE, 9, 9, 1)]
+    bar = pieces[0].piece(SPOT).footprint.bar
+    assert (bar.first_seq, bar.last_seq, bar.min_delta, bar.max_delta, bar.delta) == (7, 8, 0, 100, 0)
+
+
+def test_a_hole_in_a_file_stays_one_and_a_repeat_counts_once() -> None:
+    lines = [spot_line(7, START), spot_line(7, START), spot_line(9, START + 1), spot_line(8, START + 2), spot_line(10, START + 3)]
+    assert [(one.first_seq, one.last_seq, one.trades) for one in spot_pieces(lines)] == [(7, 7, 1), (9, 10, 2)]
+
+
+def test_what_is_held_already_is_left_out() -> None:
+    held = [span(3, 4, START - 9, START - 1), span(8, 9, START + 1, START + 2), span(12, 99, START + 5, START + 9)]
+    lines = [spot_line(7 + number, START + number) for number in range(8)]
+    assert [(one.first_seq, one.last_seq) for one in spot_pieces(lines, held)] == [(7, 7), (10, 11)]
+
+
+@given(
+    st.sets(st.integers(0, 300), min_size=1), st.lists(st.tuples(st.integers(0, 300), st.integers(0, 40)), max_size=5), st.integers(0, 9)
+)
+def test_every_id_of_the_file_that_is_not_held_is_in_one_piece(ids: set[int], runs: list[tuple[int, int]], repeats: int) -> None:
+    def at(number: int) -> int:
+        return START + number * 700
+
+    taken = {number for first, length in runs for number in range(first, first + length)}
+    edges = sorted(number for number in taken if number - 1 not in taken), sorted(number for number in taken if number + 1 not in taken)
+    held = [span(first, last, at(first), at(last)) for first, last in zip(*edges, strict=True)]
+    rows = sorted(ids)
+    lines = [spot_line(number, at(number)) for number in sorted([*rows, *rows[:repeats]])]
+    pieces = spot_pieces(lines, held)
+    told = [number for one in pieces for number in range(one.first_seq, one.last_seq + 1)]
+    assert told == [number for number in rows if number not in taken]
+    assert sum(one.trades for one in pieces) == len(told)
+    assert all(one.minute <= at(number) < one.minute + MINUTE for one in pieces for number in (one.first_seq, one.last_seq))
+
+
+def test_aggregates_of_spot_join_by_the_raw_ids_they_fold() -> None:
+    lines = [
+        f"1,61837.63,0.002,7,8,{START * 1000},False,True\n",
+        f"2,61837.64,0.001,9,9,{(START + 1) * 1000},True,True\n",
+        f"3,61837.64,0.001,10,12,{(START + 2) * 1000},True,True\n",
+    ]
+    pieces = list(numbered_minutes(BinanceAggregates("spot"), SPOT, lines, TODAY, [span(12, 20, START + 2, START + 9)]))
+    assert [(one.first_seq, one.last_seq, one.trades) for one in pieces] == [(7, 9, 3)]
+    # Its first fill alone may have been the lowest that delta was.
+    assert pieces[0].piece(SPOT).footprint.bar.min_delta is None
+
+
+def test_rows_of_usd_m_are_what_its_socket_tells_so_their_path_is_known() -> None:
+    lines = [
+        "agg_trade_id,price,quantity,first_trade_id,last_trade_id,transact_time,is_buyer_maker\n",
+        f"5,61837.6,0.002,70,78,{START},false\n",
+        f"6,61837.5,0.001,90,90,{START + 1},true\n",
+    ]
+    (piece,) = numbered_minutes(BinanceAggregates("linear"), LINEAR, lines, TODAY, [])
+    bar = piece.piece(LINEAR).footprint.bar
+    assert (piece.first_seq, piece.last_seq, piece.trades, bar.min_delta, bar.max_delta) == (5, 6, 10, 1, 2)
+
+
+@pytest.mark.parametrize("at", [START - 1, START + DAY])
+def test_a_row_of_another_day_is_refused(at: int) -> None:
+    with pytest.raises(ArchiveError, match=r"binance:spot:BTCUSDT archive, row 1: its time .* is not of the file's day"):
+        spot_pieces([spot_line(7, at)])
+    with pytest.raises(ArchiveError, match="is not of the file's day"):
+        list(whole_minutes(BybitLinearTrades(), BYBIT, [linear_line(at, "a")], TODAY, {START}, {}))
+
+
+@pytest.mark.parametrize("number", [5, 5_000])
+def test_ids_of_another_time_than_the_tape_tells_are_of_another_symbol(number: int) -> None:
+    held = [span(1_000, 2_000, START + 6 * MINUTE, START + 9 * MINUTE)]
+    at = START + 10 * MINUTE if number < 1_000 else START
+    with pytest.raises(ArchiveError, match="another time than the tape's ids beside it; give a file of this symbol"):
+        spot_pieces([spot_line(number, at)], held)
+
+
+def linear_line(at: int, trade_id: str, *, side: str = "Buy", price: str = "61837.6") -> str:
+    return f"{at / 1000:.4f},BTCUSDT,{side},0.002,{price},PlusTick,{trade_id},1,0.002,123.6,0\n"
+
+
+def bybit_trade(at: int, trade_id: str, price: int = 618_380) -> Trade:
+    return Trade(BYBIT.instrument, at, at, trade_id, price, 2, TradeType.SELL, 1, BYBIT.scale)
+
+
+def test_unnumbered_rows_become_whole_minutes_of_those_wanted() -> None:
+    lines = [linear_line(START + second * SECOND, f"id-{second}") for second in range(0, 300, 10)]
+    pieces = list(whole_minutes(BybitLinearTrades(), BYBIT, lines, TODAY, {START + MINUTE, START + 3 * MINUTE, START + 9 * MINUTE}, {}))
+    assert [(one.minute, one.first_seq, one.last_seq, one.trades) for one in pieces] == [
+        (START + MINUTE, WHOLE, WHOLE, 6),
+        (START + 3 * MINUTE, WHOLE, WHOLE, 6),
+    ]
+
+
+def test_a_file_that_runs_newest_first_tells_the_same() -> None:
+    lines = [
+        linear_line(START + second * SECOND, f"id-{second}", side="Sell" if second % 3 else "Buy", price=f"{61_837 + second % 7}.0")
+        for second in range(0, 300, 7)
+    ]
+    wanted = {START + minute * MINUTE for minute in range(5)}
+    forward = list(whole_minutes(BybitLinearTrades(), BYBIT, lines, TODAY, wanted, {}))
+    assert sorted(whole_minutes(BybitLinearTrades(), BYBIT, lines[::-1], TODAY, wanted, {})) == forward
+    assert len(forward) == 5
+
+
+def test_a_linear_minute_is_joined_with_the_tape_by_trade_id() -> None:
+    lines = [linear_line(START, "a"), linear_line(START + 500, "b")]
+    beside = {START: [bybit_trade(START + 500, "b"), bybit_trade(START + 100, "c")]}
+    (piece,) = whole_minutes(BybitLinearTrades(), BYBIT, lines, TODAY, {START}, beside)
+    expected = Footprint(BYBIT.scale)
+    rows = list(BybitLinearTrades().rows(BYBIT, lines))
+    for trade in (rows[0].trade, bybit_trade(START + 100, "c"), rows[1].trade):
+        expected.add(trade)
+    assert piece.piece(BYBIT).footprint == expected
+
+
+def test_a_repeated_row_of_an_unnumbered_file_counts_once() -> None:
+    spot = ["id,timestamp,price,volume,side,rpi\n", *(f"{row},{START + 5},61837.6,0.000001,buy,0\n" for row in (1, 2, 2, 3))]
+    (piece,) = whole_minutes(BybitSpotTrades(), BYBIT_SPOT, spot, TODAY, {START}, {})
+    assert piece.trades == 3
+
+
+def test_a_file_in_no_order_is_refused() -> None:
+    lines = [linear_line(START + minute * MINUTE, f"id-{place}") for place, minute in enumerate((0, 1, 2, 3, 0))]
+    with pytest.raises(ArchiveError, match="row 5: it comes minutes out of turn; the file is in no order"):
+        list(whole_minutes(BybitLinearTrades(), BYBIT, lines, TODAY, {START}, {}))

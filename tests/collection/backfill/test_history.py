@@ -1,0 +1,480 @@
+"""The past over real loopback REST and archives: a tape that begins somewhere, and all of the ledger before it."""
+
+from __future__ import annotations
+
+import io
+import random
+import zipfile
+import zlib
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from datetime import date
+from decimal import Decimal
+from hashlib import sha256
+from itertools import count
+from pathlib import Path
+
+import anyio
+import msgspec
+import pytest
+
+from tests.market import Clock
+from tests.test_audit import ledger
+from wadm_mcp.analytics.footprint import Footprint
+from wadm_mcp.collection.backfill import history as history_module
+from wadm_mcp.collection.backfill.gap_repair import GapRepairer
+from wadm_mcp.collection.backfill.history import History
+from wadm_mcp.collection.backfill.recent_trades import RecentTradesReconciler
+from wadm_mcp.collection.recording.minute import build_minute
+from wadm_mcp.collection.recording.recorder import Recorder
+from wadm_mcp.collection.recording.rollup import Rollup
+from wadm_mcp.collection.rest.client import RestClient
+from wadm_mcp.collection.subscriptions import EXCHANGES
+from wadm_mcp.errors import ExchangeError
+from wadm_mcp.exchanges.exchange import Trades
+from wadm_mcp.health import Health
+from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, Instrument, Listing, Timeframe, Trade, Window
+from wadm_mcp.queries.coverage import judge
+from wadm_mcp.simulator.archives import Archives
+from wadm_mcp.simulator.faults import Faults, Reply
+from wadm_mcp.simulator.simulator import Simulator
+from wadm_mcp.storage.sqlite import SqliteStore
+from wadm_mcp.storage.store import Store
+from wadm_mcp.tape import Tape
+
+pytestmark = pytest.mark.anyio
+
+SPOT = Instrument("binance", "spot", "BTCUSDT")
+LINEAR = Instrument("binance", "linear", "BTCUSDT")
+BYBIT_SPOT = Instrument("bybit", "spot", "BTCUSDT")
+BYBIT_LINEAR = Instrument("bybit", "linear", "BTCUSDT")
+EVERY = [SPOT, LINEAR, BYBIT_SPOT, BYBIT_LINEAR]
+MIDNIGHT = 1_785_024_000_000
+"""2026-07-26T00:00Z. The same market in every run."""
+QUIET = {"binance": 0.04, "bybit": 0.2}
+
+
+class World:
+    """One process's collection of one instrument on a simulated exchange whose clock stands where it is put."""
+
+    def __init__(self, simulator: Simulator, rest: RestClient, store: Store, instrument: Instrument, clock: Clock, folder: Path) -> None:
+        self.simulator, self.rest, self.store, self.instrument, self.clock = simulator, rest, store, instrument, clock
+        self.folder = folder
+        self.tape, self.health = Tape(), Health(clock)
+        self.recorder = Recorder(self.tape, self.health, clock, anyio.current_time)
+        self.rollup = Rollup(self.recorder, store, self.health, clock, 3 * DAY)
+        exchange = EXCHANGES[instrument.exchange]
+        self.numbered = exchange.numbers_trades[instrument.market]
+        (sample, *_) = ledger(simulator, instrument, Window(MIDNIGHT - HOUR, MIDNIGHT))
+        self.listing = Listing(instrument, Decimal(1).scaleb(-sample.scale.price), Decimal(1).scaleb(-sample.scale.quantity))
+        self.followed = self.recorder.follow(self.listing, numbered=self.numbered)
+        self.followed.tape.adopted = True
+        self.rest_url = simulator.urls[
+            f"binance_{instrument.market}_rest" if instrument.exchange == "binance" else f"{instrument.exchange}_rest"
+        ]
+        self.exchange = exchange
+
+    def history(self, reach: int = HOUR, *, raw: bool = False) -> History:
+        return History(
+            self.exchange,
+            self.instrument.market,
+            self.rest_url,
+            self.simulator.urls[f"{self.instrument.exchange}_archive"],
+            self.rest,
+            self.recorder,
+            self.store,
+            self.health,
+            self.clock,
+            anyio.current_time,
+            reach=reach,
+            raw=raw,
+            trades_life=3 * DAY,
+            folder=self.folder,
+        )
+
+    def repairer(self) -> GapRepairer | RecentTradesReconciler:
+        common = (self.exchange, self.instrument.market, self.rest_url, self.rest, self.recorder, self.health)
+        if self.numbered:
+            return GapRepairer(*common, self.clock, anyio.current_time, 3 * DAY, long_gaps=False)
+        return RecentTradesReconciler(*common, anyio.current_time)
+
+    def traded(self, start: int, end: int) -> list[Trade]:
+        return ledger(self.simulator, self.instrument, Window(start, end))
+
+    async def live(self, start: int, end: int, connection: int = 1) -> None:
+        """What a connection brings from `start` to `end`, which then ends."""
+        for trade in self.traded(start, end):
+            self.clock.now = max(self.clock.now, trade.timestamp + 1)
+            await self.recorder.take(connection, Trades(self.instrument, (trade,), trade.timestamp + 1))
+
+    async def begin_again(self) -> None:
+        """Go on from the store as a new process does, whose connections have not brought anything yet."""
+        self.followed.tape.adopted = False
+        await self.rollup.adopt(self.followed)
+
+    async def save(self) -> None:
+        # What was cut is nowhere else.
+        with anyio.CancelScope(shield=True):
+            trades, spans, pieces = self.recorder.take_batch()
+            await self.store.write(trades, spans, pieces)
+            self.recorder.mark_durable(trades, pieces)
+
+    async def keep_saving(self) -> None:
+        while True:
+            await self.save()
+            await anyio.sleep(0.005)
+
+    async def bring_in(self, history: History, *, repair: bool = True) -> None:
+        """All that history and repair can."""
+        with anyio.fail_after(60):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self.keep_saving)
+                tasks.start_soon(history.run)
+                if repair:
+                    tasks.start_soon(self.repairer().run)
+                await history.idle.wait()
+                while repair and self.numbered and self.followed.continuity.missing():
+                    await anyio.sleep(0.01)
+                tasks.cancel_scope.cancel()
+        await self.save()
+
+    async def footprints(self, window: Window) -> dict[int, Footprint]:
+        """A window's minutes as rollup derives them from what is stored."""
+        found: dict[int, Footprint] = {}
+        for minute in range(window.start, window.end, MINUTE):
+            inside = Window(minute, minute + MINUTE)
+            trades = await self.store.trades(self.instrument, inside, limit=10_000)
+            footprint = build_minute(trades, await self.store.pieces(self.instrument, inside))
+            if footprint.cells:
+                found[minute] = footprint
+        return found
+
+    async def derived(self, window: Window) -> dict[int, Footprint]:
+        """What the store has of a window's minutes once rollup is done."""
+        for connection in range(12):
+            self.recorder.lost(connection, [self.instrument], "disconnect", "")
+        with anyio.fail_after(30):
+            while await self.store.dirty_minutes():
+                self.clock.now += 31 * SECOND
+                await self.rollup.run()
+        return {row.start: row.footprint for row in await self.store.footprints(self.instrument, Timeframe.M1, window)}
+
+    def expected(self, window: Window, *, ordered: bool = True) -> dict[int, Footprint]:
+        """The ledger's minutes; if not `ordered` as somebody sees them who knows no order but time."""
+        made: dict[int, Footprint] = {}
+        for trade in self.traded(window.start, window.end):
+            minute = trade.timestamp - trade.timestamp % MINUTE
+            told = trade if ordered else msgspec.structs.replace(trade, seq=trade.timestamp)
+            made.setdefault(minute, Footprint(self.listing.scale)).add(told)
+        return made
+
+    async def compare(self, window: Window) -> None:
+        """The minutes of a window are the ledger's: every figure that is told is exact, and only a path may be unknown.
+
+        An archive of Bybit tells no cross sequence: what happened within one of its milliseconds is one step.
+        """
+        found, made, timed = await self.footprints(window), self.expected(window), self.expected(window, ordered=False)
+        assert found.keys() == made.keys()
+        for minute, footprint in found.items():
+            assert footprint.cells == made[minute].cells
+            lawful = [figures(made[minute]), *([] if self.numbered else [figures(timed[minute])])]
+            assert figures(footprint) in [{name: value for name, value in one.items() if name in figures(footprint)} for one in lawful]
+
+    async def covered(self, window: Window) -> float:
+        spans = await self.store.spans(self.instrument, window)
+        judgement = judge(spans, window, self.clock.now, self.followed.alive_until())
+        return float(judgement.ratio)
+
+
+def figures(footprint: Footprint) -> dict[str, object]:
+    told = msgspec.structs.asdict(footprint.bar)
+    # An archive of Bybit does not know the cross sequence.
+    del told["first_seq"], told["last_seq"]
+    if told["min_delta"] is None:
+        del told["min_delta"], told["max_delta"]
+    return told
+
+
+@asynccontextmanager
+async def simulated(
+    instrument: Instrument, clock: Clock, faults: Faults | None = None, *, activity: float | None = None
+) -> AsyncGenerator[Simulator]:
+    seconds = count()
+    async with Simulator(
+        seed=5,
+        instruments=[instrument],
+        activity=activity or QUIET[instrument.exchange],
+        clock=clock,
+        # Its limits are not the subject: each request comes a second after the one before.
+        wall=lambda: MIDNIGHT + next(seconds) * 10 * SECOND,
+        faults=faults,
+    ) as simulator:
+        yield simulator
+
+
+@asynccontextmanager
+async def world(instrument: Instrument, folder: Path, simulator: Simulator, clock: Clock, *, now: int) -> AsyncGenerator[World]:
+    clock.now = now
+    folder.mkdir(exist_ok=True)
+    async with SqliteStore(folder / "wadm.sqlite") as store, RestClient(proxied=False) as rest:
+        yield World(simulator, rest, store, instrument, clock, folder / "archive")
+
+
+@pytest.mark.parametrize("instrument", [SPOT, LINEAR], ids=str)
+async def test_at_a_hundred_random_starts_the_numbered_minutes_around_the_seam_are_the_ledgers(
+    instrument: Instrument, tmp_path: Path
+) -> None:
+    chance, clock = random.Random(zlib.crc32(str(instrument).encode())), Clock(MIDNIGHT)
+    async with simulated(instrument, clock) as simulator:
+        for place in range(50):
+            after_midnight = place % 10 == 0
+            start = MIDNIGHT + (chance.randrange(10 * MINUTE) if after_midnight else chance.randrange(30 * MINUTE, 20 * HOUR))
+            async with world(instrument, tmp_path / str(place), simulator, clock, now=start) as one:
+                end = start + chance.randrange(MINUTE, 3 * MINUTE)
+                await one.live(start, end)
+                await one.bring_in(one.history(3 * HOUR if after_midnight else 20 * MINUTE))
+                checked = Window(start - start % MINUTE - 20 * MINUTE, end - end % MINUTE)
+                await one.compare(checked)
+                assert await one.covered(checked) == 1
+
+
+async def test_a_stretch_that_cannot_be_brought_in_keeps_no_older_one_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history_module, "_PAUSE", 0.01)
+    tried: list[int] = []
+    bring_in = History._import
+
+    async def refused(self: History, job: history_module._Job) -> None:
+        tried.append(job.day.start)
+        if job.day.start == MIDNIGHT:
+            raise ExchangeError("binance spot answers an error for this day")
+        await bring_in(self, job)
+
+    monkeypatch.setattr(History, "_import", refused)
+    clock = Clock(MIDNIGHT)
+    async with simulated(SPOT, clock) as simulator, world(SPOT, tmp_path, simulator, clock, now=MIDNIGHT + HOUR) as one:
+        await one.live(MIDNIGHT + HOUR, MIDNIGHT + HOUR + MINUTE)
+        with anyio.fail_after(30):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(one.keep_saving)
+                tasks.start_soon(one.history(3 * HOUR).run)
+                while MIDNIGHT - DAY not in tried or tried.count(MIDNIGHT) < 2:
+                    await anyio.sleep(0.01)
+                tasks.cancel_scope.cancel()
+        assert tried[0] == MIDNIGHT
+
+
+@pytest.mark.parametrize("instrument", [BYBIT_SPOT, BYBIT_LINEAR], ids=str)
+async def test_at_a_hundred_random_starts_the_minutes_that_join_an_archive_without_ids_are_the_ledgers(
+    instrument: Instrument, tmp_path: Path
+) -> None:
+    chance, clock = random.Random(zlib.crc32(str(instrument).encode())), Clock(MIDNIGHT)
+    async with simulated(instrument, clock) as simulator:
+        for place in range(5):
+            starts = sorted(chance.sample(range(10, 1_430, 20), 10))
+            starts = [MIDNIGHT - DAY + minute * MINUTE + chance.randrange(MINUTE) for minute in starts]
+            async with world(instrument, tmp_path / str(place), simulator, clock, now=starts[0]) as one:
+                for connection, start in enumerate(starts):
+                    await one.live(start, start + chance.randrange(MINUTE, 5 * MINUTE), connection)
+                    one.recorder.lost(connection, [instrument], "disconnect", "")
+                await one.save()
+                one.clock.now = MIDNIGHT + HOUR
+                await one.bring_in(one.history(DAY), repair=False)
+                for start in starts:
+                    checked = Window(start - start % MINUTE - 3 * MINUTE, start - start % MINUTE + 9 * MINUTE)
+                    await one.compare(checked)
+                    assert await one.covered(checked) == 1
+                assert await one.covered(Window(MIDNIGHT - DAY, MIDNIGHT)) == 1
+                assert await one.covered(Window(MIDNIGHT - DAY, MIDNIGHT + 30 * MINUTE)) < 1
+
+
+class Damage(Faults):
+    """Does something to each file of an archive, and states the checksum of what comes of it."""
+
+    def __init__(self, harm: Callable[[bytes], bytes], *, checksum: bool = True) -> None:
+        self.harm = harm
+        self.restated = checksum
+        self.sent = 0
+        self._digest = ""
+
+    async def archived(self, exchange: str, path: str, reply: Reply) -> Reply:
+        if not isinstance(reply.body, bytes) or reply.status != 200:
+            return reply
+        if path.endswith(".CHECKSUM"):
+            body = (await self.archive.answer(path.removesuffix(".CHECKSUM"), {}) or reply).body if self.restated else b""
+            assert isinstance(body, bytes)
+            digest = sha256(self.harm(body)).hexdigest() if self.restated else "0" * 64
+            return reply._replace(body=f"{digest}  a-file\n".encode())
+        self.sent += 1
+        return reply._replace(body=self.harm(reply.body))
+
+    archive: Archives
+
+
+def in_the_middle(body: bytes) -> bytes:
+    place = len(body) // 2
+    return body[:place] + bytes([body[place] ^ 0xFF]) + body[place + 1 :]
+
+
+def of_another_symbol(body: bytes) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(body)) as packed:
+        text = packed.read(packed.namelist()[0])
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr(zipfile.ZipInfo("ETHUSDT-trades-2026-07-25.csv"), text)
+    return made.getvalue()
+
+
+def without_the_last_hours(body: bytes) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(body)) as packed:
+        (name,) = packed.namelist()
+        lines = packed.read(name).splitlines(keepends=True)
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr(zipfile.ZipInfo(name), b"".join(lines[: len(lines) * 3 // 4]))
+    return made.getvalue()
+
+
+HARMED: list[tuple[Callable[[bytes], bytes], bool, str]] = [
+    (in_the_middle, True, "cut short or damaged"),
+    (lambda body: body[: len(body) // 2], True, "cut short or damaged"),
+    (lambda body: body, False, "its SHA-256 is"),
+    (of_another_symbol, True, "which is not of BTCUSDT"),
+]
+
+
+@pytest.mark.parametrize(("harm", "checksum", "says"), HARMED)
+async def test_a_damaged_file_of_a_numbered_market_is_one_line_and_its_day_comes_from_pages(
+    harm: Callable[[bytes], bytes], checksum: bool, says: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock, damage = Clock(MIDNIGHT), Damage(harm, checksum=checksum)
+    async with simulated(SPOT, clock, damage) as simulator, world(SPOT, tmp_path, simulator, clock, now=MIDNIGHT + MINUTE) as one:
+        damage.archive = simulator.archive("binance")
+        await one.live(MIDNIGHT + MINUTE, MIDNIGHT + 3 * MINUTE)
+        await one.bring_in(one.history(3 * HOUR))
+        (line,) = [str(vars(record)["wadm_fields"]["error"]) for record in caplog.records if record.getMessage() == "history.damaged"]
+        assert says in line
+        assert "\n" not in line
+        assert damage.sent == 1
+        assert one.health.counts["history.damaged"] == 1
+        checked = Window(MIDNIGHT - 3 * HOUR, MIDNIGHT + 2 * MINUTE)
+        await one.compare(checked)
+        assert await one.covered(checked) == 1
+        assert await one.store.pieces(SPOT, Window(MIDNIGHT - DAY, MIDNIGHT - 4 * HOUR)) == []
+
+
+@pytest.mark.parametrize("instrument", [BYBIT_SPOT, BYBIT_LINEAR], ids=str)
+async def test_of_a_damaged_file_without_another_source_nothing_is_imported(instrument: Instrument, tmp_path: Path) -> None:
+    clock, damage = Clock(MIDNIGHT), Damage(lambda body: body[: len(body) - 300])
+    async with simulated(instrument, clock, damage) as simulator, world(instrument, tmp_path, simulator, clock, now=MIDNIGHT + 1) as one:
+        await one.live(MIDNIGHT + 1, MIDNIGHT + 2 * MINUTE)
+        await one.bring_in(one.history(3 * HOUR), repair=False)
+        assert one.health.counts["history.damaged"] == 1
+        assert await one.store.pieces(instrument, Window(0, MIDNIGHT + DAY)) == []
+        assert await one.covered(Window(MIDNIGHT - DAY, MIDNIGHT)) == 0
+        detail = one.health.parts[f"{instrument.exchange} {instrument.market} history"].detail
+        assert f"the archive has no file of {date(2026, 7, 25)} yet" in detail
+
+
+async def test_a_day_that_the_archive_lacks_comes_from_pages_and_is_asked_for_again_later(tmp_path: Path) -> None:
+    clock, faults = Clock(MIDNIGHT), Faults()
+    faults.archive_delay = DAY
+    async with simulated(SPOT, clock, faults) as simulator, world(SPOT, tmp_path, simulator, clock, now=MIDNIGHT + MINUTE) as one:
+        await one.live(MIDNIGHT + MINUTE, MIDNIGHT + 3 * MINUTE)
+        await one.bring_in(one.history(3 * HOUR))
+        await one.compare(Window(MIDNIGHT - 3 * HOUR, MIDNIGHT + 2 * MINUTE))
+        assert one.health.counts["history.pages"] > 2
+        assert one.health.counts["history.damaged"] == 0
+
+
+@pytest.mark.parametrize("instrument", EVERY, ids=str)
+async def test_an_import_that_is_killed_fifty_times_comes_to_the_same_and_fetches_no_file_twice(
+    instrument: Instrument, tmp_path: Path
+) -> None:
+    chance, clock = random.Random(9), Clock(MIDNIGHT)
+    async with simulated(instrument, clock, activity=0.01 if instrument.exchange == "binance" else 0.05) as simulator:
+        async with world(instrument, tmp_path, simulator, clock, now=MIDNIGHT + MINUTE) as one:
+            await one.live(MIDNIGHT + MINUTE, MIDNIGHT + 10 * MINUTE)
+            await one.save()
+            # Made beforehand: what is sent to somebody who is not there any more counts here too.
+            archive, day = simulator.archive(instrument.exchange), date(2026, 7, 25)
+            await archive.answer(EXCHANGES[instrument.exchange].archives[instrument.market].path("BTCUSDT", day), {})
+            archive.asked.clear()
+        for _ in range(50):
+            async with world(instrument, tmp_path, simulator, clock, now=MIDNIGHT + 10 * MINUTE) as one:
+                await one.begin_again()
+                with anyio.move_on_after(chance.random() * 0.2):
+                    await one.bring_in(one.history(3 * HOUR))
+        async with world(instrument, tmp_path, simulator, clock, now=MIDNIGHT + 10 * MINUTE) as one:
+            await one.begin_again()
+            await one.bring_in(one.history(3 * HOUR))
+            end = MIDNIGHT + (9 * MINUTE if one.numbered else 0)
+            await one.compare(Window(MIDNIGHT - 3 * HOUR, end))
+            assert await one.covered(Window(MIDNIGHT - 3 * HOUR, end)) == 1
+            assert archive.asked
+            for path, sent in archive.asked.items():
+                assert sent < 2 * archive.size(path)
+            assert not (tmp_path / "archive" / f"{instrument.exchange}-{instrument.market}").exists()
+
+
+@pytest.mark.parametrize("instrument", [SPOT, LINEAR, BYBIT_LINEAR], ids=str)
+async def test_single_trades_are_kept_of_what_is_imported_where_that_is_asked_for(instrument: Instrument, tmp_path: Path) -> None:
+    clock = Clock(MIDNIGHT)
+    async with (
+        simulated(instrument, clock, activity=0.01) as simulator,
+        world(instrument, tmp_path, simulator, clock, now=MIDNIGHT - HOUR) as one,
+    ):
+        start = MIDNIGHT + 20 * MINUTE if one.numbered else MIDNIGHT - HOUR
+        await one.live(start, start + 5 * MINUTE)
+        one.recorder.lost(1, [instrument], "disconnect", "")
+        one.clock.now = max(one.clock.now, MIDNIGHT + MINUTE)
+        await one.bring_in(one.history(3 * HOUR, raw=True), repair=one.numbered)
+        window = Window(MIDNIGHT - 3 * HOUR, MIDNIGHT + 20 * MINUTE if one.numbered else MIDNIGHT)
+        held = await one.store.trades(instrument, window, limit=100_000)
+        assert sorted(trade.trade_id for trade in held) == sorted(trade.trade_id for trade in one.traded(window.start, window.end))
+        await one.compare(window)
+        spans = await one.store.spans(instrument, window)
+        assert all(span.raw for span in spans)
+        assert judge(spans, window, one.clock.now, raw=True).ratio == 1
+
+
+async def test_a_source_without_ids_of_its_own_gives_figures_alone(tmp_path: Path) -> None:
+    clock = Clock(MIDNIGHT)
+    async with simulated(BYBIT_SPOT, clock) as simulator, world(BYBIT_SPOT, tmp_path, simulator, clock, now=MIDNIGHT - HOUR) as one:
+        await one.live(MIDNIGHT - HOUR, MIDNIGHT - 50 * MINUTE)
+        one.clock.now = MIDNIGHT + MINUTE
+        await one.bring_in(one.history(3 * HOUR, raw=True), repair=False)
+        window = Window(MIDNIGHT - 3 * HOUR, MIDNIGHT - 2 * HOUR)
+        assert await one.store.trades(BYBIT_SPOT, window, limit=10) == []
+        assert await one.covered(window) == 1
+        assert judge(await one.store.spans(BYBIT_SPOT, window), window, one.clock.now, raw=True).ratio == 0
+
+
+async def test_a_file_that_an_earlier_process_left_stays_until_it_is_known_what_is_missing(tmp_path: Path) -> None:
+    clock = Clock(MIDNIGHT)
+    async with simulated(BYBIT_SPOT, clock) as simulator, world(BYBIT_SPOT, tmp_path, simulator, clock, now=MIDNIGHT + MINUTE) as one:
+        left = tmp_path / "archive" / "bybit-spot" / "BTCUSDT_2026-07-25.csv.gz.new.part"
+        left.parent.mkdir(parents=True)
+        left.write_bytes(b"half of it")
+        history = one.history(3 * HOUR)
+        with anyio.move_on_after(0.2):
+            await history.run()
+        assert left.exists()
+        assert not history.idle.is_set()
+        await one.live(MIDNIGHT + MINUTE, MIDNIGHT + 2 * MINUTE)
+        clock.now = MIDNIGHT + DAY - HOUR
+        await one.bring_in(one.history(HOUR), repair=False)
+        assert not left.parent.exists()
+
+
+async def test_a_day_that_was_imported_is_not_fetched_again_for_what_its_file_lacks(tmp_path: Path) -> None:
+    clock, faults = Clock(MIDNIGHT), Damage(without_the_last_hours)
+    async with simulated(LINEAR, clock, faults) as simulator, world(LINEAR, tmp_path, simulator, clock, now=MIDNIGHT + 3 * DAY) as one:
+        faults.archive = simulator.archive("binance")
+        await one.live(MIDNIGHT + 3 * DAY, MIDNIGHT + 3 * DAY + 2 * MINUTE)
+        history = one.history(3 * DAY)
+        await one.bring_in(history, repair=False)
+        sent = faults.sent
+        assert sent == 4
+        history._monotonic = lambda: anyio.current_time() + 3_600
+        await one.bring_in(history, repair=False)
+        assert faults.sent == sent

@@ -1,0 +1,362 @@
+from __future__ import annotations
+
+import json
+import ssl
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+import trustme
+from websockets.asyncio.server import ServerConnection, serve
+
+from tests.market import listing
+from wadm_mcp.collection.live import collector as collector_module
+from wadm_mcp.collection.live import staleness as pace_module
+from wadm_mcp.collection.live.collector import Collector
+from wadm_mcp.collection.recording import recorder as recorder_module
+from wadm_mcp.collection.recording.recorder import Recorder
+from wadm_mcp.exchanges.binance import Binance
+from wadm_mcp.exchanges.bybit import Bybit
+from wadm_mcp.exchanges.exchange import Exchange, Limits, Trades
+from wadm_mcp.health import Health, State
+from wadm_mcp.model import Instrument, Span, Trade
+from wadm_mcp.runtime import now_ms
+from wadm_mcp.simulator.simulator import Simulator
+from wadm_mcp.tape import Tape
+
+pytestmark = pytest.mark.anyio
+
+NAMES = ("BTCUSDT", "ETHUSDT")
+
+
+class Recording(Recorder):
+    """A recorder that tests can wait on."""
+
+    def __init__(self) -> None:
+        self.health = Health(now_ms)
+        self.tape = Tape()
+        super().__init__(self.tape, self.health, now_ms, time.monotonic)
+        self.changed = anyio.Event()
+        self.losses: list[tuple[str, str]] = []
+
+    async def take(self, connection: int, *messages: Trades) -> None:
+        await super().take(connection, *messages)
+        self._tell()
+
+    def lost(self, connection: int, instruments: Sequence[Instrument], reason: str, detail: str) -> None:  # type: ignore[override]
+        super().lost(connection, instruments, reason, detail)
+        self.losses.append((reason, detail))
+        self._tell()
+
+    def _tell(self) -> None:
+        self.changed.set()
+        self.changed = anyio.Event()
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        with anyio.fail_after(10):
+            while not holds():
+                await self.changed.wait()
+
+    def trades(self, instrument: Instrument) -> list[Trade]:
+        return sorted(self.tape[instrument].unsaved.values(), key=lambda trade: trade.seq)
+
+    def spans(self, instrument: Instrument) -> list[Span]:
+        return self[instrument].spans
+
+
+class Setting:
+    """A simulated market, a collector on it, and where its trades go."""
+
+    def __init__(self, simulator: Simulator, recorder: Recording, instruments: list[Instrument]) -> None:
+        self.simulator = simulator
+        self.recorder = recorder
+        self.instruments = instruments
+
+    async def push(self, *prices: str, symbol: str = "BTCUSDT", wait: bool = True) -> None:
+        exchange, market, _ = self.instruments[0]
+        instrument = Instrument(exchange, market, symbol)
+        held = len(self.recorder.trades(instrument))
+        await self.simulator.push(exchange, market, symbol, [(now_ms(), price, "0.5", "BUY") for price in prices])
+        if wait:
+            await self.recorder.until(lambda: len(self.recorder.trades(instrument)) >= held + len(prices))
+
+    async def push_until_heard(self) -> None:
+        """Trade again and again until a connection hears of it: the simulator may still hold the one that is going."""
+        held = len(self.recorder.trades(self.instruments[0]))
+        with anyio.fail_after(10):
+            while len(self.recorder.trades(self.instruments[0])) == held:
+                await self.push("61500", wait=False)
+                with anyio.move_on_after(0.2):
+                    await self.recorder.changed.wait()
+
+
+@asynccontextmanager
+async def collecting(
+    exchange: Exchange | None = None, market: str = "spot", names: tuple[str, ...] = ("BTCUSDT",), *, listed: tuple[str, ...] | None = None
+) -> AsyncGenerator[Setting]:
+    exchange = exchange or Binance()
+    instruments = [Instrument(exchange.name, market, name) for name in names]
+    known = [Instrument(exchange.name, market, name) for name in (listed or names)]
+    recorder = Recording()
+    for instrument in instruments:
+        recorder.follow(listing(instrument, "0.1", "0.001"), numbered=exchange.numbers_trades[market])
+    async with Simulator(instruments=known, manual=True) as simulator, anyio.create_task_group() as tasks:
+        name = exchange.name if exchange.name == "bybit" else f"binance_{market}"
+        listings = [recorder.tape[instrument].listing for instrument in instruments]
+        collector = Collector(exchange, market, listings, simulator.urls[f"{name}_ws"], recorder, recorder.health, time.monotonic)
+        tasks.start_soon(collector.run)
+        with anyio.fail_after(10):
+            for instrument in known:
+                if instrument in instruments:
+                    await simulator.subscribed(*instrument)
+        yield Setting(simulator, recorder, instruments)
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(("exchange", "market"), [(Binance(), "spot"), (Binance(), "linear"), (Bybit(), "spot"), (Bybit(), "linear")])
+async def test_every_market_delivers_its_trades_exactly(exchange: Exchange, market: str) -> None:
+    async with collecting(exchange, market, NAMES) as s:
+        await s.push("61000.1", "61000.2")
+        await s.push("3000.5", symbol="ETHUSDT")
+        trades = s.recorder.trades(s.instruments[0])
+        assert [trade.price for trade in trades] == [610_001, 610_002]
+        assert [trade.quantity for trade in trades] == [500, 500]
+        assert [trade.price for trade in s.recorder.trades(s.instruments[1])] == [30_005]
+        assert s.recorder.health.parts[str(s.instruments[0])].state is State.OK
+
+
+async def test_an_instrument_is_live_with_its_first_frame_and_not_with_its_acknowledgement() -> None:
+    async with collecting() as s:
+        assert s.recorder.health.parts[str(s.instruments[0])].state is State.STARTING
+        await s.push("61000")
+        assert s.recorder.health.parts[str(s.instruments[0])].state is State.OK
+
+
+async def test_after_a_cut_it_comes_back_and_the_missing_ids_are_a_gap() -> None:
+    async with collecting() as s:
+        (instrument,) = s.instruments
+        await s.push("61000")
+        s.simulator.drop_connections("binance", "spot")
+        await s.recorder.until(lambda: bool(s.recorder.losses))
+        await s.push("61001", wait=False)
+        with anyio.fail_after(10):
+            await s.simulator.subscribed(*instrument)
+        await s.push("61002")
+        first, second = s.recorder.spans(instrument)
+        assert second.first_seq - first.last_seq == 2
+        assert second.opened_by == "disconnect"
+
+
+async def test_after_a_cut_in_which_nothing_traded_there_is_no_gap_where_ids_count() -> None:
+    async with collecting() as s:
+        (instrument,) = s.instruments
+        await s.push("61000")
+        s.simulator.drop_connections("binance", "spot")
+        await s.recorder.until(lambda: bool(s.recorder.losses))
+        with anyio.fail_after(10):
+            await s.simulator.subscribed(*instrument)
+        await s.push("61001")
+        assert len(s.recorder.spans(instrument)) == 1
+
+
+async def test_a_lost_id_is_a_gap_of_one_trade() -> None:
+    async with collecting() as s:
+        (instrument,) = s.instruments
+        await s.push("61000")
+        s.simulator.skip_trades("binance", "spot", "BTCUSDT", 1)
+        await s.push("61001", wait=False)
+        await s.push("61002")
+        first, second = s.recorder.spans(instrument)
+        assert (second.first_seq - first.last_seq - 1, second.opened_by) == (1, "missing_ids")
+
+
+@pytest.mark.parametrize(
+    "garbage", ["{", b"\xff\x00", '{"e":"trade"}', '{"e":"trade","E":1,"s":"NOPE","t":1,"p":"x","q":"-1","T":1,"m":0}', "[]", ""]
+)
+async def test_garbage_is_counted_and_changes_nothing_else(garbage: str | bytes) -> None:
+    async with collecting() as s:
+        await s.push("61000")
+        s.simulator.send_raw("binance", "spot", garbage)
+        await s.push("61001")
+        assert s.recorder.health.counts["frames.bad"] == 1
+        assert len(s.recorder.spans(s.instruments[0])) == 1
+        assert s.recorder.losses == []
+
+
+async def test_garbage_between_frames_that_are_read_at_once_breaks_the_word_between_them() -> None:
+    async with collecting(Bybit(), "spot") as s:
+        (instrument,) = s.instruments
+        await s.push("61000")
+        began = now_ms()
+        # Within the moment in which frames gather.
+        await s.simulator.push(*instrument, [(began + 10, "61001", "0.5", "BUY")])
+        s.simulator.send_raw("bybit", "spot", "{")
+        await s.simulator.push(*instrument, [(began + 20, "61002", "0.5", "BUY")])
+        await s.simulator.push(*instrument, [(began + 30, "61003", "0.5", "BUY")])
+        await s.recorder.until(lambda: len(s.recorder.trades(instrument)) == 4)
+        before, after = s.recorder.spans(instrument)
+        assert (before.end, after.start) == (began + 10, began + 21)
+
+
+async def test_a_flood_of_garbage_is_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    async with collecting() as s:
+        await s.push("61000")
+        for _ in range(200):
+            s.simulator.send_raw("binance", "spot", "{")
+        await s.push("61001")
+        assert s.recorder.health.counts["frames.bad"] == 200
+    assert [record.getMessage() for record in caplog.records].count("frame.bad") == 1
+
+
+async def test_an_oversized_frame_costs_the_connection_and_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collector_module, "_FRAME_LIMIT", 10_000)
+    async with collecting() as s:
+        await s.push("61000")
+        s.simulator.send_raw("binance", "spot", "x" * 20_000)
+        await s.recorder.until(lambda: bool(s.recorder.losses))
+        await s.push_until_heard()
+        assert s.recorder.health.counts["frames.oversized"] == 1
+
+
+async def test_a_mute_connection_is_taken_for_dead_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace_module, "_SHORTEST", 0.5)
+    monkeypatch.setattr(pace_module, "_PATIENCE", 0.1)
+    async with collecting(Bybit()) as s:
+        await s.push("61000")
+        s.simulator.mute("bybit", "spot")
+        await s.recorder.until(lambda: bool(s.recorder.losses))
+        assert s.recorder.losses[0][0] == "mute"
+        s.simulator.unmute("bybit", "spot")
+        await s.push_until_heard()
+        assert [span.opened_by for span in s.recorder.spans(s.instruments[0])] == ["start", "mute"]
+
+
+async def test_a_recorder_without_room_is_not_taken_for_a_mute_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace_module, "_SHORTEST", 0.5)
+    monkeypatch.setattr(pace_module, "_PATIENCE", 0.1)
+    monkeypatch.setattr(recorder_module, "WAITING_LIMIT", 1)
+    async with collecting(Bybit()) as s:
+        await s.push("61000")
+        await s.push("61001", wait=False)
+        pace, looks, looked = s.recorder.pace, 0, anyio.Event()
+
+        def look(instrument: Instrument) -> pace_module.StaleDetector:
+            nonlocal looks
+            looks += s.recorder.health.counts["recorder.waits"]
+            if looks == 3:
+                looked.set()
+            return pace(instrument)
+
+        monkeypatch.setattr(s.recorder, "pace", look)
+        with anyio.fail_after(10):
+            await looked.wait()
+        s.recorder.take_batch()
+        await s.recorder.until(lambda: len(s.recorder.trades(s.instruments[0])) == 2)
+        assert s.recorder.losses == []
+        assert len(s.recorder.spans(s.instruments[0])) == 1
+
+
+class Hurried(Binance):
+    """Binance with a connection age limit of about a second."""
+
+    def limits(self, market: str) -> Limits:
+        return super().limits(market)._replace(lifetime=0.5)
+
+
+async def test_before_the_age_limit_a_new_connection_delivers_and_only_then_the_old_one_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collector_module, "_RELIEF_WITHIN", 30.0)
+    async with collecting(Hurried()) as s:
+        (instrument,) = s.instruments
+        await s.push("61000")
+        with anyio.fail_after(10):
+            while s.simulator.connections("binance", "spot") < 2:
+                await anyio.sleep(0.02)
+        assert s.recorder.losses == []
+        await s.push("61001")
+        with anyio.fail_after(10):
+            while not s.recorder.losses:
+                await s.push("61002")
+        await s.push("61003")
+        assert s.recorder.losses[0][1] == "relieved"
+        assert len(s.recorder.spans(instrument)) == 1
+
+
+class Impatient(Binance):
+    """Binance that pings within half a second."""
+
+    def limits(self, market: str) -> Limits:
+        return super().limits(market)._replace(bytes_within=0.5)
+
+
+async def test_a_connection_on_which_not_even_a_ping_comes_is_taken_for_dead_before_its_trades_are_missed() -> None:
+    async with collecting(Impatient()) as s:
+        await s.push("61000")
+        await s.recorder.until(lambda: bool(s.recorder.losses))
+        reason, detail = s.recorder.losses[0]
+        assert (reason, detail.startswith("not a byte came in within 0.5 s")) == ("mute", True)
+
+
+async def test_over_tls_a_connection_that_ends_is_followed_by_another() -> None:
+    authority, ours, theirs = trustme.CA(), ssl.create_default_context(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.configure_trust(ours)
+    authority.issue_cert("127.0.0.1").configure_cert(theirs)
+    recorder, instrument = Recording(), Instrument("binance", "spot", "BTCUSDT")
+    recorder.follow(listing(instrument), numbered=True)
+
+    async def exchange(connection: ServerConnection) -> None:
+        await connection.recv()
+        number, now = 1 + len(recorder.losses), now_ms()
+        event = {"e": "trade", "E": now, "s": "BTCUSDT", "t": number, "p": "61000.0", "q": "0.5", "T": now, "m": False, "M": True}
+        await connection.send(json.dumps(event))
+
+    async with serve(exchange, "127.0.0.1", 0, ssl=theirs, compression=None) as server, anyio.create_task_group() as tasks:
+        url = f"wss://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}"
+        collector = Collector(Binance(), "spot", [listing(instrument)], url, recorder, recorder.health, time.monotonic, ours)
+        tasks.start_soon(collector.run)
+        await recorder.until(lambda: len(recorder.trades(instrument)) >= 3)
+        assert [reason for reason, _ in recorder.losses[:2]] == ["disconnect", "disconnect"]
+        assert recorder.losses[0][1] == "the connection closed with code 1000"
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("variable", "url", "proxy"),
+    [
+        ("ALL_PROXY", "wss://stream.binance.com:9443", "http://10.0.0.1:8080"),
+        ("HTTPS_PROXY", "wss://stream.binance.com:9443", True),
+        ("ALL_PROXY", "ws://127.0.0.1:9443", None),
+        ("NO_PROXY", "wss://stream.binance.com:9443", None),
+    ],
+)
+def test_sockets_take_the_proxy_that_rest_takes(monkeypatch: pytest.MonkeyPatch, variable: str, url: str, proxy: str | bool | None) -> None:
+    for name in ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "WSS_PROXY", "SOCKS_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.setenv(variable, "http://10.0.0.1:8080")
+    assert collector_module._network(url, None)["proxy"] == proxy
+
+
+@pytest.mark.parametrize("refused", ["BTCUSDT", "WETHUSDT"])
+async def test_one_symbol_the_exchange_refuses_does_not_cost_the_others_their_trades(refused: str) -> None:
+    async with collecting(Bybit(), names=(refused, "ETHUSDT"), listed=("ETHUSDT",)) as s:
+        with anyio.fail_after(10):
+            await s.simulator.subscribed("bybit", "spot", "ETHUSDT")
+        await s.push("3000.5", symbol="ETHUSDT")
+        with anyio.fail_after(10):
+            while "refused" not in s.recorder.health.parts[f"bybit:spot:{refused}"].detail:
+                await anyio.sleep(0.02)
+        assert s.recorder.health.parts["bybit:spot:ETHUSDT"].state is State.OK
+
+
+async def test_an_exchange_that_cannot_be_reached_is_tried_again_and_says_so() -> None:
+    recorder = Recording()
+    instrument = Instrument("binance", "spot", "BTCUSDT")
+    recorder.follow(listing(instrument), numbered=True)
+    collector = Collector(Binance(), "spot", [listing(instrument)], "ws://127.0.0.1:1", recorder, recorder.health, time.monotonic)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(collector.run)
+        await recorder.until(lambda: len(recorder.losses) >= 2)
+        assert "cannot connect to ws://127.0.0.1:1/ws" in recorder.health.parts[str(instrument)].detail
+        tasks.cancel_scope.cancel()

@@ -1,0 +1,208 @@
+"""Whatever pieces a stream comes in, a reader gets the messages that were sent, in order, and the library everything else."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+import anyio
+import pytest
+import trustme
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from websockets.asyncio.client import connect
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+from websockets.frames import Frame, Opcode
+from websockets.protocol import State
+
+from wadm_mcp.collection.live.frame_socket import FrameSocket
+
+pytestmark = pytest.mark.anyio
+
+
+class Tls(NamedTuple):
+    """What either end of a connection has to know."""
+
+    client: ssl.SSLContext
+    server: ssl.SSLContext
+
+
+class Exchange:
+    """The other end of one connection."""
+
+    def __init__(self) -> None:
+        self.connection: ServerConnection | None = None
+        self.connected = anyio.Event()
+        self.over = anyio.Event()
+
+    async def serve(self, connection: ServerConnection) -> None:
+        self.connection = connection
+        self.connected.set()
+        await self.over.wait()
+
+
+@pytest.fixture(params=["plain", "TLS"])
+def tls(request: pytest.FixtureRequest) -> Tls | None:
+    """Both ends of TLS, where the connection is to have it: as the exchanges' have."""
+    return request.getfixturevalue("certified") if request.param == "TLS" else None
+
+
+@pytest.fixture(scope="module")
+def certified() -> Tls:
+    authority = trustme.CA()
+    ends = Tls(ssl.create_default_context(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+    authority.configure_trust(ends.client)
+    authority.issue_cert("127.0.0.1").configure_cert(ends.server)
+    return ends
+
+
+@asynccontextmanager
+async def connected(tls: Tls | None = None, max_size: int = 1 << 20) -> AsyncGenerator[tuple[FrameSocket, ServerConnection]]:
+    exchange = Exchange()
+    their, our = (tls.server, tls.client) if tls is not None else (None, None)
+    async with serve(exchange.serve, "127.0.0.1", 0, ssl=their, compression=None, ping_interval=None, close_timeout=1) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        async with connect(
+            f"ws{'s' if tls is not None else ''}://127.0.0.1:{port}",
+            create_connection=FrameSocket,
+            ssl=our,
+            compression=None,
+            ping_interval=None,
+            max_size=max_size,
+            close_timeout=1,
+            proxy=None,
+        ) as client:
+            assert isinstance(client, FrameSocket)
+            await exchange.connected.wait()
+            assert exchange.connection is not None
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(client.batch_reads)
+                try:
+                    with anyio.fail_after(10):
+                        yield client, exchange.connection
+                finally:
+                    exchange.over.set()
+                    tasks.cancel_scope.cancel()
+
+
+async def read(client: FrameSocket, count: int) -> list[bytes]:
+    found: list[bytes] = []
+    while len(found) < count:
+        found += await client.frames()
+    return found
+
+
+def wire(opcode: Opcode, data: bytes, *, fin: bool = True) -> bytes:
+    return Frame(opcode, data, fin).serialize(mask=False, extensions=[])
+
+
+sizes = st.one_of(st.integers(0, 300), st.integers(65_530, 65_540))
+events = st.one_of(
+    st.tuples(st.just("whole"), sizes), st.tuples(st.just("parts"), st.integers(2, 30)), st.tuples(st.just("ping"), st.integers(0, 20))
+)
+
+
+def as_wire(kind: str, size: int) -> bytes:
+    content = b"x" * size
+    if kind == "ping":
+        return wire(Opcode.PING, content)
+    if kind == "whole":
+        return wire(Opcode.TEXT, content)
+    return wire(Opcode.TEXT, content[:1], fin=False) + wire(Opcode.PING, b"") + wire(Opcode.CONT, content[1:])
+
+
+@given(st.lists(events, max_size=12), st.lists(st.integers(1, 400), min_size=1, max_size=20))
+@settings(max_examples=60, deadline=None)
+def test_messages_come_out_as_they_were_sent_however_the_stream_is_cut(sent: list[tuple[str, int]], cuts: list[int]) -> None:
+    async def check() -> None:
+        async with connected() as (client, _):
+            stream, place, turn = b"".join(as_wire(*each) for each in sent), 0, 0
+            while place < len(stream):
+                step = cuts[turn % len(cuts)] * (1 if len(stream) < 5_000 else 500)
+                client.data_received(stream[place : place + step])
+                place, turn = place + step, turn + 1
+            expected = [size for kind, size in sent if kind != "ping"]
+            assert [len(message) for message in await read(client, len(expected))] == expected
+            assert client.protocol.state is State.OPEN
+
+    anyio.run(check)
+
+
+async def test_frames_gather_after_one_was_read_and_come_once_the_moment_is_over(tls: Tls | None) -> None:
+    async with connected(tls) as (client, exchange):
+        raw = client.transport.get_extra_info("socket")
+        await exchange.send("one")
+        assert await client.frames() == [b"one"]
+        assert raw.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) > 1_000
+        await exchange.send("two")
+        assert await client.frames() == [b"two"]
+
+
+async def test_a_ping_between_trades_is_answered(tls: Tls | None) -> None:
+    async with connected(tls) as (client, exchange):
+        await exchange.send("one")
+        answered = await exchange.ping(b"123")
+        await exchange.send("two")
+        assert await read(client, 2) == [b"one", b"two"]
+        await answered
+
+
+async def test_the_last_messages_are_read_before_the_end_is_told(tls: Tls | None) -> None:
+    async with connected(tls) as (client, exchange):
+        await exchange.send("last")
+        await exchange.close(1012)
+        assert await read(client, 1) == [b"last"]
+        with pytest.raises(ConnectionClosed) as closed:
+            await client.frames()
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1012
+
+
+async def test_a_reader_that_waits_is_woken_by_the_end(tls: Tls | None) -> None:
+    async with connected(tls) as (client, exchange), anyio.create_task_group() as tasks:
+        tasks.start_soon(exchange.close)
+        with pytest.raises(ConnectionClosed):
+            await client.frames()
+
+
+@pytest.mark.parametrize(
+    "unlawful", [b"\x81\x81\x01\x02\x03\x04x", b"\xc1\x01x", wire(Opcode.TEXT, b"x" * 1_001)], ids=["masked", "reserved", "long"]
+)
+async def test_what_only_the_library_judges_ends_the_connection_after_what_came_before(tls: Tls | None, unlawful: bytes) -> None:
+    async with connected(tls, max_size=1_000) as (client, exchange):
+        exchange.transport.write(wire(Opcode.TEXT, b"before") + unlawful)
+        assert await read(client, 1) == [b"before"]
+        with pytest.raises(ConnectionClosed):
+            await client.frames()
+
+
+async def test_a_reader_that_lags_leaves_the_rest_in_the_kernel() -> None:
+    async with connected() as (client, _):
+        client.data_received(wire(Opcode.TEXT, b"x") * 1_500)
+        assert not client.transport.is_reading()
+        assert len(await read(client, 1_500)) == 1_500
+        assert client.transport.is_reading()
+
+
+async def test_of_a_connection_that_has_ended_every_message_is_read_that_came_in(tls: Tls | None) -> None:
+    async with connected(tls) as (client, exchange):
+        for number in range(1_000):
+            await exchange.send(str(number))
+        await exchange.close()
+        await client.wait_closed()
+        assert await read(client, 1_000) == [str(number).encode() for number in range(1_000)]
+        with pytest.raises(ConnectionClosed):
+            await client.frames()
+
+
+async def test_a_reader_that_waits_is_woken_when_the_connection_is_cut(tls: Tls | None) -> None:
+    async with connected(tls) as (client, exchange):
+        await exchange.send("one")
+        assert await client.frames() == [b"one"]
+        exchange.transport.abort()
+        with pytest.raises(ConnectionClosed):
+            await client.frames()

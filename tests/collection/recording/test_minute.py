@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.market import NOON, SPOT, trade
+from wadm_mcp.analytics.footprint import Footprint
+from wadm_mcp.collection.recording.minute import build_minute, pieces_of
+from wadm_mcp.exchanges.exchange import Aggregate
+from wadm_mcp.model import MINUTE, Trade
+
+
+def footprint_of(trades: Sequence[Trade]) -> Footprint:
+    footprint = Footprint(trade(1).scale)
+    for each in trades:
+        footprint.add(each)
+    return footprint
+
+
+@st.composite
+def tapes(draw: st.DrawFn, *, least: int = 1) -> list[Trade]:
+    """A minute of trades with ids in a row, several in one millisecond."""
+    rows = draw(
+        st.lists(
+            st.tuples(st.integers(0, 9), st.integers(1, 50), st.sampled_from(("BUY", "SELL")), st.integers(0, 3)),
+            min_size=least,
+            max_size=25,
+        )
+    )
+    at, made = NOON, list[Trade]()
+    for number, (price, quantity, side, wait) in enumerate(rows, 1):
+        at += wait
+        made.append(trade(number, at, 6_000_000 + price, quantity, side))
+    return made
+
+
+def aggregates(trades: Sequence[Trade]) -> list[Aggregate]:
+    """As Binance folds them: neighbours of one millisecond, price and side."""
+    folded: list[list[Trade]] = []
+    for each in trades:
+        last = folded[-1][-1] if folded else None
+        if last is not None and (last.timestamp, last.price, last.trade_type) == (each.timestamp, each.price, each.trade_type):
+            folded[-1].append(each)
+        else:
+            folded.append([each])
+    return [
+        Aggregate(
+            number,
+            run[-1].seq,
+            trade(run[0].seq, run[0].timestamp, run[0].price, sum(one.quantity for one in run), run[0].trade_type, fills=len(run)),
+        )
+        for number, run in enumerate(folded)
+    ]
+
+
+def agrees(found: Footprint, made: Footprint) -> None:
+    """Everything equal; of the path nothing that is not so."""
+    assert found.cells == made.cells
+    one, two = found.bar, made.bar
+    for name in ("open", "high", "low", "close", "buy_volume", "sell_volume", "trade_count", "notional", "first_at", "last_at"):
+        assert getattr(one, name) == getattr(two, name), name
+    assert one.min_delta in (two.min_delta, None)
+    assert one.max_delta in (two.max_delta, None)
+
+
+@given(tapes(), st.data())
+def test_rows_and_pieces_in_any_parts_are_the_minute_that_all_rows_would_be(trades: list[Trade], data: st.DataObject) -> None:
+    every = aggregates(trades)
+    kept = data.draw(st.lists(st.booleans(), min_size=len(every), max_size=len(every)))
+    pieces = pieces_of(SPOT, [each for each, folded in zip(every, kept, strict=True) if folded])
+    within = {number for piece in pieces for number in range(piece.first_seq, piece.last_seq + 1)}
+    rows = [each for each in trades if each.seq not in within]
+    agrees(build_minute(rows, pieces), footprint_of(trades))
+
+
+@given(tapes())
+def test_aggregates_of_single_trades_keep_their_path(trades: list[Trade]) -> None:
+    singles = [Aggregate(each.seq, each.seq, each) for each in trades]
+    assert build_minute([], pieces_of(SPOT, singles)) == footprint_of(trades)
+
+
+@given(tapes(least=3), st.data())
+def test_what_outlived_its_rows_is_added_to_and_counted_once(trades: list[Trade], data: st.DataObject) -> None:
+    first = data.draw(st.integers(1, len(trades)))
+    last = data.draw(st.integers(first, len(trades)))
+    standing = footprint_of(trades[first - 1 : last])
+    # Rows of the minute are gone but for those that came after it was derived.
+    late = [each for each in trades if not first <= each.seq <= last]
+    agrees(build_minute(late, [], standing), footprint_of(trades))
+    assert build_minute([], [], standing) == standing
+
+
+def test_an_aggregate_that_opens_a_piece_leaves_unknown_only_what_it_may_have_hidden() -> None:
+    buys = Aggregate(1, 3, trade(1, quantity=9, fills=3))
+    (piece,) = pieces_of(SPOT, [buys, Aggregate(2, 4, trade(4, NOON + 1, quantity=1, side="SELL"))])
+    assert (piece.footprint.bar.min_delta, piece.footprint.bar.max_delta) == (None, None)
+    lower = Aggregate(2, 4, trade(4, NOON + 1, quantity=10, side="SELL"))
+    (piece,) = pieces_of(SPOT, [buys, lower])
+    assert (piece.footprint.bar.min_delta, piece.footprint.bar.max_delta) == (-1, 9)
+
+
+def test_a_piece_ends_with_its_minute_and_where_ids_leave_some_out() -> None:
+    rows = [Aggregate(number, number, trade(number, at)) for number, at in ((1, NOON), (2, NOON + 5), (4, NOON + 6), (5, NOON + MINUTE))]
+    assert [(piece.minute, piece.first_seq, piece.last_seq) for piece in pieces_of(SPOT, rows)] == [
+        (NOON, 1, 2),
+        (NOON, 4, 4),
+        (NOON + MINUTE, 5, 5),
+    ]
+
+
+def test_nothing_makes_nothing() -> None:
+    assert not build_minute([], []).cells

@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import anyio
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.market import BYBIT, NOON, SPOT, Clock, listing, trade
+from wadm_mcp.collection.recording import recorder as recorder_module
+from wadm_mcp.collection.recording.recorder import Recorder
+from wadm_mcp.exchanges.exchange import Trades
+from wadm_mcp.health import Health, State
+from wadm_mcp.model import DAY, HOUR, MINUTE, Trade
+from wadm_mcp.tape import Tape
+
+pytestmark = pytest.mark.anyio
+
+
+class Recording:
+    """A recorder of one instrument with its clock, tape and health."""
+
+    def __init__(self, *, numbered: bool = True) -> None:
+        self.clock = Clock()
+        self.tape = Tape()
+        self.health = Health(self.clock)
+        self.recorder = Recorder(self.tape, self.health, self.clock, self.clock.monotonic)
+        self.instrument = SPOT if numbered else BYBIT
+        self.followed = self.recorder.follow(listing(self.instrument), numbered=numbered)
+
+    async def frame(self, *trades: Trade, connection: int = 1, set_aside: int = 0) -> None:
+        await self.recorder.take(connection, Trades(self.instrument, trades, self.clock(), set_aside))
+
+    def lose(self, reason: str = "disconnect") -> None:
+        self.recorder.lost(1, [self.instrument], reason, "the test cut it")
+
+
+async def test_a_trade_is_in_the_tape_and_waits_for_the_store() -> None:
+    r = Recording()
+    await r.frame(trade(1), trade(2, price=6_000_100))
+    tape = r.tape[SPOT]
+    assert tape.minutes[NOON].bar.trade_count == 2
+    assert tape.newest == trade(2, price=6_000_100)
+    waiting = r.recorder.take_batch()
+    assert [each.seq for each in waiting.trades] == [1, 2]
+    assert [span.last_seq for _, span in waiting.spans] == [2]
+    assert r.recorder.take_batch().trades == []
+
+
+async def test_a_trade_leaves_the_memory_once_the_store_has_it() -> None:
+    r = Recording()
+    await r.frame(trade(1), trade(2))
+    r.recorder.mark_durable(r.recorder.take_batch().trades[:1])
+    assert [each.seq for each in r.tape[SPOT].unsaved.values()] == [2]
+
+
+async def test_a_repeated_trade_is_counted_and_changes_nothing() -> None:
+    r = Recording()
+    await r.frame(trade(1))
+    await r.frame(trade(1))
+    assert r.tape[SPOT].minutes[NOON].bar.trade_count == 1
+    assert r.health.counts["trades.repeated"] == 1
+    assert len(r.recorder.take_batch().trades) == 1
+
+
+async def test_an_instrument_is_live_with_its_first_frame_and_down_when_its_connection_is_lost() -> None:
+    r = Recording()
+    name = str(SPOT)
+    assert r.health.parts[name].state is State.STARTING
+    await r.frame(trade(1))
+    assert r.health.parts[name].state is State.OK
+    r.lose()
+    assert r.health.parts[name].state is State.DOWN
+    assert r.health.parts[name].detail == "the test cut it"
+
+
+async def test_a_quiet_tail_is_claimed_while_the_connection_lives_and_not_for_longer_than_thirty_seconds() -> None:
+    r = Recording()
+    await r.frame(trade(1))
+    r.clock.pass_seconds(10)
+    assert r.followed.alive_until() == r.clock() - 1_000
+    r.clock.pass_seconds(21)
+    assert r.followed.alive_until() is None
+
+
+async def test_a_lost_connection_takes_its_quiet_tail_back() -> None:
+    r = Recording()
+    await r.frame(trade(1))
+    r.clock.pass_seconds(5)
+    r.lose("mute")
+    assert r.followed.alive_until() is None
+
+
+async def test_frames_that_come_late_claim_no_time_the_market_has_not_told_of() -> None:
+    r = Recording()
+    r.clock.pass_seconds(40)
+    await r.recorder.take(1, Trades(SPOT, [trade(1)], NOON + 5))
+    r.clock.pass_seconds(3)
+    assert r.followed.alive_until() == NOON + 2_005
+
+
+async def test_an_exchange_clock_ahead_of_ours_claims_no_time_to_come() -> None:
+    r = Recording()
+    await r.recorder.take(1, Trades(SPOT, [trade(1, NOON + 1_500)], NOON + 1_500))
+    assert r.followed.alive_until() == NOON
+
+
+async def test_a_trade_of_a_settled_minute_waits_for_rollup_and_stays_out_of_the_tape() -> None:
+    r = Recording()
+    await r.frame(trade(5))
+    r.tape[SPOT].minutes.clear()
+    r.tape[SPOT].settled_until = NOON + MINUTE
+    await r.frame(trade(4, NOON + 1))
+    assert r.tape[SPOT].minutes == {}
+    assert r.health.counts["trades.late"] == 1
+    assert [each.seq for each in r.recorder.take_batch().trades] == [5, 4]
+
+
+async def test_prints_that_are_set_aside_are_counted() -> None:
+    r = Recording()
+    await r.frame(trade(1), set_aside=3)
+    assert r.health.counts["trades.set_aside"] == 3
+
+
+async def test_a_full_memory_makes_the_exchange_wait_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder_module, "WAITING_LIMIT", 2)
+    r = Recording()
+    await r.frame(trade(1), trade(2))
+    taken = anyio.Event()
+
+    async def third() -> None:
+        await r.frame(trade(3))
+        taken.set()
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(third)
+            await anyio.wait_all_tasks_blocked()
+            assert not taken.is_set()
+            assert r.followed.alive_until() is None
+            assert len(r.recorder.take_batch().trades) == 2
+            assert r.followed.alive_until() is None
+            await taken.wait()
+    assert r.followed.alive_until() == r.clock()
+    assert [each.seq for each in r.recorder.take_batch().trades] == [3]
+
+
+async def test_a_gap_that_opens_while_a_repair_waits_for_room_is_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder_module, "WAITING_LIMIT", 1)
+    r = Recording(numbered=False)
+    told = [trade(number, NOON + 1_000 * number, instrument=BYBIT) for number in range(50)]
+    for each in told[:20]:
+        r.clock.now = each.timestamp
+        await r.frame(each)
+        if each is not told[19]:
+            r.recorder.take_batch()
+    r.lose()
+    r.clock.now = told[-1].timestamp
+
+    async def reconnect() -> None:
+        await r.frame(*told[40:42], connection=2)
+
+    async def repair() -> None:
+        await r.recorder.repaired(BYBIT, told[10:47])
+
+    held: list[int] = []
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(reconnect)
+            await anyio.wait_all_tasks_blocked()
+            tasks.start_soon(repair)
+            await anyio.wait_all_tasks_blocked()
+            held += [each.seq for each in r.recorder.take_batch().trades]
+            await anyio.wait_all_tasks_blocked()
+            held += [each.seq for each in r.recorder.take_batch().trades]
+    held += [each.seq for each in r.recorder.take_batch().trades]
+    assert sorted(held) == list(range(19, 47))
+
+
+async def test_a_batch_worth_writing_is_announced() -> None:
+    r = Recording()
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(r.recorder.batch_ready)
+            await r.frame(*(trade(number) for number in range(1, 1_001)))
+
+
+@pytest.mark.parametrize("at", [-8 * DAY, 2 * HOUR, 73 * 365 * DAY])
+async def test_a_frame_from_another_time_is_counted_and_builds_nothing(at: int) -> None:
+    r = Recording()
+    await r.frame(trade(1))
+    await r.recorder.take(1, Trades(SPOT, [trade(2, NOON + at)], NOON + at))
+    assert r.health.counts["frames.implausible"] == 1
+    assert [span.last_seq for span in r.followed.spans] == [1]
+
+
+@pytest.mark.parametrize("at", [-3 * HOUR, 10_000])
+async def test_a_trade_that_its_own_frame_belies_is_a_missing_one(at: int) -> None:
+    r = Recording()
+    await r.frame(trade(1))
+    await r.frame(trade(2, NOON + at))
+    await r.frame(trade(3))
+    assert r.health.counts["trades.implausible"] == 1
+    assert [span.first_seq for span in r.followed.spans] == [1, 3]
+
+
+@st.composite
+def frames(draw: st.DrawFn, *, numbered: bool) -> list[tuple[int, Trades]]:
+    """Frames of two connections: trades repeated, out of order and beyond belief, at times that are as well."""
+    instrument = SPOT if numbered else BYBIT
+    ids = st.tuples(st.integers(1, 30), st.sampled_from((0, 0, 0, 0, 0, 0, 7_000, -2 * HOUR)))
+    made: list[tuple[int, Trades]] = []
+    for sent in draw(st.lists(st.sampled_from((0, 0, 0, 1, 40_000, 70_000, 2 * HOUR)), max_size=8)):
+        drawn = draw(st.lists(ids, max_size=5))
+        trades = [trade(seq, NOON + sent % HOUR - 500 + seq + off, 6_000_000 + seq % 5, instrument=instrument) for seq, off in drawn]
+        made.append((draw(st.integers(1, 2)), Trades(instrument, trades, NOON + sent, draw(st.integers(0, 1)))))
+    return made
+
+
+async def state_after(numbered: bool, calls: Sequence[tuple[int, Sequence[Trades]]]) -> object:
+    r = Recording(numbered=numbered)
+    r.clock.pass_seconds(80)
+    for connection, messages in calls:
+        await r.recorder.take(connection, *messages)
+    tape = r.tape[r.instrument]
+    minutes = {start: (footprint.bar, footprint.cells) for start, footprint in tape.minutes.items()}
+    told = r.followed.spans, minutes, tape.rows, tape.newest, list(tape.unsaved.values()), tape.waiting, r.followed.alive_until()
+    return told, r.recorder.take_batch(), r.recorder.taken, r.health.counts
+
+
+@pytest.mark.parametrize("numbered", [True, False])
+@given(data=st.data())
+def test_frames_taken_at_once_come_to_the_same_as_one_after_the_other(numbered: bool, data: st.DataObject) -> None:
+    drawn = data.draw(frames(numbered=numbered))
+    runs: list[tuple[int, list[Trades]]] = []
+    for connection, message in drawn:
+        if runs and runs[-1][0] == connection:
+            runs[-1][1].append(message)
+        else:
+            runs.append((connection, [message]))
+    singly = [(connection, [message]) for connection, message in drawn]
+    assert anyio.run(state_after, numbered, runs) == anyio.run(state_after, numbered, singly)
+
+
+async def test_a_stale_first_frame_claims_nothing_before_its_connection() -> None:
+    r = Recording(numbered=False)
+    r.recorder.connected(1)
+    await r.recorder.take(1, Trades(BYBIT, [trade(1, NOON - HOUR, instrument=BYBIT)], NOON - HOUR))
+    assert r.followed.spans == []
+    await r.frame(trade(2, NOON, instrument=BYBIT))
+    (span,) = r.followed.spans
+    assert span.start == NOON + 1

@@ -1,0 +1,475 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from tests.market import NOON, SPOT, Clock, listing, trade
+from tests.recording import ALWAYS, Recording, recording
+from wadm_mcp.analytics.footprint import Bar, Footprint
+from wadm_mcp.analytics.volume_profile import volume_profile
+from wadm_mcp.collection.follower import Follower
+from wadm_mcp.collection.recording import rollup as rollup_module
+from wadm_mcp.collection.recording.journal import Journal
+from wadm_mcp.collection.recording.minute import pieces_of
+from wadm_mcp.errors import StoreError
+from wadm_mcp.exchanges.exchange import Aggregate
+from wadm_mcp.model import DAY, HOUR, MINUTE, Instrument, Timeframe, Trade, Window
+from wadm_mcp.queries.view import View
+from wadm_mcp.storage.sqlite import SqliteStore
+from wadm_mcp.storage.store import Derived
+
+pytestmark = pytest.mark.anyio
+
+
+def footprint_of(trades: Sequence[Trade]) -> Footprint:
+    footprint = Footprint(listing().scale)
+    for each in trades:
+        footprint.add(each)
+    return footprint
+
+
+def bar_of(trades: Sequence[Trade]) -> Bar:
+    return footprint_of(trades).bar
+
+
+async def test_a_minute_closes_when_the_market_is_past_it_and_not_before(tmp_path: Path) -> None:
+    async with recording(tmp_path) as r:
+        await r.trade(trade(1), trade(2, NOON + 59_999))
+        r.clock.pass_seconds(61)
+        await r.write()
+        assert await r.bars() == []
+        r.clock.pass_seconds(2)
+        await r.write()
+        (row,) = await r.bars()
+        assert row.bar == bar_of([trade(1), trade(2, NOON + 59_999)])
+        assert (row.start, row.cumulative_delta, row.revision) == (NOON, 200, 0)
+
+
+async def test_a_closed_minute_leaves_the_tape_and_its_mark(tmp_path: Path) -> None:
+    async with recording(tmp_path) as r:
+        await r.trade(trade(1))
+        await r.write()
+        assert [mark.minute for mark in await r.store.dirty_minutes()] == [NOON]
+        r.clock.pass_seconds(63)
+        await r.write()
+        assert await r.store.dirty_minutes() == []
+        assert r.tape[SPOT].minutes == {}
+
+
+async def test_a_quiet_minute_on_a_living_connection_has_an_empty_bar(tmp_path: Path) -> None:
+    async with recording(tmp_path) as r:
+        await r.trade(trade(1))
+        r.clock.pass_seconds(123)
+        await r.write()
+        first, quiet = await r.bars()
+        assert quiet.bar == Bar(listing().scale)
+        assert quiet.cumulative_delta == first.cumulative_delta
+        assert isinstance(r.store, SqliteStore)
+        (_, profile) = await r.store.profiles(SPOT, Timeframe.M1, ALWAYS)
+        assert profile.profile is None
+
+
+async def test_a_minute_without_a_connection_has_no_bar(tmp_path: Path) -> None:
+    async with recording(tmp_path) as r:
+        await r.trade(trade(1))
+        r.recorder.lost(1, [SPOT], "disconnect", "cut")
+        r.clock.pass_minutes(3)
+        await r.write()
+        assert [row.start for row in await r.bars()] == [NOON]
+        await r.trade(trade(9, r.clock()))
+        r.clock.pass_seconds(123)
+        await r.write()
+        assert [row.start for row in await r.bars()] == [NOON, NOON + 3 * MINUTE, NOON + 4 * MINUTE]
+
+
+async def test_every_timeframe_equals_what_its_trades_give(tmp_path: Path) -> None:
+    start, dice = NOON - NOON % DAY + 21 * HOUR, random.Random(5)
+    clock = Clock(start)
+    trades: list[Trade] = []
+    async with recording(tmp_path, clock) as r:
+        number, price = 0, 6_000_000
+        while clock() < start + 4 * HOUR:
+            frame: list[Trade] = []
+            for _ in range(dice.randrange(4)):
+                number, price = number + 1, price + dice.randint(-40, 40)
+                frame.append(trade(number, clock() + len(frame), price, dice.randint(1, 10**6), dice.choice(("BUY", "SELL"))))
+            if frame:
+                await r.trade(*frame)
+                trades += frame
+            clock.pass_seconds(dice.randint(5, 40))
+            await r.write()
+        clock.pass_seconds(5)
+        await r.write()
+        for timeframe in Timeframe:
+            rows = await r.bars(timeframe)
+            assert isinstance(r.store, SqliteStore)
+            profiles = {row.start: row.profile for row in await r.store.profiles(SPOT, timeframe, ALWAYS)}
+            whole = [row for row in rows if row.start >= start]
+            assert whole or timeframe in (Timeframe.D1, Timeframe.H4)
+            for row in rows:
+                window = Window(row.start, row.start + timeframe.ms)
+                mine = [each for each in trades if each.timestamp in window]
+                session = [each for each in trades if row.start - row.start % DAY <= each.timestamp < window.end]
+                assert row.bar == bar_of(mine)
+                assert row.cumulative_delta == bar_of(session).delta
+                expected = volume_profile(footprint_of(mine), tick=1)
+                assert profiles[row.start] == expected
+        assert [row.start for row in await r.bars(Timeframe.D1)] == [start - 21 * HOUR]
+        for timeframe in (Timeframe.M1, Timeframe.H1, Timeframe.D1):
+            for row in await r.store.footprints(SPOT, timeframe, ALWAYS):
+                window = Window(row.start, row.start + timeframe.ms)
+                assert row.footprint == footprint_of([each for each in trades if each.timestamp in window])
+
+
+async def test_a_late_trade_revises_its_minute_what_stands_above_it_and_the_cumulative_deltas_after_it(tmp_path: Path) -> None:
+    async with recording(tmp_path) as r:
+        for minute in range(6):
+            await r.trade(trade(10 * minute + 10, NOON + minute * MINUTE))
+            r.clock.pass_minutes(1)
+            await r.write()
+        r.clock.pass_seconds(5)
+        await r.write()
+        late = trade(15, NOON + 30_000, 6_000_500, 7, "SELL")
+        await r.trade(late)
+        await r.write()
+        rows = await r.bars()
+        assert rows[0].bar == bar_of([trade(10), late])
+        assert [row.cumulative_delta for row in rows] == [100 * (minute + 1) - 7 for minute in range(6)]
+        assert [row.revision for row in rows] == [1] * 6
+        (five,) = await r.bars(Timeframe.M5)
+        assert (five.bar.trade_count, five.bar.sell_volume, five.cumulative_delta, five.revision) == (6, 7, 493, 1)
+        assert await r.store.dirty_minutes() == []
+
+
+async def test_a_bar_that_does_not_stand_yet_waits_for_its_last_late_minute_and_one_that_stands_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollup_module, "_LATE_AT_ONCE", 20)
+    async with recording(tmp_path) as r:
+        await r.trade(trade(10_000, NOON))
+        r.clock.pass_minutes(2)
+        await r.write()
+        # The half hour before, as an import brings it.
+        earlier = [trade(100 + minute, NOON - (30 - minute) * MINUTE) for minute in range(30)]
+        await r.recorder.imported(SPOT, (), pieces_of(SPOT, [Aggregate(one.seq, one.seq, one) for one in earlier]))
+        await r.write()
+        assert r.rollup.behind
+        derived = {row.start for row in await r.bars() if row.start < NOON}
+        assert derived == {NOON - minute * MINUTE for minute in range(1, 21)}
+        assert await r.bars(Timeframe.M30) == []
+        assert [row.start for row in await r.bars(Timeframe.M15)] == [NOON - 15 * MINUTE]
+        await r.write()
+        assert not r.rollup.behind
+        (half,) = await r.bars(Timeframe.M30)
+        assert (half.start, half.bar.trade_count) == (NOON - 30 * MINUTE, 30)
+        assert await r.store.dirty_minutes() == []
+
+
+async def test_late_trades_that_another_process_derived_are_not_waited_for(tmp_path: Path) -> None:
+    async with recording(tmp_path) as r:
+        await r.trade(trade(1))
+        r.clock.pass_minutes(2)
+        await r.trade(trade(3, NOON + 2 * MINUTE))
+        await r.write()
+        await r.trade(trade(2, NOON + 1))
+        assert r.tape[SPOT].revising == {NOON: 1}
+        await r.save()
+        await r.rollup._settle(r.recorder[SPOT], [])
+        assert r.tape[SPOT].revising == {}
+        await r.trade(trade(4, NOON + 2))
+        await r.rollup.run()
+        assert r.tape[SPOT].revising == {NOON: 1}
+
+
+async def test_a_late_minute_is_derived_at_once_and_again_when_it_rests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with recording(tmp_path) as r:
+        await r.trade(trade(1), trade(50, NOON + MINUTE))
+        r.clock.pass_minutes(2)
+        await r.write()
+
+        async def late(seq: int) -> int:
+            await r.trade(trade(seq, NOON + seq))
+            await r.write()
+            return (await r.bars())[0].bar.trade_count
+
+        assert await late(2) == 2
+        # Another process writes to the minute whenever it is looked at: it is not derived again each time.
+        derive = r.store.derive
+
+        async def meanwhile(derived: Derived) -> None:
+            await r.store.write([trade(90 + r.clock() // 1_000 % 7, NOON + 900)], [])
+            await derive(derived)
+
+        monkeypatch.setattr(r.store, "derive", meanwhile)
+        await r.trade(trade(3, NOON + 3))
+        await r.write()
+        monkeypatch.undo()
+        (mark,) = [mark for mark in await r.store.dirty_minutes() if mark.minute == NOON]
+        before = r.health.counts["minutes.derived_again"]
+        await r.store.write([trade(30, NOON + 30)], [])
+        await r.write()
+        assert r.health.counts["minutes.derived_again"] == before
+        await r.write()
+        assert r.health.counts["minutes.derived_again"] == before + 1
+        assert mark.minute not in [one.minute for one in await r.store.dirty_minutes()]
+
+
+async def test_trades_out_of_order_within_a_minute_get_their_path_back_when_it_closes(tmp_path: Path) -> None:
+    async with recording(tmp_path) as r:
+        first, second, third = trade(1, NOON), trade(2, NOON + 1, quantity=900, side="SELL"), trade(3, NOON + 2)
+        await r.trade(first, third, second)
+        assert r.tape[SPOT].minutes[NOON].bar.min_delta is None
+        r.clock.pass_seconds(63)
+        await r.write()
+        (row,) = await r.bars()
+        assert row.bar == bar_of([first, second, third])
+
+
+async def test_a_restart_in_the_middle_of_a_minute_goes_on_with_all_of_it(tmp_path: Path) -> None:
+    clock = Clock()
+    async with recording(tmp_path, clock) as r:
+        await r.trade(trade(1), trade(2, NOON + 10))
+        await r.write()
+    clock.pass_seconds(20)
+    async with recording(tmp_path, clock) as r:
+        assert r.tape[SPOT].minutes[NOON].bar.trade_count == 2
+        await r.trade(trade(3, NOON + 20_000))
+        clock.pass_seconds(50)
+        await r.write()
+        (row,) = await r.bars()
+        assert row.bar == bar_of([trade(1), trade(2, NOON + 10), trade(3, NOON + 20_000)])
+
+
+async def test_a_restart_after_a_crash_derives_the_minutes_that_were_left(tmp_path: Path) -> None:
+    clock = Clock()
+    async with recording(tmp_path, clock) as r:
+        await r.store.write([trade(1), trade(2, NOON + MINUTE)], [])
+    clock.pass_minutes(30)
+    async with recording(tmp_path, clock) as r:
+        await r.write()
+        assert [row.start for row in await r.bars()] == [NOON, NOON + MINUTE]
+        assert [row.bar.trade_count for row in await r.bars(Timeframe.M15)] == [2]
+
+
+async def test_downtime_leaves_no_empty_bars(tmp_path: Path) -> None:
+    clock = Clock()
+    async with recording(tmp_path, clock) as r:
+        await r.trade(trade(1))
+        clock.pass_seconds(63)
+        await r.write()
+    clock.pass_minutes(10)
+    async with recording(tmp_path, clock) as r:
+        await r.trade(trade(50, clock()))
+        clock.pass_minutes(1)
+        await r.write()
+        clock.pass_seconds(3)
+        await r.write()
+        assert [row.start for row in await r.bars()] == [NOON, NOON + 11 * MINUTE]
+
+
+async def test_an_hour_whose_end_passed_without_a_connection_is_whole_in_every_bar_above_it(tmp_path: Path) -> None:
+    clock = Clock(NOON + 35 * MINUTE)
+    async with recording(tmp_path, clock) as r:
+        await r.trade(*(trade(number, clock() + number) for number in range(1, 6)))
+        clock.pass_minutes(3)
+        await r.write()
+        r.recorder.lost(1, [SPOT], "disconnect", "cut")
+        clock.pass_minutes(40)
+        await r.trade(trade(6, clock()))
+        clock.pass_seconds(63)
+        await r.write()
+        assert [row.bar.trade_count for row in await r.bars(Timeframe.H1)] == [5]
+        while clock() < NOON + 4 * HOUR + 3_000:
+            clock.pass_minutes(30)
+            await r.trade(trade(r.recorder.taken + 1, clock()))
+            await r.write()
+        traded = sum(row.bar.trade_count for row in await r.bars() if row.start < NOON + 4 * HOUR)
+        assert [row.bar.trade_count for row in await r.bars(Timeframe.H4)] == [traded]
+        (four,) = await r.bars(Timeframe.H4)
+        assert four.cumulative_delta == four.bar.delta
+
+
+async def test_an_hour_that_ended_while_the_process_was_down_is_closed_by_the_next(tmp_path: Path) -> None:
+    clock = Clock(NOON + 55 * MINUTE)
+    async with recording(tmp_path, clock) as r:
+        await r.trade(trade(1, clock()))
+        clock.pass_seconds(63)
+        await r.write()
+    clock.pass_minutes(20)
+    async with recording(tmp_path, clock) as r:
+        await r.trade(trade(9, clock()))
+        clock.pass_seconds(63)
+        await r.write()
+        assert [(row.start, row.bar.trade_count) for row in await r.bars(Timeframe.H1)] == [(NOON, 1)]
+
+
+async def test_at_a_restart_nothing_of_what_is_stored_is_missing_from_answers_even_for_a_moment(tmp_path: Path) -> None:
+    clock = Clock()
+    async with recording(tmp_path, clock) as r:
+        await r.trade(trade(1), trade(2, NOON + 10))
+        await r.save()
+        clock.pass_seconds(61)
+        await r.trade(trade(3, clock()))
+        await r.save()
+    async with recording(tmp_path, clock) as one:
+        view = View(one.store, one.tape, clock, ["spot"], ["binance"])
+        assert (await view.footprint(SPOT, Window(NOON, NOON + 2 * MINUTE))).bar.trade_count == 3
+
+
+async def test_while_a_late_trade_is_not_in_the_figures_their_minute_is_not_claimed(tmp_path: Path) -> None:
+    async with recording(tmp_path) as r:
+        await r.trade(trade(1), trade(3, NOON + 9))
+        r.clock.pass_seconds(63)
+        await r.write()
+        view = View(r.store, r.tape, r.clock, ["spot"], ["binance"])
+        minute = Window(NOON, NOON + MINUTE)
+        assert await view.lacking(SPOT, minute) == []
+        await r.trade(trade(2, NOON + 5))
+        assert await view.lacking(SPOT, minute) == [minute]
+        await r.write()
+        assert await view.lacking(SPOT, minute) == []
+        assert (await view.footprint(SPOT, minute)).bar.trade_count == 3
+
+
+async def test_a_stop_writes_the_batch_that_failed_before_and_what_came_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with recording(tmp_path) as r:
+        await r.trade(trade(1))
+        write = r.store.write
+
+        async def fail(*_: object, **__: object) -> None:
+            raise StoreError("disk full")
+
+        monkeypatch.setattr(r.store, "write", fail)
+        with pytest.raises(StoreError):
+            await r.write()
+        await r.trade(trade(2), trade(3))
+        monkeypatch.setattr(r.store, "write", write)
+        await r.write()
+        assert len(await r.store.trades(SPOT, ALWAYS, limit=10)) == 3
+
+
+async def test_a_minute_is_not_settled_while_the_journal_alone_has_trades_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with recording(tmp_path) as r:
+        await r.trade(trade(1))
+        r.tape.unsaved_limit = 3
+        await r.trade(*(trade(number, NOON + number) for number in range(2, 11)))
+        await r.writer._journal_all()
+        assert len(r.tape[SPOT].unsaved) == 3
+        view = View(r.store, r.tape, r.clock, ["spot"], ["binance"])
+        minute = Window(NOON, NOON + MINUTE)
+        assert await view.lacking(SPOT, minute, raw=True) == [minute]
+        r.clock.pass_seconds(63)
+        await r.rollup.run()
+        assert await r.bars() == []
+        await r.write()
+        (row,) = await r.bars()
+        assert row.bar.trade_count == 10
+        assert await view.lacking(SPOT, minute, raw=True) == []
+        assert (r.tape[SPOT].waiting, r.tape[SPOT].let_go) == ({}, {})
+
+
+async def test_a_late_adoption_takes_no_trade_from_a_minute_that_the_journal_alone_has_in_part(tmp_path: Path) -> None:
+    async with recording(tmp_path) as r:
+        r.tape.unsaved_limit = 3
+        r.tape[SPOT].adopted = False
+        await r.trade(*(trade(number, NOON + number) for number in range(1, 11)))
+        await r.rollup.run()
+        assert (r.tape[SPOT].minutes[NOON].bar.trade_count, r.tape[SPOT].adopted) == (10, False)
+        await r.save()
+        await r.rollup.run()
+        assert (r.tape[SPOT].minutes[NOON].bar.trade_count, r.tape[SPOT].adopted) == (10, True)
+
+
+async def test_an_adoption_brings_back_what_was_stored_after_the_tape_had_followed_it(tmp_path: Path) -> None:
+    clock = Clock(NOON + 3 * MINUTE)
+    async with SqliteStore(tmp_path / "wadm.sqlite") as store, Journal(tmp_path / "journal", 1 << 30) as journal:
+        await store.save_listings([listing()])
+        await store.write([trade(1), *(trade(number, NOON + 3 * MINUTE + number) for number in range(2, 12))], [])
+        r = Recording(store, journal, clock)
+        await Follower(r.tape, store, r.health, clock).follow()
+        assert {minute: footprint.bar.trade_count for minute, footprint in r.tape[SPOT].minutes.items()} == {NOON: 1, NOON + 3 * MINUTE: 10}
+        await store.write([trade(number, NOON + 3 * MINUTE + number) for number in range(12, 22)], [])
+        await r.begin()
+        assert r.tape[SPOT].minutes[NOON + 3 * MINUTE].bar.trade_count == 20
+
+
+async def test_an_adoption_after_hours_without_the_store_reads_only_what_others_may_have_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with SqliteStore(tmp_path / "wadm.sqlite") as store:
+        await store.write([trade(1, NOON + 1)], [])
+    async with recording(tmp_path) as r:
+        r.tape.forget(SPOT)
+        followed = r.recorder.follow(listing(), numbered=True)
+        for minute in range(30):
+            await r.trade(trade(minute + 2, r.clock() + 2))
+            r.clock.pass_minutes(1)
+        await r.save()
+        read: list[Window] = []
+        trades = r.store.trades
+
+        async def watched(instrument: Instrument, window: Window, **others: Any) -> list[Trade]:
+            read.append(window)
+            return await trades(instrument, window, **others)
+
+        monkeypatch.setattr(r.store, "trades", watched)
+        await r.writer.adopt(followed)
+        assert [window for window in read if window.length == MINUTE] == [Window(NOON + at, NOON + at + MINUTE) for at in (0, MINUTE)]
+        assert [followed.tape.minutes[NOON + at * MINUTE].bar.trade_count for at in range(30)] == [2, *[1] * 29]
+
+
+async def test_a_store_away_for_hours_costs_no_figure_and_no_memory_without_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wadm_mcp.tape.MINUTES_LIMIT", 5)
+    async with recording(tmp_path) as r:
+        view = View(r.store, r.tape, r.clock, ["spot"], ["binance"])
+        for minute in range(12):
+            await r.trade(trade(minute + 1, r.clock()))
+            await r.writer._journal_all()
+            r.clock.pass_minutes(1)
+        assert len(r.tape[SPOT].minutes) == 5
+        assert sum(stretch.length for stretch in await view.lacking(SPOT, ALWAYS)) == 7 * MINUTE
+        r.clock.pass_seconds(5)
+        await r.write()
+        assert [row.bar.trade_count for row in await r.bars()] == [1] * 12
+        assert await view.lacking(SPOT, ALWAYS) == []
+
+
+async def test_more_than_a_small_journal_holds_goes_through_it_in_pieces(tmp_path: Path) -> None:
+    async with SqliteStore(tmp_path / "wadm.sqlite") as store, Journal(tmp_path / "journal", 200_000) as journal:
+        r = Recording(store, journal, Clock())
+        await r.begin()
+        for first in range(1, 30_001, 1_000):
+            await r.trade(*(trade(number, NOON + number) for number in range(first, first + 1_000)))
+        with anyio.fail_after(30):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(r.writer.run)
+                while r.tape[SPOT].waiting:
+                    await anyio.sleep(0.05)
+                tasks.cancel_scope.cancel()
+        await r.write()
+        assert len(await store.trades(SPOT, ALWAYS, limit=40_000)) == 30_000
+        assert r.health.counts["journal.full"] > 0
+
+
+async def test_figures_that_cannot_be_derived_do_not_keep_trades_from_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with recording(tmp_path) as r:
+
+        async def fail(*_: object) -> None:
+            raise StoreError("one row is damaged")
+
+        monkeypatch.setattr(r.rollup, "run", fail)
+        monkeypatch.setattr("wadm_mcp.collection.recording.writer._ROLLUP_EVERY", -1.0)
+        with anyio.fail_after(30):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(r.writer.run)
+                for number in range(1, 4):
+                    await r.trade(trade(number))
+                    while r.tape[SPOT].waiting:
+                        await anyio.sleep(0.02)
+                tasks.cancel_scope.cancel()
+        assert r.health.parts["rollup"].detail == "one row is damaged"

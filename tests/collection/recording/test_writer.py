@@ -1,0 +1,133 @@
+"""The writer's way with several batches; what it does with rollup beside stands in `test_rollup.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from tests.market import NOON, SPOT, trade
+from tests.recording import ALWAYS, Recording, recording
+from wadm_mcp.collection.recording import writer as writer_module
+from wadm_mcp.errors import StoreError
+from wadm_mcp.model import Trade
+from wadm_mcp.storage.store import CommitBarrier
+
+pytestmark = pytest.mark.anyio
+
+
+class Watched:
+    """Stands before the store's `write`: tells which batch began and which has its turn, by the seq of its first trade."""
+
+    def __init__(self, r: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._write = r.store.write
+        self.began: list[int] = []
+        self.had_turn: list[int] = []
+        self.holds: dict[int, anyio.Event] = {}
+        """Batches that do not go on before their event is set."""
+        self.fails: set[int] = set()
+        self.second = anyio.Event()
+        monkeypatch.setattr(r.store, "write", self.write)
+
+    async def write(self, trades: Sequence[Trade], *others: Any, turn: CommitBarrier) -> None:
+        first = trades[0].seq
+        self.began.append(first)
+        if len(self.began) == 2:
+            self.second.set()
+        if first in self.holds:
+            await self.holds[first].wait()
+        if first in self.fails:
+            raise StoreError("disk full")
+
+        async def told() -> None:
+            await turn()
+            self.had_turn.append(first)
+
+        await self._write(trades, *others, turn=told)
+
+
+async def waiting(r: Recording, count: int) -> None:
+    """Entries of two trades each wait in the journal."""
+    for first in range(1, 2 * count, 2):
+        await r.trade(trade(first, NOON + first), trade(first + 1, NOON + first + 1))
+        await r.writer._journal_all()
+
+
+async def test_a_batch_begins_while_another_is_on_its_way_and_claims_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_module, "_BATCH", 2)
+    async with recording(tmp_path) as r:
+        await waiting(r, 4)
+        watched = Watched(r, monkeypatch)
+        watched.holds[1] = anyio.Event()
+        with anyio.fail_after(10):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(r.writer._drain)
+                await watched.second.wait()
+                assert (watched.began, watched.had_turn) == ([1, 3], [])
+                watched.holds[1].set()
+        assert watched.had_turn == [1, 3, 5, 7]
+        assert [each.seq for each in await r.store.trades(SPOT, ALWAYS, limit=10)] == list(range(1, 9))
+        assert (r.journal.backlog, r.tape[SPOT].unsaved, r.tape[SPOT].waiting) == (0, {}, {})
+
+
+async def test_what_comes_after_a_batch_that_failed_claims_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_module, "_BATCH", 2)
+    async with recording(tmp_path) as r:
+        await waiting(r, 4)
+        watched = Watched(r, monkeypatch)
+        watched.holds[1] = watched.second
+        watched.fails.add(1)
+        with anyio.fail_after(10), pytest.raises(StoreError, match="disk full"):
+            await r.writer._drain()
+        assert (watched.began, watched.had_turn) == ([1, 3], [])
+        assert await r.store.spans(SPOT, ALWAYS) == []
+        assert r.journal.backlog == 8
+        watched.fails.clear()
+        await r.writer._drain()
+        assert [each.seq for each in await r.store.trades(SPOT, ALWAYS, limit=10)] == list(range(1, 9))
+        (held,) = await r.store.spans(SPOT, ALWAYS)
+        assert (held.first_seq, held.last_seq) == (1, 8)
+
+
+async def test_a_batch_that_is_stored_is_released_whatever_is_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with recording(tmp_path) as r:
+        await waiting(r, 1)
+        saved = r.recorder.mark_durable
+        with anyio.CancelScope() as scope:
+
+            def cancelled(*arguments: Any) -> None:
+                saved(*arguments)
+                scope.cancel()
+
+            monkeypatch.setattr(r.recorder, "mark_durable", cancelled)
+            await r.writer._drain()
+        assert scope.cancelled_caught
+        assert (r.journal.backlog, r.tape[SPOT].waiting) == (0, {})
+
+
+async def test_a_part_of_a_long_backlog_is_not_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_module, "_BATCH", 2)
+    async with recording(tmp_path) as r:
+        await waiting(r, 4)
+        assert not await r.writer._drain(3)
+        assert r.journal.backlog == 2
+        assert await r.writer._drain(3)
+        assert r.journal.backlog == 0
+
+
+async def test_a_pass_of_rollup_writes_a_batch_that_waits_and_settles_by_the_marks_of_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "_BATCH", 2)
+    async with recording(tmp_path) as r:
+        await waiting(r, 1)
+        r.clock.pass_seconds(63)
+        await r.rollup.run()
+        assert await r.bars() == []
+        await r.rollup.run(r.writer._drain_much)
+        (bar,) = await r.bars()
+        assert bar.bar.trade_count == 2
+        assert await r.store.dirty_minutes() == []

@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+import gzip
+import json
+import socket
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+import anyio
+import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from wadm_mcp.collection.rest.client import RestClient
+from wadm_mcp.errors import ExchangeError, SettingError
+from wadm_mcp.exchanges.binance import Binance
+from wadm_mcp.exchanges.bybit import Bybit
+from wadm_mcp.model import Listing
+
+pytestmark = pytest.mark.anyio
+
+SPOT = "/api/v3/exchangeInfo"
+FILTERS = [{"filterType": "PRICE_FILTER", "tickSize": "0.01"}, {"filterType": "LOT_SIZE", "stepSize": "0.00001"}]
+LISTED = json.dumps({"symbols": [{"symbol": "BTCUSDT", "status": "TRADING", "filters": FILTERS}]}).encode()
+PROXIES = [name for kind in ("HTTP", "HTTPS", "ALL", "NO") for name in (f"{kind}_PROXY", f"{kind}_proxy".lower())]
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
+
+
+@contextmanager
+def serving(app: Any) -> Generator[str, None, None]:
+    """An HTTP server on a free loopback port; its base URL."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(app, log_config=None, lifespan="off", ws="none", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
+
+
+def answering(status: int, body: bytes, headers: dict[str, str] | None = None) -> Starlette:
+    async def answer(request: Request) -> Response:
+        return Response(body, status, headers)
+
+    return Starlette(routes=[Route(SPOT, answer)])
+
+
+async def spot_listings(base_url: str, rest: RestClient | None = None) -> list[Listing]:
+    with anyio.fail_after(10):
+        async with rest or RestClient() as entered:
+            return await entered.listings(Binance(), "spot", base_url)
+
+
+async def refusal(base_url: str, rest: RestClient | None = None) -> str:
+    with pytest.raises(ExchangeError) as caught:
+        await spot_listings(base_url, rest)
+    assert str(caught.value).isprintable()
+    assert str(caught.value).startswith("binance spot")
+    return str(caught.value)
+
+
+async def test_one_reply_lists_a_market_and_the_client_says_who_asks() -> None:
+    asked: list[Request] = []
+
+    async def answer(request: Request) -> Response:
+        asked.append(request)
+        return Response(LISTED)
+
+    with serving(Starlette(routes=[Route(SPOT, answer)])) as base_url:
+        (listing,) = await spot_listings(base_url + "/")
+    assert str(listing.instrument) == "binance:spot:BTCUSDT"
+    assert [request.url.query for request in asked] == [""]
+    assert asked[0].headers["User-Agent"].startswith("wadm-mcp/")
+
+
+def pages(cursors: dict[str, str], asked: list[dict[str, str]]) -> Starlette:
+    """Bybit's paginated list: by the cursor asked for, the cursor that follows."""
+
+    async def answer(request: Request) -> Response:
+        asked.append(dict(request.query_params))
+        following = cursors[request.query_params.get("cursor", "")]
+        symbol = {
+            "symbol": f"S{len(asked)}USDT",
+            "status": "Trading",
+            "priceFilter": {"tickSize": "0.10"},
+            "lotSizeFilter": {"qtyStep": "0.001"},
+        }
+        return JSONResponse({"retCode": 0, "retMsg": "OK", "result": {"list": [symbol], "nextPageCursor": following}})
+
+    return Starlette(routes=[Route("/v5/market/instruments-info", answer)])
+
+
+async def test_every_page_is_read_and_a_cursor_goes_back_as_it_came() -> None:
+    asked: list[dict[str, str]] = []
+    with serving(pages({"": "first%3DS1%26last%3DS1", "first%3DS1%26last%3DS1": "two", "two": ""}, asked)) as base_url:
+        async with RestClient() as rest:
+            with anyio.fail_after(10):
+                listings = await rest.listings(Bybit(), "linear", base_url)
+    assert [each.instrument.symbol for each in listings] == ["S1USDT", "S2USDT", "S3USDT"]
+    assert [query.get("cursor") for query in asked] == [None, "first%3DS1%26last%3DS1", "two"]
+    assert all((query["category"], query["limit"]) == ("linear", "1000") for query in asked)
+
+
+@pytest.mark.parametrize(("cursors", "most", "said"), [({"": "a", "a": "a"}, 2, "repeats"), ({"": "a", "a": "b", "b": "a"}, 5, "5 pages")])
+async def test_a_list_without_end_is_given_up(cursors: dict[str, str], most: int, said: str) -> None:
+    asked: list[dict[str, str]] = []
+    with serving(pages(cursors, asked)) as base_url:
+        async with RestClient(pages=5) as rest:
+            with anyio.fail_after(10), pytest.raises(ExchangeError, match=said):
+                await rest.listings(Bybit(), "linear", base_url)
+    assert len(asked) == most
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "parts"),
+    [
+        (400, {}, ["HTTP 400", "Invalid symbol."]),
+        (403, {}, ["HTTP 403", "region"]),
+        (404, {}, ["HTTP 404", "base URL"]),
+        (418, {"Retry-After": "7200"}, ["HTTP 418", "banned", "Retry-After: 7200 s"]),
+        (429, {"Retry-After": "12"}, ["HTTP 429", "wait", "Retry-After: 12 s"]),
+        (451, {}, ["HTTP 451", "region"]),
+        (503, {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}, ["HTTP 503", "Retry-After: Wed, 21 Oct 2026 07:28:00 GMT"]),
+        (302, {"Location": "https://elsewhere.example/"}, ["HTTP 302"]),
+        (599, {}, ["HTTP 599"]),
+    ],
+)
+async def test_an_error_status_is_told_with_the_exchanges_own_words(status: int, headers: dict[str, str], parts: list[str]) -> None:
+    body = b'{"code":-1121,"msg":"Invalid symbol.\n"}' + b" and so on" * 100_000
+    with serving(answering(status, body, headers)) as base_url:
+        said = await refusal(base_url)
+    assert all(part in said for part in [*parts, SPOT, "-1121"])
+    assert len(said) < 400
+
+
+async def test_an_error_without_words_is_told_too() -> None:
+    with serving(answering(500, b"")) as base_url:
+        assert await refusal(base_url) == f"binance spot answered HTTP 500 to {SPOT}"
+
+
+async def test_an_error_body_under_status_200_is_the_exchanges_refusal() -> None:
+    with serving(answering(200, b'{"code":-1003,"msg":"Too much request weight used"}')) as base_url:
+        assert "Too much request weight used (code -1003)" in await refusal(base_url)
+
+
+async def test_a_page_that_is_no_reply_of_an_exchange_is_unreadable() -> None:
+    with serving(answering(200, b"<html>Welcome to our hotel's network</html>")) as base_url:
+        assert "cannot be read" in await refusal(base_url)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+async def test_a_body_beyond_the_bound_is_not_read_to_its_end(packed: bool) -> None:
+    body = b" " * 2_000_000
+    app = answering(200, gzip.compress(body), {"Content-Encoding": "gzip"}) if packed else answering(200, body)
+    with serving(app) as base_url:
+        assert "more than 100,000 bytes" in await refusal(base_url, RestClient(body_limit=100_000))
+
+
+async def test_a_body_that_cannot_be_decompressed_is_told() -> None:
+    with serving(answering(200, b"not gzip at all", {"Content-Encoding": "gzip"})) as base_url:
+        assert "cannot be decompressed" in await refusal(base_url)
+
+
+async def silent(scope: Scope, receive: Receive, send: Send) -> None:
+    """Takes the request and says nothing until the client has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def dripping(scope: Scope, receive: Receive, send: Send) -> None:
+    """Sends a byte now and then, for ever: no single wait is long."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    with anyio.move_on_after(30):
+        while True:
+            await send({"type": "http.response.body", "body": b" ", "more_body": True})
+            with anyio.move_on_after(0.02):
+                if (await receive())["type"] == "http.disconnect":
+                    return
+
+
+async def test_a_server_that_hangs_is_given_up() -> None:
+    with serving(silent) as base_url:
+        assert "silent for 0.2 s" in await refusal(base_url, RestClient(read=0.2))
+
+
+async def test_a_server_that_drips_is_given_up() -> None:
+    with serving(dripping) as base_url:
+        assert "more than 0.3 s" in await refusal(base_url, RestClient(whole=0.3))
+
+
+async def test_waiting_for_an_answer_can_be_cancelled() -> None:
+    with serving(silent) as base_url:
+        async with RestClient() as rest:
+            with anyio.fail_after(5):
+                with anyio.move_on_after(0.1) as scope:
+                    await rest.listings(Binance(), "spot", base_url)
+                assert scope.cancelled_caught
+
+
+async def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    with serving(answering(200, LISTED)) as base_url:
+        assert len(await spot_listings(base_url)) == 1
+        assert len(await spot_listings(base_url.replace("127.0.0.1", "localhost"))) == 1
+    said = await refusal("http://api.exchange.invalid")
+    assert "http://api.exchange.invalid refused the connection" in said
+    assert "proxy" in said
+
+
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "nonsense://127.0.0.1", "http://127.0.0.1:notaport"])
+async def test_a_proxy_that_cannot_be_used_is_told_by_the_names_of_its_variables(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with pytest.raises(SettingError, match=r"^ALL_PROXY, HTTPS_PROXY, HTTP_PROXY: .*http://host:port"):
+        await spot_listings("http://127.0.0.1:9")
+
+
+async def test_a_refused_connection_is_told_without_the_password_of_the_url() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    said = await refusal(f"http://user:secret@127.0.0.1:{port}")
+    assert f"http://127.0.0.1:{port} refused the connection. Check" in said
+    assert "secret" not in said
+
+
+async def test_a_name_that_does_not_resolve_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    assert "http://api.exchange.invalid does not resolve" in await refusal("http://api.exchange.invalid")
+
+
+async def test_a_server_that_hangs_up_is_told() -> None:
+    async with await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=0) as listener, anyio.create_task_group() as group:
+
+        async def hang_up(stream: anyio.abc.SocketStream) -> None:
+            async with stream:
+                await stream.receive()
+
+        group.start_soon(listener.serve, hang_up)
+        port = listener.extra(anyio.abc.SocketAttribute.local_port)
+        assert "broke the connection" in await refusal(f"http://127.0.0.1:{port}")
+        group.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("base_url", ["ftp://127.0.0.1:1", "127.0.0.1:1", "http://127.0.0.1:notaport", "http://\x00"])
+async def test_what_is_no_base_url_is_told(base_url: str) -> None:
+    assert "https://host:port" in await refusal(base_url)

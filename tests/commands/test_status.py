@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.market import NOON, SPOT, listing
+from wadm_mcp.commands.status import status_line, welcome
+from wadm_mcp.health import State
+from wadm_mcp.model import DAY, HOUR
+from wadm_mcp.runtime import Runtime
+from wadm_mcp.settings import read_settings
+from wadm_mcp.tape import Importing
+
+
+def runtime(folder: Path) -> Runtime:
+    return Runtime(read_settings({"WADM_DATA_DIR": str(folder)}))
+
+
+def test_where_to_connect_is_told_with_one_call_to_try(tmp_path: Path) -> None:
+    text = "\n".join(welcome("http://127.0.0.1:8920", read_settings({"WADM_DATA_DIR": str(tmp_path), "WADM_SYMBOLS": "ETHUSDT"})))
+    assert "http://127.0.0.1:8920/mcp" in text
+    assert 'curl -s "http://127.0.0.1:8920/api/volume-profile?symbol=ETHUSDT&window=15m"' in text
+
+
+def test_a_wildcard_address_is_told_as_one_that_answers_and_a_key_only_by_its_name(tmp_path: Path) -> None:
+    settings = read_settings({"WADM_DATA_DIR": str(tmp_path), "API_KEY": "very-secret", "WADM_HOST": "0.0.0.0"})
+    text = "\n".join(welcome("http://0.0.0.0:8920", settings))
+    assert "http://127.0.0.1:8920/mcp" in text
+    assert "$API_KEY" in text
+    assert "very-secret" not in text
+
+
+def test_the_status_line_tells_how_it_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = runtime(tmp_path)
+    one.health.report("recorder", State.OK)
+    assert status_line(one, 0, None).startswith("waiting for the exchanges")
+    monkeypatch.setattr(Runtime, "role", "recording")
+    one.tape.follow(listing())
+    one.health.report(str(SPOT), State.OK)
+    assert status_line(one, 45, None) == "recording · 1 of 1 instruments live · 45 trades/s · 0 recorded"
+    one.tape[SPOT].importing = Importing(NOON - DAY, NOON - HOUR, 50_000, 41.6)
+    assert status_line(one, 45, None).endswith("importing before 2026-06-01 11:00Z, 50,000 trades/s, 42 s left")
+    one.tape[SPOT].importing = None
+    one.health.report(str(SPOT), State.DOWN, "the connection closed")
+    assert status_line(one, 0, None).endswith("binance:spot:BTCUSDT: down, the connection closed")

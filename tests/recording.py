@@ -1,0 +1,61 @@
+"""A recorder, its rollup and its writer over a real store, for tests of what they do together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from tests.market import NOON, SPOT, Clock, listing
+from wadm_mcp.collection.recording.journal import Journal
+from wadm_mcp.collection.recording.recorder import Recorder
+from wadm_mcp.collection.recording.rollup import Rollup
+from wadm_mcp.collection.recording.writer import Writer
+from wadm_mcp.exchanges.exchange import Trades
+from wadm_mcp.health import Health
+from wadm_mcp.model import DAY, Retention, Timeframe, Trade, Window
+from wadm_mcp.storage.sqlite import SqliteStore
+from wadm_mcp.storage.store import OrderFlow, Store
+from wadm_mcp.tape import Tape
+
+LIVES = Retention(3 * DAY, 30 * DAY, 365 * DAY)
+ALWAYS = Window(NOON - 2 * DAY, NOON + 2 * DAY)
+
+
+class Recording:
+    """Recorder, rollup and writer over a real store; `write` is one turn of the writer."""
+
+    def __init__(self, store: Store, journal: Journal, clock: Clock) -> None:
+        self.store = store
+        self.journal = journal
+        self.clock = clock
+        self.tape = Tape()
+        self.health = Health(clock)
+        self.recorder = Recorder(self.tape, self.health, clock, clock.monotonic)
+        self.rollup = Rollup(self.recorder, store, self.health, clock, LIVES.trades)
+        self.writer = Writer(self.recorder, journal, self.rollup, store, self.health, LIVES, clock, clock.monotonic)
+
+    async def save(self) -> None:
+        """Bring what was traded into the store, and derive nothing of it."""
+        await self.writer._journal_all()
+        await self.writer._drain()
+
+    async def begin(self) -> None:
+        await self.writer.adopt(self.recorder.follow(listing(), numbered=True))
+
+    async def trade(self, *trades: Trade) -> None:
+        await self.recorder.take(1, Trades(SPOT, trades, max(self.clock(), trades[-1].timestamp)))
+
+    async def write(self) -> None:
+        await self.writer.flush()
+
+    async def bars(self, timeframe: Timeframe = Timeframe.M1) -> list[OrderFlow]:
+        return await self.store.order_flow(SPOT, timeframe, ALWAYS)
+
+
+@asynccontextmanager
+async def recording(folder: Path, clock: Clock | None = None) -> AsyncGenerator[Recording]:
+    async with SqliteStore(folder / "wadm.sqlite") as store, Journal(folder / "journal", 1 << 30) as journal:
+        one = Recording(store, journal, clock or Clock())
+        await one.begin()
+        yield one

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from wadm_mcp.suggest import nearest
+
+KNOWN = ["ETHBTC", "BTCAUD", "BTCBRL", "BTCDAI", "BTCEUR", "BTCUSDC", "BTCUSDT", "BTCSTUSDT", "ETHUSDC", "ETHUSDT", "ETHFIUSDT", "XRPUSDT"]
+
+
+def test_a_mistyped_symbol_finds_the_one_it_looks_like() -> None:
+    assert nearest("ETHUSDX", KNOWN)[0] == "ETHUSDT"
+
+
+def test_the_beginning_of_a_symbol_finds_it_among_many_that_begin_alike() -> None:
+    assert nearest("BTC", KNOWN)[0] == "BTCUSDT"
+    assert nearest("BTC", KNOWN, 2) == ["BTCUSDT", "BTCSTUSDT"]
+
+
+def test_case_and_separators_do_not_matter() -> None:
+    for written in ("btcusdt", "BTC/USDT", "btc-usdt", " BTC_USDT "):
+        assert nearest(written, KNOWN, 1) == ["BTCUSDT"]
+    assert nearest("BINANC", ["binance", "bybit"], 1) == ["binance"]
+    assert nearest("WADM_SYMBOL", ["WADM_SYMBOLS", "WADM_HOST"], 1) == ["WADM_SYMBOLS"]
+
+
+def test_at_most_as_many_as_asked_for_and_none_twice() -> None:
+    found = nearest("ETHUSD", KNOWN, 5)
+    assert len(found) == len(set(found)) <= 5
+    assert nearest("ETH", KNOWN, 0) == []
+
+
+def test_nothing_near_is_nothing() -> None:
+    assert nearest("", KNOWN) == []
+    assert nearest("///", KNOWN) == []
+    assert nearest("QQQQQQQQ" * 10_000, KNOWN) == []
+    assert nearest("BTC", []) == []

@@ -1,0 +1,117 @@
+"""`wadm-mcp audit`: audits what the store holds beside whoever records, and prints a table. Changes nothing."""
+
+from __future__ import annotations
+
+import time
+from typing import Final, NamedTuple
+
+from wadm_mcp.audit import Audited, Auditor, exchange_figures
+from wadm_mcp.collection.rest.client import RestClient
+from wadm_mcp.collection.subscriptions import EXCHANGES
+from wadm_mcp.errors import ExchangeError, QueryError, SettingError, StoreError
+from wadm_mcp.model import HOUR, MINUTE, Listing, Timeframe, Window
+from wadm_mcp.process.standard_streams import print_lines
+from wadm_mcp.queries.arguments import Call, read_time
+from wadm_mcp.queries.numbers import iso
+from wadm_mcp.settings import Settings
+from wadm_mcp.storage.mongo import MongoStore
+from wadm_mcp.storage.sqlite import SqliteStore
+from wadm_mcp.storage.store import Store
+
+_HOURS: Final = 24
+_LISTED: Final = 200
+"""Differences that are printed one by one."""
+_CALL: Final = Call("wadm-mcp audit", (("--from", "2026-06-01T00:00Z"), ("--to", "2026-06-02T00:00Z")))
+
+
+class Choice(NamedTuple):
+    """What a command is to be about, as its line gives it; None for everything, and for the command's own window."""
+
+    exchange: str | None = None
+    market: str | None = None
+    symbol: str | None = None
+    start: str | None = None
+    end: str | None = None
+
+
+async def audit(settings: Settings, choice: Choice, suffix: str = "") -> int:
+    """Audit, print, and return the exit status: 0 when all is equal, 1 on a difference or where something could not be compared.
+
+    `SettingError` for an argument that cannot be used; `WadmError` as of the store.
+    """
+    now = time.time_ns() // 1_000_000
+    window = _window(choice, now)
+    async with _opened(settings, suffix) as store, RestClient(proxied=not settings.stays_on_loopback) as rest:
+        listings = [listing for listing in await store.listings() if listing.listed and _chosen(listing, choice)]
+        if not listings:
+            followed = ", ".join(str(listing.instrument) for listing in await store.listings() if listing.listed) or "nothing yet"
+            raise SettingError(f"nothing that is recorded matches --exchange, --market and --symbol. Recorded: {followed}")
+        auditor = Auditor(store, settings.retention, lambda: now)
+        found: list[Audited] = []
+        failed: list[str] = []
+        for listing in listings:
+            exchange = EXCHANGES[listing.instrument.exchange]
+            base_url = settings.rest_url(listing.instrument.exchange, listing.instrument.market)
+            told = None
+            held = await auditor.held(listing.instrument, window)
+            try:
+                if held:
+                    told = await exchange_figures(rest, exchange, listing, base_url, Window(held[0], held[-1] + MINUTE))
+            except ExchangeError as error:
+                failed.append(f"{listing.instrument} was not compared with its exchange: {error}")
+            found.append(await auditor.audit(listing, window, told))
+    print_lines(_table(window, found, failed))
+    return 1 if failed or any(each.differences for each in found) else 0
+
+
+def _opened(settings: Settings, suffix: str) -> Store:
+    if settings.MONGODB_URL is not None:
+        return MongoStore(settings.MONGODB_URL.get_secret_value(), settings.retention, suffix=suffix, read_only=True)
+    path = settings.WADM_DATA_DIR / "wadm.sqlite"
+    if not path.exists():
+        raise StoreError(f"nothing was recorded in {path} yet: start a WADM that records there, or set WADM_DATA_DIR to another folder")
+    return SqliteStore(path, read_only=True)
+
+
+def _window(choice: Choice, now: int) -> Window:
+    """Whole minutes, none of them open."""
+    closed = Timeframe.H1.floor(now)
+    try:
+        start = read_time(_CALL, "--from", choice.start)
+        end = read_time(_CALL, "--to", choice.end)
+    except QueryError as error:
+        raise SettingError(str(error)) from None
+    end = min(closed if end is None else end, now)
+    start = end - _HOURS * HOUR if start is None else start
+    window = max(0, start - start % MINUTE), end - end % MINUTE
+    if window[0] >= window[1]:
+        raise SettingError(f"--from {choice.start or iso(start)} --to {choice.end or iso(end)}: no whole minute lies between, before now")
+    return Window(*window)
+
+
+def _chosen(listing: Listing, choice: Choice) -> bool:
+    exchange, market, symbol = listing.instrument
+    return (
+        choice.exchange in (None, exchange)
+        and choice.market in (None, market)
+        and (choice.symbol is None or choice.symbol.upper() == symbol)
+    )
+
+
+def _table(window: Window, found: list[Audited], failed: list[str]) -> list[str]:
+    width = max(len(str(each.instrument)) for each in found)
+    lines = [f"{iso(window.start)} to {iso(window.end)}", ""]
+    lines.append(f"{'instrument':<{width}}  {'minutes':>8}  {'held':>8}  {'with trades':>11}  {'differences':>11}")
+    for each in found:
+        counts = f"{each.minutes:>8,}  {each.compared:>8,}  {each.recomputed:>11,}  {len(each.differences):>11,}"
+        lines.append(f"{each.instrument!s:<{width}}  {counts}")
+    differences = [difference for each in found for difference in each.differences]
+    lines += ["", *(str(difference) for difference in differences[:_LISTED])] if differences else []
+    if len(differences) > _LISTED:
+        lines.append(f"and {len(differences) - _LISTED:,} more")
+    lines += ["", *failed] if failed else []
+    lines += [
+        "",
+        f"{len(differences):,} differences" if differences else "no difference" if not failed else "not compared with the exchange",
+    ]
+    return lines

@@ -1,0 +1,187 @@
+"""`wadm-mcp doctor`: are settings, store and exchanges fit to record? Prints a table; changes nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import anyio
+from websockets.asyncio.client import connect
+from websockets.exceptions import WebSocketException
+
+from wadm_mcp.collection.lease import RecorderLock
+from wadm_mcp.collection.rest.client import RestClient
+from wadm_mcp.collection.subscriptions import EXCHANGES
+from wadm_mcp.errors import FrameError, WadmError
+from wadm_mcp.exchanges.exchange import Exchange, Trades
+from wadm_mcp.health import Health
+from wadm_mcp.model import Listing
+from wadm_mcp.process.standard_streams import print_lines
+from wadm_mcp.settings import Settings, unusable_folder
+from wadm_mcp.storage.mongo import MongoStore
+from wadm_mcp.storage.opening import open_cache
+from wadm_mcp.storage.redis_cache import RedisCache
+from wadm_mcp.storage.sqlite import SqliteStore
+from wadm_mcp.suggest import nearest
+
+_FRAME_WITHIN: Final = 15.0
+
+
+class Finding(NamedTuple):
+    """One line of the table."""
+
+    part: str
+    fit: bool
+    detail: str
+
+
+async def examine(settings: Settings) -> int:
+    """Check everything, print the table, and return the exit status: 0 when all is fit, 1 otherwise.
+
+    `WadmError` when the table cannot be printed.
+    """
+    findings: list[Finding] = []
+
+    async def check(part: str, step: Callable[[], Awaitable[str]]) -> None:
+        try:
+            findings.append(Finding(part, True, await step()))
+        except WadmError as error:
+            findings.append(Finding(part, False, str(error)))
+
+    findings.append(
+        Finding(
+            "settings",
+            True,
+            f"{', '.join(settings.WADM_SYMBOLS)} at {', '.join(settings.WADM_EXCHANGES)} ({', '.join(settings.WADM_MARKETS)})",
+        )
+    )
+    await check("data folder", lambda: _folder(settings))
+    if settings.MONGODB_URL is not None:
+        findings.append(_processor())
+        await check("MongoDB", lambda: _mongodb(settings))
+    else:
+        await check("SQLite", lambda: _sqlite(settings))
+    if settings.REDIS_URL is not None:
+        await check("Redis", lambda: _redis(settings))
+    async with RestClient(proxied=not settings.stays_on_loopback) as rest:
+        for name in settings.WADM_EXCHANGES:
+            for market in settings.WADM_MARKETS:
+                exchange = EXCHANGES[name]
+                listings: list[Listing] = []
+
+                async def look_up(exchange: Exchange = exchange, market: str = market, listings: list[Listing] = listings) -> str:
+                    return await _listings(rest, settings, exchange, market, listings)
+
+                async def listen(exchange: Exchange = exchange, market: str = market, listings: list[Listing] = listings) -> str:
+                    return await _stream(settings, exchange, market, listings)
+
+                await check(f"{name} {market} REST", look_up)
+                if listings:
+                    await check(f"{name} {market} stream", listen)
+                else:
+                    findings.append(Finding(f"{name} {market} stream", False, "not tried: nothing to subscribe to"))
+    width = max(len(finding.part) for finding in findings)
+    lines: list[str] = []
+    for finding in findings:
+        first, *more = finding.detail.splitlines()
+        lines.append(f"{finding.part:<{width}}  {'ok  ' if finding.fit else 'FAIL'}  {first}")
+        lines += [f"{'':<{width}}        {line}" for line in more]
+    unfit = sum(not finding.fit for finding in findings)
+    lines.append(f"{unfit} of {len(findings)} need attention" if unfit else "fit to record")
+    print_lines(lines)
+    return 1 if unfit else 0
+
+
+async def _folder(settings: Settings) -> str:
+    folder = settings.WADM_DATA_DIR
+    try:
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+    except OSError as error:
+        raise unusable_folder(folder, error) from error
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise WadmError(f"{existing} cannot be written; set WADM_DATA_DIR to a folder that can")
+    if not folder.exists():
+        return f"{folder} (is made at the first start)"
+    with RecorderLock(folder) as lease:
+        return f"{folder} ({'nobody records' if lease.take() else 'another process records'})"
+
+
+def _processor() -> Finding:
+    """MongoDB 5 and later need a processor with AVX, if it is to run on this machine."""
+    flags = Path("/proc/cpuinfo")
+    if not flags.exists() or "flags" not in (text := flags.read_text()):
+        return Finding("processor", True, "not known here; MongoDB 5 and later need AVX")
+    has = " avx " in text.replace("\n", " ")
+    return Finding("processor", has, "has AVX" if has else "has no AVX, which MongoDB 5 and later need; run MongoDB on another machine")
+
+
+async def _mongodb(settings: Settings) -> str:
+    assert settings.MONGODB_URL is not None
+    async with MongoStore(settings.MONGODB_URL.get_secret_value(), settings.retention, read_only=True) as store:
+        state = await store.describe()
+    lines = [f"{state.version} at {state.place}, {sum(each.bytes for each in state.collections) / 1e6:.1f} MB"]
+    for each in state.collections:
+        lives = ", ".join(f"{name} {seconds / 3600:g} h" for name, seconds in sorted(each.lives.items()))
+        text = f"{each.name}: {each.documents:,} documents, {each.bytes / 1e6:.1f} MB, indexes {', '.join(each.indexes)}"
+        lines.append(text + (f"; lives {lives}" if lives else ""))
+    return "\n".join(lines)
+
+
+async def _redis(settings: Settings) -> str:
+    cache = open_cache(settings, Health(lambda: 0))
+    async with cache:
+        if isinstance(cache, RedisCache):
+            await cache.look()
+        state = cache.state
+    if not state.ok:
+        raise WadmError(f"{state.place}: {state.detail}; check that redis-server runs there, or unset REDIS_URL")
+    return f"{state.kind} at {state.place}"
+
+
+async def _sqlite(settings: Settings) -> str:
+    path = settings.WADM_DATA_DIR / "wadm.sqlite"
+    try:
+        if not path.exists():
+            return "nothing recorded yet"
+    except OSError as error:
+        raise unusable_folder(settings.WADM_DATA_DIR, error) from error
+    async with SqliteStore(path, read_only=True) as store:
+        state = await store.state()
+        listings = await store.listings()
+    return f"{state.bytes / 1e6:.1f} MB, {len(listings)} instruments"
+
+
+async def _listings(rest: RestClient, settings: Settings, exchange: Exchange, market: str, found: list[Listing]) -> str:
+    listed = {each.instrument.symbol: each for each in await rest.listings(exchange, market, settings.rest_url(exchange.name, market))}
+    found += [listed[symbol] for symbol in settings.WADM_SYMBOLS if symbol in listed]
+    missing = [symbol for symbol in settings.WADM_SYMBOLS if symbol not in listed]
+    if missing:
+        raise WadmError(f"{missing[0]} is not listed here. Nearest: {', '.join(nearest(missing[0], listed)) or 'none'}")
+    return f"{len(listed):,} instruments; " + ", ".join(f"{each.instrument.symbol} tick {each.tick} lot {each.lot}" for each in found[:3])
+
+
+async def _stream(settings: Settings, exchange: Exchange, market: str, listings: list[Listing]) -> str:
+    """An acknowledgement proves nothing, so this waits for a frame of trades."""
+    url = settings.socket_url(exchange.name, market) + exchange.stream_path(market)
+    names = [each.instrument.symbol for each in listings][: exchange.limits(market).names_per_request]
+    decoder = exchange.decoder(market, listings)
+    began = anyio.current_time()
+    try:
+        async with connect(
+            url, compression=None, open_timeout=10, close_timeout=1, proxy=None if settings.stays_on_loopback else True
+        ) as socket:
+            await socket.send(exchange.subscribe(market, names, 1))
+            with anyio.fail_after(_FRAME_WITHIN):
+                while not isinstance(decoder.decode(await socket.recv(decode=False)), Trades):
+                    pass
+    except TimeoutError:
+        raise WadmError(
+            f"{url}: connected, but no trade came within {_FRAME_WITHIN:g} s; the market may be quiet, or the route blocked"
+        ) from None
+    except (OSError, WebSocketException) as error:
+        raise WadmError(f"cannot connect to {url}: {error}") from error
+    except FrameError as error:
+        raise WadmError(f"{url}: {error}") from error
+    return f"first trade after {anyio.current_time() - began:.1f} s"
