@@ -281,7 +281,7 @@ class SubscriptionManager:
 
     async def _begin(self, each: _Market, fresh: Sequence[Listing]) -> None:
         """Follow these instruments from what the store holds of them, if it tells at once."""
-        followed = [self._recorder.follow(listing, numbered=each.venue.exchange.numbers_trades[each.venue.market]) for listing in fresh]
+        followed = [self._recorder.follow(listing, numbered=each.venue.traits.counts_trades) for listing in fresh]
         self._recording.update(listing.instrument for listing in fresh)
         with anyio.move_on_after(_ADOPTED_WITHIN):
             try:
@@ -301,8 +301,7 @@ class SubscriptionManager:
         for first in range(0, len(listings), size):
             group = _Group(list(listings[first : first + size]))
             each.groups.append(group)
-            # Where ids do not count, a second connection holds what the first one misses; where they do, they prove it.
-            copies = 1 if each.venue.exchange.numbers_trades[each.venue.market] else self._settings.WADM_BYBIT_CONNECTIONS
+            copies = self._settings.WADM_BYBIT_CONNECTIONS if each.venue.traits.redundant_connections else 1
             for copy in range(copies):
                 arguments = (group.listings, self._recorder, self._health, self._clock, self._rest.certificates)
                 collector = Collector(each.venue, *arguments)
@@ -322,7 +321,7 @@ class SubscriptionManager:
                 self._collect(each, left)
 
     def _repairer(self, each: _Market) -> GapRepairer | RecentTradesReconciler:
-        if each.venue.exchange.numbers_trades[each.venue.market]:
+        if each.venue.traits.counts_trades:
             return GapRepairer(
                 each.venue,
                 self._rest,

@@ -115,20 +115,20 @@ async def _planned(settings: Settings, order: ImportJob, now: int) -> list[str]:
     async with RestClient(proxied=not settings.stays_on_loopback) as rest:
         for instrument in _instruments(settings, order):
             venue = settings.venue(instrument.exchange, instrument.market)
-            form = venue.exchange.archives[instrument.market]
+            archive = venue.traits.archive
             days, missing, size, paged = 0, 0, 0, 0
             for start in range(window.start - window.start % DAY, window.end, DAY):
                 length = min(window.end, start + DAY) - max(window.start, start)
                 found = None
-                if start + DAY <= now:
+                if archive is not None and start + DAY <= now:
                     day = datetime.fromtimestamp(start / SECOND, UTC).date()
                     try:
-                        found = await rest.size(venue, form.path(instrument.symbol, day))
+                        found = await rest.size(venue, archive.path(instrument.symbol, day))
                     except ExchangeError as error:
                         lines.append(f"  {instrument}: {error}")
                 if found is not None:
                     days, size = days + 1, size + found
-                elif form.numbers_trades:
+                elif venue.traits.counts_trades:
                     paged += length
                 else:
                     missing += length

@@ -45,8 +45,6 @@ _STALE: Final = HOUR
 """Age of a gap that no lag of a database explains any more."""
 LONG_GAP: Final = 2 * HOUR
 """A longer one may be history's to fill, from an archive: a day's file costs less than its pages."""
-REACH: Final = 47 * HOUR
-"""USD-M serves history by REST for 48 hours (exchanges.md 4.2). What is older it may have all the same, in its archives."""
 _CHUNK: Final = 10 * MINUTE
 """Market time whose aggregates are fetched in a row, newest chunk first."""
 _STRADDLED: Final = 1_000
@@ -138,7 +136,8 @@ class GapRepairer:
         return due[0 if self._turn % _OLDEST_TURN == 0 else -1]
 
     def _is_mine(self, followed: RecordedInstrument, gap: MissingRange) -> bool:
-        if self._venue.market == "linear" and gap.end < self._clock.now() - REACH:
+        reach = self._venue.traits.rest_reach
+        if reach is not None and gap.end < self._clock.now() - reach:
             return False
         coming = followed.being_imported
         if coming is not None and gap.start < coming.end + _SKEW and gap.end > coming.start - _SKEW:
@@ -183,7 +182,7 @@ class GapRepairer:
 
     def _folds(self, followed: RecordedInstrument, gap: MissingRange) -> bool:
         """Does this gap's newest part come back from aggregates?"""
-        if not self._venue.exchange.folds_history[self._venue.market]:
+        if not self._venue.traits.folds_history:
             return False
         instrument = followed.tape.instrument
         if gap.trades <= _STRADDLED or (instrument, gap.first, gap.last) in self._rows_only:

@@ -20,7 +20,7 @@ from anyio import from_thread, to_thread
 from wadm_mcp.clock import Clock
 from wadm_mcp.collection.backfill import archive_file
 from wadm_mcp.collection.backfill.archive_minutes import PackedPiece, numbered_minutes, whole_minutes
-from wadm_mcp.collection.backfill.gap_repair import LONG_GAP, REACH
+from wadm_mcp.collection.backfill.gap_repair import LONG_GAP
 from wadm_mcp.collection.recording.minute import pieces_of
 from wadm_mcp.collection.recording.recorder import RecordedInstrument, Recorder
 from wadm_mcp.collection.rest.client import RestClient
@@ -118,8 +118,8 @@ class History:
         self._raw = raw
         self._trades_life = trades_life
         self._folder = folder
-        self._form = venue.exchange.archives[venue.market]
-        self._numbered = venue.exchange.numbers_trades[venue.market]
+        self._form = venue.traits.archive
+        self._numbered = venue.traits.counts_trades
         self._budget = rest.budget(venue)
         self._part = f"{venue.name} history"
         self.idle = anyio.Event()
@@ -192,10 +192,8 @@ class History:
                 reached = datetime.fromtimestamp(tape.importing.reached / SECOND, UTC).strftime("%Y-%m-%dT%H:%MZ")
                 left = f"{tape.importing.rate:,} trades/s, about {tape.importing.seconds:,.0f} s are left"
                 told.append(f"{instrument.symbol}: imported back to {reached}, {left}")
-            elif finished := [
-                part.window.start for part in parts if part.window.start // DAY < now // DAY and not self._is_empty(followed, part)
-            ]:
-                told.append(f"{instrument.symbol}: the archive has no file of {_date(finished[0])} yet")
+            elif self._form is not None and (finished := self._finished_days(followed, parts)):
+                told.append(f"{instrument.symbol}: the archive has no file of {finished[0]} yet")
             jobs.update({job.key: job for job in mine})
         self._health.report(self._part, State.OK, "; ".join(told))
         return sorted(jobs.values(), key=lambda job: job.stretch.window.end, reverse=True)
@@ -271,15 +269,21 @@ class History:
         instrument, window, now = followed.tape.instrument, part.window, self._clock.now()
         start = window.start - window.start % DAY
         day = Window(start, start + DAY)
-        archived = day.end <= now and self._not_before.get((instrument, start), 0.0) <= self._clock.monotonic()
+        archived = self._form is not None and day.end <= now and self._not_before.get((instrument, start), 0.0) <= self._clock.monotonic()
         if not self._numbered:
             return _Job(followed, part, day, True) if archived else None
         if self._is_empty(followed, part):
             return None
-        served = self._venue.market == "spot" or window.end > now - REACH
+        rest_reach = self._venue.traits.rest_reach
+        served = rest_reach is None or window.end > now - rest_reach
         if archived and (window.length >= LONG_GAP or not served):
             return _Job(followed, part, day, True)
         return _Job(followed, part, day, False) if served else None
+
+    def _finished_days(self, followed: RecordedInstrument, parts: Sequence[_Stretch]) -> list[date]:
+        """Days of these parts that are over, and not known to be without trades."""
+        today = self._clock.now() // DAY
+        return [_date(part.window.start) for part in parts if part.window.start // DAY < today and not self._is_empty(followed, part)]
 
     def _is_empty(self, followed: RecordedInstrument, part: _Stretch) -> bool:
         return (followed.tape.instrument, part.window.start // DAY * DAY, part.last) in self._emptied
@@ -298,7 +302,7 @@ class History:
         held = _held(followed)
         ids = sum(span.last_seq - span.first_seq + 1 for span in held)
         lasted = max(MINUTE, sum(span.end - span.start for span in held))
-        fold = _FILLS_PER_AGGREGATE if self._venue.exchange.folds_history[self._venue.market] else 1
+        fold = _FILLS_PER_AGGREGATE if self._venue.traits.folds_history else 1
         pages = ids * window.length / lasted / fold / _PAGE
         weight = self._venue.exchange.aggregates_request(self._venue.market, followed.tape.instrument.symbol, start=0).weight
         return max(1.0, pages * weight * self._venue.exchange.allowance(self._venue.market).seconds / self._budget.allowed)
@@ -350,7 +354,7 @@ class History:
         waiting: list[Aggregate] = []
         page = await self._rest.aggregates(self._venue, listing, start=chunk.start)
         # Spot has its rows elsewhere; on USD-M the aggregates are the rows.
-        single = raw and self._venue.exchange.folds_history[self._venue.market]
+        single = raw and self._venue.traits.folds_history
         if page and single:
             page = await self._rows_from(job, page[0].trade.seq)
         while page:
@@ -396,16 +400,17 @@ class History:
 
     async def _fetched(self, job: _Job) -> Path | None:
         """The day's file on this disk, proven by its checksum where there is one; None where the archive has none."""
-        symbol, name = job.instrument.symbol, self._form.path(job.instrument.symbol, job.date).rpartition("/")[2]
+        form = self._archive_form
+        symbol, name = job.instrument.symbol, form.path(job.instrument.symbol, job.date).rpartition("/")[2]
         file = self._folder / f"{self._venue.exchange.name}-{self._venue.market}" / name
         if await anyio.Path(file).exists():
             return file
         await anyio.Path(file.parent).mkdir(parents=True, exist_ok=True)
-        checksum, stated = file.with_name(f"{name}.CHECKSUM"), self._form.checksum_path(symbol, job.date)
+        checksum, stated = file.with_name(f"{name}.CHECKSUM"), form.checksum_path(symbol, job.date)
         if stated is not None and not await self._download(job, stated, checksum):
             return None
         fresh = file.with_name(f"{name}.new")
-        if not await self._download(job, self._form.path(symbol, job.date), fresh):
+        if not await self._download(job, form.path(symbol, job.date), fresh):
             return None
         if stated is not None:
             try:
@@ -418,6 +423,12 @@ class History:
                 await anyio.Path(checksum).unlink()
         await anyio.Path(fresh).replace(file)
         return file
+
+    @property
+    def _archive_form(self) -> ArchiveFormat:
+        """The archive's format, where a job or a file says that there is one."""
+        assert self._form is not None
+        return self._form
 
     async def _download(self, job: _Job, path: str, file: Path) -> bool:
         def told(here: int, of: int) -> None:
@@ -432,11 +443,11 @@ class History:
 
         `form` is what the file is, if not what the archive of the market is read in.
         """
-        form = form or self._form
+        form = form or self._archive_form
         listing = followed.tape.listing
         gaps = _between(_held(followed), day)
         wanted = {minute for gap in gaps for minute in range(gap.start - gap.start % MINUTE, gap.end, MINUTE)}
-        beside = {} if self._numbered else await self._beside(followed, gaps)
+        beside = {} if self._numbered else await self._beside(followed, form, gaps)
         held = _held(followed)
 
         def read() -> list[PackedPiece]:
@@ -448,8 +459,7 @@ class History:
             return list(_cancellable(found))
 
         pieces = await to_thread.run_sync(read)
-        own_ids = type(form) is type(self._form) and (self._numbered or self._venue.market == "linear")
-        keeps_rows = own_ids and self._keeps_rows(day.start)
+        keeps_rows = form.carries_live_ids and self._keeps_rows(day.start)
         if keeps_rows:
             known = {trade.trade_id for rows in beside.values() for trade in rows}
             new = await self._take_rows(followed, form, file, gaps, known)
@@ -487,9 +497,9 @@ class History:
         await self._recorder.stored(listing.instrument, minutes)
         return new
 
-    async def _beside(self, followed: RecordedInstrument, gaps: Sequence[Window]) -> dict[int, list[Trade]]:
+    async def _beside(self, followed: RecordedInstrument, form: ArchiveFormat, gaps: Sequence[Window]) -> dict[int, list[Trade]]:
         """What the tape holds of the minutes in which gaps begin and end: an archive with its own ids is joined to it by them."""
-        if self._venue.market != "linear":
+        if not form.carries_live_ids:
             return {}
         edges = {at - at % MINUTE for gap in gaps for at in (gap.start, gap.end - 1)}
         instrument = followed.tape.instrument
