@@ -74,12 +74,7 @@ class Runtime:
         self.bus = InMemorySubscriptionBus()
         self.health = Health(clock.now)
         self.tape = Tape()
-        self.tape.awaited = {
-            Instrument(exchange, market, symbol)
-            for exchange in settings.WADM_EXCHANGES
-            for market in settings.WADM_MARKETS
-            for symbol in settings.WADM_SYMBOLS
-        }
+        self.tape.awaited = {venue.instrument(symbol) for venue in settings.venues for symbol in settings.WADM_SYMBOLS}
         self.store = open_store(settings, suffix)
         self.cache = open_cache(settings, self.health, suffix)
         self.answers = CachedAnswers(InProcessCache(_ANSWER_BYTES))

@@ -12,9 +12,9 @@ import anyio
 
 from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.errors import ExchangeError, QueryError, UnknownSymbol
+from wadm_mcp.exchanges.registry import exchange_names
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
-from wadm_mcp.model import EXCHANGES as EVERY_EXCHANGE
 from wadm_mcp.model import MARKETS, Instrument
 from wadm_mcp.queries.arguments import ALL, Call, read_exchange, read_market, read_whole, shown
 from wadm_mcp.queries.markets import markets
@@ -108,7 +108,7 @@ class Tracking:
         venue = read_exchange(call, exchange)
         venues = self._settings.WADM_EXCHANGES if venue == ALL else (venue,)
         chosen = read_market(call, market, MARKETS) or self._settings.WADM_MARKETS[0]
-        return name, [Instrument(one, chosen, name) for one in EVERY_EXCHANGE if one in venues]
+        return name, [Instrument(one, chosen, name) for one in exchange_names() if one in venues]
 
     async def _until_in(self, wanted: Sequence[Instrument], told: ProgressCallback) -> None:
         """Returns once all of these are live and their past is here."""

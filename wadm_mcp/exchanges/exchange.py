@@ -118,6 +118,8 @@ class ArchiveFormat(Protocol):
 
     exchange: str
     market: str
+    folder: str
+    """A folder above its published files that sets them apart from files of the same name; empty where no other file is called so."""
     carries_live_ids: bool
     """Does a row have the `trade_id` that the trade socket gives the same trade? Only then can rows of both stand in one tape."""
 
@@ -158,6 +160,21 @@ class MarketTraits:
     """Do several connections cover each other? They do where a missed trade cannot be noticed on one connection alone."""
 
 
+class Host(NamedTuple):
+    """A base URL without path: the setting that may replace it (`WADM_BINANCE_SPOT_WS`), and the exchange's own."""
+
+    setting: str
+    url: str
+
+
+class Hosts(NamedTuple):
+    """The hosts of one market. Markets may share them; `archive` is None where the exchange publishes no daily files."""
+
+    socket: Host
+    rest: Host
+    archive: Host | None
+
+
 class Decoder(Protocol):
     """Frames of one connection into messages.
 
@@ -179,6 +196,10 @@ class Exchange(Protocol):
     name: str
     traits: Mapping[str, MarketTraits]
     """How each market works. A market that the exchange does not have is absent."""
+    hosts: Mapping[str, Hosts]
+    """Where each of these markets is reached."""
+    file_formats: Sequence[ArchiveFormat]
+    """Every kind of daily file that can be imported by hand, those of `traits` among them."""
 
     def limits(self, market: str) -> Limits: ...
 
@@ -242,7 +263,7 @@ class Exchange(Protocol):
 
 @dataclass(frozen=True)
 class Venue:
-    """One market of one exchange, and the base URLs that lead to it."""
+    """One market of one exchange, and the base URLs that lead to it. `archive_url` is empty where there is no archive."""
 
     exchange: Exchange
     market: str

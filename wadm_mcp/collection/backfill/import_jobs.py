@@ -18,7 +18,7 @@ from anyio import to_thread
 from wadm_mcp.collection.backfill.history import History
 from wadm_mcp.collection.recording.recorder import RecordedInstrument
 from wadm_mcp.errors import ArchiveError, StoreError, printable
-from wadm_mcp.exchanges.formats import FORMATS, recognise
+from wadm_mcp.exchanges.formats import recognise
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
 from wadm_mcp.model import DAY, SECOND, Instrument, Window
@@ -136,7 +136,7 @@ class ImportJobRunner:
     async def _file(self, file: Path, order: ImportJob) -> int:
         """How many trades of a file were new; `ArchiveError` where it cannot be taken."""
         form, symbol, day = recognise(file, order.exchange, order.market)
-        instrument = Instrument(FORMATS[form].exchange, FORMATS[form].market, symbol)
+        instrument = Instrument(form.exchange, form.market, symbol)
         began, found = anyio.current_time(), self._followed(instrument)
         while found is None and anyio.current_time() - began < (_PATIENCE if self._awaited(instrument) else _LISTED_WITHIN):
             await anyio.sleep(_EVERY)
@@ -147,7 +147,7 @@ class ImportJobRunner:
         start = round(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) * SECOND
         window = Window(start, start + DAY)
         await history.know(followed, window)
-        return await history.take_file(followed, file, window, FORMATS[form])
+        return await history.take_file(followed, file, window, form)
 
     def _awaited(self, instrument: Instrument) -> bool:
         return any(instrument in history.recorded for history in self._histories())
