@@ -12,8 +12,8 @@ from wadm_mcp.errors import StoreError
 HOLD = """
 import sys
 from pathlib import Path
-from wadm_mcp.collection.lease import Lease
-lease = Lease(Path(sys.argv[1]))
+from wadm_mcp.collection.lease import RecorderLock
+lease = RecorderLock(Path(sys.argv[1]))
 print(lease.take(), flush=True)
 sys.stdin.read()
 """
