@@ -160,7 +160,7 @@ class Runtime:
     @property
     def waiting(self) -> int:
         """Trades that wait for the store."""
-        return sum(tape.waiting.total() for tape in self.tape)
+        return sum(tape.unstored.total() for tape in self.tape)
 
     def _look(self) -> None:
         if self._roster is not None:
@@ -282,7 +282,7 @@ class Runtime:
             return await exchange_figures(rest, EXCHANGES[exchange], listing, self.settings.rest_url(exchange, market), window)
 
         def recorded() -> list[Listing]:
-            return [followed.tape.listing for followed in recorder.followed]
+            return [followed.tape.listing for followed in recorder.recorded]
 
         return HourlyAudit(Auditor(self.store, self.settings.retention, self._clock), recorded, told, self.health, self._clock)
 

@@ -109,10 +109,10 @@ class Follower:
         changed = await self._changed(instrument, since, marked, fresh)
         # From here on nothing waits: a question sees the instrument as it was before, or with all of this.
         tape = self._tape.follow(listing)
-        if tape.held is not None:
+        if tape.coverage is not None:
             return
         tape.newest = tape.newest or newest
-        tape.known_until = known_until
+        tape.followed_until = known_until
         tape.revising = Counter(minute for minute in marked if since is not None and minute < since)
         for minute in [minute for minute in tape.minutes if minute not in marked]:
             tape.drop_minute(minute)
@@ -120,12 +120,12 @@ class Follower:
             tape.settled_until = max(tape.settled_until, since)
         tape.add(fresh)
         for minute, (trades, pieces) in changed.items():
-            tape.make_minute(minute, trades)
+            tape.rebuild_minute(minute, trades)
             for piece in pieces:
-                tape.join_piece(minute, piece.footprint)
-                tape.rows[minute] += 1
+                tape.merge_partial(minute, piece.footprint)
+                tape.trade_counts[minute] += 1
         # They stay for as long as the recorder does not derive them.
-        tape.bound()
+        tape.limit_minutes()
         self._health.report(str(instrument), State.STANDBY, "another process records it")
 
     async def _changed(
@@ -144,7 +144,7 @@ class Follower:
             if tape is not None and minute in tape.minutes and compared.get(minute) == writes and not rows[minute]:
                 continue
             window = Window(minute, minute + MINUTE)
-            known = rows[minute] + (tape.rows[minute] if tape is not None else 0)
+            known = rows[minute] + (tape.trade_counts[minute] if tape is not None else 0)
             if await self._store.count(instrument, window) != known:
                 trades = await self._page_through(instrument, window)
                 changed[minute] = trades, await self._store.pieces(instrument, window)

@@ -143,7 +143,7 @@ class SubscriptionManager:
                     lookups.start_soon(self._look_up, each, tasks)
             await self._refuse_unknown()
             wanted = {listing.instrument for each in self._markets for listing in each.listings}
-            for instrument in self._tape.keep(wanted | self._tracked):
+            for instrument in self._tape.keep_only(wanted | self._tracked):
                 self._health.forget(str(instrument))
 
     async def release_leases(self) -> None:
@@ -319,7 +319,7 @@ class SubscriptionManager:
     def _leave(self, each: _Market, lost: set[Instrument]) -> None:
         """Record these no more; their connections go on with the others."""
         for instrument in lost:
-            self._recorder.leave(instrument)
+            self._recorder.stop(instrument)
         self._recording -= lost
         for group in [group for group in each.groups if any(listing.instrument in lost for listing in group.listings)]:
             each.groups.remove(group)

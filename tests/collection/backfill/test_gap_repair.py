@@ -76,7 +76,7 @@ class Repairing:
 
     @property
     def missing(self) -> int:
-        return sum(gap.trades for gap in self.followed.continuity.missing())
+        return sum(gap.trades for gap in self.followed.coverage.missing())
 
 
 @asynccontextmanager

@@ -55,7 +55,7 @@ class Overlapping:
             await self.recorder.take(connection, Trades(SPOT, (trade,), trade.timestamp + 1))
 
     def loses(self, connection: int) -> None:
-        self.recorder.lost(connection, [SPOT], "disconnect", "the test cut it")
+        self.recorder.connection_lost(connection, [SPOT], "disconnect", "the test cut it")
 
     async def run_until(self, holds: Callable[[], bool]) -> None:
         with anyio.fail_after(15):
@@ -67,7 +67,7 @@ class Overlapping:
 
     @property
     def gaps(self) -> list[tuple[int, int]]:
-        return [(gap.start, gap.end) for gap in self.followed.continuity.missing()]
+        return [(gap.start, gap.end) for gap in self.followed.coverage.missing()]
 
 
 @asynccontextmanager
@@ -95,8 +95,8 @@ async def test_newest_trades_of_which_nobody_remembers_that_they_are_held_are_no
     async with overlapping() as r:
         await r.brings(1, r.trades[-55:-30])
         r.loses(1)
-        assert isinstance(r.followed.continuity, ConnectionCoverage)
-        r.followed.continuity._seen.clear()
+        assert isinstance(r.followed.coverage, ConnectionCoverage)
+        r.followed.coverage._seen.clear()
         await r.brings(2, r.trades[-10:])
         await r.run_until(lambda: not r.gaps)
         recorded = Counter(trade.trade_id for trade in r.recorder.take_batch().trades if trade.timestamp > r.trades[-55].timestamp)
@@ -144,8 +144,8 @@ async def test_an_instrument_that_cannot_be_asked_for_keeps_no_other_one_waiting
             for connection, some in ((1, each[10:30]), (2, each[50:])):
                 for one in some:
                     await r.recorder.take(connection, Trades(instrument, (one,), one.timestamp + 1))
-                r.recorder.lost(1, [instrument], "disconnect", "the test cut it")
-        await r.run_until(lambda: not other.continuity.missing())
+                r.recorder.connection_lost(1, [instrument], "disconnect", "the test cut it")
+        await r.run_until(lambda: not other.coverage.missing())
         assert len(r.gaps) == 1
 
 

@@ -46,7 +46,7 @@ class Recording(Recorder):
         self._tell()
 
     def lost(self, connection: int, instruments: Sequence[Instrument], reason: str, detail: str) -> None:  # type: ignore[override]
-        super().lost(connection, instruments, reason, detail)
+        super().connection_lost(connection, instruments, reason, detail)
         self.losses.append((reason, detail))
         self._tell()
 
@@ -60,7 +60,7 @@ class Recording(Recorder):
                 await self.changed.wait()
 
     def trades(self, instrument: Instrument) -> list[Trade]:
-        return sorted(self.tape[instrument].unsaved.values(), key=lambda trade: trade.seq)
+        return sorted(self.tape[instrument].pending.values(), key=lambda trade: trade.seq)
 
     def spans(self, instrument: Instrument) -> list[Span]:
         return self[instrument].spans

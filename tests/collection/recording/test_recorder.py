@@ -33,7 +33,7 @@ class Recording:
         await self.recorder.take(connection, Trades(self.instrument, trades, self.clock(), set_aside))
 
     def lose(self, reason: str = "disconnect") -> None:
-        self.recorder.lost(1, [self.instrument], reason, "the test cut it")
+        self.recorder.connection_lost(1, [self.instrument], reason, "the test cut it")
 
 
 async def test_a_trade_is_in_the_tape_and_waits_for_the_store() -> None:
@@ -52,7 +52,7 @@ async def test_a_trade_leaves_the_memory_once_the_store_has_it() -> None:
     r = Recording()
     await r.frame(trade(1), trade(2))
     r.recorder.mark_durable(r.recorder.take_batch().trades[:1])
-    assert [each.seq for each in r.tape[SPOT].unsaved.values()] == [2]
+    assert [each.seq for each in r.tape[SPOT].pending.values()] == [2]
 
 
 async def test_a_repeated_trade_is_counted_and_changes_nothing() -> None:
@@ -225,7 +225,7 @@ async def state_after(numbered: bool, calls: Sequence[tuple[int, Sequence[Trades
         await r.recorder.take(connection, *messages)
     tape = r.tape[r.instrument]
     minutes = {start: (footprint.bar, footprint.cells) for start, footprint in tape.minutes.items()}
-    told = r.followed.spans, minutes, tape.rows, tape.newest, list(tape.unsaved.values()), tape.waiting, r.followed.alive_until()
+    told = r.followed.spans, minutes, tape.trade_counts, tape.newest, list(tape.pending.values()), tape.unstored, r.followed.alive_until()
     return told, r.recorder.take_batch(), r.recorder.taken, r.health.counts
 
 

@@ -48,7 +48,7 @@ class RecorderMachine(RuleBasedStateMachine):
         self.tape = Tape()
         self.recorder = Recorder(self.tape, Health(self.clock), self.clock, self.clock.monotonic)
         self.recorder.follow(listing(), numbered=True)
-        self.tape.unsaved_limit = LIMIT
+        self.tape.pending_limit = LIMIT
         self.rows: set[int] = set()
         self.folded: dict[int, PartialFootprint] = {}
         self.cut: list[Trade | PartialFootprint] = []
@@ -123,7 +123,7 @@ class RecorderMachine(RuleBasedStateMachine):
 
     @rule()
     def lose(self) -> None:
-        self.recorder.lost(1, [SPOT], "disconnect", "cut")
+        self.recorder.connection_lost(1, [SPOT], "disconnect", "cut")
 
     @invariant()
     def every_trade_goes_out_once(self) -> None:
@@ -135,16 +135,16 @@ class RecorderMachine(RuleBasedStateMachine):
     def what_waits_is_counted_by_its_minute_until_it_is_saved(self) -> None:
         unsaved = [*self.cut, *self.recorder._waiting, *self.recorder._pieces]
         waiting = Counter(one.minute if isinstance(one, PartialFootprint) else minute_of(one) for one in unsaved)
-        assert self.tape[SPOT].waiting == waiting
+        assert self.tape[SPOT].unstored == waiting
 
     @invariant()
     def memory_holds_the_newest_that_came_and_counts_the_others(self) -> None:
         tape = self.tape[SPOT]
         unsaved = [one for one in [*self.cut, *self.recorder._waiting] if isinstance(one, Trade)]
-        assert len(tape.unsaved) <= LIMIT
-        assert {one.seq for one in tape.unsaved.values()} <= {one.seq for one in unsaved}
-        let_go = [one for one in unsaved if one.trade_id not in tape.unsaved]
-        assert tape.let_go == Counter(minute_of(one) for one in let_go)
+        assert len(tape.pending) <= LIMIT
+        assert {one.seq for one in tape.pending.values()} <= {one.seq for one in unsaved}
+        let_go = [one for one in unsaved if one.trade_id not in tape.pending]
+        assert tape.evicted == Counter(minute_of(one) for one in let_go)
 
     @invariant()
     def every_live_minute_is_the_sum_of_what_came_for_it(self) -> None:

@@ -124,7 +124,7 @@ class GapRepairer:
         now, market_now = self._monotonic(), self._clock()
         left: list[str] = []
         for followed in self._mine():
-            gaps = [gap for gap in followed.continuity.missing() if self._is_mine(followed, gap)]
+            gaps = [gap for gap in followed.coverage.missing() if self._is_mine(followed, gap)]
             left += self._tell(followed, gaps)
             every += [(followed.tape.instrument, gap) for gap in gaps]
             for gap in gaps:
@@ -151,11 +151,11 @@ class GapRepairer:
         if gap.end - gap.start <= LONG_GAP:
             return True
         # What somebody imported by hand long before the tape is an island: the time between was not asked for.
-        after_import = any(span.last_seq == gap.first - 1 and span.reason == IMPORTED for span in followed.continuity.spans)
+        after_import = any(span.last_seq == gap.first - 1 and span.reason == IMPORTED for span in followed.coverage.spans)
         return self._long_gaps and not after_import
 
     def _mine(self) -> list[RecordedInstrument]:
-        return [followed for followed in self._recorder.followed if followed.tape.instrument[:2] == (self._exchange.name, self._market)]
+        return [followed for followed in self._recorder.recorded if followed.tape.instrument[:2] == (self._exchange.name, self._market)]
 
     def _tell(self, followed: RecordedInstrument, gaps: Sequence[MissingRange]) -> list[str]:
         tape = followed.tape
@@ -204,7 +204,7 @@ class GapRepairer:
         """The newest page of a gap, by id, and of the small gaps before it what that page holds too."""
         first = self._first(followed, gap)
         instrument = followed.tape.instrument
-        small = [one for one in followed.continuity.missing() if gap.last - _PAGE < one.first and one.last < first]
+        small = [one for one in followed.coverage.missing() if gap.last - _PAGE < one.first and one.last < first]
         start = min([first, *(one.first for one in small)])
         rows = await self._rest.trades(self._exchange, followed.tape.listing, self._base_url, first=start)
         wanted = [*small, gap._replace(first=first)]
@@ -232,9 +232,9 @@ class GapRepairer:
             self._put_off(followed, gap)
 
     def _lack(self, followed: RecordedInstrument, ranges: Sequence[tuple[int, int]]) -> None:
-        assert isinstance(followed.continuity, SequenceCoverage)
+        assert isinstance(followed.coverage, SequenceCoverage)
         for first, last in ranges:
-            followed.continuity.lack(first, last)
+            followed.coverage.mark_absent(first, last)
             self._health.count("trades.absent", last - first + 1)
             log.warning("gap.absent", instrument=followed.tape.instrument, first=first, last=last)
 

@@ -210,14 +210,14 @@ class History:
     @property
     def recorded(self) -> list[Instrument]:
         """Those of this market that are recorded."""
-        every = [followed.tape.instrument for followed in self._recorder.followed]
+        every = [followed.tape.instrument for followed in self._recorder.recorded]
         return [instrument for instrument in every if instrument[:2] == (self._exchange.name, self._market)]
 
     @property
     def instruments(self) -> list[Instrument]:
         """Those of them of which the tape knows where it begins."""
         tapes = [self._recorder[instrument].tape for instrument in self.recorded]
-        return [tape.instrument for tape in tapes if tape.adopted and tape.settled_until]
+        return [tape.instrument for tape in tapes if tape.resumed and tape.settled_until]
 
     def followed(self, instrument: Instrument) -> RecordedInstrument | None:
         """What the recorder knows of an instrument of this market."""
@@ -227,7 +227,7 @@ class History:
         """Learn what the store holds of a window that lies before what a start looks at."""
         instrument, since = followed.tape.instrument, window.start
         if self._known_since.get(instrument, self._clock() - DAY) > since:
-            followed.adopt(await self._store.spans(instrument, window), ())
+            followed.resume(await self._store.spans(instrument, window), ())
             self._known_since[instrument] = since
 
     def left(self, matches: Callable[[Instrument], bool], window: Window) -> tuple[int, float, int]:
@@ -266,7 +266,7 @@ class History:
         oldest = held[0]
         found = [
             _Stretch(Window(max(gap.start, window.start), min(gap.end, window.end)), gap.first, gap.last)
-            for gap in reversed(followed.continuity.missing())
+            for gap in reversed(followed.coverage.missing())
             if gap.end - gap.start > LONG_GAP and gap.start < window.end and gap.end > window.start
         ]
         if oldest.start > window.start:
@@ -520,7 +520,7 @@ def _date(at: int) -> date:
 
 def _held(followed: RecordedInstrument) -> list[Span]:
     """What is held of an instrument; by id where ids count."""
-    spans = [span for span in followed.continuity.spans if span.reason != ABSENT]
+    spans = [span for span in followed.coverage.spans if span.reason != ABSENT]
     return sorted(spans, key=lambda span: span.first_seq) if spans and spans[0].basis is Basis.EXACT else spans
 
 

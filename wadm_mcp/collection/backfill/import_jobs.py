@@ -172,7 +172,7 @@ class ImportJobRunner:
                 for history in taken:
                     for instrument in history.instruments:
                         followed = history.followed(instrument)
-                        if order.matches(instrument) and followed is not None and followed.tape.adopted:
+                        if order.matches(instrument) and followed is not None and followed.tape.resumed:
                             await history.know(followed, window)
                 looks = [history.left(order.matches, window) for history in taken]
                 left, seconds, rate = (sum(look[place] for look in looks) for place in range(3))

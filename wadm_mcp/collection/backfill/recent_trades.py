@@ -85,7 +85,7 @@ class RecentTradesReconciler:
                 self._health.count("repair.failures")
                 self._health.report(self._part, State.OK, f"waits: {error}")
                 log.warning("repair.failed", exchange=self._exchange.name, market=self._market, error=error)
-                self._put_off(instrument, due.continuity.breaks)
+                self._put_off(instrument, due.coverage.breaks)
                 await anyio.sleep(max(_PAUSES[0], self._budget.state.closed_for))
             finally:
                 self._looking.discard(instrument)
@@ -95,13 +95,13 @@ class RecentTradesReconciler:
         waiting = 0
         found: RecordedInstrument | None = None
         fewest = math.inf
-        for followed in self._recorder.followed:
+        for followed in self._recorder.recorded:
             instrument = followed.tape.instrument
             if instrument[:2] != (self._exchange.name, self._market):
                 continue
-            breaks = followed.continuity.breaks
+            breaks = followed.coverage.breaks
             pending = breaks != self._looked.get(instrument, 0)
-            followed.tape.repairing = Repairing(0, 0, 1.0) if pending and followed.continuity.missing() else None
+            followed.tape.repairing = Repairing(0, 0, 1.0) if pending and followed.coverage.missing() else None
             if not pending:
                 continue
             waiting += 1
@@ -114,7 +114,7 @@ class RecentTradesReconciler:
         return found
 
     async def _look(self, followed: RecordedInstrument) -> None:
-        instrument, continuity = followed.tape.instrument, followed.continuity
+        instrument, continuity = followed.tape.instrument, followed.coverage
         assert isinstance(continuity, ConnectionCoverage)
         breaks = continuity.breaks
         newest = await self._rest.trades(self._exchange, followed.tape.listing, self._base_url)

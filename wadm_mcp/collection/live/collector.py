@@ -53,9 +53,9 @@ class Sink(Protocol):
 
     async def take(self, connection: int, *messages: Trades) -> None: ...
 
-    def doubted(self, connection: int, instruments: Iterable[Instrument]) -> None: ...
+    def frame_unreadable(self, connection: int, instruments: Iterable[Instrument]) -> None: ...
 
-    def lost(self, connection: int, instruments: Sequence[Instrument], reason: str, detail: str) -> None: ...
+    def connection_lost(self, connection: int, instruments: Sequence[Instrument], reason: str, detail: str) -> None: ...
 
     def pace(self, instrument: Instrument) -> StaleDetector: ...
 
@@ -160,7 +160,7 @@ class Connection:
             if self._end is not None:
                 reason, detail = self._end
             self.ended = True
-            self._collector.sink.lost(self.number, list(self._instruments), reason, detail)
+            self._collector.sink.connection_lost(self.number, list(self._instruments), reason, detail)
             self.attention.set()
             self.delivering.set()
         log.info(
@@ -324,7 +324,7 @@ class Connection:
 
     def _bad_frame(self, error: FrameError) -> None:
         self._collector.health.count("frames.bad")
-        self._collector.sink.doubted(self.number, self._instruments)
+        self._collector.sink.frame_unreadable(self.number, self._instruments)
         self._collector.bad_frame(exchange=self._collector.exchange.name, market=self._collector.market, error=error)
 
     def _give_up(self, reason: str, detail: str) -> None:

@@ -55,7 +55,7 @@ class RecordedInstrument:
         monotonic: Callable[[], float],
     ) -> None:
         self.tape = tape
-        self.continuity = continuity
+        self.coverage = continuity
         self.pace = StaleDetector()
         self.being_imported: Window | None = None
         """A stretch whose trades are coming in now, oldest first: what is missing there is nothing to repair."""
@@ -69,23 +69,23 @@ class RecordedInstrument:
         self._living_since = 0
         self._held_up = False
 
-    def adopt(self, spans: Iterable[Span], recent: Sequence[Trade]) -> None:
+    def resume(self, spans: Iterable[Span], recent: Sequence[Trade]) -> None:
         """Go on from what the store holds: its coverage and its newest trades, oldest first."""
-        continuity = self.continuity
+        continuity = self.coverage
         if isinstance(continuity, SequenceCoverage):
-            continuity.adopt(spans)
+            continuity.add_stored(spans)
         else:
-            continuity.adopt(spans, recent)
+            continuity.add_stored(spans, recent)
         if recent:
             newest = recent[-1]
             if self.tape.newest is None or newest.timestamp > self.tape.newest.timestamp:
                 self.tape.newest = newest
             self.pace.expect(_interval(recent))
-        self.tape.adopted = True
+        self.tape.resumed = True
 
     @property
     def spans(self) -> list[Span]:
-        return self.continuity.spans
+        return self.coverage.spans
 
     def heard(self, event_time: int, heard_at: float) -> None:
         """The newest of some frames of trades was sent by the exchange at `event_time`, and came in at `heard_at`."""
@@ -97,24 +97,24 @@ class RecordedInstrument:
         """The first connection to deliver, or the first one after all had ended, does so from this moment of the exchange on."""
         self._living_since = event_time
 
-    def held_up(self) -> None:
+    def hold_back(self) -> None:
         """Frames wait, for the recorder has no room: until the next one is heard, silence tells nothing."""
         self._held_up = True
 
     def market_time(self) -> int:
         """How far the market's time has come as this instrument's frames tell it: never past now, behind it when frames come late."""
         now = self._clock()
-        if self._event_time is None or not self.continuity.living:
+        if self._event_time is None or not self.coverage.alive:
             return now
         return min(now, self._event_time + round((self._monotonic() - self._heard_at) * SECOND))
 
     def covers_quiet(self, minute: int) -> bool:
         """Was a connection alive all through a minute in which nothing traded?"""
-        return self.continuity.living and self._living_since <= minute
+        return self.coverage.alive and self._living_since <= minute
 
     def alive_until(self) -> int | None:
         silent = self._monotonic() - self._heard_at
-        if self._held_up or self._event_time is None or not self.continuity.living or silent > min(_LONGEST_QUIET, self.pace.allowance):
+        if self._held_up or self._event_time is None or not self.coverage.alive or silent > min(_LONGEST_QUIET, self.pace.allowance):
             return None
         return max(min(self._event_time, self._clock()), self.market_time() - _STRAGGLERS)
 
@@ -143,20 +143,20 @@ class Recorder:
     def follow(self, listing: Listing, *, numbered: bool) -> RecordedInstrument:
         """Begin to record an instrument. What the store held of it before is for `Followed.adopt`, now or when the store answers."""
         tape = self._tape.follow(listing)
-        tape.known_until, tape.adopted = None, False
+        tape.followed_until, tape.resumed = None, False
         continuity: SequenceCoverage | ConnectionCoverage = SequenceCoverage() if numbered else ConnectionCoverage()
         followed = RecordedInstrument(tape, continuity, self._clock, self._monotonic)
-        tape.held = followed
+        tape.coverage = followed
         self._followed[listing.instrument] = followed
         self._health.report(str(listing.instrument), State.STARTING, "no trade has come in yet")
         return followed
 
-    def leave(self, instrument: Instrument) -> None:
+    def stop(self, instrument: Instrument) -> None:
         """Another process records this instrument from now on. What waits for the store goes there all the same."""
         followed = self._followed.pop(instrument, None)
         if followed is not None:
-            self._left += [(instrument, span) for span in followed.continuity.changed()]
-            followed.tape.release()
+            self._left += [(instrument, span) for span in followed.coverage.changed()]
+            followed.tape.stop_recording()
 
     def __getitem__(self, instrument: Instrument) -> RecordedInstrument:
         return self._followed[instrument]
@@ -167,7 +167,7 @@ class Recorder:
         return followed.pace if followed is not None else StaleDetector()
 
     @property
-    def followed(self) -> list[RecordedInstrument]:
+    def recorded(self) -> list[RecordedInstrument]:
         """Every instrument that is recorded."""
         return list(self._followed.values())
 
@@ -181,10 +181,10 @@ class Recorder:
         for instrument, frames in by_instrument.items():
             followed = self._followed.get(instrument)
             if followed is not None:
-                breaks = followed.continuity.breaks
+                breaks = followed.coverage.breaks
                 self._keep(followed, self._new(followed, connection, frames))
-                followed.tape.bound()
-                broken = broken or followed.continuity.breaks != breaks
+                followed.tape.limit_minutes()
+                broken = broken or followed.coverage.breaks != breaks
         if len(self._waiting) >= _BATCH:
             self._enough.set()
         if broken:
@@ -194,7 +194,7 @@ class Recorder:
     def _new(self, followed: RecordedInstrument, connection: int, frames: Iterable[Trades]) -> list[Trade]:
         """What these frames of an instrument bring that was not held before, from now on held."""
         now, since = self._clock(), self._connected.get(connection, 0) - _SKEW
-        continuity, fresh = followed.continuity, list[Trade]()
+        continuity, fresh = followed.coverage, list[Trade]()
         seen: int | None = None
         oldest = newest = 0.0
         repeated = 0
@@ -203,12 +203,12 @@ class Recorder:
             if event_time != seen:
                 if not now - _OLDEST_FRAME <= event_time <= now + _NEWEST_FRAME:
                     self._health.count("frames.implausible")
-                    continuity.doubt(connection)
+                    continuity.frame_unreadable(connection)
                     continue
-                if not continuity.living:
+                if not continuity.alive:
                     followed.revived(event_time)
                     self._health.report(str(followed.tape.instrument), State.OK)
-                continuity.heard(connection, max(event_time, since))
+                continuity.frame_received(connection, max(event_time, since))
                 newest, oldest = event_time + _SKEW, event_time - _OLDEST_TRADE if followed.numbered else -math.inf
                 seen = event_time
             if frame.set_aside:
@@ -216,7 +216,7 @@ class Recorder:
             for trade in frame.trades:
                 if not oldest <= trade.timestamp <= newest:
                     self._health.count("trades.implausible")
-                    continuity.doubt(connection)
+                    continuity.frame_unreadable(connection)
                 elif continuity.take(trade, LIVE):
                     fresh.append(trade)
                 else:
@@ -235,7 +235,7 @@ class Recorder:
         if not tape.settled_until:
             tape.settled_until = trades[0].timestamp - trades[0].timestamp % MINUTE
         late = tape.take(trades)
-        self._tape.bound_unsaved(len(trades))
+        self._tape.limit_pending(len(trades))
         if late:
             self._health.count("trades.late", late)
         self._waiting += trades
@@ -265,8 +265,8 @@ class Recorder:
         """
         new = await self._record(instrument, trades, pieces, IMPORTED)
         followed = self._followed.get(instrument)
-        if followed is not None and whole is not None and isinstance(followed.continuity, ConnectionCoverage):
-            followed.continuity.hold(whole, IMPORTED, raw=raw)
+        if followed is not None and whole is not None and isinstance(followed.coverage, ConnectionCoverage):
+            followed.coverage.cover(whole, IMPORTED, raw=raw)
         return new
 
     async def _record(self, instrument: Instrument, trades: Sequence[Trade], pieces: Sequence[PartialFootprint], reason: str) -> int:
@@ -274,9 +274,9 @@ class Recorder:
         followed = self._followed.get(instrument)
         if followed is None:
             return 0
-        tape, continuity = followed.tape, followed.continuity
+        tape, continuity = followed.tape, followed.coverage
         if reason == REPAIRED and isinstance(continuity, ConnectionCoverage):
-            trades = continuity.wanted(trades)
+            trades = continuity.unclaimed(trades)
         fresh = [trade for trade in trades if continuity.take(trade, reason)]
         if len(fresh) < len(trades):
             self._health.count("trades.repeated", len(trades) - len(fresh))
@@ -285,11 +285,11 @@ class Recorder:
         for piece in pieces:
             bar = piece.footprint.bar
             whole = isinstance(continuity, ConnectionCoverage)
-            if whole or continuity.fold(piece.first_seq, piece.last_seq, bar.first_at, bar.last_at, reason):
-                tape.add_piece(piece.minute, piece.footprint, whole=whole)
+            if whole or continuity.take_folded(piece.first_seq, piece.last_seq, bar.first_at, bar.last_at, reason):
+                tape.add_partial(piece.minute, piece.footprint, whole=whole)
                 self._pieces.append(piece)
                 new += bar.trade_count
-        tape.bound()
+        tape.limit_minutes()
         self._enough.set()
         return new
 
@@ -297,7 +297,7 @@ class Recorder:
         while Entry(self._waiting, (), self._pieces).weight >= WAITING_LIMIT:
             self._health.count("recorder.waits")
             for followed in self._followed.values():
-                followed.held_up()
+                followed.hold_back()
             await self._room.wait()
 
     async def gap_opened(self) -> None:
@@ -308,22 +308,22 @@ class Recorder:
         """A connection was made: whatever it brings first, it covers nothing before this moment."""
         self._connected[connection] = self._clock()
 
-    def doubted(self, connection: int, instruments: Iterable[Instrument]) -> None:
+    def frame_unreadable(self, connection: int, instruments: Iterable[Instrument]) -> None:
         """A frame of a connection could not be read, so that trades of these instruments may be missing."""
         for instrument in instruments:
             followed = self._followed.get(instrument)
             if followed is not None:
-                followed.continuity.doubt(connection)
+                followed.coverage.frame_unreadable(connection)
 
-    def lost(self, connection: int, instruments: Iterable[Instrument], reason: str, detail: str) -> None:
+    def connection_lost(self, connection: int, instruments: Iterable[Instrument], reason: str, detail: str) -> None:
         """A connection ended (`disconnect`) or was given up as mute (`mute`): what it covered ends with its last trade."""
         self._connected.pop(connection, None)
         for instrument in instruments:
             followed = self._followed.get(instrument)
             if followed is None:
                 continue
-            followed.continuity.lost(connection, reason)
-            if not followed.continuity.living:
+            followed.coverage.connection_lost(connection, reason)
+            if not followed.coverage.alive:
                 self._health.report(str(instrument), State.DOWN, detail)
 
     async def batch_ready(self) -> None:
@@ -338,13 +338,13 @@ class Recorder:
         self._room.set()
         self._room = anyio.Event()
         spans, self._left = self._left, []
-        spans += [(instrument, span) for instrument, followed in self._followed.items() for span in followed.continuity.changed()]
+        spans += [(instrument, span) for instrument, followed in self._followed.items() for span in followed.coverage.changed()]
         return Entry(trades, spans, pieces)
 
     async def stored(self, instrument: Instrument, minutes: Iterable[int]) -> None:
         """Returns once nothing of these minutes (by start) waits for the store any more."""
         left = set(minutes)
-        while (tape := self._tape.get(instrument)) is not None and not left.isdisjoint(tape.waiting):
+        while (tape := self._tape.get(instrument)) is not None and not left.isdisjoint(tape.unstored):
             await self._saved.wait()
 
     def mark_durable(self, trades: Iterable[Trade], pieces: Iterable[PartialFootprint] = ()) -> None:
@@ -357,11 +357,11 @@ class Recorder:
         for instrument, some in stored.items():
             tape = self._tape.get(instrument)
             if tape is not None:
-                tape.save(some)
+                tape.mark_stored(some)
         for piece in pieces:
             tape = self._tape.get(piece.instrument)
             if tape is not None:
-                tape.save_piece(piece.minute)
+                tape.mark_partial_stored(piece.minute)
 
 
 def _interval(recent: Sequence[Trade]) -> float:

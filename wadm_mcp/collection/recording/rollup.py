@@ -79,12 +79,12 @@ class Rollup:
             return
         for minute in marked:
             known = {trade.order for trade in stored[minute]}
-            unsaved = [trade for trade in tape.unsaved_in(Window(minute, minute + MINUTE)) if trade.order not in known]
-            tape.make_minute(minute, sorted([*stored[minute], *unsaved], key=lambda trade: trade.order))
+            unsaved = [trade for trade in tape.pending_in(Window(minute, minute + MINUTE)) if trade.order not in known]
+            tape.rebuild_minute(minute, sorted([*stored[minute], *unsaved], key=lambda trade: trade.order))
             for piece in pieces[minute]:
-                tape.join_piece(minute, piece.footprint)
+                tape.merge_partial(minute, piece.footprint)
         tape.revising.update(minute for minute in every if minute not in marked and minute not in tape.minutes)
-        followed.adopt(spans, recent)
+        followed.resume(spans, recent)
         if not tape.settled_until:
             opened = [minute for minute in marked if minute + MINUTE > now]
             if opened:
@@ -99,18 +99,18 @@ class Rollup:
         """
         self.behind = False
         marks = await self._marks()
-        for followed in self._recorder.followed:
+        for followed in self._recorder.recorded:
             if await between():
                 marks = await self._marks()
-            if not followed.tape.adopted:
+            if not followed.tape.resumed:
                 await self.adopt(followed)
                 marks = await self._marks()
-            if followed.tape.adopted:
+            if followed.tape.resumed:
                 await self._settle(followed, marks[followed.tape.instrument])
 
     def _partly_let_go(self, tape: InstrumentTape, until: int) -> bool:
         """Has the journal alone trades of minutes up to this one? They are in the store by a later pass."""
-        return any(minute <= until for minute in tape.let_go)
+        return any(minute <= until for minute in tape.evicted)
 
     async def _marks(self) -> Mapping[Instrument, Sequence[DirtyMinute]]:
         marks: defaultdict[Instrument, list[DirtyMinute]] = defaultdict(list)
@@ -127,11 +127,11 @@ class Rollup:
         over: list[int] = []
         until = settled
         ready = followed.market_time() - _GRACE
-        while until and until + MINUTE <= ready and until not in tape.waiting:
+        while until and until + MINUTE <= ready and until not in tape.unstored:
             if until in tape.minutes or followed.covers_quiet(until):
                 over.append(until)
             until += MINUTE
-        late = self._due_late(instrument, [mark for mark in marks if mark.minute < settled and mark.minute not in tape.waiting])
+        late = self._due_late(instrument, [mark for mark in marks if mark.minute < settled and mark.minute not in tape.unstored])
         if over or late or until > settled:
             # Read before any content: what another holder of the lease derives from now on has a revision above these, and stands.
             standing = await self._standing(instrument, min([*late, settled - 1]), until)
@@ -141,7 +141,7 @@ class Rollup:
                 # A copy: a straggler may still come while the store is waited for, and marks the minute again.
                 live = tape.minutes.get(minute)
                 due[minute] = live.rescaled(live.scale) if live is not None else Footprint(tape.listing.scale)
-                if await self._differs(instrument, minute, due[minute], tape.rows[minute], writes):
+                if await self._differs(instrument, minute, due[minute], tape.trade_counts[minute], writes):
                     due[minute] = await self._derived_again(instrument, minute)
             cells = 0
             for minute in reversed(late):
@@ -158,7 +158,7 @@ class Rollup:
             for minute, trades in revised.items():
                 if minute in due:
                     tape.revised(minute, trades)
-        for minute in [minute for minute in tape.minutes if minute < until and minute not in tape.waiting]:
+        for minute in [minute for minute in tape.minutes if minute < until and minute not in tape.unstored]:
             tape.drop_minute(minute)
 
     def _due_late(self, instrument: Instrument, late: Sequence[DirtyMinute]) -> list[int]:

@@ -78,7 +78,7 @@ class Writer:
     async def adopt(self, followed: RecordedInstrument) -> None:
         """Go on from what the store holds of an instrument, once all that the journal held before is in it."""
         async with self._storing:
-            if not followed.tape.adopted:
+            if not followed.tape.resumed:
                 await self._drain()
                 await self._rollup.adopt(followed)
 
