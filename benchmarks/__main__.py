@@ -17,12 +17,12 @@ from pathlib import Path
 import anyio
 
 from wadm_mcp.analytics.volume_profile import volume_profile
+from wadm_mcp.clock import SYSTEM_CLOCK, now_ms
 from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.exchanges.binance import Binance
 from wadm_mcp.exchanges.exchange import Trades
 from wadm_mcp.health import Health
 from wadm_mcp.model import HOUR, MINUTE, Instrument, Listing, Window
-from wadm_mcp.runtime import now_ms
 from wadm_mcp.simulator.market import Market
 from wadm_mcp.storage.sqlite import SqliteStore
 from wadm_mcp.tape import Tape
@@ -79,7 +79,7 @@ async def main() -> None:
     base = await timed("plain: json, Decimal, dictionary", simple)
     await timed("decode", decode, base)
     tape = Tape()
-    recorder = Recorder(tape, Health(now_ms), now_ms, time.monotonic)
+    recorder = Recorder(tape, Health(now_ms), SYSTEM_CLOCK)
     recorder.follow(LISTING, numbered=True)
 
     async def record() -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import anyio
 
+from wadm_mcp.clock import SYSTEM_CLOCK, now_ms
 from wadm_mcp.collection.backfill.history import History
 from wadm_mcp.collection.recording.journal import Journal
 from wadm_mcp.collection.recording.recorder import Recorder
@@ -28,7 +29,6 @@ from wadm_mcp.exchanges.binance import Binance
 from wadm_mcp.exchanges.exchange import Trades
 from wadm_mcp.health import Health
 from wadm_mcp.model import DAY, HOUR, Instrument, Listing, Retention, Trade, TradeType, Window
-from wadm_mcp.runtime import now_ms
 from wadm_mcp.storage.sqlite import SqliteStore
 from wadm_mcp.tape import Tape
 
@@ -78,14 +78,14 @@ async def measure(folder: Path) -> None:
     print(f"{ROWS:,} rows, {file.stat().st_size / 1e6:.0f} MB")
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     health, tape = Health(now_ms), Tape()
-    recorder = Recorder(tape, health, now_ms, time.monotonic)
+    recorder = Recorder(tape, health, SYSTEM_CLOCK)
     async with (
         SqliteStore(folder / "wadm.sqlite") as store,
         Journal(folder / "journal", 1 << 30) as journal,
         RestClient(proxied=False) as rest,
     ):
-        rollup = Rollup(recorder, store, health, now_ms, LIVES.trades)
-        writer = Writer(recorder, journal, rollup, store, health, LIVES, now_ms, time.monotonic)
+        rollup = Rollup(recorder, store, health, SYSTEM_CLOCK, LIVES.trades)
+        writer = Writer(recorder, journal, rollup, store, health, LIVES, SYSTEM_CLOCK)
         followed = recorder.follow(LISTING, numbered=True)
         await writer.adopt(followed)
         history = History(
@@ -97,8 +97,7 @@ async def measure(folder: Path) -> None:
             recorder,
             store,
             health,
-            now_ms,
-            time.monotonic,
+            SYSTEM_CLOCK,
             reach=DAY,
             raw=False,
             trades_life=LIVES.trades,

@@ -126,10 +126,10 @@ class _Runtime(FakeRuntime):
     def __init__(self, store: SqliteStore) -> None:
         super().__init__()
         self.store = store  # pyright: ignore[reportAttributeAccessIssue]
-        self.clock.now = NOW
+        self.clock.at = NOW
         self.tape = Tape()
         self.tape.begun.set()
-        self.health = Health(self.clock)
+        self.health = Health(self.clock.now)
         for listing in LISTINGS:
             self.tape.follow(listing).coverage = Held([Span(MIDNIGHT - 7 * DAY, NOW, 0, 0, Basis.OBSERVED)], NOW)
         self.cache = InProcessCache(64 << 20)
@@ -140,7 +140,7 @@ class _Runtime(FakeRuntime):
         self.answers = CachedAnswers(InProcessCache())
         if what == "everything":
             footprints = CachedFootprints(InProcessCache(64 << 20))
-            self.view = View(self.store, self.tape, self.clock, ("spot",), ("binance", "bybit"), cached=footprints)
+            self.view = View(self.store, self.tape, self.clock.now, ("spot",), ("binance", "bybit"), cached=footprints)
 
 
 async def serve(transport: str, folder: str) -> None:

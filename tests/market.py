@@ -5,6 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Final
 
+from wadm_mcp.clock import Clock
 from wadm_mcp.model import MINUTE, SECOND, Instrument, Listing, Trade, TradeType
 
 SPOT: Final = Instrument("binance", "spot", "BTCUSDT")
@@ -25,20 +26,15 @@ def trade(
     return Trade(instrument, at, seq, str(seq), price, quantity, TradeType(side), fills, listing(instrument).scale)
 
 
-class Clock:
-    """A wall clock and a monotonic clock that move together, and only when told."""
+class ManualClock(Clock):
+    """A wall clock and a monotonic clock that move together, and only when a test moves them. `at` is the wall time (ms)."""
 
-    def __init__(self, now: int = NOON) -> None:
-        self.now = now
-
-    def __call__(self) -> int:
-        return self.now
-
-    def monotonic(self) -> float:
-        return self.now / SECOND
+    def __init__(self, at: int = NOON) -> None:
+        super().__init__(lambda: self.at, lambda: self.at / SECOND)
+        self.at = at
 
     def pass_seconds(self, seconds: float) -> None:
-        self.now += round(seconds * SECOND)
+        self.at += round(seconds * SECOND)
 
     def pass_minutes(self, minutes: float) -> None:
-        self.now += round(minutes * MINUTE)
+        self.at += round(minutes * MINUTE)

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from tests.market import NOON, SPOT, Clock, listing
+from tests.market import NOON, SPOT, ManualClock, listing
 from wadm_mcp.collection.recording.journal import Journal
 from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.collection.recording.rollup import Rollup
@@ -25,15 +25,15 @@ ALWAYS = Window(NOON - 2 * DAY, NOON + 2 * DAY)
 class Recording:
     """Recorder, rollup and writer over a real store; `write` is one turn of the writer."""
 
-    def __init__(self, store: Store, journal: Journal, clock: Clock) -> None:
+    def __init__(self, store: Store, journal: Journal, clock: ManualClock) -> None:
         self.store = store
         self.journal = journal
         self.clock = clock
         self.tape = Tape()
-        self.health = Health(clock)
-        self.recorder = Recorder(self.tape, self.health, clock, clock.monotonic)
+        self.health = Health(clock.now)
+        self.recorder = Recorder(self.tape, self.health, clock)
         self.rollup = Rollup(self.recorder, store, self.health, clock, LIVES.trades)
-        self.writer = Writer(self.recorder, journal, self.rollup, store, self.health, LIVES, clock, clock.monotonic)
+        self.writer = Writer(self.recorder, journal, self.rollup, store, self.health, LIVES, clock)
 
     async def save(self) -> None:
         """Bring what was traded into the store, and derive nothing of it."""
@@ -44,7 +44,7 @@ class Recording:
         await self.writer.adopt(self.recorder.follow(listing(), numbered=True))
 
     async def trade(self, *trades: Trade) -> None:
-        await self.recorder.take(1, Trades(SPOT, trades, max(self.clock(), trades[-1].timestamp)))
+        await self.recorder.take(1, Trades(SPOT, trades, max(self.clock.now(), trades[-1].timestamp)))
 
     async def write(self) -> None:
         await self.writer.flush()
@@ -54,8 +54,8 @@ class Recording:
 
 
 @asynccontextmanager
-async def recording(folder: Path, clock: Clock | None = None) -> AsyncGenerator[Recording]:
+async def recording(folder: Path, clock: ManualClock | None = None) -> AsyncGenerator[Recording]:
     async with SqliteStore(folder / "wadm.sqlite") as store, Journal(folder / "journal", 1 << 30) as journal:
-        one = Recording(store, journal, clock or Clock())
+        one = Recording(store, journal, clock or ManualClock())
         await one.begin()
         yield one

@@ -74,7 +74,7 @@ async def sizes() -> str:
     """A table of what each tool costs an agent to know and to read."""
     runtime = FakeRuntime()
     world = tape_world()
-    runtime.view, runtime.clock.now = world.view, NOW
+    runtime.view, runtime.clock.at = world.view, NOW
     listed = {tool["name"]: compact(tool) for tool in (await definitions())["tools"]}
     lines = ["| tool | definition | brief | standard | full |", "| --- | --- | --- | --- | --- |"]
     async with Client(build_server(runtime)) as client:

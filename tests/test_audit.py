@@ -10,9 +10,10 @@ import msgspec
 import pytest
 
 from tests.end_to_end.process import COMMAND, environment
-from tests.market import NOON, SPOT, Clock, listing, trade
+from tests.market import NOON, SPOT, ManualClock, listing, trade
 from tests.recording import LIVES, Recording, recording
 from wadm_mcp.audit import Audited, Auditor, ExchangeFigures, HourlyAudit
+from wadm_mcp.clock import Clock, now_ms
 from wadm_mcp.collection.recording.journal import Journal
 from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.collection.recording.rollup import Rollup
@@ -21,7 +22,6 @@ from wadm_mcp.errors import ExchangeError
 from wadm_mcp.exchanges.exchange import Candle
 from wadm_mcp.health import Health, State
 from wadm_mcp.model import HOUR, MINUTE, Basis, Instrument, Listing, Scale, Span, Timeframe, Trade, TradeType, Window, parse_decimal
-from wadm_mcp.runtime import now_ms
 from wadm_mcp.simulator.listings import steps_of
 from wadm_mcp.simulator.simulator import Simulator
 from wadm_mcp.simulator.tape import MARKET_PRINTS
@@ -44,17 +44,19 @@ async def recorded(r: Recording) -> None:
     for number in range(10):
         first = 3 * number + 1
         await r.trade(
-            trade(first, r.clock()), trade(first + 1, r.clock() + 5, quantity=100, side="SELL"), trade(first + 2, r.clock() + 59_000)
+            trade(first, r.clock.now()),
+            trade(first + 1, r.clock.now() + 5, quantity=100, side="SELL"),
+            trade(first + 2, r.clock.now() + 59_000),
         )
         r.clock.pass_minutes(1)
         await r.write()
-    await r.trade(trade(31, r.clock() + 1))
+    await r.trade(trade(31, r.clock.now() + 1))
     r.clock.pass_minutes(5)
     await r.write()
 
 
 async def audited(r: Recording, told: ExchangeFigures | None) -> Audited:
-    return await Auditor(r.store, LIVES, r.clock).audit(listing(), TEN, told)
+    return await Auditor(r.store, LIVES, r.clock.now).audit(listing(), TEN, told)
 
 
 ALL = ExchangeFigures([minute(start) for start in range(TEN.start, TEN.end, MINUTE)], {})
@@ -112,10 +114,10 @@ async def test_what_is_not_held_whole_is_compared_with_nothing(tmp_path: Path) -
 
 
 async def test_the_exchanges_first_id_of_an_hour_and_the_one_before_it_must_be_held(tmp_path: Path) -> None:
-    async with recording(tmp_path, Clock(NOON - 5 * MINUTE)) as r:
+    async with recording(tmp_path, ManualClock(NOON - 5 * MINUTE)) as r:
         await recorded(r)
         window = Window(NOON - 4 * MINUTE, NOON + 4 * MINUTE)
-        auditor = Auditor(r.store, LIVES, r.clock)
+        auditor = Auditor(r.store, LIVES, r.clock.now)
         assert (await auditor.audit(listing(), window, ExchangeFigures([], {NOON: 16}))).differences == ()
         difference, *_ = (await auditor.audit(listing(), window, ExchangeFigures([], {NOON: 90}))).differences
         assert str(difference) == "binance:spot:BTCUSDT 1h 2026-06-01T12:00:00Z: id is not held, the exchange says 90"
@@ -132,8 +134,8 @@ async def test_each_closed_hour_is_audited_once_and_health_tells_of_it(tmp_path:
 
     async with recording(tmp_path) as r:
         await recorded(r)
-        r.clock.now = NOON + HOUR + 6 * MINUTE
-        audit = HourlyAudit(Auditor(r.store, LIVES, r.clock), lambda: [listing()], told, r.health, r.clock)
+        r.clock.at = NOON + HOUR + 6 * MINUTE
+        audit = HourlyAudit(Auditor(r.store, LIVES, r.clock.now), lambda: [listing()], told, r.health, r.clock.now)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("wadm_mcp.audit._LOOK_EVERY", 0.01)
             with anyio.fail_after(10):
@@ -176,10 +178,10 @@ def ledger(simulator: Simulator, instrument: Instrument, window: Window) -> list
 async def hold(folder: Path, simulator: Simulator, window: Window) -> None:
     """A store that holds a window of every instrument, whole and derived."""
     async with SqliteStore(folder / "wadm.sqlite") as store, Journal(folder / "journal", 1 << 30) as journal:
-        health = Health(now_ms)
-        recorder = Recorder(Tape(), health, now_ms, lambda: 0.0)
-        rollup = Rollup(recorder, store, health, now_ms, LIVES.trades)
-        writer = Writer(recorder, journal, rollup, store, health, LIVES, now_ms, lambda: 0.0)
+        health, clock = Health(now_ms), Clock(monotonic=lambda: 0.0)
+        recorder = Recorder(Tape(), health, clock)
+        rollup = Rollup(recorder, store, health, clock, LIVES.trades)
+        writer = Writer(recorder, journal, rollup, store, health, LIVES, clock)
         for instrument in INSTRUMENTS:
             trades = ledger(simulator, instrument, window)
             exact = instrument.exchange == "binance"

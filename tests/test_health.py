@@ -7,12 +7,12 @@ import anyio
 import pytest
 from anyio import wait_all_tasks_blocked
 
-from tests.market import NOON, Clock
+from tests.market import NOON, ManualClock
 from wadm_mcp.health import Health, Report, State
 
 
 def test_it_is_ready_when_every_part_is_well_or_stands_by() -> None:
-    health = Health(Clock())
+    health = Health(ManualClock().now)
     assert not health.ready
     health.report("store", State.OK)
     health.report("recorder", State.STANDBY)
@@ -23,8 +23,8 @@ def test_it_is_ready_when_every_part_is_well_or_stands_by() -> None:
 
 
 def test_a_part_keeps_the_time_since_when_it_is_so() -> None:
-    clock = Clock()
-    health = Health(clock)
+    clock = ManualClock()
+    health = Health(clock.now)
     health.report("store", State.DOWN, "disk full")
     clock.pass_seconds(5)
     health.report("store", State.DOWN, "disk still full")
@@ -34,7 +34,7 @@ def test_a_part_keeps_the_time_since_when_it_is_so() -> None:
 
 
 def test_a_part_that_is_no_more_says_nothing() -> None:
-    health = Health(Clock())
+    health = Health(ManualClock().now)
     health.report("writer", State.DOWN)
     health.forget("writer")
     health.forget("writer")
@@ -42,7 +42,7 @@ def test_a_part_that_is_no_more_says_nothing() -> None:
 
 
 def test_events_are_counted() -> None:
-    health = Health(Clock())
+    health = Health(ManualClock().now)
     health.count("frames.bad")
     health.count("frames.bad", 2)
     assert health.counts["frames.bad"] == 3
@@ -65,8 +65,8 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, object]]:
 @pytest.mark.anyio
 async def test_a_part_that_goes_down_and_comes_back_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "wadm")
-    clock = Clock()
-    health = Health(clock)
+    clock = ManualClock()
+    health = Health(clock.now)
     async with telling(health):
         health.report("store", State.STARTING)
         health.report("store", State.OK)
@@ -88,7 +88,7 @@ async def test_a_part_that_goes_down_and_comes_back_is_logged(caplog: pytest.Log
 @pytest.mark.anyio
 async def test_a_part_that_was_down_and_is_no_more_is_logged_as_well_again(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "wadm")
-    health = Health(Clock())
+    health = Health(ManualClock().now)
     async with telling(health):
         health.report("writer", State.DOWN, "is being restarted")
         await wait_all_tasks_blocked()
@@ -99,8 +99,8 @@ async def test_a_part_that_was_down_and_is_no_more_is_logged_as_well_again(caplo
 @pytest.mark.anyio
 async def test_a_part_that_flaps_cannot_flood_the_log_and_its_last_word_is_told(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "wadm")
-    clock = Clock()
-    health = Health(clock)
+    clock = ManualClock()
+    health = Health(clock.now)
     async with telling(health):
         for _ in range(50):
             for state in (State.OK, State.DOWN):

@@ -75,19 +75,19 @@ class ExchangeFigures(NamedTuple):
 
 
 class Auditor:
-    """Audits what a store holds. `clock` gives now (ms)."""
+    """Audits what a store holds. `now` gives the wall time (ms)."""
 
-    def __init__(self, store: Store, lives: Retention, clock: Callable[[], int]) -> None:
+    def __init__(self, store: Store, lives: Retention, now: Callable[[], int]) -> None:
         self._store = store
         self._lives = lives
-        self._clock = clock
+        self._now = now
 
     async def held(self, instrument: Instrument, window: Window) -> list[int]:
         """Starts of the window's minutes that are held whole and settled: those that an audit compares."""
         spans = await self._store.spans(instrument, window)
         marked = {mark.minute for mark in await self._store.dirty_minutes() if mark.instrument == instrument}
         minutes = range(window.start, window.end, MINUTE)
-        return [minute for minute in minutes if minute not in marked and is_covered(spans, Window(minute, minute + MINUTE), self._clock())]
+        return [minute for minute in minutes if minute not in marked and is_covered(spans, Window(minute, minute + MINUTE), self._now())]
 
     async def audit(self, listing: Listing, window: Window, told: ExchangeFigures | None) -> Audited:
         """Compare whole minutes of a window with what the exchange has told (None: it did not) and with their own trades."""
@@ -102,7 +102,7 @@ class Auditor:
                 if minute in klines:
                     differences += _against_exchange(instrument, bars.get(minute, Bar(listing.scale)), klines[minute])
             differences += _edges_not_held(instrument, spans, told.edges, set(whole))
-        raw = [minute for minute in whole if minute >= self._clock() - self._lives.trades]
+        raw = [minute for minute in whole if minute >= self._now() - self._lives.trades]
         for minute in raw:
             differences += await self._against_trades(listing, minute, bars.get(minute))
         for timeframe in Timeframe:
@@ -161,20 +161,20 @@ class HourlyAudit:
         recorded: Callable[[], Sequence[Listing]],
         told: Callable[[Listing, Window], Awaitable[ExchangeFigures]],
         health: Health,
-        clock: Callable[[], int],
+        now: Callable[[], int],
     ) -> None:
         self._auditor = auditor
         self._recorded = recorded
         self._told = told
         self._health = health
-        self._clock = clock
+        self._now = now
         self._done: dict[Instrument, int] = {}
         self._found: Difference | None = None
 
     async def run(self) -> None:
         """Look for hours that are over, for ever."""
         while True:
-            hour = Timeframe.H1.floor(self._clock() - _SETTLED) - HOUR
+            hour = Timeframe.H1.floor(self._now() - _SETTLED) - HOUR
             for listing in self._recorded():
                 if self._done.get(listing.instrument, hour - HOUR) < hour:
                     await self._audit(listing, Window(hour, hour + HOUR))

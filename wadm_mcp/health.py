@@ -37,8 +37,8 @@ class Report(NamedTuple):
 class Health:
     """States of parts by name, and counters of what went wrong without stopping anything."""
 
-    def __init__(self, clock: Callable[[], int]) -> None:
-        self._clock = clock
+    def __init__(self, now: Callable[[], int]) -> None:
+        self._now = now
         self._parts: dict[str, Report] = {}
         self.counts: Counter[str] = Counter()
         self._changed = anyio.Event()
@@ -53,7 +53,7 @@ class Health:
         if known is not None and known.state is state:
             self._parts[part] = Report(state, detail, known.since)
             return
-        self._parts[part] = Report(state, detail, self._clock())
+        self._parts[part] = Report(state, detail, self._now())
         self._falls[part] += state is State.DOWN
         self._changed.set()
 
@@ -98,7 +98,7 @@ class Health:
 
     def _tell(self) -> float | None:
         """Log what has changed and may be told; seconds until more may be, None where nothing is left."""
-        now, later = self._clock(), None
+        now, later = self._now(), None
         for part in sorted({*self._parts, *self._down}):
             report = self._parts.get(part)
             down = report is not None and report.state is State.DOWN

@@ -6,7 +6,6 @@ per SSE connection. A part that fails is restarted and says so in `health`; what
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
@@ -19,6 +18,7 @@ from anyio.abc import TaskGroup
 from mcp.server.subscriptions import InMemorySubscriptionBus
 
 from wadm_mcp.audit import Auditor, ExchangeFigures, HourlyAudit, exchange_figures
+from wadm_mcp.clock import SYSTEM_CLOCK, Clock
 from wadm_mcp.collection.backfill.import_jobs import ImportJobRunner
 from wadm_mcp.collection.follower import Follower
 from wadm_mcp.collection.lease import RecorderLock
@@ -57,11 +57,6 @@ _ASK_OPERATOR: Final = "The operator adds one in WADM_SYMBOLS, or lets agents do
 Role: TypeAlias = Literal["starting", "recording", "standby"]
 
 
-def now_ms() -> int:
-    """The wall clock: milliseconds since the epoch, UTC."""
-    return time.time_ns() // 1_000_000
-
-
 class Runtime:
     """The collecting half of WADM, and the view that questions read. An async context manager, entered once.
 
@@ -73,12 +68,11 @@ class Runtime:
         settings: Settings,
         *,
         suffix: str = "",
-        clock: Callable[[], int] = now_ms,
-        monotonic: Callable[[], float] = time.monotonic,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.settings = settings
         self.bus = InMemorySubscriptionBus()
-        self.health = Health(clock)
+        self.health = Health(clock.now)
         self.tape = Tape()
         self.tape.awaited = {
             Instrument(exchange, market, symbol)
@@ -93,7 +87,7 @@ class Runtime:
         self.view = View(
             self.store,
             self.tape,
-            clock,
+            clock.now,
             settings.WADM_MARKETS,
             settings.WADM_EXCHANGES,
             settings.retention,
@@ -108,7 +102,6 @@ class Runtime:
         # One process at a time has a data directory, so whoever comes after a crash holds what that one held.
         self._name = f"{gethostname()}:{settings.WADM_DATA_DIR.absolute()}"
         self._clock = clock
-        self._monotonic = monotonic
         self._stack = AsyncExitStack()
         self._failure: WadmError | None = None
         self._failed = anyio.Event()
@@ -242,11 +235,11 @@ class Runtime:
         settings, health = self.settings, self.health
         self._state = "recording"
         log.info("recorder.begins", data=settings.WADM_DATA_DIR)
-        recorder = self._recorder = Recorder(self.tape, health, self._clock, self._monotonic)
+        recorder = self._recorder = Recorder(self.tape, health, self._clock)
         rollup = Rollup(recorder, self.store, health, self._clock, settings.retention.trades)
         limit = settings.WADM_JOURNAL_MAX_MB << 20
         async with Journal(settings.WADM_DATA_DIR / "journal", limit) as journal:
-            writer = Writer(recorder, journal, rollup, self.store, health, settings.retention, self._clock, self._monotonic)
+            writer = Writer(recorder, journal, rollup, self.store, health, settings.retention, self._clock)
             health.report("recorder", State.OK)
             await self._catch_up()
             await self._follow_and_write(recorder, writer)
@@ -260,7 +253,7 @@ class Runtime:
                     tasks.start_soon(self._supervise, name, job)
 
                 roster = self._roster = SubscriptionManager(
-                    settings, self.tape, self.store, recorder, writer, rest, health, self._clock, self._monotonic, self._name, start
+                    settings, self.tape, self.store, recorder, writer, rest, health, self._clock, self._name, start
                 )
                 start("writer", writer.run)
                 start("audit", self._hourly_audit(recorder, rest).run)
@@ -284,7 +277,7 @@ class Runtime:
         def recorded() -> list[Listing]:
             return [followed.tape.listing for followed in recorder.recorded]
 
-        return HourlyAudit(Auditor(self.store, self.settings.retention, self._clock), recorded, told, self.health, self._clock)
+        return HourlyAudit(Auditor(self.store, self.settings.retention, self._clock.now), recorded, told, self.health, self._clock.now)
 
     async def _catch_up(self) -> None:
         """Bring the tape up to what is stored, as a follower would: questions are answered before any exchange is."""
@@ -302,7 +295,7 @@ class Runtime:
         """Keep a part alive: a failure is logged, shown in health, and met with a restart."""
         pause = 0.5
         while True:
-            began = self._monotonic()
+            began = self._clock.monotonic()
             try:
                 await job()
             except Exception as error:  # noqa: BLE001 - whatever a part fails of, it is told and the part restarted
@@ -312,7 +305,7 @@ class Runtime:
                     log.error("part.failed", part=name, error=repr(error), exc_info=error)
                 self.health.count("parts.restarted")
                 self.health.report(name, State.DOWN, f"failed ({type(error).__name__}) and is being restarted")
-                pause = 0.5 if self._monotonic() - began > 60 else min(_LONGEST_PAUSE, pause * 2)
+                pause = 0.5 if self._clock.monotonic() - began > 60 else min(_LONGEST_PAUSE, pause * 2)
                 await anyio.sleep(pause)
                 self.health.forget(name)
             else:

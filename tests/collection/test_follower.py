@@ -5,7 +5,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from tests.market import BYBIT, NOON, SPOT, Clock, listing, trade
+from tests.market import BYBIT, NOON, SPOT, ManualClock, listing, trade
 from tests.recording import recording
 from wadm_mcp import tape as tape_module
 from wadm_mcp.collection.follower import Follower
@@ -23,16 +23,16 @@ ALWAYS = Window(NOON - DAY, NOON + DAY)
 
 
 async def test_what_another_process_records_can_be_asked_for_here_minute_by_minute(tmp_path: Path) -> None:
-    clock, tape = Clock(), Tape()
+    clock, tape = ManualClock(), Tape()
     async with recording(tmp_path, clock) as one, SqliteStore(tmp_path / "wadm.sqlite") as ours:
         await one.store.save_listings([listing()])
-        follower = Follower(tape, ours, Health(clock), clock)
-        view = View(ours, tape, clock, ["spot"], ["binance"])
+        follower = Follower(tape, ours, Health(clock.now), clock)
+        view = View(ours, tape, clock.now, ["spot"], ["binance"])
         told = 0
         for minute in range(4):
             for _ in range(3):
                 told += 1
-                await one.trade(trade(told, clock()))
+                await one.trade(trade(told, clock.now()))
                 await one.write()
                 await follower.follow()
                 footprint = await view.footprint(SPOT, ALWAYS)
@@ -43,14 +43,14 @@ async def test_what_another_process_records_can_be_asked_for_here_minute_by_minu
 
 
 async def test_a_late_trade_of_an_old_minute_does_not_hide_what_that_minute_holds(tmp_path: Path) -> None:
-    clock, tape = Clock(), Tape()
+    clock, tape = ManualClock(), Tape()
     async with recording(tmp_path, clock) as one:
         store = one.store
         await store.save_listings([listing()])
-        follower = Follower(tape, store, Health(clock), clock)
-        view = View(store, tape, clock, ["spot"], ["binance"])
+        follower = Follower(tape, store, Health(clock.now), clock)
+        view = View(store, tape, clock.now, ["spot"], ["binance"])
         for minute in range(10):
-            await one.trade(trade(2 * minute + 1, clock()))
+            await one.trade(trade(2 * minute + 1, clock.now()))
             clock.pass_minutes(1)
             await one.write()
             await follower.follow()
@@ -64,13 +64,13 @@ async def test_a_late_trade_of_an_old_minute_does_not_hide_what_that_minute_hold
 
 async def test_minutes_that_the_recorder_does_not_derive_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tape_module, "MINUTES_LIMIT", 8)
-    clock, tape = Clock(), Tape()
+    clock, tape = ManualClock(), Tape()
     async with SqliteStore(tmp_path / "wadm.sqlite") as store:
         await store.save_listings([listing()])
-        follower = Follower(tape, store, Health(clock), clock)
-        view = View(store, tape, clock, ["spot"], ["binance"])
+        follower = Follower(tape, store, Health(clock.now), clock)
+        view = View(store, tape, clock.now, ["spot"], ["binance"])
         for minute in range(12):
-            await store.write([trade(minute + 1, clock())], [(SPOT, Span(NOON, clock(), 1, minute + 1, Basis.EXACT))])
+            await store.write([trade(minute + 1, clock.now())], [(SPOT, Span(NOON, clock.now(), 1, minute + 1, Basis.EXACT))])
             await follower.follow()
             clock.pass_minutes(1)
         assert len(tape[SPOT].minutes) == 8
@@ -79,11 +79,11 @@ async def test_minutes_that_the_recorder_does_not_derive_do_not_pile_up(tmp_path
 
 
 async def test_a_new_instrument_can_be_asked_for_before_its_open_minutes_were_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, tape = Clock(NOON + 30_000), Tape()
+    clock, tape = ManualClock(NOON + 30_000), Tape()
     async with SqliteStore(tmp_path / "wadm.sqlite") as store:
         await store.save_listings([listing()])
         await store.write([trade(1), trade(2, NOON + 5)], [(SPOT, Span(NOON, NOON + 5, 1, 2, Basis.EXACT))])
-        follower = Follower(tape, store, Health(clock), clock)
+        follower = Follower(tape, store, Health(clock.now), clock)
 
         async def slow(*_: object) -> None:
             raise StoreError("it takes too long")
@@ -91,17 +91,17 @@ async def test_a_new_instrument_can_be_asked_for_before_its_open_minutes_were_re
         monkeypatch.setattr(follower, "_gained", slow)
         with pytest.raises(StoreError):
             await follower.follow()
-        view = View(store, tape, clock, ["spot"], ["binance"])
+        view = View(store, tape, clock.now, ["spot"], ["binance"])
         assert [each.seq for each in await view.trades(SPOT, ALWAYS, limit=9)] == [1, 2]
         assert await view.lacking(SPOT, ALWAYS) == [Window(NOON, NOON + MINUTE)]
 
 
 async def test_an_instrument_that_another_process_records_stands_by(tmp_path: Path) -> None:
-    clock = Clock()
+    clock = ManualClock()
     async with SqliteStore(tmp_path / "wadm.sqlite") as store:
         await store.save_listings([listing(), listing(BYBIT)])
         await store.write([trade(1)], [])
-        health = Health(clock)
+        health = Health(clock.now)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(Follower(Tape(), store, health, clock).run)
             with anyio.fail_after(10):
@@ -113,10 +113,10 @@ async def test_an_instrument_that_another_process_records_stands_by(tmp_path: Pa
 
 
 async def test_a_trade_that_is_stored_behind_newer_ones_is_seen_at_once(tmp_path: Path) -> None:
-    clock, tape = Clock(), Tape()
+    clock, tape = ManualClock(), Tape()
     async with SqliteStore(tmp_path / "wadm.sqlite") as store:
         await store.save_listings([listing()])
-        follower = Follower(tape, store, Health(clock), clock)
+        follower = Follower(tape, store, Health(clock.now), clock)
         await store.write([trade(1), trade(3, NOON + 900)], [])
         await follower.follow()
         await store.write([trade(2, NOON + 500)], [])
@@ -126,7 +126,7 @@ async def test_a_trade_that_is_stored_behind_newer_ones_is_seen_at_once(tmp_path
 
 
 async def test_a_minute_that_gained_nothing_is_not_counted_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, tape = Clock(), Tape()
+    clock, tape = ManualClock(), Tape()
     counted: list[Window] = []
     count = SqliteStore.count
 
@@ -137,7 +137,7 @@ async def test_a_minute_that_gained_nothing_is_not_counted_again(tmp_path: Path,
     monkeypatch.setattr(SqliteStore, "count", counting)
     async with SqliteStore(tmp_path / "wadm.sqlite") as store:
         await store.save_listings([listing()])
-        follower = Follower(tape, store, Health(clock), clock)
+        follower = Follower(tape, store, Health(clock.now), clock)
         await store.write([trade(1), trade(2, NOON + MINUTE)], [])
         await follower.follow()
         assert len(counted) == 2
@@ -152,7 +152,7 @@ async def test_a_minute_that_gained_nothing_is_not_counted_again(tmp_path: Path,
 async def test_a_trade_that_comes_in_while_its_minute_is_compared_counts_once_though_no_mark_tells_of_it_yet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock, tape = Clock(), Tape()
+    clock, tape = ManualClock(), Tape()
     async with SqliteStore(tmp_path / "wadm.sqlite") as store:
         await store.save_listings([listing()])
         await store.write([trade(1)], [])
@@ -168,18 +168,18 @@ async def test_a_trade_that_comes_in_while_its_minute_is_compared_counts_once_th
 
         monkeypatch.setattr(SqliteStore, "dirty_minutes", told_before)
         monkeypatch.setattr(SqliteStore, "count", counting)
-        follower = Follower(tape, store, Health(clock), clock)
+        follower = Follower(tape, store, Health(clock.now), clock)
         for _ in range(3):
             await follower.follow()
             assert tape[SPOT].minutes[NOON].bar.trade_count == 2
 
 
 async def test_coverage_is_claimed_only_as_far_as_the_trades_were_read(tmp_path: Path) -> None:
-    clock, tape = Clock(), Tape()
+    clock, tape = ManualClock(), Tape()
     async with SqliteStore(tmp_path / "wadm.sqlite") as store:
         await store.save_listings([listing()])
-        follower = Follower(tape, store, Health(clock), clock)
-        view = View(store, tape, clock, ["spot"], ["binance"])
+        follower = Follower(tape, store, Health(clock.now), clock)
+        view = View(store, tape, clock.now, ["spot"], ["binance"])
         await store.write([trade(1), trade(2, NOON + 900)], [(SPOT, Span(NOON, NOON + 900, 1, 2, Basis.EXACT))])
         await follower.follow()
         await store.write([trade(3, NOON + 5_000)], [(SPOT, Span(NOON, NOON + 5_000, 1, 3, Basis.EXACT))])

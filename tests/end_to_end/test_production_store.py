@@ -15,13 +15,13 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.end_to_end.process import Served, resident, serving, until
-from tests.market import Clock, trade
+from tests.market import ManualClock, trade
 from tests.recording import LIVES, Recording
 from tests.redis_server import RedisServer, redis_binary
 from tests.servers import Mongod, own_mongod
+from wadm_mcp.clock import now_ms
 from wadm_mcp.collection.recording.journal import Journal
 from wadm_mcp.model import HOUR
-from wadm_mcp.runtime import now_ms
 from wadm_mcp.simulator.simulator import Simulator
 from wadm_mcp.storage.mongo import MongoStore
 from wadm_mcp.storage.sqlite import SqliteStore
@@ -81,13 +81,13 @@ async def trading(folder: Path, rate: int, **settings: str) -> AsyncGenerator[tu
 async def preloaded(store: Store, folder: Path) -> int:
     """Eight closed hours of the past, so that a day's window has something that the cache can hold; how many trades they have."""
     start = now_ms() - now_ms() % HOUR - 9 * HOUR
-    clock, count = Clock(start), 0
+    clock, count = ManualClock(start), 0
     async with store, Journal(folder / "preloading", 1 << 30) as journal:
         one = Recording(store, journal, clock)
         await one.begin()
-        while clock() < start + 8 * HOUR:
+        while clock.now() < start + 8 * HOUR:
             count += 1
-            await one.trade(trade(count, clock(), 6_000_000 + count % 900))
+            await one.trade(trade(count, clock.now(), 6_000_000 + count % 900))
             clock.pass_seconds(20)
             if count % 200 == 0:
                 await one.write()

@@ -18,7 +18,7 @@ from anyio import to_thread
 from anyio.abc import Process
 
 from tests.end_to_end.process import ended, serving, started, until
-from wadm_mcp.runtime import now_ms
+from wadm_mcp.clock import now_ms
 from wadm_mcp.simulator.simulator import Simulator
 
 pytestmark = pytest.mark.anyio

@@ -73,7 +73,7 @@ def runtime() -> FakeRuntime:
         assert held is not None
         held.spans = spans  # pyright: ignore[reportAttributeAccessIssue]
     served = FakeRuntime()
-    served.view, served.tape, served.clock.now = world.view, world.tape, NOW
+    served.view, served.tape, served.clock.at = world.view, world.tape, NOW
     for instrument in INSTRUMENTS:
         served.health.report(str(instrument), State.OK)
     return served

@@ -22,7 +22,7 @@ async def test_every_followed_instrument_has_a_row() -> None:
     )
     await world.store.write([], [(SPOT, Span(NOON - 9 * DAY, NOON - 8 * DAY, 0, 0, Basis.EXACT))])
     world.add([made(1, NOON - MINUTE, 6_183_763)])
-    health = Health(world.clock)
+    health = Health(world.clock.now)
     health.report("binance:spot:BTCUSDT", State.OK)
     answer = await markets(world.view, health)
     assert list(answer) == ["store", "markets", "reading"]
@@ -40,21 +40,21 @@ async def test_a_repair_under_way_tells_what_is_missing_and_how_long_it_takes() 
     world = World(now=NOON)
     world.tape[SPOT].repairing = Repairing(1_200, 0, 3.4)
     world.tape[BYBIT].repairing = Repairing(0, 0, 1.0)
-    rows = rows_of((await markets(world.view, Health(world.clock)))["markets"])
+    rows = rows_of((await markets(world.view, Health(world.clock.now)))["markets"])
     assert [row["repairing"] for row in rows] == [[1_200, 3], [None, 1]]
 
 
 async def test_an_import_under_way_tells_how_far_it_is_and_how_long_it_takes() -> None:
     world = World(now=NOON)
     world.tape[SPOT].importing = Importing(NOON - DAY, NOON - HOUR, 50_000, 41.6)
-    rows = rows_of((await markets(world.view, Health(world.clock)))["markets"])
+    rows = rows_of((await markets(world.view, Health(world.clock.now)))["markets"])
     assert [row["importing"] for row in rows] == [["2026-05-31T12:00:00Z", "2026-06-01T11:00:00Z", 50_000, 42], None]
 
 
 async def test_an_instrument_whose_exchange_never_answered_has_a_row_all_the_same() -> None:
     world = World(listing(SPOT), now=NOON)
     world.tape.awaited = {BYBIT}
-    rows = rows_of((await markets(world.view, Health(world.clock)))["markets"])
+    rows = rows_of((await markets(world.view, Health(world.clock.now)))["markets"])
     assert [(row["exchange"], row["status"], row["coverage_24h"]) for row in rows] == [("binance", "starting", 0), ("bybit", "starting", 0)]
 
 
@@ -64,7 +64,7 @@ async def test_an_instrument_whose_exchange_never_answered_has_a_row_all_the_sam
 )
 async def test_the_status_is_what_the_instrument_last_reported(state: State, status: str) -> None:
     world = World(listing(BYBIT), now=NOON)
-    health = Health(world.clock)
+    health = Health(world.clock.now)
     health.report(str(BYBIT), state)
     assert [row["status"] for row in rows_of((await markets(world.view, health))["markets"])] == [status]
 
@@ -72,7 +72,7 @@ async def test_the_status_is_what_the_instrument_last_reported(state: State, sta
 async def test_a_standby_tells_the_newest_trade_of_the_store() -> None:
     world = World(listing(BYBIT), now=NOON).add([made(3, NOON - HOUR, instrument=BYBIT)], durable_until=NOON)
     world.tape[BYBIT].newest = None
-    (row,) = rows_of((await markets(world.view, Health(world.clock)))["markets"])
+    (row,) = rows_of((await markets(world.view, Health(world.clock.now)))["markets"])
     assert (row["last_price"], row["lag_ms"]) == (60_000, HOUR)
 
 
@@ -81,7 +81,7 @@ async def test_without_its_store_the_table_says_that_it_tells_the_live_tape_alon
     world.tape[SPOT].coverage = Held([Span(NOON - 30 * HOUR, NOON, 1, 9, Basis.EXACT)])
     world.tape[SPOT].settled_until = NOON - 6 * HOUR
     world.view.alone = True
-    answer = await markets(world.view, Health(world.clock))
+    answer = await markets(world.view, Health(world.clock.now))
     assert answer["store"] == "unreachable"
     assert [row["coverage_24h"] for row in rows_of(answer["markets"])] == [0.25, 0]
 
@@ -89,4 +89,4 @@ async def test_without_its_store_the_table_says_that_it_tells_the_live_tape_alon
 async def test_nothing_followed_is_an_empty_table() -> None:
     world = World(now=NOON)
     world.tape.keep_only([])
-    assert (await markets(world.view, Health(world.clock)))["markets"]["rows"] == []
+    assert (await markets(world.view, Health(world.clock.now)))["markets"]["rows"] == []

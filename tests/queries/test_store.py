@@ -45,7 +45,7 @@ async def test_a_real_store_gives_the_same_answers_to_every_question(tmp_path: P
                 settles=[mark for mark in await store.dirty_minutes() if mark.minute < NOON],
             )
         )
-        view = View(store, world.tape, world.clock, ("spot",), ("binance", "bybit"))
+        view = View(store, world.tape, world.clock.now, ("spot",), ("binance", "bybit"))
         questions: list[tuple[Any, dict[str, Any]]] = [
             (volume_profile, {"window": "24h", "detail": "full"}),
             (volume_profile, {"window": "15m", "exchange": "bybit"}),
@@ -59,7 +59,7 @@ async def test_a_real_store_gives_the_same_answers_to_every_question(tmp_path: P
             expected = await question(world.view, symbol="BTCUSDT", **arguments)
             assert await question(view, symbol="BTCUSDT", **arguments) == expected
             assert 0 < expected["coverage"]["ratio"] <= 1
-        assert await markets(view, Health(world.clock)) == await markets(world.view, Health(world.clock))
+        assert await markets(view, Health(world.clock.now)) == await markets(world.view, Health(world.clock.now))
         page = await trades(view, symbol="BTCUSDT", window="24h", limit=7)
         seen = list(page["trades"]["rows"])
         while page["next_cursor"] is not None:

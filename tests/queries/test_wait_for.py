@@ -42,7 +42,7 @@ def _later(world: World, seconds: float, *trades: Any) -> Callable[[], Any]:
     def step() -> None:
         world.clock.pass_seconds(seconds)
         world.add(trades)
-        world.cover(SPOT, NOON - 120 * MINUTE, world.clock.now, alive=world.clock.now)
+        world.cover(SPOT, NOON - 120 * MINUTE, world.clock.at, alive=world.clock.at)
 
     return step
 
@@ -102,7 +102,7 @@ async def test_a_closed_bar_is_told_whole_once_its_trades_are_here() -> None:
 
 async def test_coverage_is_back_once_nothing_is_missing() -> None:
     world = _world().cover(SPOT, NOON - 120 * MINUTE, NOON - 30_000)
-    world.clock.now = NOON + 60_000
+    world.clock.at = NOON + 60_000
     answer = await _wait(world, _Then(_later(world, 0.5)), condition="coverage_back")
     assert answer["met"] is True
     assert answer["coverage"]["ratio"] == 1
@@ -111,7 +111,7 @@ async def test_coverage_is_back_once_nothing_is_missing() -> None:
 @pytest.mark.parametrize("seconds", [0, 20])
 async def test_the_coverage_that_is_told_is_that_of_the_stretch_that_was_waited_for(seconds: int) -> None:
     world = _world().cover(SPOT, NOON - 120 * MINUTE, NOON + 2 * MINUTE, alive=NOON + 2 * MINUTE)
-    world.clock.now = NOON + MINUTE + seconds * 1_000
+    world.clock.at = NOON + MINUTE + seconds * 1_000
     answer = await _wait(world, _Then(), condition="coverage_back")
     assert (answer["met"], answer["coverage"]["ratio"]) == (True, 1)
     assert answer["window"]["start"] == ("2026-06-01T12:01:00Z" if seconds else "2026-06-01T12:00:00Z")

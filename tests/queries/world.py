@@ -9,7 +9,7 @@ from decimal import Decimal
 from types import TracebackType
 from typing import Any, Self
 
-from tests.market import BYBIT, NOON, SPOT, Clock, listing, trade
+from tests.market import BYBIT, NOON, SPOT, ManualClock, listing, trade
 from wadm_mcp.analytics.footprint import Footprint
 from wadm_mcp.errors import QueryError
 from wadm_mcp.model import DAY, Basis, Instrument, Listing, Retention, Span, Timeframe, Trade, TradeType, Window
@@ -146,13 +146,13 @@ class World:
     def __init__(
         self, *followed: Listing, now: int = NOON, markets: Sequence[str] = ("spot", "linear"), lives: Retention | None = None
     ) -> None:
-        self.clock = Clock(now)
+        self.clock = ManualClock(now)
         self.store = MemoryStore()
         self.tape = Tape()
         self.tape.begun.set()
         for one in followed or (listing(SPOT), listing(BYBIT)):
             self.tape.follow(one)
-        self.view = View(self.store, self.tape, self.clock, markets, ("binance", "bybit"), lives)
+        self.view = View(self.store, self.tape, self.clock.now, markets, ("binance", "bybit"), lives)
 
     def add(self, trades: Iterable[Trade], *, durable_until: int = 0, settled_until: int = 0) -> Self:
         """Trades from `durable_until` on are only in memory; bars that end by `settled_until` are only in the store."""
@@ -182,7 +182,7 @@ class World:
 def whole_day(world: World, *instruments: Instrument) -> World:
     """Every instrument complete from two days ago until now."""
     for instrument in instruments or (SPOT, BYBIT):
-        world.cover(instrument, world.clock.now - 2 * DAY, world.clock.now + 60_000)
+        world.cover(instrument, world.clock.at - 2 * DAY, world.clock.at + 60_000)
     return world
 
 

@@ -13,7 +13,7 @@ from mcp.client.sse import sse_client
 from mcp.server.context import CallNext, HandlerResult, ServerMiddleware, ServerRequestContext
 from mcp.server.subscriptions import InMemorySubscriptionBus
 
-from tests.market import BYBIT, NOON, SPOT, Clock, listing, trade
+from tests.market import BYBIT, NOON, SPOT, ManualClock, listing, trade
 from wadm_mcp.errors import WadmError
 from wadm_mcp.health import Health, State
 from wadm_mcp.model import MINUTE, Basis, Instrument, Listing, Retention, Span, Timeframe, Trade, Window
@@ -156,13 +156,13 @@ class FakeRuntime:
         self.settings = Settings(**settings).model_copy(update={"WADM_PORT": 0})
         self.bus = InMemorySubscriptionBus()
         self.answers = CachedAnswers(InProcessCache())
-        self.clock = Clock(NOON + 3 * MINUTE)
-        self.health = Health(self.clock)
+        self.clock = ManualClock(NOON + 3 * MINUTE)
+        self.health = Health(self.clock.now)
         self.health.report("store", State.OK)
         self.store = EmptyStore()
         self.tape = Tape()
         self.tape.begun.set()
-        self.view = View(self.store, self.tape, self.clock, ("spot", "linear"), ("binance", "bybit"))
+        self.view = View(self.store, self.tape, self.clock.now, ("spot", "linear"), ("binance", "bybit"))
         self.tracking = Tracking(self.settings, self.store, self.view, self.health, lambda: None)
         self.role = "recording"
         self.entries = 0
@@ -195,7 +195,7 @@ class FakeRuntime:
     def trade(self, *, at: int | None = None, side: str = "BUY", price: int = 6_000_000) -> None:
         """One more trade on the tape of Binance."""
         self._trades += 1
-        new = trade(self._trades, at if at is not None else self.clock() - 1, price, 100, side)
+        new = trade(self._trades, at if at is not None else self.clock.now() - 1, price, 100, side)
         self.tape[SPOT].add([new])
         self.tape[SPOT].pending[new.trade_id] = new
 

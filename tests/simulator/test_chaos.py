@@ -13,8 +13,8 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.simulator.wire import PATIENCE, get, opened
+from wadm_mcp.clock import now_ms
 from wadm_mcp.model import Instrument
-from wadm_mcp.runtime import now_ms
 from wadm_mcp.simulator.chaos import ON_SOCKETS, Chaos, Fault, Kind, plan
 from wadm_mcp.simulator.faults import Faults
 from wadm_mcp.simulator.simulator import Simulator

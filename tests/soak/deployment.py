@@ -13,8 +13,8 @@ import anyio
 
 from tests.end_to_end.process import Served, serving
 from tests.soak.verdict import Found, check, ms
+from wadm_mcp.clock import now_ms
 from wadm_mcp.model import MINUTE, SECOND, Instrument
-from wadm_mcp.runtime import now_ms
 from wadm_mcp.simulator.faults import Faults
 from wadm_mcp.simulator.simulator import Simulator
 

@@ -13,8 +13,8 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 from tests.end_to_end.process import Served
+from wadm_mcp.clock import now_ms
 from wadm_mcp.model import MINUTE, Instrument
-from wadm_mcp.runtime import now_ms
 from wadm_mcp.simulator.simulator import Simulator
 from wadm_mcp.simulator.tape import MARKET_PRINTS
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from redis import Redis
 from redis.exceptions import BusyLoadingError
 
-from tests.market import Clock
+from tests.market import ManualClock
 from tests.redis_server import RedisServer, given_redis_url, redis_binary
 from wadm_mcp.errors import SettingError
 from wadm_mcp.health import Health, State
@@ -61,7 +61,7 @@ def server() -> Generator[RedisServer]:
 
 @pytest.fixture
 def health() -> Health:
-    return Health(Clock())
+    return Health(ManualClock().now)
 
 
 @pytest.fixture(params=["in process", "redis"])
@@ -72,7 +72,7 @@ async def cache(request: pytest.FixtureRequest) -> AsyncGenerator[Cache]:
             yield opened
     else:
         tape = tape_name(f"{os.getpid()} {time.time_ns()}")
-        async with RedisCache(request.getfixturevalue("shared_url"), tape, Health(Clock()), answer_within=PATIENT) as opened:
+        async with RedisCache(request.getfixturevalue("shared_url"), tape, Health(ManualClock().now), answer_within=PATIENT) as opened:
             yield opened
 
 

@@ -13,7 +13,7 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from tests.market import NOON, Clock, listing, trade
+from tests.market import NOON, ManualClock, listing, trade
 from tests.recording import Recording
 from tests.redis_server import RedisServer, redis_binary
 from tests.servers import mongodb_url
@@ -88,7 +88,7 @@ class Run(Recording):
 
     async def trade(self, *trades: Trade) -> None:
         for one in trades:
-            await self.recorder.take(1, Trades(one.instrument, (one,), max(self.clock(), one.timestamp)))
+            await self.recorder.take(1, Trades(one.instrument, (one,), max(self.clock.now(), one.timestamp)))
 
 
 async def test_sqlite_and_mongodb_with_redis_answer_alike(tmp_path: Path) -> None:
@@ -96,10 +96,10 @@ async def test_sqlite_and_mongodb_with_redis_answer_alike(tmp_path: Path) -> Non
     answers: list[list[bytes]] = []
     with mongodb_url() as url, RedisServer(redis_binary()) as redis:
         for kind in ("sqlite", "mongodb"):
-            clock = Clock(START)
+            clock = ManualClock(START)
             async with AsyncExitStack() as stack:
                 store = SqliteStore(tmp_path / "wadm.sqlite") if kind == "sqlite" else MongoStore(f"{url}/same", LIVES)
-                cache = InProcessCache() if kind == "sqlite" else RedisCache(redis.url, "same", Health(clock))
+                cache = InProcessCache() if kind == "sqlite" else RedisCache(redis.url, "same", Health(clock.now))
                 await stack.enter_async_context(store)
                 await stack.enter_async_context(cache)
                 journal = await stack.enter_async_context(Journal(tmp_path / f"{kind}-journal", 1 << 30))
@@ -107,12 +107,12 @@ async def test_sqlite_and_mongodb_with_redis_answer_alike(tmp_path: Path) -> Non
                 await one.begin()
                 for first in range(0, len(made), 400):
                     for each in made[first : first + 400]:
-                        clock.now = max(clock.now, each.timestamp)
+                        clock.at = max(clock.at, each.timestamp)
                         await one.trade(each)
                     await one.write()
-                clock.now = NOON + 5_000
+                clock.at = NOON + 5_000
                 await one.write()
-                view = View(store, one.tape, clock, ["spot", "linear"], ["binance", "bybit"], LIVES, CachedFootprints(cache))
+                view = View(store, one.tape, clock.now, ["spot", "linear"], ["binance", "bybit"], LIVES, CachedFootprints(cache))
                 # Twice, so that the second time the cache answers where it does.
                 for _ in range(2):
                     told = [

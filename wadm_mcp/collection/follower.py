@@ -6,11 +6,12 @@ The store is asked every second for what it gained. Minutes that stand there lea
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final, Protocol
 
 import anyio
 
+from wadm_mcp.clock import Clock
 from wadm_mcp.errors import StoreError
 from wadm_mcp.health import Health, State
 from wadm_mcp.model import DAY, MINUTE, Instrument, Listing, Trade, Window
@@ -39,7 +40,7 @@ class Recording(Protocol):
 class Follower:
     """Reads what the recording process stores into the tape."""
 
-    def __init__(self, tape: Tape, store: Store, health: Health, clock: Callable[[], int]) -> None:
+    def __init__(self, tape: Tape, store: Store, health: Health, clock: Clock) -> None:
         self._tape = tape
         self._store = store
         self._health = health
@@ -74,7 +75,7 @@ class Follower:
         marked: dict[Instrument, dict[int, int]] = {}
         for mark in await self._store.dirty_minutes():
             marked.setdefault(mark.instrument, {})[mark.minute] = mark.writes
-        now = self._clock()
+        now = self._clock.now()
         found: list[tuple[Listing, int]] = []
         for listing in await self._store.listings():
             instrument = listing.instrument

@@ -16,6 +16,7 @@ from typing import Final
 import anyio
 from anyio.abc import TaskGroup
 
+from wadm_mcp.clock import Clock
 from wadm_mcp.collection.backfill.gap_repair import GapRepairer
 from wadm_mcp.collection.backfill.history import History
 from wadm_mcp.collection.backfill.recent_trades import RecentTradesReconciler
@@ -93,8 +94,7 @@ class SubscriptionManager:
         writer: Writer,
         rest: RestClient,
         health: Health,
-        clock: Callable[[], int],
-        monotonic: Callable[[], float],
+        clock: Clock,
         owner: str,
         start: Callable[[str, Callable[[], Awaitable[None]]], None],
     ) -> None:
@@ -106,7 +106,6 @@ class SubscriptionManager:
         self._rest = rest
         self._health = health
         self._clock = clock
-        self._monotonic = monotonic
         self._owner = owner
         self._start = start
         self._markets = [_Market(EXCHANGES[name], market) for name in settings.WADM_EXCHANGES for market in settings.WADM_MARKETS]
@@ -169,7 +168,7 @@ class SubscriptionManager:
     async def _was_recorded(self, symbol: str) -> bool:
         instruments = [Instrument(each.exchange.name, each.market, symbol) for each in self._markets]
         try:
-            return any([await self._store.spans(instrument, Window(0, self._clock())) for instrument in instruments])
+            return any([await self._store.spans(instrument, Window(0, self._clock.now())) for instrument in instruments])
         except StoreError:
             return False
 
@@ -219,11 +218,11 @@ class SubscriptionManager:
     async def _add(self, instrument: Instrument) -> None:
         each = self._market(instrument)
         known = self._listings_known.get(instrument[:2])
-        if known is not None and self._monotonic() - known[0] < _LISTED_FOR:
+        if known is not None and self._clock.monotonic() - known[0] < _LISTED_FOR:
             listed = known[1]
         else:
             listed = await self._listings(each, (instrument.symbol,))
-            self._listings_known[instrument[:2]] = self._monotonic(), listed
+            self._listings_known[instrument[:2]] = self._clock.monotonic(), listed
         if instrument.symbol not in listed:
             log.warning("symbol.unknown", exchange=each.exchange.name, market=each.market, symbol=instrument.symbol)
         elif instrument in self._tracked and all(listing.instrument != instrument for listing in each.listings):
@@ -311,7 +310,7 @@ class SubscriptionManager:
             # Where ids do not count, a second connection holds what the first one misses; where they do, they prove it.
             copies = 1 if each.exchange.numbers_trades[each.market] else self._settings.WADM_BYBIT_CONNECTIONS
             for copy in range(copies):
-                arguments = (group.listings, url, self._recorder, self._health, self._monotonic, self._rest.certificates)
+                arguments = (group.listings, url, self._recorder, self._health, self._clock, self._rest.certificates)
                 collector = Collector(each.exchange, each.market, *arguments)
                 name = f"{each.exchange.name} {each.market} collector {next(each.numbers)}"
                 self._start(name, partial(_until_left, group, collector, copy * _STAGGER))
@@ -339,11 +338,10 @@ class SubscriptionManager:
                 self._recorder,
                 self._health,
                 self._clock,
-                self._monotonic,
                 self._settings.retention.trades,
                 long_gaps=not self._settings.WADM_HISTORY_HOURS,
             )
-        return RecentTradesReconciler(each.exchange, each.market, url, self._rest, self._recorder, self._health, self._monotonic)
+        return RecentTradesReconciler(each.exchange, each.market, url, self._rest, self._recorder, self._health, self._clock)
 
     def _history(self, each: _Market) -> History:
         settings, name = self._settings, each.exchange.name
@@ -357,7 +355,6 @@ class SubscriptionManager:
             self._store,
             self._health,
             self._clock,
-            self._monotonic,
             reach=min(settings.WADM_HISTORY_HOURS * HOUR, settings.retention.minutes),
             raw=settings.WADM_HISTORY_RAW,
             trades_life=settings.retention.trades,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from typing import Final, NamedTuple
 
 from wadm_mcp.audit import Audited, Auditor, exchange_figures
+from wadm_mcp.clock import now_ms
 from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.collection.subscriptions import EXCHANGES
 from wadm_mcp.errors import ExchangeError, QueryError, SettingError, StoreError
@@ -39,7 +39,7 @@ async def audit(settings: Settings, choice: Choice, suffix: str = "") -> int:
 
     `SettingError` for an argument that cannot be used; `WadmError` as of the store.
     """
-    now = time.time_ns() // 1_000_000
+    now = now_ms()
     window = _window(choice, now)
     async with _opened(settings, suffix) as store, RestClient(proxied=not settings.stays_on_loopback) as rest:
         listings = [listing for listing in await store.listings() if listing.listed and _chosen(listing, choice)]

@@ -15,6 +15,7 @@ from typing import Final
 import anyio
 from anyio import to_thread
 
+from wadm_mcp.clock import now_ms
 from wadm_mcp.collection.backfill import import_jobs as imports
 from wadm_mcp.collection.backfill.import_jobs import ImportJob, ImportProgress
 from wadm_mcp.collection.lease import RecorderLock
@@ -47,7 +48,7 @@ async def import_history(settings: Settings, choice: Choice, files: Sequence[Pat
 
     `SettingError` for an argument that cannot be used; `WadmError` as of the runtime.
     """
-    now = time.time_ns() // 1_000_000
+    now = now_ms()
     order = _of_files(choice, files) if files else _of_window(settings, choice, now)
     lines = await _planned(settings, order, now)
     print_lines(lines)

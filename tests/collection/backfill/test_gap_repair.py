@@ -10,9 +10,10 @@ import anyio
 import msgspec
 import pytest
 
-from tests.market import NOON, Clock
+from tests.market import NOON, ManualClock
 from tests.test_audit import ledger
 from wadm_mcp.analytics.footprint import Footprint
+from wadm_mcp.clock import Clock
 from wadm_mcp.collection.backfill import gap_repair as repair_module
 from wadm_mcp.collection.backfill.gap_repair import GapRepairer
 from wadm_mcp.collection.recording.minute import pieces_of
@@ -40,18 +41,19 @@ class Repairing:
     """A recorder and its repairer on a market that stands still, a minute ago."""
 
     def __init__(self, simulator: Simulator, rest: RestClient, instrument: Instrument, until: int, trades_life: int) -> None:
-        self.clock = Clock(until + MINUTE)
+        self.clock = ManualClock(until + MINUTE)
         self.simulator = simulator
         self.instrument = instrument
         self.until = until
         self.tape = Tape()
-        self.health = Health(self.clock)
-        self.recorder = Recorder(self.tape, self.health, self.clock, anyio.current_time)
+        self.health = Health(self.clock.now)
+        clock = Clock(self.clock.now, anyio.current_time)
+        self.recorder = Recorder(self.tape, self.health, clock)
         trades = self.traded(until - MINUTE)
         self.listing = Listing(instrument, Decimal(1).scaleb(-trades[0].scale.price), Decimal(1).scaleb(-trades[0].scale.quantity))
         self.followed = self.recorder.follow(self.listing, numbered=True)
         url = simulator.urls[f"binance_{instrument.market}_rest"]
-        arguments = (rest, self.recorder, self.health, self.clock, anyio.current_time, trades_life)
+        arguments = (rest, self.recorder, self.health, clock, trades_life)
         self.repairer = GapRepairer(Binance(), instrument.market, url, *arguments)
         self.written: list[Trade] = []
         self.pieces: list[PartialFootprint] = []
@@ -112,7 +114,7 @@ async def test_what_rest_does_not_serve_any_more_stays_a_gap_and_is_not_called_a
         await r.take([*trades[:50], *trades[90:]])
         assert r.missing == 40
         assert r.repairer._next() is not None
-        r.clock.now += 2 * DAY
+        r.clock.at += 2 * DAY
         assert r.repairer._next() is None
         assert r.missing == 40
 

@@ -18,9 +18,10 @@ import anyio
 import msgspec
 import pytest
 
-from tests.market import Clock
+from tests.market import ManualClock
 from tests.test_audit import ledger
 from wadm_mcp.analytics.footprint import Footprint
+from wadm_mcp.clock import Clock
 from wadm_mcp.collection.backfill import history as history_module
 from wadm_mcp.collection.backfill.gap_repair import GapRepairer
 from wadm_mcp.collection.backfill.history import History
@@ -57,11 +58,14 @@ QUIET = {"binance": 0.04, "bybit": 0.2}
 class World:
     """One process's collection of one instrument on a simulated exchange whose clock stands where it is put."""
 
-    def __init__(self, simulator: Simulator, rest: RestClient, store: Store, instrument: Instrument, clock: Clock, folder: Path) -> None:
+    def __init__(
+        self, simulator: Simulator, rest: RestClient, store: Store, instrument: Instrument, clock: ManualClock, folder: Path
+    ) -> None:
         self.simulator, self.rest, self.store, self.instrument, self.clock = simulator, rest, store, instrument, clock
         self.folder = folder
-        self.tape, self.health = Tape(), Health(clock)
-        self.recorder = Recorder(self.tape, self.health, clock, anyio.current_time)
+        self.tape, self.health = Tape(), Health(clock.now)
+        self.loop_clock = Clock(clock.now, anyio.current_time)
+        self.recorder = Recorder(self.tape, self.health, self.loop_clock)
         self.rollup = Rollup(self.recorder, store, self.health, clock, 3 * DAY)
         exchange = EXCHANGES[instrument.exchange]
         self.numbered = exchange.numbers_trades[instrument.market]
@@ -84,8 +88,7 @@ class World:
             self.recorder,
             self.store,
             self.health,
-            self.clock,
-            anyio.current_time,
+            self.loop_clock,
             reach=reach,
             raw=raw,
             trades_life=3 * DAY,
@@ -95,8 +98,8 @@ class World:
     def repairer(self) -> GapRepairer | RecentTradesReconciler:
         common = (self.exchange, self.instrument.market, self.rest_url, self.rest, self.recorder, self.health)
         if self.numbered:
-            return GapRepairer(*common, self.clock, anyio.current_time, 3 * DAY, long_gaps=False)
-        return RecentTradesReconciler(*common, anyio.current_time)
+            return GapRepairer(*common, self.loop_clock, 3 * DAY, long_gaps=False)
+        return RecentTradesReconciler(*common, self.loop_clock)
 
     def traded(self, start: int, end: int) -> list[Trade]:
         return ledger(self.simulator, self.instrument, Window(start, end))
@@ -104,7 +107,7 @@ class World:
     async def live(self, start: int, end: int, connection: int = 1) -> None:
         """What a connection brings from `start` to `end`, which then ends."""
         for trade in self.traded(start, end):
-            self.clock.now = max(self.clock.now, trade.timestamp + 1)
+            self.clock.at = max(self.clock.at, trade.timestamp + 1)
             await self.recorder.take(connection, Trades(self.instrument, (trade,), trade.timestamp + 1))
 
     async def begin_again(self) -> None:
@@ -155,7 +158,7 @@ class World:
             self.recorder.connection_lost(connection, [self.instrument], "disconnect", "")
         with anyio.fail_after(30):
             while await self.store.dirty_minutes():
-                self.clock.now += 31 * SECOND
+                self.clock.at += 31 * SECOND
                 await self.rollup.run()
         return {row.start: row.footprint for row in await self.store.footprints(self.instrument, Timeframe.M1, window)}
 
@@ -182,7 +185,7 @@ class World:
 
     async def covered(self, window: Window) -> float:
         spans = await self.store.spans(self.instrument, window)
-        judgement = judge(spans, window, self.clock.now, self.followed.alive_until())
+        judgement = judge(spans, window, self.clock.at, self.followed.alive_until())
         return float(judgement.ratio)
 
 
@@ -197,14 +200,14 @@ def figures(footprint: Footprint) -> dict[str, object]:
 
 @asynccontextmanager
 async def simulated(
-    instrument: Instrument, clock: Clock, faults: Faults | None = None, *, activity: float | None = None
+    instrument: Instrument, clock: ManualClock, faults: Faults | None = None, *, activity: float | None = None
 ) -> AsyncGenerator[Simulator]:
     seconds = count()
     async with Simulator(
         seed=5,
         instruments=[instrument],
         activity=activity or QUIET[instrument.exchange],
-        clock=clock,
+        clock=clock.now,
         # Its limits are not the subject: each request comes a second after the one before.
         wall=lambda: MIDNIGHT + next(seconds) * 10 * SECOND,
         faults=faults,
@@ -213,8 +216,8 @@ async def simulated(
 
 
 @asynccontextmanager
-async def world(instrument: Instrument, folder: Path, simulator: Simulator, clock: Clock, *, now: int) -> AsyncGenerator[World]:
-    clock.now = now
+async def world(instrument: Instrument, folder: Path, simulator: Simulator, clock: ManualClock, *, now: int) -> AsyncGenerator[World]:
+    clock.at = now
     folder.mkdir(exist_ok=True)
     async with SqliteStore(folder / "wadm.sqlite") as store, RestClient(proxied=False) as rest:
         yield World(simulator, rest, store, instrument, clock, folder / "archive")
@@ -224,7 +227,7 @@ async def world(instrument: Instrument, folder: Path, simulator: Simulator, cloc
 async def test_at_a_hundred_random_starts_the_numbered_minutes_around_the_seam_are_the_ledgers(
     instrument: Instrument, tmp_path: Path
 ) -> None:
-    chance, clock = random.Random(zlib.crc32(str(instrument).encode())), Clock(MIDNIGHT)
+    chance, clock = random.Random(zlib.crc32(str(instrument).encode())), ManualClock(MIDNIGHT)
     async with simulated(instrument, clock) as simulator:
         for place in range(50):
             after_midnight = place % 10 == 0
@@ -250,7 +253,7 @@ async def test_a_stretch_that_cannot_be_brought_in_keeps_no_older_one_waiting(tm
         await bring_in(self, job)
 
     monkeypatch.setattr(History, "_import", refused)
-    clock = Clock(MIDNIGHT)
+    clock = ManualClock(MIDNIGHT)
     async with simulated(SPOT, clock) as simulator, world(SPOT, tmp_path, simulator, clock, now=MIDNIGHT + HOUR) as one:
         await one.live(MIDNIGHT + HOUR, MIDNIGHT + HOUR + MINUTE)
         with anyio.fail_after(30):
@@ -267,7 +270,7 @@ async def test_a_stretch_that_cannot_be_brought_in_keeps_no_older_one_waiting(tm
 async def test_at_a_hundred_random_starts_the_minutes_that_join_an_archive_without_ids_are_the_ledgers(
     instrument: Instrument, tmp_path: Path
 ) -> None:
-    chance, clock = random.Random(zlib.crc32(str(instrument).encode())), Clock(MIDNIGHT)
+    chance, clock = random.Random(zlib.crc32(str(instrument).encode())), ManualClock(MIDNIGHT)
     async with simulated(instrument, clock) as simulator:
         for place in range(5):
             starts = sorted(chance.sample(range(10, 1_430, 20), 10))
@@ -277,7 +280,7 @@ async def test_at_a_hundred_random_starts_the_minutes_that_join_an_archive_witho
                     await one.live(start, start + chance.randrange(MINUTE, 5 * MINUTE), connection)
                     one.recorder.connection_lost(connection, [instrument], "disconnect", "")
                 await one.save()
-                one.clock.now = MIDNIGHT + HOUR
+                one.clock.at = MIDNIGHT + HOUR
                 await one.bring_in(one.history(DAY), repair=False)
                 for start in starts:
                     checked = Window(start - start % MINUTE - 3 * MINUTE, start - start % MINUTE + 9 * MINUTE)
@@ -346,7 +349,7 @@ HARMED: list[tuple[Callable[[bytes], bytes], bool, str]] = [
 async def test_a_damaged_file_of_a_numbered_market_is_one_line_and_its_day_comes_from_pages(
     harm: Callable[[bytes], bytes], checksum: bool, says: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    clock, damage = Clock(MIDNIGHT), Damage(harm, checksum=checksum)
+    clock, damage = ManualClock(MIDNIGHT), Damage(harm, checksum=checksum)
     async with simulated(SPOT, clock, damage) as simulator, world(SPOT, tmp_path, simulator, clock, now=MIDNIGHT + MINUTE) as one:
         damage.archive = simulator.archive("binance")
         await one.live(MIDNIGHT + MINUTE, MIDNIGHT + 3 * MINUTE)
@@ -364,7 +367,7 @@ async def test_a_damaged_file_of_a_numbered_market_is_one_line_and_its_day_comes
 
 @pytest.mark.parametrize("instrument", [BYBIT_SPOT, BYBIT_LINEAR], ids=str)
 async def test_of_a_damaged_file_without_another_source_nothing_is_imported(instrument: Instrument, tmp_path: Path) -> None:
-    clock, damage = Clock(MIDNIGHT), Damage(lambda body: body[: len(body) - 300])
+    clock, damage = ManualClock(MIDNIGHT), Damage(lambda body: body[: len(body) - 300])
     async with simulated(instrument, clock, damage) as simulator, world(instrument, tmp_path, simulator, clock, now=MIDNIGHT + 1) as one:
         await one.live(MIDNIGHT + 1, MIDNIGHT + 2 * MINUTE)
         await one.bring_in(one.history(3 * HOUR), repair=False)
@@ -376,7 +379,7 @@ async def test_of_a_damaged_file_without_another_source_nothing_is_imported(inst
 
 
 async def test_a_day_that_the_archive_lacks_comes_from_pages_and_is_asked_for_again_later(tmp_path: Path) -> None:
-    clock, faults = Clock(MIDNIGHT), Faults()
+    clock, faults = ManualClock(MIDNIGHT), Faults()
     faults.archive_delay = DAY
     async with simulated(SPOT, clock, faults) as simulator, world(SPOT, tmp_path, simulator, clock, now=MIDNIGHT + MINUTE) as one:
         await one.live(MIDNIGHT + MINUTE, MIDNIGHT + 3 * MINUTE)
@@ -390,7 +393,7 @@ async def test_a_day_that_the_archive_lacks_comes_from_pages_and_is_asked_for_ag
 async def test_an_import_that_is_killed_fifty_times_comes_to_the_same_and_fetches_no_file_twice(
     instrument: Instrument, tmp_path: Path
 ) -> None:
-    chance, clock = random.Random(9), Clock(MIDNIGHT)
+    chance, clock = random.Random(9), ManualClock(MIDNIGHT)
     async with simulated(instrument, clock, activity=0.01 if instrument.exchange == "binance" else 0.05) as simulator:
         async with world(instrument, tmp_path, simulator, clock, now=MIDNIGHT + MINUTE) as one:
             await one.live(MIDNIGHT + MINUTE, MIDNIGHT + 10 * MINUTE)
@@ -418,7 +421,7 @@ async def test_an_import_that_is_killed_fifty_times_comes_to_the_same_and_fetche
 
 @pytest.mark.parametrize("instrument", [SPOT, LINEAR, BYBIT_LINEAR], ids=str)
 async def test_single_trades_are_kept_of_what_is_imported_where_that_is_asked_for(instrument: Instrument, tmp_path: Path) -> None:
-    clock = Clock(MIDNIGHT)
+    clock = ManualClock(MIDNIGHT)
     async with (
         simulated(instrument, clock, activity=0.01) as simulator,
         world(instrument, tmp_path, simulator, clock, now=MIDNIGHT - HOUR) as one,
@@ -426,7 +429,7 @@ async def test_single_trades_are_kept_of_what_is_imported_where_that_is_asked_fo
         start = MIDNIGHT + 20 * MINUTE if one.numbered else MIDNIGHT - HOUR
         await one.live(start, start + 5 * MINUTE)
         one.recorder.connection_lost(1, [instrument], "disconnect", "")
-        one.clock.now = max(one.clock.now, MIDNIGHT + MINUTE)
+        one.clock.at = max(one.clock.at, MIDNIGHT + MINUTE)
         await one.bring_in(one.history(3 * HOUR, raw=True), repair=one.numbered)
         window = Window(MIDNIGHT - 3 * HOUR, MIDNIGHT + 20 * MINUTE if one.numbered else MIDNIGHT)
         held = await one.store.trades(instrument, window, limit=100_000)
@@ -434,23 +437,23 @@ async def test_single_trades_are_kept_of_what_is_imported_where_that_is_asked_fo
         await one.compare(window)
         spans = await one.store.spans(instrument, window)
         assert all(span.raw for span in spans)
-        assert judge(spans, window, one.clock.now, raw=True).ratio == 1
+        assert judge(spans, window, one.clock.at, raw=True).ratio == 1
 
 
 async def test_a_source_without_ids_of_its_own_gives_figures_alone(tmp_path: Path) -> None:
-    clock = Clock(MIDNIGHT)
+    clock = ManualClock(MIDNIGHT)
     async with simulated(BYBIT_SPOT, clock) as simulator, world(BYBIT_SPOT, tmp_path, simulator, clock, now=MIDNIGHT - HOUR) as one:
         await one.live(MIDNIGHT - HOUR, MIDNIGHT - 50 * MINUTE)
-        one.clock.now = MIDNIGHT + MINUTE
+        one.clock.at = MIDNIGHT + MINUTE
         await one.bring_in(one.history(3 * HOUR, raw=True), repair=False)
         window = Window(MIDNIGHT - 3 * HOUR, MIDNIGHT - 2 * HOUR)
         assert await one.store.trades(BYBIT_SPOT, window, limit=10) == []
         assert await one.covered(window) == 1
-        assert judge(await one.store.spans(BYBIT_SPOT, window), window, one.clock.now, raw=True).ratio == 0
+        assert judge(await one.store.spans(BYBIT_SPOT, window), window, one.clock.at, raw=True).ratio == 0
 
 
 async def test_a_file_that_an_earlier_process_left_stays_until_it_is_known_what_is_missing(tmp_path: Path) -> None:
-    clock = Clock(MIDNIGHT)
+    clock = ManualClock(MIDNIGHT)
     async with simulated(BYBIT_SPOT, clock) as simulator, world(BYBIT_SPOT, tmp_path, simulator, clock, now=MIDNIGHT + MINUTE) as one:
         left = tmp_path / "archive" / "bybit-spot" / "BTCUSDT_2026-07-25.csv.gz.new.part"
         left.parent.mkdir(parents=True)
@@ -461,13 +464,13 @@ async def test_a_file_that_an_earlier_process_left_stays_until_it_is_known_what_
         assert left.exists()
         assert not history.idle.is_set()
         await one.live(MIDNIGHT + MINUTE, MIDNIGHT + 2 * MINUTE)
-        clock.now = MIDNIGHT + DAY - HOUR
+        clock.at = MIDNIGHT + DAY - HOUR
         await one.bring_in(one.history(HOUR), repair=False)
         assert not left.parent.exists()
 
 
 async def test_a_day_that_was_imported_is_not_fetched_again_for_what_its_file_lacks(tmp_path: Path) -> None:
-    clock, faults = Clock(MIDNIGHT), Damage(without_the_last_hours)
+    clock, faults = ManualClock(MIDNIGHT), Damage(without_the_last_hours)
     async with simulated(LINEAR, clock, faults) as simulator, world(LINEAR, tmp_path, simulator, clock, now=MIDNIGHT + 3 * DAY) as one:
         faults.archive = simulator.archive("binance")
         await one.live(MIDNIGHT + 3 * DAY, MIDNIGHT + 3 * DAY + 2 * MINUTE)
@@ -475,6 +478,6 @@ async def test_a_day_that_was_imported_is_not_fetched_again_for_what_its_file_la
         await one.bring_in(history, repair=False)
         sent = faults.sent
         assert sent == 4
-        history._monotonic = lambda: anyio.current_time() + 3_600
+        history._clock = Clock(clock.now, lambda: anyio.current_time() + 3_600)
         await one.bring_in(history, repair=False)
         assert faults.sent == sent

@@ -11,8 +11,9 @@ import anyio
 import pytest
 from msgspec.structs import replace
 
-from tests.market import NOON, Clock
+from tests.market import NOON, ManualClock
 from tests.test_audit import ledger
+from wadm_mcp.clock import Clock
 from wadm_mcp.collection.backfill import recent_trades as overlap_module
 from wadm_mcp.collection.backfill.recent_trades import RecentTradesReconciler
 from wadm_mcp.collection.recording.recorder import Recorder
@@ -39,15 +40,16 @@ class Overlapping:
     """A recorder of Bybit and what proves its gaps, on a market that stands still."""
 
     def __init__(self, simulator: Simulator, rest: RestClient, until: int) -> None:
-        self.clock = Clock(until)
+        self.clock = ManualClock(until)
         self.tape = Tape()
-        self.health = Health(self.clock)
-        self.recorder = Recorder(self.tape, self.health, self.clock, anyio.current_time)
+        self.health = Health(self.clock.now)
+        clock = Clock(self.clock.now, anyio.current_time)
+        self.recorder = Recorder(self.tape, self.health, clock)
         self.trades = ledger(simulator, SPOT, Window(until - 3 * MINUTE, until))
         scale = self.trades[0].scale
         self.recorder.follow(Listing(SPOT, Decimal(1).scaleb(-scale.price), Decimal(1).scaleb(-scale.quantity)), numbered=False)
         self.followed = self.recorder[SPOT]
-        arguments = (rest, self.recorder, self.health, anyio.current_time)
+        arguments = (rest, self.recorder, self.health, clock)
         self.overlap = RecentTradesReconciler(Bybit(), "spot", simulator.urls["bybit_rest"], *arguments)
 
     async def brings(self, connection: int, trades: Sequence[Trade]) -> None:

@@ -15,7 +15,7 @@ from uuid import UUID
 import pytest
 
 from tests.exchanges.test_binance import frames
-from tests.market import Clock
+from tests.market import ManualClock
 from wadm_mcp.collection.backfill.archive_file import lines
 from wadm_mcp.collection.backfill.archive_minutes import numbered_minutes, whole_minutes
 from wadm_mcp.collection.recording.recorder import Recorder
@@ -67,8 +67,8 @@ def bybit_id(event: Event) -> str:
 async def recorded(listing: Listing, live: Sequence[str], now: int) -> dict[int, bytes]:
     """Each minute's footprint, packed, once these frames came in."""
     exchange, market, _ = listing.instrument
-    clock = Clock(now)
-    recorder = Recorder(tape := Tape(), Health(clock), clock, clock.monotonic)
+    clock = ManualClock(now)
+    recorder = Recorder(tape := Tape(), Health(clock.now), clock)
     recorder.follow(listing, numbered=EXCHANGES[exchange].numbers_trades[market])
     decoder = EXCHANGES[exchange].decoder(market, [listing])
     for frame in live:

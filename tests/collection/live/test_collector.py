@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import ssl
-import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 
@@ -12,6 +11,7 @@ import trustme
 from websockets.asyncio.server import ServerConnection, serve
 
 from tests.market import listing
+from wadm_mcp.clock import SYSTEM_CLOCK, now_ms
 from wadm_mcp.collection.live import collector as collector_module
 from wadm_mcp.collection.live import staleness as pace_module
 from wadm_mcp.collection.live.collector import Collector
@@ -22,7 +22,6 @@ from wadm_mcp.exchanges.bybit import Bybit
 from wadm_mcp.exchanges.exchange import Exchange, Limits, Trades
 from wadm_mcp.health import Health, State
 from wadm_mcp.model import Instrument, Span, Trade
-from wadm_mcp.runtime import now_ms
 from wadm_mcp.simulator.simulator import Simulator
 from wadm_mcp.tape import Tape
 
@@ -37,7 +36,7 @@ class Recording(Recorder):
     def __init__(self) -> None:
         self.health = Health(now_ms)
         self.tape = Tape()
-        super().__init__(self.tape, self.health, now_ms, time.monotonic)
+        super().__init__(self.tape, self.health, SYSTEM_CLOCK)
         self.changed = anyio.Event()
         self.losses: list[tuple[str, str]] = []
 
@@ -105,7 +104,7 @@ async def collecting(
     async with Simulator(instruments=known, manual=True) as simulator, anyio.create_task_group() as tasks:
         name = exchange.name if exchange.name == "bybit" else f"binance_{market}"
         listings = [recorder.tape[instrument].listing for instrument in instruments]
-        collector = Collector(exchange, market, listings, simulator.urls[f"{name}_ws"], recorder, recorder.health, time.monotonic)
+        collector = Collector(exchange, market, listings, simulator.urls[f"{name}_ws"], recorder, recorder.health, SYSTEM_CLOCK)
         tasks.start_soon(collector.run)
         with anyio.fail_after(10):
             for instrument in known:
@@ -313,7 +312,7 @@ async def test_over_tls_a_connection_that_ends_is_followed_by_another() -> None:
 
     async with serve(exchange, "127.0.0.1", 0, ssl=theirs, compression=None) as server, anyio.create_task_group() as tasks:
         url = f"wss://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}"
-        collector = Collector(Binance(), "spot", [listing(instrument)], url, recorder, recorder.health, time.monotonic, ours)
+        collector = Collector(Binance(), "spot", [listing(instrument)], url, recorder, recorder.health, SYSTEM_CLOCK, ours)
         tasks.start_soon(collector.run)
         await recorder.until(lambda: len(recorder.trades(instrument)) >= 3)
         assert [reason for reason, _ in recorder.losses[:2]] == ["disconnect", "disconnect"]
@@ -354,7 +353,7 @@ async def test_an_exchange_that_cannot_be_reached_is_tried_again_and_says_so() -
     recorder = Recording()
     instrument = Instrument("binance", "spot", "BTCUSDT")
     recorder.follow(listing(instrument), numbered=True)
-    collector = Collector(Binance(), "spot", [listing(instrument)], "ws://127.0.0.1:1", recorder, recorder.health, time.monotonic)
+    collector = Collector(Binance(), "spot", [listing(instrument)], "ws://127.0.0.1:1", recorder, recorder.health, SYSTEM_CLOCK)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(collector.run)
         await recorder.until(lambda: len(recorder.losses) >= 2)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.market import BYBIT, NOON, SPOT, Clock, listing, trade
+from tests.market import BYBIT, NOON, SPOT, ManualClock, listing, trade
 from wadm_mcp.collection.recording import recorder as recorder_module
 from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.exchanges.exchange import Trades
@@ -22,15 +22,15 @@ class Recording:
     """A recorder of one instrument with its clock, tape and health."""
 
     def __init__(self, *, numbered: bool = True) -> None:
-        self.clock = Clock()
+        self.clock = ManualClock()
         self.tape = Tape()
-        self.health = Health(self.clock)
-        self.recorder = Recorder(self.tape, self.health, self.clock, self.clock.monotonic)
+        self.health = Health(self.clock.now)
+        self.recorder = Recorder(self.tape, self.health, self.clock)
         self.instrument = SPOT if numbered else BYBIT
         self.followed = self.recorder.follow(listing(self.instrument), numbered=numbered)
 
     async def frame(self, *trades: Trade, connection: int = 1, set_aside: int = 0) -> None:
-        await self.recorder.take(connection, Trades(self.instrument, trades, self.clock(), set_aside))
+        await self.recorder.take(connection, Trades(self.instrument, trades, self.clock.now(), set_aside))
 
     def lose(self, reason: str = "disconnect") -> None:
         self.recorder.connection_lost(1, [self.instrument], reason, "the test cut it")
@@ -79,7 +79,7 @@ async def test_a_quiet_tail_is_claimed_while_the_connection_lives_and_not_for_lo
     r = Recording()
     await r.frame(trade(1))
     r.clock.pass_seconds(10)
-    assert r.followed.alive_until() == r.clock() - 1_000
+    assert r.followed.alive_until() == r.clock.now() - 1_000
     r.clock.pass_seconds(21)
     assert r.followed.alive_until() is None
 
@@ -142,7 +142,7 @@ async def test_a_full_memory_makes_the_exchange_wait_and_loses_nothing(monkeypat
             assert len(r.recorder.take_batch().trades) == 2
             assert r.followed.alive_until() is None
             await taken.wait()
-    assert r.followed.alive_until() == r.clock()
+    assert r.followed.alive_until() == r.clock.now()
     assert [each.seq for each in r.recorder.take_batch().trades] == [3]
 
 
@@ -151,12 +151,12 @@ async def test_a_gap_that_opens_while_a_repair_waits_for_room_is_part_of_it(monk
     r = Recording(numbered=False)
     told = [trade(number, NOON + 1_000 * number, instrument=BYBIT) for number in range(50)]
     for each in told[:20]:
-        r.clock.now = each.timestamp
+        r.clock.at = each.timestamp
         await r.frame(each)
         if each is not told[19]:
             r.recorder.take_batch()
     r.lose()
-    r.clock.now = told[-1].timestamp
+    r.clock.at = told[-1].timestamp
 
     async def reconnect() -> None:
         await r.frame(*told[40:42], connection=2)

@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tests.market import NOON, SPOT, Clock, listing, trade
+from tests.market import NOON, SPOT, ManualClock, listing, trade
 from wadm_mcp.analytics.footprint import Footprint
 from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.exchanges.exchange import Trades
@@ -44,9 +44,9 @@ def minute_of(one: Trade) -> int:
 class RecorderMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.clock = Clock(NOON + IDS * 1_500)
+        self.clock = ManualClock(NOON + IDS * 1_500)
         self.tape = Tape()
-        self.recorder = Recorder(self.tape, Health(self.clock), self.clock, self.clock.monotonic)
+        self.recorder = Recorder(self.tape, Health(self.clock.now), self.clock)
         self.recorder.follow(listing(), numbered=True)
         self.tape.pending_limit = LIMIT
         self.rows: set[int] = set()

@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 import pytest
 
-from tests.market import NOON, SPOT, Clock, listing, trade
+from tests.market import NOON, SPOT, ManualClock, listing, trade
 from tests.recording import ALWAYS, Recording, recording
 from wadm_mcp.analytics.footprint import Bar, Footprint
 from wadm_mcp.analytics.volume_profile import volume_profile
@@ -81,7 +81,7 @@ async def test_a_minute_without_a_connection_has_no_bar(tmp_path: Path) -> None:
         r.clock.pass_minutes(3)
         await r.write()
         assert [row.start for row in await r.bars()] == [NOON]
-        await r.trade(trade(9, r.clock()))
+        await r.trade(trade(9, r.clock.now()))
         r.clock.pass_seconds(123)
         await r.write()
         assert [row.start for row in await r.bars()] == [NOON, NOON + 3 * MINUTE, NOON + 4 * MINUTE]
@@ -89,15 +89,15 @@ async def test_a_minute_without_a_connection_has_no_bar(tmp_path: Path) -> None:
 
 async def test_every_timeframe_equals_what_its_trades_give(tmp_path: Path) -> None:
     start, dice = NOON - NOON % DAY + 21 * HOUR, random.Random(5)
-    clock = Clock(start)
+    clock = ManualClock(start)
     trades: list[Trade] = []
     async with recording(tmp_path, clock) as r:
         number, price = 0, 6_000_000
-        while clock() < start + 4 * HOUR:
+        while clock.now() < start + 4 * HOUR:
             frame: list[Trade] = []
             for _ in range(dice.randrange(4)):
                 number, price = number + 1, price + dice.randint(-40, 40)
-                frame.append(trade(number, clock() + len(frame), price, dice.randint(1, 10**6), dice.choice(("BUY", "SELL"))))
+                frame.append(trade(number, clock.now() + len(frame), price, dice.randint(1, 10**6), dice.choice(("BUY", "SELL"))))
             if frame:
                 await r.trade(*frame)
                 trades += frame
@@ -202,7 +202,7 @@ async def test_a_late_minute_is_derived_at_once_and_again_when_it_rests(tmp_path
         derive = r.store.derive
 
         async def meanwhile(derived: Derived) -> None:
-            await r.store.write([trade(90 + r.clock() // 1_000 % 7, NOON + 900)], [])
+            await r.store.write([trade(90 + r.clock.now() // 1_000 % 7, NOON + 900)], [])
             await derive(derived)
 
         monkeypatch.setattr(r.store, "derive", meanwhile)
@@ -231,7 +231,7 @@ async def test_trades_out_of_order_within_a_minute_get_their_path_back_when_it_c
 
 
 async def test_a_restart_in_the_middle_of_a_minute_goes_on_with_all_of_it(tmp_path: Path) -> None:
-    clock = Clock()
+    clock = ManualClock()
     async with recording(tmp_path, clock) as r:
         await r.trade(trade(1), trade(2, NOON + 10))
         await r.write()
@@ -246,7 +246,7 @@ async def test_a_restart_in_the_middle_of_a_minute_goes_on_with_all_of_it(tmp_pa
 
 
 async def test_a_restart_after_a_crash_derives_the_minutes_that_were_left(tmp_path: Path) -> None:
-    clock = Clock()
+    clock = ManualClock()
     async with recording(tmp_path, clock) as r:
         await r.store.write([trade(1), trade(2, NOON + MINUTE)], [])
     clock.pass_minutes(30)
@@ -257,14 +257,14 @@ async def test_a_restart_after_a_crash_derives_the_minutes_that_were_left(tmp_pa
 
 
 async def test_downtime_leaves_no_empty_bars(tmp_path: Path) -> None:
-    clock = Clock()
+    clock = ManualClock()
     async with recording(tmp_path, clock) as r:
         await r.trade(trade(1))
         clock.pass_seconds(63)
         await r.write()
     clock.pass_minutes(10)
     async with recording(tmp_path, clock) as r:
-        await r.trade(trade(50, clock()))
+        await r.trade(trade(50, clock.now()))
         clock.pass_minutes(1)
         await r.write()
         clock.pass_seconds(3)
@@ -273,20 +273,20 @@ async def test_downtime_leaves_no_empty_bars(tmp_path: Path) -> None:
 
 
 async def test_an_hour_whose_end_passed_without_a_connection_is_whole_in_every_bar_above_it(tmp_path: Path) -> None:
-    clock = Clock(NOON + 35 * MINUTE)
+    clock = ManualClock(NOON + 35 * MINUTE)
     async with recording(tmp_path, clock) as r:
-        await r.trade(*(trade(number, clock() + number) for number in range(1, 6)))
+        await r.trade(*(trade(number, clock.now() + number) for number in range(1, 6)))
         clock.pass_minutes(3)
         await r.write()
         r.recorder.connection_lost(1, [SPOT], "disconnect", "cut")
         clock.pass_minutes(40)
-        await r.trade(trade(6, clock()))
+        await r.trade(trade(6, clock.now()))
         clock.pass_seconds(63)
         await r.write()
         assert [row.bar.trade_count for row in await r.bars(Timeframe.H1)] == [5]
-        while clock() < NOON + 4 * HOUR + 3_000:
+        while clock.now() < NOON + 4 * HOUR + 3_000:
             clock.pass_minutes(30)
-            await r.trade(trade(r.recorder.taken + 1, clock()))
+            await r.trade(trade(r.recorder.taken + 1, clock.now()))
             await r.write()
         traded = sum(row.bar.trade_count for row in await r.bars() if row.start < NOON + 4 * HOUR)
         assert [row.bar.trade_count for row in await r.bars(Timeframe.H4)] == [traded]
@@ -295,29 +295,29 @@ async def test_an_hour_whose_end_passed_without_a_connection_is_whole_in_every_b
 
 
 async def test_an_hour_that_ended_while_the_process_was_down_is_closed_by_the_next(tmp_path: Path) -> None:
-    clock = Clock(NOON + 55 * MINUTE)
+    clock = ManualClock(NOON + 55 * MINUTE)
     async with recording(tmp_path, clock) as r:
-        await r.trade(trade(1, clock()))
+        await r.trade(trade(1, clock.now()))
         clock.pass_seconds(63)
         await r.write()
     clock.pass_minutes(20)
     async with recording(tmp_path, clock) as r:
-        await r.trade(trade(9, clock()))
+        await r.trade(trade(9, clock.now()))
         clock.pass_seconds(63)
         await r.write()
         assert [(row.start, row.bar.trade_count) for row in await r.bars(Timeframe.H1)] == [(NOON, 1)]
 
 
 async def test_at_a_restart_nothing_of_what_is_stored_is_missing_from_answers_even_for_a_moment(tmp_path: Path) -> None:
-    clock = Clock()
+    clock = ManualClock()
     async with recording(tmp_path, clock) as r:
         await r.trade(trade(1), trade(2, NOON + 10))
         await r.save()
         clock.pass_seconds(61)
-        await r.trade(trade(3, clock()))
+        await r.trade(trade(3, clock.now()))
         await r.save()
     async with recording(tmp_path, clock) as one:
-        view = View(one.store, one.tape, clock, ["spot"], ["binance"])
+        view = View(one.store, one.tape, clock.now, ["spot"], ["binance"])
         assert (await view.footprint(SPOT, Window(NOON, NOON + 2 * MINUTE))).bar.trade_count == 3
 
 
@@ -326,7 +326,7 @@ async def test_while_a_late_trade_is_not_in_the_figures_their_minute_is_not_clai
         await r.trade(trade(1), trade(3, NOON + 9))
         r.clock.pass_seconds(63)
         await r.write()
-        view = View(r.store, r.tape, r.clock, ["spot"], ["binance"])
+        view = View(r.store, r.tape, r.clock.now, ["spot"], ["binance"])
         minute = Window(NOON, NOON + MINUTE)
         assert await view.lacking(SPOT, minute) == []
         await r.trade(trade(2, NOON + 5))
@@ -360,7 +360,7 @@ async def test_a_minute_is_not_settled_while_the_journal_alone_has_trades_of_it(
         await r.trade(*(trade(number, NOON + number) for number in range(2, 11)))
         await r.writer._journal_all()
         assert len(r.tape[SPOT].pending) == 3
-        view = View(r.store, r.tape, r.clock, ["spot"], ["binance"])
+        view = View(r.store, r.tape, r.clock.now, ["spot"], ["binance"])
         minute = Window(NOON, NOON + MINUTE)
         assert await view.lacking(SPOT, minute, raw=True) == [minute]
         r.clock.pass_seconds(63)
@@ -386,7 +386,7 @@ async def test_a_late_adoption_takes_no_trade_from_a_minute_that_the_journal_alo
 
 
 async def test_an_adoption_brings_back_what_was_stored_after_the_tape_had_followed_it(tmp_path: Path) -> None:
-    clock = Clock(NOON + 3 * MINUTE)
+    clock = ManualClock(NOON + 3 * MINUTE)
     async with SqliteStore(tmp_path / "wadm.sqlite") as store, Journal(tmp_path / "journal", 1 << 30) as journal:
         await store.save_listings([listing()])
         await store.write([trade(1), *(trade(number, NOON + 3 * MINUTE + number) for number in range(2, 12))], [])
@@ -407,7 +407,7 @@ async def test_an_adoption_after_hours_without_the_store_reads_only_what_others_
         r.tape.forget(SPOT)
         followed = r.recorder.follow(listing(), numbered=True)
         for minute in range(30):
-            await r.trade(trade(minute + 2, r.clock() + 2))
+            await r.trade(trade(minute + 2, r.clock.now() + 2))
             r.clock.pass_minutes(1)
         await r.save()
         read: list[Window] = []
@@ -426,9 +426,9 @@ async def test_an_adoption_after_hours_without_the_store_reads_only_what_others_
 async def test_a_store_away_for_hours_costs_no_figure_and_no_memory_without_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wadm_mcp.tape.MINUTES_LIMIT", 5)
     async with recording(tmp_path) as r:
-        view = View(r.store, r.tape, r.clock, ["spot"], ["binance"])
+        view = View(r.store, r.tape, r.clock.now, ["spot"], ["binance"])
         for minute in range(12):
-            await r.trade(trade(minute + 1, r.clock()))
+            await r.trade(trade(minute + 1, r.clock.now()))
             await r.writer._journal_all()
             r.clock.pass_minutes(1)
         assert len(r.tape[SPOT].minutes) == 5
@@ -441,7 +441,7 @@ async def test_a_store_away_for_hours_costs_no_figure_and_no_memory_without_boun
 
 async def test_more_than_a_small_journal_holds_goes_through_it_in_pieces(tmp_path: Path) -> None:
     async with SqliteStore(tmp_path / "wadm.sqlite") as store, Journal(tmp_path / "journal", 200_000) as journal:
-        r = Recording(store, journal, Clock())
+        r = Recording(store, journal, ManualClock())
         await r.begin()
         for first in range(1, 30_001, 1_000):
             await r.trade(*(trade(number, NOON + number) for number in range(first, first + 1_000)))

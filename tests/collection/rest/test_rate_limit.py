@@ -6,7 +6,7 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from tests.market import NOON, Clock
+from tests.market import NOON, ManualClock
 from wadm_mcp.collection.rest.rate_limit import AT_ONCE, SHARE, Priority, RateLimiter
 from wadm_mcp.errors import ExchangeError
 from wadm_mcp.exchanges.exchange import Allowance
@@ -21,8 +21,8 @@ class Timed:
     """A budget whose waits pass at once, and the seconds that they took."""
 
     def __init__(self, allowance: Allowance = MINUTELY) -> None:
-        self.clock = Clock(NOON)
-        self.budget = RateLimiter("binance spot", allowance, clock=self.clock, monotonic=self.clock.monotonic, until=self._until)
+        self.clock = ManualClock(NOON)
+        self.budget = RateLimiter("binance spot", allowance, clock=self.clock, until=self._until)
 
     async def _until(self, event: anyio.Event, seconds: float) -> None:
         if math.isinf(seconds):
@@ -33,7 +33,7 @@ class Timed:
 
     @property
     def passed(self) -> float:
-        return (self.clock() - NOON) / 1_000
+        return (self.clock.now() - NOON) / 1_000
 
     async def request(self, weight: int, status: int = 200, said: bytes = b"", **headers: str) -> None:
         async with self.budget.asking(weight) as number:

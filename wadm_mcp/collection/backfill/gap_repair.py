@@ -8,12 +8,13 @@ without rows, and for a fraction of the request weight. Whatever comes takes the
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Final, NamedTuple
 
 import anyio
 
+from wadm_mcp.clock import Clock
 from wadm_mcp.collection.recording.minute import pieces_of
 from wadm_mcp.collection.recording.recorder import RecordedInstrument, Recorder
 from wadm_mcp.collection.rest.client import RestClient
@@ -75,8 +76,7 @@ class GapRepairer:
         rest: RestClient,
         recorder: Recorder,
         health: Health,
-        clock: Callable[[], int],
-        monotonic: Callable[[], float],
+        clock: Clock,
         trades_life: int,
         long_gaps: bool = True,
     ) -> None:
@@ -87,7 +87,6 @@ class GapRepairer:
         self._recorder = recorder
         self._health = health
         self._clock = clock
-        self._monotonic = monotonic
         self._trades_life = trades_life
         self._long_gaps = long_gaps
         self._budget = rest.budget(exchange, market, base_url)
@@ -121,7 +120,7 @@ class GapRepairer:
         due: list[tuple[RecordedInstrument, MissingRange]] = []
         every: list[tuple[Instrument, MissingRange]] = []
         known: set[tuple[Instrument, int, int]] = set()
-        now, market_now = self._monotonic(), self._clock()
+        now, market_now = self._clock.monotonic(), self._clock.now()
         left: list[str] = []
         for followed in self._mine():
             gaps = [gap for gap in followed.coverage.missing() if self._is_mine(followed, gap)]
@@ -143,7 +142,7 @@ class GapRepairer:
         return due[0 if self._turn % _OLDEST_TURN == 0 else -1]
 
     def _is_mine(self, followed: RecordedInstrument, gap: MissingRange) -> bool:
-        if self._market == "linear" and gap.end < self._clock() - REACH:
+        if self._market == "linear" and gap.end < self._clock.now() - REACH:
             return False
         coming = followed.being_imported
         if coming is not None and gap.start < coming.end + _SKEW and gap.end > coming.start - _SKEW:
@@ -195,7 +194,7 @@ class GapRepairer:
             return False
         ranges = self._to_fold.setdefault(instrument, [])
         if not any(first <= gap.last and last >= gap.first for first, last in ranges):
-            outlived = gap.end < self._clock() - self._trades_life
+            outlived = gap.end < self._clock.now() - self._trades_life
             if outlived or gap.trades > RAW_LIMIT:
                 ranges.append((gap.first, gap.last if outlived else gap.last - RAW_LIMIT))
         return any(first <= gap.last <= last for first, last in ranges)
@@ -222,7 +221,7 @@ class GapRepairer:
             return
         served = max((row.seq for row in rows), default=-1)
         absent = [part for part in lacking if part[1] < served]
-        if not rows and gap.end < self._clock() - _STALE:
+        if not rows and gap.end < self._clock.now() - _STALE:
             absent = lacking
         key = self._key(followed, gap)
         tries = self._tried.get(key, _Tried(0, 0.0)).times + 1
@@ -273,7 +272,7 @@ class GapRepairer:
         key = self._key(followed, gap)
         times = self._tried.get(key, _Tried(0, 0.0)).times
         pause = 0.0 if at_once else _PAUSES[min(times, len(_PAUSES) - 1)]
-        self._tried[key] = _Tried(times + 1, self._monotonic() + pause)
+        self._tried[key] = _Tried(times + 1, self._clock.monotonic() + pause)
 
     def _plausible(self, row: Trade, gap: MissingRange) -> bool:
         """A trade that is said to lie outside its gap would stretch coverage over time nobody knows of."""

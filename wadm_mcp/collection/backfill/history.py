@@ -17,6 +17,7 @@ from typing import Final, NamedTuple, TypeAlias
 import anyio
 from anyio import from_thread, to_thread
 
+from wadm_mcp.clock import Clock
 from wadm_mcp.collection.backfill import archive_file
 from wadm_mcp.collection.backfill.archive_minutes import PackedPiece, numbered_minutes, whole_minutes
 from wadm_mcp.collection.backfill.gap_repair import LONG_GAP, REACH
@@ -103,8 +104,7 @@ class History:
         recorder: Recorder,
         store: Store,
         health: Health,
-        clock: Callable[[], int],
-        monotonic: Callable[[], float],
+        clock: Clock,
         *,
         reach: int,
         raw: bool,
@@ -120,7 +120,6 @@ class History:
         self._store = store
         self._health = health
         self._clock = clock
-        self._monotonic = monotonic
         self._reach = reach
         self._raw = raw
         self._trades_life = trades_life
@@ -157,7 +156,7 @@ class History:
                 await anyio.sleep(_EVERY)
                 continue
             self._failed = {job.key: self._failed[job.key] for job in jobs if job.key in self._failed}
-            now = self._monotonic()
+            now = self._clock.monotonic()
             job = next((job for job in jobs if self._failed.get(job.key, (0.0, 0.0))[1] <= now), None)
             if job is None:
                 await anyio.sleep(_EVERY)
@@ -169,7 +168,7 @@ class History:
                 self._failed.pop(job.key, None)
             except ArchiveError as error:
                 # The next source is tried at once, where there is one.
-                self._not_before[job.instrument, job.day.start] = self._monotonic() + _AGAIN
+                self._not_before[job.instrument, job.day.start] = self._clock.monotonic() + _AGAIN
                 self._health.count("history.damaged")
                 log.warning("history.damaged", instrument=job.instrument, day=job.date, error=error)
             except (ExchangeError, OSError) as error:
@@ -178,14 +177,14 @@ class History:
                 self._health.report(self._part, State.OK, f"waits: {why}")
                 log.warning("history.failed", exchange=self._exchange.name, market=self._market, error=why)
                 pause = min(_LONGEST_PAUSE, self._failed[job.key][0] * 2) if job.key in self._failed else _PAUSE
-                self._failed[job.key] = pause, self._monotonic() + pause
+                self._failed[job.key] = pause, self._clock.monotonic() + pause
                 await anyio.sleep(max(_PAUSE, self._budget.state.closed_for))
 
     def _jobs(self) -> list[_Job]:
         """What is to be done, newest first. Tells on the way how far it is."""
         jobs: dict[_Key, _Job] = {}
         told: list[str] = []
-        now = self._clock()
+        now = self._clock.now()
         base = Window((now - self._reach) // MINUTE * MINUTE - _MARGIN, now)
         for instrument in self.instruments:
             followed = self._recorder[instrument]
@@ -226,7 +225,7 @@ class History:
     async def know(self, followed: RecordedInstrument, window: Window) -> None:
         """Learn what the store holds of a window that lies before what a start looks at."""
         instrument, since = followed.tape.instrument, window.start
-        if self._known_since.get(instrument, self._clock() - DAY) > since:
+        if self._known_since.get(instrument, self._clock.now() - DAY) > since:
             followed.resume(await self._store.spans(instrument, window), ())
             self._known_since[instrument] = since
 
@@ -275,10 +274,10 @@ class History:
 
     def _job(self, followed: RecordedInstrument, part: _Stretch) -> _Job | None:
         """How a part of one day may be brought in now, None where it cannot be."""
-        instrument, window, now = followed.tape.instrument, part.window, self._clock()
+        instrument, window, now = followed.tape.instrument, part.window, self._clock.now()
         start = window.start - window.start % DAY
         day = Window(start, start + DAY)
-        archived = day.end <= now and self._not_before.get((instrument, start), 0.0) <= self._monotonic()
+        archived = day.end <= now and self._not_before.get((instrument, start), 0.0) <= self._clock.monotonic()
         if not self._numbered:
             return _Job(followed, part, day, True) if archived else None
         if self._is_empty(followed, part):
@@ -311,13 +310,13 @@ class History:
         return max(1.0, pages * weight * self._exchange.allowance(self._market).seconds / self._budget.allowed)
 
     async def _import(self, job: _Job) -> None:
-        began = self._monotonic()
+        began = self._clock.monotonic()
         job.followed.being_imported = job.day if job.from_archive else job.stretch.window
         try:
             new = await (self._archived(job) if job.from_archive else self._paged(job))
         finally:
             job.followed.being_imported = None
-        seconds = max(0.001, self._monotonic() - began)
+        seconds = max(0.001, self._clock.monotonic() - began)
         if new:
             self._rates[job.instrument] = round(new / seconds)
             if job.from_archive:
@@ -389,7 +388,7 @@ class History:
         """A day from its file; how many trades of it were new."""
         file = await self._fetched(job)
         if file is None:
-            self._not_before[job.instrument, job.day.start] = self._monotonic() + _AGAIN
+            self._not_before[job.instrument, job.day.start] = self._clock.monotonic() + _AGAIN
             log.info("history.not_published", instrument=job.instrument, day=job.date)
             return 0
         try:
@@ -397,7 +396,7 @@ class History:
         except ArchiveError:
             await anyio.Path(file).unlink(missing_ok=True)
             raise
-        self._not_before[job.instrument, job.day.start] = self._monotonic() + _DONE_FOR
+        self._not_before[job.instrument, job.day.start] = self._clock.monotonic() + _DONE_FOR
         await anyio.Path(file).unlink(missing_ok=True)
         return new
 
@@ -503,7 +502,7 @@ class History:
         return {minute: await self._store.trades(instrument, Window(minute, minute + MINUTE), limit=100_000) for minute in sorted(edges)}
 
     def _keeps_rows(self, start: int) -> bool:
-        return self._raw and start >= self._clock() - self._trades_life
+        return self._raw and start >= self._clock.now() - self._trades_life
 
     async def _sweep(self) -> None:
         """Nothing is being imported: what an earlier process left behind is of no use any more."""

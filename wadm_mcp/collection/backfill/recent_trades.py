@@ -7,11 +7,11 @@ them. Both edges must be met by id (exchanges.md 5); what lies before the oldest
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import anyio
 
+from wadm_mcp.clock import Clock
 from wadm_mcp.collection.recording.recorder import RecordedInstrument, Recorder
 from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.collection.rest.rate_limit import AT_ONCE
@@ -47,7 +47,7 @@ class RecentTradesReconciler:
         rest: RestClient,
         recorder: Recorder,
         health: Health,
-        monotonic: Callable[[], float],
+        clock: Clock,
     ) -> None:
         self._exchange = exchange
         self._market = market
@@ -55,7 +55,7 @@ class RecentTradesReconciler:
         self._rest = rest
         self._recorder = recorder
         self._health = health
-        self._monotonic = monotonic
+        self._clock = clock
         self._budget = rest.budget(exchange, market, base_url)
         self._part = f"{exchange.name} {market} repair"
         self._looked: dict[Instrument, int] = {}
@@ -91,7 +91,7 @@ class RecentTradesReconciler:
                 self._looking.discard(instrument)
 
     def _due(self) -> RecordedInstrument | None:
-        now = self._monotonic()
+        now = self._clock.monotonic()
         waiting = 0
         found: RecordedInstrument | None = None
         fewest = math.inf
@@ -133,5 +133,5 @@ class RecentTradesReconciler:
         """Ask for an instrument again after a while, the longer the more often it was asked for since its last break: how often?"""
         tried = self._tried.get(instrument)
         times = tried.times if tried is not None and tried.breaks == breaks else 0
-        self._tried[instrument] = _Tried(breaks, times + 1, self._monotonic() + _PAUSES[min(times, len(_PAUSES) - 1)])
+        self._tried[instrument] = _Tried(breaks, times + 1, self._clock.monotonic() + _PAUSES[min(times, len(_PAUSES) - 1)])
         return times + 1

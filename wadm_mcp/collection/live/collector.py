@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import re
 import ssl
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
@@ -21,6 +21,7 @@ from anyio.lowlevel import checkpoint
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, PayloadTooBig, WebSocketException
 
+from wadm_mcp.clock import Clock
 from wadm_mcp.collection.live.frame_socket import FrameSocket
 from wadm_mcp.collection.live.staleness import StaleDetector
 from wadm_mcp.errors import FrameError
@@ -71,7 +72,7 @@ class Collector:
         base_url: str,
         sink: Sink,
         health: Health,
-        monotonic: Callable[[], float],
+        clock: Clock,
         certificates: ssl.SSLContext | None = None,
     ) -> None:
         self.exchange = exchange
@@ -80,11 +81,11 @@ class Collector:
         self.url = base_url + exchange.stream_path(market)
         self.sink = sink
         self.health = health
-        self.monotonic = monotonic
+        self.clock = clock
         self.limits = exchange.limits(market)
         self.certificates = certificates
         """Whom TLS trusts; None for what Python trusts by itself."""
-        self.bad_frame = RateLimitedWarning("frame.bad", monotonic)
+        self.bad_frame = RateLimitedWarning("frame.bad", clock.monotonic)
         """Outlives the connections: one that sends rubbish may be met by another that does."""
 
     async def run(self) -> None:
@@ -129,7 +130,7 @@ class Connection:
         self._singly = anyio.Event()
         self._asked_singly = False
         self._pinged_at: float | None = None
-        self._began = self._read_since = collector.monotonic()
+        self._began = self._read_since = collector.clock.monotonic()
         """Since the latter the socket is read; silence before it may be that of a sink that had no room."""
         self._handing_on = False
         self._scope = anyio.CancelScope()
@@ -144,7 +145,7 @@ class Connection:
     @property
     def was_healthy(self) -> bool:
         """Did it deliver for long enough that its end is an accident and not a habit?"""
-        return bool(self._heard) and self._collector.monotonic() - self._began >= _HEALTHY_AFTER
+        return bool(self._heard) and self._collector.clock.monotonic() - self._began >= _HEALTHY_AFTER
 
     def close(self) -> None:
         """End the connection; what it covered is covered by its relief."""
@@ -189,7 +190,7 @@ class Connection:
         try:
             collector.sink.connected(self.number)
             for instrument in self._instruments:
-                collector.sink.pace(instrument).connected(collector.monotonic())
+                collector.sink.pace(instrument).connected(collector.clock.monotonic())
             detail = ""
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._talk, socket)
@@ -239,7 +240,7 @@ class Connection:
     async def _hand_on(self, trades: Sequence[Trades]) -> None:
         if not trades:
             return
-        now = self._collector.monotonic()
+        now = self._collector.clock.monotonic()
         for instrument in {message.instrument for message in trades}:
             if instrument not in self._heard:
                 self._first_frame(instrument)
@@ -247,7 +248,7 @@ class Connection:
         self._handing_on = True
         await self._collector.sink.take(self.number, *trades)
         self._handing_on = False
-        over = self._collector.monotonic()
+        over = self._collector.clock.monotonic()
         if over - now > _HELD_UP:
             self._read_since = over
 
@@ -270,7 +271,7 @@ class Connection:
                         await socket.send(collector.exchange.subscribe(collector.market, [instrument.symbol], next(request)))
                         await anyio.sleep(1 / limits.requests_per_second)
                 elif limits.ping_every is not None:
-                    self._pinged_at = self._pinged_at or collector.monotonic()
+                    self._pinged_at = self._pinged_at or collector.clock.monotonic()
                     await socket.send(collector.exchange.ping(next(request)))
         except ConnectionClosed:
             return
@@ -278,11 +279,11 @@ class Connection:
     async def _watch(self, socket: FrameSocket) -> None:
         """Take a mute connection for dead, and ask for relief before the exchange's age limit."""
         collector, limits = self._collector, self._collector.limits
-        began = collector.monotonic()
+        began = collector.clock.monotonic()
         retire = None if limits.lifetime is None else began + limits.lifetime * _LIFETIME_USED * random.uniform(0.98, 1.0)
         while True:
             await anyio.sleep(1.0)
-            now = collector.monotonic()
+            now = collector.clock.monotonic()
             if retire is not None and now >= retire:
                 self.attention.set()
             read_since = now if self._handing_on else self._read_since
@@ -317,7 +318,7 @@ class Connection:
                 self._collector.health.report(str(instrument), State.DOWN, f"the exchange refused it: {refused.message[:200]}")
 
     def _first_frame(self, instrument: Instrument) -> None:
-        self._heard[instrument] = self._collector.monotonic()
+        self._heard[instrument] = self._collector.clock.monotonic()
         log.info("instrument.live", instrument=instrument, connection=self.number)
         if len(self._heard) >= len(self._instruments) - len(self._refused):
             self.delivering.set()

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import anyio
 
+from wadm_mcp.clock import Clock
 from wadm_mcp.collection.live.staleness import StaleDetector
 from wadm_mcp.collection.recording.journal_segment import Entry
 from wadm_mcp.coverage.by_connection import ConnectionCoverage
@@ -51,8 +52,7 @@ class RecordedInstrument:
         self,
         tape: InstrumentTape,
         continuity: SequenceCoverage | ConnectionCoverage,
-        clock: Callable[[], int],
-        monotonic: Callable[[], float],
+        clock: Clock,
     ) -> None:
         self.tape = tape
         self.coverage = continuity
@@ -60,10 +60,9 @@ class RecordedInstrument:
         self.being_imported: Window | None = None
         """A stretch whose trades are coming in now, oldest first: what is missing there is nothing to repair."""
         self.numbered = isinstance(continuity, SequenceCoverage)
-        self.since = clock()
+        self.since = clock.now()
         """Up to now others may have recorded it (ms)."""
         self._clock = clock
-        self._monotonic = monotonic
         self._event_time: int | None = None
         self._heard_at = 0.0
         self._living_since = 0
@@ -103,30 +102,29 @@ class RecordedInstrument:
 
     def market_time(self) -> int:
         """How far the market's time has come as this instrument's frames tell it: never past now, behind it when frames come late."""
-        now = self._clock()
+        now = self._clock.now()
         if self._event_time is None or not self.coverage.alive:
             return now
-        return min(now, self._event_time + round((self._monotonic() - self._heard_at) * SECOND))
+        return min(now, self._event_time + round((self._clock.monotonic() - self._heard_at) * SECOND))
 
     def covers_quiet(self, minute: int) -> bool:
         """Was a connection alive all through a minute in which nothing traded?"""
         return self.coverage.alive and self._living_since <= minute
 
     def alive_until(self) -> int | None:
-        silent = self._monotonic() - self._heard_at
+        silent = self._clock.monotonic() - self._heard_at
         if self._held_up or self._event_time is None or not self.coverage.alive or silent > min(_LONGEST_QUIET, self.pace.allowance):
             return None
-        return max(min(self._event_time, self._clock()), self.market_time() - _STRAGGLERS)
+        return max(min(self._event_time, self._clock.now()), self.market_time() - _STRAGGLERS)
 
 
 class Recorder:
     """Takes trades of every followed instrument into memory, and hands what waits for the store to the writer."""
 
-    def __init__(self, tape: Tape, health: Health, clock: Callable[[], int], monotonic: Callable[[], float]) -> None:
+    def __init__(self, tape: Tape, health: Health, clock: Clock) -> None:
         self._tape = tape
         self._health = health
         self._clock = clock
-        self._monotonic = monotonic
         self._followed: dict[Instrument, RecordedInstrument] = {}
         self._connected: dict[int, int] = {}
         self._waiting: list[Trade] = []
@@ -145,7 +143,7 @@ class Recorder:
         tape = self._tape.follow(listing)
         tape.followed_until, tape.resumed = None, False
         continuity: SequenceCoverage | ConnectionCoverage = SequenceCoverage() if numbered else ConnectionCoverage()
-        followed = RecordedInstrument(tape, continuity, self._clock, self._monotonic)
+        followed = RecordedInstrument(tape, coverage, self._clock)
         tape.coverage = followed
         self._followed[listing.instrument] = followed
         self._health.report(str(listing.instrument), State.STARTING, "no trade has come in yet")
@@ -193,8 +191,8 @@ class Recorder:
 
     def _new(self, followed: RecordedInstrument, connection: int, frames: Iterable[Trades]) -> list[Trade]:
         """What these frames of an instrument bring that was not held before, from now on held."""
-        now, since = self._clock(), self._connected.get(connection, 0) - _SKEW
-        continuity, fresh = followed.coverage, list[Trade]()
+        now, since = self._clock.now(), self._connected.get(connection, 0) - _SKEW
+        coverage, fresh = followed.coverage, list[Trade]()
         seen: int | None = None
         oldest = newest = 0.0
         repeated = 0
@@ -222,7 +220,7 @@ class Recorder:
                 else:
                     repeated += 1
         if seen is not None:
-            followed.heard(seen, self._monotonic())
+            followed.heard(seen, self._clock.monotonic())
         if repeated:
             self._health.count("trades.repeated", repeated)
         return fresh
@@ -306,7 +304,7 @@ class Recorder:
 
     def connected(self, connection: int) -> None:
         """A connection was made: whatever it brings first, it covers nothing before this moment."""
-        self._connected[connection] = self._clock()
+        self._connected[connection] = self._clock.now()
 
     def frame_unreadable(self, connection: int, instruments: Iterable[Instrument]) -> None:
         """A frame of a connection could not be read, so that trades of these instruments may be missing."""

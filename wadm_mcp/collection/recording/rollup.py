@@ -17,6 +17,7 @@ from anyio import to_thread
 from wadm_mcp.analytics.footprint import Bar, Footprint
 from wadm_mcp.analytics.order_flow import session_start
 from wadm_mcp.analytics.volume_profile import VolumeProfile, volume_profile
+from wadm_mcp.clock import Clock
 from wadm_mcp.collection.recording.minute import build_minute
 from wadm_mcp.collection.recording.recorder import RecordedInstrument, Recorder
 from wadm_mcp.health import Health
@@ -46,7 +47,7 @@ async def _nothing() -> bool:
 class Rollup:
     """Derives bars, footprints and profiles of the instruments that a recorder follows."""
 
-    def __init__(self, recorder: Recorder, store: Store, health: Health, clock: Callable[[], int], trades_life: int) -> None:
+    def __init__(self, recorder: Recorder, store: Store, health: Health, clock: Clock, trades_life: int) -> None:
         self._recorder = recorder
         self._store = store
         self._health = health
@@ -62,7 +63,7 @@ class Rollup:
 
         Its minutes that lack figures are brought back into the tape from their stored trades; `run` derives those that are over.
         """
-        tape, now = followed.tape, self._clock()
+        tape, now = followed.tape, self._clock.now()
         instrument = tape.instrument
         # In later minutes an instrument was recorded here alone; there may be hours of them, if the store was away.
         shared = followed.since + MINUTE
@@ -163,7 +164,7 @@ class Rollup:
 
     def _due_late(self, instrument: Instrument, late: Sequence[DirtyMinute]) -> list[int]:
         """Marked minutes to derive again now, the newest first of too many: each pass costs every later bar of their sessions."""
-        now, known = self._clock(), self._again.get(instrument, {})
+        now, known = self._clock.now(), self._again.get(instrument, {})
         again: dict[int, tuple[int, int]] = {}
         due: list[int] = []
         for minute, writes in sorted(((mark.minute, mark.writes) for mark in late), reverse=True):
@@ -314,7 +315,7 @@ class Rollup:
         trades = await self._stored_trades(instrument, minute)
         pieces = await self._store.pieces(instrument, window)
         standing: Sequence[StoredFootprint] = ()
-        if minute < self._clock() - self._trades_life:
+        if minute < self._clock.now() - self._trades_life:
             standing = await self._store.footprints(instrument, Timeframe.M1, window)
         return await to_thread.run_sync(build_minute, trades, pieces, standing[0].footprint if standing else None)
 

@@ -14,6 +14,7 @@ from typing import Final
 
 import anyio
 
+from wadm_mcp.clock import Clock
 from wadm_mcp.collection.recording.journal import RECORD_TRADES, Batch, Journal
 from wadm_mcp.collection.recording.journal_segment import Entry
 from wadm_mcp.collection.recording.recorder import RecordedInstrument, Recorder
@@ -48,8 +49,7 @@ class Writer:
         store: Store,
         health: Health,
         lives: Retention,
-        clock: Callable[[], int],
-        monotonic: Callable[[], float],
+        clock: Clock,
     ) -> None:
         self._recorder = recorder
         self._journal = journal
@@ -58,7 +58,6 @@ class Writer:
         self._health = health
         self._lives = lives
         self._clock = clock
-        self._monotonic = monotonic
         self._held = Entry([], ())
         """What was cut and the journal has not taken yet."""
         self._failing = False
@@ -131,13 +130,13 @@ class Writer:
         return True
 
     async def _keep_store(self) -> None:
-        rolled = expired = self._monotonic()
+        rolled = expired = self._clock.monotonic()
         while True:
             with anyio.move_on_after(_EVERY):
                 await self._fresh.wait()
             self._fresh = anyio.Event()
             await self._patiently(self._drain_some)
-            now = self._monotonic()
+            now = self._clock.monotonic()
             if self._caught_up and (now - rolled >= _ROLLUP_EVERY or self._rollup.behind):
                 rolled = now
                 async with self._storing:
@@ -192,7 +191,7 @@ class Writer:
         room.release()
 
     async def _expire(self) -> None:
-        while await self._store.expire(self._clock(), self._lives):
+        while await self._store.expire(self._clock.now(), self._lives):
             await self._drain()
 
     def _tell_damage(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import ssl
-import time
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from http import HTTPStatus
@@ -17,7 +16,8 @@ import anyio.to_thread
 import httpx2
 
 from wadm_mcp import __version__
-from wadm_mcp.collection.rest.rate_limit import Priority, RateLimiter, now_ms
+from wadm_mcp.clock import SYSTEM_CLOCK, Clock
+from wadm_mcp.collection.rest.rate_limit import Priority, RateLimiter
 from wadm_mcp.errors import ExchangeError, SettingError
 from wadm_mcp.exchanges.exchange import Aggregate, Allowance, Candle, Exchange, Request
 from wadm_mcp.exchanges.wire import one_line
@@ -64,8 +64,7 @@ class RestClient:
         whole: float = 60.0,
         body_limit: int = 64 * 1024 * 1024,
         pages: int = 50,
-        clock: Callable[[], int] = now_ms,
-        monotonic: Callable[[], float] = time.monotonic,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.budgets: dict[str, RateLimiter] = {}
         """What each host may still be asked, by its base URL without credentials."""
@@ -76,7 +75,6 @@ class RestClient:
         self._body_limit = body_limit
         self._pages = pages
         self._clock = clock
-        self._monotonic = monotonic
         self.certificates: ssl.SSLContext | None = None
         """Whom TLS trusts, for sockets too: what the operating system does, or `SSL_CERT_FILE`. Known once entered."""
 
@@ -198,9 +196,7 @@ class RestClient:
         who = f"{exchange.name} archive"
         url = _url(who, base_url, path)
         place = _place(url)
-        budget = self.budgets.setdefault(
-            f"{place} archive", RateLimiter(f"{who} at {place}", _ARCHIVE, clock=self._clock, monotonic=self._monotonic)
-        )
+        budget = self.budgets.setdefault(f"{place} archive", RateLimiter(f"{who} at {place}", _ARCHIVE, clock=self._clock))
         head = {"Range": wanted} if wanted else {}
         async with budget.asking(1, Priority.HISTORY) as number:
             with _failing(who, place, self._connect, self._read):
@@ -226,7 +222,7 @@ class RestClient:
         place = _place(_url(f"{exchange.name} {market}", base_url))
         if place not in self.budgets:
             who = f"{exchange.name} at {place}"
-            self.budgets[place] = RateLimiter(who, exchange.allowance(market), clock=self._clock, monotonic=self._monotonic)
+            self.budgets[place] = RateLimiter(who, exchange.allowance(market), clock=self._clock)
         return self.budgets[place]
 
     async def _ask(self, who: str, url: httpx2.URL, request: Request, heard: Callable[[int, Mapping[str, str], bytes], None]) -> bytes:

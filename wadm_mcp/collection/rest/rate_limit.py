@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-import time
 from bisect import insort
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
@@ -21,6 +20,7 @@ from typing import Final, NamedTuple
 
 import anyio
 
+from wadm_mcp.clock import SYSTEM_CLOCK, Clock
 from wadm_mcp.errors import ExchangeError
 from wadm_mcp.exchanges.exchange import Allowance
 from wadm_mcp.model import SECOND
@@ -90,11 +90,6 @@ async def _until(event: anyio.Event, seconds: float) -> None:
         await event.wait()
 
 
-def now_ms() -> int:
-    """The wall clock: milliseconds since the epoch, UTC."""
-    return time.time_ns() // 1_000_000
-
-
 class RateLimiter:
     """The weight of one host. `who` is how errors call it; `until` waits for an event, so many seconds at most.
 
@@ -107,8 +102,7 @@ class RateLimiter:
         who: str,
         allowance: Allowance,
         *,
-        clock: Callable[[], int] = now_ms,
-        monotonic: Callable[[], float] = time.monotonic,
+        clock: Clock = SYSTEM_CLOCK,
         until: Callable[[anyio.Event, float], Awaitable[None]] = _until,
     ) -> None:
         self.who = who
@@ -117,7 +111,6 @@ class RateLimiter:
         """Monotonic seconds before which nothing is asked."""
         self._allowance = allowance
         self._clock = clock
-        self._monotonic = monotonic
         self._until = until
         self._why = ""
         self._turns: list[_Turn] = []
@@ -136,7 +129,7 @@ class RateLimiter:
     @property
     def state(self) -> Spending:
         """How it stands now."""
-        now = self._monotonic()
+        now = self._clock.monotonic()
         closed = max(0.0, self.closed_until - now)
         return Spending(max(self._ours(now), self._everyones(now)), self.allowed, closed, self._why if closed else "")
 
@@ -148,14 +141,14 @@ class RateLimiter:
         """
         if weight > self.allowed:
             raise ValueError(f"a request of weight {weight} never fits {self.allowed}")
-        turn = _Turn(self._monotonic() + priority * _HEAD_START, next(self._numbers))
+        turn = _Turn(self._clock.monotonic() + priority * _HEAD_START, next(self._numbers))
         insort(self._turns, turn, key=lambda each: each.order)
         try:
             allowed = int(self.allowed * _BEHIND) if priority >= Priority.HISTORY and weight < self.allowed * _BEHIND else self.allowed
             while (pause := self._pause(turn, weight, allowed)) > 0:
                 turn.moved = anyio.Event()
                 await self._until(turn.moved, pause)
-            self._sent.append((self._monotonic(), weight))
+            self._sent.append((self._clock.monotonic(), weight))
             self._counting += weight
             self._total += weight
         finally:
@@ -188,10 +181,10 @@ class RateLimiter:
 
     def _pause(self, turn: _Turn, weight: int, allowed: int) -> float:
         """Seconds until the request may be sent, or is to look again; 0 when it may."""
-        now = self._monotonic()
+        now = self._clock.monotonic()
         closed = self.closed_until - now
         if closed > _PATIENCE:
-            again = datetime.fromtimestamp(self._clock() / SECOND + closed, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            again = datetime.fromtimestamp(self._clock.now() / SECOND + closed, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
             raise ExchangeError(f"{self.who} is asked nothing before {again}: it answered {self._why}")
         if turn is not self._turns[0] or self._unanswered >= AT_ONCE:
             return math.inf
@@ -218,12 +211,12 @@ class RateLimiter:
         return self._told + self._total - self._told_of if now < self._told_until else 0
 
     def _hear_used(self, number: int, used: str) -> None:
-        now = self._monotonic()
+        now = self._clock.monotonic()
         if not (used.isascii() and used.isdecimal()) or (number < self._told_of and now < self._told_until):
             return
         seconds = self._allowance.seconds
         self._told, self._told_of = int(used[:12]), number
-        self._told_until = now + seconds - self._clock() / SECOND % seconds + _GRACE
+        self._told_until = now + seconds - self._clock.now() / SECOND % seconds + _GRACE
         self._next()
 
     def _fail(self, number: int, status: int) -> None:
@@ -241,11 +234,11 @@ class RateLimiter:
         if status == HTTPStatus.TOO_MANY_REQUESTS:
             return _TOO_MANY
         found = _UNTIL.search(said)
-        left = (int(found[1]) - self._clock()) / SECOND if found is not None else 0.0
+        left = (int(found[1]) - self._clock.now()) / SECOND if found is not None else 0.0
         return min(_LONGEST, left + _GRACE) if left > 0 else _BAN
 
     def _close(self, seconds: float, status: int) -> None:
-        until = self._monotonic() + seconds
+        until = self._clock.monotonic() + seconds
         if until > self.closed_until:
             self.closed_until = until
             self._why = f"HTTP {status}{_REASONS.get(status, '')}"

@@ -1,0 +1,27 @@
+"""The two clocks of a process, as one value: a test passes its own, and time moves when the test says so."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+
+def now_ms() -> int:
+    """The wall clock: milliseconds since the epoch, UTC. It may jump, when somebody sets it."""
+    return time.time_ns() // 1_000_000
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Wall time, which trades are stamped with, and monotonic time, which pauses and timeouts are measured with."""
+
+    now: Callable[[], int] = now_ms
+    """Milliseconds since the epoch, UTC."""
+    monotonic: Callable[[], float] = time.monotonic
+    """Seconds since an arbitrary moment; never goes back."""
+
+
+SYSTEM_CLOCK: Final = Clock()
+"""The clocks of this machine."""
