@@ -256,7 +256,9 @@ class InstrumentTape:
         self.minutes[minute] = merged = live.beside(footprint)
         merged.bar.min_delta = merged.bar.max_delta = None
 
-    def rebuild_minute(self, minute: int, trades: Sequence[Trade], partials: Iterable[Footprint] = (), *, count_partials: bool = False) -> None:
+    def rebuild_minute(
+        self, minute: int, trades: Sequence[Trade], partials: Iterable[Footprint] = (), *, count_partials: bool = False
+    ) -> None:
         """Build a live minute from all its trades, in `Trade.order`, and its partial footprints."""
         self.minutes[minute] = footprint = Footprint(self.listing.scale)
         footprint.add(*trades)

@@ -287,7 +287,7 @@ class SubscriptionManager:
 
     async def _begin(self, each: _Market, fresh: Sequence[Listing]) -> None:
         """Follow these instruments from what the store holds of them, if it tells at once."""
-        followed = [self._recorder.follow(listing, numbered=each.exchange.numbers_trades[each.market]) for listing in fresh]
+        followed = [self._recorder.follow(listing, counts_trades=each.exchange.numbers_trades[each.market]) for listing in fresh]
         self._recording.update(listing.instrument for listing in fresh)
         with anyio.move_on_after(_ADOPTED_WITHIN):
             try:

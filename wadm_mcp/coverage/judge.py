@@ -145,9 +145,7 @@ def _in_order(spans: Sequence[Span]) -> list[Span]:
     return sorted(spans, key=lambda span: (span.start, span.end, span.first_seq))
 
 
-def _gaps(
-    covered: Sequence[Span], absent: Sequence[Span], start: int, horizon: int, alive: bool, before: GapReason
-) -> Iterator[Gap]:
+def _gaps(covered: Sequence[Span], absent: Sequence[Span], start: int, horizon: int, alive: bool, before: GapReason) -> Iterator[Gap]:
     """The gaps before, between and after spans in order."""
     tail: Span | None = None
     for span in covered:

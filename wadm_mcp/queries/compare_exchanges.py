@@ -12,9 +12,9 @@ from wadm_mcp.analytics.footprint import Bar
 from wadm_mcp.analytics.lead_lag import lead_lag
 from wadm_mcp.analytics.order_flow import imbalance_ratio
 from wadm_mcp.analytics.volume_profile import vwap
+from wadm_mcp.coverage.judge import Judgement
 from wadm_mcp.model import Scale, Timeframe, rescale
 from wadm_mcp.queries.arguments import ALL, read_detail, read_timeframe
-from wadm_mcp.coverage.judge import Judgement
 from wadm_mcp.queries.coverage import coverage, coverage_inputs, expired_bars, ratio
 from wadm_mcp.queries.figures import merged_bars, table
 from wadm_mcp.queries.numbers import Number, decimal_number, maybe, number

@@ -19,9 +19,9 @@ from wadm_mcp.analytics.market_structure.series import CoveredBar, Series
 from wadm_mcp.analytics.market_structure.swings import pivots
 from wadm_mcp.analytics.market_structure.zones import LargePrint, beyond, large, orders
 from wadm_mcp.analytics.volume_profile import MAX_ROWS, default_row, row_count, smallest_row
+from wadm_mcp.coverage.judge import Judgement
 from wadm_mcp.model import DAY, HOUR, Instrument, Scale, Timeframe, Window, at_decimals, to_decimal
 from wadm_mcp.queries.arguments import ALL, Call, read_detail, read_timeframe
-from wadm_mcp.coverage.judge import Judgement
 from wadm_mcp.queries.coverage import LISTED, coverage, coverage_inputs, expired_bars, expired_trades
 from wadm_mcp.queries.figures import Ticks, merged_bars, merged_footprint, read_row_size, refuse_row_size
 from wadm_mcp.queries.scope import SESSION, Scope, ask, read_scope

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from wadm_mcp.coverage.judge import judge
 from wadm_mcp.health import Health, State
 from wadm_mcp.model import DAY, MINUTE, Instrument, Window
 from wadm_mcp.queries.arguments import Call, read_detail, read_whole
-from wadm_mcp.coverage.judge import judge
 from wadm_mcp.queries.coverage import ratio
 from wadm_mcp.queries.figures import table
 from wadm_mcp.queries.numbers import iso, number

@@ -23,9 +23,9 @@ from wadm_mcp.analytics.market_structure.value_migration import SessionValue, na
 from wadm_mcp.analytics.market_structure.zones import LargePrint, fading, stacks
 from wadm_mcp.analytics.order_flow import imbalance_ratio
 from wadm_mcp.analytics.volume_profile import MAX_ROWS, VolumeProfile, row_count, volume_profile, vwap
+from wadm_mcp.coverage.judge import Judgement
 from wadm_mcp.model import Instrument, Scale, Timeframe, TradeType, Window
 from wadm_mcp.queries.arguments import Detail
-from wadm_mcp.coverage.judge import Judgement
 from wadm_mcp.queries.coverage import nothing_traded, ratio
 from wadm_mcp.queries.figures import table
 from wadm_mcp.queries.numbers import Number, decimal_number, iso_minute, iso_ms, maybe, number

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Final, TypeVar
 
 import anyio
-import msgspec
 from anyio import to_thread
 
 from wadm_mcp.analytics.footprint import Bar, Footprint

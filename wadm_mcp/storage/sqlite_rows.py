@@ -127,7 +127,17 @@ def piece_of(instrument: Instrument, row: Row) -> PartialFootprint:
 
 def span_row(instrument: int, span: Span) -> Row:
     """For `KEEP_SPAN`."""
-    return instrument, span.start, span.end, span.first_seq, span.last_seq, span.basis.value, span.reason.value, span.opened_by.value, span.raw
+    return (
+        instrument,
+        span.start,
+        span.end,
+        span.first_seq,
+        span.last_seq,
+        span.basis.value,
+        span.reason.value,
+        span.opened_by.value,
+        span.raw,
+    )
 
 
 def span_of(row: Row) -> Span:

@@ -71,7 +71,7 @@ class World:
         self.numbered = exchange.numbers_trades[instrument.market]
         (sample, *_) = ledger(simulator, instrument, Window(MIDNIGHT - HOUR, MIDNIGHT))
         self.listing = Listing(instrument, Decimal(1).scaleb(-sample.scale.price), Decimal(1).scaleb(-sample.scale.quantity))
-        self.followed = self.recorder.follow(self.listing, numbered=self.numbered)
+        self.followed = self.recorder.start(self.listing, numbered=self.numbered)
         self.followed.tape.resumed = True
         self.rest_url = simulator.urls[
             f"binance_{instrument.market}_rest" if instrument.exchange == "binance" else f"{instrument.exchange}_rest"

@@ -47,7 +47,7 @@ class Overlapping:
         self.recorder = Recorder(self.tape, self.health, clock)
         self.trades = ledger(simulator, SPOT, Window(until - 3 * MINUTE, until))
         scale = self.trades[0].scale
-        self.recorder.follow(Listing(SPOT, Decimal(1).scaleb(-scale.price), Decimal(1).scaleb(-scale.quantity)), numbered=False)
+        self.recorder.start(Listing(SPOT, Decimal(1).scaleb(-scale.price), Decimal(1).scaleb(-scale.quantity)), counts_trades=False)
         self.followed = self.recorder[SPOT]
         arguments = (rest, self.recorder, self.health, clock)
         self.overlap = RecentTradesReconciler(Bybit(), "spot", simulator.urls["bybit_rest"], *arguments)
@@ -133,7 +133,7 @@ async def test_while_the_newest_trades_lag_behind_the_stream_they_are_asked_for_
 
 async def test_an_instrument_that_cannot_be_asked_for_keeps_no_other_one_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     async with overlapping() as r:
-        other = r.recorder.follow(replace(r.followed.tape.listing, instrument=SPOT._replace(symbol="ETHUSDT")), numbered=False)
+        other = r.recorder.start(replace(r.followed.tape.listing, instrument=SPOT._replace(symbol="ETHUSDT")), counts_trades=False)
         told = [replace(trade, instrument=other.tape.instrument) for trade in r.trades[-60:]]
 
         async def trades(exchange: object, listing: Listing, base_url: str) -> Sequence[Trade]:

@@ -69,7 +69,7 @@ async def recorded(listing: Listing, live: Sequence[str], now: int) -> dict[int,
     exchange, market, _ = listing.instrument
     clock = ManualClock(now)
     recorder = Recorder(tape := Tape(), Health(clock.now), clock)
-    recorder.follow(listing, numbered=EXCHANGES[exchange].numbers_trades[market])
+    recorder.start(listing, numbered=EXCHANGES[exchange].numbers_trades[market])
     decoder = EXCHANGES[exchange].decoder(market, [listing])
     for frame in live:
         message = decoder.decode(frame)

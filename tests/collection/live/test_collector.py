@@ -100,7 +100,7 @@ async def collecting(
     known = [Instrument(exchange.name, market, name) for name in (listed or names)]
     recorder = Recording()
     for instrument in instruments:
-        recorder.follow(listing(instrument, "0.1", "0.001"), numbered=exchange.numbers_trades[market])
+        recorder.start(listing(instrument, "0.1", "0.001"), counts_trades=exchange.numbers_trades[market])
     async with Simulator(instruments=known, manual=True) as simulator, anyio.create_task_group() as tasks:
         name = exchange.name if exchange.name == "bybit" else f"binance_{market}"
         listings = [recorder.tape[instrument].listing for instrument in instruments]
@@ -302,7 +302,7 @@ async def test_over_tls_a_connection_that_ends_is_followed_by_another() -> None:
     authority.configure_trust(ours)
     authority.issue_cert("127.0.0.1").configure_cert(theirs)
     recorder, instrument = Recording(), Instrument("binance", "spot", "BTCUSDT")
-    recorder.follow(listing(instrument), numbered=True)
+    recorder.start(listing(instrument), counts_trades=True)
 
     async def exchange(connection: ServerConnection) -> None:
         await connection.recv()
@@ -352,7 +352,7 @@ async def test_one_symbol_the_exchange_refuses_does_not_cost_the_others_their_tr
 async def test_an_exchange_that_cannot_be_reached_is_tried_again_and_says_so() -> None:
     recorder = Recording()
     instrument = Instrument("binance", "spot", "BTCUSDT")
-    recorder.follow(listing(instrument), numbered=True)
+    recorder.start(listing(instrument), counts_trades=True)
     collector = Collector(Binance(), "spot", [listing(instrument)], "ws://127.0.0.1:1", recorder, recorder.health, SYSTEM_CLOCK)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(collector.run)

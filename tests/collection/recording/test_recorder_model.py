@@ -47,7 +47,7 @@ class RecorderMachine(RuleBasedStateMachine):
         self.clock = ManualClock(NOON + IDS * 1_500)
         self.tape = Tape()
         self.recorder = Recorder(self.tape, Health(self.clock.now), self.clock)
-        self.recorder.follow(listing(), numbered=True)
+        self.recorder.start(listing(), counts_trades=True)
         self.tape.pending_limit = LIMIT
         self.rows: set[int] = set()
         self.folded: dict[int, PartialFootprint] = {}
@@ -86,7 +86,7 @@ class RecorderMachine(RuleBasedStateMachine):
         fresh = [number for number in numbers if number not in self.held]
         for number in fresh:
             self.comes(number)
-        assert done(self.recorder.repaired(SPOT, [made(number) for number in numbers])) == len(fresh)
+        assert done(self.recorder.record_repaired(SPOT, [made(number) for number in numbers])) == len(fresh)
 
     @precondition(lambda self: self.settled is not None)
     @rule(first=st.integers(1, IDS), count=st.integers(1, 15))
@@ -102,7 +102,7 @@ class RecorderMachine(RuleBasedStateMachine):
             if piece.minute < self.settled and not self.live(piece.minute):
                 self.late[piece.minute] += 1
             self.folded[first] = piece
-        assert done(self.recorder.repaired(SPOT, (), [piece])) == (len(trades) if fresh else 0)
+        assert done(self.recorder.record_repaired(SPOT, (), [piece])) == (len(trades) if fresh else 0)
 
     @rule()
     def write(self) -> None:

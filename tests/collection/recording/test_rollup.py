@@ -156,7 +156,7 @@ async def test_a_bar_that_does_not_stand_yet_waits_for_its_last_late_minute_and_
         await r.write()
         # The half hour before, as an import brings it.
         earlier = [trade(100 + minute, NOON - (30 - minute) * MINUTE) for minute in range(30)]
-        await r.recorder.imported(SPOT, (), pieces_of(SPOT, [Aggregate(one.seq, one.seq, one) for one in earlier]))
+        await r.recorder.record_imported(SPOT, (), pieces_of(SPOT, [Aggregate(one.seq, one.seq, one) for one in earlier]))
         await r.write()
         assert r.rollup.behind
         derived = {row.start for row in await r.bars() if row.start < NOON}
@@ -405,7 +405,7 @@ async def test_an_adoption_after_hours_without_the_store_reads_only_what_others_
         await store.write([trade(1, NOON + 1)], [])
     async with recording(tmp_path) as r:
         r.tape.forget(SPOT)
-        followed = r.recorder.follow(listing(), numbered=True)
+        followed = r.recorder.start(listing(), counts_trades=True)
         for minute in range(30):
             await r.trade(trade(minute + 2, r.clock.now() + 2))
             r.clock.pass_minutes(1)

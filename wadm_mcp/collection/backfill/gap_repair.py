@@ -16,7 +16,8 @@ import anyio
 
 from wadm_mcp.clock import Clock
 from wadm_mcp.collection.recording.minute import pieces_of
-from wadm_mcp.collection.recording.recorder import RecordedInstrument, Recorder
+from wadm_mcp.collection.recording.recorded_instrument import RecordedInstrument
+from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.collection.rest.rate_limit import Priority
 from wadm_mcp.coverage.by_id import SequenceCoverage
@@ -213,7 +214,7 @@ class GapRepairer:
             for row in rows
             if row.seq >= start and row.seq <= (own := wanted[bisect_right(firsts, row.seq) - 1]).last and self._plausible(row, own)
         ]
-        new = await self._recorder.repaired(instrument, told)
+        new = await self._recorder.record_repaired(instrument, told)
         if new:
             log.info("gap.repaired", instrument=instrument, first=first, last=gap.last, trades=new)
         lacking = _lacking(first, gap.last, [row for row in told if row.seq >= first])
@@ -247,7 +248,7 @@ class GapRepairer:
         rows = await self._rest.aggregates(self._exchange, listing, self._base_url, start=start, priority=Priority.REPAIR)
         while rows:
             inside = [row for row in rows if row.trade.seq >= gap.first and row.last <= gap.last and self._plausible(row.trade, gap)]
-            new += await self._recorder.repaired(instrument, (), pieces_of(instrument, inside))
+            new += await self._recorder.record_repaired(instrument, (), pieces_of(instrument, inside))
             if _beyond(rows[-1], gap) or len(rows) < _PAGE:
                 break
             after = rows[-1].number + 1

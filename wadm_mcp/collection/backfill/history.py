@@ -22,7 +22,8 @@ from wadm_mcp.collection.backfill import archive_file
 from wadm_mcp.collection.backfill.archive_minutes import PackedPiece, numbered_minutes, whole_minutes
 from wadm_mcp.collection.backfill.gap_repair import LONG_GAP, REACH
 from wadm_mcp.collection.recording.minute import pieces_of
-from wadm_mcp.collection.recording.recorder import RecordedInstrument, Recorder
+from wadm_mcp.collection.recording.recorded_instrument import RecordedInstrument
+from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.collection.rest.rate_limit import Priority
 from wadm_mcp.coverage.spans import ABSENT
@@ -226,7 +227,7 @@ class History:
         """Learn what the store holds of a window that lies before what a start looks at."""
         instrument, since = followed.tape.instrument, window.start
         if self._known_since.get(instrument, self._clock.now() - DAY) > since:
-            followed.resume(await self._store.spans(instrument, window), ())
+            followed.add_stored(await self._store.spans(instrument, window), ())
             self._known_since[instrument] = since
 
     def left(self, matches: Callable[[Instrument], bool], window: Window) -> tuple[int, float, int]:
@@ -335,12 +336,12 @@ class History:
         raw = self._keeps_rows(start)
         async for rows in self._pages(job, Window(start, window.end), raw=raw):
             if raw:
-                new += await self._recorder.imported(instrument, [row.trade for row in rows])
+                new += await self._recorder.record_imported(instrument, [row.trade for row in rows])
             else:
                 pieces = pieces_of(instrument, rows)
-                new += await self._recorder.imported(instrument, (), pieces)
+                new += await self._recorder.record_imported(instrument, (), pieces)
                 if len(pieces) >= _PIECES:
-                    await self._recorder.stored(instrument, [piece.minute for piece in pieces])
+                    await self._recorder.until_stored(instrument, [piece.minute for piece in pieces])
         if new:
             self._widened.pop(instrument, None)
         elif start > window.start:
@@ -473,8 +474,8 @@ class History:
             part = ordered[place : place + _PIECES]
             following = ordered[place + _PIECES : place + _PIECES + 1]
             whole = Window(reached, following[0].minute if following else day.end)
-            new += await self._recorder.imported(instrument, (), [packed.piece(listing) for packed in part], whole, raw=raw)
-            await self._recorder.stored(instrument, [packed.minute for packed in part])
+            new += await self._recorder.record_imported(instrument, (), [packed.piece(listing) for packed in part], whole, raw=raw)
+            await self._recorder.until_stored(instrument, [packed.minute for packed in part])
             reached = whole.end
         return new
 
@@ -488,9 +489,9 @@ class History:
         while part := await to_thread.run_sync(lambda: [row.trade for row in islice(rows, _ROWS)]):
             if not self._numbered:
                 part = [trade for trade in part if trade.trade_id not in known and any(trade.timestamp in gap for gap in gaps)]
-            new += await self._recorder.imported(listing.instrument, part)
+            new += await self._recorder.record_imported(listing.instrument, part)
             minutes.update(trade.timestamp - trade.timestamp % MINUTE for trade in part)
-        await self._recorder.stored(listing.instrument, minutes)
+        await self._recorder.until_stored(listing.instrument, minutes)
         return new
 
     async def _beside(self, followed: RecordedInstrument, gaps: Sequence[Window]) -> dict[int, list[Trade]]:

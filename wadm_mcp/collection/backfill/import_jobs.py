@@ -16,7 +16,7 @@ import msgspec
 from anyio import to_thread
 
 from wadm_mcp.collection.backfill.history import History
-from wadm_mcp.collection.recording.recorder import RecordedInstrument
+from wadm_mcp.collection.recording.recorded_instrument import RecordedInstrument
 from wadm_mcp.errors import ArchiveError, StoreError, printable
 from wadm_mcp.exchanges.formats import FORMATS, recognise
 from wadm_mcp.health import Health, State

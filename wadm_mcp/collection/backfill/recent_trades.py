@@ -12,7 +12,8 @@ from typing import Final, NamedTuple
 import anyio
 
 from wadm_mcp.clock import Clock
-from wadm_mcp.collection.recording.recorder import RecordedInstrument, Recorder
+from wadm_mcp.collection.recording.recorded_instrument import RecordedInstrument
+from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.collection.rest.rate_limit import AT_ONCE
 from wadm_mcp.coverage.by_connection import ConnectionCoverage
@@ -118,7 +119,7 @@ class RecentTradesReconciler:
         assert isinstance(continuity, ConnectionCoverage)
         breaks = continuity.breaks
         newest = await self._rest.trades(self._exchange, followed.tape.listing, self._base_url)
-        new = await self._recorder.repaired(instrument, newest)
+        new = await self._recorder.record_repaired(instrument, newest)
         # Nothing is waited for between the two, or a gap could come up that these trades seem to close.
         tried = continuity.prove(newest)
         if new:

@@ -190,7 +190,7 @@ class Connection:
         try:
             collector.sink.connected(self.number)
             for instrument in self._instruments:
-                collector.sink.pace(instrument).connected(collector.clock.monotonic())
+                collector.sink.staleness(instrument).connected(collector.clock.monotonic())
             detail = ""
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._talk, socket)
@@ -292,12 +292,12 @@ class Connection:
             if limits.bytes_within is not None and now - max(socket.heard_at, read_since) > limits.bytes_within:
                 self._give_up("mute", f"not a byte came in within {limits.bytes_within:g} s, where the exchange pings more often")
             for instrument in self._instruments.keys() - self._refused:
-                pace = collector.sink.pace(instrument)
+                pace = collector.sink.staleness(instrument)
                 silent = now - max(self._heard.get(instrument, began), read_since)
-                if silent > pace.allowance:
+                if silent > pace.timeout:
                     for each in self._instruments:
-                        if now - max(self._heard.get(each, began), read_since) > collector.sink.pace(each).allowance:
-                            collector.sink.pace(each).fruitless()
+                        if now - max(self._heard.get(each, began), read_since) > collector.sink.staleness(each).timeout:
+                            collector.sink.staleness(each).gave_up()
                     self._give_up("mute", f"{instrument} has been silent for {silent:.0f} s, longer than it usually is")
                     return
 
