@@ -26,13 +26,14 @@ from wadm_mcp.collection.recording.rollup import Rollup
 from wadm_mcp.collection.recording.writer import Writer
 from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.exchanges.binance import Binance
-from wadm_mcp.exchanges.exchange import Trades
+from wadm_mcp.exchanges.exchange import Trades, Venue
 from wadm_mcp.health import Health
 from wadm_mcp.model import DAY, HOUR, Instrument, Listing, Retention, Trade, TradeType, Window
 from wadm_mcp.storage.sqlite import SqliteStore
 from wadm_mcp.tape import Tape
 
 ROWS = 5_000_000
+NOWHERE = "http://127.0.0.1:1"
 LISTING = Listing(Instrument("binance", "spot", "BTCUSDT"), Decimal("0.01"), Decimal("0.00001"))
 LIVES = Retention(72 * HOUR, 30 * DAY, 365 * DAY)
 FRAMES_A_SECOND = 200
@@ -89,10 +90,7 @@ async def measure(folder: Path) -> None:
         followed = recorder.start(LISTING, counts_trades=True)
         await writer.adopt(followed)
         history = History(
-            Binance(),
-            "spot",
-            "http://127.0.0.1:1",
-            "http://127.0.0.1:1",
+            Venue(Binance(), "spot", NOWHERE, NOWHERE, NOWHERE),
             rest,
             recorder,
             store,

@@ -39,9 +39,9 @@ def test_the_data_directory_has_the_only_file_a_client_started_server_reads(tmp_
 
 def test_every_market_has_its_urls() -> None:
     settings = read_settings({"WADM_BINANCE_LINEAR_WS": "ws://127.0.0.1:1/", "WADM_BYBIT_REST": "http://localhost:2"})
-    assert settings.socket_url("binance", "linear") == "ws://127.0.0.1:1"
-    assert settings.rest_url("bybit", "spot") == settings.rest_url("bybit", "linear") == "http://localhost:2"
-    assert settings.socket_url("binance", "spot") == "wss://stream.binance.com:9443"
+    assert settings.venue("binance", "linear").socket_url == "ws://127.0.0.1:1"
+    assert settings.venue("bybit", "spot").rest_url == settings.venue("bybit", "linear").rest_url == "http://localhost:2"
+    assert settings.venue("binance", "spot").socket_url == "wss://stream.binance.com:9443"
 
 
 def test_a_misspelt_setting_is_told_with_the_nearest_name() -> None:

@@ -25,7 +25,7 @@ from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.collection.rest.rate_limit import Priority
 from wadm_mcp.coverage.judge import is_covered
 from wadm_mcp.errors import ExchangeError, StoreError
-from wadm_mcp.exchanges.exchange import Candle, Exchange
+from wadm_mcp.exchanges.exchange import Candle, Venue
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
 from wadm_mcp.model import HOUR, MINUTE, Instrument, Listing, Retention, Span, SpanReason, Timeframe, Trade, Window, rescale, to_decimal
@@ -200,20 +200,20 @@ class HourlyAudit:
         self._health.report("audit", State.OK, f"{many} differences, the last: {self._found}" if self._found is not None else last)
 
 
-async def exchange_figures(rest: RestClient, exchange: Exchange, listing: Listing, base_url: str, window: Window) -> ExchangeFigures:
+async def exchange_figures(rest: RestClient, venue: Venue, listing: Listing, window: Window) -> ExchangeFigures:
     """The exchange's own minutes of a window, and on Binance spot its first id of each hour in it. `ExchangeError` as of `Rest`."""
     klines: list[Candle] = []
     start = window.start
     while start < window.end:
-        page = await rest.candles(exchange, listing, base_url, Window(start, window.end))
+        page = await rest.candles(venue, listing, Window(start, window.end))
         klines += [kline for kline in page if start <= kline.start < window.end]
         if not page or page[-1].start < start:
             break
         start = page[-1].start + MINUTE
     edges: dict[int, int] = {}
-    if exchange.folds_history[listing.instrument.market]:
+    if venue.exchange.folds_history[venue.market]:
         for hour in range(window.start - window.start % -HOUR, window.end + 1, HOUR):
-            rows = await rest.aggregates(exchange, listing, base_url, start=hour, priority=Priority.HISTORY)
+            rows = await rest.aggregates(venue, listing, start=hour, priority=Priority.HISTORY)
             if rows:
                 edges[hour] = rows[0].trade.seq
     return ExchangeFigures(klines, edges)

@@ -27,7 +27,7 @@ from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.collection.recording.rollup import Rollup
 from wadm_mcp.collection.recording.writer import Writer
 from wadm_mcp.collection.rest.client import RestClient
-from wadm_mcp.collection.subscriptions import EXCHANGES, SubscriptionManager
+from wadm_mcp.collection.subscriptions import SubscriptionManager
 from wadm_mcp.errors import StoreError, StoreUnreachable, WadmError, ours
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
@@ -271,8 +271,8 @@ class Runtime:
 
     def _hourly_audit(self, recorder: Recorder, rest: RestClient) -> HourlyAudit:
         async def told(listing: Listing, window: Window) -> ExchangeFigures:
-            exchange, market, _ = listing.instrument
-            return await exchange_figures(rest, EXCHANGES[exchange], listing, self.settings.rest_url(exchange, market), window)
+            venue = self.settings.venue(listing.instrument.exchange, listing.instrument.market)
+            return await exchange_figures(rest, venue, listing, window)
 
         def recorded() -> list[Listing]:
             return [followed.tape.listing for followed in recorder.recorded]

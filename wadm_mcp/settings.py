@@ -16,6 +16,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from wadm_mcp.errors import SettingError, printable
+from wadm_mcp.exchanges.exchange import Venue
+from wadm_mcp.exchanges.registry import find_exchange
 from wadm_mcp.model import DAY, EXCHANGES, HOUR, MARKETS, Retention
 from wadm_mcp.suggest import nearest
 
@@ -175,22 +177,23 @@ class Settings(BaseSettings):
         """Is everything it collects from on this machine, so that no proxy concerns it?"""
         return all(
             is_loopback(urlsplit(url).hostname or "")
-            for exchange in self.WADM_EXCHANGES
-            for market in self.WADM_MARKETS
-            for url in (self.socket_url(exchange, market), self.rest_url(exchange, market), self.archive_url(exchange))
+            for venue in self.venues
+            for url in (venue.socket_url, venue.rest_url, venue.archive_url)
         )
 
-    def socket_url(self, exchange: str, market: str) -> str:
-        """WebSocket base URL of a market."""
-        return str(getattr(self, _url_name(exchange, market, "WS")))
+    @property
+    def venues(self) -> tuple[Venue, ...]:
+        """Every configured market of every configured exchange."""
+        return tuple(self.venue(exchange, market) for exchange in self.WADM_EXCHANGES for market in self.WADM_MARKETS)
 
-    def rest_url(self, exchange: str, market: str) -> str:
-        """REST base URL of a market."""
-        return str(getattr(self, _url_name(exchange, market, "REST")))
+    def venue(self, exchange: str, market: str) -> Venue:
+        """One market of one exchange, with the base URLs that are set for it."""
 
-    def archive_url(self, exchange: str) -> str:
-        """Base URL of an exchange's daily files."""
-        return str(getattr(self, f"WADM_{exchange.upper()}_ARCHIVE"))
+        def url(kind: str) -> str:
+            return str(getattr(self, _url_name(exchange, market, kind)))
+
+        archive = str(getattr(self, f"WADM_{exchange.upper()}_ARCHIVE"))
+        return Venue(find_exchange(exchange), market, url("WS"), url("REST"), archive)
 
 
 def is_loopback(host: str) -> bool:

@@ -11,7 +11,6 @@ from typing import Any, Final
 import anyio
 
 from wadm_mcp.collection.rest.client import RestClient
-from wadm_mcp.collection.subscriptions import EXCHANGES
 from wadm_mcp.errors import ExchangeError, QueryError, UnknownSymbol
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
@@ -136,8 +135,7 @@ class Tracking:
         return {**answer, "tracked": [str(one) for one in wanted], "starting": missing, "markets": {**table, "rows": rows}}
 
     async def _listed(self, rest: RestClient, instrument: Instrument) -> set[str]:
-        exchange, market, _ = instrument
-        found = await rest.listings(EXCHANGES[exchange], market, self._settings.rest_url(exchange, market))
+        found = await rest.listings(self._settings.venue(instrument.exchange, instrument.market))
         return {listing.instrument.symbol for listing in found}
 
 

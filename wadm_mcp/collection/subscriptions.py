@@ -7,7 +7,7 @@ an instrument's lease records it; while the store does not answer, whoever wants
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -25,9 +25,7 @@ from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.collection.recording.writer import Writer
 from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.errors import ExchangeError, SettingError, StoreError
-from wadm_mcp.exchanges.binance import Binance
-from wadm_mcp.exchanges.bybit import Bybit
-from wadm_mcp.exchanges.exchange import Exchange
+from wadm_mcp.exchanges.exchange import Venue
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
 from wadm_mcp.model import HOUR, Instrument, Listing, Window
@@ -35,9 +33,6 @@ from wadm_mcp.settings import Settings
 from wadm_mcp.storage.store import Store
 from wadm_mcp.suggest import nearest
 from wadm_mcp.tape import Tape
-
-EXCHANGES: Final[Mapping[str, Exchange]] = {"binance": Binance(), "bybit": Bybit()}
-"""Every venue, by name."""
 
 _HELD_FOR: Final = 8.0
 """Seconds that a lease outlives its holder's last word: others take over within ten."""
@@ -70,8 +65,7 @@ class _Group:
 class _Market:
     """What is followed of one market."""
 
-    exchange: Exchange
-    market: str
+    venue: Venue
     listings: list[Listing] = field(default_factory=list[Listing])
     looked_up: bool = False
     groups: list[_Group] = field(default_factory=list[_Group])
@@ -108,7 +102,7 @@ class SubscriptionManager:
         self._clock = clock
         self._owner = owner
         self._start = start
-        self._markets = [_Market(EXCHANGES[name], market) for name in settings.WADM_EXCHANGES for market in settings.WADM_MARKETS]
+        self._markets = [_Market(venue) for venue in settings.venues]
         self._asked: set[int] = set()
         self._listed: dict[str, set[str]] = {symbol: set() for symbol in settings.WADM_SYMBOLS}
         self._unknown: list[tuple[_Market, str, str]] = []
@@ -166,7 +160,7 @@ class SubscriptionManager:
                 raise SettingError(f"WADM_SYMBOLS={symbol}: no such symbol at {asked}. Nearest: {near}")
 
     async def _was_recorded(self, symbol: str) -> bool:
-        instruments = [Instrument(each.exchange.name, each.market, symbol) for each in self._markets]
+        instruments = [each.venue.instrument(symbol) for each in self._markets]
         try:
             return any([await self._store.spans(instrument, Window(0, self._clock.now())) for instrument in instruments])
         except StoreError:
@@ -178,13 +172,13 @@ class SubscriptionManager:
         for missing in [missing for missing in self._unknown if missing[1] in found]:
             self._unknown.remove(missing)
             each, symbol, near = missing
-            log.warning("symbol.unknown", exchange=each.exchange.name, market=each.market, symbol=symbol, nearest=near)
+            log.warning("symbol.unknown", **each.venue.log_fields, symbol=symbol, nearest=near)
 
     async def _look_up(self, each: _Market, tasks: TaskGroup) -> None:
         listed = await self._listings(each, self._settings.WADM_SYMBOLS)
         told: list[Listing] = []
         for symbol in self._settings.WADM_SYMBOLS:
-            instrument = Instrument(each.exchange.name, each.market, symbol)
+            instrument = each.venue.instrument(symbol)
             if symbol in listed:
                 each.listings.append(listed[symbol])
                 told.append(listed[symbol])
@@ -208,7 +202,7 @@ class SubscriptionManager:
             tracked = set(await self._store.tracked())
         except StoreError:
             return
-        configured = {Instrument(each.exchange.name, each.market, symbol) for each in self._markets for symbol in self._configured(each)}
+        configured = {each.venue.instrument(symbol) for each in self._markets for symbol in self._configured(each)}
         for instrument in tracked - self._tracked - configured:
             tasks.start_soon(self._add, instrument)
         for instrument in self._tracked - tracked - configured:
@@ -224,7 +218,7 @@ class SubscriptionManager:
             listed = await self._listings(each, (instrument.symbol,))
             self._listings_known[instrument[:2]] = self._clock.monotonic(), listed
         if instrument.symbol not in listed:
-            log.warning("symbol.unknown", exchange=each.exchange.name, market=each.market, symbol=instrument.symbol)
+            log.warning("symbol.unknown", **each.venue.log_fields, symbol=instrument.symbol)
         elif instrument in self._tracked and all(listing.instrument != instrument for listing in each.listings):
             listing = listed[instrument.symbol]
             log.info("market.tracked", instrument=instrument)
@@ -244,15 +238,15 @@ class SubscriptionManager:
     def _market(self, instrument: Instrument) -> _Market:
         """The market of an instrument, which the settings may not name."""
         for each in self._markets:
-            if (each.exchange.name, each.market) == instrument[:2]:
+            if each.venue.trades_here(instrument):
                 return each
-        each = _Market(EXCHANGES[instrument.exchange], instrument.market, looked_up=True)
+        each = _Market(self._settings.venue(instrument.exchange, instrument.market), looked_up=True)
         self._markets.append(each)
         return each
 
     def _configured(self, each: _Market) -> Sequence[str]:
         settings = self._settings
-        named = each.exchange.name in settings.WADM_EXCHANGES and each.market in settings.WADM_MARKETS
+        named = each.venue.exchange.name in settings.WADM_EXCHANGES and each.venue.market in settings.WADM_MARKETS
         return settings.WADM_SYMBOLS if named else ()
 
     async def _keep_leases(self, tasks: TaskGroup) -> None:
@@ -287,7 +281,7 @@ class SubscriptionManager:
 
     async def _begin(self, each: _Market, fresh: Sequence[Listing]) -> None:
         """Follow these instruments from what the store holds of them, if it tells at once."""
-        followed = [self._recorder.follow(listing, counts_trades=each.exchange.numbers_trades[each.market]) for listing in fresh]
+        followed = [self._recorder.start(listing, counts_trades=each.venue.exchange.numbers_trades[each.venue.market]) for listing in fresh]
         self._recording.update(listing.instrument for listing in fresh)
         with anyio.move_on_after(_ADOPTED_WITHIN):
             try:
@@ -297,22 +291,22 @@ class SubscriptionManager:
                 self._health.report("store", State.DOWN, str(error))
         if not each.repaired:
             each.repaired = True
-            self._start(f"{each.exchange.name} {each.market} repair", self._repairer(each).run)
+            self._start(f"{each.venue.name} repair", self._repairer(each).run)
             history = self._history(each)
             self.histories.append(history)
-            self._start(f"{each.exchange.name} {each.market} history", history.run)
+            self._start(f"{each.venue.name} history", history.run)
 
     def _collect(self, each: _Market, listings: Sequence[Listing]) -> None:
-        url, size = self._settings.socket_url(each.exchange.name, each.market), each.exchange.limits(each.market).streams
+        size = each.venue.exchange.limits(each.venue.market).streams
         for first in range(0, len(listings), size):
             group = _Group(list(listings[first : first + size]))
             each.groups.append(group)
             # Where ids do not count, a second connection holds what the first one misses; where they do, they prove it.
-            copies = 1 if each.exchange.numbers_trades[each.market] else self._settings.WADM_BYBIT_CONNECTIONS
+            copies = 1 if each.venue.exchange.numbers_trades[each.venue.market] else self._settings.WADM_BYBIT_CONNECTIONS
             for copy in range(copies):
-                arguments = (group.listings, url, self._recorder, self._health, self._clock, self._rest.certificates)
-                collector = Collector(each.exchange, each.market, *arguments)
-                name = f"{each.exchange.name} {each.market} collector {next(each.numbers)}"
+                arguments = (group.listings, self._recorder, self._health, self._clock, self._rest.certificates)
+                collector = Collector(each.venue, *arguments)
+                name = f"{each.venue.name} collector {next(each.numbers)}"
                 self._start(name, partial(_until_left, group, collector, copy * _STAGGER))
 
     def _leave(self, each: _Market, lost: set[Instrument]) -> None:
@@ -328,12 +322,9 @@ class SubscriptionManager:
                 self._collect(each, left)
 
     def _repairer(self, each: _Market) -> GapRepairer | RecentTradesReconciler:
-        url = self._settings.rest_url(each.exchange.name, each.market)
-        if each.exchange.numbers_trades[each.market]:
+        if each.venue.exchange.numbers_trades[each.venue.market]:
             return GapRepairer(
-                each.exchange,
-                each.market,
-                url,
+                each.venue,
                 self._rest,
                 self._recorder,
                 self._health,
@@ -341,15 +332,12 @@ class SubscriptionManager:
                 self._settings.retention.trades,
                 long_gaps=not self._settings.WADM_HISTORY_HOURS,
             )
-        return RecentTradesReconciler(each.exchange, each.market, url, self._rest, self._recorder, self._health, self._clock)
+        return RecentTradesReconciler(each.venue, self._rest, self._recorder, self._health, self._clock)
 
     def _history(self, each: _Market) -> History:
-        settings, name = self._settings, each.exchange.name
+        settings = self._settings
         return History(
-            each.exchange,
-            each.market,
-            settings.rest_url(name, each.market),
-            settings.archive_url(name),
+            each.venue,
             self._rest,
             self._recorder,
             self._store,
@@ -363,16 +351,16 @@ class SubscriptionManager:
 
     async def _listings(self, each: _Market, symbols: Sequence[str]) -> dict[str, Listing]:
         """What the exchange lists, asked until it answers; what was stored of it before, where that has every one of these symbols."""
-        exchange, market = each.exchange, each.market
-        part, pause = f"{exchange.name} {market} listings", 1.0
+        venue = each.venue
+        part, pause = f"{venue.name} listings", 1.0
         self._health.report(part, State.STARTING, "the exchange is being asked")
         while True:
             try:
-                found = await self._rest.listings(exchange, market, self._settings.rest_url(exchange.name, market))
+                found = await self._rest.listings(venue)
             except ExchangeError as error:
                 self._health.report(part, State.DOWN, str(error))
-                log.warning("listings.failed", exchange=exchange.name, market=market, error=error, again_in_s=pause)
-                stored = await self._stored(exchange.name, market)
+                log.warning("listings.failed", **venue.log_fields, error=error, again_in_s=pause)
+                stored = await self._stored(venue)
                 if all(symbol in stored for symbol in symbols):
                     self._health.report(part, State.OK, "as stored before; the exchange did not answer")
                     return {symbol: listing for symbol, listing in stored.items() if listing.listed}
@@ -384,12 +372,12 @@ class SubscriptionManager:
                 self._health.forget(part)
                 return {listing.instrument.symbol: listing for listing in found}
 
-    async def _stored(self, exchange: str, market: str) -> dict[str, Listing]:
+    async def _stored(self, venue: Venue) -> dict[str, Listing]:
         try:
             known = await self._store.listings()
         except StoreError:
             return {}
-        return {one.instrument.symbol: one for one in known if (one.instrument.exchange, one.instrument.market) == (exchange, market)}
+        return {one.instrument.symbol: one for one in known if venue.trades_here(one.instrument)}
 
     async def _insist(self, step: Callable[[], Awaitable[None]]) -> None:
         """Try a step on the store until the store takes it."""

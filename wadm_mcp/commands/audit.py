@@ -7,7 +7,6 @@ from typing import Final, NamedTuple
 from wadm_mcp.audit import Audited, Auditor, exchange_figures
 from wadm_mcp.clock import now_ms
 from wadm_mcp.collection.rest.client import RestClient
-from wadm_mcp.collection.subscriptions import EXCHANGES
 from wadm_mcp.errors import ExchangeError, QueryError, SettingError, StoreError
 from wadm_mcp.model import HOUR, MINUTE, Listing, Timeframe, Window
 from wadm_mcp.process.standard_streams import print_lines
@@ -50,13 +49,12 @@ async def audit(settings: Settings, choice: Choice, suffix: str = "") -> int:
         found: list[Audited] = []
         failed: list[str] = []
         for listing in listings:
-            exchange = EXCHANGES[listing.instrument.exchange]
-            base_url = settings.rest_url(listing.instrument.exchange, listing.instrument.market)
+            venue = settings.venue(listing.instrument.exchange, listing.instrument.market)
             told = None
             held = await auditor.held(listing.instrument, window)
             try:
                 if held:
-                    told = await exchange_figures(rest, exchange, listing, base_url, Window(held[0], held[-1] + MINUTE))
+                    told = await exchange_figures(rest, venue, listing, Window(held[0], held[-1] + MINUTE))
             except ExchangeError as error:
                 failed.append(f"{listing.instrument} was not compared with its exchange: {error}")
             found.append(await auditor.audit(listing, window, told))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -13,9 +14,8 @@ from websockets.exceptions import WebSocketException
 
 from wadm_mcp.collection.lease import RecorderLock
 from wadm_mcp.collection.rest.client import RestClient
-from wadm_mcp.collection.subscriptions import EXCHANGES
 from wadm_mcp.errors import FrameError, WadmError
-from wadm_mcp.exchanges.exchange import Exchange, Trades
+from wadm_mcp.exchanges.exchange import Trades, Venue
 from wadm_mcp.health import Health
 from wadm_mcp.model import Listing
 from wadm_mcp.process.standard_streams import print_lines
@@ -66,22 +66,13 @@ async def examine(settings: Settings) -> int:
     if settings.REDIS_URL is not None:
         await check("Redis", lambda: _redis(settings))
     async with RestClient(proxied=not settings.stays_on_loopback) as rest:
-        for name in settings.WADM_EXCHANGES:
-            for market in settings.WADM_MARKETS:
-                exchange = EXCHANGES[name]
-                listings: list[Listing] = []
-
-                async def look_up(exchange: Exchange = exchange, market: str = market, listings: list[Listing] = listings) -> str:
-                    return await _listings(rest, settings, exchange, market, listings)
-
-                async def listen(exchange: Exchange = exchange, market: str = market, listings: list[Listing] = listings) -> str:
-                    return await _stream(settings, exchange, market, listings)
-
-                await check(f"{name} {market} REST", look_up)
-                if listings:
-                    await check(f"{name} {market} stream", listen)
-                else:
-                    findings.append(Finding(f"{name} {market} stream", False, "not tried: nothing to subscribe to"))
+        for venue in settings.venues:
+            listings: list[Listing] = []
+            await check(f"{venue.name} REST", partial(_listings, rest, settings, venue, listings))
+            if listings:
+                await check(f"{venue.name} stream", partial(_stream, settings, venue, listings))
+            else:
+                findings.append(Finding(f"{venue.name} stream", False, "not tried: nothing to subscribe to"))
     width = max(len(finding.part) for finding in findings)
     lines: list[str] = []
     for finding in findings:
@@ -153,8 +144,8 @@ async def _sqlite(settings: Settings) -> str:
     return f"{state.bytes / 1e6:.1f} MB, {len(listings)} instruments"
 
 
-async def _listings(rest: RestClient, settings: Settings, exchange: Exchange, market: str, found: list[Listing]) -> str:
-    listed = {each.instrument.symbol: each for each in await rest.listings(exchange, market, settings.rest_url(exchange.name, market))}
+async def _listings(rest: RestClient, settings: Settings, venue: Venue, found: list[Listing]) -> str:
+    listed = {each.instrument.symbol: each for each in await rest.listings(venue)}
     found += [listed[symbol] for symbol in settings.WADM_SYMBOLS if symbol in listed]
     missing = [symbol for symbol in settings.WADM_SYMBOLS if symbol not in listed]
     if missing:
@@ -162,9 +153,10 @@ async def _listings(rest: RestClient, settings: Settings, exchange: Exchange, ma
     return f"{len(listed):,} instruments; " + ", ".join(f"{each.instrument.symbol} tick {each.tick} lot {each.lot}" for each in found[:3])
 
 
-async def _stream(settings: Settings, exchange: Exchange, market: str, listings: list[Listing]) -> str:
+async def _stream(settings: Settings, venue: Venue, listings: list[Listing]) -> str:
     """An acknowledgement proves nothing, so this waits for a frame of trades."""
-    url = settings.socket_url(exchange.name, market) + exchange.stream_path(market)
+    exchange, market = venue.exchange, venue.market
+    url = venue.socket_url + exchange.stream_path(market)
     names = [each.instrument.symbol for each in listings][: exchange.limits(market).names_per_request]
     decoder = exchange.decoder(market, listings)
     began = anyio.current_time()

@@ -20,7 +20,6 @@ from wadm_mcp.collection.backfill import import_jobs as imports
 from wadm_mcp.collection.backfill.import_jobs import ImportJob, ImportProgress
 from wadm_mcp.collection.lease import RecorderLock
 from wadm_mcp.collection.rest.client import RestClient
-from wadm_mcp.collection.subscriptions import EXCHANGES
 from wadm_mcp.commands.audit import Choice
 from wadm_mcp.errors import ArchiveError, ExchangeError, QueryError, SettingError, WadmError
 from wadm_mcp.exchanges.formats import recognise
@@ -115,8 +114,8 @@ async def _planned(settings: Settings, order: ImportJob, now: int) -> list[str]:
     window = Window(order.start, order.end)
     async with RestClient(proxied=not settings.stays_on_loopback) as rest:
         for instrument in _instruments(settings, order):
-            exchange = EXCHANGES[instrument.exchange]
-            form = exchange.archives[instrument.market]
+            venue = settings.venue(instrument.exchange, instrument.market)
+            form = venue.exchange.archives[instrument.market]
             days, missing, size, paged = 0, 0, 0, 0
             for start in range(window.start - window.start % DAY, window.end, DAY):
                 length = min(window.end, start + DAY) - max(window.start, start)
@@ -124,7 +123,7 @@ async def _planned(settings: Settings, order: ImportJob, now: int) -> list[str]:
                 if start + DAY <= now:
                     day = datetime.fromtimestamp(start / SECOND, UTC).date()
                     try:
-                        found = await rest.size(exchange, settings.archive_url(instrument.exchange), form.path(instrument.symbol, day))
+                        found = await rest.size(venue, form.path(instrument.symbol, day))
                     except ExchangeError as error:
                         lines.append(f"  {instrument}: {error}")
                 if found is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
 from typing import NamedTuple, Protocol
 
@@ -225,3 +226,32 @@ class Exchange(Protocol):
     def read_candles(self, listing: Listing, body: bytes) -> list[Candle]:
         """The minutes of a reply, oldest first. `ExchangeError` as of `read_trades`."""
         ...
+
+
+@dataclass(frozen=True)
+class Venue:
+    """One market of one exchange, and the base URLs that lead to it."""
+
+    exchange: Exchange
+    market: str
+    socket_url: str
+    rest_url: str
+    archive_url: str
+
+    @property
+    def name(self) -> str:
+        """How logs and errors call it: `binance spot`."""
+        return f"{self.exchange.name} {self.market}"
+
+    @property
+    def log_fields(self) -> dict[str, str]:
+        """Exchange and market, as log lines name them."""
+        return {"exchange": self.exchange.name, "market": self.market}
+
+    def instrument(self, symbol: str) -> Instrument:
+        """The instrument of this symbol here."""
+        return Instrument(self.exchange.name, self.market, symbol)
+
+    def trades_here(self, instrument: Instrument) -> bool:
+        """Is this instrument one of this market?"""
+        return instrument[:2] == (self.exchange.name, self.market)

@@ -12,6 +12,7 @@ import pytest
 
 from tests.market import NOON, ManualClock
 from tests.test_audit import ledger
+from tests.venues import simulated_venue
 from wadm_mcp.analytics.footprint import Footprint
 from wadm_mcp.clock import Clock
 from wadm_mcp.collection.backfill import gap_repair as repair_module
@@ -19,7 +20,6 @@ from wadm_mcp.collection.backfill.gap_repair import GapRepairer
 from wadm_mcp.collection.recording.minute import pieces_of
 from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.collection.rest.client import RestClient
-from wadm_mcp.exchanges.binance import Binance
 from wadm_mcp.exchanges.exchange import Aggregate, Trades
 from wadm_mcp.health import Health
 from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, Instrument, Listing, Trade, Window
@@ -52,9 +52,8 @@ class Repairing:
         trades = self.traded(until - MINUTE)
         self.listing = Listing(instrument, Decimal(1).scaleb(-trades[0].scale.price), Decimal(1).scaleb(-trades[0].scale.quantity))
         self.followed = self.recorder.start(self.listing, counts_trades=True)
-        url = simulator.urls[f"binance_{instrument.market}_rest"]
         arguments = (rest, self.recorder, self.health, clock, trades_life)
-        self.repairer = GapRepairer(Binance(), instrument.market, url, *arguments)
+        self.repairer = GapRepairer(simulated_venue(simulator, "binance", instrument.market), *arguments)
         self.written: list[Trade] = []
         self.pieces: list[PartialFootprint] = []
 

@@ -20,6 +20,7 @@ import pytest
 
 from tests.market import ManualClock
 from tests.test_audit import ledger
+from tests.venues import simulated_venue
 from wadm_mcp.analytics.footprint import Footprint
 from wadm_mcp.clock import Clock
 from wadm_mcp.collection.backfill import history as history_module
@@ -30,9 +31,9 @@ from wadm_mcp.collection.recording.minute import build_minute
 from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.collection.recording.rollup import Rollup
 from wadm_mcp.collection.rest.client import RestClient
-from wadm_mcp.collection.subscriptions import EXCHANGES
 from wadm_mcp.errors import ExchangeError
 from wadm_mcp.exchanges.exchange import Trades
+from wadm_mcp.exchanges.registry import find_exchange
 from wadm_mcp.health import Health
 from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, Instrument, Listing, Timeframe, Trade, Window
 from wadm_mcp.queries.coverage import judge
@@ -67,23 +68,16 @@ class World:
         self.loop_clock = Clock(clock.now, anyio.current_time)
         self.recorder = Recorder(self.tape, self.health, self.loop_clock)
         self.rollup = Rollup(self.recorder, store, self.health, clock, 3 * DAY)
-        exchange = EXCHANGES[instrument.exchange]
-        self.numbered = exchange.numbers_trades[instrument.market]
+        self.venue = simulated_venue(simulator, instrument.exchange, instrument.market)
+        self.numbered = self.venue.exchange.numbers_trades[instrument.market]
         (sample, *_) = ledger(simulator, instrument, Window(MIDNIGHT - HOUR, MIDNIGHT))
         self.listing = Listing(instrument, Decimal(1).scaleb(-sample.scale.price), Decimal(1).scaleb(-sample.scale.quantity))
-        self.followed = self.recorder.start(self.listing, numbered=self.numbered)
-        self.followed.tape.resumed = True
-        self.rest_url = simulator.urls[
-            f"binance_{instrument.market}_rest" if instrument.exchange == "binance" else f"{instrument.exchange}_rest"
-        ]
-        self.exchange = exchange
+        self.followed = self.recorder.start(self.listing, counts_trades=self.numbered)
+        self.followed.tape._resumed = True
 
     def history(self, reach: int = HOUR, *, raw: bool = False) -> History:
         return History(
-            self.exchange,
-            self.instrument.market,
-            self.rest_url,
-            self.simulator.urls[f"{self.instrument.exchange}_archive"],
+            self.venue,
             self.rest,
             self.recorder,
             self.store,
@@ -96,7 +90,7 @@ class World:
         )
 
     def repairer(self) -> GapRepairer | RecentTradesReconciler:
-        common = (self.exchange, self.instrument.market, self.rest_url, self.rest, self.recorder, self.health)
+        common = (self.venue, self.rest, self.recorder, self.health)
         if self.numbered:
             return GapRepairer(*common, self.loop_clock, 3 * DAY, long_gaps=False)
         return RecentTradesReconciler(*common, self.loop_clock)
@@ -400,7 +394,7 @@ async def test_an_import_that_is_killed_fifty_times_comes_to_the_same_and_fetche
             await one.save()
             # Made beforehand: what is sent to somebody who is not there any more counts here too.
             archive, day = simulator.archive(instrument.exchange), date(2026, 7, 25)
-            await archive.answer(EXCHANGES[instrument.exchange].archives[instrument.market].path("BTCUSDT", day), {})
+            await archive.answer(find_exchange(instrument.exchange).archives[instrument.market].path("BTCUSDT", day), {})
             archive.asked.clear()
         for _ in range(50):
             async with world(instrument, tmp_path, simulator, clock, now=MIDNIGHT + 10 * MINUTE) as one:

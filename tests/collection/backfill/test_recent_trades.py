@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from tests.market import NOON, ManualClock
 from tests.test_audit import ledger
+from tests.venues import simulated_venue
 from wadm_mcp.clock import Clock
 from wadm_mcp.collection.backfill import recent_trades as overlap_module
 from wadm_mcp.collection.backfill.recent_trades import RecentTradesReconciler
@@ -20,7 +21,6 @@ from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.coverage.by_connection import ConnectionCoverage
 from wadm_mcp.errors import ExchangeError
-from wadm_mcp.exchanges.bybit import Bybit
 from wadm_mcp.exchanges.exchange import Trades
 from wadm_mcp.health import Health
 from wadm_mcp.model import DAY, MINUTE, Instrument, Listing, Trade, Window
@@ -50,7 +50,7 @@ class Overlapping:
         self.recorder.start(Listing(SPOT, Decimal(1).scaleb(-scale.price), Decimal(1).scaleb(-scale.quantity)), counts_trades=False)
         self.followed = self.recorder[SPOT]
         arguments = (rest, self.recorder, self.health, clock)
-        self.overlap = RecentTradesReconciler(Bybit(), "spot", simulator.urls["bybit_rest"], *arguments)
+        self.overlap = RecentTradesReconciler(simulated_venue(simulator, "bybit", "spot"), *arguments)
 
     async def brings(self, connection: int, trades: Sequence[Trade]) -> None:
         for trade in trades:

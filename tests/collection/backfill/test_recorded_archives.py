@@ -19,8 +19,8 @@ from tests.market import ManualClock
 from wadm_mcp.collection.backfill.archive_file import lines
 from wadm_mcp.collection.backfill.archive_minutes import numbered_minutes, whole_minutes
 from wadm_mcp.collection.recording.recorder import Recorder
-from wadm_mcp.collection.subscriptions import EXCHANGES
 from wadm_mcp.exchanges.exchange import Trades
+from wadm_mcp.exchanges.registry import find_exchange
 from wadm_mcp.health import Health
 from wadm_mcp.model import DAY, MINUTE, Instrument, Listing, Window
 from wadm_mcp.tape import Tape
@@ -69,8 +69,8 @@ async def recorded(listing: Listing, live: Sequence[str], now: int) -> dict[int,
     exchange, market, _ = listing.instrument
     clock = ManualClock(now)
     recorder = Recorder(tape := Tape(), Health(clock.now), clock)
-    recorder.start(listing, numbered=EXCHANGES[exchange].numbers_trades[market])
-    decoder = EXCHANGES[exchange].decoder(market, [listing])
+    recorder.start(listing, counts_trades=find_exchange(exchange).numbers_trades[market])
+    decoder = find_exchange(exchange).decoder(market, [listing])
     for frame in live:
         message = decoder.decode(frame)
         assert isinstance(message, Trades)
@@ -81,7 +81,7 @@ async def recorded(listing: Listing, live: Sequence[str], now: int) -> dict[int,
 def archived(listing: Listing, events: Sequence[Event], folder: Path) -> dict[int, bytes]:
     """The same of the files of those days."""
     exchange, market, symbol = listing.instrument
-    form = EXCHANGES[exchange].archives[market]
+    form = find_exchange(exchange).archives[market]
     found: dict[int, bytes] = {}
     for start in sorted({event["T"] - event["T"] % DAY for event in events}):
         day = Window(start, start + DAY)

@@ -11,6 +11,7 @@ import trustme
 from websockets.asyncio.server import ServerConnection, serve
 
 from tests.market import listing
+from tests.venues import simulated_venue, venue
 from wadm_mcp.clock import SYSTEM_CLOCK, now_ms
 from wadm_mcp.collection.live import collector as collector_module
 from wadm_mcp.collection.live import staleness as pace_module
@@ -102,9 +103,8 @@ async def collecting(
     for instrument in instruments:
         recorder.start(listing(instrument, "0.1", "0.001"), counts_trades=exchange.numbers_trades[market])
     async with Simulator(instruments=known, manual=True) as simulator, anyio.create_task_group() as tasks:
-        name = exchange.name if exchange.name == "bybit" else f"binance_{market}"
         listings = [recorder.tape[instrument].listing for instrument in instruments]
-        collector = Collector(exchange, market, listings, simulator.urls[f"{name}_ws"], recorder, recorder.health, SYSTEM_CLOCK)
+        collector = Collector(simulated_venue(simulator, exchange.name, market), listings, recorder, recorder.health, SYSTEM_CLOCK)
         tasks.start_soon(collector.run)
         with anyio.fail_after(10):
             for instrument in known:
@@ -312,7 +312,9 @@ async def test_over_tls_a_connection_that_ends_is_followed_by_another() -> None:
 
     async with serve(exchange, "127.0.0.1", 0, ssl=theirs, compression=None) as server, anyio.create_task_group() as tasks:
         url = f"wss://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}"
-        collector = Collector(Binance(), "spot", [listing(instrument)], url, recorder, recorder.health, SYSTEM_CLOCK, ours)
+        collector = Collector(
+            venue(Binance(), "spot", socket_url=url), [listing(instrument)], recorder, recorder.health, SYSTEM_CLOCK, ours
+        )
         tasks.start_soon(collector.run)
         await recorder.until(lambda: len(recorder.trades(instrument)) >= 3)
         assert [reason for reason, _ in recorder.losses[:2]] == ["disconnect", "disconnect"]
@@ -353,7 +355,8 @@ async def test_an_exchange_that_cannot_be_reached_is_tried_again_and_says_so() -
     recorder = Recording()
     instrument = Instrument("binance", "spot", "BTCUSDT")
     recorder.start(listing(instrument), counts_trades=True)
-    collector = Collector(Binance(), "spot", [listing(instrument)], "ws://127.0.0.1:1", recorder, recorder.health, SYSTEM_CLOCK)
+    binance = venue(Binance(), "spot", socket_url="ws://127.0.0.1:1")
+    collector = Collector(binance, [listing(instrument)], recorder, recorder.health, SYSTEM_CLOCK)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(collector.run)
         await recorder.until(lambda: len(recorder.losses) >= 2)

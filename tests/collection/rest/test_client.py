@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from tests.venues import venue
 from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.errors import ExchangeError, SettingError
 from wadm_mcp.exchanges.binance import Binance
@@ -63,7 +64,7 @@ def answering(status: int, body: bytes, headers: dict[str, str] | None = None) -
 async def spot_listings(base_url: str, rest: RestClient | None = None) -> list[Listing]:
     with anyio.fail_after(10):
         async with rest or RestClient() as entered:
-            return await entered.listings(Binance(), "spot", base_url)
+            return await entered.listings(venue(Binance(), "spot", rest_url=base_url))
 
 
 async def refusal(base_url: str, rest: RestClient | None = None) -> str:
@@ -110,7 +111,7 @@ async def test_every_page_is_read_and_a_cursor_goes_back_as_it_came() -> None:
     with serving(pages({"": "first%3DS1%26last%3DS1", "first%3DS1%26last%3DS1": "two", "two": ""}, asked)) as base_url:
         async with RestClient() as rest:
             with anyio.fail_after(10):
-                listings = await rest.listings(Bybit(), "linear", base_url)
+                listings = await rest.listings(venue(Bybit(), "linear", rest_url=base_url))
     assert [each.instrument.symbol for each in listings] == ["S1USDT", "S2USDT", "S3USDT"]
     assert [query.get("cursor") for query in asked] == [None, "first%3DS1%26last%3DS1", "two"]
     assert all((query["category"], query["limit"]) == ("linear", "1000") for query in asked)
@@ -122,7 +123,7 @@ async def test_a_list_without_end_is_given_up(cursors: dict[str, str], most: int
     with serving(pages(cursors, asked)) as base_url:
         async with RestClient(pages=5) as rest:
             with anyio.fail_after(10), pytest.raises(ExchangeError, match=said):
-                await rest.listings(Bybit(), "linear", base_url)
+                await rest.listings(venue(Bybit(), "linear", rest_url=base_url))
     assert len(asked) == most
 
 
@@ -208,7 +209,7 @@ async def test_waiting_for_an_answer_can_be_cancelled() -> None:
         async with RestClient() as rest:
             with anyio.fail_after(5):
                 with anyio.move_on_after(0.1) as scope:
-                    await rest.listings(Binance(), "spot", base_url)
+                    await rest.listings(venue(Binance(), "spot", rest_url=base_url))
                 assert scope.cancelled_caught
 
 

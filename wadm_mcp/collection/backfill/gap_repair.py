@@ -23,7 +23,7 @@ from wadm_mcp.collection.rest.rate_limit import Priority
 from wadm_mcp.coverage.by_id import SequenceCoverage
 from wadm_mcp.coverage.spans import IMPORTED, MissingRange
 from wadm_mcp.errors import ExchangeError
-from wadm_mcp.exchanges.exchange import Aggregate, Exchange
+from wadm_mcp.exchanges.exchange import Aggregate, Venue
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
 from wadm_mcp.model import HOUR, MINUTE, SECOND, Instrument, Trade
@@ -71,9 +71,7 @@ class GapRepairer:
 
     def __init__(
         self,
-        exchange: Exchange,
-        market: str,
-        base_url: str,
+        venue: Venue,
         rest: RestClient,
         recorder: Recorder,
         health: Health,
@@ -81,17 +79,15 @@ class GapRepairer:
         trades_life: int,
         long_gaps: bool = True,
     ) -> None:
-        self._exchange = exchange
-        self._market = market
-        self._base_url = base_url
+        self._venue = venue
         self._rest = rest
         self._recorder = recorder
         self._health = health
         self._clock = clock
         self._trades_life = trades_life
         self._long_gaps = long_gaps
-        self._budget = rest.budget(exchange, market, base_url)
-        self._part = f"{exchange.name} {market} repair"
+        self._budget = rest.budget(venue)
+        self._part = f"{venue.name} repair"
         self._turn = 0
         self._tried: dict[tuple[Instrument, int, int], _Tried] = {}
         self._to_fold: dict[Instrument, list[tuple[int, int]]] = {}
@@ -112,7 +108,7 @@ class GapRepairer:
             except ExchangeError as error:
                 self._health.count("repair.failures")
                 self._health.report(self._part, State.OK, f"waits: {error}")
-                log.warning("repair.failed", exchange=self._exchange.name, market=self._market, error=error)
+                log.warning("repair.failed", **self._venue.log_fields, error=error)
                 self._put_off(*job)
                 await anyio.sleep(max(_PAUSES[0], self._budget.state.closed_for))
 
@@ -143,7 +139,7 @@ class GapRepairer:
         return due[0 if self._turn % _OLDEST_TURN == 0 else -1]
 
     def _is_mine(self, followed: RecordedInstrument, gap: MissingRange) -> bool:
-        if self._market == "linear" and gap.end < self._clock.now() - REACH:
+        if self._venue.market == "linear" and gap.end < self._clock.now() - REACH:
             return False
         coming = followed.being_imported
         if coming is not None and gap.start < coming.end + _SKEW and gap.end > coming.start - _SKEW:
@@ -155,7 +151,7 @@ class GapRepairer:
         return self._long_gaps and not after_import
 
     def _mine(self) -> list[RecordedInstrument]:
-        return [followed for followed in self._recorder.recorded if followed.tape.instrument[:2] == (self._exchange.name, self._market)]
+        return [followed for followed in self._recorder.recorded if self._venue.trades_here(followed.tape.instrument)]
 
     def _tell(self, followed: RecordedInstrument, gaps: Sequence[MissingRange]) -> list[str]:
         tape = followed.tape
@@ -173,7 +169,7 @@ class GapRepairer:
 
     def _seconds(self, symbol: str, pages: int, folded: int) -> float:
         """Time that the requests need within the share of the allowance that is ours."""
-        exchange, market = self._exchange, self._market
+        exchange, market = self._venue.exchange, self._venue.market
         weight = pages * exchange.trades_request(market, symbol, 1).weight
         if folded:
             pages = -(-folded // (_FILLS_PER_AGGREGATE * _PAGE))
@@ -188,7 +184,7 @@ class GapRepairer:
 
     def _folds(self, followed: RecordedInstrument, gap: MissingRange) -> bool:
         """Does this gap's newest part come back from aggregates?"""
-        if not self._exchange.folds_history[self._market]:
+        if not self._venue.exchange.folds_history[self._venue.market]:
             return False
         instrument = followed.tape.instrument
         if gap.trades <= _STRADDLED or (instrument, gap.first, gap.last) in self._rows_only:
@@ -206,7 +202,7 @@ class GapRepairer:
         instrument = followed.tape.instrument
         small = [one for one in followed.coverage.missing() if gap.last - _PAGE < one.first and one.last < first]
         start = min([first, *(one.first for one in small)])
-        rows = await self._rest.trades(self._exchange, followed.tape.listing, self._base_url, first=start)
+        rows = await self._rest.trades(self._venue, followed.tape.listing, first=start)
         wanted = [*small, gap._replace(first=first)]
         firsts = [one.first for one in wanted]
         told = [
@@ -245,14 +241,14 @@ class GapRepairer:
         tries = self._tried.get(key, _Tried(0, 0.0)).times
         start = max(gap.start, gap.end - (_CHUNK << tries))
         new = 0
-        rows = await self._rest.aggregates(self._exchange, listing, self._base_url, start=start, priority=Priority.REPAIR)
+        rows = await self._rest.aggregates(self._venue, listing, start=start, priority=Priority.REPAIR)
         while rows:
             inside = [row for row in rows if row.trade.seq >= gap.first and row.last <= gap.last and self._plausible(row.trade, gap)]
             new += await self._recorder.record_repaired(instrument, (), pieces_of(instrument, inside))
             if _beyond(rows[-1], gap) or len(rows) < _PAGE:
                 break
             after = rows[-1].number + 1
-            rows = await self._rest.aggregates(self._exchange, listing, self._base_url, first=after, priority=Priority.REPAIR)
+            rows = await self._rest.aggregates(self._venue, listing, first=after, priority=Priority.REPAIR)
         if new:
             log.info("gap.repaired", instrument=instrument, since=start, trades=new, rows=False)
         elif start > gap.start:

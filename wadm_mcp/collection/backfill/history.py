@@ -28,7 +28,7 @@ from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.collection.rest.rate_limit import Priority
 from wadm_mcp.coverage.spans import ABSENT
 from wadm_mcp.errors import ArchiveError, ExchangeError
-from wadm_mcp.exchanges.exchange import Aggregate, ArchiveFormat, Exchange
+from wadm_mcp.exchanges.exchange import Aggregate, ArchiveFormat, Venue
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
 from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, Basis, Instrument, Span, Trade, Window
@@ -97,10 +97,7 @@ class History:
 
     def __init__(
         self,
-        exchange: Exchange,
-        market: str,
-        rest_url: str,
-        archive_url: str,
+        venue: Venue,
         rest: RestClient,
         recorder: Recorder,
         store: Store,
@@ -112,10 +109,7 @@ class History:
         trades_life: int,
         folder: Path,
     ) -> None:
-        self._exchange = exchange
-        self._market = market
-        self._rest_url = rest_url
-        self._archive_url = archive_url
+        self._venue = venue
         self._rest = rest
         self._recorder = recorder
         self._store = store
@@ -125,10 +119,10 @@ class History:
         self._raw = raw
         self._trades_life = trades_life
         self._folder = folder
-        self._form = exchange.archives[market]
-        self._numbered = exchange.numbers_trades[market]
-        self._budget = rest.budget(exchange, market, rest_url)
-        self._part = f"{exchange.name} {market} history"
+        self._form = venue.exchange.archives[venue.market]
+        self._numbered = venue.exchange.numbers_trades[venue.market]
+        self._budget = rest.budget(venue)
+        self._part = f"{venue.name} history"
         self.idle = anyio.Event()
         """Set as long as there is nothing that can be brought in now; another one each time it has to do."""
         self.wanted: list[tuple[Callable[[Instrument], bool], Window]] = []
@@ -176,7 +170,7 @@ class History:
                 why = error if isinstance(error, ExchangeError) else f"{self._folder} cannot be written ({error.strerror}); make room there"
                 self._health.count("history.failures")
                 self._health.report(self._part, State.OK, f"waits: {why}")
-                log.warning("history.failed", exchange=self._exchange.name, market=self._market, error=why)
+                log.warning("history.failed", **self._venue.log_fields, error=why)
                 pause = min(_LONGEST_PAUSE, self._failed[job.key][0] * 2) if job.key in self._failed else _PAUSE
                 self._failed[job.key] = pause, self._clock.monotonic() + pause
                 await anyio.sleep(max(_PAUSE, self._budget.state.closed_for))
@@ -211,7 +205,7 @@ class History:
     def recorded(self) -> list[Instrument]:
         """Those of this market that are recorded."""
         every = [followed.tape.instrument for followed in self._recorder.recorded]
-        return [instrument for instrument in every if instrument[:2] == (self._exchange.name, self._market)]
+        return [instrument for instrument in every if self._venue.trades_here(instrument)]
 
     @property
     def instruments(self) -> list[Instrument]:
@@ -283,7 +277,7 @@ class History:
             return _Job(followed, part, day, True) if archived else None
         if self._is_empty(followed, part):
             return None
-        served = self._market == "spot" or window.end > now - REACH
+        served = self._venue.market == "spot" or window.end > now - REACH
         if archived and (window.length >= LONG_GAP or not served):
             return _Job(followed, part, day, True)
         return _Job(followed, part, day, False) if served else None
@@ -305,10 +299,10 @@ class History:
         held = _held(followed)
         ids = sum(span.last_seq - span.first_seq + 1 for span in held)
         lasted = max(MINUTE, sum(span.end - span.start for span in held))
-        fold = _FILLS_PER_AGGREGATE if self._exchange.folds_history[self._market] else 1
+        fold = _FILLS_PER_AGGREGATE if self._venue.exchange.folds_history[self._venue.market] else 1
         pages = ids * window.length / lasted / fold / _PAGE
-        weight = self._exchange.aggregates_request(self._market, followed.tape.instrument.symbol, start=0).weight
-        return max(1.0, pages * weight * self._exchange.allowance(self._market).seconds / self._budget.allowed)
+        weight = self._venue.exchange.aggregates_request(self._venue.market, followed.tape.instrument.symbol, start=0).weight
+        return max(1.0, pages * weight * self._venue.exchange.allowance(self._venue.market).seconds / self._budget.allowed)
 
     async def _import(self, job: _Job) -> None:
         began = self._clock.monotonic()
@@ -355,9 +349,9 @@ class History:
         """Rows of a chunk that the stretch lacks, ascending, each minute whole in one list."""
         listing, (_, first, last) = job.followed.tape.listing, job.stretch
         waiting: list[Aggregate] = []
-        page = await self._rest.aggregates(self._exchange, listing, self._rest_url, start=chunk.start)
+        page = await self._rest.aggregates(self._venue, listing, start=chunk.start)
         # Spot has its rows elsewhere; on USD-M the aggregates are the rows.
-        single = raw and self._exchange.folds_history[self._market]
+        single = raw and self._venue.exchange.folds_history[self._venue.market]
         if page and single:
             page = await self._rows_from(job, page[0].trade.seq)
         while page:
@@ -375,12 +369,12 @@ class History:
             if single:
                 page = await self._rows_from(job, newest.last + 1)
             else:
-                page = await self._rest.aggregates(self._exchange, listing, self._rest_url, first=newest.number + 1)
+                page = await self._rest.aggregates(self._venue, listing, first=newest.number + 1)
         if waiting:
             yield waiting
 
     async def _rows_from(self, job: _Job, first: int) -> list[Aggregate]:
-        rows = await self._rest.trades(self._exchange, job.followed.tape.listing, self._rest_url, first=first, priority=Priority.HISTORY)
+        rows = await self._rest.trades(self._venue, job.followed.tape.listing, first=first, priority=Priority.HISTORY)
         return [Aggregate(row.seq, row.seq, row) for row in rows]
 
     # Files of an archive.
@@ -404,7 +398,7 @@ class History:
     async def _fetched(self, job: _Job) -> Path | None:
         """The day's file on this disk, proven by its checksum where there is one; None where the archive has none."""
         symbol, name = job.instrument.symbol, self._form.path(job.instrument.symbol, job.date).rpartition("/")[2]
-        file = self._folder / f"{self._exchange.name}-{self._market}" / name
+        file = self._folder / f"{self._venue.exchange.name}-{self._venue.market}" / name
         if await anyio.Path(file).exists():
             return file
         await anyio.Path(file.parent).mkdir(parents=True, exist_ok=True)
@@ -432,7 +426,7 @@ class History:
             self._health.report(self._part, State.OK, detail)
 
         # A file has its name only once all of it is here.
-        return await anyio.Path(file).exists() or await self._rest.download(self._exchange, self._archive_url, path, file, told)
+        return await anyio.Path(file).exists() or await self._rest.download(self._venue, path, file, told)
 
     async def take_file(self, followed: RecordedInstrument, file: Path, day: Window, form: ArchiveFormat | None = None) -> int:
         """What the tape lacks of a day, from its file; how many trades that were. `ArchiveError`, and nothing taken, if it is not whole.
@@ -455,7 +449,7 @@ class History:
             return list(_cancellable(found))
 
         pieces = await to_thread.run_sync(read)
-        own_ids = type(form) is type(self._form) and (self._numbered or self._market == "linear")
+        own_ids = type(form) is type(self._form) and (self._numbered or self._venue.market == "linear")
         keeps_rows = own_ids and self._keeps_rows(day.start)
         if keeps_rows:
             known = {trade.trade_id for rows in beside.values() for trade in rows}
@@ -496,7 +490,7 @@ class History:
 
     async def _beside(self, followed: RecordedInstrument, gaps: Sequence[Window]) -> dict[int, list[Trade]]:
         """What the tape holds of the minutes in which gaps begin and end: an archive with its own ids is joined to it by them."""
-        if self._market != "linear":
+        if self._venue.market != "linear":
             return {}
         edges = {at - at % MINUTE for gap in gaps for at in (gap.start, gap.end - 1)}
         instrument = followed.tape.instrument
@@ -507,7 +501,7 @@ class History:
 
     async def _sweep(self) -> None:
         """Nothing is being imported: what an earlier process left behind is of no use any more."""
-        folder = anyio.Path(self._folder / f"{self._exchange.name}-{self._market}")
+        folder = anyio.Path(self._folder / f"{self._venue.exchange.name}-{self._venue.market}")
         if await folder.exists():
             async for file in folder.iterdir():
                 await file.unlink(missing_ok=True)

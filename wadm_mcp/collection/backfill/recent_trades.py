@@ -18,7 +18,7 @@ from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.collection.rest.rate_limit import AT_ONCE
 from wadm_mcp.coverage.by_connection import ConnectionCoverage
 from wadm_mcp.errors import ExchangeError
-from wadm_mcp.exchanges.exchange import Exchange
+from wadm_mcp.exchanges.exchange import Venue
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
 from wadm_mcp.model import Instrument
@@ -42,23 +42,19 @@ class RecentTradesReconciler:
 
     def __init__(
         self,
-        exchange: Exchange,
-        market: str,
-        base_url: str,
+        venue: Venue,
         rest: RestClient,
         recorder: Recorder,
         health: Health,
         clock: Clock,
     ) -> None:
-        self._exchange = exchange
-        self._market = market
-        self._base_url = base_url
+        self._venue = venue
         self._rest = rest
         self._recorder = recorder
         self._health = health
         self._clock = clock
-        self._budget = rest.budget(exchange, market, base_url)
-        self._part = f"{exchange.name} {market} repair"
+        self._budget = rest.budget(venue)
+        self._part = f"{venue.name} repair"
         self._looked: dict[Instrument, int] = {}
         """How many breaks of an instrument were looked into."""
         self._tried: dict[Instrument, _Tried] = {}
@@ -85,7 +81,7 @@ class RecentTradesReconciler:
             except ExchangeError as error:
                 self._health.count("repair.failures")
                 self._health.report(self._part, State.OK, f"waits: {error}")
-                log.warning("repair.failed", exchange=self._exchange.name, market=self._market, error=error)
+                log.warning("repair.failed", **self._venue.log_fields, error=error)
                 self._put_off(instrument, due.coverage.breaks)
                 await anyio.sleep(max(_PAUSES[0], self._budget.state.closed_for))
             finally:
@@ -98,7 +94,7 @@ class RecentTradesReconciler:
         fewest = math.inf
         for followed in self._recorder.recorded:
             instrument = followed.tape.instrument
-            if instrument[:2] != (self._exchange.name, self._market):
+            if not self._venue.trades_here(instrument):
                 continue
             breaks = followed.coverage.breaks
             pending = breaks != self._looked.get(instrument, 0)
@@ -118,7 +114,7 @@ class RecentTradesReconciler:
         instrument, continuity = followed.tape.instrument, followed.coverage
         assert isinstance(continuity, ConnectionCoverage)
         breaks = continuity.breaks
-        newest = await self._rest.trades(self._exchange, followed.tape.listing, self._base_url)
+        newest = await self._rest.trades(self._venue, followed.tape.listing)
         new = await self._recorder.record_repaired(instrument, newest)
         # Nothing is waited for between the two, or a gap could come up that these trades seem to close.
         tried = continuity.prove(newest)

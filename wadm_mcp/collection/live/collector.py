@@ -25,7 +25,7 @@ from wadm_mcp.clock import Clock
 from wadm_mcp.collection.live.frame_socket import FrameSocket
 from wadm_mcp.collection.live.staleness import StaleDetector
 from wadm_mcp.errors import FrameError
-from wadm_mcp.exchanges.exchange import Exchange, Pong, Refused, ShuttingDown, Trades
+from wadm_mcp.exchanges.exchange import Pong, Refused, ShuttingDown, Trades, Venue
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import RateLimitedWarning, log
 from wadm_mcp.model import Instrument, Listing
@@ -66,23 +66,20 @@ class Collector:
 
     def __init__(
         self,
-        exchange: Exchange,
-        market: str,
+        venue: Venue,
         listings: Sequence[Listing],
-        base_url: str,
         sink: Sink,
         health: Health,
         clock: Clock,
         certificates: ssl.SSLContext | None = None,
     ) -> None:
-        self.exchange = exchange
-        self.market = market
+        self.venue = venue
         self.listings = listings
-        self.url = base_url + exchange.stream_path(market)
+        self.url = venue.socket_url + venue.exchange.stream_path(venue.market)
         self.sink = sink
         self.health = health
         self.clock = clock
-        self.limits = exchange.limits(market)
+        self.limits = venue.exchange.limits(venue.market)
         self.certificates = certificates
         """Whom TLS trusts; None for what Python trusts by itself."""
         self.bad_frame = RateLimitedWarning("frame.bad", clock.monotonic)
@@ -109,9 +106,7 @@ class Collector:
                     await fresh.delivering.wait()
                 if not fresh.ended:
                     pause = _SHORTEST_PAUSE
-                    log.info(
-                        "connection.relieved", exchange=self.exchange.name, market=self.market, old=connection.number, new=fresh.number
-                    )
+                    log.info("connection.relieved", **self.venue.log_fields, old=connection.number, new=fresh.number)
                     connection.close()
                     connection = fresh
                 else:
@@ -164,9 +159,7 @@ class Connection:
             self._collector.sink.connection_lost(self.number, list(self._instruments), reason, detail)
             self.attention.set()
             self.delivering.set()
-        log.info(
-            "connection.ended", exchange=self._collector.exchange.name, market=self._collector.market, connection=self.number, why=detail
-        )
+        log.info("connection.ended", **self._collector.venue.log_fields, connection=self.number, why=detail)
 
     async def _live(self) -> str:
         """What ended the connection, in a few words."""
@@ -205,7 +198,7 @@ class Connection:
 
     async def _receive(self, socket: FrameSocket) -> str:
         """Hand every frame on until the connection closes; why it did."""
-        decoder = self._collector.exchange.decoder(self._collector.market, list(self._instruments.values()))
+        decoder = self._collector.venue.exchange.decoder(self._collector.venue.market, list(self._instruments.values()))
         while True:
             try:
                 frames = await socket.frames()
@@ -254,13 +247,13 @@ class Connection:
 
     async def _talk(self, socket: FrameSocket) -> None:
         """Subscribe in chunks, then keep the heart beating, all within the exchange's message rate."""
-        collector, limits = self._collector, self._collector.limits
+        collector, venue, limits = self._collector, self._collector.venue, self._collector.limits
         symbols = [instrument.symbol for instrument in self._instruments]
         request = count(1)
         try:
             for first in range(0, len(symbols), limits.names_per_request):
                 names = symbols[first : first + limits.names_per_request]
-                await socket.send(collector.exchange.subscribe(collector.market, names, next(request)))
+                await socket.send(venue.exchange.subscribe(venue.market, names, next(request)))
                 await anyio.sleep(1 / limits.requests_per_second)
             while True:
                 with anyio.move_on_after(limits.ping_every):
@@ -268,11 +261,11 @@ class Connection:
                 if self._singly.is_set():
                     self._singly = anyio.Event()
                     for instrument in [each for each in self._instruments if each not in self._heard]:
-                        await socket.send(collector.exchange.subscribe(collector.market, [instrument.symbol], next(request)))
+                        await socket.send(venue.exchange.subscribe(venue.market, [instrument.symbol], next(request)))
                         await anyio.sleep(1 / limits.requests_per_second)
                 elif limits.ping_every is not None:
                     self._pinged_at = self._pinged_at or collector.clock.monotonic()
-                    await socket.send(collector.exchange.ping(next(request)))
+                    await socket.send(venue.exchange.ping(next(request)))
         except ConnectionClosed:
             return
 
@@ -306,7 +299,7 @@ class Connection:
         self._collector.health.count("requests.refused")
         if "already subscribed" in refused.message:
             return
-        log.warning("request.refused", exchange=self._collector.exchange.name, market=self._collector.market, message=refused.message[:200])
+        log.warning("request.refused", **self._collector.venue.log_fields, message=refused.message[:200])
         if not self._asked_singly:
             self._asked_singly = True
             self._singly.set()
@@ -326,7 +319,7 @@ class Connection:
     def _bad_frame(self, error: FrameError) -> None:
         self._collector.health.count("frames.bad")
         self._collector.sink.frame_unreadable(self.number, self._instruments)
-        self._collector.bad_frame(exchange=self._collector.exchange.name, market=self._collector.market, error=error)
+        self._collector.bad_frame(**self._collector.venue.log_fields, error=error)
 
     def _give_up(self, reason: str, detail: str) -> None:
         if self._end is None:

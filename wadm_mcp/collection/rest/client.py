@@ -19,7 +19,7 @@ from wadm_mcp import __version__
 from wadm_mcp.clock import SYSTEM_CLOCK, Clock
 from wadm_mcp.collection.rest.rate_limit import Priority, RateLimiter
 from wadm_mcp.errors import ExchangeError, SettingError
-from wadm_mcp.exchanges.exchange import Aggregate, Allowance, Candle, Exchange, Request
+from wadm_mcp.exchanges.exchange import Aggregate, Allowance, Candle, Request, Venue
 from wadm_mcp.exchanges.wire import one_line
 from wadm_mcp.model import Listing, Trade, Window
 
@@ -100,79 +100,72 @@ class RestClient:
             trust_env=self._proxied,
         )
 
-    async def listings(self, exchange: Exchange, market: str, base_url: str) -> list[Listing]:
+    async def listings(self, venue: Venue) -> list[Listing]:
         """Every listing of a market, page after page."""
-        who = f"{exchange.name} {market}"
+        exchange, market = venue.exchange, venue.market
         listings: list[Listing] = []
         cursor = ""
         for _ in range(self._pages):
-            body = await self.get(exchange, market, base_url, exchange.listings_request(market, cursor), Priority.LISTINGS)
+            body = await self.get(venue, exchange.listings_request(market, cursor), Priority.LISTINGS)
             # A list of symbols is megabytes: reading it on the loop would hold every socket up.
             page, following = await anyio.to_thread.run_sync(exchange.read_listings, market, body)
             listings += page
             if not following:
                 return listings
             if following == cursor:
-                raise ExchangeError(f"{who} repeats the same page of its list of symbols. Check that the REST base URL leads to it")
+                raise ExchangeError(f"{venue.name} repeats the same page of its list of symbols. Check that the REST base URL leads to it")
             cursor = following
-        raise ExchangeError(f"{who} lists its symbols on more than {self._pages} pages. Check that the REST base URL leads to it")
+        raise ExchangeError(f"{venue.name} lists its symbols on more than {self._pages} pages. Check that the REST base URL leads to it")
 
-    async def trades(
-        self, exchange: Exchange, listing: Listing, base_url: str, first: int | None = None, priority: int = Priority.REPAIR
-    ) -> list[Trade]:
+    async def trades(self, venue: Venue, listing: Listing, first: int | None = None, priority: int = Priority.REPAIR) -> list[Trade]:
         """One reply of trades, oldest first: from the id `first` on where the exchange numbers them, else the newest."""
-        request = exchange.trades_request(listing.instrument.market, listing.instrument.symbol, first)
-        return await self._rows(exchange, listing, base_url, request, priority, exchange.read_trades)
+        request = venue.exchange.trades_request(venue.market, listing.instrument.symbol, first)
+        return await self._rows(venue, listing, request, priority, venue.exchange.read_trades)
 
     async def aggregates(
         self,
-        exchange: Exchange,
+        venue: Venue,
         listing: Listing,
-        base_url: str,
         *,
         start: int | None = None,
         first: int | None = None,
         priority: int = Priority.HISTORY,
     ) -> list[Aggregate]:
         """One reply of aggregates, oldest first: from `start` (ms) on, or from the aggregate id `first` on."""
-        request = exchange.aggregates_request(listing.instrument.market, listing.instrument.symbol, start=start, first=first)
-        return await self._rows(exchange, listing, base_url, request, priority, exchange.read_aggregates)
+        request = venue.exchange.aggregates_request(venue.market, listing.instrument.symbol, start=start, first=first)
+        return await self._rows(venue, listing, request, priority, venue.exchange.read_aggregates)
 
-    async def candles(
-        self, exchange: Exchange, listing: Listing, base_url: str, window: Window, priority: int = Priority.HISTORY
-    ) -> list[Candle]:
+    async def candles(self, venue: Venue, listing: Listing, window: Window, priority: int = Priority.HISTORY) -> list[Candle]:
         """One reply of a window's minutes, oldest first: as many of the first ones as it holds."""
-        request = exchange.candles_request(listing.instrument.market, listing.instrument.symbol, window)
-        return await self._rows(exchange, listing, base_url, request, priority, exchange.read_candles)
+        request = venue.exchange.candles_request(venue.market, listing.instrument.symbol, window)
+        return await self._rows(venue, listing, request, priority, venue.exchange.read_candles)
 
     async def _rows(
         self,
-        exchange: Exchange,
+        venue: Venue,
         listing: Listing,
-        base_url: str,
         request: Request,
         priority: int,
         read: Callable[[Listing, bytes], list[_Row]],
     ) -> list[_Row]:
-        body = await self.get(exchange, listing.instrument.market, base_url, request, priority)
+        body = await self.get(venue, request, priority)
         return await anyio.to_thread.run_sync(read, listing, body)
 
-    async def get(self, exchange: Exchange, market: str, base_url: str, request: Request, priority: int = Priority.REPAIR) -> bytes:
+    async def get(self, venue: Venue, request: Request, priority: int = Priority.REPAIR) -> bytes:
         """The body of a reply with status 200; `ExchangeError` for anything else. Every request to an exchange's REST goes through here."""
-        who = f"{exchange.name} {market}"
-        budget = self.budget(exchange, market, base_url)
-        url = _url(who, base_url, request.path)
+        budget = self.budget(venue)
+        url = _url(venue.name, venue.rest_url, request.path)
         async with budget.asking(request.weight, priority) as number:
-            return await self._ask(who, url, request, lambda *reply: budget.heard(number, *reply))
+            return await self._ask(venue.name, url, request, lambda *reply: budget.heard(number, *reply))
 
-    async def download(self, exchange: Exchange, base_url: str, path: str, file: Path, told: Callable[[int, int], None]) -> bool:
+    async def download(self, venue: Venue, path: str, file: Path, told: Callable[[int, int], None]) -> bool:
         """A file of an exchange's archive into `file`, from where an earlier try ended; False where the archive has none.
 
         `told` hears how many bytes are here, of how many. `OSError` where the disk does not take it.
         """
         part = file.with_name(f"{file.name}.part")
         here = await anyio.to_thread.run_sync(_size, part)
-        async with self._archived(exchange, base_url, path, f"bytes={here}-" if here else "") as response:
+        async with self._archived(venue, path, f"bytes={here}-" if here else "") as response:
             match response.status_code:
                 case HTTPStatus.NOT_FOUND:
                     return False
@@ -184,17 +177,17 @@ class RestClient:
         await anyio.Path(part).replace(file)
         return True
 
-    async def size(self, exchange: Exchange, base_url: str, path: str) -> int | None:
+    async def size(self, venue: Venue, path: str) -> int | None:
         """Bytes of a file of an exchange's archive; None where the archive has none, or does not tell."""
-        async with self._archived(exchange, base_url, path, "bytes=0-0") as response:
+        async with self._archived(venue, path, "bytes=0-0") as response:
             whole = response.headers.get("Content-Range", "").rpartition("/")[2] or response.headers.get("Content-Length", "")
             return int(whole) if response.status_code != HTTPStatus.NOT_FOUND and whole.isdecimal() else None
 
     @asynccontextmanager
-    async def _archived(self, exchange: Exchange, base_url: str, path: str, wanted: str) -> AsyncGenerator[httpx2.Response]:
+    async def _archived(self, venue: Venue, path: str, wanted: str) -> AsyncGenerator[httpx2.Response]:
         """A reply of an exchange's archive, its body not read yet: with the part that is `wanted`, without it, or none (404, 416)."""
-        who = f"{exchange.name} archive"
-        url = _url(who, base_url, path)
+        who = f"{venue.exchange.name} archive"
+        url = _url(who, venue.archive_url, path)
         place = _place(url)
         budget = self.budgets.setdefault(f"{place} archive", RateLimiter(f"{who} at {place}", _ARCHIVE, clock=self._clock))
         head = {"Range": wanted} if wanted else {}
@@ -217,12 +210,12 @@ class RestClient:
                 here += len(piece)
                 told(here, max(here, whole))
 
-    def budget(self, exchange: Exchange, market: str, base_url: str) -> RateLimiter:
-        """The budget that requests to this base URL are spent from; `ExchangeError` when it is no URL."""
-        place = _place(_url(f"{exchange.name} {market}", base_url))
+    def budget(self, venue: Venue) -> RateLimiter:
+        """The budget that requests to a market's REST host are spent from; `ExchangeError` when it is no URL."""
+        place = _place(_url(venue.name, venue.rest_url))
         if place not in self.budgets:
-            who = f"{exchange.name} at {place}"
-            self.budgets[place] = RateLimiter(who, exchange.allowance(market), clock=self._clock)
+            who = f"{venue.exchange.name} at {place}"
+            self.budgets[place] = RateLimiter(who, venue.exchange.allowance(venue.market), clock=self._clock)
         return self.budgets[place]
 
     async def _ask(self, who: str, url: httpx2.URL, request: Request, heard: Callable[[int, Mapping[str, str], bytes], None]) -> bytes:

@@ -1,0 +1,42 @@
+"""The one table of exchanges: everything that depends on an exchange is asked of its `Exchange`, which is found here by name.
+
+To add an exchange, write one module with its `Exchange` and add a line to the table below. A test registers its own for as long as a
+`with register(...)` block lasts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Final
+
+from wadm_mcp.exchanges.binance import Binance
+from wadm_mcp.exchanges.bybit import Bybit
+from wadm_mcp.exchanges.exchange import Exchange
+
+_EXCHANGES: Final[dict[str, Exchange]] = {
+    "binance": Binance(),
+    "bybit": Bybit(),
+}
+
+
+def exchange_names() -> tuple[str, ...]:
+    """The name of every exchange, in the order in which answers list them."""
+    return tuple(_EXCHANGES)
+
+
+def find_exchange(name: str) -> Exchange:
+    """The exchange of this name; `KeyError` where there is none."""
+    return _EXCHANGES[name]
+
+
+@contextmanager
+def register(exchange: Exchange) -> Generator[None]:
+    """Add an exchange for as long as the block lasts. `ValueError` where its name is taken."""
+    if exchange.name in _EXCHANGES:
+        raise ValueError(f"an exchange called {exchange.name} is registered already")
+    _EXCHANGES[exchange.name] = exchange
+    try:
+        yield
+    finally:
+        del _EXCHANGES[exchange.name]
