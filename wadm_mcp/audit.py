@@ -211,7 +211,7 @@ async def exchange_figures(rest: RestClient, venue: Venue, listing: Listing, win
             break
         start = page[-1].start + MINUTE
     edges: dict[int, int] = {}
-    if venue.exchange.folds_history[venue.market]:
+    if venue.traits.folds_history:
         for hour in range(window.start - window.start % -HOUR, window.end + 1, HOUR):
             rows = await rest.aggregates(venue, listing, start=hour, priority=Priority.HISTORY)
             if rows:

@@ -17,7 +17,7 @@ from mcp import Client, StdioServerParameters
 from mcp.types import TextContent
 
 from tests.end_to_end.process import COMMAND, environment, serving, until
-from wadm_mcp.exchanges.binance import Binance
+from wadm_mcp.exchanges.binance_archive import BinanceSpotTrades
 from wadm_mcp.simulator.simulator import Simulator
 
 pytestmark = pytest.mark.anyio
@@ -127,7 +127,7 @@ async def test_an_import_by_hand_prints_its_plan_survives_kills_and_takes_files_
             assert killed.cancelled_caught
         status, told, _ = await run(tmp_path, settings, *order)
         assert (status, told.splitlines()[-1]) == (0, "binance:spot:BTCUSDT: 24.0 of 24.0 hours are held")
-        path = Binance().archives["spot"].path("BTCUSDT", day.date())
+        path = BinanceSpotTrades().path("BTCUSDT", day.date())
         name = path.rpartition("/")[2]
         async with httpx2.AsyncClient(trust_env=False) as client:
             body = (await client.get(simulator.urls["binance_archive"] + path)).content
@@ -161,7 +161,7 @@ async def test_files_are_imported_by_a_command_that_records_meanwhile_where_nobo
     day = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=1)
     async with Simulator(seed=5, activity=0.05) as simulator:
         settings = {f"WADM_{name.upper()}": url for name, url in simulator.urls.items()} | {"WADM_EXCHANGES": "binance"}
-        path = Binance().archives["spot"].path("BTCUSDT", day.date())
+        path = BinanceSpotTrades().path("BTCUSDT", day.date())
         async with httpx2.AsyncClient(trust_env=False) as client:
             body = (await client.get(simulator.urls["binance_archive"] + path)).content
         file = tmp_path / path.rpartition("/")[2]

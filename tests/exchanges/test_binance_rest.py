@@ -179,7 +179,7 @@ def test_aggregates_are_asked_for_by_time_or_by_their_own_id() -> None:
     assert by_time == ("/api/v3/aggTrades", {"symbol": "BTCUSDT", "limit": "1000", "startTime": "1785060230817"}, 4)
     by_id = BINANCE.aggregates_request("spot", "BTCUSDT", first=7)
     assert by_id == ("/api/v3/aggTrades", {"symbol": "BTCUSDT", "limit": "1000", "fromId": "7"}, 4)
-    assert BINANCE.folds_history == {"spot": True, "linear": False}
+    assert {market: traits.folds_history for market, traits in BINANCE.traits.items()} == {"spot": True, "linear": False}
     rows = BINANCE.aggregates_request("linear", "BTCUSDT", start=7)
     assert rows == ("/fapi/v1/aggTrades", {"symbol": "BTCUSDT", "limit": "1000", "startTime": "7"}, 20)
 

@@ -204,7 +204,7 @@ def test_minutes_are_asked_for_from_the_first_on() -> None:
 
 
 def test_nothing_is_folded_and_an_address_is_allowed_what_the_documents_say() -> None:
-    assert BYBIT.folds_history == {"spot": False, "linear": False}
+    assert not any(traits.folds_history for traits in BYBIT.traits.values())
     with pytest.raises(NotImplementedError):
         BYBIT.aggregates_request("spot", "BTCUSDT", first=1)
     with pytest.raises(NotImplementedError):

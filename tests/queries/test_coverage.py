@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.market import BYBIT, NOON, SPOT, listing
 from tests.queries.world import Held, World, made
 from wadm_mcp.model import DAY, HOUR, MINUTE, Basis, Retention, Span, Timeframe, Window
-from wadm_mcp.queries.coverage import IN_TRANSIT, LISTED, Gap, Judgement, coverage, judge, expired_bars, expired_trades
+from wadm_mcp.queries.coverage import IN_TRANSIT, LISTED, Gap, Judgement, coverage, expired_bars, expired_trades, judge
 from wadm_mcp.queries.scope import ask, read_scope
 from wadm_mcp.tape import Importing
 

@@ -18,7 +18,7 @@ from anyio import to_thread
 from wadm_mcp.clock import now_ms
 from wadm_mcp.collection.backfill import import_jobs as imports
 from wadm_mcp.collection.backfill.import_jobs import ImportJob, ImportProgress
-from wadm_mcp.collection.lease import RecorderLock
+from wadm_mcp.collection.recorder_lock import RecorderLock
 from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.commands.audit import Choice
 from wadm_mcp.errors import ArchiveError, ExchangeError, QueryError, SettingError, WadmError
@@ -55,7 +55,7 @@ async def import_history(settings: Settings, choice: Choice, files: Sequence[Pat
         return 0
     name, folder = f"{now}-{os.getpid()}", settings.WADM_DATA_DIR / "import"
     try:
-        await to_thread.run_sync(imports.leave, folder, name, order)
+        await to_thread.run_sync(imports.leave_job, folder, name, order)
     except OSError as error:
         raise unusable_folder(settings.WADM_DATA_DIR, error) from error
     found: list[ImportProgress] = []
@@ -70,7 +70,7 @@ async def import_history(settings: Settings, choice: Choice, files: Sequence[Pat
                     tasks.start_soon(_until_failed, runtime)
                 found.append(await _watch(folder, name))
     finally:
-        imports.withdraw(folder, name)
+        imports.withdraw_job(folder, name)
     if not found:
         print_lines(["stopped; what is imported stays, and the same command goes on from there"])
         return 0
@@ -115,20 +115,20 @@ async def _planned(settings: Settings, order: ImportJob, now: int) -> list[str]:
     async with RestClient(proxied=not settings.stays_on_loopback) as rest:
         for instrument in _instruments(settings, order):
             venue = settings.venue(instrument.exchange, instrument.market)
-            form = venue.exchange.archives[instrument.market]
+            archive = venue.traits.archive
             days, missing, size, paged = 0, 0, 0, 0
             for start in range(window.start - window.start % DAY, window.end, DAY):
                 length = min(window.end, start + DAY) - max(window.start, start)
                 found = None
-                if start + DAY <= now:
+                if archive is not None and start + DAY <= now:
                     day = datetime.fromtimestamp(start / SECOND, UTC).date()
                     try:
-                        found = await rest.size(venue, form.path(instrument.symbol, day))
+                        found = await rest.size(venue, archive.path(instrument.symbol, day))
                     except ExchangeError as error:
                         lines.append(f"  {instrument}: {error}")
                 if found is not None:
                     days, size = days + 1, size + found
-                elif form.numbers_trades:
+                elif venue.traits.counts_trades:
                     paged += length
                 else:
                     missing += length
@@ -178,7 +178,7 @@ async def _watch(folder: Path, name: str) -> ImportProgress:
     terminal = sys.stderr.isatty()
     try:
         while True:
-            how = await to_thread.run_sync(imports.progress, folder, name)
+            how = await to_thread.run_sync(imports.read_progress, folder, name)
             if how is not None and how.done:
                 return how
             if how is None and time.monotonic() - began > _PATIENCE:

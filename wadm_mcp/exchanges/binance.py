@@ -15,9 +15,9 @@ import msgspec
 
 from wadm_mcp.exchanges.binance_archive import BinanceAggregates, BinanceSpotTrades
 from wadm_mcp.exchanges.binance_rest import BinanceRest
-from wadm_mcp.exchanges.exchange import Acknowledged, ArchiveFormat, Decoder, Limits, Message, Refused, ShuttingDown, Trades
+from wadm_mcp.exchanges.exchange import Acknowledged, Decoder, Limits, MarketTraits, Message, Refused, ShuttingDown, Trades
 from wadm_mcp.exchanges.wire import MOST_FILLS, UNREADABLE, Code, Count, Millis, SymbolScale, figure, one_line, wrong
-from wadm_mcp.model import Listing, Scale, Trade, TradeType
+from wadm_mcp.model import HOUR, Listing, Scale, Trade, TradeType
 
 _BUY: Final = TradeType.BUY
 _SELL: Final = TradeType.SELL
@@ -221,8 +221,21 @@ def _said(code: int, text: str) -> str:
 class Binance(BinanceRest):
     """Binance spot and USD-M, as `Exchange` asks."""
 
-    numbers_trades: Mapping[str, bool] = MappingProxyType({"spot": True, "linear": True})
-    archives: Mapping[str, ArchiveFormat] = MappingProxyType({"spot": BinanceSpotTrades(), "linear": BinanceAggregates("linear")})
+    traits: Mapping[str, MarketTraits] = MappingProxyType(
+        {
+            "spot": MarketTraits(
+                counts_trades=True, folds_history=True, archive=BinanceSpotTrades(), rest_reach=None, redundant_connections=False
+            ),
+            # REST serves the last 48 hours (docs/exchanges.md 4.2); an hour less, so that a request does not lose its start on the way.
+            "linear": MarketTraits(
+                counts_trades=True,
+                folds_history=False,
+                archive=BinanceAggregates("linear"),
+                rest_reach=47 * HOUR,
+                redundant_connections=False,
+            ),
+        }
+    )
 
     def limits(self, market: str) -> Limits:
         """Spot takes 5 client messages a second, USD-M 10; 1,024 streams (USD-M: 200 in its older text); both cut after 24 h."""

@@ -31,10 +31,10 @@ class BinanceAggregates(ArchiveFormat):
     """`aggTrades` of one market. Spot rows are told by the raw ids they fold, USD-M rows by the aggregate id: as its socket has them."""
 
     exchange = "binance"
-    numbers_trades = True
 
     def __init__(self, market: str) -> None:
         self.market = market
+        self.carries_live_ids = market == "linear"
         self._folder = "spot" if market == "spot" else "futures/um"
 
     def path(self, symbol: str, day: date) -> str:
@@ -72,7 +72,7 @@ class BinanceSpotTrades(ArchiveFormat):
 
     exchange = "binance"
     market = "spot"
-    numbers_trades = True
+    carries_live_ids = True
 
     def path(self, symbol: str, day: date) -> str:
         return f"/data/spot/daily/trades/{symbol}/{symbol}-trades-{day.isoformat()}.zip"

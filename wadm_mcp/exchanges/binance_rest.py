@@ -145,7 +145,6 @@ class BinanceRest:
     """The REST half of `Exchange`. No request needs a key."""
 
     name: str = "binance"
-    folds_history: Mapping[str, bool] = MappingProxyType({"spot": True, "linear": False})
 
     def allowance(self, market: str) -> Allowance:
         """Spot takes a weight of 6,000 a minute from one address, USD-M 2,400; every reply says how much the minute has used."""

@@ -14,7 +14,7 @@ import msgspec
 
 from wadm_mcp.exchanges.bybit_archive import BybitLinearTrades, BybitSpotTrades
 from wadm_mcp.exchanges.bybit_rest import SIDES, BybitRest
-from wadm_mcp.exchanges.exchange import Acknowledged, ArchiveFormat, Decoder, Limits, Message, Pong, Refused, Trades
+from wadm_mcp.exchanges.exchange import Acknowledged, Decoder, Limits, MarketTraits, Message, Pong, Refused, Trades
 from wadm_mcp.exchanges.wire import UNREADABLE, Count, Millis, SymbolScale, TradeId, figure, one_line, wrong
 from wadm_mcp.model import Listing, Scale, Trade
 
@@ -133,8 +133,12 @@ class BybitDecoder:
 class Bybit(BybitRest):
     """Bybit v5 spot and linear, as `Exchange` asks."""
 
-    numbers_trades: Mapping[str, bool] = MappingProxyType({"spot": False, "linear": False})
-    archives: Mapping[str, ArchiveFormat] = MappingProxyType({"spot": BybitSpotTrades(), "linear": BybitLinearTrades()})
+    traits: Mapping[str, MarketTraits] = MappingProxyType(
+        {
+            market: MarketTraits(counts_trades=False, folds_history=False, archive=archive, rest_reach=0, redundant_connections=True)
+            for market, archive in (("spot", BybitSpotTrades()), ("linear", BybitLinearTrades()))
+        }
+    )
 
     def limits(self, market: str) -> Limits:
         return _LIMITS[market]

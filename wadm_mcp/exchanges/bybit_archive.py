@@ -31,7 +31,7 @@ class BybitLinearTrades(ArchiveFormat):
 
     exchange = "bybit"
     market = "linear"
-    numbers_trades = False
+    carries_live_ids = True
 
     def path(self, symbol: str, day: date) -> str:
         return f"/trading/{symbol}/{symbol}{day.isoformat()}.csv.gz"
@@ -63,7 +63,7 @@ class BybitSpotTrades(ArchiveFormat):
 
     exchange = "bybit"
     market = "spot"
-    numbers_trades = False
+    carries_live_ids = False
 
     def path(self, symbol: str, day: date) -> str:
         return f"/spot/{symbol}/{symbol}_{day.isoformat()}.csv.gz"

@@ -6,8 +6,6 @@ There is no history by id or time: `recent-trade` has the newest rows and no mor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Final, Literal
 
 import msgspec
@@ -124,7 +122,6 @@ class BybitRest:
     """The REST half of `Exchange`."""
 
     name: str = "bybit"
-    folds_history: Mapping[str, bool] = MappingProxyType({"spot": False, "linear": False})
 
     def allowance(self, market: str) -> Allowance:
         """600 requests in 5 s from one address, whatever the market; no reply says how many were used."""

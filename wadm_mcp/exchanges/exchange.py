@@ -118,8 +118,8 @@ class ArchiveFormat(Protocol):
 
     exchange: str
     market: str
-    numbers_trades: bool
-    """Do its rows carry the ids by which the live tape is counted? Then they join it by id, else by whole minutes."""
+    carries_live_ids: bool
+    """Does a row have the `trade_id` that the trade socket gives the same trade? Only then can rows of both stand in one tape."""
 
     def path(self, symbol: str, day: date) -> str:
         """Where a day's file lies behind the archive's base URL."""
@@ -141,6 +141,23 @@ class ArchiveFormat(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class MarketTraits:
+    """How one market of an exchange works, as far as recording, repair and history depend on it."""
+
+    counts_trades: bool
+    """Does `Trade.seq` count trades without holes? Then a missing seq is a missing trade, and REST serves trades by it."""
+    folds_history: bool
+    """Does REST serve, beside single trades, a cheaper history of `Aggregate`s?"""
+    archive: ArchiveFormat | None
+    """The daily files that history is imported from; None where the exchange publishes none. Where `counts_trades`, their rows have
+    the seq that counts."""
+    rest_reach: int | None
+    """How far back (ms) REST serves trades by seq; None: all of them. 0 where it serves the newest trades only."""
+    redundant_connections: bool
+    """Do several connections cover each other? They do where a missed trade cannot be noticed on one connection alone."""
+
+
 class Decoder(Protocol):
     """Frames of one connection into messages.
 
@@ -160,13 +177,8 @@ class Exchange(Protocol):
     """One venue. Stateless; its decoders hold what a connection must remember."""
 
     name: str
-    numbers_trades: Mapping[str, bool]
-    """By market: does `seq` count trades without holes? Then a missing seq is a missing trade."""
-    folds_history: Mapping[str, bool]
-    """By market: is there, beside the history of rows, a cheaper one of `Aggregate`s?"""
-
-    archives: Mapping[str, ArchiveFormat]
-    """By market: the daily files that its history comes from."""
+    traits: Mapping[str, MarketTraits]
+    """How each market works. A market that the exchange does not have is absent."""
 
     def limits(self, market: str) -> Limits: ...
 
@@ -242,6 +254,11 @@ class Venue:
     def name(self) -> str:
         """How logs and errors call it: `binance spot`."""
         return f"{self.exchange.name} {self.market}"
+
+    @property
+    def traits(self) -> MarketTraits:
+        """How this market works."""
+        return self.exchange.traits[self.market]
 
     @property
     def log_fields(self) -> dict[str, str]:

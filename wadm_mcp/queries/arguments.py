@@ -7,7 +7,7 @@ argument, what was given, what is allowed, and a call that would work. Nothing a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -38,8 +38,10 @@ _MS_FROM: Final = 100_000_000_000
 
 _LENGTH: Final = re.compile(r"([0-9]{1,5})\s*(m|mins?|minutes?|h|hrs?|hours?|d|days?|w|weeks?)", re.ASCII | re.IGNORECASE)
 _UNITS: Final = {"m": MINUTE, "h": HOUR, "d": DAY, "w": 7 * DAY}
-_LINEAR: Final = ("perp", "perps", "perpetual", "perpetuals", "futures", "swap", "usdm", "usd-m")
-"""What people call USDT perpetuals."""
+_MARKET_ALIASES: Final[Mapping[str, str]] = dict.fromkeys(
+    ("perp", "perps", "perpetual", "perpetuals", "futures", "swap", "usdm", "usd-m"), "linear"
+)
+"""Other names of a market."""
 
 _DECIMAL: Final = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?", re.ASCII)
 _OFFSET_AFTER_A_SPACE: Final = re.compile(r"(?<=[0-9]) (?=[0-9]{2}:?[0-9]{2}\Z)")
@@ -165,11 +167,12 @@ def read_market(call: Call, given: object, followed: Sequence[str]) -> str | Non
     allowed = [market for market in MARKETS if market in followed] or MARKETS
     if given is None:
         return None
-    meant = "linear" if isinstance(given, str) and given.strip().lower() in _LINEAR and "linear" in allowed else given
+    alias = _MARKET_ALIASES.get(given.strip().lower()) if isinstance(given, str) else None
+    meant = alias if alias in allowed else given
     try:
         return read_choice(call, "market", meant, allowed, allowed[0])
     except QueryError:
-        if not isinstance(given, str) or given.strip().lower() not in (*MARKETS, *_LINEAR):
+        if not isinstance(given, str) or given.strip().lower() not in (*MARKETS, *_MARKET_ALIASES):
             raise
         raise call.refuse("market", given, f"followed are {', '.join(allowed)}", market=allowed[0]) from None
 

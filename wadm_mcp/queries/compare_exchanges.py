@@ -13,7 +13,7 @@ from wadm_mcp.analytics.lead_lag import lead_lag
 from wadm_mcp.analytics.order_flow import imbalance_ratio
 from wadm_mcp.analytics.volume_profile import vwap
 from wadm_mcp.coverage.judge import Judgement
-from wadm_mcp.model import Scale, Timeframe, rescale
+from wadm_mcp.model import MARKETS, Scale, Timeframe, rescale
 from wadm_mcp.queries.arguments import ALL, read_detail, read_timeframe
 from wadm_mcp.queries.coverage import coverage, coverage_inputs, expired_bars, ratio
 from wadm_mcp.queries.figures import merged_bars, table
@@ -118,8 +118,7 @@ def _venues(view: View, every: Scope) -> list[Scope]:
     symbol = every.instruments[0].symbol
     listings = {one.instrument: one for one in view.listings if one.instrument.symbol == symbol}
     awaited = [one for one in view.awaited if one.symbol == symbol and one not in listings]
-    markets, exchanges = ("spot", "linear"), view.exchanges
-    found = sorted([*listings, *awaited], key=lambda one: (markets.index(one.market), _place(one.exchange, exchanges)))
+    found = sorted([*listings, *awaited], key=lambda one: (MARKETS.index(one.market), _place(one.exchange, view.exchanges)))
     return [
         replace(
             every,

@@ -22,7 +22,7 @@ from mcp_types import INVALID_PARAMS, EmptyResult, SubscribeRequestParams, Unsub
 from wadm_mcp.logs import log
 from wadm_mcp.model import Instrument, Timeframe
 from wadm_mcp.queries.arguments import ALL
-from wadm_mcp.queries.coverage import IN_TRANSIT
+from wadm_mcp.coverage.judge import IN_TRANSIT
 from wadm_mcp.queries.view import View
 
 _EVERY: Final = 1.0

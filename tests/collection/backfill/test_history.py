@@ -69,7 +69,7 @@ class World:
         self.recorder = Recorder(self.tape, self.health, self.loop_clock)
         self.rollup = Rollup(self.recorder, store, self.health, clock, 3 * DAY)
         self.venue = simulated_venue(simulator, instrument.exchange, instrument.market)
-        self.numbered = self.venue.exchange.numbers_trades[instrument.market]
+        self.numbered = self.venue.traits.counts_trades
         (sample, *_) = ledger(simulator, instrument, Window(MIDNIGHT - HOUR, MIDNIGHT))
         self.listing = Listing(instrument, Decimal(1).scaleb(-sample.scale.price), Decimal(1).scaleb(-sample.scale.quantity))
         self.followed = self.recorder.start(self.listing, counts_trades=self.numbered)
@@ -394,7 +394,9 @@ async def test_an_import_that_is_killed_fifty_times_comes_to_the_same_and_fetche
             await one.save()
             # Made beforehand: what is sent to somebody who is not there any more counts here too.
             archive, day = simulator.archive(instrument.exchange), date(2026, 7, 25)
-            await archive.answer(find_exchange(instrument.exchange).archives[instrument.market].path("BTCUSDT", day), {})
+            form = find_exchange(instrument.exchange).traits[instrument.market].archive
+            assert form is not None
+            await archive.answer(form.path("BTCUSDT", day), {})
             archive.asked.clear()
         for _ in range(50):
             async with world(instrument, tmp_path, simulator, clock, now=MIDNIGHT + 10 * MINUTE) as one:

@@ -69,7 +69,7 @@ async def recorded(listing: Listing, live: Sequence[str], now: int) -> dict[int,
     exchange, market, _ = listing.instrument
     clock = ManualClock(now)
     recorder = Recorder(tape := Tape(), Health(clock.now), clock)
-    recorder.start(listing, counts_trades=find_exchange(exchange).numbers_trades[market])
+    recorder.start(listing, counts_trades=find_exchange(exchange).traits[market].counts_trades)
     decoder = find_exchange(exchange).decoder(market, [listing])
     for frame in live:
         message = decoder.decode(frame)
@@ -81,7 +81,9 @@ async def recorded(listing: Listing, live: Sequence[str], now: int) -> dict[int,
 def archived(listing: Listing, events: Sequence[Event], folder: Path) -> dict[int, bytes]:
     """The same of the files of those days."""
     exchange, market, symbol = listing.instrument
-    form = find_exchange(exchange).archives[market]
+    traits = find_exchange(exchange).traits[market]
+    form = traits.archive
+    assert form is not None
     found: dict[int, bytes] = {}
     for start in sorted({event["T"] - event["T"] % DAY for event in events}):
         day = Window(start, start + DAY)
@@ -93,7 +95,7 @@ def archived(listing: Listing, events: Sequence[Event], folder: Path) -> dict[in
         else:
             (folder / name).write_bytes(gzip.compress(text.encode()))
         told = lines(folder / name, symbol)
-        if form.numbers_trades:
+        if traits.counts_trades:
             pieces = numbered_minutes(form, listing, told, day, [])
         else:
             pieces = whole_minutes(form, listing, told, day, range(day.start, day.end, MINUTE), {})

@@ -101,7 +101,7 @@ async def collecting(
     known = [Instrument(exchange.name, market, name) for name in (listed or names)]
     recorder = Recording()
     for instrument in instruments:
-        recorder.start(listing(instrument, "0.1", "0.001"), counts_trades=exchange.numbers_trades[market])
+        recorder.start(listing(instrument, "0.1", "0.001"), counts_trades=exchange.traits[market].counts_trades)
     async with Simulator(instruments=known, manual=True) as simulator, anyio.create_task_group() as tasks:
         listings = [recorder.tape[instrument].listing for instrument in instruments]
         collector = Collector(simulated_venue(simulator, exchange.name, market), listings, recorder, recorder.health, SYSTEM_CLOCK)

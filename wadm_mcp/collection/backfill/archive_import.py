@@ -170,7 +170,9 @@ class ArchiveImport:
             reached = whole.end
         return new
 
-    async def _take_rows(self, recorded: RecordedInstrument, form: ArchiveFormat, file: Path, gaps: Sequence[Window], known: set[str]) -> int:
+    async def _take_rows(
+        self, recorded: RecordedInstrument, form: ArchiveFormat, file: Path, gaps: Sequence[Window], known: set[str]
+    ) -> int:
         """Import the single trades of a file that was read to its end before."""
         listing, counted = recorded.tape.listing, self._venue.traits.counts_trades
         rows = form.rows(listing, archive_file.lines(file, listing.instrument.symbol))

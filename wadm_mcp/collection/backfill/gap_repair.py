@@ -56,7 +56,7 @@ _GapKey: TypeAlias = tuple[Instrument, int, int]
 
 
 class _Attempts(NamedTuple):
-    count: int
+    number: int
     retry_at: float
     """Monotonic seconds."""
 
@@ -151,9 +151,7 @@ class GapRepairer:
         if gap.end - gap.start <= LONG_GAP:
             return True
         # What was imported by hand long before the tape is an island: nobody asked for the time in between.
-        after_import = any(
-            span.last_seq == gap.first - 1 and span.reason is SpanReason.IMPORTED for span in recorded.coverage.spans
-        )
+        after_import = any(span.last_seq == gap.first - 1 and span.reason is SpanReason.IMPORTED for span in recorded.coverage.spans)
         return self._long_gaps and not after_import
 
     def _report(self, recorded: RecordedInstrument, gaps: Sequence[MissingRange]) -> list[str]:
@@ -218,7 +216,7 @@ class GapRepairer:
         absent = [part for part in lacking if part[1] < newest_id]
         if not rows and gap.end < self._clock.now() - _MAX_LAG_MS:
             absent = lacking
-        attempts = self._attempts.get(self._key(recorded, gap), _Attempts(0, 0.0)).count + 1
+        attempts = self._attempts.get(self._key(recorded, gap), _Attempts(0, 0.0)).number + 1
         if absent and attempts >= _ATTEMPTS:
             self._mark_absent(recorded, absent)
         else:
@@ -233,7 +231,7 @@ class GapRepairer:
     async def _fetch_folded(self, recorded: RecordedInstrument, gap: MissingRange) -> None:
         """Fetch the newest chunk of a gap as aggregates. A gap that none of them fits into is left to be fetched as rows."""
         instrument, listing = recorded.instrument, recorded.tape.listing
-        attempts = self._attempts.get(self._key(recorded, gap), _Attempts(0, 0.0)).count
+        attempts = self._attempts.get(self._key(recorded, gap), _Attempts(0, 0.0)).number
         start = max(gap.start, gap.end - (_CHUNK_MS << attempts))
         new = 0
         rows = await self._rest.aggregates(self._venue, listing, start=start, priority=Priority.REPAIR)
@@ -263,7 +261,7 @@ class GapRepairer:
     def _postpone(self, recorded: RecordedInstrument, gap: MissingRange, *, at_once: bool = False) -> None:
         """One more attempt failed: the next one comes later, or `at_once` with a longer chunk."""
         key = self._key(recorded, gap)
-        count = self._attempts.get(key, _Attempts(0, 0.0)).count
+        count = self._attempts.get(key, _Attempts(0, 0.0)).number
         pause = 0.0 if at_once else _PAUSES_SECONDS[min(count, len(_PAUSES_SECONDS) - 1)]
         self._attempts[key] = _Attempts(count + 1, self._clock.monotonic() + pause)
 

@@ -32,7 +32,7 @@ class _Attempts(NamedTuple):
     """Attempts since a count of breaks, and when the next is due (monotonic seconds)."""
 
     breaks: int
-    count: int
+    number: int
     retry_at: float
 
 
@@ -95,7 +95,7 @@ class RecentTradesReconciler:
                 continue
             waiting += 1
             attempts = self._attempts.get(instrument)
-            count = attempts.count if attempts is not None and attempts.breaks == breaks else 0
+            count = attempts.number if attempts is not None and attempts.breaks == breaks else 0
             if instrument not in self._under_way and count < fewest and (not count or (attempts is not None and attempts.retry_at <= now)):
                 # Of many that lost their connection at once each is requested before any is requested again.
                 found, fewest = recorded, count
@@ -120,6 +120,6 @@ class RecentTradesReconciler:
     def _postpone(self, instrument: Instrument, breaks: int) -> int:
         """Request an instrument's newest trades again later, the later the more attempts there were since its last break: how many?"""
         attempts = self._attempts.get(instrument)
-        count = attempts.count if attempts is not None and attempts.breaks == breaks else 0
+        count = attempts.number if attempts is not None and attempts.breaks == breaks else 0
         self._attempts[instrument] = _Attempts(breaks, count + 1, self._clock.monotonic() + _PAUSES[min(count, len(_PAUSES) - 1)])
         return count + 1
