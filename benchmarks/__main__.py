@@ -80,7 +80,7 @@ async def main() -> None:
     await timed("decode", decode, base)
     tape = Tape()
     recorder = Recorder(tape, Health(now_ms), SYSTEM_CLOCK)
-    recorder.follow(LISTING, numbered=True)
+    recorder.start(LISTING, counts_trades=True)
 
     async def record() -> None:
         for first in range(0, TRADES, 128):

@@ -87,7 +87,7 @@ async def measure(folder: Path) -> None:
     ):
         rollup = Rollup(recorder, store, health, SYSTEM_CLOCK, LIVES.trades)
         writer = Writer(recorder, journal, rollup, store, health, LIVES, SYSTEM_CLOCK)
-        followed = recorder.follow(LISTING, numbered=True)
+        followed = recorder.start(LISTING, counts_trades=True)
         await writer.adopt(followed)
         history = History(
             Venue(Binance(), "spot", NOWHERE, NOWHERE, NOWHERE),

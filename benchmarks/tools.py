@@ -131,7 +131,7 @@ class _Runtime(FakeRuntime):
         self.tape.begun.set()
         self.health = Health(self.clock.now)
         for listing in LISTINGS:
-            self.tape.follow(listing).held = Held([Span(MIDNIGHT - 7 * DAY, NOW, 0, 0, Basis.OBSERVED)], NOW)
+            self.tape.follow(listing).coverage = Held([Span(MIDNIGHT - 7 * DAY, NOW, 0, 0, Basis.OBSERVED)], NOW)
         self.cache = InProcessCache(64 << 20)
         self.forget("everything")
 

@@ -41,7 +41,7 @@ class Recording:
         await self.writer._drain()
 
     async def begin(self) -> None:
-        await self.writer.adopt(self.recorder.follow(listing(), numbered=True))
+        await self.writer.adopt(self.recorder.start(listing(), counts_trades=True))
 
     async def trade(self, *trades: Trade) -> None:
         await self.recorder.take(1, Trades(SPOT, trades, max(self.clock.now(), trades[-1].timestamp)))

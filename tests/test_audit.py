@@ -189,7 +189,7 @@ async def hold(folder: Path, simulator: Simulator, window: Window) -> None:
             await store.write(trades, [(instrument, held)])
             listed = Listing(instrument, Decimal(1).scaleb(-trades[0].scale.price), Decimal(1).scaleb(-trades[0].scale.quantity))
             await store.save_listings([listed])
-            await writer.adopt(recorder.follow(listed, numbered=exact))
+            await writer.adopt(recorder.start(listed, numbered=exact))
         await rollup.run()
         assert await store.dirty_minutes() == []
 

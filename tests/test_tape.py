@@ -27,7 +27,7 @@ def test_unsaved_trades_are_told_as_a_plain_sort_of_all_of_them_would(
     trades: list[Trade], start: int, length: int, newest: bool, limit: int | None, data: st.DataObject
 ) -> None:
     tape = InstrumentTape(listing())
-    tape.unsaved = {trade.trade_id: trade for trade in trades}
+    tape.pending = {trade.trade_id: trade for trade in trades}
     behind = data.draw(st.sampled_from(trades)).order if trades and data.draw(st.booleans()) else None
     plain = sorted(
         (one for one in trades if one.timestamp in Window(start, start + length) and (behind is None or one.order > behind)),
@@ -35,22 +35,22 @@ def test_unsaved_trades_are_told_as_a_plain_sort_of_all_of_them_would(
     )
     if limit is not None:
         plain = plain[-limit:] if newest else plain[:limit]
-    assert tape.unsaved_in(Window(start, start + length), after=behind, limit=limit, newest=newest) == plain
+    assert tape.pending_in(Window(start, start + length), after=behind, limit=limit, newest=newest) == plain
 
 
 def test_unsaved_trades_are_let_go_where_all_instruments_together_hold_too_many_and_not_before() -> None:
     tape = Tape()
-    tape.unsaved_limit = 100
+    tape.pending_limit = 100
     busy, quiet = tape.follow(listing()), tape.follow(listing(BYBIT))
 
     def take(one: InstrumentTape, first: int, count: int) -> None:
         one.take([trade(number, number, instrument=one.instrument) for number in range(first, first + count)])
-        tape.bound_unsaved(count)
+        tape.limit_pending(count)
 
     take(quiet, 1, 10)
     take(busy, 1, 90)
-    assert (len(busy.unsaved), len(quiet.unsaved)) == (90, 10)
+    assert (len(busy.pending), len(quiet.pending)) == (90, 10)
     take(busy, 91, 20)
-    assert (len(busy.unsaved), len(quiet.unsaved)) == (110 - 110 * 26 // 120, 10 - 10 * 26 // 120)
-    assert next(iter(busy.unsaved.values())).seq == 1 + 110 * 26 // 120
-    assert (busy.let_go.total(), quiet.let_go.total()) == (110 * 26 // 120, 2)
+    assert (len(busy.pending), len(quiet.pending)) == (110 - 110 * 26 // 120, 10 - 10 * 26 // 120)
+    assert next(iter(busy.pending.values())).seq == 1 + 110 * 26 // 120
+    assert (busy.evicted.total(), quiet.evicted.total()) == (110 * 26 // 120, 2)

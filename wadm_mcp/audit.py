@@ -23,12 +23,12 @@ from wadm_mcp.analytics.order_flow import session_start
 from wadm_mcp.collection.recording.minute import build_minute
 from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.collection.rest.rate_limit import Priority
+from wadm_mcp.coverage.judge import is_covered
 from wadm_mcp.errors import ExchangeError, StoreError
 from wadm_mcp.exchanges.exchange import Candle, Venue
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
-from wadm_mcp.model import HOUR, MINUTE, Instrument, Listing, Retention, Span, Timeframe, Trade, Window, rescale, to_decimal
-from wadm_mcp.queries.coverage import judge
+from wadm_mcp.model import HOUR, MINUTE, Instrument, Listing, Retention, Span, SpanReason, Timeframe, Trade, Window, rescale, to_decimal
 from wadm_mcp.queries.numbers import decimal_text, iso
 from wadm_mcp.storage.store import OrderFlow, Store
 
@@ -87,7 +87,7 @@ class Auditor:
         spans = await self._store.spans(instrument, window)
         marked = {mark.minute for mark in await self._store.dirty_minutes() if mark.instrument == instrument}
         minutes = range(window.start, window.end, MINUTE)
-        return [minute for minute in minutes if minute not in marked and _whole(spans, minute, self._now())]
+        return [minute for minute in minutes if minute not in marked and is_covered(spans, Window(minute, minute + MINUTE), self._now())]
 
     async def audit(self, listing: Listing, window: Window, told: ExchangeFigures | None) -> Audited:
         """Compare whole minutes of a window with what the exchange has told (None: it did not) and with their own trades."""
@@ -219,17 +219,12 @@ async def exchange_figures(rest: RestClient, venue: Venue, listing: Listing, win
     return ExchangeFigures(klines, edges)
 
 
-def _whole(spans: Sequence[Span], minute: int, now: int) -> bool:
-    judgement = judge(spans, Window(minute, minute + MINUTE), now)
-    return judgement.judged == MINUTE and not judgement.gaps
-
-
 def _edges_not_held(instrument: Instrument, spans: Sequence[Span], edges: Mapping[int, int], whole: set[int]) -> list[Difference]:
     """First ids of hours, and the ids before them, that no span holds though the minutes around are held whole."""
     differences: list[Difference] = []
     for hour, first in edges.items():
         for minute, number in ((hour, first), (hour - MINUTE, first - 1)):
-            held = any(span.reason != "absent" and span.first_seq <= number <= span.last_seq for span in spans)
+            held = any(span.reason is not SpanReason.ABSENT and span.first_seq <= number <= span.last_seq for span in spans)
             if minute in whole and not held:
                 differences.append(Difference(instrument, Timeframe.H1, hour, "id", "not held", str(number), "exchange"))
     return differences

@@ -19,7 +19,7 @@ import anyio
 from anyio import to_thread
 
 from wadm_mcp import __version__
-from wadm_mcp.collection.lease import RecorderLock
+from wadm_mcp.collection.recorder_lock import RecorderLock
 from wadm_mcp.commands.audit import Choice, audit
 from wadm_mcp.commands.doctor import examine
 from wadm_mcp.commands.import_history import import_history

@@ -7,6 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+CLOCK_SKEW: Final = 5_000
+"""Milliseconds by which the clocks of an exchange, of a trade and of this machine may differ and still be trusted."""
+
 
 def now_ms() -> int:
     """The wall clock: milliseconds since the epoch, UTC. It may jump, when somebody sets it."""

@@ -171,24 +171,59 @@ class Retention(NamedTuple):
 
 
 class Basis(StrEnum):
-    """What a span of coverage rests on."""
+    """What proves a span of coverage."""
 
     EXACT = "exact"
-    """Proven by ids that the exchange counts without holes."""
+    """Ids that the exchange counts without holes."""
     OBSERVED = "observed"
-    """An unbroken, living connection."""
+    """A connection that delivered before and after."""
+
+
+class SpanReason(StrEnum):
+    """How a span came to be covered."""
+
+    LIVE = "live"
+    REPAIRED = "repaired"
+    IMPORTED = "imported"
+    ABSENT = "absent"
+    """It covers nothing: the exchange itself does not have these ids, so nobody asks for them again."""
+
+
+class GapReason(StrEnum):
+    """Why a stretch is not covered, as spans store it and answers report it. `meaning` explains it in a sentence."""
+
+    meaning: str
+
+    def __new__(cls, value: str, meaning: str) -> Self:
+        """A member with its explanation."""
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.meaning = meaning
+        return member
+
+    START = "start", "recording began after it"
+    DISCONNECT = "disconnect", "the connection closed"
+    MUTE = "mute", "the connection stayed open and delivered no data"
+    BAD_FRAME = "bad_frame", "a frame could not be read and may have contained trades"
+    MISSING_IDS = "missing_ids", "ids are missing between the trades on both sides"
+    ABSENT = "absent", "the exchange itself does not have the trades with these ids"
+    NOT_RECORDED = "not_recorded", "nothing was recorded"
+    NOT_YET_SEEN = "not_yet_seen", "the connection is open, and no trade has confirmed this time yet"
+    IMPORTING = "importing", "the import of history has not reached it yet"
+    EXPIRED = "expired", "it is older than the retention of this kind of data"
+    BEING_REVISED = "being_revised", "late trades are stored and not yet in the figures; this lasts seconds"
+    WITHOUT_ROWS = "without_rows", "the figures are complete, the single trades are not stored"
+    EXCHANGE_UNREACHABLE = "exchange_unreachable", "the exchange has not answered yet which symbols it lists"
+    STORE_UNREACHABLE = "store_unreachable", "the store does not answer; only the live tape is known"
 
 
 class Span(msgspec.Struct, frozen=True):
-    """A stretch `[start, end)` in which the tape of one instrument is known complete.
+    """A stretch `[start, end)` (ms) in which the tape of one instrument is complete.
 
-    With basis `exact` every id from `first_seq` to `last_seq` is held; with `observed` they are the outermost `seq` seen.
-    `reason` says how the span came to be held (`live`, `repaired`, `imported`), `opened_by` what ended the tape before it
-    (`start`, `disconnect`, `mute`, `bad_frame`, `missing_ids`). The reason `absent` is the one that claims nothing: the exchange itself
-    does not have these ids, so they stay a gap that nobody tries to fill.
-    Without `raw` the span's trades are held as figures alone, without their rows.
-    A span is known in the store by its instrument, `start` and `first_seq` (several may begin in one millisecond); one that is stored
-    again only ever grows.
+    With basis `exact` every id from `first_seq` to `last_seq` is recorded; with `observed` they are the smallest and largest `seq` seen.
+    `reason` says how the span came to be covered, `opened_by` why the tape before it ended. Without `raw` only the figures of its trades
+    are stored, not the single trades. The store identifies a span by instrument, `start` and `first_seq` (several may begin in one
+    millisecond); a span that is stored again only ever grows.
     """
 
     start: int
@@ -196,13 +231,13 @@ class Span(msgspec.Struct, frozen=True):
     first_seq: int
     last_seq: int
     basis: Basis
-    reason: str = "live"
-    opened_by: str = "start"
+    reason: SpanReason = SpanReason.LIVE
+    opened_by: GapReason = GapReason.START
     raw: bool = True
 
     @property
     def reached(self) -> int:
-        """Latest time of a trade in it, as far as it tells: a span of no length knows only trades of the millisecond before it."""
+        """Latest time (ms) of a trade in it, as far as it is known: a span without length ends with a trade one millisecond earlier."""
         return self.end if self.end > self.start else self.start - 1
 
 

@@ -1,7 +1,7 @@
-"""What lives as long as the process: store, cache, tape, collectors, aggregators, in one supervised task group.
+"""Everything that runs as long as the process: store, cache, tape, collectors, aggregators, in one supervised task group.
 
-It is entered exactly once, by whatever owns the process's life; an MCP lifespan only hands it out, since the SDK enters that once
-per SSE connection. A part that fails is restarted and says so in `health`; what cannot be mended by waiting ends in `failed`.
+A process enters it exactly once. An MCP lifespan only hands it out, since the SDK enters a lifespan once per SSE connection. A part that
+fails is restarted and reported in `health`; an error that no restart can mend ends in `failed`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from anyio.abc import TaskGroup
 from mcp.server.subscriptions import InMemorySubscriptionBus
 
 from wadm_mcp.audit import Auditor, ExchangeFigures, HourlyAudit, exchange_figures
+from wadm_mcp.backoff import Backoff
 from wadm_mcp.clock import SYSTEM_CLOCK, Clock
 from wadm_mcp.collection.backfill.import_jobs import ImportJobRunner
 from wadm_mcp.collection.follower import Follower
-from wadm_mcp.collection.lease import RecorderLock
+from wadm_mcp.collection.market import RecordingServices
+from wadm_mcp.collection.recorder_lock import RecorderLock
 from wadm_mcp.collection.recording.journal import Journal
+from wadm_mcp.collection.recording.maintenance import Maintenance
 from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.collection.recording.rollup import Rollup
 from wadm_mcp.collection.recording.writer import Writer
@@ -41,14 +44,17 @@ from wadm_mcp.storage.redis_cache import RedisCache
 from wadm_mcp.tape import Tape
 from wadm_mcp.tracking import Tracking
 
-_LEASE_EVERY: Final = 0.5
-_FLUSH_WITHIN: Final = 2.0
-_OPENED_WITHIN: Final = 1.0
-"""Seconds that entering waits for the store, so that a first question finds it open; the port must not wait for a dead one."""
-_STORE_FIRST: Final = 3.0
-"""Seconds that recording waits for the store, to go on from what it holds; a dead one must not keep trades out of the journal."""
-_LONGEST_PAUSE: Final = 30.0
-_STORE_PAUSE: Final = 1.0
+_LOCK_POLL_SECONDS: Final = 0.5
+_FLUSH_SECONDS: Final = 2.0
+_ENTER_SECONDS: Final = 1.0
+"""How long entering waits for the store, so that a first question finds it open; the port does not wait longer for an unreachable one."""
+_RECORD_SECONDS: Final = 3.0
+"""How long recording waits for the store, to continue what it has; trades go into the journal without it."""
+_STORE_PAUSE_SECONDS: Final = 1.0
+_RESTART_PAUSE_SECONDS: Final = 0.5
+_MAX_PAUSE_SECONDS: Final = 30.0
+_HEALTHY_SECONDS: Final = 60.0
+"""A part that ran this long before it failed is restarted after the shortest pause again."""
 _ANSWER_BYTES: Final = 8 << 20
 
 _TRACK: Final = "track_market adds one."
@@ -58,9 +64,9 @@ Role: TypeAlias = Literal["starting", "recording", "standby"]
 
 
 class Runtime:
-    """The collecting half of WADM, and the view that questions read. An async context manager, entered once.
+    """The recording half of WADM, and the view that questions read. An async context manager, entered once.
 
-    `suffix` sets the data of demo and replay apart in a database, as their folder does on disk.
+    `suffix` separates the data of demo and replay in a database, as their folders do on disk.
     """
 
     def __init__(
@@ -74,7 +80,7 @@ class Runtime:
         self.bus = InMemorySubscriptionBus()
         self.health = Health(clock.now)
         self.tape = Tape()
-        self.tape.awaited = {venue.instrument(symbol) for venue in settings.venues for symbol in settings.WADM_SYMBOLS}
+        self.tape.expect(venue.instrument(symbol) for venue in settings.venues for symbol in settings.WADM_SYMBOLS)
         self.store = open_store(settings, suffix)
         self.cache = open_cache(settings, self.health, suffix)
         self.answers = CachedAnswers(InProcessCache(_ANSWER_BYTES))
@@ -92,9 +98,7 @@ class Runtime:
             _TRACK if settings.WADM_ALLOW_TRACKING else _ASK_OPERATOR,
         )
         self.tracking = Tracking(settings, self.store, self.view, self.health, self._look)
-        self.entered = 0
-        """How often the runtime was entered; once, or something is wrong."""
-        # One process at a time has a data directory, so whoever comes after a crash holds what that one held.
+        # One process at a time has a data directory, so the next one after a crash has the leases of the crashed one.
         self._name = f"{gethostname()}:{settings.WADM_DATA_DIR.absolute()}"
         self._clock = clock
         self._stack = AsyncExitStack()
@@ -103,18 +107,17 @@ class Runtime:
         self._opened = anyio.Event()
         self._state: Role = "starting"
         self._recorder: Recorder | None = None
-        self._roster: SubscriptionManager | None = None
+        self._subscriptions: SubscriptionManager | None = None
         self._follower = Follower(self.tape, self.store, self.health, clock)
 
     async def __aenter__(self) -> Self:
-        self.entered += 1
         self.health.report("store", State.STARTING, "opening")
         self.health.report("recorder", State.STARTING)
         async with AsyncExitStack() as stack:
             tasks = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(tasks.cancel_scope.cancel)
             tasks.start_soon(self._live, tasks)
-            with anyio.move_on_after(_OPENED_WITHIN):
+            with anyio.move_on_after(_ENTER_SECONDS):
                 await self._opened.wait()
             self._stack = stack.pop_all()
         return self
@@ -123,7 +126,7 @@ class Runtime:
         await self._stack.__aexit__(kind, error, traceback)
 
     async def failed(self) -> WadmError:
-        """Waits for what no restart can mend, and returns it. The process should stop and tell it."""
+        """Waits for an error that no restart can mend, and returns it. The process should stop and print it."""
         await self._failed.wait()
         assert self._failure is not None
         return self._failure
@@ -131,8 +134,9 @@ class Runtime:
     @property
     def role(self) -> Role:
         """Does this process record, or does it stand by while others do?"""
-        if self._state == "recording" and (self._roster is None or not self._roster.records):
-            return "standby" if self._roster is not None and self._roster.held_elsewhere else "starting"
+        subscriptions = self._subscriptions
+        if self._state == "recording" and (subscriptions is None or not subscriptions.records):
+            return "standby" if subscriptions is not None and subscriptions.recorded_elsewhere else "starting"
         return self._state
 
     @property
@@ -148,18 +152,18 @@ class Runtime:
     @property
     def waiting(self) -> int:
         """Trades that wait for the store."""
-        return sum(tape.waiting.total() for tape in self.tape)
+        return sum(tape.unstored.total() for tape in self.tape)
 
     def _look(self) -> None:
-        if self._roster is not None:
-            self._roster.look()
+        if self._subscriptions is not None:
+            self._subscriptions.look()
 
     def _store_down(self) -> bool:
         report = self.health.parts.get("store")
         return report is not None and report.state is State.DOWN
 
     async def _live(self, tasks: TaskGroup) -> None:
-        """Cache and store around the collecting, until cancelled or something cannot be mended."""
+        """Open cache and store and collect, until cancelled or something fails that no restart can mend."""
         try:
             self.settings.WADM_DATA_DIR.mkdir(parents=True, exist_ok=True)
             async with self.cache, AsyncExitStack() as stack, anyio.create_task_group() as inner:
@@ -167,7 +171,7 @@ class Runtime:
                     tasks.start_soon(self._supervise, "cache watch", self.cache.watch)
                 inner.start_soon(self.health.tell_changes)
                 inner.start_soon(self._open_store, stack)
-                with anyio.move_on_after(_STORE_FIRST):
+                with anyio.move_on_after(_RECORD_SECONDS):
                     await self._opened.wait()
                 await self._take_turns()
         except OSError as error:
@@ -183,8 +187,8 @@ class Runtime:
             self._opened.set()
 
     async def _open_store(self, stack: AsyncExitStack) -> None:
-        """Open the store, and again for as long as it takes: recording goes on into the journal. A file that is not ours ends it."""
-        pause = _STORE_PAUSE
+        """Open the store, retried while it is unreachable: recording goes on into the journal. A file of another program ends it."""
+        backoff = Backoff(_STORE_PAUSE_SECONDS, _MAX_PAUSE_SECONDS)
         while True:
             try:
                 await stack.enter_async_context(self.store)
@@ -193,9 +197,9 @@ class Runtime:
                 if not mendable:
                     raise
                 self.health.report("store", State.DOWN, str(error))
+                pause = backoff.next()
                 log.warning("store.unreachable", error=error, again_in_s=pause)
                 await anyio.sleep(pause)
-                pause = min(_LONGEST_PAUSE, pause * 2)
             else:
                 self.health.report("store", State.OK)
                 self._opened.set()
@@ -208,38 +212,39 @@ class Runtime:
 
     async def _take_turns(self) -> None:
         """Stand by while another process has the data directory; record once it does not."""
-        with RecorderLock(self.settings.WADM_DATA_DIR) as lease:
-            if not lease.take():
-                await self._stand_by(lease)
+        with RecorderLock(self.settings.WADM_DATA_DIR) as lock:
+            if not lock.take():
+                await self._stand_by(lock)
             await self._record()
 
-    async def _stand_by(self, lease: RecorderLock) -> None:
+    async def _stand_by(self, lock: RecorderLock) -> None:
         self._state = "standby"
         self.tape.recorded_elsewhere = True
         self.health.report("recorder", State.STANDBY, "another process records on this data directory; answers here come from its store")
         log.info("recorder.standby", data=self.settings.WADM_DATA_DIR)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._supervise, "follower", self._follower.run)
-            while not lease.take():  # noqa: ASYNC110 - no event tells that another process lets go
-                await anyio.sleep(_LEASE_EVERY)
+            while not lock.take():  # noqa: ASYNC110 - no event says that another process released the lock
+                await anyio.sleep(_LOCK_POLL_SECONDS)
             tasks.cancel_scope.cancel()
         self.tape.recorded_elsewhere = False
 
     async def _record(self) -> None:
-        """Collect, write and roll up until cancelled; then write what is left. What is stored already can be asked for all along."""
+        """Collect, write and roll up until cancelled; then write what is left. Questions are answered from the store all along."""
         settings, health = self.settings, self.health
         self._state = "recording"
         log.info("recorder.begins", data=settings.WADM_DATA_DIR)
         recorder = self._recorder = Recorder(self.tape, health, self._clock)
-        rollup = Rollup(recorder, self.store, health, self._clock, settings.retention.trades)
+        rollup = Rollup(self.store, health, self._clock, settings.retention.trades)
         limit = settings.WADM_JOURNAL_MAX_MB << 20
         async with Journal(settings.WADM_DATA_DIR / "journal", limit) as journal:
-            writer = Writer(recorder, journal, rollup, self.store, health, settings.retention, self._clock)
+            writer = Writer(recorder, journal, self.store, health)
+            maintenance = Maintenance(recorder, writer, rollup, self.store, health, settings.retention, self._clock)
             health.report("recorder", State.OK)
             await self._catch_up()
-            await self._follow_and_write(recorder, writer)
+            await self._follow_and_write(recorder, writer, maintenance)
 
-    async def _follow_and_write(self, recorder: Recorder, writer: Writer) -> None:
+    async def _follow_and_write(self, recorder: Recorder, writer: Writer, maintenance: Maintenance) -> None:
         settings, health = self.settings, self.health
         try:
             async with RestClient(proxied=not settings.stays_on_loopback) as rest, anyio.create_task_group() as tasks:
@@ -247,61 +252,59 @@ class Runtime:
                 def start(name: str, job: Callable[[], Awaitable[None]]) -> None:
                     tasks.start_soon(self._supervise, name, job)
 
-                roster = self._roster = SubscriptionManager(
-                    settings, self.tape, self.store, recorder, writer, rest, health, self._clock, self._name, start
-                )
+                services = RecordingServices(settings, self.tape, self.store, recorder, maintenance, rest, health, self._clock, start)
+                subscriptions = self._subscriptions = SubscriptionManager(services, self._name)
                 start("writer", writer.run)
+                start("maintenance", maintenance.run)
                 start("audit", self._hourly_audit(recorder, rest).run)
-                start("imports", ImportJobRunner(settings.WADM_DATA_DIR / "import", lambda: roster.histories, health).run)
-                start("follower", partial(self._follower.run, roster))
-                await roster.run()
+                start("imports", ImportJobRunner(settings.WADM_DATA_DIR / "import", lambda: subscriptions.histories, health).run)
+                start("follower", partial(self._follower.run, subscriptions))
+                await subscriptions.run()
         finally:
-            with anyio.move_on_after(_FLUSH_WITHIN, shield=True):
+            with anyio.move_on_after(_FLUSH_SECONDS, shield=True):
                 try:
-                    await writer.flush()
+                    await maintenance.flush()
                 except StoreError as error:
                     log.warning("recorder.not_flushed", trades=self.waiting, error=error)
-                if self._roster is not None:
-                    await self._roster.release_leases()
+                if self._subscriptions is not None:
+                    await self._subscriptions.release_leases()
 
     def _hourly_audit(self, recorder: Recorder, rest: RestClient) -> HourlyAudit:
-        async def told(listing: Listing, window: Window) -> ExchangeFigures:
+        async def fetch(listing: Listing, window: Window) -> ExchangeFigures:
             venue = self.settings.venue(listing.instrument.exchange, listing.instrument.market)
             return await exchange_figures(rest, venue, listing, window)
 
         def recorded() -> list[Listing]:
-            return [followed.tape.listing for followed in recorder.followed]
+            return [each.tape.listing for each in recorder.recorded]
 
-        return HourlyAudit(Auditor(self.store, self.settings.retention, self._clock.now), recorded, told, self.health, self._clock.now)
+        return HourlyAudit(Auditor(self.store, self.settings.retention, self._clock.now), recorded, fetch, self.health, self._clock.now)
 
     async def _catch_up(self) -> None:
-        """Bring the tape up to what is stored, as a follower would: questions are answered before any exchange is."""
+        """Bring the tape up to what is stored, as a follower would: questions are answered before any exchange was asked."""
         try:
             await self._follower.follow()
         except StoreError as error:
             self.health.report("store", State.DOWN, str(error))
-        self._tell_starting()
-
-    def _tell_starting(self) -> None:
         for tape in self.tape:
             self.health.report(str(tape.instrument), State.STARTING, "it is being looked up at its exchange")
 
     async def _supervise(self, name: str, job: Callable[[], Awaitable[None]]) -> None:
-        """Keep a part alive: a failure is logged, shown in health, and met with a restart."""
-        pause = 0.5
+        """Keep a part alive: where it fails, log it, report it to health and restart it."""
+        backoff = Backoff(_RESTART_PAUSE_SECONDS, _MAX_PAUSE_SECONDS)
         while True:
             began = self._clock.monotonic()
             try:
                 await job()
-            except Exception as error:  # noqa: BLE001 - whatever a part fails of, it is told and the part restarted
+            except Exception as error:  # noqa: BLE001 - any failure of a part is logged, and the part restarted
                 if isinstance(error, WadmError):
                     log.error("part.failed", part=name, error=error)
                 else:
                     log.error("part.failed", part=name, error=repr(error), exc_info=error)
                 self.health.count("parts.restarted")
                 self.health.report(name, State.DOWN, f"failed ({type(error).__name__}) and is being restarted")
-                pause = 0.5 if self._clock.monotonic() - began > 60 else min(_LONGEST_PAUSE, pause * 2)
-                await anyio.sleep(pause)
+                if self._clock.monotonic() - began > _HEALTHY_SECONDS:
+                    backoff.reset()
+                await anyio.sleep(backoff.next())
                 self.health.forget(name)
             else:
                 return

@@ -1,49 +1,51 @@
-"""The live tape: what is known now and not yet, or not only, in the store.
+"""The live tape: what this process knows now that is not yet, or not only, in the store.
 
-The recorder (or the follower, where another process records) writes it, queries read it, neither knows the other. All of it
-happens on the event loop, so a reader sees a whole trade or none. Memory is bounded: trades and minutes leave once the store has them.
+The recorder writes it (or the follower, where another process records), queries read it, and neither knows the other. All of it happens
+on the event loop, so a reader sees a whole trade or none. Memory is bounded: trades and minutes leave once the store has them.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+from enum import StrEnum
 from itertools import islice
 from operator import attrgetter
 from typing import Final, NamedTuple, Protocol
 
 import anyio
+import msgspec
 
 from wadm_mcp.analytics.footprint import Footprint
 from wadm_mcp.errors import UnknownSymbol
 from wadm_mcp.model import MINUTE, Instrument, Listing, Span, Trade, Window
 
-UNSAVED_LIMIT: Final = 60_000
-"""Trades of all instruments together that memory holds for questions while the store does not have them, or a `_LOTS`th more."""
+PENDING_LIMIT: Final = 60_000
+"""Trades that memory keeps for questions while the store does not have them, of all instruments together, plus at most one lot."""
 _LOTS: Final = 16
-"""The part of them that is let go at once, where they are too many, and that come in between two counts."""
+"""The limit is checked after each 1/16 of it, and as much is evicted beyond it."""
 MINUTES_LIMIT: Final = 120
-"""Minutes of an instrument that memory holds while the store does not have their figures."""
+"""Minutes of an instrument that memory keeps while the store does not have their figures."""
 
 _timestamp: Final = attrgetter("timestamp")
 
 
 class CoverageSource(Protocol):
-    """What this process knows of an instrument's coverage now."""
+    """Coverage of an instrument as the recorder knows it now."""
 
     @property
     def spans(self) -> Sequence[Span]:
-        """Oldest first; they stand above what the store says of the same time."""
+        """Oldest first; they replace what the store says of the same time."""
         ...
 
     def alive_until(self) -> int | None:
-        """Market time up to which a quiet tail may be claimed; None when it may not."""
+        """Market time (ms) up to which silence may be covered; None when it may not."""
         ...
 
 
 class Repairing(NamedTuple):
-    """A repair under way: trades still missing (0 where the exchange does not number them), how many of those come back from
-    aggregates, and about how long it takes."""
+    """A repair under way: trades still missing (0 where the exchange does not number them), how many of those come back as
+    aggregates, and the estimated seconds left."""
 
     trades: int
     folded: int
@@ -51,13 +53,36 @@ class Repairing(NamedTuple):
 
 
 class Importing(NamedTuple):
-    """An import under way: how far back it is to reach and from when on everything is here (ms), trades a second, and about how many
-    seconds it takes."""
+    """An import under way: the time (ms) that it goes back to, the time from which on everything is imported (ms), trades a second, and
+    the estimated seconds left."""
 
     target: int
     reached: int
     rate: int
     seconds: float
+
+
+class BackfillProgress(NamedTuple):
+    """What is being fetched of an instrument; None where there is nothing to fetch."""
+
+    repairing: Repairing | None = None
+    importing: Importing | None = None
+
+
+class TapeState(StrEnum):
+    """Who writes the tape of an instrument.
+
+    idle -> recording -> idle, and idle -> following -> recording or idle. `start_recording`, `follow_store` and `stop` are the
+    transitions. While recording, `resumed` says whether the tape continues what the store had: until then its minutes may lack trades
+    of an earlier process.
+    """
+
+    IDLE = "idle"
+    """Nobody yet: its minutes are empty, the store alone is read."""
+    FOLLOWING = "following"
+    """The follower: another process records into the store that this process reads."""
+    RECORDING = "recording"
+    """The recorder of this process."""
 
 
 class InstrumentTape:
@@ -66,59 +91,135 @@ class InstrumentTape:
     def __init__(self, listing: Listing) -> None:
         self.listing = listing
         self.minutes: dict[int, Footprint] = {}
-        """By their start: the open minute, and those whose footprint the store does not hold yet. Each is whole as far as the tape goes."""
-        self.rows: Counter[int] = Counter()
-        """Trades that each of these minutes was made of, one by one; whoever derives a minute compares them with what the store holds."""
-        self.adopted = False
-        """Is what the store held before in it? Until then the minutes may lack trades of an earlier process."""
-        self.unsaved: dict[str, Trade] = {}
-        """Trades that are not yet durable, by id, oldest first."""
-        self.waiting: Counter[int] = Counter()
-        """Trades by minute that the store does not hold yet, whether memory still has them or the journal alone."""
-        self.let_go: Counter[int] = Counter()
-        """Those of them that memory let go."""
-        self.saved_until = 0
-        """Latest timestamp of a trade that memory gave to the store."""
+        """By start: the open minute, and those whose footprint the store does not have yet. Each is complete as far as the tape goes."""
+        self.trade_counts: Counter[int] = Counter()
+        """Trades taken one by one into each of these minutes. Before a minute is derived they are compared with those in the store."""
+        self.pending: dict[str, Trade] = {}
+        """Trades that are not durable in the store yet, by id, oldest first."""
+        self.unstored: Counter[int] = Counter()
+        """Trades by minute that the store does not have yet, whether they are in memory or in the journal alone."""
+        self.evicted: Counter[int] = Counter()
+        """Those of them that are in the journal alone."""
         self.newest: Trade | None = None
-        """The trade with the latest timestamp seen."""
-        self.held: CoverageSource | None = None
-        """Coverage as this process knows it; None where another process records."""
-        self.known_until: int | None = None
-        """Where another process records: market time up to which the tape holds what the store's coverage claims."""
-        self.repairing: Repairing | None = None
-        """What is being done about its gaps; None where there is nothing to do."""
-        self.importing: Importing | None = None
-        """What is being brought in of the time before; None where there is nothing to bring."""
+        """The trade with the latest timestamp."""
         self.revising: Counter[int] = Counter()
-        """Trades by settled minute that came late and are not in its stored figures yet."""
+        """Late trades by settled minute that are not in its stored figures yet."""
         self.settled_until = 0
-        """Minutes before this one stand in the store; a later trade of theirs waits for rollup."""
+        """Minutes before this one have figures in the store; a later trade of theirs waits for rollup. 0 until the first trade."""
+        self.backfill = BackfillProgress()
+        self._state = TapeState.IDLE
+        self._resumed = False
+        self._coverage: CoverageSource | None = None
+        self._followed_until: int | None = None
+        self._left_memory_until = 0
+        """Latest timestamp of a trade that left memory."""
 
     @property
     def instrument(self) -> Instrument:
         return self.listing.instrument
 
+    # State.
+
+    @property
+    def state(self) -> TapeState:
+        """Who writes it."""
+        return self._state
+
+    @property
+    def resumed(self) -> bool:
+        """Does the recorded tape continue what the store had before?"""
+        return self._resumed
+
+    @property
+    def coverage(self) -> CoverageSource | None:
+        """Its coverage while it is recorded here; None otherwise."""
+        return self._coverage
+
+    def start_recording(self, coverage: CoverageSource) -> None:
+        """This process records from now on. `resume` follows once the store has been read."""
+        self._state, self._coverage = TapeState.RECORDING, coverage
+        self._followed_until, self._resumed = None, False
+
+    def resume(self, newest: Trade | None) -> None:
+        """What the store had is taken over: its marked minutes by `rebuild_minute`, its coverage by the recorder. `newest` is its newest
+        trade."""
+        if newest is not None and (self.newest is None or newest.timestamp > self.newest.timestamp):
+            self.newest = newest
+        self._resumed = True
+
+    def follow_store(self, newest: Trade | None, until: int) -> None:
+        """Another process records. Of the store's coverage, what lies before `until` (ms) is backed by the minutes that follow."""
+        self._state, self._followed_until = TapeState.FOLLOWING, until
+        self.newest = self.newest or newest
+
+    def stop(self) -> None:
+        """Record no more: another process does. What the store does not have yet stays until it does; the rest is read from there."""
+        self._state, self._coverage, self._followed_until, self._resumed = TapeState.IDLE, None, None, False
+        self.minutes.clear()
+        self.trade_counts.clear()
+        self.revising.clear()
+        self.settled_until = 0
+        self.backfill = BackfillProgress()
+
+    def report_repair(self, progress: Repairing | None) -> None:
+        """How far gap repair is; None where nothing is to be repaired."""
+        self.backfill = self.backfill._replace(repairing=progress)
+
+    def report_import(self, progress: Importing | None) -> None:
+        """How far the import of history is; None where nothing is to be imported."""
+        self.backfill = self.backfill._replace(importing=progress)
+
+    def covered_here(self, stored: Sequence[Span], *, raw: bool = False, store_known: bool = True) -> list[Span]:
+        """Coverage that tape and store back together, oldest first; `stored` is the store's.
+
+        Where `store_known` is false the store was not read: what remains is backed by the tape alone, with `raw` by its single trades.
+        """
+        live = list(self._coverage.spans) if self._coverage is not None else []
+        if not store_known:
+            since = self.raw_since if raw else self.settled_until
+            return [msgspec.structs.replace(span, start=max(span.start, since)) for span in live if since and span.end > since]
+        if self._state is TapeState.RECORDING and self._resumed and self.minutes:
+            # The recorder's own coverage contains what the store had at the start. Its minutes lack what others have recorded since.
+            first = min(self.minutes)
+            stored = [span for span in stored if span.end <= first]
+        elif self._followed_until is not None:
+            until = self._followed_until
+            stored = [msgspec.structs.replace(span, end=min(span.end, until)) for span in stored if span.start <= until]
+        known = {(span.start, span.first_seq) for span in live}
+        both = [*live, *(span for span in stored if (span.start, span.first_seq) not in known)]
+        return sorted(both, key=lambda span: (span.start, span.end))
+
+    def outdated(self, dirty: Iterable[int], until: int) -> set[int]:
+        """Minutes before `until` (ms) whose figures lack late trades for a moment; `dirty` are those that the store marks."""
+        before = self._followed_until if self._followed_until is not None else until
+        complete = self.minutes if self._resumed or self._state is not TapeState.RECORDING else ()
+        return {*self.revising, *(minute for minute in dirty if minute < before and minute not in complete)}
+
+    # Trades and minutes.
+
     def take(self, trades: Sequence[Trade]) -> int:
-        """Take new trades as they came in, and hold them for questions until the store has them; see `add`."""
-        minutes, unsaved = _by_minute(trades), self.unsaved
+        """Take new trades as they came in, and keep them for questions until the store has them; see `add`."""
+        minutes, pending = _by_minute(trades), self.pending
+        if trades and not self.settled_until:
+            self.settled_until = trades[0].timestamp - trades[0].timestamp % MINUTE
         for minute, some in minutes.items():
-            self.waiting[minute] += len(some)
+            self.unstored[minute] += len(some)
         for trade in trades:
-            unsaved[trade.trade_id] = trade
+            pending[trade.trade_id] = trade
         return self._add(minutes)
 
-    def drop_unsaved(self, count: int) -> None:
-        """Let so many of the oldest unsaved trades go: the journal has them. Many at once, for the way to the first one leads over all
-        that left."""
-        gone = list(islice(self.unsaved.values(), count))
+    def evict_oldest(self, count: int) -> None:
+        """Drop the oldest pending trades from memory: the journal has them. Many at once, since finding the first one of a dict passes
+        all that were removed before it."""
+        gone = list(islice(self.pending.values(), count))
         for trade in gone:
-            del self.unsaved[trade.trade_id]
-        self.saved_until = max(self.saved_until, max(map(_timestamp, gone), default=0))
+            del self.pending[trade.trade_id]
+        self._left_memory_until = max(self._left_memory_until, max(map(_timestamp, gone), default=0))
         for minute, some in _by_minute(gone).items():
-            self.let_go[minute] += len(some)
+            self.evicted[minute] += len(some)
 
     def add(self, trades: Iterable[Trade]) -> int:
-        """Take trades into their minutes. How many came late, for a minute that stands in the store already?"""
+        """Add trades to their minutes. Returns how many came late, for a minute whose figures the store has already."""
         return self._add(_by_minute(trades))
 
     def _add(self, minutes: Mapping[int, Sequence[Trade]]) -> int:
@@ -135,56 +236,85 @@ class InstrumentTape:
                     continue
                 footprint = self.minutes[minute] = Footprint(self.listing.scale)
             footprint.add(*trades)
-            self.rows[minute] += len(trades)
+            self.trade_counts[minute] += len(trades)
         return late
 
-    def add_piece(self, minute: int, footprint: Footprint, *, whole: bool = False) -> None:
-        """Take in trades of a minute that are known as a footprint alone and wait for the store. Their place in its path is unknown,
-        unless they are the `whole` minute."""
-        self.waiting[minute] += 1
+    def add_partial(self, minute: int, footprint: Footprint, *, whole: bool = False) -> None:
+        """Add trades of a minute that are known as a footprint alone and are not stored yet. Their place in its path is unknown, unless
+        they are the `whole` minute."""
+        self.unstored[minute] += 1
         if minute not in self.minutes and minute < self.settled_until:
             self.revising[minute] += 1
         elif whole:
             self.minutes[minute] = footprint
         else:
-            self.join_piece(minute, footprint)
+            self.merge_partial(minute, footprint)
 
-    def join_piece(self, minute: int, footprint: Footprint) -> None:
-        """Add a piece's trades to a live minute, whose path is unknown from then on."""
+    def merge_partial(self, minute: int, footprint: Footprint) -> None:
+        """Merge a partial footprint into a live minute, whose path is unknown from then on."""
         live = self.minutes.get(minute) or Footprint(self.listing.scale)
         self.minutes[minute] = merged = live.beside(footprint)
         merged.bar.min_delta = merged.bar.max_delta = None
 
-    def make_minute(self, minute: int, trades: Sequence[Trade]) -> None:
-        """Make a live minute anew of all its trades, in `Trade.order`."""
+    def rebuild_minute(
+        self, minute: int, trades: Sequence[Trade], partials: Iterable[Footprint] = (), *, count_partials: bool = False
+    ) -> None:
+        """Build a live minute from all its trades, in `Trade.order`, and its partial footprints."""
         self.minutes[minute] = footprint = Footprint(self.listing.scale)
         footprint.add(*trades)
-        self.rows[minute] = len(trades)
+        self.trade_counts[minute] = len(trades)
+        for partial in partials:
+            self.merge_partial(minute, partial)
+            self.trade_counts[minute] += count_partials
 
-    def save_piece(self, minute: int) -> None:
-        """The store has a piece of a minute durably."""
-        _less(self.waiting, minute)
+    def mark_partial_stored(self, minute: int) -> None:
+        """The store has a partial footprint of a minute durably."""
+        _subtract(self.unstored, minute)
 
-    def save(self, trades: Collection[Trade]) -> None:
+    def mark_stored(self, trades: Collection[Trade]) -> None:
         """The store has these trades of the instrument durably."""
-        unsaved = self.unsaved
-        self.saved_until = max(self.saved_until, max(map(_timestamp, trades), default=0))
+        pending = self.pending
+        self._left_memory_until = max(self._left_memory_until, max(map(_timestamp, trades), default=0))
         for minute, some in _by_minute(trades).items():
-            held = sum(unsaved.pop(trade.trade_id, None) is not None for trade in some)
-            _less(self.waiting, minute, len(some))
-            _less(self.let_go, minute, len(some) - held)
+            in_memory = sum(pending.pop(trade.trade_id, None) is not None for trade in some)
+            _subtract(self.unstored, minute, len(some))
+            _subtract(self.evicted, minute, len(some) - in_memory)
+
+    # Settling: which minutes have their figures in the store.
+
+    def settle_from(self, minute: int) -> None:
+        """Minutes before this one have their figures in the store, where nothing was known of it yet."""
+        self.settled_until = self.settled_until or minute
+
+    def settle(self, until: int) -> None:
+        """Minutes before `until` have their figures in the store now. Those of which nothing is left to store leave memory."""
+        self.settled_until = until
+        for minute in [minute for minute in self.minutes if minute < until and minute not in self.unstored]:
+            self.drop_minute(minute)
+
+    def follow_minutes(self, dirty: Collection[int], since: int | None) -> None:
+        """Follow the store: `dirty` minutes lack figures there, those before `since` because of late trades. The others leave memory."""
+        self.revising = Counter(minute for minute in dirty if since is not None and minute < since)
+        for minute in [minute for minute in self.minutes if minute not in dirty]:
+            self.drop_minute(minute)
+        if since is not None:
+            self.settled_until = max(self.settled_until, since)
+
+    def mark_revising(self, minutes: Iterable[int]) -> None:
+        """The store marks these minutes as lacking trades, and they are not in memory."""
+        self.revising.update(minutes)
 
     def revised(self, minute: int, trades: int) -> None:
-        """So many late trades of a minute are in its stored figures now."""
-        _less(self.revising, minute, trades)
+        """This many late trades of a minute are in its stored figures now."""
+        _subtract(self.revising, minute, trades)
 
-    def settled_elsewhere(self, marked: Container[int]) -> None:
-        """Late trades of minutes that neither wait nor are `marked` in the store are in stored figures, whoever derived those."""
-        for minute in [minute for minute in self.revising if minute not in marked and minute not in self.waiting]:
+    def forget_revised_elsewhere(self, dirty: Container[int]) -> None:
+        """Another process derived the late minutes that are neither `dirty` in the store nor wait for it."""
+        for minute in [minute for minute in self.revising if minute not in dirty and minute not in self.unstored]:
             del self.revising[minute]
 
-    def bound(self) -> None:
-        """Let the oldest minutes go when the store has been away for long. They are derived from their trades once it is back."""
+    def limit_minutes(self) -> None:
+        """Drop the oldest minutes beyond the limit, as after a long outage of the store: rollup derives them from their stored trades."""
         while len(self.minutes) > MINUTES_LIMIT:
             oldest = min(self.minutes)
             self.drop_minute(oldest)
@@ -192,35 +322,29 @@ class InstrumentTape:
             self.revising[oldest] += 1
 
     def drop_minute(self, minute: int) -> None:
-        """Let a minute go: the store has its figures, or will derive them."""
+        """Drop a minute from memory: the store has its figures, or rollup will derive them."""
         del self.minutes[minute]
-        self.rows.pop(minute, None)
+        self.trade_counts.pop(minute, None)
 
-    def release(self) -> None:
-        """Another process records this instrument now: what is not in the store yet stays until it is, the rest is read from there."""
-        self.minutes.clear()
-        self.rows.clear()
-        self.revising.clear()
-        self.settled_until = 0
-        self.held = self.known_until = self.repairing = self.importing = None
-        self.adopted = False
+    # Reading.
 
     @property
     def raw_since(self) -> int:
-        """From when on memory holds every single trade: just after the latest one that left it; 0 when it holds none."""
-        return max(self.saved_until + 1, min(trade.timestamp for trade in self.unsaved.values()) + 1) if self.unsaved else 0
+        """From when on (ms) memory has every single trade: just after the latest one that left it; 0 when it has none."""
+        if not self.pending:
+            return 0
+        return max(self._left_memory_until + 1, min(trade.timestamp for trade in self.pending.values()) + 1)
 
-    def unsaved_in(
+    def pending_in(
         self, window: Window, *, after: tuple[int, int, int, str] | None = None, limit: int | None = None, newest: bool = False
     ) -> list[Trade]:
-        """Trades of the window that only memory holds, in `Trade.order`: all, or the first `limit` behind `after`, or with `newest` the
-        last ones."""
+        """Pending trades of the window in `Trade.order`: all, or the first `limit` after `after`, or with `newest` the last ones."""
         start, end = window.start if after is None else max(window.start, after[0]), window.end
-        found = [trade for trade in self.unsaved.values() if start <= trade.timestamp < end]
+        found = [trade for trade in self.pending.values() if start <= trade.timestamp < end]
         if after is not None:
             found = [trade for trade in found if trade.timestamp > after[0] or trade.order > after]
         if limit is not None and len(found) > limit:
-            # Tens of thousands wait in a flood: the order of most of them is not worth telling.
+            # Tens of thousands are pending in a flood: sort only those that can be among the result.
             times = sorted(map(_timestamp, found), reverse=newest)
             last = times[limit - 1]
             found = [trade for trade in found if (trade.timestamp >= last if newest else trade.timestamp <= last)]
@@ -228,7 +352,7 @@ class InstrumentTape:
         return found[-limit:] if newest and limit else found[:limit]
 
     def minutes_in(self, window: Window) -> dict[int, Footprint]:
-        """Footprints of the window's minutes that stand above the store's, by start."""
+        """Footprints of the window's minutes that replace the store's, by start."""
         return {start: footprint for start, footprint in self.minutes.items() if start in window}
 
 
@@ -240,8 +364,8 @@ def _by_minute(trades: Iterable[Trade]) -> dict[int, list[Trade]]:
     return minutes
 
 
-def _less(counts: Counter[int], minute: int, by: int = 1) -> None:
-    """Count down, and forget what reaches zero."""
+def _subtract(counts: Counter[int], minute: int, by: int = 1) -> None:
+    """Count down, and remove what reaches zero."""
     left = counts[minute] - by
     if left > 0:
         counts[minute] = left
@@ -254,14 +378,33 @@ class Tape:
 
     def __init__(self) -> None:
         self._instruments: dict[Instrument, InstrumentTape] = {}
-        self.awaited: set[Instrument] = set()
-        """Configured instruments of which nobody knows yet whether their exchange lists them."""
+        self._awaited: set[Instrument] = set()
         self.recorded_elsewhere = False
         """Does another process record into this data directory?"""
-        self.begun = anyio.Event()
-        """Set once everything that can be known about what is followed was asked for."""
-        self.unsaved_limit = UNSAVED_LIMIT
+        self._begun = anyio.Event()
+        self.pending_limit = PENDING_LIMIT
         self._uncounted = 0
+
+    @property
+    def awaited(self) -> Collection[Instrument]:
+        """Configured instruments of which it is not known yet whether their exchange lists them."""
+        return self._awaited
+
+    def expect(self, instruments: Iterable[Instrument]) -> None:
+        """These are configured, and their exchanges have not answered yet."""
+        self._awaited.update(instruments)
+
+    def expect_no_more(self, instrument: Instrument) -> None:
+        """The exchange has answered for this instrument."""
+        self._awaited.discard(instrument)
+
+    def begin(self) -> None:
+        """Every exchange was asked at least once: what can be known about the configured instruments is known."""
+        self._begun.set()
+
+    async def begun(self) -> None:
+        """Returns after `begin`."""
+        await self._begun.wait()
 
     def follow(self, listing: Listing) -> InstrumentTape:
         """The tape of an instrument, made when it is new; the listing is brought up to date."""
@@ -269,23 +412,23 @@ class Tape:
         if tape is None:
             tape = self._instruments[listing.instrument] = InstrumentTape(listing)
         tape.listing = listing
-        self.awaited.discard(listing.instrument)
+        self._awaited.discard(listing.instrument)
         return tape
 
-    def bound_unsaved(self, taken: int) -> None:
-        """So many trades were taken: where all instruments hold too many that are not saved, each lets the same part of its own go."""
+    def limit_pending(self, taken: int) -> None:
+        """So many trades were taken: beyond the limit every instrument evicts the same share of its pending trades."""
         self._uncounted += taken
-        lot = self.unsaved_limit // _LOTS
+        lot = self.pending_limit // _LOTS
         if self._uncounted <= lot:
             return
         self._uncounted = 0
-        held = sum(len(tape.unsaved) for tape in self)
-        if held > self.unsaved_limit:
+        pending = sum(len(tape.pending) for tape in self)
+        if pending > self.pending_limit:
             for tape in self:
-                tape.drop_unsaved(len(tape.unsaved) * (held - self.unsaved_limit + lot) // held)
+                tape.evict_oldest(len(tape.pending) * (pending - self.pending_limit + lot) // pending)
 
-    def keep(self, instruments: Collection[Instrument]) -> list[Instrument]:
-        """Forget every instrument but these; which were forgotten."""
+    def keep_only(self, instruments: Collection[Instrument]) -> list[Instrument]:
+        """Forget every instrument but these; returns those forgotten."""
         gone = [instrument for instrument in self._instruments if instrument not in instruments]
         for instrument in gone:
             del self._instruments[instrument]
@@ -310,5 +453,5 @@ class Tape:
 
     @property
     def listings(self) -> Iterable[Listing]:
-        """Listings of the followed instruments, in the order they were followed."""
+        """Listings of the followed instruments, in the order in which they were first followed."""
         return [tape.listing for tape in self]

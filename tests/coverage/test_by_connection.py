@@ -21,7 +21,7 @@ def made(number: int, at: int) -> Trade:
 
 def heard(continuity: ConnectionCoverage, connection: int, *trades: Trade, at: int | None = None) -> None:
     """One frame."""
-    continuity.heard(connection, trades[-1].timestamp if at is None else at)
+    continuity.frame_received(connection, trades[-1].timestamp if at is None else at)
     for each in trades:
         continuity.take(each)
 
@@ -43,15 +43,15 @@ def test_a_connection_covers_from_just_after_its_first_trade_to_its_last() -> No
 
 def test_an_old_trade_repeated_at_subscribe_is_held_and_claims_no_time() -> None:
     continuity = ConnectionCoverage()
-    continuity.heard(1, NOON)
+    continuity.frame_received(1, NOON)
     assert continuity.take(made(1, NOON - 42_000))
     assert continuity.spans == []
 
 
 def test_every_reconnect_is_a_gap_where_ids_do_not_count() -> None:
     continuity = observed()
-    continuity.lost(1, "disconnect")
-    assert not continuity.living
+    continuity.connection_lost(1, "disconnect")
+    assert not continuity.alive
     heard(continuity, 2, made(3, NOON + 900))
     first, second = continuity.spans
     assert (first.end, second.start, second.opened_by) == (NOON + 50, NOON + 901, "disconnect")
@@ -62,7 +62,7 @@ def test_connections_that_overlap_leave_no_gap() -> None:
     continuity = observed()
     heard(continuity, 2, made(3, NOON + 60))
     heard(continuity, 1, made(3, NOON + 60))
-    continuity.lost(1, "disconnect")
+    continuity.connection_lost(1, "disconnect")
     heard(continuity, 2, made(4, NOON + 90))
     assert stretches(continuity) == [(6, 90)]
 
@@ -79,13 +79,13 @@ def test_a_connection_that_went_mute_beside_a_living_one_is_no_gap() -> None:
     continuity = observed()
     heard(continuity, 2, made(2, NOON + 50))
     heard(continuity, 2, made(3, NOON + 900))
-    continuity.lost(1, "mute")
+    continuity.connection_lost(1, "mute")
     assert stretches(continuity) == [(6, 900)]
 
 
 def test_the_newest_trades_of_the_exchange_that_reach_over_a_gap_close_it() -> None:
     continuity = observed()
-    continuity.lost(1, "disconnect")
+    continuity.connection_lost(1, "disconnect")
     heard(continuity, 2, made(5, NOON + 900), made(6, NOON + 950))
     newest = [made(2, NOON + 50), made(3, NOON + 70), made(4, NOON + 200), made(5, NOON + 900)]
     assert continuity.prove(newest)
@@ -95,7 +95,7 @@ def test_the_newest_trades_of_the_exchange_that_reach_over_a_gap_close_it() -> N
 
 def test_newest_trades_that_reach_over_a_part_of_a_gap_close_that_part() -> None:
     continuity = observed()
-    continuity.lost(1, "disconnect")
+    continuity.connection_lost(1, "disconnect")
     heard(continuity, 2, made(5, NOON + 900), made(6, NOON + 950))
     assert continuity.prove([made(4, NOON + 200), made(5, NOON + 900)])
     assert [(gap.start - NOON, gap.end - NOON) for gap in continuity.missing()] == [(50, 201)]
@@ -103,7 +103,7 @@ def test_newest_trades_that_reach_over_a_part_of_a_gap_close_that_part() -> None
 
 def test_while_nothing_followed_a_first_trade_its_millisecond_is_not_proven() -> None:
     continuity = observed()
-    continuity.lost(1, "disconnect")
+    continuity.connection_lost(1, "disconnect")
     heard(continuity, 2, made(5, NOON + 900))
     assert not continuity.prove([made(2, NOON + 50), made(5, NOON + 900)])
     heard(continuity, 2, made(6, NOON + 901))
@@ -114,14 +114,14 @@ def test_while_nothing_followed_a_first_trade_its_millisecond_is_not_proven() ->
 def test_of_two_connections_that_met_in_a_millisecond_each_may_have_missed_what_lies_between() -> None:
     continuity = observed()
     heard(continuity, 2, made(4, NOON + 50))
-    continuity.lost(1, "disconnect")
+    continuity.connection_lost(1, "disconnect")
     heard(continuity, 2, made(5, NOON + 90))
     assert stretches(continuity) == [(6, 50), (51, 90)]
 
 
 def test_newest_trades_that_lag_behind_the_stream_prove_nothing_yet() -> None:
     continuity = observed()
-    continuity.lost(1, "disconnect")
+    continuity.connection_lost(1, "disconnect")
     heard(continuity, 2, made(5, NOON + 900))
     assert not continuity.prove([made(2, NOON + 50), made(3, NOON + 70)])
     assert len(continuity.missing()) == 1
@@ -129,7 +129,7 @@ def test_newest_trades_that_lag_behind_the_stream_prove_nothing_yet() -> None:
 
 def test_a_frame_that_could_not_be_read_may_have_held_trades() -> None:
     continuity = observed()
-    continuity.doubt(1)
+    continuity.frame_unreadable(1)
     heard(continuity, 1, made(4, NOON + 90))
     heard(continuity, 1, made(5, NOON + 99))
     assert stretches(continuity) == [(6, 50), (91, 99)]
@@ -139,7 +139,7 @@ def test_a_frame_that_could_not_be_read_may_have_held_trades() -> None:
 def test_a_frame_that_could_not_be_read_beside_another_connection_is_no_gap() -> None:
     continuity = observed()
     heard(continuity, 2, made(2, NOON + 50))
-    continuity.doubt(1)
+    continuity.frame_unreadable(1)
     heard(continuity, 2, made(3, NOON + 70))
     heard(continuity, 1, made(4, NOON + 90))
     heard(continuity, 2, made(4, NOON + 90))
@@ -149,8 +149,8 @@ def test_a_frame_that_could_not_be_read_beside_another_connection_is_no_gap() ->
 
 def test_a_connection_that_never_delivered_covers_nothing_and_ends_nothing() -> None:
     continuity = observed()
-    continuity.lost(7, "disconnect")
-    assert continuity.living
+    continuity.connection_lost(7, "disconnect")
+    assert continuity.alive
 
 
 def test_repeats_are_known_by_their_id_also_after_a_restart() -> None:
@@ -166,7 +166,7 @@ def remembered(continuity: ConnectionCoverage) -> int:
 def test_repeats_are_dropped_for_as_long_as_connections_may_be_apart_and_no_longer() -> None:
     continuity = ConnectionCoverage()
     for number in range(1_000):
-        continuity.heard(1, NOON + 100 * number)
+        continuity.frame_received(1, NOON + 100 * number)
         assert continuity.take(made(number, NOON + 100 * number))
         behind = max(0, number - 199)
         assert not continuity.take(made(behind, NOON + 100 * behind))
@@ -177,7 +177,7 @@ def test_repeats_are_dropped_for_as_long_as_connections_may_be_apart_and_no_long
 def test_of_a_quiet_instrument_the_newest_repeats_are_dropped_however_old() -> None:
     continuity = ConnectionCoverage()
     for number in range(500):
-        continuity.heard(1, NOON + 60_000 * number)
+        continuity.frame_received(1, NOON + 60_000 * number)
         assert continuity.take(made(number, NOON + 60_000 * number))
         assert not continuity.take(made(max(0, number - 49), NOON))
     assert remembered(continuity) <= 100
@@ -202,15 +202,15 @@ def test_an_old_trade_that_the_exchange_tells_late_is_new() -> None:
 def test_of_the_newest_trades_those_are_wanted_that_no_span_claims_and_each_once() -> None:
     continuity = observed()
     heard(continuity, 1, made(3, NOON + 60_000))
-    continuity.lost(1, "disconnect")
+    continuity.connection_lost(1, "disconnect")
     heard(continuity, 2, made(5, NOON + 90_000))
     heard(continuity, 2, made(6, NOON + 120_000))
     newest = [made(10 + number, NOON + at) for number, at in enumerate((2, 5, 6, 30_000, 60_000, 75_000, 90_000, 90_001, 120_000, 130_000))]
     newest += [made(3, NOON + 60_000), made(5, NOON + 90_000), made(6, NOON + 120_000)]
-    assert [trade.timestamp - NOON for trade in continuity.wanted(newest)] == [2, 5, 60_000, 75_000, 90_000, 120_000, 130_000]
+    assert [trade.timestamp - NOON for trade in continuity.unclaimed(newest)] == [2, 5, 60_000, 75_000, 90_000, 120_000, 130_000]
     later = made(30, NOON + 140_000)
-    assert continuity.wanted([*newest, later]) == [later]
-    assert ConnectionCoverage().wanted(newest) == newest
+    assert continuity.unclaimed([*newest, later]) == [later]
+    assert ConnectionCoverage().unclaimed(newest) == newest
 
 
 def test_a_repair_that_has_to_be_tried_again_brings_each_trade_once() -> None:
@@ -218,16 +218,16 @@ def test_a_repair_that_has_to_be_tried_again_brings_each_trade_once() -> None:
     continuity = ConnectionCoverage()
     for number in range(60):
         heard(continuity, 1, made(number, NOON + 1_000 * number))
-    continuity.lost(1, "disconnect")
+    continuity.connection_lost(1, "disconnect")
     heard(continuity, 2, made(180, NOON + 180_000))
     newest = [made(number, NOON + 1_000 * number) for number in range(20, 181)]
-    assert sum(continuity.take(each, "repaired") for each in continuity.wanted(newest)) == 120
+    assert sum(continuity.take(each, "repaired") for each in continuity.unclaimed(newest)) == 120
     assert not continuity.prove(newest)
     heard(continuity, 2, made(181, NOON + 181_000))
-    continuity.heard(3, NOON + 181_000)
+    continuity.frame_received(3, NOON + 181_000)
     assert not continuity.take(made(180, NOON + 180_000))
     newest.append(made(181, NOON + 181_000))
-    assert sum(continuity.take(each, "repaired") for each in continuity.wanted(newest)) == 0
+    assert sum(continuity.take(each, "repaired") for each in continuity.unclaimed(newest)) == 0
     assert continuity.prove(newest)
     assert continuity._told == set()
 
@@ -274,7 +274,7 @@ class ObservedMachine(RuleBasedStateMachine):
         connection = data.draw(st.sampled_from([name for name, pipe in self.pipes.items() if pipe]))
         pipe = self.pipes[connection]
         count = data.draw(st.integers(1, len(pipe)))
-        self.continuity.heard(connection, self.now)
+        self.continuity.frame_received(connection, self.now)
         for _ in range(count):
             each = pipe.popleft()
             assert self.continuity.take(each) == (each.trade_id not in self.held)
@@ -287,7 +287,7 @@ class ObservedMachine(RuleBasedStateMachine):
     def cut(self, data: st.DataObject, reason: str) -> None:
         connection = data.draw(st.sampled_from(sorted(self.pipes)))
         del self.pipes[connection]
-        self.continuity.lost(connection, reason)
+        self.continuity.connection_lost(connection, reason)
 
     @precondition(lambda self: any(self.pipes.values()))
     @rule(data=st.data())
@@ -295,7 +295,7 @@ class ObservedMachine(RuleBasedStateMachine):
         """A frame that cannot be read: nobody knows what was in it."""
         connection = data.draw(st.sampled_from([name for name, pipe in self.pipes.items() if pipe]))
         self.pipes[connection].popleft()
-        self.continuity.doubt(connection)
+        self.continuity.frame_unreadable(connection)
         # What it brings from now on is a stretch of its own.
         self.ended.append(self.brought[connection])
         self.brought[connection] = []

@@ -13,7 +13,7 @@ from wadm_mcp.storage.store import grown
 
 def counted(*ids: int) -> SequenceCoverage:
     continuity = SequenceCoverage(())
-    continuity.heard(1, NOON)
+    continuity.frame_received(1, NOON)
     for number in ids:
         continuity.take(trade(number, NOON + number))
     return continuity
@@ -46,16 +46,16 @@ def test_a_repeated_id_is_not_new() -> None:
 
 def test_a_reconnect_that_missed_nothing_leaves_one_span() -> None:
     continuity = counted(5, 6)
-    continuity.lost(1, "disconnect")
-    continuity.heard(2, NOON + 100)
+    continuity.connection_lost(1, "disconnect")
+    continuity.frame_received(2, NOON + 100)
     continuity.take(trade(7, NOON + 100))
     assert len(continuity.spans) == 1
 
 
 def test_a_reconnect_that_missed_trades_says_what_opened_the_gap() -> None:
     continuity = counted(5, 6)
-    continuity.lost(1, "mute")
-    continuity.heard(2, NOON + 100)
+    continuity.connection_lost(1, "mute")
+    continuity.frame_received(2, NOON + 100)
     continuity.take(trade(9, NOON + 100))
     assert [span.opened_by for span in continuity.spans] == ["start", "mute"]
 
@@ -108,14 +108,14 @@ def test_two_spans_of_different_reasons_that_follow_one_another_are_no_gap() -> 
 
 def test_a_run_without_rows_is_held_as_one_and_says_so() -> None:
     continuity = counted(5, 9)
-    assert continuity.fold(6, 8, NOON + 6, NOON + 8, "repaired")
-    assert not continuity.fold(8, 8, NOON + 8, NOON + 8, "repaired")
+    assert continuity.take_folded(6, 8, NOON + 6, NOON + 8, "repaired")
+    assert not continuity.take_folded(8, 8, NOON + 8, NOON + 8, "repaired")
     assert [(span.first_seq, span.last_seq, span.raw) for span in continuity.spans] == [(5, 5, True), (6, 8, False), (9, 9, True)]
 
 
 def test_what_the_exchange_lacks_is_asked_for_no_more_and_claimed_by_nobody() -> None:
     continuity = counted(5, 12)
-    continuity.lack(7, 8)
+    continuity.mark_absent(7, 8)
     assert [(gap.first, gap.last) for gap in continuity.missing()] == [(6, 6), (9, 11)]
     assert [(span.first_seq, span.last_seq, span.reason) for span in continuity.spans if span.reason == "absent"] == [(7, 8, "absent")]
     assert continuity.take(trade(7, NOON + 7), "repaired")
@@ -123,7 +123,7 @@ def test_what_the_exchange_lacks_is_asked_for_no_more_and_claimed_by_nobody() ->
 
 def test_what_a_store_held_is_adopted_beside_what_came_in_meanwhile() -> None:
     continuity = counted(60, 61)
-    continuity.adopt([Span(NOON, NOON + 50, 1, 50, Basis.EXACT), Span(NOON, NOON + 55, 52, 55, Basis.EXACT, "absent", "absent")])
+    continuity.add_stored([Span(NOON, NOON + 50, 1, 50, Basis.EXACT), Span(NOON, NOON + 55, 52, 55, Basis.EXACT, "absent", "absent")])
     assert not continuity.take(trade(50))
     assert [(gap.first, gap.last) for gap in continuity.missing()] == [(51, 51), (56, 59)]
 
@@ -156,7 +156,7 @@ class CountedMachine(RuleBasedStateMachine):
     def fold(self, first: int, count: int) -> None:
         ids = range(first, first + count)
         free = not any(number in self.held for number in ids)
-        assert self.continuity.fold(ids[0], ids[-1], self.at(ids[0]), self.at(ids[-1]), "repaired") == free
+        assert self.continuity.take_folded(ids[0], ids[-1], self.at(ids[0]), self.at(ids[-1]), "repaired") == free
         if free:
             self.held.update(dict.fromkeys(ids, ("repaired", False)))
 
@@ -166,7 +166,7 @@ class CountedMachine(RuleBasedStateMachine):
         gap = data.draw(st.sampled_from(self.continuity.missing()))
         first = data.draw(st.integers(gap.first, gap.last))
         last = data.draw(st.integers(first, gap.last))
-        self.continuity.lack(first, last)
+        self.continuity.mark_absent(first, last)
         self.absent.update(range(first, last + 1))
 
     @rule()
@@ -180,7 +180,7 @@ class CountedMachine(RuleBasedStateMachine):
         """Only what is saved survives."""
         self.save()
         self.continuity = SequenceCoverage()
-        self.continuity.adopt(self.stored.values())
+        self.continuity.add_stored(self.stored.values())
 
     @rule(numbers=st.lists(st.integers(50, 90), max_size=8))
     def be_late_to_adopt(self, numbers: list[int]) -> None:
@@ -190,7 +190,7 @@ class CountedMachine(RuleBasedStateMachine):
         for number in numbers:
             self.continuity.take(trade(number, self.at(number)), "live")
             self.held.setdefault(number, ("live", True))
-        self.continuity.adopt(self.stored.values())
+        self.continuity.add_stored(self.stored.values())
 
     @invariant()
     def spans_are_what_is_held(self) -> None:

@@ -69,7 +69,7 @@ def runtime() -> FakeRuntime:
             torn = Span(TORN[1], NOW + MINUTE, 0, 0, Basis.OBSERVED, opened_by="disconnect")
             spans = [Span(BEGUN, TORN[0], 0, 0, Basis.OBSERVED), torn]
         world.cover(instrument, BEGUN, NOW)
-        held = world.tape[instrument].held
+        held = world.tape[instrument].coverage
         assert held is not None
         held.spans = spans  # pyright: ignore[reportAttributeAccessIssue]
     served = FakeRuntime()

@@ -221,7 +221,7 @@ async def test_an_unknown_symbol_gets_near_matches() -> None:
 
 def _without_instruments() -> World:
     world = World(now=NOON)
-    world.tape.keep([])
+    world.tape.keep_only([])
     return world
 
 

@@ -81,7 +81,7 @@ async def test_the_flow_that_comes_first_leads_and_the_unrelated_one_is_noise() 
 
 async def test_bars_that_a_gap_touches_are_not_compared() -> None:
     world = _world()
-    held = world.tape[BYBIT].held
+    held = world.tape[BYBIT].coverage
     assert held is not None
     torn = NOON - HOUR + 30_000
     held.spans = [  # pyright: ignore[reportAttributeAccessIssue]

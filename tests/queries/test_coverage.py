@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.market import BYBIT, NOON, SPOT, listing
 from tests.queries.world import Held, World, made
 from wadm_mcp.model import DAY, HOUR, MINUTE, Basis, Retention, Span, Timeframe, Window
-from wadm_mcp.queries.coverage import IN_TRANSIT, LISTED, Gap, Judgement, coverage, judge, lost_bars, lost_trades
+from wadm_mcp.queries.coverage import IN_TRANSIT, LISTED, Gap, Judgement, coverage, expired_bars, expired_trades, judge
 from wadm_mcp.queries.scope import ask, read_scope
 from wadm_mcp.tape import Importing
 
@@ -202,14 +202,14 @@ _LIVES = Retention(HOUR, DAY, 10 * DAY)
     ],
 )
 def test_old_minutes_are_lost_where_no_whole_hour_stands_for_them(window: Window, unit: Timeframe, lost: list[Window]) -> None:
-    assert lost_bars(_LIVES, NOON, window, unit) == lost
-    assert lost_bars(None, NOON, window, unit) == []
+    assert expired_bars(_LIVES, NOON, window, unit) == lost
+    assert expired_bars(None, NOON, window, unit) == []
 
 
 def test_raw_trades_are_lost_after_their_life() -> None:
-    assert lost_trades(_LIVES, NOON, Window(NOON - 2 * HOUR, NOON)) == [Window(NOON - 2 * HOUR, NOON - HOUR)]
-    assert lost_trades(_LIVES, NOON, Window(NOON - HOUR, NOON)) == []
-    assert lost_trades(None, NOON, Window(0, NOON)) == []
+    assert expired_trades(_LIVES, NOON, Window(NOON - 2 * HOUR, NOON)) == [Window(NOON - 2 * HOUR, NOON - HOUR)]
+    assert expired_trades(_LIVES, NOON, Window(NOON - HOUR, NOON)) == []
+    assert expired_trades(None, NOON, Window(0, NOON)) == []
 
 
 @anyio_test
@@ -258,7 +258,7 @@ async def test_of_equally_covered_parts_the_one_that_lags_most_is_on_top() -> No
     scope = read_scope(world.view, ask(world.view, "q"), symbol="BTCUSDT")
     assert (await coverage(world.view, scope))["lag_ms"] == 5_000
     world.tape[BYBIT].newest = None
-    world.tape[BYBIT].unsaved.clear()
+    world.tape[BYBIT].pending.clear()
     assert (await coverage(world.view, scope))["lag_ms"] is None
 
 
@@ -279,7 +279,7 @@ async def test_the_newest_trade_comes_from_the_store_when_memory_is_empty_and_as
 async def test_of_many_gaps_the_newest_are_listed_and_the_others_counted() -> None:
     world = World(listing(SPOT), now=NOON)
     spans = [observed(NOON - (index + 1) * MINUTE, NOON - index * MINUTE - 1_000) for index in reversed(range(60))]
-    world.tape[SPOT].held = Held(spans)
+    world.tape[SPOT].coverage = Held(spans)
     told = await coverage(world.view, read_scope(world.view, ask(world.view, "q"), symbol="BTCUSDT", exchange="binance"))
     assert list(told)[2:4] == ["gaps", "more_gaps"]
     assert (len(told["gaps"]), told["more_gaps"]) == (LISTED, 60 - LISTED)

@@ -66,8 +66,8 @@ def tape_world(until: int = NOW, gap: tuple[int, int] | None = None, more: tuple
             spans = [Span(begun, gap[0], 0, 0, Basis.OBSERVED), Span(gap[1], until + MINUTE, 0, 0, Basis.OBSERVED, opened_by="disconnect")]
         held = world.tape[instrument]
         world.cover(instrument, begun, until)
-        assert held.held is not None
-        held.held.spans = spans  # pyright: ignore[reportAttributeAccessIssue]
+        assert held.coverage is not None
+        held.coverage.spans = spans  # pyright: ignore[reportAttributeAccessIssue]
     return world
 
 

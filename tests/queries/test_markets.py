@@ -14,7 +14,7 @@ pytestmark = pytest.mark.anyio
 
 async def test_every_followed_instrument_has_a_row() -> None:
     world = World(now=NOON)
-    world.tape[SPOT].held = Held(
+    world.tape[SPOT].coverage = Held(
         [
             Span(NOON - 30 * HOUR, NOON - 12 * HOUR, 1, 9, Basis.EXACT),
             Span(NOON - 6 * HOUR, NOON, 12, 20, Basis.EXACT, "live", "disconnect"),
@@ -78,7 +78,7 @@ async def test_a_standby_tells_the_newest_trade_of_the_store() -> None:
 
 async def test_without_its_store_the_table_says_that_it_tells_the_live_tape_alone() -> None:
     world = World(now=NOON)
-    world.tape[SPOT].held = Held([Span(NOON - 30 * HOUR, NOON, 1, 9, Basis.EXACT)])
+    world.tape[SPOT].coverage = Held([Span(NOON - 30 * HOUR, NOON, 1, 9, Basis.EXACT)])
     world.tape[SPOT].settled_until = NOON - 6 * HOUR
     world.view.alone = True
     answer = await markets(world.view, Health(world.clock.now))
@@ -88,5 +88,5 @@ async def test_without_its_store_the_table_says_that_it_tells_the_live_tape_alon
 
 async def test_nothing_followed_is_an_empty_table() -> None:
     world = World(now=NOON)
-    world.tape.keep([])
+    world.tape.keep_only([])
     assert (await markets(world.view, Health(world.clock.now)))["markets"]["rows"] == []

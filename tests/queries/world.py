@@ -161,7 +161,7 @@ class World:
             if one.timestamp < durable_until:
                 self.store.kept[one.instrument].append(one)
             else:
-                tape.unsaved[one.trade_id] = one
+                tape.pending[one.trade_id] = one
             if tape.newest is None or one.timestamp >= tape.newest.timestamp:
                 tape.newest = one
             if Timeframe.M1.floor(one.timestamp) + Timeframe.M1.ms > settled_until:
@@ -175,7 +175,7 @@ class World:
 
     def cover(self, instrument: Instrument, start: int, end: int, *, alive: int | None = None, basis: Basis = Basis.OBSERVED) -> Self:
         """The tape of an instrument is complete from start to end."""
-        self.tape[instrument].held = Held([Span(start, end, 0, 0, basis)], alive)
+        self.tape[instrument].coverage = Held([Span(start, end, 0, 0, basis)], alive)
         return self
 
 

@@ -175,7 +175,7 @@ class FakeRuntime:
             self.health.report(str(instrument), State.OK)
         for second in range(TRADES):
             self.trade(at=NOON + second * 1000, side="SELL" if second % 10 == 0 else "BUY", price=6_000_000 + second % 7)
-        self.tape[SPOT].held = _Held()
+        self.tape[SPOT].coverage = _Held()
 
     async def __aenter__(self) -> Self:
         self.entries += 1
@@ -197,7 +197,7 @@ class FakeRuntime:
         self._trades += 1
         new = trade(self._trades, at if at is not None else self.clock.now() - 1, price, 100, side)
         self.tape[SPOT].add([new])
-        self.tape[SPOT].unsaved[new.trade_id] = new
+        self.tape[SPOT].pending[new.trade_id] = new
 
 
 @asynccontextmanager

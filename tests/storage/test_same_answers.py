@@ -83,7 +83,7 @@ class Run(Recording):
 
     async def begin(self) -> None:
         for instrument in INSTRUMENTS:
-            followed = self.recorder.follow(listing(instrument), numbered=instrument.exchange == "binance")
+            followed = self.recorder.start(listing(instrument), numbered=instrument.exchange == "binance")
             await self.writer.adopt(followed)
 
     async def trade(self, *trades: Trade) -> None:

@@ -12,7 +12,7 @@ import anyio
 from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
 
-from wadm_mcp.collection.lease import RecorderLock
+from wadm_mcp.collection.recorder_lock import RecorderLock
 from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.errors import FrameError, WadmError
 from wadm_mcp.exchanges.exchange import Trades, Venue

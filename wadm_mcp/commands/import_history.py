@@ -18,7 +18,7 @@ from anyio import to_thread
 from wadm_mcp.clock import now_ms
 from wadm_mcp.collection.backfill import import_jobs as imports
 from wadm_mcp.collection.backfill.import_jobs import ImportJob, ImportProgress
-from wadm_mcp.collection.lease import RecorderLock
+from wadm_mcp.collection.recorder_lock import RecorderLock
 from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.commands.audit import Choice
 from wadm_mcp.errors import ArchiveError, ExchangeError, QueryError, SettingError, WadmError
@@ -55,7 +55,7 @@ async def import_history(settings: Settings, choice: Choice, files: Sequence[Pat
         return 0
     name, folder = f"{now}-{os.getpid()}", settings.WADM_DATA_DIR / "import"
     try:
-        await to_thread.run_sync(imports.leave, folder, name, order)
+        await to_thread.run_sync(imports.leave_job, folder, name, order)
     except OSError as error:
         raise unusable_folder(settings.WADM_DATA_DIR, error) from error
     found: list[ImportProgress] = []
@@ -70,7 +70,7 @@ async def import_history(settings: Settings, choice: Choice, files: Sequence[Pat
                     tasks.start_soon(_until_failed, runtime)
                 found.append(await _watch(folder, name))
     finally:
-        imports.withdraw(folder, name)
+        imports.withdraw_job(folder, name)
     if not found:
         print_lines(["stopped; what is imported stays, and the same command goes on from there"])
         return 0
@@ -173,7 +173,7 @@ async def _watch(folder: Path, name: str) -> ImportProgress:
     terminal = sys.stderr.isatty()
     try:
         while True:
-            how = await to_thread.run_sync(imports.progress, folder, name)
+            how = await to_thread.run_sync(imports.read_progress, folder, name)
             if how is not None and how.done:
                 return how
             if how is None and time.monotonic() - began > _PATIENCE:

@@ -84,7 +84,7 @@ def status_line(runtime: Runtime, rate: int, replay: ReplayFeed | None) -> str:
             told.append(f"{runtime.waiting:,} wait for the store")
     else:
         told.append(f"{len(followed)} instruments")
-    imports = [tape.importing for tape in runtime.tape if tape.importing is not None]
+    imports = [importing for tape in runtime.tape if (importing := tape.backfill.importing) is not None]
     if imports:
         reached = datetime.fromtimestamp(max(one.reached for one in imports) / SECOND, UTC).strftime("%Y-%m-%d %H:%MZ")
         rate, seconds = max(one.rate for one in imports), max(one.seconds for one in imports)

@@ -1,8 +1,8 @@
-"""Continuity by connections, where ids do not count: the tape is complete between two frames that one connection delivered.
+"""Coverage by connections, where ids do not count: the tape is complete between two frames that one connection delivered.
 
-A connection vouches for the time from its first frame to the last trade it brought, no further: one that went mute looks alive, and
-only its next frame proves that nothing was lost before it. What all connections vouch for together is held. What lies between is
-proven afterwards, if at all, by the exchange's newest trades reaching over both edges of the gap (exchanges.md 5).
+A connection covers the time from its first frame to the last trade it delivered, and no further: a stale connection looks alive, and
+only its next frame proves that nothing was lost before. The covered time of an instrument is what its connections cover together. A gap
+is proven closed afterwards, if at all, by the exchange's newest trades when they overlap both of its edges (docs/exchanges.md 5).
 """
 
 from __future__ import annotations
@@ -11,162 +11,167 @@ from bisect import insort
 from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
-from wadm_mcp.coverage.spans import IMPORTED, LIVE, REPAIRED, MissingRange, OpenSpan, Spans
-from wadm_mcp.model import SECOND, Basis, Span, Trade, Window
+from wadm_mcp.coverage.spans import MissingRange, OpenSpan, SpanList
+from wadm_mcp.model import SECOND, Basis, GapReason, Span, SpanReason, Trade, Window
 
-_REMEMBERED_FOR: Final = 20 * SECOND
-_REMEMBERED_LEAST: Final = 50
-_REMEMBERED_MOST: Final = 30_000
-"""Trades within this time of the exchange, or among the newest of this number, are remembered to drop repeats, up to twice as long and
-as many: connections may be seconds apart. Each by the hash of its id alone, for those of hundreds of instruments are in memory. The
-store's identity is the net below."""
-_REPLAYED: Final = 2 * SECOND
-"""A trade this much older than its frame was repeated at subscribe (exchanges.md 3.2): it proves nothing about now."""
+_REMEMBERED_MS: Final = 20 * SECOND
+_REMEMBERED_MIN: Final = 50
+_REMEMBERED_MAX: Final = 30_000
+"""Trades within this time of the exchange, or among this many newest ones, are remembered to drop repeats, at most twice as long and as
+many: connections may be seconds apart. Only the hash of each id is kept, since hundreds of instruments share the memory. A repeat that
+is missed here is dropped by the store, which identifies trades."""
+_REPLAYED_MS: Final = 2 * SECOND
+"""A trade this much older than its frame was repeated on subscribe (docs/exchanges.md 3.2) and proves nothing about now."""
 
 
-class ConnectionCoverage(Spans):
-    """What is held where nothing counts the trades."""
+class ConnectionCoverage(SpanList):
+    """Coverage where nothing counts the trades."""
 
     basis = Basis.OBSERVED
 
-    def __init__(self, known: Iterable[Span] = (), recent: Sequence[Trade] = ()) -> None:
+    def __init__(self, stored: Iterable[Span] = (), recent: Sequence[Trade] = ()) -> None:
         super().__init__()
-        self._seen: dict[int, None] = {}
-        self._seen_before: dict[int, None] = {}
-        self._seen_since = 0
-        self._told: set[str] = set()
-        """Ids of the exchange's newest trades as they were told last, until they have proven what they can."""
-        self._vouches: dict[int, OpenSpan | None] = {}
-        """The span that each living connection's own stretch lies in; None until it has brought a trade of now."""
-        self._frame = (0, 0)
-        """Connection and event time of the frame last heard."""
+        self._recent_ids: dict[int, None] = {}
+        self._older_ids: dict[int, None] = {}
+        self._recent_since = 0
+        self._reported_ids: set[str] = set()
+        """Ids of the newest trades that the exchange reported last, until they have proven what they can."""
+        self._connections: dict[int, OpenSpan | None] = {}
+        """The span that each living connection extends; None until it has delivered a current trade."""
+        self._last_frame = (0, 0)
+        """Connection and event time (ms) of the last frame received."""
         self._edges: dict[OpenSpan, _Edges] = {}
-        self.adopt(known, recent)
+        self.add_stored(stored, recent)
 
-    def adopt(self, known: Iterable[Span], recent: Sequence[Trade] = ()) -> None:
-        """Hold from now on what a store has held all along; `recent` are the newest trades in it, oldest first."""
-        mine = [OpenSpan.of(span) for span in known if span.basis is self.basis]
+    def add_stored(self, spans: Iterable[Span], recent: Sequence[Trade] = ()) -> None:
+        mine = [OpenSpan.of(span) for span in spans if span.basis is self.basis]
         newest = max(mine, key=lambda span: span.end, default=None)
         last = next((trade for trade in reversed(recent) if newest is not None and trade.timestamp <= newest.end), None)
         if newest is not None and last is not None:
             self._edges[newest] = _Edges("", {trade.trade_id for trade in recent if trade.timestamp == last.timestamp})
-        self._held = sorted([*_joined(mine), *self._held], key=lambda span: span.start)
-        self._seen_before = dict.fromkeys(hash(trade.trade_id) for trade in recent) | self._seen_before
+        self._spans = sorted([*_without_contained(mine), *self._spans], key=lambda span: span.start)
+        self._older_ids = dict.fromkeys(hash(trade.trade_id) for trade in recent) | self._older_ids
         self.breaks += 1
 
     @property
-    def living(self) -> bool:
-        return bool(self._vouches)
+    def alive(self) -> bool:
+        return bool(self._connections)
 
-    def heard(self, connection: int, event_time: int) -> None:
-        self._frame = connection, event_time
-        self._vouches.setdefault(connection, None)
+    def frame_received(self, connection: int, event_time: int) -> None:
+        self._last_frame = connection, event_time
+        self._connections.setdefault(connection, None)
 
-    def take(self, trade: Trade, reason: str = LIVE) -> bool:
-        seen = hash(trade.trade_id)
-        known = seen in self._seen or seen in self._seen_before
-        if not known and reason != IMPORTED:
-            # What is long past does not come again on a connection, and would displace what may.
-            self._remember(seen)
-        if reason == LIVE:
-            self._vouch(trade)
-        return not known
+    def frame_unreadable(self, connection: int) -> None:
+        """The connection covers nothing until its next trade, and from there on begins anew."""
+        if self._connections.get(connection) is not None:
+            self._connections[connection] = None
+            self._opened_by = GapReason.BAD_FRAME
 
-    def doubt(self, connection: int) -> None:
-        """As the contract says: what the connection vouches for begins anew with its next trade."""
-        if self._vouches.get(connection) is not None:
-            self._vouches[connection] = None
-            self._opened_by = "bad_frame"
-
-    def lost(self, connection: int, reason: str) -> None:
-        if connection in self._vouches:
-            del self._vouches[connection]
+    def connection_lost(self, connection: int, reason: GapReason) -> None:
+        if connection in self._connections:
+            del self._connections[connection]
             self._opened_by = reason
+
+    def take(self, trade: Trade, reason: SpanReason = SpanReason.LIVE) -> bool:
+        key = hash(trade.trade_id)
+        repeated = key in self._recent_ids or key in self._older_ids
+        if not repeated and reason is not SpanReason.IMPORTED:
+            # An old trade does not come again on a connection, and its id would displace one that may.
+            self._remember(key)
+        if reason is SpanReason.LIVE:
+            self._extend(trade)
+        return not repeated
+
+    def take_folded(self, first: int, last: int, first_at: int, last_at: int, reason: SpanReason) -> bool:
+        """Always true: without ids a partial footprint is a complete minute; `cover` says which window its record covers."""
+        return True
+
+    def cover(self, window: Window, reason: SpanReason, *, raw: bool) -> None:
+        """Cover the parts of a window that no span covers yet."""
+        gaps = [MissingRange(-1, -1, window.start, self._spans[0].start), *self.missing()] if self._spans else []
+        reached = max((span.end for span in self._spans), default=window.start)
+        gaps.append(MissingRange(-1, -1, reached, window.end))
+        parts = [(max(gap.start, window.start), min(gap.end, window.end)) for gap in gaps]
+        fresh = [OpenSpan(start, end, -1, -1, GapReason.START, reason, raw=raw) for start, end in parts if start < end]
+        self._spans = sorted([*self._spans, *fresh], key=lambda span: span.start)
+
+    def mark_absent(self, first: int, last: int) -> None:
+        raise NotImplementedError("ids that do not count cannot be absent")
 
     def missing(self) -> list[MissingRange]:
         gaps: list[MissingRange] = []
         reached: OpenSpan | None = None
-        for span in self._held:
+        for span in self._spans:
             if reached is not None and span.start > reached.end:
                 gaps.append(MissingRange(-1, -1, reached.end, span.start))
             if reached is None or span.end > reached.end:
                 reached = span
         return gaps
 
-    def hold(self, window: Window, reason: str, *, raw: bool) -> None:
-        """A record that is whole in itself (an archive's day) tells all of a window; what is held of it already stays as it is."""
-        gaps = [MissingRange(-1, -1, window.start, self._held[0].start), *self.missing()] if self._held else []
-        reached = max((span.end for span in self._held), default=window.start)
-        gaps.append(MissingRange(-1, -1, reached, window.end))
-        parts = [(max(gap.start, window.start), min(gap.end, window.end)) for gap in gaps]
-        told = [OpenSpan(start, end, -1, -1, "start", reason, raw=raw) for start, end in parts if start < end]
-        self._held = sorted([*self._held, *told], key=lambda span: span.start)
-
-    def wanted(self, newest: Sequence[Trade]) -> list[Trade]:
-        """Of the exchange's newest trades those that no span claims and that were not told before. It may have been forgotten that the
-        others are held."""
+    def unclaimed(self, newest: Sequence[Trade]) -> list[Trade]:
+        """Those of the newest trades that no span covers and that were not reported before. Of the others, ids may be forgotten."""
         oldest = min((trade.timestamp for trade in newest), default=0)
-        claimed = [(span.start, span.end) for span in self._held if span.end > oldest]
-        known = self._told.union(*((each.first, *each.last) for each in self._edges.values()))
-        self._told = {trade.trade_id for trade in newest}
+        covered = [(span.start, span.end) for span in self._spans if span.end > oldest]
+        known = self._reported_ids.union(*((each.first, *each.last) for each in self._edges.values()))
+        self._reported_ids = {trade.trade_id for trade in newest}
         return [
-            trade for trade in newest if trade.trade_id not in known and not any(start <= trade.timestamp < end for start, end in claimed)
+            trade for trade in newest if trade.trade_id not in known and not any(start <= trade.timestamp < end for start, end in covered)
         ]
 
     def prove(self, newest: Sequence[Trade]) -> bool:
-        """Close the gaps that the exchange's newest trades reach over, in whole or from their oldest one on; they are in the tape already.
+        """Close gaps that the exchange's newest trades bridge, in whole or from the oldest of these trades on.
 
-        The list is unbroken by nature. It must hold a trade with which a connection began after the gap, and that connection must have
-        brought a later one: until then the exchange's own records lag behind its stream, or others of that millisecond may be missing.
-        True once every gap is closed as far as these trades will ever close it.
+        The list has no gaps of its own. To close a gap it must contain the trade with which a connection began after the gap, and that
+        connection must have delivered a later one: before that, the exchange's REST may lag behind its stream, or other trades of that
+        millisecond may be missing. True once every gap is closed as far as these trades will ever close it.
         """
         ids = {trade.trade_id for trade in newest}
         oldest = min((trade.timestamp for trade in newest), default=0)
         proven: list[OpenSpan] = []
-        tried = True
+        finished = True
         for gap in self._every_gap():
-            place = next(place for place, span in enumerate(self._held) if span.start == gap.end)
-            if not self._meets(place, ids):
-                # Where the list begins after the gap it never will.
-                tried = tried and gap.end <= oldest
+            place = next(place for place, span in enumerate(self._spans) if span.start == gap.end)
+            if not self._reach_span(place, ids):
+                # A list that begins after the gap never reaches it.
+                finished = finished and gap.end <= oldest
                 continue
-            before = max(self._held[:place], key=lambda span: span.end, default=None)
+            before = max(self._spans[:place], key=lambda span: span.end, default=None)
             whole = before is not None and before in self._edges and self._edges[before].last <= ids
             start = gap.start if whole else max(gap.start, oldest + 1)
             if start < gap.end:
-                proven.append(OpenSpan(start, gap.end, -1, -1, self._held[place].opened_by, REPAIRED))
-        self._held = sorted([*self._held, *proven], key=lambda span: span.start)
-        if tried:
-            self._told = set()
-        return tried
+                proven.append(OpenSpan(start, gap.end, -1, -1, self._spans[place].opened_by, SpanReason.REPAIRED))
+        self._spans = sorted([*self._spans, *proven], key=lambda span: span.start)
+        if finished:
+            self._reported_ids = set()
+        return finished
 
     def _every_gap(self) -> list[MissingRange]:
-        """What is missing, and the time before anything is held."""
-        return [MissingRange(-1, -1, 0, self._held[0].start), *self.missing()] if self._held else []
+        """The gaps, and the time before the first span."""
+        return [MissingRange(-1, -1, 0, self._spans[0].start), *self.missing()] if self._spans else []
 
-    def _remember(self, seen: int) -> None:
-        _, now = self._frame
-        count = len(self._seen)
-        if count >= _REMEMBERED_MOST or (count >= _REMEMBERED_LEAST and now - self._seen_since >= _REMEMBERED_FOR):
-            self._seen_before, self._seen = self._seen, {}
-        if not self._seen:
-            self._seen_since = now
-        self._seen[seen] = None
+    def _remember(self, key: int) -> None:
+        _, now = self._last_frame
+        count = len(self._recent_ids)
+        if count >= _REMEMBERED_MAX or (count >= _REMEMBERED_MIN and now - self._recent_since >= _REMEMBERED_MS):
+            self._older_ids, self._recent_ids = self._recent_ids, {}
+        if not self._recent_ids:
+            self._recent_since = now
+        self._recent_ids[key] = None
 
-    def _meets(self, place: int, ids: Collection[str]) -> bool:
-        """Do these trades, which are unbroken, reach what connections brought from this span on, and that its first millisecond whole?"""
-        return any(span in self._edges and self._edges[span].first in ids and span.end >= span.start for span in self._held[place:])
+    def _reach_span(self, place: int, ids: Collection[str]) -> bool:
+        """Do these trades reach the first trade that a connection delivered in this span or a later one, and its whole millisecond?"""
+        return any(span in self._edges and self._edges[span].first in ids and span.end >= span.start for span in self._spans[place:])
 
-    def _vouch(self, trade: Trade) -> None:
-        """A connection brought a trade: its stretch reaches that far, over whatever began in between."""
-        connection, event_time = self._frame
-        if connection not in self._vouches:
+    def _extend(self, trade: Trade) -> None:
+        """Extend the connection's span to a live trade, over any spans that began in between."""
+        connection, event_time = self._last_frame
+        if connection not in self._connections:
             return
-        span, at = self._vouches[connection], trade.timestamp
+        span, at = self._connections[connection], trade.timestamp
         if span is None:
-            if abs(event_time - at) > _REPLAYED:
+            if abs(event_time - at) > _REPLAYED_MS:
                 return
-            span = self._vouches[connection] = self._opened(trade)
+            span = self._connections[connection] = self._opened(trade)
         if at < span.end:
             return
         edges = self._edges[span]
@@ -175,48 +180,48 @@ class ConnectionCoverage(Spans):
         edges.last.add(trade.trade_id)
         span.last = max(span.last, trade.seq)
         span.changed = True
-        if span is not self._held[-1]:
-            self._reach(span, trade.trade_id)
+        if span is not self._spans[-1]:
+            self._absorb_later(span, trade.trade_id)
 
     def _opened(self, trade: Trade) -> OpenSpan:
-        """The span in which a new connection's stretch begins: one that holds what follows its first trade, or ends with it, or its own."""
+        """The span that a new connection extends: one that covers what follows its first trade or ends with it, else a new one."""
         self.breaks += 1
         start = trade.timestamp + 1
-        for span in reversed(self._held):
+        for span in reversed(self._spans):
             edges = self._edges.get(span)
             if span.start <= start and (span.end >= start or (edges is not None and trade.trade_id in edges.last)):
                 self._edges.setdefault(span, _Edges(trade.trade_id, set()))
                 return span
             if span.end < trade.timestamp:
                 break
-        # Others of that very millisecond may be missing.
+        # It starts after the trade: others of that millisecond may be missing.
         span = OpenSpan(start, trade.timestamp, trade.seq, trade.seq, self._opened_by)
         self._edges[span] = _Edges(trade.trade_id, {trade.trade_id})
-        insort(self._held, span, key=lambda held: held.start)
+        insort(self._spans, span, key=lambda each: each.start)
         return span
 
-    def _reach(self, span: OpenSpan, trade_id: str) -> None:
-        """Take in the later spans that this one has come to overlap, or whose first trade it has brought itself."""
-        place = self._held.index(span) + 1
-        while place < len(self._held):
-            later = self._held[place]
+    def _absorb_later(self, span: OpenSpan, trade_id: str) -> None:
+        """Merge the later spans that this one now overlaps, or whose first trade its own connection has delivered."""
+        place = self._spans.index(span) + 1
+        while place < len(self._spans):
+            later = self._spans[place]
             edges = self._edges.get(later)
             if later.start > span.end and (edges is None or edges.first != trade_id):
                 return
-            del self._held[place]
+            del self._spans[place]
             self._edges.pop(later, None)
             span.last = max(span.last, later.last)
             if later.end > span.end:
                 span.end = later.end
                 if edges is not None:
                     self._edges[span].last = edges.last
-            for connection, other in self._vouches.items():
+            for connection, other in self._connections.items():
                 if other is later:
-                    self._vouches[connection] = span
+                    self._connections[connection] = span
 
 
 class _Edges:
-    """Ids of the first trade that a span's connections brought themselves, and of those in its last millisecond; empty where unknown."""
+    """Ids of the first trade that a span's connections delivered, and of those in its last millisecond; empty where unknown."""
 
     __slots__ = ("first", "last")
 
@@ -225,10 +230,10 @@ class _Edges:
         self.last = last
 
 
-def _joined(known: Iterable[OpenSpan]) -> list[OpenSpan]:
-    """Spans by their start; of those that a store has, the ones that another holds whole are left out."""
-    joined: list[OpenSpan] = []
-    for held in sorted(known, key=lambda span: (span.start, -span.end)):
-        if not joined or held.end > joined[-1].end:
-            joined.append(held)
-    return joined
+def _without_contained(spans: Iterable[OpenSpan]) -> list[OpenSpan]:
+    """Spans by start, without those that another one contains. A store also keeps the smaller spans that a span grew from."""
+    kept: list[OpenSpan] = []
+    for span in sorted(spans, key=lambda span: (span.start, -span.end)):
+        if not kept or span.end > kept[-1].end:
+            kept.append(span)
+    return kept

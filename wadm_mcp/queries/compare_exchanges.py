@@ -12,9 +12,10 @@ from wadm_mcp.analytics.footprint import Bar
 from wadm_mcp.analytics.lead_lag import lead_lag
 from wadm_mcp.analytics.order_flow import imbalance_ratio
 from wadm_mcp.analytics.volume_profile import vwap
+from wadm_mcp.coverage.judge import Judgement
 from wadm_mcp.model import MARKETS, Scale, Timeframe, rescale
 from wadm_mcp.queries.arguments import ALL, read_detail, read_timeframe
-from wadm_mcp.queries.coverage import Judgement, coverage, look, lost_bars
+from wadm_mcp.queries.coverage import coverage, coverage_inputs, expired_bars, ratio
 from wadm_mcp.queries.figures import merged_bars, table
 from wadm_mcp.queries.numbers import Number, decimal_number, maybe, number
 from wadm_mcp.queries.order_flow import bar_starts
@@ -89,11 +90,11 @@ async def compare_exchanges(
     scopes = _venues(view, every)
     told: list[dict[str, Any]] = []
     venues: list[_Venue] = []
-    lost = lost_bars(view.lives, view.clock(), every.window, length)
+    lost = expired_bars(view.retention, view.clock(), every.window, length)
     for scope in scopes:
         told.append(await coverage(view, scope, lost, figures=BROKEN))
         bars = await merged_bars(view, scope, length, scope.window)
-        seen = await look(view, scope, (*scope.instruments, *scope.awaited)[0], scope.window)
+        seen = await coverage_inputs(view, scope, (*scope.instruments, *scope.awaited)[0], scope.window)
         judgement = seen.judge(scope.window, lost)
         total = Bar(Scale(0, 0))
         for at in sorted(bars):
@@ -150,7 +151,7 @@ def _row(venue: _Venue, venues: Sequence[_Venue]) -> list[Any]:
     change = None if bar.open is None or bar.close is None else (bar.close - bar.open) / bar.open * 100
     return [
         venue.name,
-        venue.judgement.ratio,
+        ratio(venue.judgement),
         number(bar.volume, quantities),
         None if share is None else round(share, 4),
         number(bar.delta, quantities),

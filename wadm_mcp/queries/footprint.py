@@ -13,7 +13,7 @@ from wadm_mcp.analytics.order_flow import diagonal_imbalances
 from wadm_mcp.analytics.volume_profile import MAX_ROWS, default_row, row_count, volume_profile
 from wadm_mcp.model import Scale, Window, at_decimals, to_decimal
 from wadm_mcp.queries.arguments import ALL, Call, read_detail, read_timeframe, read_whole
-from wadm_mcp.queries.coverage import coverage, lost_bars, nothing_held
+from wadm_mcp.queries.coverage import coverage, expired_bars, nothing_traded
 from wadm_mcp.queries.figures import ON_LOOP, Ticks, merged_footprint, read_row_size, refuse_row_size, table
 from wadm_mcp.queries.numbers import decimal_number, iso, maybe, number
 from wadm_mcp.queries.order_flow import bar_starts
@@ -60,7 +60,7 @@ async def footprint(
     size = read_row_size(scope.call, row_size, ticks)
     most, shown = read_whole(scope.call, "limit", limit, 1, MOST_BARS, MOST_BARS), read_detail(scope.call, detail)
     starts = bar_starts(scope.call, length, scope.window, MOST_BARS)
-    lost = lost_bars(view.lives, view.clock(), scope.window, length)
+    lost = expired_bars(view.retention, view.clock(), scope.window, length)
     covered = await coverage(view, scope, lost, figures=BROKEN)
     bars: dict[int, Footprint] = {}
     for begin in starts[-most:]:
@@ -150,7 +150,7 @@ def _empty(start: int) -> dict[str, Any]:
 def _reading(scope: Scope, covered: Mapping[str, Any], bars: Sequence[Mapping[str, Any]]) -> str:
     traded = [bar for bar in bars if bar["close"] is not None]
     if not traded:
-        return nothing_held(scope, covered)
+        return nothing_traded(scope, covered)
     largest = max(traded, key=lambda bar: abs(Decimal(str(bar["delta"]))))
     return (
         f"{scope.name}: {len(traded)} traded bars; the largest delta is {largest['delta']} in the bar of {largest['timestamp']}, its POC "

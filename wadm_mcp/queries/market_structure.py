@@ -19,9 +19,10 @@ from wadm_mcp.analytics.market_structure.series import CoveredBar, Series
 from wadm_mcp.analytics.market_structure.swings import pivots
 from wadm_mcp.analytics.market_structure.zones import LargePrint, beyond, large, orders
 from wadm_mcp.analytics.volume_profile import MAX_ROWS, default_row, row_count, smallest_row
+from wadm_mcp.coverage.judge import Judgement
 from wadm_mcp.model import DAY, HOUR, Instrument, Scale, Timeframe, Window, at_decimals, to_decimal
 from wadm_mcp.queries.arguments import ALL, Call, read_detail, read_timeframe
-from wadm_mcp.queries.coverage import LISTED, Judgement, coverage, look, lost_bars, lost_trades
+from wadm_mcp.queries.coverage import LISTED, coverage, coverage_inputs, expired_bars, expired_trades
 from wadm_mcp.queries.figures import Ticks, merged_bars, merged_footprint, read_row_size, refuse_row_size
 from wadm_mcp.queries.scope import SESSION, Scope, ask, read_scope
 from wadm_mcp.queries.structure_figures import Day, Evidence, Levels, Outside, levels, tell
@@ -67,17 +68,17 @@ async def market_structure(
     ticks = Ticks.of(scope.listings)
     size = read_row_size(scope.call, row_size, ticks)
     session, last = scope.window, length.floor(scope.now)
-    lost = lost_bars(view.lives, view.clock(), session, Timeframe.H1)
+    lost = expired_bars(view.retention, view.clock(), session, Timeframe.H1)
     covered = await coverage(view, scope, lost, figures=BROKEN, listed=LISTED if shown == "full" else GAPS)
     if shown != "full" and scope.merged:
         covered["parts"] = {name: {"ratio": part["ratio"], "lag_ms": part["lag_ms"]} for name, part in covered["parts"].items()}
     stretch = Window(last - BARS * length.ms, last)
     days = [Window(session.start - count * DAY, session.start - (count - 1) * DAY) for count in range(SESSIONS, 0, -1)]
     whole = Window(min(stretch.start, days[0].start), session.end)
-    seen = [await look(view, scope, instrument, whole) for instrument in (*scope.instruments, *scope.awaited)]
+    seen = [await coverage_inputs(view, scope, instrument, whole) for instrument in (*scope.instruments, *scope.awaited)]
 
     def judged(window: Window, unit: Timeframe) -> list[Judgement]:
-        lost = lost_bars(view.lives, view.clock(), window, unit)
+        lost = expired_bars(view.retention, view.clock(), window, unit)
         return [one.judge(window, lost) for one in seen]
 
     footprint = await merged_footprint(view, scope, session)
@@ -194,8 +195,8 @@ async def _large(view: View, scope: Scope) -> list[tuple[Instrument, LargePrint]
     for instrument in (*scope.instruments, *scope.awaited):
         trades = [] if instrument in scope.awaited else await view.trades(instrument, hour, limit=SAMPLED, newest=True)
         sample = Window(trades[0].timestamp, hour.end) if len(trades) == SAMPLED else hour
-        seen = await look(view, scope, instrument, sample, raw=True)
-        if seen.judge(sample, lost_trades(view.lives, view.clock(), sample), raw=True).gaps:
+        seen = await coverage_inputs(view, scope, instrument, sample, raw=True)
+        if seen.judge(sample, expired_trades(view.retention, view.clock(), sample), raw=True).gaps:
             return None
         for order in orders(trades):
             homes[id(order)] = instrument

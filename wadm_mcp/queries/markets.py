@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from wadm_mcp.coverage.judge import judge
 from wadm_mcp.health import Health, State
 from wadm_mcp.model import DAY, MINUTE, Instrument, Window
 from wadm_mcp.queries.arguments import Call, read_detail, read_whole
-from wadm_mcp.queries.coverage import judge
+from wadm_mcp.queries.coverage import ratio
 from wadm_mcp.queries.figures import table
 from wadm_mcp.queries.numbers import iso, number
 from wadm_mcp.queries.view import View
@@ -71,7 +72,7 @@ async def _row(view: View, health: Health, instrument: Instrument) -> list[Any]:
         number(newest.price, newest.scale.price) if newest is not None else None,
         iso(newest.timestamp) if newest is not None else None,
         max(0, now - newest.timestamp) if newest is not None else None,
-        judgement.ratio,
+        ratio(judgement),
         len(judgement.gaps),
         iso(oldest) if oldest is not None else None,
         [repairing.trades or None, round(repairing.seconds)] if repairing is not None else None,

@@ -10,7 +10,7 @@ from wadm_mcp.analytics.footprint import Bar
 from wadm_mcp.analytics.order_flow import cumulative, imbalance_ratio, session_start
 from wadm_mcp.model import Scale, Timeframe, Window, rescale
 from wadm_mcp.queries.arguments import ALL, Call, read_detail, read_timeframe, read_whole
-from wadm_mcp.queries.coverage import CUMULATIVE, coverage, lost_bars, nothing_held
+from wadm_mcp.queries.coverage import CUMULATIVE, coverage, expired_bars, nothing_traded
 from wadm_mcp.queries.figures import merged_bars, table
 from wadm_mcp.queries.numbers import decimal_number, iso, maybe, number
 from wadm_mcp.queries.scope import Scope, ask, read_scope
@@ -68,13 +68,13 @@ async def order_flow(
     most, shown = read_whole(scope.call, "limit", limit, 1, MOST, MOST), read_detail(scope.call, detail)
     starts = bar_starts(scope.call, length, scope.window, MOST)
     before, now = Window(session_start(scope.window.start), scope.window.start), view.clock()
-    lost = lost_bars(view.lives, now, scope.window, length)
+    lost = expired_bars(view.retention, now, scope.window, length)
     covered = await coverage(
         view,
         scope,
         lost,
         anchor=Window(before.start, scope.window.end),
-        anchor_lost=[*lost_bars(view.lives, now, before, Timeframe.H1), *lost],
+        anchor_expired=[*expired_bars(view.retention, now, before, Timeframe.H1), *lost],
         figures=BROKEN,
     )
     bars, earlier = await merged_bars(view, scope, length, scope.window), await merged_bars(view, scope, Timeframe.H1, before)
@@ -130,7 +130,7 @@ def _row(start: int, bar: Bar, total: int, scale: Scale) -> list[Any]:
 def _reading(scope: Scope, covered: Mapping[str, Any], rows: Sequence[Sequence[Any]]) -> str:
     traded = [row for row in rows if row[11]]
     if not traded:
-        return nothing_held(scope, covered)
+        return nothing_traded(scope, covered)
     rising = sum(not str(row[8]).startswith("-") and row[8] != 0 for row in traded)
     last = f"last close {traded[-1][4]}, cumulative delta {traded[-1][9]}"
     return f"{scope.name}: {rising} of {len(traded)} traded bars with delta above 0; {last}; coverage {covered['ratio']}."

@@ -23,9 +23,10 @@ from wadm_mcp.analytics.market_structure.value_migration import SessionValue, na
 from wadm_mcp.analytics.market_structure.zones import LargePrint, fading, stacks
 from wadm_mcp.analytics.order_flow import imbalance_ratio
 from wadm_mcp.analytics.volume_profile import MAX_ROWS, VolumeProfile, row_count, volume_profile, vwap
+from wadm_mcp.coverage.judge import Judgement
 from wadm_mcp.model import Instrument, Scale, Timeframe, TradeType, Window
 from wadm_mcp.queries.arguments import Detail
-from wadm_mcp.queries.coverage import Judgement, nothing_held
+from wadm_mcp.queries.coverage import nothing_traded, ratio
 from wadm_mcp.queries.figures import table
 from wadm_mcp.queries.numbers import Number, decimal_number, iso_minute, iso_ms, maybe, number
 from wadm_mcp.queries.scope import Scope
@@ -109,7 +110,7 @@ class Day:
     @property
     def ratio(self) -> Number:
         """Coverage, of the exchange that holds the least."""
-        return min(self.judged, key=lambda one: one.millionths).ratio
+        return ratio(min(self.judged, key=lambda one: one.millionths))
 
     @property
     def whole(self) -> bool:
@@ -425,7 +426,7 @@ def _effort(evidence: Evidence, count: int) -> Iterator[list[Any]]:
 def _reading(evidence: Evidence, profile: VolumeProfile | None, covered: Mapping[str, Any], told: Mapping[str, Any]) -> str:
     session, events = told["session"], told["events"]
     if session["last"] is None:
-        return nothing_held(evidence.scope, covered)
+        return nothing_traded(evidence.scope, covered)
     count = len(events["rows"]) + events.get("omitted", 0)
     relation = told["value"]["relation"]
     against = f" ({relation.replace('_', ' ')} against yesterday's)" if relation else ""

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Final, TypeVar
 
 import anyio
-import msgspec
 from anyio import to_thread
 
 from wadm_mcp.analytics.footprint import Bar, Footprint
@@ -31,7 +30,7 @@ _MERGED_ON_LOOP: Final = 20
 class View:
     """Reads the tape of followed instruments. `clock` gives now (ms). `markets` is the configured order; the first is the default.
 
-    `lives` is how long the store keeps what it holds, None for ever; `symbols` are the configured ones. A question reads through a
+    `retention` is how long the store keeps data, None for ever; `symbols` are the configured ones. A question reads through a
     `reading` of its own: if `store_down` says so, or the store does not answer its first look, the whole question is answered from the
     live tape, and claims no more than that holds.
     """
@@ -43,7 +42,7 @@ class View:
         clock: Callable[[], int],
         markets: Iterable[str],
         exchanges: Iterable[str],
-        lives: Retention | None = None,
+        retention: Retention | None = None,
         cached: CachedFootprints | None = None,
         symbols: Iterable[str] = (),
         store_down: Callable[[], bool] = lambda: False,
@@ -55,7 +54,7 @@ class View:
         self.clock = clock
         self.markets = tuple(markets)
         self.exchanges = tuple(exchanges)
-        self.lives = lives
+        self.retention = retention
         self.symbols = tuple(symbols)
         self._store_down = store_down
         self.how_to_follow = how_to_follow
@@ -82,7 +81,7 @@ class View:
     async def begun(self) -> None:
         """Waits, for a moment only, until something is followed: a first question may come before the exchanges told what they list."""
         with anyio.move_on_after(_FIRST_WITHIN):
-            await self._tape.begun.wait()
+            await self._tape.begun()
 
     @property
     def listings(self) -> list[Listing]:
@@ -97,10 +96,10 @@ class View:
         self, instrument: Instrument, window: Window, *, after: tuple[int, int, int, str] | None = None, limit: int, newest: bool = False
     ) -> list[Trade]:
         """Up to `limit` trades of the window in `Trade.order`: the first after `after`, or with `newest` the last ones."""
-        unsaved = self._tape[instrument].unsaved_in(window, after=after, limit=limit, newest=newest)
+        pending = self._tape[instrument].pending_in(window, after=after, limit=limit, newest=newest)
         stored = await self._stored(lambda: self._store.trades(instrument, window, after=after, limit=limit, newest=newest))
         known = {trade.order for trade in stored}
-        both = [*stored, *(trade for trade in unsaved if trade.order not in known)]
+        both = [*stored, *(trade for trade in pending if trade.order not in known)]
         both.sort(key=lambda trade: trade.order)
         return both[-limit:] if newest else both[:limit]
 
@@ -144,26 +143,13 @@ class View:
         return {start: bar for start, bar in bars.items() if bar.trade_count}
 
     async def spans(self, instrument: Instrument, window: Window, *, raw: bool = False) -> list[Span]:
-        """Coverage that touches the window, oldest first, with the nearest neighbours: the process's own knowledge above the store's.
+        """Coverage that touches the window, oldest first, with the nearest neighbours: the recorder's own knowledge above the store's.
 
-        Without the store it is what the live tape vouches for: of its figures, or with `raw` of its single trades.
+        Without the store it is what the live tape backs: of its figures, or with `raw` of its single trades.
         """
         tape = self._tape[instrument]
         stored = await self._stored(lambda: self._store.spans(instrument, window))
-        live = list(tape.held.spans) if tape.held is not None else []
-        if self.alone:
-            since = tape.raw_since if raw else tape.settled_until
-            return [msgspec.structs.replace(span, start=max(span.start, since)) for span in live if since and span.end > since]
-        if tape.held is not None and tape.adopted and tape.minutes:
-            # Its own knowledge took up what the store held when it began; what another process claims since is not in its minutes.
-            begun = min(tape.minutes)
-            stored = [span for span in stored if span.end <= begun]
-        if tape.held is None and tape.known_until is not None:
-            until = tape.known_until
-            stored = [msgspec.structs.replace(span, end=min(span.end, until)) for span in stored if span.start <= until]
-        known = {(span.start, span.first_seq) for span in live}
-        both = [*live, *(span for span in stored if (span.start, span.first_seq) not in known)]
-        return sorted(both, key=lambda span: (span.start, span.end))
+        return tape.covered_here(stored, raw=raw, store_known=not self.alone)
 
     async def _stored(self, read: Callable[[], Awaitable[list[_Row]]]) -> list[_Row]:
         """What the store says; nothing where this reading does without it. `StoreError` when it fails in the middle of a question."""
@@ -184,22 +170,22 @@ class View:
         return {start: minute.rescaled(minute.scale) for start, minute in self._tape[instrument].minutes_in(window).items()}
 
     async def lacking(self, instrument: Instrument, window: Window, *, raw: bool = False) -> list[Window]:
-        """Stretches of the window whose figures lack late trades for a moment; with `raw` those of which the journal alone has trades.
+        """Stretches of the window whose figures lack late trades for a moment; with `raw` those of which some trades are in the journal
+        alone.
 
-        Asked after coverage and before figures: what the store marks as out of date then may be claimed, and is not derived yet.
+        Read after coverage and before figures: what the store then marks as dirty may be covered and not derived yet.
         """
         tape = self._tape[instrument]
-        minutes = set(tape.let_go if raw else tape.revising)
-        if not raw and not self.alone:
-            marks = await self._stored(self._store.dirty_minutes)
-            before = tape.known_until if tape.held is None and tape.known_until is not None else window.end
-            live = tape.minutes if tape.adopted or tape.held is None else ()
-            minutes |= {mark.minute for mark in marks if mark.instrument == instrument and mark.minute < before and mark.minute not in live}
+        if raw:
+            minutes = set(tape.evicted)
+        else:
+            marks = [] if self.alone else await self._stored(self._store.dirty_minutes)
+            minutes = tape.outdated((mark.minute for mark in marks if mark.instrument == instrument), window.end)
         return _stretches(minute for minute in sorted(minutes) if minute in window)
 
     def repairing(self, instrument: Instrument) -> Repairing | None:
         """What this process is doing about the instrument's gaps now."""
-        return self._tape[instrument].repairing
+        return self._tape[instrument].backfill.repairing
 
     def follows(self, instrument: Instrument) -> bool:
         """Can it be asked about?"""
@@ -207,12 +193,12 @@ class View:
 
     def importing(self, instrument: Instrument) -> Importing | None:
         """What this process is bringing in of the time before."""
-        return self._tape[instrument].importing
+        return self._tape[instrument].backfill.importing
 
     def alive_until(self, instrument: Instrument) -> int | None:
         """How far past the newest trade this process may claim quiet (ms), None when it may not."""
-        held = self._tape[instrument].held
-        return held.alive_until() if held is not None else None
+        recorded = self._tape[instrument].coverage
+        return recorded.alive_until() if recorded is not None else None
 
 
 def _stretches(minutes: Iterable[int]) -> list[Window]:

@@ -14,7 +14,7 @@ from wadm_mcp.analytics.footprint import Bar, Footprint
 from wadm_mcp.analytics.volume_profile import MAX_ROWS, Method, Node, VolumeProfile, default_row, row_count, smallest_row, vwap
 from wadm_mcp.model import Timeframe, at_decimals, to_decimal
 from wadm_mcp.queries.arguments import ALL, Call, Detail, read_choice, read_detail, read_whole
-from wadm_mcp.queries.coverage import coverage, lost_bars, nothing_held
+from wadm_mcp.queries.coverage import coverage, expired_bars, nothing_traded
 from wadm_mcp.queries.figures import ON_LOOP, Ticks, merged_bars, merged_footprint, read_row_size, refuse_row_size, table
 from wadm_mcp.queries.numbers import decimal_number, number
 from wadm_mcp.queries.scope import Scope, ask, read_scope
@@ -57,7 +57,7 @@ async def volume_profile(
     percent = read_whole(scope.call, "value_area", value_area, 1, 100, 70)
     chosen: Method = read_choice(scope.call, "method", method, METHODS, METHODS[0])
     shown = read_detail(scope.call, detail)
-    lost = lost_bars(view.lives, view.clock(), scope.window, Timeframe.H1)
+    lost = expired_bars(view.retention, view.clock(), scope.window, Timeframe.H1)
     covered = await coverage(view, scope, lost, figures=BROKEN)
     outline = Bar(max(listing.scale for listing in scope.listings))
     for bar in (await merged_bars(view, scope, Timeframe.D1, scope.window)).values():
@@ -142,6 +142,6 @@ def _standard(profile: VolumeProfile) -> Sequence[Node]:
 
 def _reading(scope: Scope, covered: Mapping[str, Any], told: Mapping[str, Any]) -> str:
     if told["poc"] is None:
-        return nothing_held(scope, covered)
+        return nothing_traded(scope, covered)
     levels = f"POC {told['poc']}, value area {told['val']} to {told['vah']} in rows of {told['row_size']}"
     return f"{scope.name}: {levels}; delta {told['delta']} of volume {told['volume']}; coverage {covered['ratio']}."

@@ -11,9 +11,10 @@ import anyio
 
 from wadm_mcp.analytics.footprint import Bar
 from wadm_mcp.analytics.order_flow import imbalance_ratio
+from wadm_mcp.coverage.judge import IN_TRANSIT
 from wadm_mcp.model import MINUTE, SECOND, Scale, Timeframe, Trade, Window, at_decimals
 from wadm_mcp.queries.arguments import ALL, Example, read_amount, read_choice, read_detail, read_signed, read_timeframe, read_whole
-from wadm_mcp.queries.coverage import IN_TRANSIT, coverage
+from wadm_mcp.queries.coverage import coverage
 from wadm_mcp.queries.figures import merged_bars
 from wadm_mcp.queries.numbers import decimal_number, decimal_text, iso, iso_ms, maybe, number, places
 from wadm_mcp.queries.scope import Scope, ask, read_scope

@@ -26,7 +26,7 @@ from bson.raw_bson import RawBSONDocument
 from wadm_mcp.analytics.footprint import Bar, Footprint
 from wadm_mcp.analytics.order_flow import imbalance_ratio
 from wadm_mcp.analytics.volume_profile import Node
-from wadm_mcp.model import SECOND, Basis, Instrument, Listing, Scale, Span, Timeframe, Trade, TradeType
+from wadm_mcp.model import SECOND, Basis, GapReason, Instrument, Listing, Scale, Span, SpanReason, Timeframe, Trade, TradeType
 from wadm_mcp.storage.store import DirtyMinute, OrderFlow, PartialFootprint, Profile, StoredFootprint
 
 Document: TypeAlias = dict[str, Any]
@@ -257,8 +257,8 @@ def span_of(document: Mapping[str, Any]) -> Span:
         int(document["first_seq"]),
         int(document["last_seq"]),
         Basis(document["basis"]),
-        document["reason"],
-        document["opened_by"],
+        SpanReason(document["reason"]),
+        GapReason(document["opened_by"]),
         bool(document.get("raw", True)),
     )
 

@@ -16,7 +16,7 @@ def span_growth(instrument: Instrument, span: Span) -> list[Document]:
 
     Of what is missing `$max` takes no notice.
     """
-    told = {**instrument._asdict(), "basis": span.basis.value, "reason": span.reason, "opened_by": span.opened_by}
+    told = {**instrument._asdict(), "basis": span.basis.value, "reason": span.reason.value, "opened_by": span.opened_by.value}
     return [
         {
             "$set": {

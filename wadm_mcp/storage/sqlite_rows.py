@@ -10,7 +10,7 @@ from typing import Any, Final, TypeAlias
 
 from wadm_mcp.analytics.footprint import Bar, Footprint
 from wadm_mcp.analytics.volume_profile import VolumeProfile
-from wadm_mcp.model import Basis, Instrument, Listing, Scale, Span, Timeframe, Trade, TradeType, Window
+from wadm_mcp.model import Basis, GapReason, Instrument, Listing, Scale, Span, SpanReason, Timeframe, Trade, TradeType, Window
 from wadm_mcp.storage.store import OrderFlow, PartialFootprint, Profile, StoredFootprint
 
 Row: TypeAlias = tuple[Any, ...]
@@ -127,13 +127,23 @@ def piece_of(instrument: Instrument, row: Row) -> PartialFootprint:
 
 def span_row(instrument: int, span: Span) -> Row:
     """For `KEEP_SPAN`."""
-    return instrument, span.start, span.end, span.first_seq, span.last_seq, span.basis.value, span.reason, span.opened_by, span.raw
+    return (
+        instrument,
+        span.start,
+        span.end,
+        span.first_seq,
+        span.last_seq,
+        span.basis.value,
+        span.reason.value,
+        span.opened_by.value,
+        span.raw,
+    )
 
 
 def span_of(row: Row) -> Span:
     """A span from a row of `FIND_SPANS`."""
     start, end, first_seq, last_seq, basis, reason, opened_by, raw = row
-    return Span(start, end, first_seq, last_seq, Basis(basis), reason, opened_by, bool(raw))
+    return Span(start, end, first_seq, last_seq, Basis(basis), SpanReason(reason), GapReason(opened_by), bool(raw))
 
 
 def footprint_row(instrument: int, stored: StoredFootprint) -> Row:

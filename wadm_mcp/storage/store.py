@@ -68,6 +68,11 @@ class PartialFootprint(msgspec.Struct, frozen=True):
     last_seq: int
     footprint: Footprint
 
+    @property
+    def whole(self) -> bool:
+        """Is it all of its minute?"""
+        return self.first_seq == WHOLE
+
 
 class DirtyMinute(NamedTuple):
     """A minute whose stored figures lack trades that are stored: open, late or recovered after a crash.
@@ -96,6 +101,9 @@ class StoreState(NamedTuple):
     place: str
     bytes: int
 
+
+_PAGE_TRADES: Final = 10_000
+"""Trades that `all_trades` reads at a time."""
 
 CommitBarrier: TypeAlias = Callable[[], Awaitable[None]]
 """Returns once everything written before is durable."""
@@ -223,3 +231,13 @@ class Store(Protocol):
     async def state(self) -> StoreState:
         """Proof that the store answers; `StoreError` when it does not."""
         ...
+
+
+async def all_trades(store: Store, instrument: Instrument, window: Window) -> list[Trade]:
+    """Every stored trade of the window in ascending `Trade.order`, read page by page."""
+    trades: list[Trade] = []
+    while True:
+        page = await store.trades(instrument, window, after=trades[-1].order if trades else None, limit=_PAGE_TRADES)
+        trades += page
+        if len(page) < _PAGE_TRADES:
+            return trades

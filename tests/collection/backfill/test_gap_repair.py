@@ -51,7 +51,7 @@ class Repairing:
         self.recorder = Recorder(self.tape, self.health, clock)
         trades = self.traded(until - MINUTE)
         self.listing = Listing(instrument, Decimal(1).scaleb(-trades[0].scale.price), Decimal(1).scaleb(-trades[0].scale.quantity))
-        self.followed = self.recorder.follow(self.listing, numbered=True)
+        self.followed = self.recorder.start(self.listing, counts_trades=True)
         arguments = (rest, self.recorder, self.health, clock, trades_life)
         self.repairer = GapRepairer(simulated_venue(simulator, "binance", instrument.market), *arguments)
         self.written: list[Trade] = []
@@ -77,7 +77,7 @@ class Repairing:
 
     @property
     def missing(self) -> int:
-        return sum(gap.trades for gap in self.followed.continuity.missing())
+        return sum(gap.trades for gap in self.followed.coverage.missing())
 
 
 @asynccontextmanager

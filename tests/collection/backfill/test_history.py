@@ -72,8 +72,8 @@ class World:
         self.numbered = self.venue.traits.counts_trades
         (sample, *_) = ledger(simulator, instrument, Window(MIDNIGHT - HOUR, MIDNIGHT))
         self.listing = Listing(instrument, Decimal(1).scaleb(-sample.scale.price), Decimal(1).scaleb(-sample.scale.quantity))
-        self.followed = self.recorder.follow(self.listing, numbered=self.numbered)
-        self.followed.tape.adopted = True
+        self.followed = self.recorder.start(self.listing, counts_trades=self.numbered)
+        self.followed.tape._resumed = True
 
     def history(self, reach: int = HOUR, *, raw: bool = False) -> History:
         return History(
@@ -106,7 +106,7 @@ class World:
 
     async def begin_again(self) -> None:
         """Go on from the store as a new process does, whose connections have not brought anything yet."""
-        self.followed.tape.adopted = False
+        self.followed.tape.resumed = False
         await self.rollup.adopt(self.followed)
 
     async def save(self) -> None:
@@ -130,7 +130,7 @@ class World:
                 if repair:
                     tasks.start_soon(self.repairer().run)
                 await history.idle.wait()
-                while repair and self.numbered and self.followed.continuity.missing():
+                while repair and self.numbered and self.followed.coverage.missing():
                     await anyio.sleep(0.01)
                 tasks.cancel_scope.cancel()
         await self.save()
@@ -149,7 +149,7 @@ class World:
     async def derived(self, window: Window) -> dict[int, Footprint]:
         """What the store has of a window's minutes once rollup is done."""
         for connection in range(12):
-            self.recorder.lost(connection, [self.instrument], "disconnect", "")
+            self.recorder.connection_lost(connection, [self.instrument], "disconnect", "")
         with anyio.fail_after(30):
             while await self.store.dirty_minutes():
                 self.clock.at += 31 * SECOND
@@ -272,7 +272,7 @@ async def test_at_a_hundred_random_starts_the_minutes_that_join_an_archive_witho
             async with world(instrument, tmp_path / str(place), simulator, clock, now=starts[0]) as one:
                 for connection, start in enumerate(starts):
                     await one.live(start, start + chance.randrange(MINUTE, 5 * MINUTE), connection)
-                    one.recorder.lost(connection, [instrument], "disconnect", "")
+                    one.recorder.connection_lost(connection, [instrument], "disconnect", "")
                 await one.save()
                 one.clock.at = MIDNIGHT + HOUR
                 await one.bring_in(one.history(DAY), repair=False)
@@ -424,7 +424,7 @@ async def test_single_trades_are_kept_of_what_is_imported_where_that_is_asked_fo
     ):
         start = MIDNIGHT + 20 * MINUTE if one.numbered else MIDNIGHT - HOUR
         await one.live(start, start + 5 * MINUTE)
-        one.recorder.lost(1, [instrument], "disconnect", "")
+        one.recorder.connection_lost(1, [instrument], "disconnect", "")
         one.clock.at = max(one.clock.at, MIDNIGHT + MINUTE)
         await one.bring_in(one.history(3 * HOUR, raw=True), repair=one.numbered)
         window = Window(MIDNIGHT - 3 * HOUR, MIDNIGHT + 20 * MINUTE if one.numbered else MIDNIGHT)

@@ -47,7 +47,7 @@ class Overlapping:
         self.recorder = Recorder(self.tape, self.health, clock)
         self.trades = ledger(simulator, SPOT, Window(until - 3 * MINUTE, until))
         scale = self.trades[0].scale
-        self.recorder.follow(Listing(SPOT, Decimal(1).scaleb(-scale.price), Decimal(1).scaleb(-scale.quantity)), numbered=False)
+        self.recorder.start(Listing(SPOT, Decimal(1).scaleb(-scale.price), Decimal(1).scaleb(-scale.quantity)), counts_trades=False)
         self.followed = self.recorder[SPOT]
         arguments = (rest, self.recorder, self.health, clock)
         self.overlap = RecentTradesReconciler(simulated_venue(simulator, "bybit", "spot"), *arguments)
@@ -57,7 +57,7 @@ class Overlapping:
             await self.recorder.take(connection, Trades(SPOT, (trade,), trade.timestamp + 1))
 
     def loses(self, connection: int) -> None:
-        self.recorder.lost(connection, [SPOT], "disconnect", "the test cut it")
+        self.recorder.connection_lost(connection, [SPOT], "disconnect", "the test cut it")
 
     async def run_until(self, holds: Callable[[], bool]) -> None:
         with anyio.fail_after(15):
@@ -69,7 +69,7 @@ class Overlapping:
 
     @property
     def gaps(self) -> list[tuple[int, int]]:
-        return [(gap.start, gap.end) for gap in self.followed.continuity.missing()]
+        return [(gap.start, gap.end) for gap in self.followed.coverage.missing()]
 
 
 @asynccontextmanager
@@ -97,8 +97,8 @@ async def test_newest_trades_of_which_nobody_remembers_that_they_are_held_are_no
     async with overlapping() as r:
         await r.brings(1, r.trades[-55:-30])
         r.loses(1)
-        assert isinstance(r.followed.continuity, ConnectionCoverage)
-        r.followed.continuity._seen.clear()
+        assert isinstance(r.followed.coverage, ConnectionCoverage)
+        r.followed.coverage._seen.clear()
         await r.brings(2, r.trades[-10:])
         await r.run_until(lambda: not r.gaps)
         recorded = Counter(trade.trade_id for trade in r.recorder.take_batch().trades if trade.timestamp > r.trades[-55].timestamp)
@@ -133,7 +133,7 @@ async def test_while_the_newest_trades_lag_behind_the_stream_they_are_asked_for_
 
 async def test_an_instrument_that_cannot_be_asked_for_keeps_no_other_one_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     async with overlapping() as r:
-        other = r.recorder.follow(replace(r.followed.tape.listing, instrument=SPOT._replace(symbol="ETHUSDT")), numbered=False)
+        other = r.recorder.start(replace(r.followed.tape.listing, instrument=SPOT._replace(symbol="ETHUSDT")), counts_trades=False)
         told = [replace(trade, instrument=other.tape.instrument) for trade in r.trades[-60:]]
 
         async def trades(venue: object, listing: Listing) -> Sequence[Trade]:
@@ -146,8 +146,8 @@ async def test_an_instrument_that_cannot_be_asked_for_keeps_no_other_one_waiting
             for connection, some in ((1, each[10:30]), (2, each[50:])):
                 for one in some:
                     await r.recorder.take(connection, Trades(instrument, (one,), one.timestamp + 1))
-                r.recorder.lost(1, [instrument], "disconnect", "the test cut it")
-        await r.run_until(lambda: not other.continuity.missing())
+                r.recorder.connection_lost(1, [instrument], "disconnect", "the test cut it")
+        await r.run_until(lambda: not other.coverage.missing())
         assert len(r.gaps) == 1
 
 

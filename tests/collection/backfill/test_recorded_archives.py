@@ -69,7 +69,7 @@ async def recorded(listing: Listing, live: Sequence[str], now: int) -> dict[int,
     exchange, market, _ = listing.instrument
     clock = ManualClock(now)
     recorder = Recorder(tape := Tape(), Health(clock.now), clock)
-    recorder.follow(listing, numbered=find_exchange(exchange).traits[market].counts_trades)
+    recorder.start(listing, counts_trades=find_exchange(exchange).traits[market].counts_trades)
     decoder = find_exchange(exchange).decoder(market, [listing])
     for frame in live:
         message = decoder.decode(frame)

@@ -47,7 +47,7 @@ class Recording(Recorder):
         self._tell()
 
     def lost(self, connection: int, instruments: Sequence[Instrument], reason: str, detail: str) -> None:  # type: ignore[override]
-        super().lost(connection, instruments, reason, detail)
+        super().connection_lost(connection, instruments, reason, detail)
         self.losses.append((reason, detail))
         self._tell()
 
@@ -61,7 +61,7 @@ class Recording(Recorder):
                 await self.changed.wait()
 
     def trades(self, instrument: Instrument) -> list[Trade]:
-        return sorted(self.tape[instrument].unsaved.values(), key=lambda trade: trade.seq)
+        return sorted(self.tape[instrument].pending.values(), key=lambda trade: trade.seq)
 
     def spans(self, instrument: Instrument) -> list[Span]:
         return self[instrument].spans
@@ -102,7 +102,7 @@ async def collecting(
     known = [Instrument(exchange.name, market, name) for name in (listed or names)]
     recorder = Recording()
     for instrument in instruments:
-        recorder.follow(listing(instrument, "0.1", "0.001"), numbered=exchange.traits[market].counts_trades)
+        recorder.start(listing(instrument, "0.1", "0.001"), counts_trades=exchange.traits[market].counts_trades)
     async with Simulator(instruments=known, manual=True) as simulator, anyio.create_task_group() as tasks:
         listings = [recorder.tape[instrument].listing for instrument in instruments]
         here = replace(simulated_venue(simulator, exchange.name, market), exchange=exchange)
@@ -304,7 +304,7 @@ async def test_over_tls_a_connection_that_ends_is_followed_by_another() -> None:
     authority.configure_trust(ours)
     authority.issue_cert("127.0.0.1").configure_cert(theirs)
     recorder, instrument = Recording(), Instrument("binance", "spot", "BTCUSDT")
-    recorder.follow(listing(instrument), numbered=True)
+    recorder.start(listing(instrument), counts_trades=True)
 
     async def exchange(connection: ServerConnection) -> None:
         await connection.recv()
@@ -356,7 +356,7 @@ async def test_one_symbol_the_exchange_refuses_does_not_cost_the_others_their_tr
 async def test_an_exchange_that_cannot_be_reached_is_tried_again_and_says_so() -> None:
     recorder = Recording()
     instrument = Instrument("binance", "spot", "BTCUSDT")
-    recorder.follow(listing(instrument), numbered=True)
+    recorder.start(listing(instrument), counts_trades=True)
     binance = venue(Binance(), "spot", socket_url="ws://127.0.0.1:1")
     collector = Collector(binance, [listing(instrument)], recorder, recorder.health, SYSTEM_CLOCK)
     async with anyio.create_task_group() as tasks:

@@ -27,13 +27,13 @@ class Recording:
         self.health = Health(self.clock.now)
         self.recorder = Recorder(self.tape, self.health, self.clock)
         self.instrument = SPOT if numbered else BYBIT
-        self.followed = self.recorder.follow(listing(self.instrument), numbered=numbered)
+        self.followed = self.recorder.start(listing(self.instrument), numbered=numbered)
 
     async def frame(self, *trades: Trade, connection: int = 1, set_aside: int = 0) -> None:
         await self.recorder.take(connection, Trades(self.instrument, trades, self.clock.now(), set_aside))
 
     def lose(self, reason: str = "disconnect") -> None:
-        self.recorder.lost(1, [self.instrument], reason, "the test cut it")
+        self.recorder.connection_lost(1, [self.instrument], reason, "the test cut it")
 
 
 async def test_a_trade_is_in_the_tape_and_waits_for_the_store() -> None:
@@ -52,7 +52,7 @@ async def test_a_trade_leaves_the_memory_once_the_store_has_it() -> None:
     r = Recording()
     await r.frame(trade(1), trade(2))
     r.recorder.mark_durable(r.recorder.take_batch().trades[:1])
-    assert [each.seq for each in r.tape[SPOT].unsaved.values()] == [2]
+    assert [each.seq for each in r.tape[SPOT].pending.values()] == [2]
 
 
 async def test_a_repeated_trade_is_counted_and_changes_nothing() -> None:
@@ -148,7 +148,7 @@ async def test_a_full_memory_makes_the_exchange_wait_and_loses_nothing(monkeypat
 
 async def test_a_gap_that_opens_while_a_repair_waits_for_room_is_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder_module, "WAITING_LIMIT", 1)
-    r = Recording(numbered=False)
+    r = Recording(counts_trades=False)
     told = [trade(number, NOON + 1_000 * number, instrument=BYBIT) for number in range(50)]
     for each in told[:20]:
         r.clock.at = each.timestamp
@@ -162,7 +162,7 @@ async def test_a_gap_that_opens_while_a_repair_waits_for_room_is_part_of_it(monk
         await r.frame(*told[40:42], connection=2)
 
     async def repair() -> None:
-        await r.recorder.repaired(BYBIT, told[10:47])
+        await r.recorder.record_repaired(BYBIT, told[10:47])
 
     held: list[int] = []
     with anyio.fail_after(5):
@@ -225,7 +225,7 @@ async def state_after(numbered: bool, calls: Sequence[tuple[int, Sequence[Trades
         await r.recorder.take(connection, *messages)
     tape = r.tape[r.instrument]
     minutes = {start: (footprint.bar, footprint.cells) for start, footprint in tape.minutes.items()}
-    told = r.followed.spans, minutes, tape.rows, tape.newest, list(tape.unsaved.values()), tape.waiting, r.followed.alive_until()
+    told = r.followed.spans, minutes, tape.trade_counts, tape.newest, list(tape.pending.values()), tape.unstored, r.followed.alive_until()
     return told, r.recorder.take_batch(), r.recorder.taken, r.health.counts
 
 
@@ -244,7 +244,7 @@ def test_frames_taken_at_once_come_to_the_same_as_one_after_the_other(numbered: 
 
 
 async def test_a_stale_first_frame_claims_nothing_before_its_connection() -> None:
-    r = Recording(numbered=False)
+    r = Recording(counts_trades=False)
     r.recorder.connected(1)
     await r.recorder.take(1, Trades(BYBIT, [trade(1, NOON - HOUR, instrument=BYBIT)], NOON - HOUR))
     assert r.followed.spans == []

@@ -47,8 +47,8 @@ class RecorderMachine(RuleBasedStateMachine):
         self.clock = ManualClock(NOON + IDS * 1_500)
         self.tape = Tape()
         self.recorder = Recorder(self.tape, Health(self.clock.now), self.clock)
-        self.recorder.follow(listing(), numbered=True)
-        self.tape.unsaved_limit = LIMIT
+        self.recorder.start(listing(), counts_trades=True)
+        self.tape.pending_limit = LIMIT
         self.rows: set[int] = set()
         self.folded: dict[int, PartialFootprint] = {}
         self.cut: list[Trade | PartialFootprint] = []
@@ -86,7 +86,7 @@ class RecorderMachine(RuleBasedStateMachine):
         fresh = [number for number in numbers if number not in self.held]
         for number in fresh:
             self.comes(number)
-        assert done(self.recorder.repaired(SPOT, [made(number) for number in numbers])) == len(fresh)
+        assert done(self.recorder.record_repaired(SPOT, [made(number) for number in numbers])) == len(fresh)
 
     @precondition(lambda self: self.settled is not None)
     @rule(first=st.integers(1, IDS), count=st.integers(1, 15))
@@ -102,7 +102,7 @@ class RecorderMachine(RuleBasedStateMachine):
             if piece.minute < self.settled and not self.live(piece.minute):
                 self.late[piece.minute] += 1
             self.folded[first] = piece
-        assert done(self.recorder.repaired(SPOT, (), [piece])) == (len(trades) if fresh else 0)
+        assert done(self.recorder.record_repaired(SPOT, (), [piece])) == (len(trades) if fresh else 0)
 
     @rule()
     def write(self) -> None:
@@ -123,7 +123,7 @@ class RecorderMachine(RuleBasedStateMachine):
 
     @rule()
     def lose(self) -> None:
-        self.recorder.lost(1, [SPOT], "disconnect", "cut")
+        self.recorder.connection_lost(1, [SPOT], "disconnect", "cut")
 
     @invariant()
     def every_trade_goes_out_once(self) -> None:
@@ -135,16 +135,16 @@ class RecorderMachine(RuleBasedStateMachine):
     def what_waits_is_counted_by_its_minute_until_it_is_saved(self) -> None:
         unsaved = [*self.cut, *self.recorder._waiting, *self.recorder._pieces]
         waiting = Counter(one.minute if isinstance(one, PartialFootprint) else minute_of(one) for one in unsaved)
-        assert self.tape[SPOT].waiting == waiting
+        assert self.tape[SPOT].unstored == waiting
 
     @invariant()
     def memory_holds_the_newest_that_came_and_counts_the_others(self) -> None:
         tape = self.tape[SPOT]
         unsaved = [one for one in [*self.cut, *self.recorder._waiting] if isinstance(one, Trade)]
-        assert len(tape.unsaved) <= LIMIT
-        assert {one.seq for one in tape.unsaved.values()} <= {one.seq for one in unsaved}
-        let_go = [one for one in unsaved if one.trade_id not in tape.unsaved]
-        assert tape.let_go == Counter(minute_of(one) for one in let_go)
+        assert len(tape.pending) <= LIMIT
+        assert {one.seq for one in tape.pending.values()} <= {one.seq for one in unsaved}
+        let_go = [one for one in unsaved if one.trade_id not in tape.pending]
+        assert tape.evicted == Counter(minute_of(one) for one in let_go)
 
     @invariant()
     def every_live_minute_is_the_sum_of_what_came_for_it(self) -> None:

@@ -77,7 +77,7 @@ async def test_a_quiet_minute_on_a_living_connection_has_an_empty_bar(tmp_path: 
 async def test_a_minute_without_a_connection_has_no_bar(tmp_path: Path) -> None:
     async with recording(tmp_path) as r:
         await r.trade(trade(1))
-        r.recorder.lost(1, [SPOT], "disconnect", "cut")
+        r.recorder.connection_lost(1, [SPOT], "disconnect", "cut")
         r.clock.pass_minutes(3)
         await r.write()
         assert [row.start for row in await r.bars()] == [NOON]
@@ -156,7 +156,7 @@ async def test_a_bar_that_does_not_stand_yet_waits_for_its_last_late_minute_and_
         await r.write()
         # The half hour before, as an import brings it.
         earlier = [trade(100 + minute, NOON - (30 - minute) * MINUTE) for minute in range(30)]
-        await r.recorder.imported(SPOT, (), pieces_of(SPOT, [Aggregate(one.seq, one.seq, one) for one in earlier]))
+        await r.recorder.record_imported(SPOT, (), pieces_of(SPOT, [Aggregate(one.seq, one.seq, one) for one in earlier]))
         await r.write()
         assert r.rollup.behind
         derived = {row.start for row in await r.bars() if row.start < NOON}
@@ -278,7 +278,7 @@ async def test_an_hour_whose_end_passed_without_a_connection_is_whole_in_every_b
         await r.trade(*(trade(number, clock.now() + number) for number in range(1, 6)))
         clock.pass_minutes(3)
         await r.write()
-        r.recorder.lost(1, [SPOT], "disconnect", "cut")
+        r.recorder.connection_lost(1, [SPOT], "disconnect", "cut")
         clock.pass_minutes(40)
         await r.trade(trade(6, clock.now()))
         clock.pass_seconds(63)
@@ -356,10 +356,10 @@ async def test_a_stop_writes_the_batch_that_failed_before_and_what_came_after_it
 async def test_a_minute_is_not_settled_while_the_journal_alone_has_trades_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with recording(tmp_path) as r:
         await r.trade(trade(1))
-        r.tape.unsaved_limit = 3
+        r.tape.pending_limit = 3
         await r.trade(*(trade(number, NOON + number) for number in range(2, 11)))
         await r.writer._journal_all()
-        assert len(r.tape[SPOT].unsaved) == 3
+        assert len(r.tape[SPOT].pending) == 3
         view = View(r.store, r.tape, r.clock.now, ["spot"], ["binance"])
         minute = Window(NOON, NOON + MINUTE)
         assert await view.lacking(SPOT, minute, raw=True) == [minute]
@@ -370,19 +370,19 @@ async def test_a_minute_is_not_settled_while_the_journal_alone_has_trades_of_it(
         (row,) = await r.bars()
         assert row.bar.trade_count == 10
         assert await view.lacking(SPOT, minute, raw=True) == []
-        assert (r.tape[SPOT].waiting, r.tape[SPOT].let_go) == ({}, {})
+        assert (r.tape[SPOT].unstored, r.tape[SPOT].evicted) == ({}, {})
 
 
 async def test_a_late_adoption_takes_no_trade_from_a_minute_that_the_journal_alone_has_in_part(tmp_path: Path) -> None:
     async with recording(tmp_path) as r:
-        r.tape.unsaved_limit = 3
-        r.tape[SPOT].adopted = False
+        r.tape.pending_limit = 3
+        r.tape[SPOT].resumed = False
         await r.trade(*(trade(number, NOON + number) for number in range(1, 11)))
         await r.rollup.run()
-        assert (r.tape[SPOT].minutes[NOON].bar.trade_count, r.tape[SPOT].adopted) == (10, False)
+        assert (r.tape[SPOT].minutes[NOON].bar.trade_count, r.tape[SPOT].resumed) == (10, False)
         await r.save()
         await r.rollup.run()
-        assert (r.tape[SPOT].minutes[NOON].bar.trade_count, r.tape[SPOT].adopted) == (10, True)
+        assert (r.tape[SPOT].minutes[NOON].bar.trade_count, r.tape[SPOT].resumed) == (10, True)
 
 
 async def test_an_adoption_brings_back_what_was_stored_after_the_tape_had_followed_it(tmp_path: Path) -> None:
@@ -405,7 +405,7 @@ async def test_an_adoption_after_hours_without_the_store_reads_only_what_others_
         await store.write([trade(1, NOON + 1)], [])
     async with recording(tmp_path) as r:
         r.tape.forget(SPOT)
-        followed = r.recorder.follow(listing(), numbered=True)
+        followed = r.recorder.start(listing(), counts_trades=True)
         for minute in range(30):
             await r.trade(trade(minute + 2, r.clock.now() + 2))
             r.clock.pass_minutes(1)
@@ -448,7 +448,7 @@ async def test_more_than_a_small_journal_holds_goes_through_it_in_pieces(tmp_pat
         with anyio.fail_after(30):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(r.writer.run)
-                while r.tape[SPOT].waiting:
+                while r.tape[SPOT].unstored:
                     await anyio.sleep(0.05)
                 tasks.cancel_scope.cancel()
         await r.write()
@@ -469,7 +469,7 @@ async def test_figures_that_cannot_be_derived_do_not_keep_trades_from_the_store(
                 tasks.start_soon(r.writer.run)
                 for number in range(1, 4):
                     await r.trade(trade(number))
-                    while r.tape[SPOT].waiting:
+                    while r.tape[SPOT].unstored:
                         await anyio.sleep(0.02)
                 tasks.cancel_scope.cancel()
         assert r.health.parts["rollup"].detail == "one row is damaged"

@@ -70,7 +70,7 @@ async def test_a_batch_begins_while_another_is_on_its_way_and_claims_after_it(tm
                 watched.holds[1].set()
         assert watched.had_turn == [1, 3, 5, 7]
         assert [each.seq for each in await r.store.trades(SPOT, ALWAYS, limit=10)] == list(range(1, 9))
-        assert (r.journal.backlog, r.tape[SPOT].unsaved, r.tape[SPOT].waiting) == (0, {}, {})
+        assert (r.journal.backlog, r.tape[SPOT].pending, r.tape[SPOT].unstored) == (0, {}, {})
 
 
 async def test_what_comes_after_a_batch_that_failed_claims_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +105,7 @@ async def test_a_batch_that_is_stored_is_released_whatever_is_cancelled(tmp_path
             monkeypatch.setattr(r.recorder, "mark_durable", cancelled)
             await r.writer._drain()
         assert scope.cancelled_caught
-        assert (r.journal.backlog, r.tape[SPOT].waiting) == (0, {})
+        assert (r.journal.backlog, r.tape[SPOT].unstored) == (0, {})
 
 
 async def test_a_part_of_a_long_backlog_is_not_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

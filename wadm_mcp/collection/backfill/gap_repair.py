@@ -1,8 +1,8 @@
-"""Fills the gaps of one market from the exchange's REST history, where the exchange numbers its trades.
+"""Fills the gaps of one market from the exchange's REST history, where the exchange counts its trades.
 
-The newest gap comes first, every fourth request goes to the oldest. Up to `RAW_LIMIT` trades of a gap come back as rows, by id; of a
-longer one, and of what is older than rows are kept, the rest comes from aggregates where the exchange has them: exact in every figure,
-without rows, and for a fraction of the request weight. Whatever comes takes the recorder's one road.
+The newest gap comes first; every fourth request goes to the oldest. Up to `RAW_LIMIT` trades of a gap are fetched as rows, by id. The rest
+of a longer gap, and gaps older than the retention of single trades, come from aggregates where the exchange has them: exact in every
+figure, without rows, and for a fraction of the request weight. Everything fetched takes the recorder's one road.
 """
 
 from __future__ import annotations
@@ -10,60 +10,61 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 import anyio
 
-from wadm_mcp.clock import Clock
-from wadm_mcp.collection.recording.minute import pieces_of
-from wadm_mcp.collection.recording.recorder import RecordedInstrument, Recorder
+from wadm_mcp.clock import CLOCK_SKEW, Clock
+from wadm_mcp.collection.recording.minute import partial_footprints
+from wadm_mcp.collection.recording.recorded_instrument import RecordedInstrument
+from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.collection.rest.rate_limit import Priority
-from wadm_mcp.coverage.by_id import SequenceCoverage
-from wadm_mcp.coverage.spans import IMPORTED, MissingRange
+from wadm_mcp.coverage.spans import MissingRange
 from wadm_mcp.errors import ExchangeError
 from wadm_mcp.exchanges.exchange import Aggregate, Venue
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
-from wadm_mcp.model import HOUR, MINUTE, SECOND, Instrument, Trade
+from wadm_mcp.model import HOUR, MINUTE, SECOND, Instrument, SpanReason, Trade
 from wadm_mcp.tape import Repairing
 
 RAW_LIMIT: Final = 100_000
-"""Trades of one gap that come back as rows; on spot 2,500 of the 6,000 weight that Binance grants a minute."""
-
-_PAGE: Final = 1_000
-"""Rows that one reply holds at most, on every endpoint asked here."""
-_EVERY: Final = 0.5
-_SETTLED: Final = SECOND
-"""Age of a gap's upper edge below which it may be mere disorder on the way."""
-_OLDEST_TURN: Final = 4
-_TRIES: Final = 3
-"""Replies that must lack an id, while telling later ones, before it counts as absent at the exchange."""
-_PAUSES: Final = (1.0, 2.0, 5.0, 15.0, 60.0)
-"""Seconds before the same ids are asked for again: the exchange's database lags behind its stream."""
-_STALE: Final = HOUR
-"""Age of a gap that no lag of a database explains any more."""
+"""Trades of one gap that are fetched as rows; on Binance spot this is 2,500 of the 6,000 weight granted a minute."""
+PAGE_ROWS: Final = 1_000
+"""Rows in one reply at most, on every endpoint that is asked here."""
 LONG_GAP: Final = 2 * HOUR
-"""A longer one may be history's to fill, from an archive: a day's file costs less than its pages."""
-_CHUNK: Final = 10 * MINUTE
+"""A longer gap may be left to the import of history: an archive file costs less than a day's pages."""
+FILLS_PER_AGGREGATE: Final = 2
+"""Measured on the recorded tapes (docs/exchanges.md 7). Only for the time left that progress states."""
+
+_POLL_SECONDS: Final = 0.5
+_MIN_GAP_AGE_MS: Final = SECOND
+"""Age of a gap's upper edge below which its trades may simply arrive out of order."""
+_OLDEST_EVERY: Final = 4
+_ATTEMPTS: Final = 3
+"""Replies that must lack an id, while they have later ones, before it counts as absent at the exchange."""
+_PAUSES_SECONDS: Final = (1.0, 2.0, 5.0, 15.0, 60.0)
+"""Before the same ids are asked for again: the exchange's database lags behind its stream."""
+_MAX_LAG_MS: Final = HOUR
+"""Age of a gap that no lag of the exchange's database explains."""
+_CHUNK_MS: Final = 10 * MINUTE
 """Market time whose aggregates are fetched in a row, newest chunk first."""
 _STRADDLED: Final = 1_000
-"""Ids that are left to fetch as rows at the edges of what aggregates filled."""
-_SKEW: Final = 5 * SECOND
-_FILLS_PER_AGGREGATE: Final = 2
-"""As the recorded tapes have it (exchanges.md 7); for the time left, nothing else."""
+"""Ids at the edges of what aggregates filled that are fetched as rows."""
+
+_GapKey: TypeAlias = tuple[Instrument, int, int]
 
 
-class _Tried(NamedTuple):
-    times: int
-    again_at: float
+class _Attempts(NamedTuple):
+    number: int
+    retry_at: float
+    """Monotonic seconds."""
 
 
 class GapRepairer:
-    """Repairs every followed instrument of a market until cancelled.
+    """Repairs every recorded instrument of a market until cancelled.
 
-    `trades_life` is how long rows are kept (ms). Without `long_gaps` those of more than two hours
-    are left to who imports history.
+    `trades_retention` is how long rows are kept (ms). Without `long_gaps` gaps of more than two hours are left to the import of history.
     """
 
     def __init__(
@@ -73,218 +74,213 @@ class GapRepairer:
         recorder: Recorder,
         health: Health,
         clock: Clock,
-        trades_life: int,
+        trades_retention: int,
         long_gaps: bool = True,
     ) -> None:
         self._venue = venue
+        self._traits = venue.traits
         self._rest = rest
         self._recorder = recorder
         self._health = health
         self._clock = clock
-        self._trades_life = trades_life
+        self._trades_retention = trades_retention
         self._long_gaps = long_gaps
-        self._budget = rest.budget(venue)
+        self._limiter = rest.budget(venue)
         self._part = f"{venue.name} repair"
         self._turn = 0
-        self._tried: dict[tuple[Instrument, int, int], _Tried] = {}
-        self._to_fold: dict[Instrument, list[tuple[int, int]]] = {}
-        """Ranges of ids that come back from aggregates."""
-        self._rows_only: set[tuple[Instrument, int, int]] = set()
+        self._attempts: dict[_GapKey, _Attempts] = {}
+        self._folded_ranges: dict[Instrument, list[tuple[int, int]]] = {}
+        """Ranges of ids that are fetched as aggregates."""
+        self._rows_only: set[_GapKey] = set()
         """Gaps that no aggregate fits into."""
 
     async def run(self) -> None:
         """Look for gaps and fill them, one request at a time, for ever."""
         while True:
-            job = self._next()
-            if job is None:
-                with anyio.move_on_after(_EVERY):
+            due = self._next()
+            if due is None:
+                with anyio.move_on_after(_POLL_SECONDS):
                     await self._recorder.gap_opened()
                 continue
+            recorded, gap = due
             try:
-                await self._repair(*job)
+                await (self._fetch_folded(recorded, gap) if self._folds(recorded, gap) else self._fetch_rows(recorded, gap))
             except ExchangeError as error:
                 self._health.count("repair.failures")
                 self._health.report(self._part, State.OK, f"waits: {error}")
                 log.warning("repair.failed", **self._venue.log_fields, error=error)
-                self._put_off(*job)
-                await anyio.sleep(max(_PAUSES[0], self._budget.state.closed_for))
+                self._postpone(recorded, gap)
+                await anyio.sleep(max(_PAUSES_SECONDS[0], self._limiter.state.closed_for))
 
     def _next(self) -> tuple[RecordedInstrument, MissingRange] | None:
-        """The gap whose turn it is, None where none is due. Tells on the way what is left to do."""
+        """The gap whose turn it is, None where none is due. Reports progress on the way."""
         due: list[tuple[RecordedInstrument, MissingRange]] = []
-        every: list[tuple[Instrument, MissingRange]] = []
-        known: set[tuple[Instrument, int, int]] = set()
+        known: set[_GapKey] = set()
+        whole: set[_GapKey] = set()
         now, market_now = self._clock.monotonic(), self._clock.now()
-        left: list[str] = []
-        for followed in self._mine():
-            gaps = [gap for gap in followed.continuity.missing() if self._is_mine(followed, gap)]
-            left += self._tell(followed, gaps)
-            every += [(followed.tape.instrument, gap) for gap in gaps]
+        lines: list[str] = []
+        for recorded in self._recorder.recorded:
+            if not self._venue.trades_here(recorded.instrument):
+                continue
+            gaps = [gap for gap in recorded.coverage.missing() if self._is_mine(recorded, gap)]
+            lines += self._report(recorded, gaps)
             for gap in gaps:
-                key = self._key(followed, gap)
+                key = self._key(recorded, gap)
                 known.add(key)
-                tried = self._tried.get(key)
-                if gap.end <= market_now - _SETTLED and (tried is None or tried.again_at <= now):
-                    due.append((followed, gap))
-        self._tried = {key: tried for key, tried in self._tried.items() if key in known}
-        self._rows_only &= {(instrument, gap.first, gap.last) for instrument, gap in every}
-        self._health.report(self._part, State.OK, "; ".join(left))
+                whole.add((recorded.instrument, gap.first, gap.last))
+                attempts = self._attempts.get(key)
+                if gap.end <= market_now - _MIN_GAP_AGE_MS and (attempts is None or attempts.retry_at <= now):
+                    due.append((recorded, gap))
+        self._attempts = {key: attempts for key, attempts in self._attempts.items() if key in known}
+        self._rows_only &= whole
+        self._health.report(self._part, State.OK, "; ".join(lines))
         if not due:
             return None
         due.sort(key=lambda job: job[1].end)
         self._turn += 1
-        return due[0 if self._turn % _OLDEST_TURN == 0 else -1]
+        return due[0 if self._turn % _OLDEST_EVERY == 0 else -1]
 
-    def _is_mine(self, followed: RecordedInstrument, gap: MissingRange) -> bool:
-        reach = self._venue.traits.rest_reach
+    def _is_mine(self, recorded: RecordedInstrument, gap: MissingRange) -> bool:
+        """Is the gap for repair, and neither out of reach nor for the import of history?"""
+        reach = self._traits.rest_reach
         if reach is not None and gap.end < self._clock.now() - reach:
             return False
-        coming = followed.being_imported
-        if coming is not None and gap.start < coming.end + _SKEW and gap.end > coming.start - _SKEW:
+        coming = recorded.being_imported
+        if coming is not None and gap.start < coming.end + CLOCK_SKEW and gap.end > coming.start - CLOCK_SKEW:
             return False
         if gap.end - gap.start <= LONG_GAP:
             return True
-        # What somebody imported by hand long before the tape is an island: the time between was not asked for.
-        after_import = any(span.last_seq == gap.first - 1 and span.reason == IMPORTED for span in followed.continuity.spans)
+        # What was imported by hand long before the tape is an island: nobody asked for the time in between.
+        after_import = any(span.last_seq == gap.first - 1 and span.reason is SpanReason.IMPORTED for span in recorded.coverage.spans)
         return self._long_gaps and not after_import
 
-    def _mine(self) -> list[RecordedInstrument]:
-        return [followed for followed in self._recorder.followed if self._venue.trades_here(followed.tape.instrument)]
-
-    def _tell(self, followed: RecordedInstrument, gaps: Sequence[MissingRange]) -> list[str]:
-        tape = followed.tape
+    def _report(self, recorded: RecordedInstrument, gaps: Sequence[MissingRange]) -> list[str]:
+        """Report the progress of an instrument to its tape; the line for health, none where nothing is missing."""
+        tape, instrument = recorded.tape, recorded.instrument
         if not gaps:
-            tape.repairing = None
-            self._to_fold.pop(tape.instrument, None)
+            tape.report_repair(None)
+            self._folded_ranges.pop(instrument, None)
             return []
         missing = sum(gap.trades for gap in gaps)
-        ranges = self._to_fold.get(tape.instrument, [])
+        ranges = self._folded_ranges.get(instrument, [])
         folded = sum(max(0, min(gap.last, last) - max(gap.first, first) + 1) for gap in gaps for first, last in ranges)
-        seconds = self._seconds(tape.instrument.symbol, _pages(gaps) - folded // _PAGE, folded)
-        tape.repairing = Repairing(missing, folded, seconds)
+        seconds = self._seconds(instrument.symbol, _pages(gaps) - folded // PAGE_ROWS, folded)
+        tape.report_repair(Repairing(missing, folded, seconds))
         how = f", {folded:,} of them from aggregates" if folded else ""
-        return [f"{tape.instrument.symbol}: {missing:,} trades are missing{how}, about {seconds:,.0f} s are needed"]
+        return [f"{instrument.symbol}: {missing:,} trades are missing{how}, about {seconds:,.0f} s are needed"]
 
     def _seconds(self, symbol: str, pages: int, folded: int) -> float:
-        """Time that the requests need within the share of the allowance that is ours."""
+        """Time that the requests need within our share of the rate limit."""
         exchange, market = self._venue.exchange, self._venue.market
         weight = pages * exchange.trades_request(market, symbol, 1).weight
         if folded:
-            pages = -(-folded // (_FILLS_PER_AGGREGATE * _PAGE))
+            pages = -(-folded // (FILLS_PER_AGGREGATE * PAGE_ROWS))
             weight += pages * exchange.aggregates_request(market, symbol, start=0).weight
-        return weight * exchange.allowance(market).seconds / self._budget.allowed
+        return weight * exchange.allowance(market).seconds / self._limiter.allowed
 
-    async def _repair(self, followed: RecordedInstrument, gap: MissingRange) -> None:
-        if self._folds(followed, gap):
-            await self._fold(followed, gap)
-        else:
-            await self._fetch(followed, gap)
-
-    def _folds(self, followed: RecordedInstrument, gap: MissingRange) -> bool:
-        """Does this gap's newest part come back from aggregates?"""
-        if not self._venue.traits.folds_history:
+    def _folds(self, recorded: RecordedInstrument, gap: MissingRange) -> bool:
+        """Is the newest part of this gap fetched as aggregates?"""
+        if not self._traits.folds_history:
             return False
-        instrument = followed.tape.instrument
+        instrument = recorded.instrument
         if gap.trades <= _STRADDLED or (instrument, gap.first, gap.last) in self._rows_only:
             return False
-        ranges = self._to_fold.setdefault(instrument, [])
+        ranges = self._folded_ranges.setdefault(instrument, [])
         if not any(first <= gap.last and last >= gap.first for first, last in ranges):
-            outlived = gap.end < self._clock.now() - self._trades_life
-            if outlived or gap.trades > RAW_LIMIT:
-                ranges.append((gap.first, gap.last if outlived else gap.last - RAW_LIMIT))
+            expired = gap.end < self._clock.now() - self._trades_retention
+            if expired or gap.trades > RAW_LIMIT:
+                ranges.append((gap.first, gap.last if expired else gap.last - RAW_LIMIT))
         return any(first <= gap.last <= last for first, last in ranges)
 
-    async def _fetch(self, followed: RecordedInstrument, gap: MissingRange) -> None:
-        """The newest page of a gap, by id, and of the small gaps before it what that page holds too."""
-        first = self._first(followed, gap)
-        instrument = followed.tape.instrument
-        small = [one for one in followed.continuity.missing() if gap.last - _PAGE < one.first and one.last < first]
+    async def _fetch_rows(self, recorded: RecordedInstrument, gap: MissingRange) -> None:
+        """Fetch the newest page of a gap, by id, and with it the small gaps that the page includes."""
+        first = self._first(recorded, gap)
+        instrument = recorded.instrument
+        small = [one for one in recorded.coverage.missing() if gap.last - PAGE_ROWS < one.first and one.last < first]
         start = min([first, *(one.first for one in small)])
-        rows = await self._rest.trades(self._venue, followed.tape.listing, first=start)
-        wanted = [*small, gap._replace(first=first)]
-        firsts = [one.first for one in wanted]
-        told = [
+        rows = await self._rest.trades(self._venue, recorded.tape.listing, first=start)
+        gaps = [*small, gap._replace(first=first)]
+        firsts = [one.first for one in gaps]
+        usable = [
             row
             for row in rows
-            if row.seq >= start and row.seq <= (own := wanted[bisect_right(firsts, row.seq) - 1]).last and self._plausible(row, own)
+            if row.seq >= start and row.seq <= (own := gaps[bisect_right(firsts, row.seq) - 1]).last and self._plausible(row, own)
         ]
-        new = await self._recorder.repaired(instrument, told)
+        new = await self._recorder.record_repaired(instrument, usable)
         if new:
             log.info("gap.repaired", instrument=instrument, first=first, last=gap.last, trades=new)
-        lacking = _lacking(first, gap.last, [row for row in told if row.seq >= first])
+        lacking = _lacking(first, gap.last, [row for row in usable if row.seq >= first])
         if not lacking:
             return
-        served = max((row.seq for row in rows), default=-1)
-        absent = [part for part in lacking if part[1] < served]
-        if not rows and gap.end < self._clock.now() - _STALE:
+        newest_id = max((row.seq for row in rows), default=-1)
+        absent = [part for part in lacking if part[1] < newest_id]
+        if not rows and gap.end < self._clock.now() - _MAX_LAG_MS:
             absent = lacking
-        key = self._key(followed, gap)
-        tries = self._tried.get(key, _Tried(0, 0.0)).times + 1
-        if absent and tries >= _TRIES:
-            self._lack(followed, absent)
+        attempts = self._attempts.get(self._key(recorded, gap), _Attempts(0, 0.0)).number + 1
+        if absent and attempts >= _ATTEMPTS:
+            self._mark_absent(recorded, absent)
         else:
-            self._put_off(followed, gap)
+            self._postpone(recorded, gap)
 
-    def _lack(self, followed: RecordedInstrument, ranges: Sequence[tuple[int, int]]) -> None:
-        assert isinstance(followed.continuity, SequenceCoverage)
+    def _mark_absent(self, recorded: RecordedInstrument, ranges: Sequence[tuple[int, int]]) -> None:
         for first, last in ranges:
-            followed.continuity.lack(first, last)
+            recorded.coverage.mark_absent(first, last)
             self._health.count("trades.absent", last - first + 1)
-            log.warning("gap.absent", instrument=followed.tape.instrument, first=first, last=last)
+            log.warning("gap.absent", instrument=recorded.instrument, first=first, last=last)
 
-    async def _fold(self, followed: RecordedInstrument, gap: MissingRange) -> None:
-        """The newest chunk of a gap, from aggregates. A gap that none of them fits into is left to be fetched as rows."""
-        instrument, listing = followed.tape.instrument, followed.tape.listing
-        key = self._key(followed, gap)
-        tries = self._tried.get(key, _Tried(0, 0.0)).times
-        start = max(gap.start, gap.end - (_CHUNK << tries))
+    async def _fetch_folded(self, recorded: RecordedInstrument, gap: MissingRange) -> None:
+        """Fetch the newest chunk of a gap as aggregates. A gap that none of them fits into is left to be fetched as rows."""
+        instrument, listing = recorded.instrument, recorded.tape.listing
+        attempts = self._attempts.get(self._key(recorded, gap), _Attempts(0, 0.0)).number
+        start = max(gap.start, gap.end - (_CHUNK_MS << attempts))
         new = 0
         rows = await self._rest.aggregates(self._venue, listing, start=start, priority=Priority.REPAIR)
         while rows:
             inside = [row for row in rows if row.trade.seq >= gap.first and row.last <= gap.last and self._plausible(row.trade, gap)]
-            new += await self._recorder.repaired(instrument, (), pieces_of(instrument, inside))
-            if _beyond(rows[-1], gap) or len(rows) < _PAGE:
+            new += await self._recorder.record_repaired(instrument, (), partial_footprints(instrument, inside))
+            if _beyond(rows[-1], gap) or len(rows) < PAGE_ROWS:
                 break
             after = rows[-1].number + 1
             rows = await self._rest.aggregates(self._venue, listing, first=after, priority=Priority.REPAIR)
         if new:
             log.info("gap.repaired", instrument=instrument, since=start, trades=new, rows=False)
         elif start > gap.start:
-            self._put_off(followed, gap, at_once=True)
+            self._postpone(recorded, gap, at_once=True)
         else:
             self._rows_only.add((instrument, gap.first, gap.last))
 
-    def _first(self, followed: RecordedInstrument, gap: MissingRange) -> int:
-        """The id from which on a gap's newest page is asked for."""
-        ranges = self._to_fold.get(followed.tape.instrument, [])
+    def _first(self, recorded: RecordedInstrument, gap: MissingRange) -> int:
+        """The id from which on a gap's newest page is fetched."""
+        ranges = self._folded_ranges.get(recorded.instrument, [])
         above = [last + 1 for first, last in ranges if first <= gap.last and gap.first <= last < gap.last]
-        return max(gap.first, gap.last - _PAGE + 1, *above)
+        return max(gap.first, gap.last - PAGE_ROWS + 1, *above)
 
-    def _key(self, followed: RecordedInstrument, gap: MissingRange) -> tuple[Instrument, int, int]:
-        return followed.tape.instrument, self._first(followed, gap), gap.last
+    def _key(self, recorded: RecordedInstrument, gap: MissingRange) -> _GapKey:
+        return recorded.instrument, self._first(recorded, gap), gap.last
 
-    def _put_off(self, followed: RecordedInstrument, gap: MissingRange, *, at_once: bool = False) -> None:
-        key = self._key(followed, gap)
-        times = self._tried.get(key, _Tried(0, 0.0)).times
-        pause = 0.0 if at_once else _PAUSES[min(times, len(_PAUSES) - 1)]
-        self._tried[key] = _Tried(times + 1, self._clock.monotonic() + pause)
+    def _postpone(self, recorded: RecordedInstrument, gap: MissingRange, *, at_once: bool = False) -> None:
+        """One more attempt failed: the next one comes later, or `at_once` with a longer chunk."""
+        key = self._key(recorded, gap)
+        count = self._attempts.get(key, _Attempts(0, 0.0)).number
+        pause = 0.0 if at_once else _PAUSES_SECONDS[min(count, len(_PAUSES_SECONDS) - 1)]
+        self._attempts[key] = _Attempts(count + 1, self._clock.monotonic() + pause)
 
     def _plausible(self, row: Trade, gap: MissingRange) -> bool:
-        """A trade that is said to lie outside its gap would stretch coverage over time nobody knows of."""
-        if gap.start - _SKEW <= row.timestamp <= gap.end + _SKEW:
+        """Does the row's time lie in its gap? Otherwise it would stretch coverage over time that nothing is known of."""
+        if gap.start - CLOCK_SKEW <= row.timestamp <= gap.end + CLOCK_SKEW:
             return True
         self._health.count("trades.implausible")
         return False
 
 
 def _pages(gaps: Sequence[MissingRange]) -> int:
-    """Requests that gaps take, oldest first, when each brings a page of ids that ends with a missing one."""
+    """Requests that gaps need, oldest first, when each fetches a page of ids that ends with a missing one."""
     pages, reached = 0, None
     for gap in reversed(gaps):
         last = gap.last if reached is None else min(gap.last, reached - 1)
         if last >= gap.first:
-            more = -(-(last - gap.first + 1) // _PAGE)
-            pages, reached = pages + more, last - more * _PAGE + 1
+            more = -(-(last - gap.first + 1) // PAGE_ROWS)
+            pages, reached = pages + more, last - more * PAGE_ROWS + 1
     return pages
 
 
@@ -293,6 +289,6 @@ def _beyond(row: Aggregate, gap: MissingRange) -> bool:
 
 
 def _lacking(first: int, last: int, rows: Sequence[Trade]) -> list[tuple[int, int]]:
-    """Which ids of a range no row bears, as ranges."""
+    """The ids of a range that no row has, as ranges."""
     ids = [first - 1, *sorted({row.seq for row in rows}), last + 1]
     return [(one + 1, other - 1) for one, other in pairwise(ids) if other > one + 1]

@@ -1,7 +1,7 @@
-"""Closes the gaps of one market from the exchange's newest trades, where it does not number them.
+"""Closes the gaps of one market from the exchange's newest trades, where ids do not count.
 
-After every new connection the newest trades are asked for at once: they reach back over a short gap, and what a connection lost is among
-them. Both edges must be met by id (exchanges.md 5); what lies before the oldest trade told stays a gap.
+After every new connection the newest trades are requested at once: they reach back over a short gap and contain what a connection lost.
+They must overlap both edges of the gap by id (docs/exchanges.md 5); what lies before the oldest of them stays a gap.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Final, NamedTuple
 import anyio
 
 from wadm_mcp.clock import Clock
-from wadm_mcp.collection.recording.recorder import RecordedInstrument, Recorder
+from wadm_mcp.collection.recording.recorded_instrument import RecordedInstrument
+from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.collection.rest.rate_limit import AT_ONCE
-from wadm_mcp.coverage.by_connection import ConnectionCoverage
 from wadm_mcp.errors import ExchangeError
 from wadm_mcp.exchanges.exchange import Venue
 from wadm_mcp.health import Health, State
@@ -23,111 +23,103 @@ from wadm_mcp.logs import log
 from wadm_mcp.model import Instrument
 from wadm_mcp.tape import Repairing
 
-_EVERY: Final = 0.5
+_POLL_SECONDS: Final = 0.5
 _PAUSES: Final = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
-"""Seconds before the newest trades are asked for again, as long as they lag behind the stream."""
+"""Seconds before the newest trades are requested again, while they lag behind the stream."""
 
 
-class _Tried(NamedTuple):
-    """At which count of breaks, how often in vain, and when to ask again."""
+class _Attempts(NamedTuple):
+    """Attempts since a count of breaks, and when the next is due (monotonic seconds)."""
 
     breaks: int
-    times: int
-    again_at: float
+    number: int
+    retry_at: float
 
 
 class RecentTradesReconciler:
-    """Proves what it can of every followed instrument of a market until cancelled."""
+    """Proves what it can of every recorded instrument of a market until cancelled."""
 
-    def __init__(
-        self,
-        venue: Venue,
-        rest: RestClient,
-        recorder: Recorder,
-        health: Health,
-        clock: Clock,
-    ) -> None:
+    def __init__(self, venue: Venue, rest: RestClient, recorder: Recorder, health: Health, clock: Clock) -> None:
         self._venue = venue
         self._rest = rest
         self._recorder = recorder
         self._health = health
         self._clock = clock
-        self._budget = rest.budget(venue)
+        self._limiter = rest.budget(venue)
         self._part = f"{venue.name} repair"
-        self._looked: dict[Instrument, int] = {}
-        """How many breaks of an instrument were looked into."""
-        self._tried: dict[Instrument, _Tried] = {}
-        self._looking: set[Instrument] = set()
+        self._finished: dict[Instrument, int] = {}
+        """The count of breaks of an instrument that are dealt with."""
+        self._attempts: dict[Instrument, _Attempts] = {}
+        self._under_way: set[Instrument] = set()
 
     async def run(self) -> None:
-        """Look into every break of continuity, for ever."""
+        """Look into every break of coverage, for ever."""
         async with anyio.create_task_group() as tasks:
-            # After an outage every instrument waits, and the sixty newest trades of a busy one are of seconds.
+            # After an outage every instrument waits, and the sixty newest trades of a busy one are seconds old.
             for _ in range(AT_ONCE):
-                tasks.start_soon(self._look_again_and_again)
+                tasks.start_soon(self._keep_looking)
 
-    async def _look_again_and_again(self) -> None:
+    async def _keep_looking(self) -> None:
         while True:
-            due = self._due()
+            due = self._next()
             if due is None:
-                with anyio.move_on_after(_EVERY if not self._tried else _PAUSES[0]):
+                with anyio.move_on_after(_POLL_SECONDS if not self._attempts else _PAUSES[0]):
                     await self._recorder.gap_opened()
                 continue
-            instrument = due.tape.instrument
-            self._looking.add(instrument)
+            self._under_way.add(due.instrument)
             try:
-                await self._look(due)
+                await self._reconcile(due)
             except ExchangeError as error:
                 self._health.count("repair.failures")
                 self._health.report(self._part, State.OK, f"waits: {error}")
                 log.warning("repair.failed", **self._venue.log_fields, error=error)
-                self._put_off(instrument, due.continuity.breaks)
-                await anyio.sleep(max(_PAUSES[0], self._budget.state.closed_for))
+                self._postpone(due.instrument, due.coverage.breaks)
+                await anyio.sleep(max(_PAUSES[0], self._limiter.state.closed_for))
             finally:
-                self._looking.discard(instrument)
+                self._under_way.discard(due.instrument)
 
-    def _due(self) -> RecordedInstrument | None:
+    def _next(self) -> RecordedInstrument | None:
+        """The instrument whose turn it is, None where none is due. Reports progress on the way."""
         now = self._clock.monotonic()
         waiting = 0
         found: RecordedInstrument | None = None
         fewest = math.inf
-        for followed in self._recorder.followed:
-            instrument = followed.tape.instrument
+        for recorded in self._recorder.recorded:
+            instrument = recorded.instrument
             if not self._venue.trades_here(instrument):
                 continue
-            breaks = followed.continuity.breaks
-            pending = breaks != self._looked.get(instrument, 0)
-            followed.tape.repairing = Repairing(0, 0, 1.0) if pending and followed.continuity.missing() else None
+            breaks = recorded.coverage.breaks
+            pending = breaks != self._finished.get(instrument, 0)
+            recorded.tape.report_repair(Repairing(0, 0, 1.0) if pending and recorded.coverage.missing() else None)
             if not pending:
                 continue
             waiting += 1
-            tried = self._tried.get(instrument)
-            times = tried.times if tried is not None and tried.breaks == breaks else 0
-            if instrument not in self._looking and times < fewest and (not times or (tried is not None and tried.again_at <= now)):
-                # Of many that lost their connection at once each is asked for before any is asked for again.
-                found, fewest = followed, times
+            attempts = self._attempts.get(instrument)
+            count = attempts.number if attempts is not None and attempts.breaks == breaks else 0
+            if instrument not in self._under_way and count < fewest and (not count or (attempts is not None and attempts.retry_at <= now)):
+                # Of many that lost their connection at once each is requested before any is requested again.
+                found, fewest = recorded, count
         self._health.report(self._part, State.OK, f"{waiting} instruments are looked into" if waiting else "")
         return found
 
-    async def _look(self, followed: RecordedInstrument) -> None:
-        instrument, continuity = followed.tape.instrument, followed.continuity
-        assert isinstance(continuity, ConnectionCoverage)
-        breaks = continuity.breaks
-        newest = await self._rest.trades(self._venue, followed.tape.listing)
-        new = await self._recorder.repaired(instrument, newest)
-        # Nothing is waited for between the two, or a gap could come up that these trades seem to close.
-        tried = continuity.prove(newest)
+    async def _reconcile(self, recorded: RecordedInstrument) -> None:
+        instrument, coverage = recorded.instrument, recorded.coverage
+        breaks = coverage.breaks
+        newest = await self._rest.trades(self._venue, recorded.tape.listing)
+        new = await self._recorder.record_repaired(instrument, newest)
+        # No await between the two, or a gap could open that these trades seem to close.
+        finished = coverage.prove(newest)
         if new:
             log.info("gap.repaired", instrument=instrument, trades=new)
-        if tried:
-            self._tried.pop(instrument, None)
-            self._looked[instrument] = breaks
-        elif self._put_off(instrument, breaks) == len(_PAUSES):
+        if finished:
+            self._attempts.pop(instrument, None)
+            self._finished[instrument] = breaks
+        elif self._postpone(instrument, breaks) == len(_PAUSES):
             log.warning("gap.unproven", instrument=instrument, why="the exchange's newest trades lag behind its stream")
 
-    def _put_off(self, instrument: Instrument, breaks: int) -> int:
-        """Ask for an instrument again after a while, the longer the more often it was asked for since its last break: how often?"""
-        tried = self._tried.get(instrument)
-        times = tried.times if tried is not None and tried.breaks == breaks else 0
-        self._tried[instrument] = _Tried(breaks, times + 1, self._clock.monotonic() + _PAUSES[min(times, len(_PAUSES) - 1)])
-        return times + 1
+    def _postpone(self, instrument: Instrument, breaks: int) -> int:
+        """Request an instrument's newest trades again later, the later the more attempts there were since its last break: how many?"""
+        attempts = self._attempts.get(instrument)
+        count = attempts.number if attempts is not None and attempts.breaks == breaks else 0
+        self._attempts[instrument] = _Attempts(breaks, count + 1, self._clock.monotonic() + _PAUSES[min(count, len(_PAUSES) - 1)])
+        return count + 1

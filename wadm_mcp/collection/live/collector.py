@@ -28,7 +28,7 @@ from wadm_mcp.errors import FrameError
 from wadm_mcp.exchanges.exchange import Pong, Refused, ShuttingDown, Trades, Venue
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import RateLimitedWarning, log
-from wadm_mcp.model import Instrument, Listing
+from wadm_mcp.model import GapReason, Instrument, Listing
 from wadm_mcp.settings import is_loopback
 
 _FRAME_LIMIT: Final = 4 * 1024 * 1024
@@ -54,11 +54,11 @@ class Sink(Protocol):
 
     async def take(self, connection: int, *messages: Trades) -> None: ...
 
-    def doubted(self, connection: int, instruments: Iterable[Instrument]) -> None: ...
+    def frame_unreadable(self, connection: int, instruments: Iterable[Instrument]) -> None: ...
 
-    def lost(self, connection: int, instruments: Sequence[Instrument], reason: str, detail: str) -> None: ...
+    def connection_lost(self, connection: int, instruments: Sequence[Instrument], reason: GapReason, detail: str) -> None: ...
 
-    def pace(self, instrument: Instrument) -> StaleDetector: ...
+    def staleness(self, instrument: Instrument) -> StaleDetector: ...
 
 
 class Collector:
@@ -129,7 +129,7 @@ class Connection:
         """Since the latter the socket is read; silence before it may be that of a sink that had no room."""
         self._handing_on = False
         self._scope = anyio.CancelScope()
-        self._end: tuple[str, str] | None = None
+        self._end: tuple[GapReason, str] | None = None
         self.number = next(_numbers)
         self.attention = anyio.Event()
         """Set when the connection ended, or wants to be relieved."""
@@ -144,11 +144,11 @@ class Connection:
 
     def close(self) -> None:
         """End the connection; what it covered is covered by its relief."""
-        self._give_up("disconnect", "relieved")
+        self._give_up(GapReason.DISCONNECT, "relieved")
 
     async def run(self) -> None:
         """Live until the exchange, the network, a watchdog or `close` ends it. Only cancellation and bugs are raised."""
-        reason, detail = "disconnect", "the process stops"
+        reason, detail = GapReason.DISCONNECT, "the process stops"
         try:
             with self._scope:
                 detail = await self._live()
@@ -156,7 +156,7 @@ class Connection:
             if self._end is not None:
                 reason, detail = self._end
             self.ended = True
-            self._collector.sink.lost(self.number, list(self._instruments), reason, detail)
+            self._collector.sink.connection_lost(self.number, list(self._instruments), reason, detail)
             self.attention.set()
             self.delivering.set()
         log.info("connection.ended", **self._collector.venue.log_fields, connection=self.number, why=detail)
@@ -183,7 +183,7 @@ class Connection:
         try:
             collector.sink.connected(self.number)
             for instrument in self._instruments:
-                collector.sink.pace(instrument).connected(collector.clock.monotonic())
+                collector.sink.staleness(instrument).connected(collector.clock.monotonic())
             detail = ""
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._talk, socket)
@@ -281,17 +281,17 @@ class Connection:
                 self.attention.set()
             read_since = now if self._handing_on else self._read_since
             if self._pinged_at is not None and now - max(self._pinged_at, read_since) > limits.pong_within:
-                self._give_up("mute", f"no pong within {limits.pong_within:g} s")
+                self._give_up(GapReason.MUTE, f"no pong within {limits.pong_within:g} s")
             if limits.bytes_within is not None and now - max(socket.heard_at, read_since) > limits.bytes_within:
-                self._give_up("mute", f"not a byte came in within {limits.bytes_within:g} s, where the exchange pings more often")
+                self._give_up(GapReason.MUTE, f"not a byte came in within {limits.bytes_within:g} s, where the exchange pings more often")
             for instrument in self._instruments.keys() - self._refused:
-                pace = collector.sink.pace(instrument)
+                pace = collector.sink.staleness(instrument)
                 silent = now - max(self._heard.get(instrument, began), read_since)
-                if silent > pace.allowance:
+                if silent > pace.timeout:
                     for each in self._instruments:
-                        if now - max(self._heard.get(each, began), read_since) > collector.sink.pace(each).allowance:
-                            collector.sink.pace(each).fruitless()
-                    self._give_up("mute", f"{instrument} has been silent for {silent:.0f} s, longer than it usually is")
+                        if now - max(self._heard.get(each, began), read_since) > collector.sink.staleness(each).timeout:
+                            collector.sink.staleness(each).gave_up()
+                    self._give_up(GapReason.MUTE, f"{instrument} has been silent for {silent:.0f} s, longer than it usually is")
                     return
 
     def _refused_request(self, refused: Refused) -> None:
@@ -318,10 +318,10 @@ class Connection:
 
     def _bad_frame(self, error: FrameError) -> None:
         self._collector.health.count("frames.bad")
-        self._collector.sink.doubted(self.number, self._instruments)
+        self._collector.sink.frame_unreadable(self.number, self._instruments)
         self._collector.bad_frame(**self._collector.venue.log_fields, error=error)
 
-    def _give_up(self, reason: str, detail: str) -> None:
+    def _give_up(self, reason: GapReason, detail: str) -> None:
         if self._end is None:
             self._end = (reason, detail)
         self._scope.cancel()

@@ -1,42 +1,48 @@
-"""How often an instrument usually trades, and therefore how long it may be silent before its connection is taken for dead."""
+"""How often an instrument usually trades, and therefore how long it may be silent before its connection counts as stale."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
-_MEMORY: Final = 1_800.0
-"""Seconds after which what was learned has faded to a third."""
-_PATIENCE: Final = 30.0
-"""Silence allowed, in usual intervals. A quiet symbol taken for a stall reconnects for nothing (exchanges.md section 8, row 6)."""
-_SHORTEST: Final = 15.0
-_LONGEST: Final = 3_600.0
+from wadm_mcp.model import SECOND, Trade
+
+_FADE_SECONDS: Final = 1_800.0
+"""Time after which what was learned has faded to a third."""
+_TIMEOUT_INTERVALS: Final = 30.0
+"""Silence allowed, in usual intervals. With fewer, quiet symbols count as stale and reconnect for nothing (docs/exchanges.md 8.6)."""
+_MIN_TIMEOUT_SECONDS: Final = 15.0
+_MAX_TIMEOUT_SECONDS: Final = 3_600.0
+_DEFAULT_INTERVAL_SECONDS: Final = 4.0
+_MAX_INTERVAL_SECONDS: Final = 120.0
+_MAX_DOUBLINGS: Final = 10
 
 
 class StaleDetector:
     """Learns the usual interval between seconds with trades; a burst within one second counts once. Times are monotonic seconds."""
 
-    def __init__(self, interval: float = 4.0) -> None:
+    def __init__(self, interval: float = _DEFAULT_INTERVAL_SECONDS) -> None:
         self._seconds = interval
         self._count = 1.0
         self._last: float | None = None
-        self._fruitless = 0
+        self._stale_connections = 0
 
     def expect(self, interval: float) -> None:
-        """Begin with what was usual before, unless something was learned already."""
+        """Start with an interval known from before, unless one was learned already."""
         if self._last is None:
             self._seconds, self._count = interval, 1.0
 
     def heard(self, now: float) -> None:
         """A frame of trades came in."""
-        self._fruitless = 0
+        self._stale_connections = 0
         if self._last is None:
             self._last = now
             return
         passed = now - self._last
         if passed < 1.0:
             return
-        faded = math.exp(-passed / _MEMORY)
+        faded = math.exp(-passed / _FADE_SECONDS)
         self._seconds = self._seconds * faded + passed
         self._count = self._count * faded + 1.0
         self._last = now
@@ -45,12 +51,20 @@ class StaleDetector:
         """A new connection begins: the time without one was no silence of the market."""
         self._last = None if self._last is None else now
 
-    def fruitless(self) -> None:
-        """A connection was given up as mute; until frames come again the next one gets twice the time."""
-        self._fruitless += 1
+    def gave_up(self) -> None:
+        """A connection was given up as stale. Until frames come again the timeout of the next one is twice as long."""
+        self._stale_connections += 1
 
     @property
-    def allowance(self) -> float:
-        """Seconds of silence after which a connection is taken for dead."""
-        usual = _PATIENCE * self._seconds / self._count
-        return min(_LONGEST, max(_SHORTEST, usual) * 2.0 ** min(self._fruitless, 10))
+    def timeout(self) -> float:
+        """Seconds of silence after which a connection counts as stale."""
+        usual = _TIMEOUT_INTERVALS * self._seconds / self._count
+        return min(_MAX_TIMEOUT_SECONDS, max(_MIN_TIMEOUT_SECONDS, usual) * 2.0 ** min(self._stale_connections, _MAX_DOUBLINGS))
+
+
+def usual_interval(recent: Sequence[Trade]) -> float:
+    """Seconds between seconds with trades, by an instrument's newest stored trades; the default where they are too few."""
+    seconds = {trade.timestamp // SECOND for trade in recent}
+    if len(seconds) < 10:
+        return _DEFAULT_INTERVAL_SECONDS
+    return min(_MAX_INTERVAL_SECONDS, (max(seconds) - min(seconds)) / (len(seconds) - 1))

@@ -30,9 +30,9 @@ from wadm_mcp.collection.recording.journal_segment import HEADER, Entry, Place, 
 from wadm_mcp.errors import JournalFull, StoreError
 from wadm_mcp.model import Instrument, Span, Trade
 from wadm_mcp.storage.store import PartialFootprint
-from wadm_mcp.tape import UNSAVED_LIMIT
+from wadm_mcp.tape import PENDING_LIMIT
 
-REMEMBERED: Final = UNSAVED_LIMIT
+REMEMBERED: Final = PENDING_LIMIT
 """Trades and spans kept in memory beside the disk, so that a store that keeps up costs no reading. The tape holds the same trades."""
 SEGMENT_BYTES: Final = 8_000_000
 """A segment that has reached this is followed by a new one."""

@@ -17,7 +17,7 @@ from zlib import crc32
 import msgspec
 
 from wadm_mcp.analytics.footprint import Footprint
-from wadm_mcp.model import Basis, Instrument, Scale, Span, Trade, TradeType
+from wadm_mcp.model import Basis, GapReason, Instrument, Scale, Span, SpanReason, Trade, TradeType
 from wadm_mcp.storage.store import PartialFootprint
 
 VERSION: Final = 1
@@ -42,8 +42,8 @@ class _SpanRow(msgspec.Struct, array_like=True):
     first_seq: _Integer
     last_seq: _Integer
     basis: Basis
-    reason: str
-    opened_by: str
+    reason: SpanReason
+    opened_by: GapReason
     raw: bool = True
 
 

@@ -1,4 +1,5 @@
-"""A minute put together from all that is stored of it: rows, pieces that have no rows, and the footprint that outlived its rows."""
+"""A minute put together from all that is stored of it: single trades, partial footprints, and the footprint derived before some of its
+trades expired."""
 
 from __future__ import annotations
 
@@ -7,62 +8,64 @@ from collections.abc import Iterable, Sequence
 from wadm_mcp.analytics.footprint import Footprint
 from wadm_mcp.exchanges.exchange import Aggregate
 from wadm_mcp.model import MINUTE, Instrument, Scale, Trade, TradeType
-from wadm_mcp.storage.store import WHOLE, PartialFootprint
+from wadm_mcp.storage.store import PartialFootprint
 
 
-def build_minute(trades: Sequence[Trade], pieces: Sequence[PartialFootprint], standing: Footprint | None = None) -> Footprint:
-    """The footprint of one minute's trades, in `Trade.order`, and of its pieces.
+def build_minute(trades: Sequence[Trade], partials: Sequence[PartialFootprint], stored: Footprint | None = None) -> Footprint:
+    """The footprint of one minute's trades, in `Trade.order`, and of its partial footprints.
 
-    `standing` is the minute as it was derived while rows now gone were there. Where its trades are all here again it is not needed; else
-    it is added to, not replaced: whatever lies outside its ids, or inside where it has holes, was not in it.
+    `stored` is the minute's stored footprint where some of its trades have expired since. Where all of them are here again it is not
+    needed; otherwise it is extended, not replaced: trades outside its ids, or in holes between them, were not in it.
     """
-    whole = next((piece for piece in pieces if piece.first_seq == WHOLE), None)
+    whole = next((partial for partial in partials if partial.whole), None)
     if whole is not None:
         return whole.footprint
-    if standing is None or not standing.levels:
-        return _merged(trades, pieces)
-    bar = standing.bar
+    if stored is None or not stored.levels:
+        return _merged(trades, partials)
+    bar = stored.bar
     inside_rows = [trade for trade in trades if bar.first_seq <= trade.seq <= bar.last_seq]
-    inside_pieces = [piece for piece in pieces if piece.last_seq >= bar.first_seq and piece.first_seq <= bar.last_seq]
-    held = sum(trade.fills for trade in inside_rows) + sum(piece.footprint.bar.trade_count for piece in inside_pieces)
-    if held >= bar.trade_count:
-        return _merged(trades, pieces)
+    inside_partials = [partial for partial in partials if partial.last_seq >= bar.first_seq and partial.first_seq <= bar.last_seq]
+    known = sum(trade.fills for trade in inside_rows) + sum(partial.footprint.bar.trade_count for partial in inside_partials)
+    if known >= bar.trade_count:
+        return _merged(trades, partials)
     holes = bar.last_seq - bar.first_seq + 1 - bar.trade_count
 
-    def fresh(fills: int) -> bool:
+    def fits_a_hole(fills: int) -> bool:
         nonlocal holes
         holes -= fills
         return holes >= 0
 
     found = _merged(
-        [trade for trade in inside_rows if fresh(trade.fills)],
-        [piece for piece in inside_pieces if fresh(piece.footprint.bar.trade_count)],
+        [trade for trade in inside_rows if fits_a_hole(trade.fills)],
+        [partial for partial in inside_partials if fits_a_hole(partial.footprint.bar.trade_count)],
     )
-    whole = standing.beside(found) if found.levels else standing
+    merged = stored.beside(found) if found.levels else stored
     before = _merged(
-        [trade for trade in trades if trade.seq < bar.first_seq], [piece for piece in pieces if piece.last_seq < bar.first_seq]
+        [trade for trade in trades if trade.seq < bar.first_seq], [partial for partial in partials if partial.last_seq < bar.first_seq]
     )
-    after = _merged([trade for trade in trades if trade.seq > bar.last_seq], [piece for piece in pieces if piece.first_seq > bar.last_seq])
+    after = _merged(
+        [trade for trade in trades if trade.seq > bar.last_seq], [partial for partial in partials if partial.first_seq > bar.last_seq]
+    )
     if before.levels:
-        whole = before.then(whole)
-    return whole.then(after) if after.levels else whole
+        merged = before.then(merged)
+    return merged.then(after) if after.levels else merged
 
 
-def _merged(trades: Sequence[Trade], pieces: Sequence[PartialFootprint]) -> Footprint:
-    """Rows and pieces in the order of their ids."""
-    scale = trades[0].scale if trades else pieces[0].footprint.scale if pieces else Scale(0, 0)
-    if not pieces:
+def _merged(trades: Sequence[Trade], partials: Sequence[PartialFootprint]) -> Footprint:
+    """Single trades and partial footprints in the order of their ids."""
+    scale = trades[0].scale if trades else partials[0].footprint.scale if partials else Scale(0, 0)
+    if not partials:
         return _footprint(trades, scale)
     stretches: list[Footprint] = []
     rows = sorted(trades, key=lambda trade: trade.seq)
     reached = 0
-    for piece in sorted(pieces, key=lambda piece: piece.first_seq):
+    for partial in sorted(partials, key=lambda partial: partial.first_seq):
         start = reached
-        while reached < len(rows) and rows[reached].seq < piece.first_seq:
+        while reached < len(rows) and rows[reached].seq < partial.first_seq:
             reached += 1
         if reached > start:
             stretches.append(_footprint(rows[start:reached], scale))
-        stretches.append(piece.footprint)
+        stretches.append(partial.footprint)
     stretches.append(_footprint(rows[reached:], scale))
     return Footprint.consecutive(stretches, scale)
 
@@ -73,27 +76,27 @@ def _footprint(trades: Sequence[Trade], scale: Scale) -> Footprint:
     return footprint
 
 
-def pieces_of(instrument: Instrument, aggregates: Iterable[Aggregate]) -> list[PartialFootprint]:
-    """Aggregates, ascending, as pieces: one for each run of ids without a hole within a minute.
+def partial_footprints(instrument: Instrument, aggregates: Iterable[Aggregate]) -> list[PartialFootprint]:
+    """Ascending aggregates as partial footprints: one for each run of consecutive ids within a minute.
 
-    All figures are exact but one: where an aggregate of several executions opens a piece, the delta after its first execution is
-    unknown. `min_delta` (where it bought) or `max_delta` (where it sold) is None if that might have been the extreme.
+    All figures are exact but one: where an aggregate of several executions opens a run, the delta after its first execution is unknown.
+    `min_delta` (where it bought) or `max_delta` (where it sold) is None if that might have been the extreme.
     """
-    pieces: list[PartialFootprint] = []
-    run: Run | None = None
+    partials: list[PartialFootprint] = []
+    run: PartialRun | None = None
     for row in aggregates:
-        if run is None or not run.goes_on_with(row):
+        if run is None or not run.continues_with(row):
             if run is not None:
-                pieces.append(run.piece(instrument))
-            run = Run(row)
+                partials.append(run.partial(instrument))
+            run = PartialRun(row)
         run.add(row)
     if run is not None:
-        pieces.append(run.piece(instrument))
-    return pieces
+        partials.append(run.partial(instrument))
+    return partials
 
 
-class Run:
-    """Aggregates of one minute whose ids follow one another, on their way to become a piece. `first` is the one that opens it."""
+class PartialRun:
+    """Aggregates of one minute with consecutive ids, which become a partial footprint. `first` is the one that opens it."""
 
     __slots__ = ("_bought_first", "_end", "_first_seq", "_folded_first", "footprint", "last", "minute")
 
@@ -107,7 +110,7 @@ class Run:
         self._folded_first = first.last > trade.seq
         self._bought_first = trade.trade_type is TradeType.BUY
 
-    def goes_on_with(self, row: Aggregate) -> bool:
+    def continues_with(self, row: Aggregate) -> bool:
         """Is this the very next id, and of the same minute?"""
         return row.trade.seq == self.last + 1 and self.minute <= row.trade.timestamp < self._end
 
@@ -115,8 +118,8 @@ class Run:
         self.footprint.add(row.trade)
         self.last = row.last
 
-    def piece(self, instrument: Instrument) -> PartialFootprint:
-        """What was added, as one piece."""
+    def partial(self, instrument: Instrument) -> PartialFootprint:
+        """What was added, as one partial footprint."""
         bar = self.footprint.bar
         bar.last_seq = self.last
         lowest, highest = bar.min_delta, bar.max_delta

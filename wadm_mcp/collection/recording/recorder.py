@@ -1,7 +1,7 @@
-"""The one road every trade takes: is it new? -> what waits for the store -> the live tape.
+"""The one road of every trade: is it new? -> pending for the store -> the live tape.
 
-Live, repaired, imported and replayed trades take the same steps. Nothing here waits for the store, until so much waits for it that
-the recorder makes its callers wait too: then the exchange's own socket fills, and what it drops shows up as a gap.
+Live, repaired, imported and replayed trades take the same steps. Nothing here waits for the store until too much is pending: then the
+recorder makes its callers wait, the exchange's own socket fills, and what the exchange drops is a gap.
 """
 
 from __future__ import annotations
@@ -13,358 +13,275 @@ from typing import Final
 
 import anyio
 
-from wadm_mcp.clock import Clock
+from wadm_mcp.clock import CLOCK_SKEW, Clock
 from wadm_mcp.collection.live.staleness import StaleDetector
 from wadm_mcp.collection.recording.journal_segment import Entry
+from wadm_mcp.collection.recording.recorded_instrument import RecordedInstrument
 from wadm_mcp.coverage.by_connection import ConnectionCoverage
 from wadm_mcp.coverage.by_id import SequenceCoverage
-from wadm_mcp.coverage.spans import IMPORTED, LIVE, REPAIRED
 from wadm_mcp.exchanges.exchange import Trades
 from wadm_mcp.health import Health, State
-from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, Instrument, Listing, Span, Trade, Window
+from wadm_mcp.model import DAY, HOUR, GapReason, Instrument, Listing, Span, SpanReason, Trade, Window
 from wadm_mcp.storage.store import PartialFootprint
-from wadm_mcp.tape import InstrumentTape, Tape
+from wadm_mcp.tape import Tape
 
 WAITING_LIMIT: Final = 200_000
 """Trades that may wait for the store before the recorder makes the collectors wait."""
 _BATCH: Final = 1_000
 """Trades that are worth a write before its time has come."""
-_LONGEST_QUIET: Final = 30.0
-"""Seconds of silence after which no quiet tail is claimed, whatever the instrument's pace (design.md, decision 4)."""
-
-_STRAGGLERS: Final = SECOND
-"""Market time that frames on their way may be behind the newest one: no quiet is claimed within it."""
-
-
-_SKEW: Final = 5 * SECOND
-"""How far the clocks of exchange, trade and this machine may disagree and still be believed of one another."""
-_OLDEST_FRAME: Final = 7 * DAY
-_NEWEST_FRAME: Final = HOUR
-"""Frames outside these bounds around now carry a time that nothing may be built on."""
-_OLDEST_TRADE: Final = HOUR
-"""Age of a numbered trade in its frame; a trade that is said to be older would stretch coverage over time nobody watched."""
-
-
-class RecordedInstrument:
-    """What the recorder knows of one instrument beside its tape."""
-
-    def __init__(
-        self,
-        tape: InstrumentTape,
-        continuity: SequenceCoverage | ConnectionCoverage,
-        clock: Clock,
-    ) -> None:
-        self.tape = tape
-        self.continuity = continuity
-        self.pace = StaleDetector()
-        self.being_imported: Window | None = None
-        """A stretch whose trades are coming in now, oldest first: what is missing there is nothing to repair."""
-        self.numbered = isinstance(continuity, SequenceCoverage)
-        self.since = clock.now()
-        """Up to now others may have recorded it (ms)."""
-        self._clock = clock
-        self._event_time: int | None = None
-        self._heard_at = 0.0
-        self._living_since = 0
-        self._held_up = False
-
-    def adopt(self, spans: Iterable[Span], recent: Sequence[Trade]) -> None:
-        """Go on from what the store holds: its coverage and its newest trades, oldest first."""
-        continuity = self.continuity
-        if isinstance(continuity, SequenceCoverage):
-            continuity.adopt(spans)
-        else:
-            continuity.adopt(spans, recent)
-        if recent:
-            newest = recent[-1]
-            if self.tape.newest is None or newest.timestamp > self.tape.newest.timestamp:
-                self.tape.newest = newest
-            self.pace.expect(_interval(recent))
-        self.tape.adopted = True
-
-    @property
-    def spans(self) -> list[Span]:
-        return self.continuity.spans
-
-    def heard(self, event_time: int, heard_at: float) -> None:
-        """The newest of some frames of trades was sent by the exchange at `event_time`, and came in at `heard_at`."""
-        self._event_time, self._heard_at = event_time, heard_at
-        self._held_up = False
-        self.pace.heard(heard_at)
-
-    def revived(self, event_time: int) -> None:
-        """The first connection to deliver, or the first one after all had ended, does so from this moment of the exchange on."""
-        self._living_since = event_time
-
-    def held_up(self) -> None:
-        """Frames wait, for the recorder has no room: until the next one is heard, silence tells nothing."""
-        self._held_up = True
-
-    def market_time(self) -> int:
-        """How far the market's time has come as this instrument's frames tell it: never past now, behind it when frames come late."""
-        now = self._clock.now()
-        if self._event_time is None or not self.continuity.living:
-            return now
-        return min(now, self._event_time + round((self._clock.monotonic() - self._heard_at) * SECOND))
-
-    def covers_quiet(self, minute: int) -> bool:
-        """Was a connection alive all through a minute in which nothing traded?"""
-        return self.continuity.living and self._living_since <= minute
-
-    def alive_until(self) -> int | None:
-        silent = self._clock.monotonic() - self._heard_at
-        if self._held_up or self._event_time is None or not self.continuity.living or silent > min(_LONGEST_QUIET, self.pace.allowance):
-            return None
-        return max(min(self._event_time, self._clock.now()), self.market_time() - _STRAGGLERS)
+_MAX_FRAME_AGE: Final = 7 * DAY
+_MAX_FRAME_LEAD: Final = HOUR
+"""Frames outside these bounds around now have a time that cannot be used."""
+_MAX_TRADE_AGE: Final = HOUR
+"""Age of a counted trade within its frame. An older one would stretch coverage over time that was not watched."""
 
 
 class Recorder:
-    """Takes trades of every followed instrument into memory, and hands what waits for the store to the writer."""
+    """Takes trades of every recorded instrument into memory, and hands batches for the store to the writer."""
 
     def __init__(self, tape: Tape, health: Health, clock: Clock) -> None:
         self._tape = tape
         self._health = health
         self._clock = clock
-        self._followed: dict[Instrument, RecordedInstrument] = {}
-        self._connected: dict[int, int] = {}
-        self._waiting: list[Trade] = []
-        self._pieces: list[PartialFootprint] = []
-        self._left: list[tuple[Instrument, Span]] = []
+        self._instruments: dict[Instrument, RecordedInstrument] = {}
+        self._connected_at: dict[int, int] = {}
+        self._pending: list[Trade] = []
+        self._partials: list[PartialFootprint] = []
+        self._final_spans: list[tuple[Instrument, Span]] = []
         """Coverage of instruments that another process records now."""
         self._room = anyio.Event()
-        self._enough = anyio.Event()
-        self._broken = anyio.Event()
-        self._saved = anyio.Event()
+        self._batch_ready = anyio.Event()
+        self._gap_opened = anyio.Event()
+        self._stored = anyio.Event()
         self.taken = 0
         """Trades recorded since the start."""
 
-    def follow(self, listing: Listing, *, numbered: bool) -> RecordedInstrument:
-        """Begin to record an instrument. What the store held of it before is for `Followed.adopt`, now or when the store answers."""
+    def start(self, listing: Listing, *, counts_trades: bool) -> RecordedInstrument:
+        """Begin to record an instrument. What the store has of it is added by `RecordedInstrument.add_stored`, now or when it answers."""
         tape = self._tape.follow(listing)
-        tape.known_until, tape.adopted = None, False
-        continuity: SequenceCoverage | ConnectionCoverage = SequenceCoverage() if numbered else ConnectionCoverage()
-        followed = RecordedInstrument(tape, continuity, self._clock)
-        tape.held = followed
-        self._followed[listing.instrument] = followed
+        recorded = RecordedInstrument(tape, SequenceCoverage() if counts_trades else ConnectionCoverage(), self._clock)
+        tape.start_recording(recorded)
+        self._instruments[listing.instrument] = recorded
         self._health.report(str(listing.instrument), State.STARTING, "no trade has come in yet")
-        return followed
+        return recorded
 
-    def leave(self, instrument: Instrument) -> None:
-        """Another process records this instrument from now on. What waits for the store goes there all the same."""
-        followed = self._followed.pop(instrument, None)
-        if followed is not None:
-            self._left += [(instrument, span) for span in followed.continuity.changed()]
-            followed.tape.release()
+    def stop(self, instrument: Instrument) -> None:
+        """Another process records this instrument from now on. What is pending still goes to the store."""
+        recorded = self._instruments.pop(instrument, None)
+        if recorded is not None:
+            self._final_spans += [(instrument, span) for span in recorded.coverage.changed()]
+            recorded.tape.stop()
 
     def __getitem__(self, instrument: Instrument) -> RecordedInstrument:
-        return self._followed[instrument]
-
-    def pace(self, instrument: Instrument) -> StaleDetector:
-        """How often the instrument usually trades."""
-        followed = self._followed.get(instrument)
-        return followed.pace if followed is not None else StaleDetector()
+        return self._instruments[instrument]
 
     @property
-    def followed(self) -> list[RecordedInstrument]:
+    def recorded(self) -> list[RecordedInstrument]:
         """Every instrument that is recorded."""
-        return list(self._followed.values())
+        return list(self._instruments.values())
+
+    def recorded_at(self, exchange: str, market: str) -> list[RecordedInstrument]:
+        """Those of one market."""
+        return [each for each in self._instruments.values() if each.instrument[:2] == (exchange, market)]
+
+    # What connections report.
+
+    def connected(self, connection: int) -> None:
+        """A connection was made. Whatever it delivers first, it covers nothing before this moment."""
+        self._connected_at[connection] = self._clock.now()
 
     async def take(self, connection: int, *messages: Trades) -> None:
-        """Record frames of trades. Waits only while the store is so far behind that no more may be held in memory."""
+        """Record frames of trades. Waits only while the store is so far behind that memory is full."""
         await self._until_room()
         by_instrument: defaultdict[Instrument, list[Trades]] = defaultdict(list)
         for message in messages:
             by_instrument[message.instrument].append(message)
-        broken = False
+        gap_opened = False
         for instrument, frames in by_instrument.items():
-            followed = self._followed.get(instrument)
-            if followed is not None:
-                breaks = followed.continuity.breaks
-                self._keep(followed, self._new(followed, connection, frames))
-                followed.tape.bound()
-                broken = broken or followed.continuity.breaks != breaks
-        if len(self._waiting) >= _BATCH:
-            self._enough.set()
-        if broken:
-            ended, self._broken = self._broken, anyio.Event()
+            recorded = self._instruments.get(instrument)
+            if recorded is not None:
+                breaks = recorded.coverage.breaks
+                self._keep(recorded, self._new_trades(recorded, connection, frames))
+                recorded.tape.limit_minutes()
+                gap_opened = gap_opened or recorded.coverage.breaks != breaks
+        if len(self._pending) >= _BATCH:
+            self._batch_ready.set()
+        if gap_opened:
+            ended, self._gap_opened = self._gap_opened, anyio.Event()
             ended.set()
 
-    def _new(self, followed: RecordedInstrument, connection: int, frames: Iterable[Trades]) -> list[Trade]:
-        """What these frames of an instrument bring that was not held before, from now on held."""
-        now, since = self._clock.now(), self._connected.get(connection, 0) - _SKEW
-        continuity, fresh = followed.continuity, list[Trade]()
+    def frame_unreadable(self, connection: int, instruments: Iterable[Instrument]) -> None:
+        """A frame of a connection could not be read; trades of these instruments may be missing."""
+        for instrument in instruments:
+            recorded = self._instruments.get(instrument)
+            if recorded is not None:
+                recorded.coverage.frame_unreadable(connection)
+
+    def connection_lost(self, connection: int, instruments: Iterable[Instrument], reason: GapReason, detail: str) -> None:
+        """A connection closed (`disconnect`) or was given up as stale (`mute`): what it covers ends with its last trade."""
+        self._connected_at.pop(connection, None)
+        for instrument in instruments:
+            recorded = self._instruments.get(instrument)
+            if recorded is None:
+                continue
+            recorded.coverage.connection_lost(connection, reason)
+            if not recorded.coverage.alive:
+                self._health.report(str(instrument), State.DOWN, detail)
+
+    def staleness(self, instrument: Instrument) -> StaleDetector:
+        """How long the instrument may be silent before its connection counts as stale."""
+        recorded = self._instruments.get(instrument)
+        return recorded.staleness if recorded is not None else StaleDetector()
+
+    def _new_trades(self, recorded: RecordedInstrument, connection: int, frames: Iterable[Trades]) -> list[Trade]:
+        """The trades of these frames that are no repeats, now covered."""
+        now, since = self._clock.now(), self._connected_at.get(connection, 0) - CLOCK_SKEW
+        coverage, fresh = recorded.coverage, list[Trade]()
+        counted, live = coverage.counts_trades, SpanReason.LIVE
         seen: int | None = None
         oldest = newest = 0.0
         repeated = 0
         for frame in frames:
             event_time = frame.event_time
             if event_time != seen:
-                if not now - _OLDEST_FRAME <= event_time <= now + _NEWEST_FRAME:
+                if not now - _MAX_FRAME_AGE <= event_time <= now + _MAX_FRAME_LEAD:
                     self._health.count("frames.implausible")
-                    continuity.doubt(connection)
+                    coverage.frame_unreadable(connection)
                     continue
-                if not continuity.living:
-                    followed.revived(event_time)
-                    self._health.report(str(followed.tape.instrument), State.OK)
-                continuity.heard(connection, max(event_time, since))
-                newest, oldest = event_time + _SKEW, event_time - _OLDEST_TRADE if followed.numbered else -math.inf
+                if not coverage.alive:
+                    recorded.alive_from(event_time)
+                    self._health.report(str(recorded.instrument), State.OK)
+                coverage.frame_received(connection, max(event_time, since))
+                newest, oldest = event_time + CLOCK_SKEW, event_time - _MAX_TRADE_AGE if counted else -math.inf
                 seen = event_time
             if frame.set_aside:
                 self._health.count("trades.set_aside", frame.set_aside)
             for trade in frame.trades:
                 if not oldest <= trade.timestamp <= newest:
                     self._health.count("trades.implausible")
-                    continuity.doubt(connection)
-                elif continuity.take(trade, LIVE):
+                    coverage.frame_unreadable(connection)
+                elif coverage.take(trade, live):
                     fresh.append(trade)
                 else:
                     repeated += 1
         if seen is not None:
-            followed.heard(seen, self._clock.monotonic())
+            recorded.frames_received(seen, self._clock.monotonic())
         if repeated:
             self._health.count("trades.repeated", repeated)
         return fresh
 
-    def _keep(self, followed: RecordedInstrument, trades: Sequence[Trade]) -> None:
-        """Trades that are new, on the rest of their road."""
+    def _keep(self, recorded: RecordedInstrument, trades: Sequence[Trade]) -> None:
+        """New trades: on to the tape and to the next batch."""
         if not trades:
             return
-        tape = followed.tape
-        if not tape.settled_until:
-            tape.settled_until = trades[0].timestamp - trades[0].timestamp % MINUTE
-        late = tape.take(trades)
-        self._tape.bound_unsaved(len(trades))
+        late = recorded.tape.take(trades)
+        self._tape.limit_pending(len(trades))
         if late:
             self._health.count("trades.late", late)
-        self._waiting += trades
+        self._pending += trades
         self.taken += len(trades)
 
-    async def repaired(self, instrument: Instrument, trades: Sequence[Trade], pieces: Sequence[PartialFootprint] = ()) -> int:
-        """Record what an exchange told afterwards, by the same road; how many trades of it were new.
+    # What is fetched from the exchange afterwards.
 
-        A piece of which any trade is held already is left out whole: its rows can be asked for. Where the exchange does not number its
-        trades they are all that it tells of now.
+    async def record_repaired(self, instrument: Instrument, trades: Sequence[Trade], partials: Sequence[PartialFootprint] = ()) -> int:
+        """Record what an exchange returned for a gap, by the same road; returns how many trades were new.
+
+        A partial footprint of which any trade is covered already is left out whole: its rows can be requested. Where ids do not count,
+        `trades` are the exchange's newest ones.
         """
-        return await self._record(instrument, trades, pieces, REPAIRED)
+        return await self._record(instrument, trades, partials, SpanReason.REPAIRED)
 
-    async def imported(
+    async def record_imported(
         self,
         instrument: Instrument,
         trades: Sequence[Trade] = (),
-        pieces: Sequence[PartialFootprint] = (),
+        partials: Sequence[PartialFootprint] = (),
         whole: Window | None = None,
         *,
         raw: bool = False,
     ) -> int:
-        """Record what an exchange tells of the past, as `repaired` does; how many trades of it were new.
+        """Record history of an exchange, as `record_repaired` does; returns how many trades were new.
 
-        Where the exchange does not number its trades the pieces are `WHOLE` minutes, and the record tells everything of the window
-        `whole`; with `raw` its single trades were recorded before.
+        Where ids do not count, the partial footprints are whole minutes and their source is complete for the window `whole`; `raw` says
+        that its single trades were recorded before.
         """
-        new = await self._record(instrument, trades, pieces, IMPORTED)
-        followed = self._followed.get(instrument)
-        if followed is not None and whole is not None and isinstance(followed.continuity, ConnectionCoverage):
-            followed.continuity.hold(whole, IMPORTED, raw=raw)
+        new = await self._record(instrument, trades, partials, SpanReason.IMPORTED)
+        recorded = self._instruments.get(instrument)
+        if recorded is not None and whole is not None:
+            recorded.coverage.cover(whole, SpanReason.IMPORTED, raw=raw)
         return new
 
-    async def _record(self, instrument: Instrument, trades: Sequence[Trade], pieces: Sequence[PartialFootprint], reason: str) -> int:
+    async def _record(
+        self, instrument: Instrument, trades: Sequence[Trade], partials: Sequence[PartialFootprint], reason: SpanReason
+    ) -> int:
         await self._until_room()
-        followed = self._followed.get(instrument)
-        if followed is None:
+        recorded = self._instruments.get(instrument)
+        if recorded is None:
             return 0
-        tape, continuity = followed.tape, followed.continuity
-        if reason == REPAIRED and isinstance(continuity, ConnectionCoverage):
-            trades = continuity.wanted(trades)
-        fresh = [trade for trade in trades if continuity.take(trade, reason)]
+        tape, coverage = recorded.tape, recorded.coverage
+        if reason is SpanReason.REPAIRED:
+            trades = coverage.unclaimed(trades)
+        fresh = [trade for trade in trades if coverage.take(trade, reason)]
         if len(fresh) < len(trades):
             self._health.count("trades.repeated", len(trades) - len(fresh))
-        self._keep(followed, fresh)
+        self._keep(recorded, fresh)
         new = sum(trade.fills for trade in fresh)
-        for piece in pieces:
-            bar = piece.footprint.bar
-            whole = isinstance(continuity, ConnectionCoverage)
-            if whole or continuity.fold(piece.first_seq, piece.last_seq, bar.first_at, bar.last_at, reason):
-                tape.add_piece(piece.minute, piece.footprint, whole=whole)
-                self._pieces.append(piece)
+        for partial in partials:
+            bar = partial.footprint.bar
+            if coverage.take_folded(partial.first_seq, partial.last_seq, bar.first_at, bar.last_at, reason):
+                tape.add_partial(partial.minute, partial.footprint, whole=partial.whole)
+                self._partials.append(partial)
                 new += bar.trade_count
-        tape.bound()
-        self._enough.set()
+        tape.limit_minutes()
+        self._batch_ready.set()
         return new
 
     async def _until_room(self) -> None:
-        while Entry(self._waiting, (), self._pieces).weight >= WAITING_LIMIT:
+        while Entry(self._pending, (), self._partials).weight >= WAITING_LIMIT:
             self._health.count("recorder.waits")
-            for followed in self._followed.values():
-                followed.held_up()
+            for recorded in self._instruments.values():
+                recorded.backpressure()
             await self._room.wait()
 
+    # What the writer and gap repair wait for.
+
     async def gap_opened(self) -> None:
-        """Returns once a gap may have come up somewhere."""
-        await self._broken.wait()
-
-    def connected(self, connection: int) -> None:
-        """A connection was made: whatever it brings first, it covers nothing before this moment."""
-        self._connected[connection] = self._clock.now()
-
-    def doubted(self, connection: int, instruments: Iterable[Instrument]) -> None:
-        """A frame of a connection could not be read, so that trades of these instruments may be missing."""
-        for instrument in instruments:
-            followed = self._followed.get(instrument)
-            if followed is not None:
-                followed.continuity.doubt(connection)
-
-    def lost(self, connection: int, instruments: Iterable[Instrument], reason: str, detail: str) -> None:
-        """A connection ended (`disconnect`) or was given up as mute (`mute`): what it covered ends with its last trade."""
-        self._connected.pop(connection, None)
-        for instrument in instruments:
-            followed = self._followed.get(instrument)
-            if followed is None:
-                continue
-            followed.continuity.lost(connection, reason)
-            if not followed.continuity.living:
-                self._health.report(str(instrument), State.DOWN, detail)
+        """Returns once a gap may have opened somewhere."""
+        await self._gap_opened.wait()
 
     async def batch_ready(self) -> None:
-        """Returns once a batch worth writing waits."""
-        await self._enough.wait()
+        """Returns once a batch is worth writing."""
+        await self._batch_ready.wait()
 
     def take_batch(self) -> Entry:
-        """Everything that waits for the store, with the coverage that it brings about."""
-        trades, self._waiting = self._waiting, []
-        pieces, self._pieces = self._pieces, []
-        self._enough = anyio.Event()
+        """Everything pending for the store, with the coverage that it brings about."""
+        trades, self._pending = self._pending, []
+        partials, self._partials = self._partials, []
+        self._batch_ready = anyio.Event()
         self._room.set()
         self._room = anyio.Event()
-        spans, self._left = self._left, []
-        spans += [(instrument, span) for instrument, followed in self._followed.items() for span in followed.continuity.changed()]
-        return Entry(trades, spans, pieces)
+        spans, self._final_spans = self._final_spans, []
+        spans += [(instrument, span) for instrument, recorded in self._instruments.items() for span in recorded.coverage.changed()]
+        return Entry(trades, spans, partials)
 
-    async def stored(self, instrument: Instrument, minutes: Iterable[int]) -> None:
+    async def until_stored(self, instrument: Instrument, minutes: Iterable[int]) -> None:
         """Returns once nothing of these minutes (by start) waits for the store any more."""
         left = set(minutes)
-        while (tape := self._tape.get(instrument)) is not None and not left.isdisjoint(tape.waiting):
-            await self._saved.wait()
+        while (tape := self._tape.get(instrument)) is not None and not left.isdisjoint(tape.unstored):
+            await self._stored.wait()
 
-    def mark_durable(self, trades: Iterable[Trade], pieces: Iterable[PartialFootprint] = ()) -> None:
-        """The store holds these durably now."""
-        self._saved.set()
-        self._saved = anyio.Event()
-        stored: defaultdict[Instrument, list[Trade]] = defaultdict(list)
+    def mark_durable(self, trades: Iterable[Trade], partials: Iterable[PartialFootprint] = ()) -> None:
+        """The store has these durably."""
+        self._stored.set()
+        self._stored = anyio.Event()
+        by_instrument: defaultdict[Instrument, list[Trade]] = defaultdict(list)
         for trade in trades:
-            stored[trade.instrument].append(trade)
-        for instrument, some in stored.items():
+            by_instrument[trade.instrument].append(trade)
+        for instrument, some in by_instrument.items():
             tape = self._tape.get(instrument)
             if tape is not None:
-                tape.save(some)
-        for piece in pieces:
-            tape = self._tape.get(piece.instrument)
+                tape.mark_stored(some)
+        for partial in partials:
+            tape = self._tape.get(partial.instrument)
             if tape is not None:
-                tape.save_piece(piece.minute)
-
-
-def _interval(recent: Sequence[Trade]) -> float:
-    """Usual seconds between seconds with trades, as the newest stored trades tell; 4 where they tell nothing."""
-    seconds = {trade.timestamp // SECOND for trade in recent}
-    if len(seconds) < 10:
-        return 4.0
-    return min(120.0, (max(seconds) - min(seconds)) / (len(seconds) - 1))
+                tape.mark_partial_stored(partial.minute)

@@ -1,16 +1,17 @@
-"""Closes minutes and the bars above them, and derives them again when a late trade marks a minute.
+"""Closes minutes and the bars above them, and derives them again when a late trade makes a minute dirty.
 
-A minute closes once the market's time is past its end and every trade of it that was recorded rests in the store; its figures
-come from the live footprint. A marked minute (late trade, crash) is derived again from the stored trades. Either way the minute
-and every closed bar above it go to the store in one step, so that what is read always adds up.
+A minute closes once the market's time is past its end and every recorded trade of it is in the store; its figures come from the live
+footprint. A dirty minute (late trade, crash) is derived again from the stored trades. Either way the minute and every closed bar above
+it are stored in one step, so that the figures always add up.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import Final
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeAlias
 
 from anyio import to_thread
 
@@ -19,167 +20,139 @@ from wadm_mcp.analytics.order_flow import session_start
 from wadm_mcp.analytics.volume_profile import VolumeProfile, volume_profile
 from wadm_mcp.clock import Clock
 from wadm_mcp.collection.recording.minute import build_minute
-from wadm_mcp.collection.recording.recorder import RecordedInstrument, Recorder
+from wadm_mcp.collection.recording.recorded_instrument import RecordedInstrument
 from wadm_mcp.health import Health
-from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, Instrument, Listing, Scale, Timeframe, Trade, Window, rescale
-from wadm_mcp.storage.store import Derived, DirtyMinute, OrderFlow, Profile, Store, StoredFootprint
-from wadm_mcp.tape import InstrumentTape
+from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, Instrument, Listing, Scale, Timeframe, Window, rescale
+from wadm_mcp.storage.store import Derived, DirtyMinute, OrderFlow, Profile, Store, StoredFootprint, all_trades
 
-_GRACE: Final = 2 * SECOND
-"""Market time left to stragglers before a minute closes; an exchange's frames may lag their trades (exchanges.md section 7)."""
-_PAGE: Final = 10_000
-RECENT_TRADES: Final = 2_000
-"""Newest stored trades that a start looks at: what repeats, and how often the instrument trades."""
-_RECOVERED: Final = 10
-"""Marked minutes that a start brings back at once; a crash leaves one or two."""
-_LONGEST_UNREST: Final = 30 * SECOND
-"""A late minute is derived at once, and once more when nothing comes in for it any more, or after this time."""
+_GRACE_MS: Final = 2 * SECOND
+"""Market time that a minute stays open after its end; an exchange's frames may lag their trades (docs/exchanges.md 7)."""
+_MAX_UNREST_MS: Final = 30 * SECOND
+"""A late minute is derived at once, and once more when no more trades come in for it, or after this time."""
 _LATE_AT_ONCE: Final = 240
 _LATE_CELLS: Final = 40_000
 """Prices of the late minutes that one pass takes: unpacked, an hour of a busy market has as many and takes tens of megabytes."""
 _PACKED: Final = (Timeframe.M1, Timeframe.H1, Timeframe.D1)
 
+_BarKey: TypeAlias = tuple[Timeframe, int]
+"""Timeframe and start of a bar."""
 
-async def _nothing() -> bool:
-    return False
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """What one pass derives of an instrument: these minutes, every closed bar above them, and every bar that was open at `settled` and
+    is over at `until`."""
+
+    listing: Listing
+    minutes: Mapping[int, Footprint]
+    settled: int
+    until: int
+    clears: Sequence[DirtyMinute]
+    """Marks that the pass clears."""
+    stored: Mapping[_BarKey, OrderFlow]
+    """The stored bars that contain these minutes or follow them."""
+    unfinished: Collection[int]
+    """Dirty minutes left to a later pass. A bar that is not stored yet waits for its last one; until then it is read from its parts."""
+    in_turn: bool
+    """Do the minutes follow everything derived before?"""
+
+    def revision(self, timeframe: Timeframe, start: int) -> int:
+        """The revision of a bar that this pass writes."""
+        known = self.stored.get((timeframe, start))
+        return known.revision + 1 if known is not None else 0
+
+    def waits(self, timeframe: Timeframe, start: int) -> bool:
+        """Is the bar still open, or not stored yet and unfinished?"""
+        if start + timeframe.ms > self.until:
+            return True
+        return (timeframe, start) not in self.stored and any(timeframe.floor(minute) == start for minute in self.unfinished)
 
 
 class Rollup:
-    """Derives bars, footprints and profiles of the instruments that a recorder follows."""
+    """Derives bars, footprints and profiles of recorded instruments. `retention_of_trades` in ms."""
 
-    def __init__(self, recorder: Recorder, store: Store, health: Health, clock: Clock, trades_life: int) -> None:
-        self._recorder = recorder
+    def __init__(self, store: Store, health: Health, clock: Clock, retention_of_trades: int) -> None:
         self._store = store
         self._health = health
         self._clock = clock
-        self._trades_life = trades_life
+        self._retention_of_trades = retention_of_trades
         self.behind = False
         """Did the last pass leave late minutes to the next?"""
-        self._again: dict[Instrument, dict[int, tuple[int, int]]] = {}
-        """Of late minutes that still have their mark: the writes to each that were seen last, and when it was derived."""
+        self._late: dict[Instrument, dict[int, tuple[int, int]]] = {}
+        """Of late minutes that are still dirty: the writes to each that were seen last, and when it was derived (ms)."""
 
-    async def adopt(self, followed: RecordedInstrument) -> None:
-        """Go on from what the store holds of an instrument, or leave that to a later pass. Nothing else may be written meanwhile.
-
-        Its minutes that lack figures are brought back into the tape from their stored trades; `run` derives those that are over.
-        """
-        tape, now = followed.tape, self._clock.now()
-        instrument = tape.instrument
-        # In later minutes an instrument was recorded here alone; there may be hours of them, if the store was away.
-        shared = followed.since + MINUTE
-        if self._partly_let_go(tape, shared):
-            return
-        spans = await self._store.spans(instrument, Window(now - max(DAY, self._trades_life), now + DAY))
-        recent = await self._store.trades(instrument, Window(0, now + DAY), limit=RECENT_TRADES, newest=True)
-        every = sorted(mark.minute for mark in await self._store.dirty_minutes() if mark.instrument == instrument)
-        marked = sorted({*[minute for minute in every if minute <= shared][-_RECOVERED:], *filter(shared.__ge__, tape.minutes)})
-        stored = {minute: await self._stored_trades(instrument, minute) for minute in marked}
-        pieces = {minute: await self._store.pieces(instrument, Window(minute, minute + MINUTE)) for minute in marked}
-        # From here on nothing waits: a question sees the instrument as it was before, or with all of this.
-        if self._partly_let_go(tape, shared):
-            return
-        for minute in marked:
-            known = {trade.order for trade in stored[minute]}
-            unsaved = [trade for trade in tape.unsaved_in(Window(minute, minute + MINUTE)) if trade.order not in known]
-            tape.make_minute(minute, sorted([*stored[minute], *unsaved], key=lambda trade: trade.order))
-            for piece in pieces[minute]:
-                tape.join_piece(minute, piece.footprint)
-        tape.revising.update(minute for minute in every if minute not in marked and minute not in tape.minutes)
-        followed.adopt(spans, recent)
-        if not tape.settled_until:
-            opened = [minute for minute in marked if minute + MINUTE > now]
-            if opened:
-                tape.settled_until = opened[0]
-            elif tape.newest is not None:
-                tape.settled_until = tape.newest.timestamp - tape.newest.timestamp % MINUTE + MINUTE
-
-    async def run(self, between: Callable[[], Awaitable[bool]] = _nothing) -> None:
-        """Close what is due and derive again what is marked; one pass over every instrument.
-
-        Before each of them `between` may write to the store what waits, for hundreds take seconds; it says whether it did.
-        """
+    async def begin(self) -> Mapping[Instrument, Sequence[DirtyMinute]]:
+        """Begin a pass over the instruments: their dirty minutes."""
         self.behind = False
-        marks = await self._marks()
-        for followed in self._recorder.followed:
-            if await between():
-                marks = await self._marks()
-            if not followed.tape.adopted:
-                await self.adopt(followed)
-                marks = await self._marks()
-            if followed.tape.adopted:
-                await self._settle(followed, marks[followed.tape.instrument])
+        return await self.dirty_minutes()
 
-    def _partly_let_go(self, tape: InstrumentTape, until: int) -> bool:
-        """Has the journal alone trades of minutes up to this one? They are in the store by a later pass."""
-        return any(minute <= until for minute in tape.let_go)
-
-    async def _marks(self) -> Mapping[Instrument, Sequence[DirtyMinute]]:
-        marks: defaultdict[Instrument, list[DirtyMinute]] = defaultdict(list)
+    async def dirty_minutes(self) -> Mapping[Instrument, Sequence[DirtyMinute]]:
+        """The dirty minutes of every instrument, oldest first."""
+        dirty: defaultdict[Instrument, list[DirtyMinute]] = defaultdict(list)
         for mark in await self._store.dirty_minutes():
-            marks[mark.instrument].append(mark)
-        return marks
+            dirty[mark.instrument].append(mark)
+        return dirty
 
-    async def _settle(self, followed: RecordedInstrument, marks: Sequence[DirtyMinute]) -> None:
-        tape = followed.tape
+    async def settle(self, recorded: RecordedInstrument, dirty: Sequence[DirtyMinute]) -> None:
+        """Close the minutes of an instrument that are over, and derive its late ones again."""
+        tape = recorded.tape
         instrument, settled = tape.instrument, tape.settled_until
-        writes = {mark.minute: mark for mark in marks}
-        # Whoever held the lease before may have settled a mark of ours, having read all that is stored.
-        tape.settled_elsewhere(writes)
+        marks = {mark.minute: mark for mark in dirty}
+        # The lease's last holder may have cleared a mark of ours: it had read all that is stored.
+        tape.forget_revised_elsewhere(marks)
         over: list[int] = []
         until = settled
-        ready = followed.market_time() - _GRACE
-        while until and until + MINUTE <= ready and until not in tape.waiting:
-            if until in tape.minutes or followed.covers_quiet(until):
+        ready = recorded.market_time() - _GRACE_MS
+        while until and until + MINUTE <= ready and until not in tape.unstored:
+            if until in tape.minutes or recorded.covers_quiet(until):
                 over.append(until)
             until += MINUTE
-        late = self._due_late(instrument, [mark for mark in marks if mark.minute < settled and mark.minute not in tape.waiting])
+        late = self._due_late(instrument, [mark for mark in dirty if mark.minute < settled and mark.minute not in tape.unstored])
         if over or late or until > settled:
-            # Read before any content: what another holder of the lease derives from now on has a revision above these, and stands.
-            standing = await self._standing(instrument, min([*late, settled - 1]), until)
+            # Read before any content: what another lease holder derives from now on has a higher revision and stays.
+            stored = await self._stored_bars(instrument, min([*late, settled - 1]), until)
             revised = {minute: tape.revising[minute] for minute in late}
             due: dict[int, Footprint] = {}
             for minute in over:
-                # A copy: a straggler may still come while the store is waited for, and marks the minute again.
+                # A copy: a late trade may come in during the awaits, and marks the minute again.
                 live = tape.minutes.get(minute)
                 due[minute] = live.rescaled(live.scale) if live is not None else Footprint(tape.listing.scale)
-                if await self._differs(instrument, minute, due[minute], tape.rows[minute], writes):
+                if await self._differs(instrument, minute, due[minute], tape.trade_counts[minute], marks):
                     due[minute] = await self._derived_again(instrument, minute)
             cells = 0
             for minute in reversed(late):
                 if cells >= _LATE_CELLS:
                     self.behind = True
-                    self._again[instrument].pop(minute)
+                    self._late[instrument].pop(minute)
                     continue
                 due[minute] = await self._derived_again(instrument, minute)
                 cells += due[minute].levels
-            settles = [writes[minute] for minute in due if minute in writes]
-            pending = {minute for minute in writes if minute < settled and minute not in due}
-            await self._derive(tape.listing, due, settled, until, settles, standing, pending, in_turn=not late)
-            tape.settled_until = until
+            clears = [marks[minute] for minute in due if minute in marks]
+            unfinished = {minute for minute in marks if minute < settled and minute not in due}
+            await self._derive(_Pass(tape.listing, due, settled, until, clears, stored, unfinished, in_turn=not late))
             for minute, trades in revised.items():
                 if minute in due:
                     tape.revised(minute, trades)
-        for minute in [minute for minute in tape.minutes if minute < until and minute not in tape.waiting]:
-            tape.drop_minute(minute)
+        tape.settle(until)
 
     def _due_late(self, instrument: Instrument, late: Sequence[DirtyMinute]) -> list[int]:
-        """Marked minutes to derive again now, the newest first of too many: each pass costs every later bar of their sessions."""
-        now, known = self._clock.now(), self._again.get(instrument, {})
-        again: dict[int, tuple[int, int]] = {}
+        """Dirty minutes to derive again now, the newest of too many: each pass rewrites every later bar of their sessions."""
+        now, known = self._clock.now(), self._late.get(instrument, {})
+        seen: dict[int, tuple[int, int]] = {}
         due: list[int] = []
         for minute, writes in sorted(((mark.minute, mark.writes) for mark in late), reverse=True):
-            seen, derived_at = known.get(minute, (writes, 0))
-            if len(due) < _LATE_AT_ONCE and (seen == writes or abs(now - derived_at) >= _LONGEST_UNREST):
+            writes_before, derived_at = known.get(minute, (writes, 0))
+            if len(due) < _LATE_AT_ONCE and (writes_before == writes or abs(now - derived_at) >= _MAX_UNREST_MS):
                 due.append(minute)
-                again[minute] = writes, now
+                seen[minute] = writes, now
             elif minute in known:
-                again[minute] = writes, derived_at
-        self._again[instrument] = again
+                seen[minute] = writes, derived_at
+        self._late[instrument] = seen
         self.behind |= len(due) == _LATE_AT_ONCE
         return sorted(due)
 
-    async def _standing(self, instrument: Instrument, first: int, until: int) -> dict[tuple[Timeframe, int], OrderFlow]:
-        """Every stored bar that holds or follows a minute, up to the end of the session in which `until` lies."""
+    async def _stored_bars(self, instrument: Instrument, first: int, until: int) -> dict[_BarKey, OrderFlow]:
+        """Every stored bar that contains a minute from `first` on or follows it, up to the end of the session of `until`."""
         end = max(session_start(until) + DAY, until)
         return {
             (timeframe, row.start): row
@@ -188,75 +161,60 @@ class Rollup:
         }
 
     async def _differs(
-        self, instrument: Instrument, minute: int, footprint: Footprint, rows: int, marks: Mapping[int, DirtyMinute]
+        self, instrument: Instrument, minute: int, footprint: Footprint, trades: int, marks: Mapping[int, DirtyMinute]
     ) -> bool:
-        """May the store hold other trades of a minute than the live footprint was made of?
+        """May the store have other trades of a minute than the `trades` of its live footprint?
 
-        All of those are in the store, which knows each trade once: equal numbers are the same trades, whoever else wrote.
+        All of those are in the store, which has each trade once: equal numbers are the same trades, even if others wrote there too.
         """
         if _path_unknown(footprint.bar):
             return True
-        if not rows and minute not in marks:
+        if not trades and minute not in marks:
             return False
-        return await self._store.count(instrument, Window(minute, minute + MINUTE)) != rows
+        return await self._store.count(instrument, Window(minute, minute + MINUTE)) != trades
 
-    async def _derive(
-        self,
-        listing: Listing,
-        minutes: Mapping[int, Footprint],
-        settled: int,
-        until: int,
-        settles: Sequence[DirtyMinute],
-        standing: Mapping[tuple[Timeframe, int], OrderFlow],
-        pending: Collection[int],
-        *,
-        in_turn: bool,
-    ) -> None:
-        """Derive these minutes, every closed bar above them, and every bar that was open at `settled` and is over at `until`.
-
-        `standing` is what the store has of them and after them; `in_turn`: the minutes follow everything derived before. A bar that does
-        not stand yet waits for its last `pending` minute: until then it is read from what it is made of.
-        """
-        instrument = listing.instrument
+    async def _derive(self, work: _Pass) -> None:
+        """Derive what a pass is about and store it in one step."""
+        listing, instrument = work.listing, work.listing.instrument
         footprints: list[StoredFootprint] = []
         profiles: list[Profile] = []
-        bars: dict[tuple[Timeframe, int], Bar] = {}
+        bars: dict[_BarKey, Bar] = {}
         hours: dict[int, Footprint] = {}
-
-        def revision(timeframe: Timeframe, start: int) -> int:
-            known = standing.get((timeframe, start))
-            return known.revision + 1 if known is not None else 0
-
         for timeframe in Timeframe:
-            starts = {timeframe.floor(minute) for minute in minutes}
-            waiting = {timeframe.floor(minute) for minute in pending}
-            left_open = timeframe.floor(settled - 1)
-            passed = left_open not in starts and settled < left_open + timeframe.ms <= until
-            # Its end passed without a minute to derive: the connection was down, or the process.
-            if passed and await self._store.order_flow(instrument, Timeframe.M1, Window(left_open, settled)):
-                starts.add(left_open)
-            for start in sorted(starts):
-                window = Window(start, start + timeframe.ms)
-                if window.end > until or (start in waiting and (timeframe, start) not in standing):
+            for start in await self._starts(work, timeframe):
+                if work.waits(timeframe, start):
                     continue
+                window = Window(start, start + timeframe.ms)
                 if timeframe is Timeframe.M1:
-                    footprint = minutes[start]
+                    footprint = work.minutes[start]
                 elif timeframe.ms <= Timeframe.H1.ms:
-                    footprint = await self._merged(listing, Timeframe.M1, window, minutes)
+                    footprint = await self._merged(listing, Timeframe.M1, window, work.minutes)
                 else:
-                    footprint = await self._merged_hours(listing, window, minutes, hours)
+                    footprint = await self._merged_hours(listing, window, work.minutes, hours)
                 if timeframe is Timeframe.H1:
                     hours[start] = footprint
                 bars[timeframe, start] = footprint.bar
+                revision = work.revision(timeframe, start)
                 if timeframe in _PACKED and footprint.levels:
-                    footprints.append(StoredFootprint(instrument, timeframe, start, footprint, revision(timeframe, start)))
+                    footprints.append(StoredFootprint(instrument, timeframe, start, footprint, revision))
                 profile = await to_thread.run_sync(_profile, footprint, listing)
-                profiles.append(Profile(instrument, timeframe, start, profile, revision(timeframe, start)))
+                profiles.append(Profile(instrument, timeframe, start, profile, revision))
         if not bars:
             return
-        totals = await self._cumulated(instrument, bars, standing, in_turn)
-        order_flow = [OrderFlow(instrument, *key, bar, total, revision(*key)) for key, (bar, total) in totals.items()]
-        await self._store.derive(Derived(footprints, profiles, order_flow, settles))
+        totals = await self._with_cumulative_delta(instrument, bars, work)
+        order_flow = [OrderFlow(instrument, *key, bar, total, work.revision(*key)) for key, (bar, total) in totals.items()]
+        await self._store.derive(Derived(footprints, profiles, order_flow, work.clears))
+
+    async def _starts(self, work: _Pass, timeframe: Timeframe) -> list[int]:
+        """Starts of the bars of a timeframe that a pass derives, oldest first."""
+        starts = {timeframe.floor(minute) for minute in work.minutes}
+        left_open = timeframe.floor(work.settled - 1)
+        if left_open not in starts and work.settled < left_open + timeframe.ms <= work.until:
+            # Its end passed without a minute to derive: the connection was down, or the process.
+            instrument = work.listing.instrument
+            if await self._store.order_flow(instrument, Timeframe.M1, Window(left_open, work.settled)):
+                starts.add(left_open)
+        return sorted(starts)
 
     async def _merged(self, listing: Listing, part: Timeframe, window: Window, fresh: Mapping[int, Footprint]) -> Footprint:
         stored = await self._store.footprints(listing.instrument, part, window)
@@ -277,18 +235,14 @@ class Rollup:
         ordered = [pieces[start] for start in sorted(pieces)]
         return await to_thread.run_sync(Footprint.consecutive, ordered, listing.scale)
 
-    async def _cumulated(
-        self,
-        instrument: Instrument,
-        bars: Mapping[tuple[Timeframe, int], Bar],
-        standing: Mapping[tuple[Timeframe, int], OrderFlow],
-        in_turn: bool,
-    ) -> dict[tuple[Timeframe, int], tuple[Bar, int]]:
+    async def _with_cumulative_delta(
+        self, instrument: Instrument, bars: Mapping[_BarKey, Bar], work: _Pass
+    ) -> dict[_BarKey, tuple[Bar, int]]:
         """The bars with their cumulative delta, and with them every later bar of their sessions.
 
-        Those are written again even where nothing changes: a pass that ended in the middle may have left them in part.
+        Later bars are written again even where nothing changes: a pass that was interrupted may have left them in part.
         """
-        told: dict[tuple[Timeframe, int], tuple[Bar, int]] = {}
+        totals: dict[_BarKey, tuple[Bar, int]] = {}
         for session in sorted({session_start(start) for _, start in bars}):
             day = Window(session, session + DAY)
             fresh = {key: bar for key, bar in bars.items() if key[1] in day}
@@ -296,40 +250,31 @@ class Rollup:
             first = min(minutes, default=day.end)
             before = await self._store.order_flow(instrument, Timeframe.M1, Window(max(session, first - MINUTE), first))
             follows = all(start + timeframe.ms > first for timeframe, start in fresh)
-            if in_turn and minutes and follows and (before or first == session):
-                deltas = _Deltas(minutes, before[0] if before else None)
+            if work.in_turn and minutes and follows and (before or first == session):
+                deltas = _CumulativeDelta(minutes, before[0] if before else None)
             else:
                 stored = {row.start: row.bar for row in await self._store.order_flow(instrument, Timeframe.M1, day)}
-                deltas = _Deltas({**stored, **minutes})
-                later = [key for key in standing if key[1] in day and key[1] + key[0].ms > first]
-                fresh = {key: standing[key].bar for key in later} | fresh
+                deltas = _CumulativeDelta({**stored, **minutes})
+                later = [key for key in work.stored if key[1] in day and key[1] + key[0].ms > first]
+                fresh = {key: work.stored[key].bar for key in later} | fresh
             for (timeframe, start), bar in fresh.items():
                 total, bar = deltas.until(start + timeframe.ms, bar)
-                told[timeframe, start] = bar, total
-        return told
+                totals[timeframe, start] = bar, total
+        return totals
 
     async def _derived_again(self, instrument: Instrument, minute: int) -> Footprint:
-        """A minute from its stored trades and pieces, in the exchange's order; added to what stands there where raw trades are gone."""
+        """A minute from its stored trades and partial footprints; merged into the stored footprint where its trades have expired."""
         self._health.count("minutes.derived_again")
         window = Window(minute, minute + MINUTE)
-        trades = await self._stored_trades(instrument, minute)
-        pieces = await self._store.pieces(instrument, window)
-        standing: Sequence[StoredFootprint] = ()
-        if minute < self._clock.now() - self._trades_life:
-            standing = await self._store.footprints(instrument, Timeframe.M1, window)
-        return await to_thread.run_sync(build_minute, trades, pieces, standing[0].footprint if standing else None)
-
-    async def _stored_trades(self, instrument: Instrument, minute: int) -> list[Trade]:
-        window = Window(minute, minute + MINUTE)
-        trades: list[Trade] = []
-        while True:
-            page = await self._store.trades(instrument, window, after=trades[-1].order if trades else None, limit=_PAGE)
-            trades += page
-            if len(page) < _PAGE:
-                return trades
+        trades = await all_trades(self._store, instrument, window)
+        partials = await self._store.pieces(instrument, window)
+        stored: Sequence[StoredFootprint] = ()
+        if minute < self._clock.now() - self._retention_of_trades:
+            stored = await self._store.footprints(instrument, Timeframe.M1, window)
+        return await to_thread.run_sync(build_minute, trades, partials, stored[0].footprint if stored else None)
 
 
-class _Deltas:
+class _CumulativeDelta:
     """Cumulative delta within one session, minute by minute, at the finest scale of what is summed."""
 
     def __init__(self, minutes: Mapping[int, Bar], before: OrderFlow | None = None) -> None:

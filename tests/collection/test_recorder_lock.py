@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from wadm_mcp.collection.lease import RecorderLock
+from wadm_mcp.collection.recorder_lock import RecorderLock
 from wadm_mcp.errors import StoreError
 
 HOLD = """
 import sys
 from pathlib import Path
-from wadm_mcp.collection.lease import RecorderLock
+from wadm_mcp.collection.recorder_lock import RecorderLock
 lease = RecorderLock(Path(sys.argv[1]))
 print(lease.take(), flush=True)
 sys.stdin.read()

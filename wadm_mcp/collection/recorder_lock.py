@@ -1,6 +1,6 @@
-"""Who records: of all processes on one data directory, the one that holds the operating system's lock on `recorder.lock`.
+"""The lock that decides which of several processes on one data directory records: the operating system's lock on `recorder.lock`.
 
-The lock ends with its process, however that ends, so nothing stale is ever left.
+The lock ends with its process, however that ends, so no stale lock is ever left.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from wadm_mcp.errors import StoreError
 
 
 class RecorderLock:
-    """The right to record into a data directory. Non-blocking: `take` answers at once."""
+    """The right to record into a data directory. Never blocks: `take` returns at once."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "recorder.lock"
         self._lock = FileLock(self._path)
 
     def take(self) -> bool:
-        """Take the lock if nobody holds it; true when this process holds it. `StoreError` when the folder allows no lock."""
+        """Acquire the lock if it is free; true when this process has it. `StoreError` when the folder allows no lock."""
         if self._lock.is_locked:
             return True
         try:

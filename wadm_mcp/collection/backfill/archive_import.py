@@ -1,0 +1,201 @@
+"""Imports days from an exchange's archive files: downloads, checks and takes in what the tape lacks.
+
+A file stays on disk until the store has all of it, so that an interrupted import does not download it again. Where the exchange counts
+its trades the file joins the tape exactly, by id; where it does not, a minute comes whole from the file or from the tape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import date
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+import anyio
+from anyio import from_thread, to_thread
+
+from wadm_mcp.clock import Clock
+from wadm_mcp.collection.backfill import archive_file
+from wadm_mcp.collection.backfill.archive_minutes import PackedPartial, counted_minutes, whole_minutes
+from wadm_mcp.collection.backfill.history_plan import ImportStep
+from wadm_mcp.collection.recording.recorded_instrument import RecordedInstrument
+from wadm_mcp.collection.recording.recorder import Recorder
+from wadm_mcp.collection.rest.client import RestClient
+from wadm_mcp.coverage.judge import uncovered
+from wadm_mcp.errors import ArchiveError
+from wadm_mcp.exchanges.exchange import ArchiveFormat, Venue
+from wadm_mcp.health import Health, State
+from wadm_mcp.model import MINUTE, Trade, Window
+from wadm_mcp.storage.store import Store
+
+PARTIALS_AT_ONCE: Final = 30
+"""Partial footprints that wait for the store at once: unpacked, each is as large as its minute was busy."""
+_ROWS_AT_ONCE: Final = 1_000
+
+
+class ArchiveImport:
+    """Imports archive days of one market.
+
+    With `raw` single trades are stored as well, where the file carries the instrument's own ids and they are younger than
+    `trades_retention` (ms). `folder` holds files while they are being imported.
+    """
+
+    def __init__(
+        self,
+        venue: Venue,
+        rest: RestClient,
+        recorder: Recorder,
+        store: Store,
+        health: Health,
+        clock: Clock,
+        *,
+        raw: bool,
+        trades_retention: int,
+        folder: Path,
+    ) -> None:
+        self._venue = venue
+        self._rest = rest
+        self._recorder = recorder
+        self._store = store
+        self._health = health
+        self._clock = clock
+        self._raw = raw
+        self._trades_retention = trades_retention
+        self._folder = folder / f"{venue.exchange.name}-{venue.market}"
+        self._part = f"{venue.name} history"
+
+    def stores_rows(self, start: int) -> bool:
+        """Are single trades from `start` (ms) on stored, where their source has the instrument's own ids?"""
+        return self._raw and start >= self._clock.now() - self._trades_retention
+
+    async def take_day(self, step: ImportStep) -> int | None:
+        """Import a day from its archive file; how many trades were new, None where the archive has no file.
+
+        `ArchiveError`, and nothing taken, where the file is damaged.
+        """
+        form = self._venue.traits.archive
+        assert form is not None
+        file = await self._fetch(form, step.instrument.symbol, step.date)
+        if file is None:
+            return None
+        try:
+            new = await self.take_file(step.recorded, file, step.day, form)
+        except ArchiveError:
+            await anyio.Path(file).unlink(missing_ok=True)
+            raise
+        # Not in a finally block: a cancelled import continues from this file.
+        await anyio.Path(file).unlink(missing_ok=True)
+        return new
+
+    async def take_file(self, recorded: RecordedInstrument, file: Path, day: Window, form: ArchiveFormat) -> int:
+        """Import what the tape lacks of a day from its file; how many trades were new. `ArchiveError`, and nothing taken, where the file
+        is damaged or of another day or symbol."""
+        listing, counted = recorded.tape.listing, self._venue.traits.counts_trades
+        covered = recorded.coverage.covered
+        gaps = uncovered(covered, day)
+        wanted = {minute for gap in gaps for minute in range(gap.start - gap.start % MINUTE, gap.end, MINUTE)}
+        tape_trades = {} if counted else await self._tape_trades(recorded, form, gaps)
+
+        def read() -> list[PackedPartial]:
+            lines = archive_file.lines(file, listing.instrument.symbol)
+            if counted:
+                found = counted_minutes(form, listing, lines, day, covered)
+            else:
+                found = whole_minutes(form, listing, lines, day, wanted, tape_trades)
+            return list(_cancellable(found))
+
+        partials = await to_thread.run_sync(read)
+        rows_too = form.carries_live_ids and self.stores_rows(day.start)
+        if rows_too:
+            known = {trade.trade_id for trades in tape_trades.values() for trade in trades}
+            new = await self._take_rows(recorded, form, file, gaps, known)
+            if counted:
+                return new
+            # The whole minutes replace these rows in every figure: the archive does not have them in the exchange's own order.
+        return await self._take_partials(recorded, partials, day, raw=rows_too)
+
+    async def sweep(self) -> None:
+        """Nothing is being imported: delete what an earlier process left behind."""
+        folder = anyio.Path(self._folder)
+        if await folder.exists():
+            async for file in folder.iterdir():
+                await file.unlink(missing_ok=True)
+            await folder.rmdir()
+
+    async def _fetch(self, form: ArchiveFormat, symbol: str, day: date) -> Path | None:
+        """The day's file on this disk, verified where a checksum is published; None where the archive has none."""
+        name = form.path(symbol, day).rpartition("/")[2]
+        file = self._folder / name
+        if await anyio.Path(file).exists():
+            return file
+        await anyio.Path(file.parent).mkdir(parents=True, exist_ok=True)
+        checksum, published = file.with_name(f"{name}.CHECKSUM"), form.checksum_path(symbol, day)
+        if published is not None and not await self._download(published, checksum, symbol, day):
+            return None
+        fresh = file.with_name(f"{name}.new")
+        if not await self._download(form.path(symbol, day), fresh, symbol, day):
+            return None
+        if published is not None:
+            try:
+                text = await anyio.Path(checksum).read_text("ascii", "replace")
+                await to_thread.run_sync(archive_file.verify, fresh, text)
+            except ArchiveError:
+                await anyio.Path(fresh).unlink()
+                raise
+            finally:
+                await anyio.Path(checksum).unlink()
+        await anyio.Path(fresh).replace(file)
+        return file
+
+    async def _download(self, path: str, file: Path, symbol: str, day: date) -> bool:
+        def progress(here: int, of: int) -> None:
+            detail = f"{symbol}: {here / 1e6:,.1f} of {of / 1e6:,.1f} MB of {day} are downloaded"
+            self._health.report(self._part, State.OK, detail)
+
+        # A file has its name only once it is complete.
+        return await anyio.Path(file).exists() or await self._rest.download(self._venue, path, file, progress)
+
+    async def _take_partials(self, recorded: RecordedInstrument, partials: Sequence[PackedPartial], day: Window, *, raw: bool) -> int:
+        new, instrument, listing = 0, recorded.instrument, recorded.tape.listing
+        ordered = sorted(partials)
+        reached = day.start
+        for place in range(0, len(ordered), PARTIALS_AT_ONCE) or (0,):
+            part = ordered[place : place + PARTIALS_AT_ONCE]
+            following = ordered[place + PARTIALS_AT_ONCE : place + PARTIALS_AT_ONCE + 1]
+            whole = Window(reached, following[0].minute if following else day.end)
+            unpacked = [packed.unpack(listing) for packed in part]
+            new += await self._recorder.record_imported(instrument, (), unpacked, whole, raw=raw)
+            await self._recorder.until_stored(instrument, [packed.minute for packed in part])
+            reached = whole.end
+        return new
+
+    async def _take_rows(
+        self, recorded: RecordedInstrument, form: ArchiveFormat, file: Path, gaps: Sequence[Window], known: set[str]
+    ) -> int:
+        """Import the single trades of a file that was read to its end before."""
+        listing, counted = recorded.tape.listing, self._venue.traits.counts_trades
+        rows = form.rows(listing, archive_file.lines(file, listing.instrument.symbol))
+        new, minutes = 0, set[int]()
+        while part := await to_thread.run_sync(lambda: [row.trade for row in islice(rows, _ROWS_AT_ONCE)]):
+            if not counted:
+                part = [trade for trade in part if trade.trade_id not in known and any(trade.timestamp in gap for gap in gaps)]
+            new += await self._recorder.record_imported(listing.instrument, part)
+            minutes.update(trade.timestamp - trade.timestamp % MINUTE for trade in part)
+        await self._recorder.until_stored(listing.instrument, minutes)
+        return new
+
+    async def _tape_trades(self, recorded: RecordedInstrument, form: ArchiveFormat, gaps: Sequence[Window]) -> dict[int, list[Trade]]:
+        """The tape's trades of the minutes in which gaps begin and end: an archive with the live ids is joined to them by id."""
+        if not form.carries_live_ids:
+            return {}
+        edges = {at - at % MINUTE for gap in gaps for at in (gap.start, gap.end - 1)}
+        instrument = recorded.instrument
+        return {minute: await self._store.trades(instrument, Window(minute, minute + MINUTE), limit=100_000) for minute in sorted(edges)}
+
+
+def _cancellable(found: Iterator[PackedPartial]) -> Iterator[PackedPartial]:
+    """In a worker thread: ends when the task that waits for it is cancelled."""
+    for packed in found:
+        from_thread.check_cancelled()
+        yield packed

@@ -1,0 +1,161 @@
+"""The parts that record one market: connections, gap repair and import of history, started when its first instrument is recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
+from typing import Final
+
+import anyio
+
+from wadm_mcp.clock import Clock
+from wadm_mcp.collection.backfill.gap_repair import GapRepairer
+from wadm_mcp.collection.backfill.history import History
+from wadm_mcp.collection.backfill.recent_trades import RecentTradesReconciler
+from wadm_mcp.collection.live.collector import Collector
+from wadm_mcp.collection.recording.maintenance import Maintenance
+from wadm_mcp.collection.recording.recorder import Recorder
+from wadm_mcp.collection.rest.client import RestClient
+from wadm_mcp.errors import StoreError
+from wadm_mcp.exchanges.exchange import Venue
+from wadm_mcp.health import Health, State
+from wadm_mcp.model import HOUR, Instrument, Listing
+from wadm_mcp.settings import Settings
+from wadm_mcp.storage.store import Store
+from wadm_mcp.tape import Tape
+
+_RESUME_WITHIN_SECONDS: Final = 3.0
+"""How long recording waits for what the store has; later it is taken over by rollup's passes."""
+_STAGGER_SECONDS: Final = 2.0
+"""Between the starts of connections that cover each other, so that no age limit ends them all at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordingServices:
+    """What all parts of a recording process share. `start` runs a part by name under the caller's supervision."""
+
+    settings: Settings
+    tape: Tape
+    store: Store
+    recorder: Recorder
+    maintenance: Maintenance
+    rest: RestClient
+    health: Health
+    clock: Clock
+    start: Callable[[str, Callable[[], Awaitable[None]]], None]
+
+
+@dataclass(slots=True)
+class _ConnectionGroup:
+    """Instruments of one market that share connections."""
+
+    listings: list[Listing]
+    scopes: list[anyio.CancelScope] = field(default_factory=list[anyio.CancelScope])
+    stopped: bool = False
+
+    def stop(self) -> None:
+        """End its collectors, and let none start again."""
+        self.stopped = True
+        for scope in self.scopes:
+            scope.cancel()
+
+    async def collect(self, collector: Collector, delay: float) -> None:
+        """Run a collector after `delay` seconds, until the group is stopped."""
+        if self.stopped:
+            return
+        with anyio.CancelScope() as scope:
+            self.scopes.append(scope)
+            try:
+                await anyio.sleep(delay)
+                await collector.run()
+            finally:
+                self.scopes.remove(scope)
+
+
+class MarketRecording:
+    """Records instruments of one market. `listings` are those wanted here, whether this process records them or another does."""
+
+    def __init__(self, venue: Venue, services: RecordingServices) -> None:
+        self.venue = venue
+        self.listings: list[Listing] = []
+        self.looked_up = False
+        """Has the exchange, or else the store, said which configured symbols it lists?"""
+        self.asked = False
+        """Was the exchange asked at least once, with whatever result?"""
+        self.history: History | None = None
+        self._services = services
+        self._groups: list[_ConnectionGroup] = []
+        self._collector_numbers = count(1)
+
+    async def start(self, listings: Sequence[Listing]) -> None:
+        """Record these instruments, from what the store has of them if it answers at once."""
+        services, traits = self._services, self.venue.traits
+        recorded = [services.recorder.start(listing, counts_trades=traits.counts_trades) for listing in listings]
+        with anyio.move_on_after(_RESUME_WITHIN_SECONDS):
+            try:
+                for each in recorded:
+                    await services.maintenance.adopt(each)
+            except StoreError as error:
+                services.health.report("store", State.DOWN, str(error))
+        if self.history is None:
+            self.history = self._new_history()
+            services.start(f"{self.venue.name} repair", self._gap_repair().run)
+            services.start(f"{self.venue.name} history", self.history.run)
+        self._collect(listings)
+
+    def stop(self, instruments: Collection[Instrument]) -> None:
+        """Record these no more; those that shared connections with them get new ones."""
+        for instrument in instruments:
+            self._services.recorder.stop(instrument)
+        for group in [group for group in self._groups if any(listing.instrument in instruments for listing in group.listings)]:
+            self._groups.remove(group)
+            group.stop()
+            left = [listing for listing in group.listings if listing.instrument not in instruments]
+            if left:
+                self._collect(left)
+
+    def _collect(self, listings: Sequence[Listing]) -> None:
+        services = self._services
+        size = self.venue.exchange.limits(self.venue.market).streams
+        # Where ids do not count, a second connection covers what the first one misses; where they do, they show what is missing.
+        copies = services.settings.WADM_BYBIT_CONNECTIONS if self.venue.traits.redundant_connections else 1
+        for first in range(0, len(listings), size):
+            group = _ConnectionGroup(list(listings[first : first + size]))
+            self._groups.append(group)
+            for copy in range(copies):
+                collector = Collector(
+                    self.venue, group.listings, services.recorder, services.health, services.clock, services.rest.certificates
+                )
+                name = f"{self.venue.name} collector {next(self._collector_numbers)}"
+                services.start(name, partial(group.collect, collector, copy * _STAGGER_SECONDS))
+
+    def _gap_repair(self) -> GapRepairer | RecentTradesReconciler:
+        services = self._services
+        if not self.venue.traits.counts_trades:
+            return RecentTradesReconciler(self.venue, services.rest, services.recorder, services.health, services.clock)
+        return GapRepairer(
+            self.venue,
+            services.rest,
+            services.recorder,
+            services.health,
+            services.clock,
+            services.settings.retention.trades,
+            long_gaps=not services.settings.WADM_HISTORY_HOURS,
+        )
+
+    def _new_history(self) -> History:
+        services, settings = self._services, self._services.settings
+        return History(
+            self.venue,
+            services.rest,
+            services.recorder,
+            services.store,
+            services.health,
+            services.clock,
+            reach=min(settings.WADM_HISTORY_HOURS * HOUR, settings.retention.minutes),
+            raw=settings.WADM_HISTORY_RAW,
+            trades_retention=settings.retention.trades,
+            folder=settings.WADM_DATA_DIR / "archive",
+        )

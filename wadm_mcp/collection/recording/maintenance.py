@@ -1,0 +1,143 @@
+"""What the store needs beside trades: rollup, expiry, and taking over what an instrument had before.
+
+Runs in turns with the writer, which it keeps from writing meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import anyio
+
+from wadm_mcp.clock import Clock
+from wadm_mcp.collection.recording.recorded_instrument import RecordedInstrument
+from wadm_mcp.collection.recording.recorder import Recorder
+from wadm_mcp.collection.recording.rollup import Rollup
+from wadm_mcp.collection.recording.writer import Writer
+from wadm_mcp.errors import StoreError, StoreUnreachable
+from wadm_mcp.health import Health, State
+from wadm_mcp.model import DAY, MINUTE, Retention, Window
+from wadm_mcp.storage.store import Store, all_trades
+from wadm_mcp.tape import InstrumentTape
+
+_ROLLUP_SECONDS: Final = 1.0
+_EXPIRY_SECONDS: Final = 30.0
+_POLL_SECONDS: Final = 0.25
+RECENT_TRADES: Final = 2_000
+"""Newest stored trades that a start looks at: they show what repeats, and how often the instrument trades."""
+_RECOVERED_MINUTES: Final = 10
+"""Dirty minutes that a start brings back to memory; a crash leaves one or two."""
+
+
+class Maintenance:
+    """Keeps the store's figures up to date and within their retention until cancelled."""
+
+    def __init__(
+        self, recorder: Recorder, writer: Writer, rollup: Rollup, store: Store, health: Health, retention: Retention, clock: Clock
+    ) -> None:
+        self._recorder = recorder
+        self._writer = writer
+        self._rollup = rollup
+        self._store = store
+        self._health = health
+        self._retention = retention
+        self._clock = clock
+
+    async def run(self) -> None:
+        """Roll up every second, or at once where minutes are left over, and expire every 30 seconds."""
+        rolled_up = expired = self._clock.monotonic()
+        while True:
+            await anyio.sleep(_POLL_SECONDS)
+            if self._writer.failing:
+                continue
+            now = self._clock.monotonic()
+            if self._writer.caught_up and (now - rolled_up >= _ROLLUP_SECONDS or self._rollup.behind):
+                rolled_up = now
+                await self._try("rollup", self.roll_up)
+            if now - expired >= _EXPIRY_SECONDS:
+                expired = now
+                await self._try("expiry", self._expire)
+
+    async def flush(self) -> None:
+        """Save and derive what is left at the end. `StoreError` when something was not saved."""
+        await self._writer.flush()
+        if not self._writer.failing:
+            await self.roll_up()
+
+    async def roll_up(self) -> None:
+        """One pass of rollup over every recorded instrument.
+
+        Pending batches are stored between two instruments, since hundreds of them take seconds.
+        """
+        async with self._writer.exclusive():
+            dirty = await self._rollup.begin()
+            for recorded in self._recorder.recorded:
+                if await self._writer.drain_backlog():
+                    dirty = await self._rollup.dirty_minutes()
+                if not recorded.tape.resumed:
+                    await self._adopt(recorded)
+                    dirty = await self._rollup.dirty_minutes()
+                if recorded.tape.resumed:
+                    await self._rollup.settle(recorded, dirty[recorded.instrument])
+
+    async def adopt(self, recorded: RecordedInstrument) -> None:
+        """Continue an instrument from what the store has of it, once everything journaled before is stored."""
+        async with self._writer.exclusive():
+            if not recorded.tape.resumed:
+                await self._writer.drain()
+                await self._adopt(recorded)
+
+    async def _adopt(self, recorded: RecordedInstrument) -> None:
+        """Continue an instrument from what the store has of it, or leave that to a later pass.
+
+        Its minutes that lack figures come back into the tape from their stored trades; rollup derives those that are over.
+        """
+        tape, instrument, now = recorded.tape, recorded.instrument, self._clock.now()
+        # Later minutes were recorded here alone; there may be hours of them, if the store was away.
+        shared = recorded.since + MINUTE
+        if _evicted_until(tape, shared):
+            return
+        spans = await self._store.spans(instrument, Window(now - max(DAY, self._retention.trades), now + DAY))
+        recent = await self._store.trades(instrument, Window(0, now + DAY), limit=RECENT_TRADES, newest=True)
+        every = sorted(mark.minute for mark in await self._store.dirty_minutes() if mark.instrument == instrument)
+        dirty = sorted({*[minute for minute in every if minute <= shared][-_RECOVERED_MINUTES:], *filter(shared.__ge__, tape.minutes)})
+        stored = {minute: await all_trades(self._store, instrument, Window(minute, minute + MINUTE)) for minute in dirty}
+        partials = {minute: await self._store.pieces(instrument, Window(minute, minute + MINUTE)) for minute in dirty}
+        # No await from here on: a question sees the instrument as it was before, or with all of this.
+        if _evicted_until(tape, shared):
+            return
+        for minute in dirty:
+            known = {trade.order for trade in stored[minute]}
+            pending = [trade for trade in tape.pending_in(Window(minute, minute + MINUTE)) if trade.order not in known]
+            trades = sorted([*stored[minute], *pending], key=lambda trade: trade.order)
+            tape.rebuild_minute(minute, trades, [partial.footprint for partial in partials[minute]])
+        tape.mark_revising(minute for minute in every if minute not in dirty and minute not in tape.minutes)
+        recorded.add_stored(spans, recent)
+        unfinished = [minute for minute in dirty if minute + MINUTE > now]
+        if unfinished:
+            tape.settle_from(unfinished[0])
+        elif tape.newest is not None:
+            tape.settle_from(tape.newest.timestamp - tape.newest.timestamp % MINUTE + MINUTE)
+
+    async def _expire(self) -> None:
+        async with self._writer.exclusive():
+            while await self._store.expire(self._clock.now(), self._retention):
+                await self._writer.drain()
+
+    async def _try(self, part: str, step: Callable[[], Awaitable[None]]) -> None:
+        """Run a step that must not keep trades from the store: a failure is reported, and the step gets its next turn."""
+        try:
+            await step()
+        except StoreUnreachable as error:
+            self._writer.store_failed(error)
+        except StoreError as error:
+            self._health.report(part, State.DOWN, str(error))
+            self._health.count("store.failures")
+        else:
+            self._health.report(part, State.OK)
+
+
+def _evicted_until(tape: InstrumentTape, until: int) -> bool:
+    """Are trades of minutes up to this one in the journal alone? They are in the store by a later pass."""
+    return any(minute <= until for minute in tape.evicted)

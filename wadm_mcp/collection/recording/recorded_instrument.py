@@ -1,0 +1,83 @@
+"""One instrument while it is recorded: its tape, its coverage, and how far its market's time has come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from wadm_mcp.clock import Clock
+from wadm_mcp.collection.live.staleness import StaleDetector, usual_interval
+from wadm_mcp.coverage.spans import InstrumentCoverage
+from wadm_mcp.model import SECOND, Instrument, Span, Trade, Window
+from wadm_mcp.tape import InstrumentTape
+
+_MAX_QUIET_SECONDS: Final = 30.0
+"""No longer silence after the newest trade is covered, whatever the instrument's pace."""
+_IN_FLIGHT_MS: Final = SECOND
+"""Market time by which frames on their way may be behind the newest one: silence within it is not covered."""
+
+
+class RecordedInstrument:
+    """What the recorder knows of one instrument beside its trades. It is the tape's `CoverageSource`."""
+
+    def __init__(self, tape: InstrumentTape, coverage: InstrumentCoverage, clock: Clock) -> None:
+        self.tape = tape
+        self.coverage = coverage
+        self.staleness = StaleDetector()
+        self.being_imported: Window | None = None
+        """A window whose trades are coming in now, oldest first: gaps in it are not for gap repair."""
+        self.since = clock.now()
+        """Others may have recorded it up to this time (ms)."""
+        self._clock = clock
+        self._event_time: int | None = None
+        self._received_at = 0.0
+        self._alive_since = 0
+        self._backpressure = False
+
+    @property
+    def instrument(self) -> Instrument:
+        return self.tape.instrument
+
+    @property
+    def spans(self) -> list[Span]:
+        return self.coverage.spans
+
+    def add_stored(self, spans: Iterable[Span], recent: Sequence[Trade] = ()) -> None:
+        """Take over stored coverage; `recent` are the newest stored trades, oldest first."""
+        self.coverage.add_stored(spans, recent)
+        if recent:
+            self.staleness.expect(usual_interval(recent))
+        self.tape.resume(recent[-1] if recent else None)
+
+    def frames_received(self, event_time: int, received_at: float) -> None:
+        """Frames of trades came in at `received_at` (monotonic seconds); the exchange sent the newest one at `event_time` (ms)."""
+        self._event_time, self._received_at = event_time, received_at
+        self._backpressure = False
+        self.staleness.heard(received_at)
+
+    def alive_from(self, event_time: int) -> None:
+        """The first connection to deliver, or the first one after all had ended, does so from this time of the exchange (ms) on."""
+        self._alive_since = event_time
+
+    def backpressure(self) -> None:
+        """Frames are not read for want of room: silence covers nothing until the next frame."""
+        self._backpressure = True
+
+    def market_time(self) -> int:
+        """Market time (ms) by this instrument's frames: never after now, before it when frames come late."""
+        now = self._clock.now()
+        if self._event_time is None or not self.coverage.alive:
+            return now
+        return min(now, self._event_time + round((self._clock.monotonic() - self._received_at) * SECOND))
+
+    def covers_quiet(self, minute: int) -> bool:
+        """Was a connection alive throughout a minute without trades?"""
+        return self.coverage.alive and self._alive_since <= minute
+
+    def alive_until(self) -> int | None:
+        silent = self._clock.monotonic() - self._received_at
+        if self._backpressure or self._event_time is None or not self.coverage.alive:
+            return None
+        if silent > min(_MAX_QUIET_SECONDS, self.staleness.timeout):
+            return None
+        return max(min(self._event_time, self._clock.now()), self.market_time() - _IN_FLIGHT_MS)
