@@ -271,6 +271,10 @@ class Binance(BinanceRest):
     )
     file_formats: Sequence[ArchiveFormat] = (_SPOT_TRADES, _SPOT_AGGREGATES, _LINEAR_AGGREGATES)
 
+    def canonical_symbol(self, symbol: str) -> str:
+        """Binance writes symbols without a separator: each is its own."""
+        return symbol
+
     def limits(self, market: str) -> Limits:
         """Spot takes 5 client messages a second, USD-M 10; 1,024 streams (USD-M: 200 in its older text); both cut after 24 h."""
         return _WIRES[market].limits

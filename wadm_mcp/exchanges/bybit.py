@@ -164,6 +164,10 @@ class Bybit(BybitRest):
     hosts: Mapping[str, Hosts] = MappingProxyType({"spot": _HOSTS, "linear": _HOSTS})
     file_formats: Sequence[ArchiveFormat] = (_LINEAR_TRADES, _SPOT_TRADES)
 
+    def canonical_symbol(self, symbol: str) -> str:
+        """Bybit writes symbols without a separator: each is its own."""
+        return symbol
+
     def limits(self, market: str) -> Limits:
         return _LIMITS[market]
 

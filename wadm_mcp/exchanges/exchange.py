@@ -201,6 +201,10 @@ class Exchange(Protocol):
     file_formats: Sequence[ArchiveFormat]
     """Every kind of daily file that can be imported by hand, those of `traits` among them."""
 
+    def canonical_symbol(self, symbol: str) -> str:
+        """The name under which instruments of several exchanges are merged: `BTCUSDT` for a `BTC-USDT`. A canonical symbol is its own."""
+        ...
+
     def limits(self, market: str) -> Limits: ...
 
     def stream_path(self, market: str) -> str:
@@ -289,6 +293,11 @@ class Venue:
     def instrument(self, symbol: str) -> Instrument:
         """The instrument of this symbol here."""
         return Instrument(self.exchange.name, self.market, symbol)
+
+    def by_symbol(self, listings: Iterable[Listing]) -> dict[str, Listing]:
+        """Listings of this market by their canonical symbol and by the exchange's own, which goes first."""
+        own = {listing.instrument.symbol: listing for listing in listings}
+        return {self.exchange.canonical_symbol(symbol): listing for symbol, listing in own.items()} | own
 
     def trades_here(self, instrument: Instrument) -> bool:
         """Is this instrument one of this market?"""

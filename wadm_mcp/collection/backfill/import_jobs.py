@@ -19,6 +19,7 @@ from wadm_mcp.collection.backfill.history import History
 from wadm_mcp.collection.recording.recorded_instrument import RecordedInstrument
 from wadm_mcp.errors import ArchiveError, StoreError, printable
 from wadm_mcp.exchanges.formats import recognise
+from wadm_mcp.exchanges.registry import is_called
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
 from wadm_mcp.model import DAY, SECOND, Instrument, Window
@@ -45,8 +46,8 @@ class ImportJob(msgspec.Struct, frozen=True):
     files: list[str] = []
 
     def matches(self, instrument: Instrument) -> bool:
-        wanted = (self.exchange, self.market, self.symbol)
-        return all(one in (None, other) for one, other in zip(wanted, instrument, strict=True))
+        here = self.exchange in (None, instrument.exchange) and self.market in (None, instrument.market)
+        return here and (self.symbol is None or is_called(instrument, self.symbol))
 
 
 class ImportProgress(msgspec.Struct, frozen=True):
