@@ -19,10 +19,10 @@ from mcp.server.subscriptions import ResourceUpdated, SubscriptionBus
 from mcp.shared.exceptions import MCPError
 from mcp_types import INVALID_PARAMS, EmptyResult, SubscribeRequestParams, UnsubscribeRequestParams
 
+from wadm_mcp.coverage.judge import IN_TRANSIT
 from wadm_mcp.logs import log
 from wadm_mcp.model import Instrument, Timeframe
 from wadm_mcp.queries.arguments import ALL
-from wadm_mcp.coverage.judge import IN_TRANSIT
 from wadm_mcp.queries.view import View
 
 _EVERY: Final = 1.0
