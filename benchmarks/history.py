@@ -21,11 +21,13 @@ import anyio
 from wadm_mcp.clock import SYSTEM_CLOCK, now_ms
 from wadm_mcp.collection.backfill.history import History
 from wadm_mcp.collection.recording.journal import Journal
+from wadm_mcp.collection.recording.maintenance import Maintenance
 from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.collection.recording.rollup import Rollup
 from wadm_mcp.collection.recording.writer import Writer
 from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.exchanges.binance import Binance
+from wadm_mcp.exchanges.binance_archive import BinanceSpotTrades
 from wadm_mcp.exchanges.exchange import Trades, Venue
 from wadm_mcp.health import Health
 from wadm_mcp.model import DAY, HOUR, Instrument, Listing, Retention, Trade, TradeType, Window
@@ -85,10 +87,11 @@ async def measure(folder: Path) -> None:
         Journal(folder / "journal", 1 << 30) as journal,
         RestClient(proxied=False) as rest,
     ):
-        rollup = Rollup(recorder, store, health, SYSTEM_CLOCK, LIVES.trades)
-        writer = Writer(recorder, journal, rollup, store, health, LIVES, SYSTEM_CLOCK)
+        rollup = Rollup(store, health, SYSTEM_CLOCK, LIVES.trades)
+        writer = Writer(recorder, journal, store, health)
+        maintenance = Maintenance(recorder, writer, rollup, store, health, LIVES, SYSTEM_CLOCK)
         followed = recorder.start(LISTING, counts_trades=True)
-        await writer.adopt(followed)
+        await maintenance.adopt(followed)
         history = History(
             Venue(Binance(), "spot", NOWHERE, NOWHERE, NOWHERE),
             rest,
@@ -98,19 +101,20 @@ async def measure(folder: Path) -> None:
             SYSTEM_CLOCK,
             reach=DAY,
             raw=False,
-            trades_life=LIVES.trades,
+            trades_retention=LIVES.trades,
             folder=folder / "archive",
         )
         waits: list[float] = []
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(writer.run)
+            tasks.start_soon(maintenance.run)
             tasks.start_soon(live, recorder, waits, 10_000_000)
             await anyio.sleep(5)
             resting = resident("VmRSS")
             await anyio.Path("/proc/self/clear_refs").write_text("5")
             waits.clear()
             began = time.monotonic()
-            new = await history.take_file(followed, file, Window(today - DAY, today))
+            new = await history.take_file(followed, file, Window(today - DAY, today), BinanceSpotTrades())
             spent = time.monotonic() - began
             peak = resident("VmHWM")
             assert new == ROWS

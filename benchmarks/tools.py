@@ -128,10 +128,10 @@ class _Runtime(FakeRuntime):
         self.store = store  # pyright: ignore[reportAttributeAccessIssue]
         self.clock.at = NOW
         self.tape = Tape()
-        self.tape.begun.set()
+        self.tape.begin()
         self.health = Health(self.clock.now)
         for listing in LISTINGS:
-            self.tape.follow(listing).coverage = Held([Span(MIDNIGHT - 7 * DAY, NOW, 0, 0, Basis.OBSERVED)], NOW)
+            self.tape.follow(listing).start_recording(Held([Span(MIDNIGHT - 7 * DAY, NOW, 0, 0, Basis.OBSERVED)], NOW))
         self.cache = InProcessCache(64 << 20)
         self.forget("everything")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tests.market import NOON, SPOT, ManualClock, listing
 from wadm_mcp.collection.recording.journal import Journal
+from wadm_mcp.collection.recording.maintenance import Maintenance
 from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.collection.recording.rollup import Rollup
 from wadm_mcp.collection.recording.writer import Writer
@@ -18,12 +19,12 @@ from wadm_mcp.storage.sqlite import SqliteStore
 from wadm_mcp.storage.store import OrderFlow, Store
 from wadm_mcp.tape import Tape
 
-LIVES = Retention(3 * DAY, 30 * DAY, 365 * DAY)
+RETENTION = Retention(3 * DAY, 30 * DAY, 365 * DAY)
 ALWAYS = Window(NOON - 2 * DAY, NOON + 2 * DAY)
 
 
 class Recording:
-    """Recorder, rollup and writer over a real store; `write` is one turn of the writer."""
+    """Recorder, writer, rollup and maintenance over a real store; `write` saves and derives all there is."""
 
     def __init__(self, store: Store, journal: Journal, clock: ManualClock) -> None:
         self.store = store
@@ -32,22 +33,23 @@ class Recording:
         self.tape = Tape()
         self.health = Health(clock.now)
         self.recorder = Recorder(self.tape, self.health, clock)
-        self.rollup = Rollup(self.recorder, store, self.health, clock, LIVES.trades)
-        self.writer = Writer(self.recorder, journal, self.rollup, store, self.health, LIVES, clock)
+        self.rollup = Rollup(store, self.health, clock, RETENTION.trades)
+        self.writer = Writer(self.recorder, journal, store, self.health)
+        self.maintenance = Maintenance(self.recorder, self.writer, self.rollup, store, self.health, RETENTION, clock)
 
     async def save(self) -> None:
         """Bring what was traded into the store, and derive nothing of it."""
         await self.writer._journal_all()
-        await self.writer._drain()
+        await self.writer.drain()
 
     async def begin(self) -> None:
-        await self.writer.adopt(self.recorder.start(listing(), counts_trades=True))
+        await self.maintenance.adopt(self.recorder.start(listing(), counts_trades=True))
 
     async def trade(self, *trades: Trade) -> None:
         await self.recorder.take(1, Trades(SPOT, trades, max(self.clock.now(), trades[-1].timestamp)))
 
     async def write(self) -> None:
-        await self.writer.flush()
+        await self.maintenance.flush()
 
     async def bars(self, timeframe: Timeframe = Timeframe.M1) -> list[OrderFlow]:
         return await self.store.order_flow(SPOT, timeframe, ALWAYS)

@@ -11,10 +11,11 @@ import pytest
 
 from tests.end_to_end.process import COMMAND, environment
 from tests.market import NOON, SPOT, ManualClock, listing, trade
-from tests.recording import LIVES, Recording, recording
+from tests.recording import RETENTION, Recording, recording
 from wadm_mcp.audit import Audited, Auditor, ExchangeFigures, HourlyAudit
 from wadm_mcp.clock import Clock, now_ms
 from wadm_mcp.collection.recording.journal import Journal
+from wadm_mcp.collection.recording.maintenance import Maintenance
 from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.collection.recording.rollup import Rollup
 from wadm_mcp.collection.recording.writer import Writer
@@ -56,7 +57,7 @@ async def recorded(r: Recording) -> None:
 
 
 async def audited(r: Recording, told: ExchangeFigures | None) -> Audited:
-    return await Auditor(r.store, LIVES, r.clock.now).audit(listing(), TEN, told)
+    return await Auditor(r.store, RETENTION, r.clock.now).audit(listing(), TEN, told)
 
 
 ALL = ExchangeFigures([minute(start) for start in range(TEN.start, TEN.end, MINUTE)], {})
@@ -117,7 +118,7 @@ async def test_the_exchanges_first_id_of_an_hour_and_the_one_before_it_must_be_h
     async with recording(tmp_path, ManualClock(NOON - 5 * MINUTE)) as r:
         await recorded(r)
         window = Window(NOON - 4 * MINUTE, NOON + 4 * MINUTE)
-        auditor = Auditor(r.store, LIVES, r.clock.now)
+        auditor = Auditor(r.store, RETENTION, r.clock.now)
         assert (await auditor.audit(listing(), window, ExchangeFigures([], {NOON: 16}))).differences == ()
         difference, *_ = (await auditor.audit(listing(), window, ExchangeFigures([], {NOON: 90}))).differences
         assert str(difference) == "binance:spot:BTCUSDT 1h 2026-06-01T12:00:00Z: id is not held, the exchange says 90"
@@ -135,7 +136,7 @@ async def test_each_closed_hour_is_audited_once_and_health_tells_of_it(tmp_path:
     async with recording(tmp_path) as r:
         await recorded(r)
         r.clock.at = NOON + HOUR + 6 * MINUTE
-        audit = HourlyAudit(Auditor(r.store, LIVES, r.clock.now), lambda: [listing()], told, r.health, r.clock.now)
+        audit = HourlyAudit(Auditor(r.store, RETENTION, r.clock.now), lambda: [listing()], told, r.health, r.clock.now)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("wadm_mcp.audit._LOOK_EVERY", 0.01)
             with anyio.fail_after(10):
@@ -180,8 +181,9 @@ async def hold(folder: Path, simulator: Simulator, window: Window) -> None:
     async with SqliteStore(folder / "wadm.sqlite") as store, Journal(folder / "journal", 1 << 30) as journal:
         health, clock = Health(now_ms), Clock(monotonic=lambda: 0.0)
         recorder = Recorder(Tape(), health, clock)
-        rollup = Rollup(recorder, store, health, clock, LIVES.trades)
-        writer = Writer(recorder, journal, rollup, store, health, LIVES, clock)
+        rollup = Rollup(store, health, clock, RETENTION.trades)
+        writer = Writer(recorder, journal, store, health)
+        maintenance = Maintenance(recorder, writer, rollup, store, health, RETENTION, clock)
         for instrument in INSTRUMENTS:
             trades = ledger(simulator, instrument, window)
             exact = instrument.exchange == "binance"
@@ -189,8 +191,8 @@ async def hold(folder: Path, simulator: Simulator, window: Window) -> None:
             await store.write(trades, [(instrument, held)])
             listed = Listing(instrument, Decimal(1).scaleb(-trades[0].scale.price), Decimal(1).scaleb(-trades[0].scale.quantity))
             await store.save_listings([listed])
-            await writer.adopt(recorder.start(listed, numbered=exact))
-        await rollup.run()
+            await maintenance.adopt(recorder.start(listed, counts_trades=exact))
+        await maintenance.roll_up()
         assert await store.dirty_minutes() == []
 
 

@@ -9,10 +9,10 @@ import anyio
 import pytest
 
 from wadm_mcp.clock import now_ms
+from wadm_mcp.coverage.judge import judge
 from wadm_mcp.errors import NotReady, SettingError, StoreError
 from wadm_mcp.health import State
 from wadm_mcp.model import Instrument, Window
-from wadm_mcp.queries.coverage import judge
 from wadm_mcp.runtime import Runtime
 from wadm_mcp.server.questions import MARKETS, VOLUME_PROFILE
 from wadm_mcp.settings import Settings, read_settings

@@ -192,6 +192,7 @@ class SpanReason(StrEnum):
 class GapReason(StrEnum):
     """Why a stretch is not covered, as spans store it and answers report it. `meaning` explains it in a sentence."""
 
+    _value_: str
     meaning: str
 
     def __new__(cls, value: str, meaning: str) -> Self:

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from tests.market import BYBIT, NOON, trade
 from wadm_mcp.coverage import by_connection as observed_module
 from wadm_mcp.coverage.by_connection import ConnectionCoverage
-from wadm_mcp.model import SECOND, Basis, Span, Trade
+from wadm_mcp.model import SECOND, Basis, GapReason, Span, SpanReason, Trade
 
 
 def made(number: int, at: int) -> Trade:
@@ -38,7 +38,7 @@ def stretches(continuity: ConnectionCoverage) -> list[tuple[int, int]]:
 
 
 def test_a_connection_covers_from_just_after_its_first_trade_to_its_last() -> None:
-    assert observed().spans == [Span(NOON + 6, NOON + 50, 1, 2, Basis.OBSERVED, "live", "start")]
+    assert observed().spans == [Span(NOON + 6, NOON + 50, 1, 2, Basis.OBSERVED, SpanReason.LIVE, GapReason.START)]
 
 
 def test_an_old_trade_repeated_at_subscribe_is_held_and_claims_no_time() -> None:
@@ -50,7 +50,7 @@ def test_an_old_trade_repeated_at_subscribe_is_held_and_claims_no_time() -> None
 
 def test_every_reconnect_is_a_gap_where_ids_do_not_count() -> None:
     continuity = observed()
-    continuity.connection_lost(1, "disconnect")
+    continuity.connection_lost(1, GapReason.DISCONNECT)
     assert not continuity.alive
     heard(continuity, 2, made(3, NOON + 900))
     first, second = continuity.spans
@@ -62,7 +62,7 @@ def test_connections_that_overlap_leave_no_gap() -> None:
     continuity = observed()
     heard(continuity, 2, made(3, NOON + 60))
     heard(continuity, 1, made(3, NOON + 60))
-    continuity.connection_lost(1, "disconnect")
+    continuity.connection_lost(1, GapReason.DISCONNECT)
     heard(continuity, 2, made(4, NOON + 90))
     assert stretches(continuity) == [(6, 90)]
 
@@ -79,13 +79,13 @@ def test_a_connection_that_went_mute_beside_a_living_one_is_no_gap() -> None:
     continuity = observed()
     heard(continuity, 2, made(2, NOON + 50))
     heard(continuity, 2, made(3, NOON + 900))
-    continuity.connection_lost(1, "mute")
+    continuity.connection_lost(1, GapReason.MUTE)
     assert stretches(continuity) == [(6, 900)]
 
 
 def test_the_newest_trades_of_the_exchange_that_reach_over_a_gap_close_it() -> None:
     continuity = observed()
-    continuity.connection_lost(1, "disconnect")
+    continuity.connection_lost(1, GapReason.DISCONNECT)
     heard(continuity, 2, made(5, NOON + 900), made(6, NOON + 950))
     newest = [made(2, NOON + 50), made(3, NOON + 70), made(4, NOON + 200), made(5, NOON + 900)]
     assert continuity.prove(newest)
@@ -95,7 +95,7 @@ def test_the_newest_trades_of_the_exchange_that_reach_over_a_gap_close_it() -> N
 
 def test_newest_trades_that_reach_over_a_part_of_a_gap_close_that_part() -> None:
     continuity = observed()
-    continuity.connection_lost(1, "disconnect")
+    continuity.connection_lost(1, GapReason.DISCONNECT)
     heard(continuity, 2, made(5, NOON + 900), made(6, NOON + 950))
     assert continuity.prove([made(4, NOON + 200), made(5, NOON + 900)])
     assert [(gap.start - NOON, gap.end - NOON) for gap in continuity.missing()] == [(50, 201)]
@@ -103,7 +103,7 @@ def test_newest_trades_that_reach_over_a_part_of_a_gap_close_that_part() -> None
 
 def test_while_nothing_followed_a_first_trade_its_millisecond_is_not_proven() -> None:
     continuity = observed()
-    continuity.connection_lost(1, "disconnect")
+    continuity.connection_lost(1, GapReason.DISCONNECT)
     heard(continuity, 2, made(5, NOON + 900))
     assert not continuity.prove([made(2, NOON + 50), made(5, NOON + 900)])
     heard(continuity, 2, made(6, NOON + 901))
@@ -114,14 +114,14 @@ def test_while_nothing_followed_a_first_trade_its_millisecond_is_not_proven() ->
 def test_of_two_connections_that_met_in_a_millisecond_each_may_have_missed_what_lies_between() -> None:
     continuity = observed()
     heard(continuity, 2, made(4, NOON + 50))
-    continuity.connection_lost(1, "disconnect")
+    continuity.connection_lost(1, GapReason.DISCONNECT)
     heard(continuity, 2, made(5, NOON + 90))
     assert stretches(continuity) == [(6, 50), (51, 90)]
 
 
 def test_newest_trades_that_lag_behind_the_stream_prove_nothing_yet() -> None:
     continuity = observed()
-    continuity.connection_lost(1, "disconnect")
+    continuity.connection_lost(1, GapReason.DISCONNECT)
     heard(continuity, 2, made(5, NOON + 900))
     assert not continuity.prove([made(2, NOON + 50), made(3, NOON + 70)])
     assert len(continuity.missing()) == 1
@@ -149,7 +149,7 @@ def test_a_frame_that_could_not_be_read_beside_another_connection_is_no_gap() ->
 
 def test_a_connection_that_never_delivered_covers_nothing_and_ends_nothing() -> None:
     continuity = observed()
-    continuity.connection_lost(7, "disconnect")
+    continuity.connection_lost(7, GapReason.DISCONNECT)
     assert continuity.alive
 
 
@@ -160,7 +160,7 @@ def test_repeats_are_known_by_their_id_also_after_a_restart() -> None:
 
 
 def remembered(continuity: ConnectionCoverage) -> int:
-    return len(continuity._seen) + len(continuity._seen_before)
+    return len(continuity._recent_ids) + len(continuity._older_ids)
 
 
 def test_repeats_are_dropped_for_as_long_as_connections_may_be_apart_and_no_longer() -> None:
@@ -202,7 +202,7 @@ def test_an_old_trade_that_the_exchange_tells_late_is_new() -> None:
 def test_of_the_newest_trades_those_are_wanted_that_no_span_claims_and_each_once() -> None:
     continuity = observed()
     heard(continuity, 1, made(3, NOON + 60_000))
-    continuity.connection_lost(1, "disconnect")
+    continuity.connection_lost(1, GapReason.DISCONNECT)
     heard(continuity, 2, made(5, NOON + 90_000))
     heard(continuity, 2, made(6, NOON + 120_000))
     newest = [made(10 + number, NOON + at) for number, at in enumerate((2, 5, 6, 30_000, 60_000, 75_000, 90_000, 90_001, 120_000, 130_000))]
@@ -218,18 +218,18 @@ def test_a_repair_that_has_to_be_tried_again_brings_each_trade_once() -> None:
     continuity = ConnectionCoverage()
     for number in range(60):
         heard(continuity, 1, made(number, NOON + 1_000 * number))
-    continuity.connection_lost(1, "disconnect")
+    continuity.connection_lost(1, GapReason.DISCONNECT)
     heard(continuity, 2, made(180, NOON + 180_000))
     newest = [made(number, NOON + 1_000 * number) for number in range(20, 181)]
-    assert sum(continuity.take(each, "repaired") for each in continuity.unclaimed(newest)) == 120
+    assert sum(continuity.take(each, SpanReason.REPAIRED) for each in continuity.unclaimed(newest)) == 120
     assert not continuity.prove(newest)
     heard(continuity, 2, made(181, NOON + 181_000))
     continuity.frame_received(3, NOON + 181_000)
     assert not continuity.take(made(180, NOON + 180_000))
     newest.append(made(181, NOON + 181_000))
-    assert sum(continuity.take(each, "repaired") for each in continuity.unclaimed(newest)) == 0
+    assert sum(continuity.take(each, SpanReason.REPAIRED) for each in continuity.unclaimed(newest)) == 0
     assert continuity.prove(newest)
-    assert continuity._told == set()
+    assert continuity._reported_ids == set()
 
 
 class ObservedMachine(RuleBasedStateMachine):
@@ -283,8 +283,8 @@ class ObservedMachine(RuleBasedStateMachine):
                 self.brought[connection].append(each)
 
     @precondition(lambda self: self.pipes)
-    @rule(data=st.data(), reason=st.sampled_from(["disconnect", "mute"]))
-    def cut(self, data: st.DataObject, reason: str) -> None:
+    @rule(data=st.data(), reason=st.sampled_from([GapReason.DISCONNECT, GapReason.MUTE]))
+    def cut(self, data: st.DataObject, reason: GapReason) -> None:
         connection = data.draw(st.sampled_from(sorted(self.pipes)))
         del self.pipes[connection]
         self.continuity.connection_lost(connection, reason)
@@ -306,7 +306,7 @@ class ObservedMachine(RuleBasedStateMachine):
         """The exchange's newest trades as its REST tells them, behind the stream or not."""
         newest = self.made[: len(self.made) - lags][-count:]
         for each in newest:
-            self.continuity.take(each, "repaired")
+            self.continuity.take(each, SpanReason.REPAIRED)
             self.held.add(each.trade_id)
         self.continuity.prove(newest)
         self.proven = True

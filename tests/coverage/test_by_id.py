@@ -7,7 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from tests.market import NOON, trade
 from wadm_mcp.coverage.by_id import SequenceCoverage
 from wadm_mcp.coverage.spans import REMEMBERED_SPANS
-from wadm_mcp.model import Basis, Span
+from wadm_mcp.model import Basis, GapReason, Span, SpanReason
 from wadm_mcp.storage.store import grown
 
 
@@ -20,7 +20,7 @@ def counted(*ids: int) -> SequenceCoverage:
 
 
 def test_ids_in_a_row_are_one_span() -> None:
-    assert counted(5, 6, 7).spans == [Span(NOON + 6, NOON + 7, 5, 7, Basis.EXACT, "live", "start")]
+    assert counted(5, 6, 7).spans == [Span(NOON + 6, NOON + 7, 5, 7, Basis.EXACT, SpanReason.LIVE, GapReason.START)]
 
 
 def test_the_millisecond_of_a_spans_first_trade_is_not_claimed() -> None:
@@ -46,7 +46,7 @@ def test_a_repeated_id_is_not_new() -> None:
 
 def test_a_reconnect_that_missed_nothing_leaves_one_span() -> None:
     continuity = counted(5, 6)
-    continuity.connection_lost(1, "disconnect")
+    continuity.connection_lost(1, GapReason.DISCONNECT)
     continuity.frame_received(2, NOON + 100)
     continuity.take(trade(7, NOON + 100))
     assert len(continuity.spans) == 1
@@ -54,7 +54,7 @@ def test_a_reconnect_that_missed_nothing_leaves_one_span() -> None:
 
 def test_a_reconnect_that_missed_trades_says_what_opened_the_gap() -> None:
     continuity = counted(5, 6)
-    continuity.connection_lost(1, "mute")
+    continuity.connection_lost(1, GapReason.MUTE)
     continuity.frame_received(2, NOON + 100)
     continuity.take(trade(9, NOON + 100))
     assert [span.opened_by for span in continuity.spans] == ["start", "mute"]
@@ -97,7 +97,7 @@ def test_spans_are_the_runs_of_the_ids_seen_whatever_their_order(ids: list[int])
 def test_two_spans_of_different_reasons_that_follow_one_another_are_no_gap() -> None:
     continuity = counted(5, 6, 9)
     for number in (7, 8):
-        assert continuity.take(trade(number, NOON + number), "repaired")
+        assert continuity.take(trade(number, NOON + number), SpanReason.REPAIRED)
     assert [(span.first_seq, span.last_seq, span.reason) for span in continuity.spans] == [
         (5, 6, "live"),
         (7, 8, "repaired"),
@@ -108,8 +108,8 @@ def test_two_spans_of_different_reasons_that_follow_one_another_are_no_gap() -> 
 
 def test_a_run_without_rows_is_held_as_one_and_says_so() -> None:
     continuity = counted(5, 9)
-    assert continuity.take_folded(6, 8, NOON + 6, NOON + 8, "repaired")
-    assert not continuity.take_folded(8, 8, NOON + 8, NOON + 8, "repaired")
+    assert continuity.take_folded(6, 8, NOON + 6, NOON + 8, SpanReason.REPAIRED)
+    assert not continuity.take_folded(8, 8, NOON + 8, NOON + 8, SpanReason.REPAIRED)
     assert [(span.first_seq, span.last_seq, span.raw) for span in continuity.spans] == [(5, 5, True), (6, 8, False), (9, 9, True)]
 
 
@@ -118,12 +118,14 @@ def test_what_the_exchange_lacks_is_asked_for_no_more_and_claimed_by_nobody() ->
     continuity.mark_absent(7, 8)
     assert [(gap.first, gap.last) for gap in continuity.missing()] == [(6, 6), (9, 11)]
     assert [(span.first_seq, span.last_seq, span.reason) for span in continuity.spans if span.reason == "absent"] == [(7, 8, "absent")]
-    assert continuity.take(trade(7, NOON + 7), "repaired")
+    assert continuity.take(trade(7, NOON + 7), SpanReason.REPAIRED)
 
 
 def test_what_a_store_held_is_adopted_beside_what_came_in_meanwhile() -> None:
     continuity = counted(60, 61)
-    continuity.add_stored([Span(NOON, NOON + 50, 1, 50, Basis.EXACT), Span(NOON, NOON + 55, 52, 55, Basis.EXACT, "absent", "absent")])
+    continuity.add_stored(
+        [Span(NOON, NOON + 50, 1, 50, Basis.EXACT), Span(NOON, NOON + 55, 52, 55, Basis.EXACT, SpanReason.ABSENT, GapReason.ABSENT)]
+    )
     assert not continuity.take(trade(50))
     assert [(gap.first, gap.last) for gap in continuity.missing()] == [(51, 51), (56, 59)]
 
@@ -141,8 +143,8 @@ class CountedMachine(RuleBasedStateMachine):
     def at(self, number: int) -> int:
         return NOON + number // 3
 
-    @rule(number=st.integers(1, 60), reason=st.sampled_from(["live", "repaired"]))
-    def take(self, number: int, reason: str) -> None:
+    @rule(number=st.integers(1, 60), reason=st.sampled_from([SpanReason.LIVE, SpanReason.REPAIRED]))
+    def take(self, number: int, reason: SpanReason) -> None:
         assert self.continuity.take(trade(number, self.at(number)), reason) == (number not in self.held)
         self.held.setdefault(number, (reason, True))
 
@@ -156,7 +158,7 @@ class CountedMachine(RuleBasedStateMachine):
     def fold(self, first: int, count: int) -> None:
         ids = range(first, first + count)
         free = not any(number in self.held for number in ids)
-        assert self.continuity.take_folded(ids[0], ids[-1], self.at(ids[0]), self.at(ids[-1]), "repaired") == free
+        assert self.continuity.take_folded(ids[0], ids[-1], self.at(ids[0]), self.at(ids[-1]), SpanReason.REPAIRED) == free
         if free:
             self.held.update(dict.fromkeys(ids, ("repaired", False)))
 
@@ -188,7 +190,7 @@ class CountedMachine(RuleBasedStateMachine):
         self.save()
         self.continuity = SequenceCoverage()
         for number in numbers:
-            self.continuity.take(trade(number, self.at(number)), "live")
+            self.continuity.take(trade(number, self.at(number)), SpanReason.LIVE)
             self.held.setdefault(number, ("live", True))
         self.continuity.add_stored(self.stored.values())
 

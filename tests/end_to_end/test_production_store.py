@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 
 from tests.end_to_end.process import Served, resident, serving, until
 from tests.market import ManualClock, trade
-from tests.recording import LIVES, Recording
+from tests.recording import RETENTION, Recording
 from tests.redis_server import RedisServer, redis_binary
 from tests.servers import Mongod, own_mongod
 from wadm_mcp.clock import now_ms
@@ -177,7 +177,7 @@ async def test_a_mongod_that_is_away_under_load_costs_no_trade_and_health_says_s
 
 async def test_servers_that_are_killed_in_the_middle_of_their_work_lose_nothing_and_double_nothing(tmp_path: Path) -> None:
     with own_mongod() as mongod, RedisServer(redis_binary()) as redis:
-        before = await preloaded(MongoStore(f"{mongod.url}/wadm", LIVES), tmp_path)
+        before = await preloaded(MongoStore(f"{mongod.url}/wadm", RETENTION), tmp_path)
         servers = {"MONGODB_URL": f"{mongod.url}/wadm", "REDIS_URL": redis.url}
         async with trading(tmp_path / "data", RATE, **servers) as (served, pushed, stop):
             await until(lambda: _over(trade_count(served), 500))

@@ -12,7 +12,7 @@ from tests.market import BYBIT, NOON, SPOT, listing, trade
 from tests.queries.world import ETH, World, price_of, quantity_of, signed
 from tests.server.fake import FakeRuntime
 from wadm_mcp.health import State
-from wadm_mcp.model import DAY, HOUR, MINUTE, Basis, Instrument, Span, Trade, TradeType
+from wadm_mcp.model import DAY, HOUR, MINUTE, Basis, GapReason, Instrument, Span, Trade, TradeType
 
 PERP: Final = Instrument("binance", "linear", "BTCUSDT")
 INSTRUMENTS: Final = (SPOT, BYBIT, PERP, ETH)
@@ -66,7 +66,7 @@ def runtime() -> FakeRuntime:
     for instrument in INSTRUMENTS:
         spans = [Span(BEGUN, NOW + MINUTE, 0, 0, Basis.OBSERVED)]
         if instrument == BYBIT:
-            torn = Span(TORN[1], NOW + MINUTE, 0, 0, Basis.OBSERVED, opened_by="disconnect")
+            torn = Span(TORN[1], NOW + MINUTE, 0, 0, Basis.OBSERVED, opened_by=GapReason.DISCONNECT)
             spans = [Span(BEGUN, TORN[0], 0, 0, Basis.OBSERVED), torn]
         world.cover(instrument, BEGUN, NOW)
         held = world.tape[instrument].coverage

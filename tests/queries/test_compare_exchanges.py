@@ -9,7 +9,7 @@ import pytest
 from tests.market import BYBIT, NOON, SPOT, listing, trade
 from tests.queries.world import World, exact, one_line, rows_of, signed
 from wadm_mcp.errors import QueryError
-from wadm_mcp.model import DAY, HOUR, MINUTE, Basis, Instrument, Span, Trade
+from wadm_mcp.model import DAY, HOUR, MINUTE, Basis, GapReason, Instrument, Span, Trade
 from wadm_mcp.queries.compare_exchanges import compare_exchanges
 
 pytestmark = pytest.mark.anyio
@@ -86,7 +86,7 @@ async def test_bars_that_a_gap_touches_are_not_compared() -> None:
     torn = NOON - HOUR + 30_000
     held.spans = [  # pyright: ignore[reportAttributeAccessIssue]
         Span(NOON - DAY, torn, 0, 0, Basis.OBSERVED),
-        Span(torn + MINUTE, NOON, 0, 0, Basis.OBSERVED, opened_by="disconnect"),
+        Span(torn + MINUTE, NOON, 0, 0, Basis.OBSERVED, opened_by=GapReason.DISCONNECT),
     ]
     answer = await _ask(world)
     pairs = {(row["first"], row["second"]): row["bars_compared"] for row in rows_of(answer["pairs"])}

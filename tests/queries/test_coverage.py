@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from tests.market import BYBIT, NOON, SPOT, listing
 from tests.queries.world import Held, World, made
-from wadm_mcp.model import DAY, HOUR, MINUTE, Basis, Retention, Span, Timeframe, Window
-from wadm_mcp.queries.coverage import IN_TRANSIT, LISTED, Gap, Judgement, coverage, expired_bars, expired_trades, judge
+from wadm_mcp.coverage.judge import IN_TRANSIT, Gap, Judgement, judge
+from wadm_mcp.model import DAY, HOUR, MINUTE, Basis, GapReason, Retention, Span, SpanReason, Timeframe, Window
+from wadm_mcp.queries.coverage import LISTED, coverage, expired_bars, expired_trades, ratio
 from wadm_mcp.queries.scope import ask, read_scope
 from wadm_mcp.tape import Importing
 
@@ -18,11 +19,13 @@ anyio_test = pytest.mark.anyio
 _MOMENTS = st.integers(0, 60)
 
 
-def exact(start: int, end: int, first: int, last: int, opened_by: str = "disconnect", reason: str = "live") -> Span:
+def exact(
+    start: int, end: int, first: int, last: int, opened_by: GapReason = GapReason.DISCONNECT, reason: SpanReason = SpanReason.LIVE
+) -> Span:
     return Span(start, end, first, last, Basis.EXACT, reason, opened_by)
 
 
-def observed(start: int, end: int, opened_by: str = "disconnect", reason: str = "live") -> Span:
+def observed(start: int, end: int, opened_by: GapReason = GapReason.DISCONNECT, reason: SpanReason = SpanReason.LIVE) -> Span:
     return Span(start, end, -1, -1, Basis.OBSERVED, reason, opened_by)
 
 
@@ -93,7 +96,7 @@ def test_what_outlived_its_life_is_told_as_expired_and_counted_once(
     asked = set(range(window.start, min(window.end, now)))
     held = {moment for span in spans for moment in range(span.start, span.end)} & asked
     gone = {moment for stretch in lost for moment in range(stretch.start, stretch.end)} & held
-    expired = [moment for gap in judgement.gaps if gap.reason == "expired" for moment in range(gap.start, gap.end)]
+    expired = [moment for gap in judgement.gaps if gap.reason is GapReason.EXPIRED for moment in range(gap.start, gap.end)]
     assert sorted(expired) == sorted(gone)
     assert judgement.covered == len(held - gone)
 
@@ -110,71 +113,72 @@ def test_the_ratio_is_truncated_and_one_only_when_nothing_is_missing(spans: list
 
 def test_a_hundred_percent_is_a_whole_one_and_nothing_is_a_whole_zero() -> None:
     full, empty = judge([observed(0, 60)], Window(10, 20), 30), judge([], Window(10, 20), 30)
-    assert (full.ratio, full.basis, full.gaps) == (1, Basis.OBSERVED, ())
-    assert isinstance(full.ratio, int)
-    assert (empty.ratio, empty.basis, empty.gaps) == (0, None, (Gap(10, 20, None, "not_recorded"),))
-    assert isinstance(empty.ratio, int)
+    assert (ratio(full), full.basis, full.gaps) == (1, Basis.OBSERVED, ())
+    assert isinstance(ratio(full), int)
+    assert (ratio(empty), empty.basis, empty.gaps) == (0, None, (Gap(10, 20, None, GapReason.NOT_RECORDED),))
+    assert isinstance(ratio(empty), int)
 
 
 def test_an_empty_window_has_ratio_zero_and_no_gap() -> None:
-    assert judge([observed(0, 60)], Window(10, 10), 30).ratio == 0
+    assert ratio(judge([observed(0, 60)], Window(10, 10), 30)) == 0
     assert judge([observed(0, 60)], Window(40, 50), 30) == (0, 0, None, ())
 
 
 def test_a_third_is_truncated_to_six_decimals() -> None:
-    assert judge([observed(0, 2)], Window(0, 3), 3).ratio == 0.666666
+    assert ratio(judge([observed(0, 2)], Window(0, 3), 3)) == 0.666666
 
 
 def test_a_missing_id_between_spans_that_touch_lowers_a_full_window() -> None:
-    spans = [exact(0, 10, 1, 5), exact(10, 20, 8, 9, "missing_ids")]
+    spans = [exact(0, 10, 1, 5), exact(10, 20, 8, 9, GapReason.MISSING_IDS)]
     judgement = judge(spans, Window(0, 20), 20)
-    assert judgement.gaps == (Gap(10, 10, 2, "missing_ids"),)
+    assert judgement.gaps == (Gap(10, 10, 2, GapReason.MISSING_IDS),)
     assert judgement.covered == judgement.judged
-    assert judgement.ratio == 0.999999
+    assert ratio(judgement) == 0.999999
 
 
 @pytest.mark.parametrize("window", [Window(5, 10), Window(10, 15)])
 def test_a_gap_without_length_counts_in_the_windows_on_both_its_sides(window: Window) -> None:
-    assert judge([exact(0, 10, 1, 5), exact(10, 20, 8, 9)], window, 20).ratio == 0.999999
+    assert ratio(judge([exact(0, 10, 1, 5), exact(10, 20, 8, 9)], window, 20)) == 0.999999
 
 
 def test_spans_that_overlap_in_time_and_miss_ids_have_a_gap() -> None:
-    assert judge([exact(0, 10, 1, 5), exact(8, 20, 7, 9, "mute")], Window(0, 20), 20).gaps == (Gap(8, 8, 1, "mute"),)
+    assert judge([exact(0, 10, 1, 5), exact(8, 20, 7, 9, GapReason.MUTE)], Window(0, 20), 20).gaps == (Gap(8, 8, 1, GapReason.MUTE),)
 
 
 def test_a_gap_counts_its_missing_trades_and_names_what_opened_it() -> None:
-    judgement = judge([exact(0, 10, 1, 5), exact(12, 20, 9, 12, "disconnect")], Window(0, 20), 20)
-    assert judgement.gaps == (Gap(10, 12, 3, "disconnect"),)
-    assert judgement.ratio == 0.9
+    judgement = judge([exact(0, 10, 1, 5), exact(12, 20, 9, 12, GapReason.DISCONNECT)], Window(0, 20), 20)
+    assert judgement.gaps == (Gap(10, 12, 3, GapReason.DISCONNECT),)
+    assert ratio(judgement) == 0.9
 
 
 def test_a_gap_that_lies_partly_in_the_window_cannot_be_counted() -> None:
-    assert judge([exact(0, 10, 1, 5), exact(20, 30, 9, 12)], Window(15, 30), 30).gaps == (Gap(15, 20, None, "disconnect"),)
+    assert judge([exact(0, 10, 1, 5), exact(20, 30, 9, 12)], Window(15, 30), 30).gaps == (Gap(15, 20, None, GapReason.DISCONNECT),)
 
 
 def test_before_the_first_span_nothing_was_recorded_and_behind_the_last_it_depends_on_a_living_connection() -> None:
-    spans, window = [exact(10, 20, 1, 5, "start")], Window(0, 40)
+    spans, window = [exact(10, 20, 1, 5, GapReason.START)], Window(0, 40)
     assert [gap[:2] + gap[3:] for gap in judge(spans, window, 30).gaps] == [(0, 10, "not_recorded"), (20, 30, "not_recorded")]
-    assert judge(spans, Window(0, 30), 30, 25).gaps[-1] == Gap(25, 30, None, "not_yet_seen")
-    assert judge(spans, window, 30, 99).gaps == (Gap(0, 10, None, "not_recorded"),)
+    assert judge(spans, Window(0, 30), 30, 25).gaps[-1] == Gap(25, 30, None, GapReason.NOT_YET_SEEN)
+    assert judge(spans, window, 30, 99).gaps == (Gap(0, 10, None, GapReason.NOT_RECORDED),)
 
 
 def test_an_open_window_is_judged_as_far_as_a_living_tape_has_come() -> None:
-    spans = [exact(0, 20, 1, 5, "start")]
+    spans = [exact(0, 20, 1, 5, GapReason.START)]
     assert judge(spans, Window(10, 60_000), 30, 25) == Judgement(15, 15, Basis.EXACT, ())
 
 
 def test_a_living_tape_far_behind_now_is_missing_what_lies_between() -> None:
-    spans, now = [exact(0, 20, 1, 5, "start")], 25 + IN_TRANSIT + 1
-    assert judge(spans, Window(0, 60_000), now, 25).gaps == (Gap(25, now, None, "not_yet_seen"),)
+    spans, now = [exact(0, 20, 1, 5, GapReason.START)], 25 + IN_TRANSIT + 1
+    assert judge(spans, Window(0, 60_000), now, 25).gaps == (Gap(25, now, None, GapReason.NOT_YET_SEEN),)
 
 
 def test_a_living_connection_says_nothing_of_what_was_imported() -> None:
-    assert judge([exact(0, 10, 1, 5, reason="imported")], Window(0, 20), 20, 20).gaps == (Gap(10, 20, None, "not_yet_seen"),)
+    gaps = judge([exact(0, 10, 1, 5, reason=SpanReason.IMPORTED)], Window(0, 20), 20, 20).gaps
+    assert gaps == (Gap(10, 20, None, GapReason.NOT_YET_SEEN),)
 
 
 def test_a_live_span_stands_beside_the_older_state_of_it_in_the_store() -> None:
-    assert judge([exact(0, 10, 1, 5), exact(0, 20, 1, 9), exact(0, 4, 1, 2)], Window(0, 20), 20).ratio == 1
+    assert ratio(judge([exact(0, 10, 1, 5), exact(0, 20, 1, 9), exact(0, 4, 1, 2)], Window(0, 20), 20)) == 1
 
 
 def test_one_observed_span_makes_the_whole_basis_observed() -> None:
@@ -229,7 +233,7 @@ async def test_a_merged_answer_carries_the_worst_part_on_top() -> None:
 @anyio_test
 async def test_a_window_that_reaches_into_what_is_being_imported_says_so_and_for_how_long() -> None:
     world = World(listing(SPOT), now=NOON).cover(SPOT, NOON - HOUR, NOON)
-    world.tape[SPOT].importing = Importing(NOON - DAY, NOON - HOUR, 50_000, 41.6)
+    world.tape[SPOT].report_import(Importing(NOON - DAY, NOON - HOUR, 50_000, 41.6))
     call = ask(world.view, "q")
     told = await coverage(world.view, read_scope(world.view, call, symbol="BTCUSDT", exchange="binance", window="4h"))
     assert told["importing"] == {"from": "2026-05-31T12:00:00Z", "reached": "2026-06-01T11:00:00Z", "seconds": 42}
@@ -247,7 +251,7 @@ def test_the_millisecond_of_a_single_trade_is_not_claimed_by_what_follows_it_by_
         Span(NOON, NOON, 87, 87, Basis.EXACT),
         Span(NOON + 9, NOON + 20, 89, 99, Basis.EXACT),
     ]
-    assert judge(spans, Window(NOON - 50, NOON), NOON).gaps == (Gap(NOON - 1, NOON, None, "start"),)
+    assert judge(spans, Window(NOON - 50, NOON), NOON).gaps == (Gap(NOON - 1, NOON, None, GapReason.START),)
 
 
 @anyio_test
@@ -279,7 +283,7 @@ async def test_the_newest_trade_comes_from_the_store_when_memory_is_empty_and_as
 async def test_of_many_gaps_the_newest_are_listed_and_the_others_counted() -> None:
     world = World(listing(SPOT), now=NOON)
     spans = [observed(NOON - (index + 1) * MINUTE, NOON - index * MINUTE - 1_000) for index in reversed(range(60))]
-    world.tape[SPOT].coverage = Held(spans)
+    world.tape[SPOT].start_recording(Held(spans))
     told = await coverage(world.view, read_scope(world.view, ask(world.view, "q"), symbol="BTCUSDT", exchange="binance"))
     assert list(told)[2:4] == ["gaps", "more_gaps"]
     assert (len(told["gaps"]), told["more_gaps"]) == (LISTED, 60 - LISTED)
@@ -289,9 +293,9 @@ async def test_of_many_gaps_the_newest_are_listed_and_the_others_counted() -> No
 def test_for_rows_a_stretch_held_as_figures_alone_is_a_gap_with_the_milliseconds_of_its_outermost_trades() -> None:
     spans = [
         Span(NOON - 90, NOON - 50, 1, 9, Basis.EXACT),
-        Span(NOON - 49, NOON - 20, 10, 19, Basis.EXACT, "repaired", "missing_ids", raw=False),
-        Span(NOON - 19, NOON, 20, 29, Basis.EXACT, "live", "missing_ids"),
+        Span(NOON - 49, NOON - 20, 10, 19, Basis.EXACT, SpanReason.REPAIRED, GapReason.MISSING_IDS, raw=False),
+        Span(NOON - 19, NOON, 20, 29, Basis.EXACT, SpanReason.LIVE, GapReason.MISSING_IDS),
     ]
     window = Window(NOON - 80, NOON - 5)
     assert judge(spans, window, NOON).gaps == ()
-    assert judge(spans, window, NOON, raw=True).gaps == (Gap(NOON - 50, NOON - 19, 10, "without_rows"),)
+    assert judge(spans, window, NOON, raw=True).gaps == (Gap(NOON - 50, NOON - 19, 10, GapReason.WITHOUT_ROWS),)

@@ -14,7 +14,7 @@ from rs_bpe import openai
 from tests.market import BYBIT, NOON, SPOT, trade
 from tests.queries.world import World, exact, one_line, rows_of
 from wadm_mcp.errors import QueryError
-from wadm_mcp.model import DAY, HOUR, MINUTE, Basis, Span, Trade
+from wadm_mcp.model import DAY, HOUR, MINUTE, Basis, GapReason, Span, Trade
 from wadm_mcp.queries.market_structure import market_structure
 from wadm_mcp.queries.order_flow import order_flow
 from wadm_mcp.queries.volume_profile import volume_profile
@@ -63,7 +63,10 @@ def tape_world(until: int = NOW, gap: tuple[int, int] | None = None, more: tuple
         begun = until - 20 * DAY
         spans = [Span(begun, until + MINUTE, 0, 0, Basis.OBSERVED)]
         if gap is not None and instrument == SPOT:
-            spans = [Span(begun, gap[0], 0, 0, Basis.OBSERVED), Span(gap[1], until + MINUTE, 0, 0, Basis.OBSERVED, opened_by="disconnect")]
+            spans = [
+                Span(begun, gap[0], 0, 0, Basis.OBSERVED),
+                Span(gap[1], until + MINUTE, 0, 0, Basis.OBSERVED, opened_by=GapReason.DISCONNECT),
+            ]
         held = world.tape[instrument]
         world.cover(instrument, begun, until)
         assert held.coverage is not None

@@ -5,7 +5,7 @@ import pytest
 from tests.market import BYBIT, NOON, SPOT, listing
 from tests.queries.world import Held, World, made, rows_of
 from wadm_mcp.health import Health, State
-from wadm_mcp.model import DAY, HOUR, MINUTE, Basis, Span
+from wadm_mcp.model import DAY, HOUR, MINUTE, Basis, GapReason, Span, SpanReason
 from wadm_mcp.queries.markets import COLUMNS, markets
 from wadm_mcp.tape import Importing, Repairing
 
@@ -14,11 +14,13 @@ pytestmark = pytest.mark.anyio
 
 async def test_every_followed_instrument_has_a_row() -> None:
     world = World(now=NOON)
-    world.tape[SPOT].coverage = Held(
-        [
-            Span(NOON - 30 * HOUR, NOON - 12 * HOUR, 1, 9, Basis.EXACT),
-            Span(NOON - 6 * HOUR, NOON, 12, 20, Basis.EXACT, "live", "disconnect"),
-        ]
+    world.tape[SPOT].start_recording(
+        Held(
+            [
+                Span(NOON - 30 * HOUR, NOON - 12 * HOUR, 1, 9, Basis.EXACT),
+                Span(NOON - 6 * HOUR, NOON, 12, 20, Basis.EXACT, SpanReason.LIVE, GapReason.DISCONNECT),
+            ]
+        )
     )
     await world.store.write([], [(SPOT, Span(NOON - 9 * DAY, NOON - 8 * DAY, 0, 0, Basis.EXACT))])
     world.add([made(1, NOON - MINUTE, 6_183_763)])
@@ -38,22 +40,22 @@ async def test_every_followed_instrument_has_a_row() -> None:
 
 async def test_a_repair_under_way_tells_what_is_missing_and_how_long_it_takes() -> None:
     world = World(now=NOON)
-    world.tape[SPOT].repairing = Repairing(1_200, 0, 3.4)
-    world.tape[BYBIT].repairing = Repairing(0, 0, 1.0)
+    world.tape[SPOT].report_repair(Repairing(1_200, 0, 3.4))
+    world.tape[BYBIT].report_repair(Repairing(0, 0, 1.0))
     rows = rows_of((await markets(world.view, Health(world.clock.now)))["markets"])
     assert [row["repairing"] for row in rows] == [[1_200, 3], [None, 1]]
 
 
 async def test_an_import_under_way_tells_how_far_it_is_and_how_long_it_takes() -> None:
     world = World(now=NOON)
-    world.tape[SPOT].importing = Importing(NOON - DAY, NOON - HOUR, 50_000, 41.6)
+    world.tape[SPOT].report_import(Importing(NOON - DAY, NOON - HOUR, 50_000, 41.6))
     rows = rows_of((await markets(world.view, Health(world.clock.now)))["markets"])
     assert [row["importing"] for row in rows] == [["2026-05-31T12:00:00Z", "2026-06-01T11:00:00Z", 50_000, 42], None]
 
 
 async def test_an_instrument_whose_exchange_never_answered_has_a_row_all_the_same() -> None:
     world = World(listing(SPOT), now=NOON)
-    world.tape.awaited = {BYBIT}
+    world.tape.expect([BYBIT])
     rows = rows_of((await markets(world.view, Health(world.clock.now)))["markets"])
     assert [(row["exchange"], row["status"], row["coverage_24h"]) for row in rows] == [("binance", "starting", 0), ("bybit", "starting", 0)]
 
@@ -78,7 +80,7 @@ async def test_a_standby_tells_the_newest_trade_of_the_store() -> None:
 
 async def test_without_its_store_the_table_says_that_it_tells_the_live_tape_alone() -> None:
     world = World(now=NOON)
-    world.tape[SPOT].coverage = Held([Span(NOON - 30 * HOUR, NOON, 1, 9, Basis.EXACT)])
+    world.tape[SPOT].start_recording(Held([Span(NOON - 30 * HOUR, NOON, 1, 9, Basis.EXACT)]))
     world.tape[SPOT].settled_until = NOON - 6 * HOUR
     world.view.alone = True
     answer = await markets(world.view, Health(world.clock.now))

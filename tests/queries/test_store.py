@@ -11,7 +11,7 @@ from tests.market import BYBIT, NOON, SPOT
 from tests.queries.test_figures import random_tape
 from tests.queries.world import World
 from wadm_mcp.health import Health
-from wadm_mcp.model import DAY, HOUR, MINUTE, Basis, Span
+from wadm_mcp.model import DAY, HOUR, MINUTE, Basis, GapReason, Span, SpanReason
 from wadm_mcp.queries.footprint import footprint
 from wadm_mcp.queries.markets import markets
 from wadm_mcp.queries.order_flow import order_flow
@@ -30,8 +30,8 @@ async def test_a_real_store_gives_the_same_answers_to_every_question(tmp_path: P
     for instrument in (SPOT, BYBIT):
         world.store.held[instrument] = [
             Span(NOON - 9 * DAY, NOON - 8 * DAY, 1, 5, Basis.EXACT),
-            Span(NOON - 2 * DAY, NOON - HOUR, 9, 20, Basis.EXACT, "live", "disconnect"),
-            Span(NOON - HOUR + MINUTE, now, 24, 30, Basis.EXACT, "live", "mute"),
+            Span(NOON - 2 * DAY, NOON - HOUR, 9, 20, Basis.EXACT, SpanReason.LIVE, GapReason.DISCONNECT),
+            Span(NOON - HOUR + MINUTE, now, 24, 30, Basis.EXACT, SpanReason.LIVE, GapReason.MUTE),
         ]
     async with SqliteStore(tmp_path / "tape.sqlite") as store:
         spans = [(instrument, span) for instrument, held in world.store.held.items() for span in held]

@@ -149,7 +149,7 @@ class World:
         self.clock = ManualClock(now)
         self.store = MemoryStore()
         self.tape = Tape()
-        self.tape.begun.set()
+        self.tape.begin()
         for one in followed or (listing(SPOT), listing(BYBIT)):
             self.tape.follow(one)
         self.view = View(self.store, self.tape, self.clock.now, markets, ("binance", "bybit"), lives)
@@ -175,7 +175,7 @@ class World:
 
     def cover(self, instrument: Instrument, start: int, end: int, *, alive: int | None = None, basis: Basis = Basis.OBSERVED) -> Self:
         """The tape of an instrument is complete from start to end."""
-        self.tape[instrument].coverage = Held([Span(start, end, 0, 0, basis)], alive)
+        self.tape[instrument].start_recording(Held([Span(start, end, 0, 0, basis)], alive))
         return self
 
 

@@ -161,7 +161,7 @@ class FakeRuntime:
         self.health.report("store", State.OK)
         self.store = EmptyStore()
         self.tape = Tape()
-        self.tape.begun.set()
+        self.tape.begin()
         self.view = View(self.store, self.tape, self.clock.now, ("spot", "linear"), ("binance", "bybit"))
         self.tracking = Tracking(self.settings, self.store, self.view, self.health, lambda: None)
         self.role = "recording"
@@ -175,7 +175,7 @@ class FakeRuntime:
             self.health.report(str(instrument), State.OK)
         for second in range(TRADES):
             self.trade(at=NOON + second * 1000, side="SELL" if second % 10 == 0 else "BUY", price=6_000_000 + second % 7)
-        self.tape[SPOT].coverage = _Held()
+        self.tape[SPOT].start_recording(_Held())
 
     async def __aenter__(self) -> Self:
         self.entries += 1

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from wadm_mcp.analytics.footprint import Footprint
 from wadm_mcp.analytics.volume_profile import volume_profile
-from wadm_mcp.model import DAY, Basis, Instrument, Scale, Span, Timeframe, Trade, TradeType, Window
+from wadm_mcp.model import DAY, Basis, Instrument, Scale, Span, SpanReason, Timeframe, Trade, TradeType, Window
 from wadm_mcp.storage.store import OrderFlow, PartialFootprint, Profile, Store, StoredFootprint
 
 T0 = 20_660 * DAY
@@ -34,7 +34,9 @@ def trade(
     return Trade(instrument, at, seq, str(seq) if trade_id is None else trade_id, price, quantity, trade_type, fills, scale)
 
 
-def span(start: int, end: int, first_seq: int = 1, last_seq: int = 2, *, basis: Basis = Basis.EXACT, reason: str = "live") -> Span:
+def span(
+    start: int, end: int, first_seq: int = 1, last_seq: int = 2, *, basis: Basis = Basis.EXACT, reason: SpanReason = SpanReason.LIVE
+) -> Span:
     return Span(start, end, first_seq, last_seq, basis, reason)
 
 

@@ -12,7 +12,7 @@ from bson.datetime_ms import DatetimeMS
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from wadm_mcp.model import MINUTE, Instrument, Scale, Timeframe, Trade, TradeType
+from wadm_mcp.model import MINUTE, Instrument, Scale, SpanReason, Timeframe, Trade, TradeType
 from wadm_mcp.storage import mongo_documents as documents
 
 from . import BTC, ETH, T0, order_flow, piece, profile, span, stored_footprint, trade
@@ -248,7 +248,7 @@ def test_one_bar_has_one_id_however_often_it_is_derived() -> None:
 
 def test_a_span_is_known_by_its_instrument_its_start_and_its_first_id() -> None:
     held = span(T0, T0 + 5, 4, 9)
-    assert documents.span_id(BTC, span(T0, T0 + 9, 4, 20, reason="repaired")) == documents.span_id(BTC, held)
+    assert documents.span_id(BTC, span(T0, T0 + 9, 4, 20, reason=SpanReason.REPAIRED)) == documents.span_id(BTC, held)
     others = [(BTC, span(T0 + 1, T0 + 5, 4, 9)), (BTC, span(T0, T0 + 5, 5, 9)), (ETH, held)]
     assert documents.span_id(BTC, held) not in [documents.span_id(*one) for one in others]
 

@@ -83,8 +83,8 @@ class Run(Recording):
 
     async def begin(self) -> None:
         for instrument in INSTRUMENTS:
-            followed = self.recorder.start(listing(instrument), numbered=instrument.exchange == "binance")
-            await self.writer.adopt(followed)
+            followed = self.recorder.start(listing(instrument), counts_trades=instrument.exchange == "binance")
+            await self.maintenance.adopt(followed)
 
     async def trade(self, *trades: Trade) -> None:
         for one in trades:

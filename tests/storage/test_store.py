@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from wadm_mcp.errors import StoreError
-from wadm_mcp.model import MINUTE, Basis, Instrument, Listing, Scale, Span, Timeframe, Trade, TradeType, Window
+from wadm_mcp.model import MINUTE, Basis, GapReason, Instrument, Listing, Scale, Span, SpanReason, Timeframe, Trade, TradeType, Window
 from wadm_mcp.storage.store import Derived, DirtyMinute, Retention, Store
 
 from . import BTC, ETH, EVER, T0, every_trade, order_flow, piece, profile, span, stored_footprint, trade
@@ -342,8 +342,8 @@ async def test_a_stale_pass_settles_no_mark(store: Store) -> None:
 
 async def test_spans_come_back_as_they_were(store: Store) -> None:
     held = [
-        Span(T0, T0 + 10, 2**62, 2**63 - 1, Basis.EXACT, "repaired", "missing_ids"),
-        Span(T0 + 20, T0 + 20, 5, 5, Basis.OBSERVED, "imported", "mute"),
+        Span(T0, T0 + 10, 2**62, 2**63 - 1, Basis.EXACT, SpanReason.REPAIRED, GapReason.MISSING_IDS),
+        Span(T0 + 20, T0 + 20, 5, 5, Basis.OBSERVED, SpanReason.IMPORTED, GapReason.MUTE),
     ]
     await store.write([], [(BTC, one) for one in reversed(held)])
     assert await store.spans(BTC, EVER) == held
@@ -352,7 +352,7 @@ async def test_spans_come_back_as_they_were(store: Store) -> None:
 
 async def test_a_span_that_is_stored_again_grows_whoever_writes_last(store: Store) -> None:
     await store.write([], [(BTC, span(T0, T0 + 10)), (ETH, span(T0, T0 + 5))])
-    grown = Span(T0, T0 + 30, 1, 9, Basis.OBSERVED, "repaired", "disconnect")
+    grown = Span(T0, T0 + 30, 1, 9, Basis.OBSERVED, SpanReason.REPAIRED, GapReason.DISCONNECT)
     await store.write([], [(BTC, grown)])
     await store.write([], [(BTC, span(T0, T0 + 15)), (BTC, msgspec.structs.replace(grown, end=T0 + 20, last_seq=4))])
     assert await store.spans(BTC, EVER) == [grown]
@@ -367,7 +367,10 @@ async def test_spans_that_begin_in_one_millisecond_are_told_apart_by_their_first
 
 
 async def test_spans_without_rows_and_ids_that_do_not_exist_come_back_as_such(store: Store) -> None:
-    held = [Span(T0, T0 + 9, 1, 9, Basis.EXACT, "repaired", "missing_ids", raw=False), Span(T0 + 9, T0 + 9, 10, 12, Basis.EXACT, "absent")]
+    held = [
+        Span(T0, T0 + 9, 1, 9, Basis.EXACT, SpanReason.REPAIRED, GapReason.MISSING_IDS, raw=False),
+        Span(T0 + 9, T0 + 9, 10, 12, Basis.EXACT, SpanReason.ABSENT),
+    ]
     await store.write([], [(BTC, one) for one in held])
     assert await store.spans(BTC, EVER) == held
 
@@ -381,7 +384,7 @@ async def test_pieces_are_kept_once_and_mark_their_minute(store: Store) -> None:
     assert {(mark.instrument, mark.minute) for mark in await store.dirty_minutes()} == {(BTC, T0), (BTC, T0 + MINUTE), (ETH, T0)}
 
 
-async def test_rows_and_pieces_of_a_window_are_counted(store: Store) -> None:
+async def test_rows_and_partial_footprints_a_window_are_counted(store: Store) -> None:
     window = Window(T0, T0 + MINUTE)
     assert await store.count(BTC, window) == 0
     await store.write(

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wadm_mcp.analytics.footprint import Footprint
-from wadm_mcp.collection.backfill.archive_minutes import PackedPiece, numbered_minutes, whole_minutes
+from wadm_mcp.collection.backfill.archive_minutes import PackedPartial, counted_minutes, whole_minutes
 from wadm_mcp.errors import ArchiveError
 from wadm_mcp.exchanges.binance_archive import BinanceAggregates, BinanceSpotTrades
 from wadm_mcp.exchanges.bybit_archive import BybitLinearTrades, BybitSpotTrades
@@ -28,8 +28,8 @@ def spot_line(number: int, at: int, *, price: str = "61837.63000000", sold: bool
     return f"{number},{price},0.00100000,61.83763000,{at * 1000},{sold},True\n"
 
 
-def spot_pieces(lines: Iterable[str], held: Sequence[Span] = ()) -> list[PackedPiece]:
-    return list(numbered_minutes(BinanceSpotTrades(), SPOT, lines, TODAY, held))
+def spot_pieces(lines: Iterable[str], held: Sequence[Span] = ()) -> list[PackedPartial]:
+    return list(counted_minutes(BinanceSpotTrades(), SPOT, lines, TODAY, held))
 
 
 def span(first: int, last: int, start: int, end: int) -> Span:
@@ -39,7 +39,7 @@ def span(first: int, last: int, start: int, end: int) -> Span:
 def test_a_day_becomes_a_piece_for_each_minute() -> None:
     pieces = spot_pieces([spot_line(7, START), spot_line(8, START + 59_999, sold=True), spot_line(9, START + MINUTE)])
     assert [(one.minute, one.first_seq, one.last_seq, one.trades) for one in pieces] == [(START, 7, 8, 2), (START + MINUTE, 9, 9, 1)]
-    bar = pieces[0].piece(SPOT).footprint.bar
+    bar = pieces[0].unpack(SPOT).footprint.bar
     assert (bar.first_seq, bar.last_seq, bar.min_delta, bar.max_delta, bar.delta) == (7, 8, 0, 100, 0)
 
 
@@ -79,10 +79,10 @@ def test_aggregates_of_spot_join_by_the_raw_ids_they_fold() -> None:
         f"2,61837.64,0.001,9,9,{(START + 1) * 1000},True,True\n",
         f"3,61837.64,0.001,10,12,{(START + 2) * 1000},True,True\n",
     ]
-    pieces = list(numbered_minutes(BinanceAggregates("spot"), SPOT, lines, TODAY, [span(12, 20, START + 2, START + 9)]))
+    pieces = list(counted_minutes(BinanceAggregates("spot"), SPOT, lines, TODAY, [span(12, 20, START + 2, START + 9)]))
     assert [(one.first_seq, one.last_seq, one.trades) for one in pieces] == [(7, 9, 3)]
     # Its first fill alone may have been the lowest that delta was.
-    assert pieces[0].piece(SPOT).footprint.bar.min_delta is None
+    assert pieces[0].unpack(SPOT).footprint.bar.min_delta is None
 
 
 def test_rows_of_usd_m_are_what_its_socket_tells_so_their_path_is_known() -> None:
@@ -91,8 +91,8 @@ def test_rows_of_usd_m_are_what_its_socket_tells_so_their_path_is_known() -> Non
         f"5,61837.6,0.002,70,78,{START},false\n",
         f"6,61837.5,0.001,90,90,{START + 1},true\n",
     ]
-    (piece,) = numbered_minutes(BinanceAggregates("linear"), LINEAR, lines, TODAY, [])
-    bar = piece.piece(LINEAR).footprint.bar
+    (piece,) = counted_minutes(BinanceAggregates("linear"), LINEAR, lines, TODAY, [])
+    bar = piece.unpack(LINEAR).footprint.bar
     assert (piece.first_seq, piece.last_seq, piece.trades, bar.min_delta, bar.max_delta) == (5, 6, 10, 1, 2)
 
 
@@ -148,7 +148,7 @@ def test_a_linear_minute_is_joined_with_the_tape_by_trade_id() -> None:
     rows = list(BybitLinearTrades().rows(BYBIT, lines))
     for trade in (rows[0].trade, bybit_trade(START + 100, "c"), rows[1].trade):
         expected.add(trade)
-    assert piece.piece(BYBIT).footprint == expected
+    assert piece.unpack(BYBIT).footprint == expected
 
 
 def test_a_repeated_row_of_an_unnumbered_file_counts_once() -> None:

@@ -17,7 +17,7 @@ from wadm_mcp.analytics.footprint import Footprint
 from wadm_mcp.clock import Clock
 from wadm_mcp.collection.backfill import gap_repair as repair_module
 from wadm_mcp.collection.backfill.gap_repair import GapRepairer
-from wadm_mcp.collection.recording.minute import pieces_of
+from wadm_mcp.collection.recording.minute import partial_footprints
 from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.exchanges.exchange import Aggregate, Trades
@@ -124,13 +124,13 @@ async def test_the_newest_gap_comes_first_and_the_oldest_is_not_left_for_good() 
         gaps = [(len(trades) * part // 8, len(trades) * part // 8 + 400) for part in range(1, 7)]
         await r.take([trade for place, trade in enumerate(trades) if not any(first <= place < last for first, last in gaps)])
         came: list[int] = []
-        repaired = r.recorder.repaired
+        repaired = r.recorder.record_repaired
 
         async def remember(instrument: Instrument, told: Sequence[Trade], pieces: Sequence[PartialFootprint] = ()) -> int:
             came.append(max(trade.seq for trade in told))
             return await repaired(instrument, told, pieces)
 
-        r.recorder.repaired = remember  # type: ignore[method-assign]
+        r.recorder.record_repaired = remember  # type: ignore[method-assign]
         await r.run_until(lambda: not r.missing)
         assert came[:3] == sorted(came[:3], reverse=True)
         assert came[3] == min(came)
@@ -202,7 +202,7 @@ async def test_what_is_under_way_and_how_long_it_takes_is_visible() -> None:
         trades = r.traded(r.until - 2 * MINUTE)
         await r.take([*trades[:3], *trades[-3:]])
         await r.run_until(lambda: r.health.counts["repair.failures"] > 0)
-        under_way = r.tape[SPOT].repairing
+        under_way = r.tape[SPOT].backfill.repairing
         assert under_way is not None
         assert under_way.trades == r.missing == len(trades) - 6
         # Spot's page of a thousand weighs 25, and half of 6,000 a minute is ours.
@@ -242,8 +242,8 @@ async def test_long_gaps_are_historys_and_the_time_before_an_imported_island_is_
     async with repairing(activity=0.02) as r:
         await r.take(r.traded(r.until - MINUTE))
         old = r.traded(r.until - 4 * HOUR, r.until - 3 * HOUR)
-        pieces = pieces_of(r.instrument, [Aggregate(one.seq, one.seq, one) for one in old])
-        await (r.recorder.imported if imported else r.recorder.repaired)(r.instrument, (), pieces)
+        pieces = partial_footprints(r.instrument, [Aggregate(one.seq, one.seq, one) for one in old])
+        await (r.recorder.record_imported if imported else r.recorder.record_repaired)(r.instrument, (), pieces)
         assert r.missing > 0
         assert (r.repairer._next() is None) is imported
         r.repairer._long_gaps = False

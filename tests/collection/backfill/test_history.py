@@ -26,17 +26,21 @@ from wadm_mcp.clock import Clock
 from wadm_mcp.collection.backfill import history as history_module
 from wadm_mcp.collection.backfill.gap_repair import GapRepairer
 from wadm_mcp.collection.backfill.history import History
+from wadm_mcp.collection.backfill.history_plan import ImportStep
 from wadm_mcp.collection.backfill.recent_trades import RecentTradesReconciler
+from wadm_mcp.collection.recording.journal import Journal
+from wadm_mcp.collection.recording.maintenance import Maintenance
 from wadm_mcp.collection.recording.minute import build_minute
 from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.collection.recording.rollup import Rollup
+from wadm_mcp.collection.recording.writer import Writer
 from wadm_mcp.collection.rest.client import RestClient
+from wadm_mcp.coverage.judge import judge
 from wadm_mcp.errors import ExchangeError
 from wadm_mcp.exchanges.exchange import Trades
 from wadm_mcp.exchanges.registry import find_exchange
 from wadm_mcp.health import Health
-from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, Instrument, Listing, Timeframe, Trade, Window
-from wadm_mcp.queries.coverage import judge
+from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, GapReason, Instrument, Listing, Retention, Timeframe, Trade, Window
 from wadm_mcp.simulator.archives import Archives
 from wadm_mcp.simulator.faults import Faults, Reply
 from wadm_mcp.simulator.simulator import Simulator
@@ -60,14 +64,24 @@ class World:
     """One process's collection of one instrument on a simulated exchange whose clock stands where it is put."""
 
     def __init__(
-        self, simulator: Simulator, rest: RestClient, store: Store, instrument: Instrument, clock: ManualClock, folder: Path
+        self,
+        simulator: Simulator,
+        rest: RestClient,
+        store: Store,
+        journal: Journal,
+        instrument: Instrument,
+        clock: ManualClock,
+        folder: Path,
     ) -> None:
         self.simulator, self.rest, self.store, self.instrument, self.clock = simulator, rest, store, instrument, clock
         self.folder = folder
         self.tape, self.health = Tape(), Health(clock.now)
         self.loop_clock = Clock(clock.now, anyio.current_time)
         self.recorder = Recorder(self.tape, self.health, self.loop_clock)
-        self.rollup = Rollup(self.recorder, store, self.health, clock, 3 * DAY)
+        retention = Retention(3 * DAY, 30 * DAY, 365 * DAY)
+        writer = Writer(self.recorder, journal, store, self.health)
+        rollup = Rollup(store, self.health, clock, retention.trades)
+        self.maintenance = Maintenance(self.recorder, writer, rollup, store, self.health, retention, clock)
         self.venue = simulated_venue(simulator, instrument.exchange, instrument.market)
         self.numbered = self.venue.traits.counts_trades
         (sample, *_) = ledger(simulator, instrument, Window(MIDNIGHT - HOUR, MIDNIGHT))
@@ -85,7 +99,7 @@ class World:
             self.loop_clock,
             reach=reach,
             raw=raw,
-            trades_life=3 * DAY,
+            trades_retention=3 * DAY,
             folder=self.folder,
         )
 
@@ -106,8 +120,8 @@ class World:
 
     async def begin_again(self) -> None:
         """Go on from the store as a new process does, whose connections have not brought anything yet."""
-        self.followed.tape.resumed = False
-        await self.rollup.adopt(self.followed)
+        self.followed.tape._resumed = False
+        await self.maintenance.adopt(self.followed)
 
     async def save(self) -> None:
         # What was cut is nowhere else.
@@ -149,11 +163,11 @@ class World:
     async def derived(self, window: Window) -> dict[int, Footprint]:
         """What the store has of a window's minutes once rollup is done."""
         for connection in range(12):
-            self.recorder.connection_lost(connection, [self.instrument], "disconnect", "")
+            self.recorder.connection_lost(connection, [self.instrument], GapReason.DISCONNECT, "")
         with anyio.fail_after(30):
             while await self.store.dirty_minutes():
                 self.clock.at += 31 * SECOND
-                await self.rollup.run()
+                await self.maintenance.roll_up()
         return {row.start: row.footprint for row in await self.store.footprints(self.instrument, Timeframe.M1, window)}
 
     def expected(self, window: Window, *, ordered: bool = True) -> dict[int, Footprint]:
@@ -180,7 +194,7 @@ class World:
     async def covered(self, window: Window) -> float:
         spans = await self.store.spans(self.instrument, window)
         judgement = judge(spans, window, self.clock.at, self.followed.alive_until())
-        return float(judgement.ratio)
+        return judgement.millionths / 1_000_000
 
 
 def figures(footprint: Footprint) -> dict[str, object]:
@@ -213,12 +227,16 @@ async def simulated(
 async def world(instrument: Instrument, folder: Path, simulator: Simulator, clock: ManualClock, *, now: int) -> AsyncGenerator[World]:
     clock.at = now
     folder.mkdir(exist_ok=True)
-    async with SqliteStore(folder / "wadm.sqlite") as store, RestClient(proxied=False) as rest:
-        yield World(simulator, rest, store, instrument, clock, folder / "archive")
+    async with (
+        SqliteStore(folder / "wadm.sqlite") as store,
+        Journal(folder / "journal", 1 << 30) as journal,
+        RestClient(proxied=False) as rest,
+    ):
+        yield World(simulator, rest, store, journal, instrument, clock, folder / "archive")
 
 
 @pytest.mark.parametrize("instrument", [SPOT, LINEAR], ids=str)
-async def test_at_a_hundred_random_starts_the_numbered_minutes_around_the_seam_are_the_ledgers(
+async def test_at_a_hundred_random_starts_the_counted_minutes_around_the_seam_are_the_ledgers(
     instrument: Instrument, tmp_path: Path
 ) -> None:
     chance, clock = random.Random(zlib.crc32(str(instrument).encode())), ManualClock(MIDNIGHT)
@@ -236,15 +254,15 @@ async def test_at_a_hundred_random_starts_the_numbered_minutes_around_the_seam_a
 
 
 async def test_a_stretch_that_cannot_be_brought_in_keeps_no_older_one_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(history_module, "_PAUSE", 0.01)
+    monkeypatch.setattr(history_module, "_FIRST_PAUSE_SECONDS", 0.01)
     tried: list[int] = []
     bring_in = History._import
 
-    async def refused(self: History, job: history_module._Job) -> None:
-        tried.append(job.day.start)
-        if job.day.start == MIDNIGHT:
+    async def refused(self: History, step: ImportStep) -> None:
+        tried.append(step.day.start)
+        if step.day.start == MIDNIGHT:
             raise ExchangeError("binance spot answers an error for this day")
-        await bring_in(self, job)
+        await bring_in(self, step)
 
     monkeypatch.setattr(History, "_import", refused)
     clock = ManualClock(MIDNIGHT)
@@ -272,7 +290,7 @@ async def test_at_a_hundred_random_starts_the_minutes_that_join_an_archive_witho
             async with world(instrument, tmp_path / str(place), simulator, clock, now=starts[0]) as one:
                 for connection, start in enumerate(starts):
                     await one.live(start, start + chance.randrange(MINUTE, 5 * MINUTE), connection)
-                    one.recorder.connection_lost(connection, [instrument], "disconnect", "")
+                    one.recorder.connection_lost(connection, [instrument], GapReason.DISCONNECT, "")
                 await one.save()
                 one.clock.at = MIDNIGHT + HOUR
                 await one.bring_in(one.history(DAY), repair=False)
@@ -424,7 +442,7 @@ async def test_single_trades_are_kept_of_what_is_imported_where_that_is_asked_fo
     ):
         start = MIDNIGHT + 20 * MINUTE if one.numbered else MIDNIGHT - HOUR
         await one.live(start, start + 5 * MINUTE)
-        one.recorder.connection_lost(1, [instrument], "disconnect", "")
+        one.recorder.connection_lost(1, [instrument], GapReason.DISCONNECT, "")
         one.clock.at = max(one.clock.at, MIDNIGHT + MINUTE)
         await one.bring_in(one.history(3 * HOUR, raw=True), repair=one.numbered)
         window = Window(MIDNIGHT - 3 * HOUR, MIDNIGHT + 20 * MINUTE if one.numbered else MIDNIGHT)
@@ -433,7 +451,7 @@ async def test_single_trades_are_kept_of_what_is_imported_where_that_is_asked_fo
         await one.compare(window)
         spans = await one.store.spans(instrument, window)
         assert all(span.raw for span in spans)
-        assert judge(spans, window, one.clock.at, raw=True).ratio == 1
+        assert judge(spans, window, one.clock.at, raw=True).millionths == 1_000_000
 
 
 async def test_a_source_without_ids_of_its_own_gives_figures_alone(tmp_path: Path) -> None:
@@ -445,7 +463,7 @@ async def test_a_source_without_ids_of_its_own_gives_figures_alone(tmp_path: Pat
         window = Window(MIDNIGHT - 3 * HOUR, MIDNIGHT - 2 * HOUR)
         assert await one.store.trades(BYBIT_SPOT, window, limit=10) == []
         assert await one.covered(window) == 1
-        assert judge(await one.store.spans(BYBIT_SPOT, window), window, one.clock.at, raw=True).ratio == 0
+        assert judge(await one.store.spans(BYBIT_SPOT, window), window, one.clock.at, raw=True).millionths == 0
 
 
 async def test_a_file_that_an_earlier_process_left_stays_until_it_is_known_what_is_missing(tmp_path: Path) -> None:

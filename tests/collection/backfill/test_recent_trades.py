@@ -23,7 +23,7 @@ from wadm_mcp.coverage.by_connection import ConnectionCoverage
 from wadm_mcp.errors import ExchangeError
 from wadm_mcp.exchanges.exchange import Trades
 from wadm_mcp.health import Health
-from wadm_mcp.model import DAY, MINUTE, Instrument, Listing, Trade, Window
+from wadm_mcp.model import DAY, MINUTE, GapReason, Instrument, Listing, Trade, Window
 from wadm_mcp.simulator.chaos import Chaos, Fault, Kind
 from wadm_mcp.simulator.faults import Faults
 from wadm_mcp.simulator.simulator import Simulator
@@ -57,7 +57,7 @@ class Overlapping:
             await self.recorder.take(connection, Trades(SPOT, (trade,), trade.timestamp + 1))
 
     def loses(self, connection: int) -> None:
-        self.recorder.connection_lost(connection, [SPOT], "disconnect", "the test cut it")
+        self.recorder.connection_lost(connection, [SPOT], GapReason.DISCONNECT, "the test cut it")
 
     async def run_until(self, holds: Callable[[], bool]) -> None:
         with anyio.fail_after(15):
@@ -98,7 +98,7 @@ async def test_newest_trades_of_which_nobody_remembers_that_they_are_held_are_no
         await r.brings(1, r.trades[-55:-30])
         r.loses(1)
         assert isinstance(r.followed.coverage, ConnectionCoverage)
-        r.followed.coverage._seen.clear()
+        r.followed.coverage._recent_ids.clear()
         await r.brings(2, r.trades[-10:])
         await r.run_until(lambda: not r.gaps)
         recorded = Counter(trade.trade_id for trade in r.recorder.take_batch().trades if trade.timestamp > r.trades[-55].timestamp)
@@ -126,7 +126,7 @@ async def test_while_the_newest_trades_lag_behind_the_stream_they_are_asked_for_
         await r.brings(2, r.trades[-10:])
         await r.run_until(lambda: len(chaos.requests) > 3)
         assert len(r.gaps) == 1
-        assert r.tape[SPOT].repairing is not None
+        assert r.tape[SPOT].backfill.repairing is not None
         chaos.end()
         await r.run_until(lambda: not r.gaps)
 
@@ -146,7 +146,7 @@ async def test_an_instrument_that_cannot_be_asked_for_keeps_no_other_one_waiting
             for connection, some in ((1, each[10:30]), (2, each[50:])):
                 for one in some:
                     await r.recorder.take(connection, Trades(instrument, (one,), one.timestamp + 1))
-                r.recorder.connection_lost(1, [instrument], "disconnect", "the test cut it")
+                r.recorder.connection_lost(1, [instrument], GapReason.DISCONNECT, "the test cut it")
         await r.run_until(lambda: not other.coverage.missing())
         assert len(r.gaps) == 1
 

@@ -17,7 +17,7 @@ import pytest
 from tests.exchanges.test_binance import frames
 from tests.market import ManualClock
 from wadm_mcp.collection.backfill.archive_file import lines
-from wadm_mcp.collection.backfill.archive_minutes import numbered_minutes, whole_minutes
+from wadm_mcp.collection.backfill.archive_minutes import counted_minutes, whole_minutes
 from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.exchanges.exchange import Trades
 from wadm_mcp.exchanges.registry import find_exchange
@@ -96,7 +96,7 @@ def archived(listing: Listing, events: Sequence[Event], folder: Path) -> dict[in
             (folder / name).write_bytes(gzip.compress(text.encode()))
         told = lines(folder / name, symbol)
         if traits.counts_trades:
-            pieces = numbered_minutes(form, listing, told, day, [])
+            pieces = counted_minutes(form, listing, told, day, [])
         else:
             pieces = whole_minutes(form, listing, told, day, range(day.start, day.end, MINUTE), {})
         found.update((piece.minute, piece.packed) for piece in pieces)

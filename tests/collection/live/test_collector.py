@@ -15,7 +15,7 @@ from tests.market import listing
 from tests.venues import simulated_venue, venue
 from wadm_mcp.clock import SYSTEM_CLOCK, now_ms
 from wadm_mcp.collection.live import collector as collector_module
-from wadm_mcp.collection.live import staleness as pace_module
+from wadm_mcp.collection.live import staleness as staleness_module
 from wadm_mcp.collection.live.collector import Collector
 from wadm_mcp.collection.recording import recorder as recorder_module
 from wadm_mcp.collection.recording.recorder import Recorder
@@ -23,7 +23,7 @@ from wadm_mcp.exchanges.binance import Binance
 from wadm_mcp.exchanges.bybit import Bybit
 from wadm_mcp.exchanges.exchange import Exchange, Limits, Trades
 from wadm_mcp.health import Health, State
-from wadm_mcp.model import Instrument, Span, Trade
+from wadm_mcp.model import GapReason, Instrument, Span, Trade
 from wadm_mcp.simulator.simulator import Simulator
 from wadm_mcp.tape import Tape
 
@@ -46,7 +46,7 @@ class Recording(Recorder):
         await super().take(connection, *messages)
         self._tell()
 
-    def lost(self, connection: int, instruments: Sequence[Instrument], reason: str, detail: str) -> None:  # type: ignore[override]
+    def connection_lost(self, connection: int, instruments: Sequence[Instrument], reason: GapReason, detail: str) -> None:  # type: ignore[override]
         super().connection_lost(connection, instruments, reason, detail)
         self.losses.append((reason, detail))
         self._tell()
@@ -222,8 +222,8 @@ async def test_an_oversized_frame_costs_the_connection_and_nothing_more(monkeypa
 
 
 async def test_a_mute_connection_is_taken_for_dead_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pace_module, "_SHORTEST", 0.5)
-    monkeypatch.setattr(pace_module, "_PATIENCE", 0.1)
+    monkeypatch.setattr(staleness_module, "_MIN_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(staleness_module, "_TIMEOUT_INTERVALS", 0.1)
     async with collecting(Bybit()) as s:
         await s.push("61000")
         s.simulator.mute("bybit", "spot")
@@ -235,22 +235,22 @@ async def test_a_mute_connection_is_taken_for_dead_and_replaced(monkeypatch: pyt
 
 
 async def test_a_recorder_without_room_is_not_taken_for_a_mute_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pace_module, "_SHORTEST", 0.5)
-    monkeypatch.setattr(pace_module, "_PATIENCE", 0.1)
+    monkeypatch.setattr(staleness_module, "_MIN_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(staleness_module, "_TIMEOUT_INTERVALS", 0.1)
     monkeypatch.setattr(recorder_module, "WAITING_LIMIT", 1)
     async with collecting(Bybit()) as s:
         await s.push("61000")
         await s.push("61001", wait=False)
-        pace, looks, looked = s.recorder.pace, 0, anyio.Event()
+        staleness, looks, looked = s.recorder.staleness, 0, anyio.Event()
 
-        def look(instrument: Instrument) -> pace_module.StaleDetector:
+        def look(instrument: Instrument) -> staleness_module.StaleDetector:
             nonlocal looks
             looks += s.recorder.health.counts["recorder.waits"]
             if looks == 3:
                 looked.set()
-            return pace(instrument)
+            return staleness(instrument)
 
-        monkeypatch.setattr(s.recorder, "pace", look)
+        monkeypatch.setattr(s.recorder, "staleness", look)
         with anyio.fail_after(10):
             await looked.wait()
         s.recorder.take_batch()

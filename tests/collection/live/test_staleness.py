@@ -22,7 +22,7 @@ def test_a_burst_within_a_second_counts_once() -> None:
     quiet, burst = after(60, 100), after(60, 100)
     for number in range(1_000):
         burst.heard(99 * 60 + number / 2_000)
-    assert burst.timeout == quiet.allowance
+    assert burst.timeout == quiet.timeout
 
 
 def test_a_market_that_stays_silent_after_a_reconnect_gets_twice_the_time_until_it_speaks() -> None:

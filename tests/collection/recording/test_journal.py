@@ -27,7 +27,7 @@ from wadm_mcp.collection.recording import journal_segment as segment_module
 from wadm_mcp.collection.recording.journal import Batch, Journal
 from wadm_mcp.collection.recording.journal_segment import Entry, pack, unpack
 from wadm_mcp.errors import JournalFull, StoreError
-from wadm_mcp.model import Basis, Instrument, Scale, Span, Trade, TradeType
+from wadm_mcp.model import Basis, GapReason, Instrument, Scale, Span, SpanReason, Trade, TradeType
 from wadm_mcp.storage.store import PartialFootprint
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ async def test_what_goes_in_comes_out_in_order_from_memory_and_from_disk(
 ) -> None:
     monkeypatch.setattr(journal_module, "REMEMBERED", remembered)
     odd = Trade(BYBIT, NOON, 9, str(UUID(int=5)), 7, 8, TradeType.SELL, 3, Scale(4, 6))
-    late = (BYBIT, Span(NOON, NOON, -1, -1, Basis.OBSERVED, "live", "mute"))
+    late = (BYBIT, Span(NOON, NOON, -1, -1, Basis.OBSERVED, SpanReason.LIVE, GapReason.MUTE))
     async with Journal(folder, ROOM) as journal:
         await journal.append(Entry([trade(1), odd, trade(2, side="SELL")], [late]))
         await journal.append(Entry([odd], []))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tests.market import NOON, SPOT, trade
 from wadm_mcp.analytics.footprint import Footprint
-from wadm_mcp.collection.recording.minute import build_minute, pieces_of
+from wadm_mcp.collection.recording.minute import build_minute, partial_footprints
 from wadm_mcp.exchanges.exchange import Aggregate
 from wadm_mcp.model import MINUTE, Trade
 
@@ -69,7 +69,7 @@ def agrees(found: Footprint, made: Footprint) -> None:
 def test_rows_and_pieces_in_any_parts_are_the_minute_that_all_rows_would_be(trades: list[Trade], data: st.DataObject) -> None:
     every = aggregates(trades)
     kept = data.draw(st.lists(st.booleans(), min_size=len(every), max_size=len(every)))
-    pieces = pieces_of(SPOT, [each for each, folded in zip(every, kept, strict=True) if folded])
+    pieces = partial_footprints(SPOT, [each for each, folded in zip(every, kept, strict=True) if folded])
     within = {number for piece in pieces for number in range(piece.first_seq, piece.last_seq + 1)}
     rows = [each for each in trades if each.seq not in within]
     agrees(build_minute(rows, pieces), footprint_of(trades))
@@ -78,7 +78,7 @@ def test_rows_and_pieces_in_any_parts_are_the_minute_that_all_rows_would_be(trad
 @given(tapes())
 def test_aggregates_of_single_trades_keep_their_path(trades: list[Trade]) -> None:
     singles = [Aggregate(each.seq, each.seq, each) for each in trades]
-    assert build_minute([], pieces_of(SPOT, singles)) == footprint_of(trades)
+    assert build_minute([], partial_footprints(SPOT, singles)) == footprint_of(trades)
 
 
 @given(tapes(least=3), st.data())
@@ -94,16 +94,16 @@ def test_what_outlived_its_rows_is_added_to_and_counted_once(trades: list[Trade]
 
 def test_an_aggregate_that_opens_a_piece_leaves_unknown_only_what_it_may_have_hidden() -> None:
     buys = Aggregate(1, 3, trade(1, quantity=9, fills=3))
-    (piece,) = pieces_of(SPOT, [buys, Aggregate(2, 4, trade(4, NOON + 1, quantity=1, side="SELL"))])
+    (piece,) = partial_footprints(SPOT, [buys, Aggregate(2, 4, trade(4, NOON + 1, quantity=1, side="SELL"))])
     assert (piece.footprint.bar.min_delta, piece.footprint.bar.max_delta) == (None, None)
     lower = Aggregate(2, 4, trade(4, NOON + 1, quantity=10, side="SELL"))
-    (piece,) = pieces_of(SPOT, [buys, lower])
+    (piece,) = partial_footprints(SPOT, [buys, lower])
     assert (piece.footprint.bar.min_delta, piece.footprint.bar.max_delta) == (-1, 9)
 
 
 def test_a_piece_ends_with_its_minute_and_where_ids_leave_some_out() -> None:
     rows = [Aggregate(number, number, trade(number, at)) for number, at in ((1, NOON), (2, NOON + 5), (4, NOON + 6), (5, NOON + MINUTE))]
-    assert [(piece.minute, piece.first_seq, piece.last_seq) for piece in pieces_of(SPOT, rows)] == [
+    assert [(piece.minute, piece.first_seq, piece.last_seq) for piece in partial_footprints(SPOT, rows)] == [
         (NOON, 1, 2),
         (NOON, 4, 4),
         (NOON + MINUTE, 5, 5),

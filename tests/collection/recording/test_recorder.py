@@ -12,7 +12,7 @@ from wadm_mcp.collection.recording import recorder as recorder_module
 from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.exchanges.exchange import Trades
 from wadm_mcp.health import Health, State
-from wadm_mcp.model import DAY, HOUR, MINUTE, Trade
+from wadm_mcp.model import DAY, HOUR, MINUTE, GapReason, Trade
 from wadm_mcp.tape import Tape
 
 pytestmark = pytest.mark.anyio
@@ -21,18 +21,18 @@ pytestmark = pytest.mark.anyio
 class Recording:
     """A recorder of one instrument with its clock, tape and health."""
 
-    def __init__(self, *, numbered: bool = True) -> None:
+    def __init__(self, *, counts_trades: bool = True) -> None:
         self.clock = ManualClock()
         self.tape = Tape()
         self.health = Health(self.clock.now)
         self.recorder = Recorder(self.tape, self.health, self.clock)
-        self.instrument = SPOT if numbered else BYBIT
-        self.followed = self.recorder.start(listing(self.instrument), numbered=numbered)
+        self.instrument = SPOT if counts_trades else BYBIT
+        self.followed = self.recorder.start(listing(self.instrument), counts_trades=counts_trades)
 
     async def frame(self, *trades: Trade, connection: int = 1, set_aside: int = 0) -> None:
         await self.recorder.take(connection, Trades(self.instrument, trades, self.clock.now(), set_aside))
 
-    def lose(self, reason: str = "disconnect") -> None:
+    def lose(self, reason: GapReason = GapReason.DISCONNECT) -> None:
         self.recorder.connection_lost(1, [self.instrument], reason, "the test cut it")
 
 
@@ -88,7 +88,7 @@ async def test_a_lost_connection_takes_its_quiet_tail_back() -> None:
     r = Recording()
     await r.frame(trade(1))
     r.clock.pass_seconds(5)
-    r.lose("mute")
+    r.lose(GapReason.MUTE)
     assert r.followed.alive_until() is None
 
 
@@ -206,9 +206,9 @@ async def test_a_trade_that_its_own_frame_belies_is_a_missing_one(at: int) -> No
 
 
 @st.composite
-def frames(draw: st.DrawFn, *, numbered: bool) -> list[tuple[int, Trades]]:
+def frames(draw: st.DrawFn, *, counts_trades: bool) -> list[tuple[int, Trades]]:
     """Frames of two connections: trades repeated, out of order and beyond belief, at times that are as well."""
-    instrument = SPOT if numbered else BYBIT
+    instrument = SPOT if counts_trades else BYBIT
     ids = st.tuples(st.integers(1, 30), st.sampled_from((0, 0, 0, 0, 0, 0, 7_000, -2 * HOUR)))
     made: list[tuple[int, Trades]] = []
     for sent in draw(st.lists(st.sampled_from((0, 0, 0, 1, 40_000, 70_000, 2 * HOUR)), max_size=8)):
@@ -218,8 +218,8 @@ def frames(draw: st.DrawFn, *, numbered: bool) -> list[tuple[int, Trades]]:
     return made
 
 
-async def state_after(numbered: bool, calls: Sequence[tuple[int, Sequence[Trades]]]) -> object:
-    r = Recording(numbered=numbered)
+async def state_after(counts_trades: bool, calls: Sequence[tuple[int, Sequence[Trades]]]) -> object:
+    r = Recording(counts_trades=counts_trades)
     r.clock.pass_seconds(80)
     for connection, messages in calls:
         await r.recorder.take(connection, *messages)
@@ -229,10 +229,10 @@ async def state_after(numbered: bool, calls: Sequence[tuple[int, Sequence[Trades
     return told, r.recorder.take_batch(), r.recorder.taken, r.health.counts
 
 
-@pytest.mark.parametrize("numbered", [True, False])
+@pytest.mark.parametrize("counts_trades", [True, False])
 @given(data=st.data())
-def test_frames_taken_at_once_come_to_the_same_as_one_after_the_other(numbered: bool, data: st.DataObject) -> None:
-    drawn = data.draw(frames(numbered=numbered))
+def test_frames_taken_at_once_come_to_the_same_as_one_after_the_other(counts_trades: bool, data: st.DataObject) -> None:
+    drawn = data.draw(frames(counts_trades=counts_trades))
     runs: list[tuple[int, list[Trades]]] = []
     for connection, message in drawn:
         if runs and runs[-1][0] == connection:
@@ -240,7 +240,7 @@ def test_frames_taken_at_once_come_to_the_same_as_one_after_the_other(numbered: 
         else:
             runs.append((connection, [message]))
     singly = [(connection, [message]) for connection, message in drawn]
-    assert anyio.run(state_after, numbered, runs) == anyio.run(state_after, numbered, singly)
+    assert anyio.run(state_after, counts_trades, runs) == anyio.run(state_after, counts_trades, singly)
 
 
 async def test_a_stale_first_frame_claims_nothing_before_its_connection() -> None:

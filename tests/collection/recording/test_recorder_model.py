@@ -14,7 +14,7 @@ from wadm_mcp.analytics.footprint import Footprint
 from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.exchanges.exchange import Trades
 from wadm_mcp.health import Health
-from wadm_mcp.model import MINUTE, Trade
+from wadm_mcp.model import MINUTE, GapReason, Trade
 from wadm_mcp.storage.store import PartialFootprint
 from wadm_mcp.tape import Tape
 
@@ -123,24 +123,24 @@ class RecorderMachine(RuleBasedStateMachine):
 
     @rule()
     def lose(self) -> None:
-        self.recorder.connection_lost(1, [SPOT], "disconnect", "cut")
+        self.recorder.connection_lost(1, [SPOT], GapReason.DISCONNECT, "cut")
 
     @invariant()
     def every_trade_goes_out_once(self) -> None:
-        waiting = [one.seq for one in self.recorder._waiting] + [piece.first_seq for piece in self.recorder._pieces]
+        waiting = [one.seq for one in self.recorder._pending] + [piece.first_seq for piece in self.recorder._partials]
         out = self.gone + Counter(waiting)
         assert out == Counter([*self.rows, *self.folded])
 
     @invariant()
     def what_waits_is_counted_by_its_minute_until_it_is_saved(self) -> None:
-        unsaved = [*self.cut, *self.recorder._waiting, *self.recorder._pieces]
+        unsaved = [*self.cut, *self.recorder._pending, *self.recorder._partials]
         waiting = Counter(one.minute if isinstance(one, PartialFootprint) else minute_of(one) for one in unsaved)
         assert self.tape[SPOT].unstored == waiting
 
     @invariant()
     def memory_holds_the_newest_that_came_and_counts_the_others(self) -> None:
         tape = self.tape[SPOT]
-        unsaved = [one for one in [*self.cut, *self.recorder._waiting] if isinstance(one, Trade)]
+        unsaved = [one for one in [*self.cut, *self.recorder._pending] if isinstance(one, Trade)]
         assert len(tape.pending) <= LIMIT
         assert {one.seq for one in tape.pending.values()} <= {one.seq for one in unsaved}
         let_go = [one for one in unsaved if one.trade_id not in tape.pending]

@@ -15,10 +15,10 @@ from wadm_mcp.analytics.volume_profile import volume_profile
 from wadm_mcp.collection.follower import Follower
 from wadm_mcp.collection.recording import rollup as rollup_module
 from wadm_mcp.collection.recording.journal import Journal
-from wadm_mcp.collection.recording.minute import pieces_of
+from wadm_mcp.collection.recording.minute import partial_footprints
 from wadm_mcp.errors import StoreError
 from wadm_mcp.exchanges.exchange import Aggregate
-from wadm_mcp.model import DAY, HOUR, MINUTE, Instrument, Timeframe, Trade, Window
+from wadm_mcp.model import DAY, HOUR, MINUTE, GapReason, Instrument, Timeframe, Trade, Window
 from wadm_mcp.queries.view import View
 from wadm_mcp.storage.sqlite import SqliteStore
 from wadm_mcp.storage.store import Derived
@@ -77,7 +77,7 @@ async def test_a_quiet_minute_on_a_living_connection_has_an_empty_bar(tmp_path: 
 async def test_a_minute_without_a_connection_has_no_bar(tmp_path: Path) -> None:
     async with recording(tmp_path) as r:
         await r.trade(trade(1))
-        r.recorder.connection_lost(1, [SPOT], "disconnect", "cut")
+        r.recorder.connection_lost(1, [SPOT], GapReason.DISCONNECT, "cut")
         r.clock.pass_minutes(3)
         await r.write()
         assert [row.start for row in await r.bars()] == [NOON]
@@ -156,7 +156,7 @@ async def test_a_bar_that_does_not_stand_yet_waits_for_its_last_late_minute_and_
         await r.write()
         # The half hour before, as an import brings it.
         earlier = [trade(100 + minute, NOON - (30 - minute) * MINUTE) for minute in range(30)]
-        await r.recorder.record_imported(SPOT, (), pieces_of(SPOT, [Aggregate(one.seq, one.seq, one) for one in earlier]))
+        await r.recorder.record_imported(SPOT, (), partial_footprints(SPOT, [Aggregate(one.seq, one.seq, one) for one in earlier]))
         await r.write()
         assert r.rollup.behind
         derived = {row.start for row in await r.bars() if row.start < NOON}
@@ -179,10 +179,10 @@ async def test_late_trades_that_another_process_derived_are_not_waited_for(tmp_p
         await r.trade(trade(2, NOON + 1))
         assert r.tape[SPOT].revising == {NOON: 1}
         await r.save()
-        await r.rollup._settle(r.recorder[SPOT], [])
+        await r.rollup.settle(r.recorder[SPOT], [])
         assert r.tape[SPOT].revising == {}
         await r.trade(trade(4, NOON + 2))
-        await r.rollup.run()
+        await r.maintenance.roll_up()
         assert r.tape[SPOT].revising == {NOON: 1}
 
 
@@ -278,7 +278,7 @@ async def test_an_hour_whose_end_passed_without_a_connection_is_whole_in_every_b
         await r.trade(*(trade(number, clock.now() + number) for number in range(1, 6)))
         clock.pass_minutes(3)
         await r.write()
-        r.recorder.connection_lost(1, [SPOT], "disconnect", "cut")
+        r.recorder.connection_lost(1, [SPOT], GapReason.DISCONNECT, "cut")
         clock.pass_minutes(40)
         await r.trade(trade(6, clock.now()))
         clock.pass_seconds(63)
@@ -364,7 +364,7 @@ async def test_a_minute_is_not_settled_while_the_journal_alone_has_trades_of_it(
         minute = Window(NOON, NOON + MINUTE)
         assert await view.lacking(SPOT, minute, raw=True) == [minute]
         r.clock.pass_seconds(63)
-        await r.rollup.run()
+        await r.maintenance.roll_up()
         assert await r.bars() == []
         await r.write()
         (row,) = await r.bars()
@@ -376,12 +376,12 @@ async def test_a_minute_is_not_settled_while_the_journal_alone_has_trades_of_it(
 async def test_a_late_adoption_takes_no_trade_from_a_minute_that_the_journal_alone_has_in_part(tmp_path: Path) -> None:
     async with recording(tmp_path) as r:
         r.tape.pending_limit = 3
-        r.tape[SPOT].resumed = False
+        r.tape[SPOT]._resumed = False
         await r.trade(*(trade(number, NOON + number) for number in range(1, 11)))
-        await r.rollup.run()
+        await r.maintenance.roll_up()
         assert (r.tape[SPOT].minutes[NOON].bar.trade_count, r.tape[SPOT].resumed) == (10, False)
         await r.save()
-        await r.rollup.run()
+        await r.maintenance.roll_up()
         assert (r.tape[SPOT].minutes[NOON].bar.trade_count, r.tape[SPOT].resumed) == (10, True)
 
 
@@ -418,7 +418,7 @@ async def test_an_adoption_after_hours_without_the_store_reads_only_what_others_
             return await trades(instrument, window, **others)
 
         monkeypatch.setattr(r.store, "trades", watched)
-        await r.writer.adopt(followed)
+        await r.maintenance.adopt(followed)
         assert [window for window in read if window.length == MINUTE] == [Window(NOON + at, NOON + at + MINUTE) for at in (0, MINUTE)]
         assert [followed.tape.minutes[NOON + at * MINUTE].bar.trade_count for at in range(30)] == [2, *[1] * 29]
 

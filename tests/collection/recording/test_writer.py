@@ -64,7 +64,7 @@ async def test_a_batch_begins_while_another_is_on_its_way_and_claims_after_it(tm
         watched.holds[1] = anyio.Event()
         with anyio.fail_after(10):
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(r.writer._drain)
+                tasks.start_soon(r.writer.drain)
                 await watched.second.wait()
                 assert (watched.began, watched.had_turn) == ([1, 3], [])
                 watched.holds[1].set()
@@ -81,12 +81,12 @@ async def test_what_comes_after_a_batch_that_failed_claims_nothing(tmp_path: Pat
         watched.holds[1] = watched.second
         watched.fails.add(1)
         with anyio.fail_after(10), pytest.raises(StoreError, match="disk full"):
-            await r.writer._drain()
+            await r.writer.drain()
         assert (watched.began, watched.had_turn) == ([1, 3], [])
         assert await r.store.spans(SPOT, ALWAYS) == []
         assert r.journal.backlog == 8
         watched.fails.clear()
-        await r.writer._drain()
+        await r.writer.drain()
         assert [each.seq for each in await r.store.trades(SPOT, ALWAYS, limit=10)] == list(range(1, 9))
         (held,) = await r.store.spans(SPOT, ALWAYS)
         assert (held.first_seq, held.last_seq) == (1, 8)
@@ -103,7 +103,7 @@ async def test_a_batch_that_is_stored_is_released_whatever_is_cancelled(tmp_path
                 scope.cancel()
 
             monkeypatch.setattr(r.recorder, "mark_durable", cancelled)
-            await r.writer._drain()
+            await r.writer.drain()
         assert scope.cancelled_caught
         assert (r.journal.backlog, r.tape[SPOT].unstored) == (0, {})
 
@@ -112,22 +112,22 @@ async def test_a_part_of_a_long_backlog_is_not_all(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(writer_module, "_BATCH", 2)
     async with recording(tmp_path) as r:
         await waiting(r, 4)
-        assert not await r.writer._drain(3)
+        assert not await r.writer.drain(3)
         assert r.journal.backlog == 2
-        assert await r.writer._drain(3)
+        assert await r.writer.drain(3)
         assert r.journal.backlog == 0
 
 
 async def test_a_pass_of_rollup_writes_a_batch_that_waits_and_settles_by_the_marks_of_that(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer_module, "_BATCH", 2)
     async with recording(tmp_path) as r:
         await waiting(r, 1)
         r.clock.pass_seconds(63)
-        await r.rollup.run()
+        await r.maintenance.roll_up()
         assert await r.bars() == []
-        await r.rollup.run(r.writer._drain_much)
+        monkeypatch.setattr(writer_module, "_BATCH", 2)
+        await r.maintenance.roll_up()
         (bar,) = await r.bars()
         assert bar.bar.trade_count == 2
         assert await r.store.dirty_minutes() == []
