@@ -6,7 +6,7 @@ import pytest
 
 from wadm_mcp.errors import SettingError
 from wadm_mcp.model import DAY, HOUR, Retention
-from wadm_mcp.settings import data_dotenv, is_loopback, read_settings, strange_settings
+from wadm_mcp.settings import data_dotenv, is_loopback, read_settings, unknown_settings
 
 
 def test_nothing_set_follows_bitcoin_on_both_spot_markets_and_binds_loopback() -> None:
@@ -45,7 +45,7 @@ def test_every_market_has_its_urls() -> None:
 
 
 def test_a_misspelt_setting_is_told_with_the_nearest_name() -> None:
-    (hint,) = strange_settings({"WADM_SYMBOL": "BTCUSDT", "PATH": "/bin", "WADM_PORT": "1"})
+    (hint,) = unknown_settings({"WADM_SYMBOL": "BTCUSDT", "PATH": "/bin", "WADM_PORT": "1"})
     assert "WADM_SYMBOL is not a setting" in hint
     assert "WADM_SYMBOLS" in hint
 

@@ -33,7 +33,7 @@ from wadm_mcp.process.standard_streams import flush, print_lines, say
 from wadm_mcp.runtime import Runtime
 from wadm_mcp.server.server import build_server
 from wadm_mcp.server.stdio import serve_stdio
-from wadm_mcp.settings import Settings, data_dotenv, environment, read_settings, strange_settings, unusable_folder
+from wadm_mcp.settings import Settings, data_dotenv, environment, read_settings, unknown_settings, unusable_folder
 from wadm_mcp.simulator.feed import ReplayFeed
 from wadm_mcp.simulator.replay import Recording, read_recording
 from wadm_mcp.simulator.simulator import Simulator
@@ -140,7 +140,7 @@ async def _run(arguments: argparse.Namespace) -> int:
         # Over stdio there is one client, which its user launched himself.
         settings = settings.model_copy(update={"WADM_ALLOW_TRACKING": arguments.command is None})
     configure_logs(production=settings.ENVIRONMENT == "production")
-    for hint in strange_settings(environ, dotenv):
+    for hint in unknown_settings(environ, dotenv):
         log.warning("setting.unknown", hint=hint)
     if arguments.command == "doctor":
         return await examine(settings)

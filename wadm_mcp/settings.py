@@ -1,4 +1,7 @@
-"""Every environment variable, read and checked once. A value that cannot be used is one `SettingError` that names it."""
+"""The settings: every environment variable, read and checked once. A value that cannot be used is a `SettingError` that names it.
+
+Exchanges and the base URLs of their hosts are those of the registry.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,7 @@ def _folder(folder: Path) -> Path:
 
 def _symbols(names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
-        if not (name.isascii() and name.isalnum() and len(name) <= _LONGEST_SYMBOL):
+        if not (name.isascii() and name.isalnum() and len(name) <= _MAX_SYMBOL_CHARS):
             raise ValueError("symbols are the exchange's own names, comma separated, such as BTCUSDT,ETHUSDT")
     return _unique(tuple(name.upper() for name in names), "symbol")
 
@@ -94,15 +97,15 @@ def _base_url(name: str, url: str, schemes: Sequence[str]) -> str:
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\.?(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
 
 _SECRETS: Final = ("API_KEY", "MONGODB_URL", "REDIS_URL")
-_LONGEST_SYMBOL: Final = 40
-_SHOWN: Final = 160
+_MAX_SYMBOL_CHARS: Final = 40
+_SHOWN_CHARS: Final = 160
 _WRITABLE: Final = "name one that can be written"
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_list)]
 
 
 class Settings(BaseSettings):
-    """WADM's settings under the names of the process environment. `read_settings` makes one; it is never changed."""
+    """WADM's settings, under the names of the environment variables. Made by `read_settings`; immutable."""
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, case_sensitive=True)
 
@@ -167,12 +170,12 @@ class Settings(BaseSettings):
 
     @property
     def binds_loopback(self) -> bool:
-        """Does the server listen on this machine's own addresses only?"""
+        """Does the server listen on loopback addresses only?"""
         return is_loopback(self.WADM_HOST)
 
     @property
     def stays_on_loopback(self) -> bool:
-        """Is everything it collects from on this machine, so that no proxy concerns it?"""
+        """Are all configured exchanges on this machine, so that no proxy is used?"""
         return all(
             is_loopback(urlsplit(url).hostname or "")
             for venue in self.venues
@@ -182,7 +185,7 @@ class Settings(BaseSettings):
 
     @property
     def venues(self) -> tuple[Venue, ...]:
-        """Every configured market of every configured exchange, as far as the exchange has it."""
+        """The configured markets of the configured exchanges, without those that an exchange does not have."""
         return tuple(
             self.venue(exchange, market)
             for exchange in self.WADM_EXCHANGES
@@ -192,16 +195,16 @@ class Settings(BaseSettings):
 
     def venue(self, exchange: str, market: str) -> Venue:
         """One market of one exchange, with the base URLs that are set for it."""
-        venue = find_exchange(exchange)
-        socket, rest, archive = venue.hosts[market]
-        return Venue(venue, market, self._url(socket), self._url(rest), self._url(archive) if archive is not None else "")
+        found = find_exchange(exchange)
+        socket, rest, archive = found.hosts[market]
+        return Venue(found, market, self._url(socket), self._url(rest), self._url(archive) if archive is not None else "")
 
     def with_hosts(self, urls: Mapping[str, str]) -> Settings:
-        """These settings with other base URLs, by the names of their settings. `SettingError` for one that cannot be used."""
+        """These settings with other base URLs, by setting name. `SettingError` for a URL that cannot be used, or a name of no host."""
         known = _host_settings()
         unknown = urls.keys() - known.keys()
         if unknown:
-            raise SettingError(f"{', '.join(sorted(unknown))}: no exchange has such a host; there are {', '.join(known)}")
+            raise SettingError(f"{', '.join(sorted(unknown))}: no exchange has such a setting; the exchanges have {', '.join(known)}")
         fresh = {name: _base_url(name, url, known[name].schemes) for name, url in urls.items()}
         return self.model_copy(update={"hosts": {**self.hosts, **fresh}})
 
@@ -233,7 +236,7 @@ def _own_settings() -> dict[str, FieldInfo]:
 
 
 def is_loopback(host: str) -> bool:
-    """Is this a name or address of the loopback?"""
+    """Is this a name or an address of the loopback interface?"""
     if host.lower() == "localhost":
         return True
     try:
@@ -243,21 +246,21 @@ def is_loopback(host: str) -> bool:
 
 
 def read_settings(environ: Mapping[str, str], *, dotenv: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
-    """Settings from the environment, below it a `.env` file where there is one, above both `overrides`.
+    """Settings from `overrides`, the environment and a `.env` file; the first of them that has a value for a setting counts.
 
-    `SettingError` names the variable, the value and what is allowed; a secret's value is never shown.
+    `SettingError` names the variable, the value and what is allowed; the value of a secret is never shown.
     """
     file = {name: value for name, value in _file_values(dotenv).items() if value}
     raw: dict[str, Any] = {**file, **{name: value for name, value in environ.items() if value}, **(overrides or {})}
     try:
         settings = Settings(**{name: raw[name] for name in _own_settings() if name in raw})
     except ValidationError as error:
-        raise _refused(error, raw) from None
+        raise _setting_error(error, raw) from None
     return settings.with_hosts({name: raw[name] for name in _host_settings() if name in raw})
 
 
 def unusable_folder(folder: Path, error: OSError) -> SettingError:
-    """What to say of a data folder that the system says no to."""
+    """The error of a data folder that the operating system refuses."""
     return _refusal("WADM_DATA_DIR", folder, f"the folder cannot be used ({error.strerror}); {_WRITABLE}")
 
 
@@ -266,11 +269,13 @@ def _file_values(dotenv: Path | None) -> Mapping[str, str | None]:
         return dotenv_values(dotenv) if dotenv is not None and dotenv.is_file() else {}
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise SettingError(f"{printable(dotenv, _SHOWN)}: the file of settings cannot be read ({why}); mend it or move it away") from error
+        raise SettingError(
+            f"{printable(dotenv, _SHOWN_CHARS)}: the file of settings cannot be read ({why}); mend it or move it away"
+        ) from error
 
 
 def settings_table() -> list[tuple[str, str, str]]:
-    """Name, default as one would write it, and meaning of every setting: what `.env.example` and the documentation show."""
+    """Name, default as text, and meaning of every setting: what `.env.example` and the documentation show."""
     rows: list[tuple[str, str, str]] = []
     for name, field in _own_settings().items():
         default = exchange_names() if name == "WADM_EXCHANGES" else field.get_default(call_default_factory=False)
@@ -295,21 +300,21 @@ def dotenv_example() -> str:
     return head + "".join(f"\n# {meaning}\n#{name}={default}\n" for name, default, meaning in settings_table()) + tail
 
 
-def strange_settings(environ: Mapping[str, str], dotenv: Path | None = None) -> list[str]:
-    """A line for each `WADM_` variable that is no setting of this version: most often a misspelling."""
+def unknown_settings(environ: Mapping[str, str], dotenv: Path | None = None) -> list[str]:
+    """A line for each `WADM_` variable that is no setting of this version: most often a typo."""
     file = _file_values(dotenv)
     known = {*_own_settings(), *_host_settings()}
     return [
-        f"{printable(name, _SHOWN)} is not a setting of this version of WADM. Nearest: {', '.join(nearest(name, known))}"
+        f"{printable(name, _SHOWN_CHARS)} is not a setting of this version of WADM. Nearest: {', '.join(nearest(name, known))}"
         for name in sorted({*environ, *file})
         if name.startswith("WADM_") and name not in known
     ]
 
 
 def data_dotenv(environ: Mapping[str, str]) -> Path:
-    """The `.env` of the data directory, the only one that a server started by an MCP client reads.
+    """The `.env` file of the data directory, the only one that a server started by an MCP client reads. It need not exist.
 
-    `SettingError` for a data directory in which there can be none.
+    `SettingError` for a data directory that cannot be used.
     """
     given = Path(environ.get("WADM_DATA_DIR") or _default_folder())
     try:
@@ -332,7 +337,7 @@ _ALLOWED = {
 }
 
 
-def _refused(error: ValidationError, raw: Mapping[str, Any]) -> SettingError:
+def _setting_error(error: ValidationError, raw: Mapping[str, Any]) -> SettingError:
     first = error.errors(include_url=False, include_context=True)[0]
     name = str(first["loc"][0])
     context = first.get("ctx", {})
@@ -351,9 +356,9 @@ def _refused(error: ValidationError, raw: Mapping[str, Any]) -> SettingError:
 
 
 def _refusal(name: str, given: object, allowed: str) -> SettingError:
-    return SettingError(f"{name}={'(hidden)' if name in _SECRETS else printable(given, _SHOWN)}: {allowed}")
+    return SettingError(f"{name}={'(hidden)' if name in _SECRETS else printable(given, _SHOWN_CHARS)}: {allowed}")
 
 
 def environment() -> Mapping[str, str]:
-    """The process environment, read once at the edge."""
+    """A copy of the process environment."""
     return dict(os.environ)

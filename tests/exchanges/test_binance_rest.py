@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from wadm_mcp.errors import ExchangeError
 from wadm_mcp.exchanges.binance import Binance
+from wadm_mcp.exchanges.binance_rest import BAN_END
 from wadm_mcp.exchanges.exchange import Aggregate, Allowance, Candle, Exchange
 from wadm_mcp.model import HOUR, MINUTE, Instrument, Listing, Scale, Trade, TradeType, Window, to_decimal
 
@@ -212,8 +213,8 @@ def test_a_window_within_minutes_is_widened_to_whole_ones() -> None:
 
 
 def test_an_address_is_allowed_what_the_documents_say() -> None:
-    assert BINANCE.allowance("spot") == Allowance(6_000, 60, "X-MBX-USED-WEIGHT-1M", 60)
-    assert BINANCE.allowance("linear") == Allowance(2_400, 60, "X-MBX-USED-WEIGHT-1M", 60)
+    assert BINANCE.allowance("spot") == Allowance(6_000, 60, "X-MBX-USED-WEIGHT-1M", 60, BAN_END)
+    assert BINANCE.allowance("linear") == Allowance(2_400, 60, "X-MBX-USED-WEIGHT-1M", 60, BAN_END)
 
 
 @pytest.mark.parametrize("name", ["btcusdt_20230405.dat.gz", "btcusdt_20240808.gz", "btcusdt_20240809.gz"])

@@ -22,7 +22,7 @@ from wadm_mcp.model import Instrument
 from wadm_mcp.runtime import Runtime
 from wadm_mcp.server.questions import COMPARE, MARKETS, TRADES, VOLUME_PROFILE, Question
 from wadm_mcp.server.tools import tools
-from wadm_mcp.settings import Settings, read_settings, strange_settings
+from wadm_mcp.settings import Settings, read_settings, unknown_settings
 from wadm_mcp.simulator.simulator import Simulator
 
 pytestmark = pytest.mark.anyio
@@ -182,7 +182,7 @@ def test_its_name_and_its_settings_are_known_for_as_long_as_it_is_registered() -
         assert exchanges() == ["binance", "bybit", "toy", "all"]
         assert read_settings({"WADM_EXCHANGES": "toy"}).venues[0].rest_url == "https://api.toy.invalid"
         assert read_settings({"WADM_EXCHANGES": "toy", "WADM_MARKETS": "linear"}).venues == ()
-        assert strange_settings({"WADM_TOY_WS": "wss://x"}) == []
+        assert unknown_settings({"WADM_TOY_WS": "wss://x"}) == []
         assert _parser().parse_args(["audit", "--exchange", "toy"]).exchange == "toy"
         with pytest.raises(SettingError, match=r"WADM_TOY_REST=toy: a base URL without path is needed"):
             read_settings({"WADM_TOY_REST": "toy"})
@@ -190,6 +190,6 @@ def test_its_name_and_its_settings_are_known_for_as_long_as_it_is_registered() -
             pass
     assert exchange_names() == ("binance", "bybit")
     assert canonical_instrument(TOY) == TOY
-    assert len(strange_settings({"WADM_TOY_WS": "wss://x"})) == 1
+    assert len(unknown_settings({"WADM_TOY_WS": "wss://x"})) == 1
     with pytest.raises(SettingError, match="allowed are binance, bybit"):
         read_settings({"WADM_EXCHANGES": "toy"})

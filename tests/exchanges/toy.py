@@ -37,7 +37,20 @@ from wadm_mcp.exchanges.exchange import (
     Request,
     Trades,
 )
-from wadm_mcp.exchanges.wire import LISTED, UNREADABLE, Count, Millis, Name, Rows, TradeId, candle, named, reading, step, wrong
+from wadm_mcp.exchanges.wire import (
+    LISTINGS,
+    UNREADABLE,
+    Count,
+    Millis,
+    Name,
+    Rows,
+    TradeId,
+    candle,
+    frame_error,
+    reading,
+    request_names,
+    step,
+)
 from wadm_mcp.model import MINUTE, Instrument, Listing, Trade, TradeType, Window
 
 _NEWEST: Final = 100
@@ -97,7 +110,7 @@ class ToyDecoder:
             listing = self._listings[read.symbol]
             return Trades(listing.instrument, _trades(listing, read.trades), read.at)
         except (*UNREADABLE, ValueError, KeyError) as error:
-            raise wrong("toy spot", error) from None
+            raise frame_error("toy spot", error) from None
 
 
 class Toy:
@@ -134,7 +147,7 @@ class Toy:
         return Request("/symbols", {})
 
     def read_listings(self, market: str, body: bytes) -> tuple[list[Listing], str]:
-        with reading("toy spot", LISTED):
+        with reading("toy spot", LISTINGS):
             listed = _read_listings(body)
             return [Listing(Instrument("toy", market, one.name), step(one.tick), step(one.lot)) for one in listed], ""
 
@@ -145,7 +158,7 @@ class Toy:
         return Request("/trades", {"symbol": symbol})
 
     def read_trades(self, listing: Listing, body: bytes) -> list[Trade]:
-        with reading(*named(listing, "trades")):
+        with reading(*request_names(listing, "trades")):
             return sorted(_trades(listing, _read_rows(body)), key=lambda trade: trade.order)
 
     def aggregates_request(self, market: str, symbol: str, *, start: int | None = None, first: int | None = None) -> Request:
@@ -158,7 +171,7 @@ class Toy:
         return Request("/minutes", {"symbol": symbol, "start": str(window.start), "end": str(window.end)})
 
     def read_candles(self, listing: Listing, body: bytes) -> list[Candle]:
-        with reading(*named(listing, "minutes")):
+        with reading(*request_names(listing, "minutes")):
             return [candle(listing, start, volume) for start, volume in _read_minutes(body)]
 
 

@@ -1,6 +1,6 @@
-"""What the formats of the exchanges' daily archives share (exchanges.md 4.4): `ArchiveFormat` is their contract.
+"""What the formats of daily archive files share (docs/exchanges.md 4.4): their contract is `ArchiveFormat`.
 
-Pure: lines in, rows out. Who fetches a file, proves its checksum and unpacks it stands elsewhere.
+Pure: lines in, rows out. Downloading, checksums and unpacking are in `collection/backfill`.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from datetime import date
 from typing import Final
 
 from wadm_mcp.errors import ArchiveError, printable
-from wadm_mcp.exchanges.wire import EARLIEST, LATEST, MOST_FILLS, figure
+from wadm_mcp.exchanges.wire import MAX_FILLS, MAX_TIME, MIN_TIME, figure
 from wadm_mcp.model import Listing, Scale, Trade, TradeType
 
-_LINE: Final = 80
-_REMEMBERED: Final = 20_000
-"""Texts of prices, and of quantities, whose figures are kept."""
+_SHOWN_CHARS: Final = 80
+_CACHED_TEXTS: Final = 20_000
+"""Texts of prices, and of quantities, whose parsed values are kept."""
 
 
 class Fields:
-    """Turns the texts of a line into a trade of one listing, at its scale or, where its own figures are finer, at theirs."""
+    """Makes trades of one listing from the texts of a line: at the listing's scale, or at a finer one where the texts need it."""
 
     def __init__(self, listing: Listing) -> None:
         self._instrument = listing.instrument
@@ -29,11 +29,11 @@ class Fields:
         self._quantities: dict[str, int] = {}
 
     def trade(self, timestamp: int, seq: int, trade_id: str, price: str, quantity: str, side: TradeType, fills: int = 1) -> Trade:
-        """`ValueError` for a figure that is not one, a time outside 2009 to 2100, or fills that no row can have."""
-        if not EARLIEST <= timestamp <= LATEST:
-            raise ValueError(f"time {timestamp} is no time in milliseconds")
-        if not 0 < fills <= MOST_FILLS:
-            raise ValueError(f"{fills} fills cannot be")
+        """The trade. `ValueError` for a price or quantity that is no number above 0, a time outside 2009 to 2100, or impossible fills."""
+        if not MIN_TIME <= timestamp <= MAX_TIME:
+            raise ValueError(f"time {timestamp} is not a time in milliseconds from 2009 to 2100")
+        if not 0 < fills <= MAX_FILLS:
+            raise ValueError(f"{fills} fills are impossible, 1 or more are needed")
         value, size, scale = self._prices.get(price), self._quantities.get(quantity), self._scale
         if value is None or size is None:
             value, size, scale = self._read(price, quantity)
@@ -45,27 +45,27 @@ class Fields:
         size, quantity_decimals = figure(quantity, scale.quantity, scale.quantity)
         if price_decimals != scale.price or quantity_decimals != scale.quantity:
             return value, size, Scale(price_decimals, quantity_decimals)
-        for known, text, figured in ((self._prices, price, value), (self._quantities, quantity, size)):
-            if len(known) >= _REMEMBERED:
-                known.clear()
-            known[text] = figured
+        for cache, text, parsed in ((self._prices, price, value), (self._quantities, quantity, size)):
+            if len(cache) >= _CACHED_TEXTS:
+                cache.clear()
+            cache[text] = parsed
         return value, size, scale
 
 
 def number(text: str) -> int:
-    """A whole number above or equal to zero that every store can hold; `ValueError` for any other text."""
+    """A whole number of at most 18 digits, which every store has room for; `ValueError` for any other text."""
     if not text.isdecimal() or len(text) > 18 or not text.isascii():
-        raise ValueError(f"{text[:_LINE]!r} is not a whole number")
+        raise ValueError(f"{text[:_SHOWN_CHARS]!r} is not a whole number")
     return int(text)
 
 
-def wrong_line(listing: Listing, place: int, line: str, why: object) -> ArchiveError:
+def line_error(listing: Listing, place: int, line: str, why: object) -> ArchiveError:
     """The error of the line at `place`, counted from 1."""
-    return ArchiveError(f"{listing.instrument} archive, line {place:,}: {why} ({printable(line.rstrip(), _LINE)})")
+    return ArchiveError(f"{listing.instrument} archive, line {place:,}: {why} ({printable(line.rstrip(), _SHOWN_CHARS)})")
 
 
-def named(pattern: re.Pattern[str], name: str) -> tuple[str, date] | None:
-    """The symbol and the day that a file's name tells by a pattern of two groups, None where it is no such name."""
+def match_name(pattern: re.Pattern[str], name: str) -> tuple[str, date] | None:
+    """Symbol and day in a file's name, by a pattern with these two groups; None where the name does not match."""
     found = pattern.fullmatch(name)
     if found is None:
         return None

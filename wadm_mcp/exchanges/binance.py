@@ -1,8 +1,7 @@
-"""Binance: spot `@trade` (raw trades) and USD-M `@aggTrade` (aggregates of up to 100 ms), as `Exchange` asks for them. REST is in
-`binance_rest`.
+"""Binance's trade sockets: spot `@trade` (raw trades) and USD-M `@aggTrade` (aggregates of up to 100 ms). REST is in `binance_rest`.
 
-Both are numbered without holes per symbol: spot by `t`, USD-M by `a`. The first and last ids of an aggregate jump over prints that are
-not market trades, so they give its fills and never a gap (binance-public-data issue 378).
+Ids count without holes per symbol: `t` on spot, `a` on USD-M. The first and last raw ids of an aggregate skip trades that are not market
+trades: they give the number of fills, and no gap follows from them (binance-public-data issue 378).
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from wadm_mcp.exchanges.exchange import (
     ShuttingDown,
     Trades,
 )
-from wadm_mcp.exchanges.wire import MOST_FILLS, UNREADABLE, Code, Count, Millis, SymbolScale, figure, one_line, wrong
+from wadm_mcp.exchanges.wire import MAX_FILLS, UNREADABLE, Code, Count, Millis, SymbolScale, figure, frame_error, one_line
 from wadm_mcp.model import HOUR, Listing, Scale, Trade, TradeType
 
 _BUY: Final = TradeType.BUY
@@ -70,21 +69,21 @@ class _Aggregate(msgspec.Struct, frozen=True, gc=False, tag_field="e", tag="aggT
 
 
 class _WrappedSpot(msgspec.Struct, frozen=True):
-    """The event on a combined stream."""
+    """The event in the frame of a combined stream."""
 
     stream: str
     data: _Spot
 
 
 class _WrappedAggregate(msgspec.Struct, frozen=True):
-    """The event on a combined stream."""
+    """The event in the frame of a combined stream."""
 
     stream: str
     data: _Aggregate
 
 
 class _Any(msgspec.Struct, frozen=True):
-    """As much of a frame as tells what kind it is."""
+    """The parts of a frame that show its kind."""
 
     e: str = ""
     stream: str = ""
@@ -97,7 +96,7 @@ class _Error(msgspec.Struct, frozen=True):
 
 
 class _Reply(msgspec.Struct, frozen=True):
-    """The answer to a request. An error is flat in the documents and nested in the field."""
+    """The answer to a request. The documentation has an error's fields at the top level, real replies nest them in `error`."""
 
     id: int | str | None = None
     result: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
@@ -107,7 +106,7 @@ class _Reply(msgspec.Struct, frozen=True):
 
 
 class _Wire(NamedTuple):
-    """What one market's wire is called."""
+    """The trade socket of one market: types of its events, stream name, path and limits."""
 
     event: type[_Spot] | type[_Aggregate]
     wrapped: type[_WrappedSpot] | type[_WrappedAggregate]
@@ -120,17 +119,29 @@ class _Wire(NamedTuple):
         return f"@{self.kind}"
 
 
-# About 4,000 bytes is what one client frame may hold before it is dropped in silence: 50 names stay below it whatever they are called
+# Binance drops a client frame of more than about 4,000 bytes without an answer: 50 names of any length stay below that
 # (Binance.Net issue 974).
-_NAMES: Final = 50
-_DAY: Final = 86_400.0
+_NAMES_PER_REQUEST: Final = 50
+_DAY_SECONDS: Final = 86_400.0
 
-# Spot pings every 20 s, USD-M every 3 minutes (exchanges.md 1 and 2): more than two of them in a row are no accident.
-# USD-M serves aggTrade on its /market route only: on another it is acknowledged and silent.
+# Spot pings every 20 s, USD-M every 3 minutes (docs/exchanges.md 1 and 2): more than two missing pings in a row are no coincidence.
+# USD-M serves aggTrade on its /market route only: on another route it acknowledges the stream and sends nothing.
 _WIRES: Final[Mapping[str, _Wire]] = MappingProxyType(
     {
-        "spot": _Wire(_Spot, _WrappedSpot, "trade", "/ws", Limits(1024, _NAMES, 2.0, _DAY, None, 10.0, 65.0)),
-        "linear": _Wire(_Aggregate, _WrappedAggregate, "aggTrade", "/market/ws", Limits(200, _NAMES, 4.0, _DAY, None, 10.0, 400.0)),
+        "spot": _Wire(
+            _Spot,
+            _WrappedSpot,
+            "trade",
+            "/ws",
+            Limits(1024, _NAMES_PER_REQUEST, 2.0, lifetime=_DAY_SECONDS, ping_every=None, pong_within=10.0, bytes_within=65.0),
+        ),
+        "linear": _Wire(
+            _Aggregate,
+            _WrappedAggregate,
+            "aggTrade",
+            "/market/ws",
+            Limits(200, _NAMES_PER_REQUEST, 4.0, lifetime=_DAY_SECONDS, ping_every=None, pong_within=10.0, bytes_within=400.0),
+        ),
     }
 )
 
@@ -143,12 +154,12 @@ class BinanceDecoder:
 
     def __init__(self, market: str, listings: Sequence[Listing]) -> None:
         wire = _WIRES[market]
-        self._who = f"binance {market}"
+        self._venue = f"binance {market}"
         self._kind = wire.kind
         self._suffix = wire.suffix
         self._read = msgspec.json.Decoder(wire.event).decode
         self._read_wrapped = msgspec.json.Decoder(wire.wrapped).decode
-        self._held = SymbolScale.by_symbol(listings)
+        self._scales = SymbolScale.by_symbol(listings)
 
     def decode(self, frame: str | bytes) -> Message | None:
         """See `Decoder.decode`."""
@@ -159,46 +170,46 @@ class BinanceDecoder:
         return self._trades(event, "$")
 
     def _trades(self, event: _Spot | _Aggregate, at: str) -> Trades:
-        held = self._held.get(event.symbol)
-        if held is None:
-            raise wrong(self._who, f"symbol {event.symbol[:40]!r} was not asked for here", f"{at}.s")
-        instrument, scale, listed = held
+        known = self._scales.get(event.symbol)
+        if known is None:
+            raise frame_error(self._venue, f"symbol {event.symbol[:40]!r} is not subscribed here", f"{at}.s")
+        instrument, scale, listed = known
         try:
             price, price_decimals = figure(event.price, scale.price, listed.price)
         except ValueError as error:
-            raise wrong(self._who, error, f"{at}.p") from None
+            raise frame_error(self._venue, error, f"{at}.p") from None
         try:
             quantity, quantity_decimals = figure(event.quantity, scale.quantity, listed.quantity)
         except ValueError as error:
-            raise wrong(self._who, error, f"{at}.q") from None
+            raise frame_error(self._venue, error, f"{at}.q") from None
         fills = event.fills
-        if not 0 < fills <= MOST_FILLS:
-            raise wrong(self._who, f"an aggregate cannot have {fills} fills", f"{at}.l")
+        if not 0 < fills <= MAX_FILLS:
+            raise frame_error(self._venue, f"an aggregate cannot have {fills} fills", f"{at}.l")
         if price_decimals != scale.price or quantity_decimals != scale.quantity:
             scale = Scale(price_decimals, quantity_decimals)
-            self._held[event.symbol] = SymbolScale(instrument, scale, listed)
+            self._scales[event.symbol] = SymbolScale(instrument, scale, listed)
         # `m` says that the buyer was the maker: then the taker sold.
         side = _SELL if event.buyer_is_maker else _BUY
         trade = Trade(instrument, event.timestamp, event.id, str(event.id), price, quantity, side, fills, scale)
         return Trades(instrument, (trade,), event.event_time)
 
     def _other(self, frame: str | bytes, not_a_trade: Exception) -> Message | None:
-        """A frame that is no raw trade event: wrapped, an answer, a notice, an event of another kind, or not lawful at all."""
+        """A frame that is no plain trade event: wrapped, an answer, a notice, an event of another kind, or not valid."""
         try:
             frame_kind = _read_any(frame)
         except UNREADABLE as error:
-            raise wrong(self._who, error) from None
+            raise frame_error(self._venue, error) from None
         if frame_kind.stream:
             return self._wrapped(frame, frame_kind)
         if frame_kind.e == self._kind:
-            raise wrong(self._who, not_a_trade) from None
+            raise frame_error(self._venue, not_a_trade) from None
         if frame_kind.e:
             return ShuttingDown() if frame_kind.e == "serverShutdown" else None
         return self._reply(frame)
 
     def _wrapped(self, frame: str | bytes, kind: _Any) -> Message | None:
         if isinstance(kind.data, msgspec.UnsetType):
-            raise wrong(self._who, "a combined frame without data", "$.data")
+            raise frame_error(self._venue, "a combined frame without data", "$.data")
         if kind.stream == "!serverShutdown":
             return ShuttingDown()
         if not kind.stream.endswith(self._suffix):
@@ -206,27 +217,27 @@ class BinanceDecoder:
         try:
             event = self._read_wrapped(frame).data
         except UNREADABLE as error:
-            raise wrong(self._who, error) from None
+            raise frame_error(self._venue, error) from None
         if kind.stream != event.symbol.lower() + self._suffix:
-            raise wrong(self._who, f"stream {kind.stream[:40]!r} carries symbol {event.symbol[:40]!r}", "$.data.s")
+            raise frame_error(self._venue, f"stream {kind.stream[:40]!r} carries symbol {event.symbol[:40]!r}", "$.data.s")
         return self._trades(event, "$.data")
 
     def _reply(self, frame: str | bytes) -> Message:
         try:
             reply = _read_reply(frame)
         except UNREADABLE as error:
-            raise wrong(self._who, error) from None
+            raise frame_error(self._venue, error) from None
         request_id = "" if reply.id is None else str(reply.id)[:64]
         if reply.error is not None:
-            return Refused(request_id, _said(reply.error.code, reply.error.msg))
+            return Refused(request_id, _reason(reply.error.code, reply.error.msg))
         if reply.code is not None:
-            return Refused(request_id, _said(reply.code, reply.msg))
+            return Refused(request_id, _reason(reply.code, reply.msg))
         if isinstance(reply.result, msgspec.UnsetType):
-            raise wrong(self._who, "neither an event nor an answer", "$")
+            raise frame_error(self._venue, "neither an event nor an answer", "$")
         return Acknowledged(request_id)
 
 
-def _said(code: int, text: str) -> str:
+def _reason(code: int, text: str) -> str:
     return f"{one_line(text) or 'no reason given'} (code {code})"
 
 
@@ -237,14 +248,14 @@ _ARCHIVE: Final = Host("WADM_BINANCE_ARCHIVE", "https://data.binance.vision")
 
 
 class Binance(BinanceRest):
-    """Binance spot and USD-M, as `Exchange` asks."""
+    """Binance spot and USD-M."""
 
     traits: Mapping[str, MarketTraits] = MappingProxyType(
         {
             "spot": MarketTraits(
                 counts_trades=True, folds_history=True, archive=_SPOT_TRADES, rest_reach=None, redundant_connections=False
             ),
-            # REST serves the last 48 hours (docs/exchanges.md 4.2); an hour less, so that a request does not lose its start on the way.
+            # REST serves the last 48 hours (docs/exchanges.md 4.2). One hour less leaves time for the requests themselves.
             "linear": MarketTraits(
                 counts_trades=True,
                 folds_history=False,
@@ -276,19 +287,19 @@ class Binance(BinanceRest):
         return symbol
 
     def limits(self, market: str) -> Limits:
-        """Spot takes 5 client messages a second, USD-M 10; 1,024 streams (USD-M: 200 in its older text); both cut after 24 h."""
+        """Spot accepts 5 client messages a second, USD-M 10; 1,024 streams (USD-M: 200 in its older text); both close after 24 h."""
         return _WIRES[market].limits
 
     def stream_path(self, market: str) -> str:
         return _WIRES[market].path
 
     def subscribe(self, market: str, symbols: Sequence[str], request_id: int) -> str:
-        """Stream names are in lower case: upper-case ones are accepted and stay silent."""
+        """Stream names are in lower case: upper-case ones are accepted and deliver nothing."""
         names = [symbol.lower() + _WIRES[market].suffix for symbol in symbols]
         return msgspec.json.encode({"method": "SUBSCRIBE", "params": names, "id": request_id}).decode()
 
     def ping(self, request_id: int) -> str:
-        """Never sent: Binance pings by WebSocket ping frames, which the socket answers itself."""
+        """Never called: Binance sends WebSocket pings, which the socket answers itself."""
         raise NotImplementedError(f"binance has no ping frame of its own (request {request_id})")
 
     def decoder(self, market: str, listings: Sequence[Listing]) -> Decoder:

@@ -1,11 +1,12 @@
-"""Binance REST, spot and USD-M: listings, trade history by id, and minutes (exchanges.md 4.1, 4.2 and 6). Sockets are in `binance`.
+"""Binance's REST, spot and USD-M: listings, trades by id, and minutes (docs/exchanges.md 4.1, 4.2 and 6). Sockets are in `binance`.
 
-Spot serves raw trades by id, and a cheaper history of aggregates. USD-M serves without a key only aggregates, those of the last 48 hours:
-the very rows of its trade socket.
+Spot serves raw trades by id, and aggregates at a lower weight. Without a key USD-M serves only aggregates of the last 48 hours: the same
+rows as its trade socket.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Annotated, Final, NamedTuple, TypeVar
@@ -14,35 +15,35 @@ import msgspec
 
 from wadm_mcp.exchanges.exchange import Aggregate, Allowance, Candle, Request
 from wadm_mcp.exchanges.wire import (
-    LISTED,
-    MOST_FILLS,
+    LISTINGS,
+    MAX_FILLS,
+    CandlePage,
     Code,
     Count,
     Millis,
     Minute,
-    Minutes,
     Name,
     Rows,
     candle,
-    named,
     read_records,
     reading,
-    refused,
+    refusal,
+    request_names,
     step,
     unreadable,
 )
 from wadm_mcp.model import Instrument, Listing, Trade, TradeType, Window
 
-_ROWS: Final = 1_000
-"""Most rows of one reply."""
-
-_USED: Final = "X-MBX-USED-WEIGHT-1M"
+_ROWS_PER_REPLY: Final = 1_000
+_USED_WEIGHT: Final = "X-MBX-USED-WEIGHT-1M"
+BAN_END: Final = re.compile(rb"until ([0-9]{13})(?![0-9])")
+"""The end of a ban in the text of its reply, in ms."""
 _CONTRACTS: Final = frozenset(("", "PERPETUAL", "TRADIFI_PERPETUAL"))
-"""Kinds of contract that have no delivery date; those of metals and stocks have a name of their own."""
+"""Contract types without a delivery date; perpetuals of metals and stocks have a type of their own."""
 
 
 class _Market(NamedTuple):
-    """What one market's REST is called and costs."""
+    """Paths and weights of one market's REST."""
 
     prefix: str
     allowance: Allowance
@@ -51,13 +52,29 @@ class _Market(NamedTuple):
     weight: int
     aggregates_weight: int
     minutes: Sequence[tuple[int, int]]
-    """What fewer minutes than the first number cost, for one such number after another."""
+    """Weights of a request for minutes: `(limit, weight)` for fewer minutes than the limit, ascending."""
 
 
 _MARKETS: Final[Mapping[str, _Market]] = MappingProxyType(
     {
-        "spot": _Market("/api/v3", Allowance(6_000, 60.0, _USED), 20, "historicalTrades", 25, 4, ((1_001, 2),)),
-        "linear": _Market("/fapi/v1", Allowance(2_400, 60.0, _USED), 1, "aggTrades", 20, 20, ((100, 1), (500, 2), (1_001, 5))),
+        "spot": _Market(
+            "/api/v3",
+            Allowance(6_000, 60.0, _USED_WEIGHT, ban_end=BAN_END),
+            listings=20,
+            trades="historicalTrades",
+            weight=25,
+            aggregates_weight=4,
+            minutes=((1_001, 2),),
+        ),
+        "linear": _Market(
+            "/fapi/v1",
+            Allowance(2_400, 60.0, _USED_WEIGHT, ban_end=BAN_END),
+            listings=1,
+            trades="aggTrades",
+            weight=20,
+            aggregates_weight=20,
+            minutes=((100, 1), (500, 2), (1_001, 5)),
+        ),
     }
 )
 
@@ -93,12 +110,12 @@ class _Aggregate(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def emptied(self) -> bool:
-        """Repeats that an audit of 2022 found in the history were marked invalid rather than removed (spot changelog 2022-04-12)."""
+        """Duplicates that an audit of 2022 found in the history are marked invalid instead of removed (spot changelog 2022-04-12)."""
         return self.first < 0 and self.last < 0
 
 
 class _Minute(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """A row of `klines`, up to the last figure that is read."""
+    """A row of `klines`, up to the last column that is used."""
 
     start: Minute
     open: str
@@ -142,100 +159,101 @@ _read_record: Final = msgspec.json.Decoder(_Record).decode
 
 
 class BinanceRest:
-    """The REST half of `Exchange`. No request needs a key."""
+    """The REST part of `Exchange` for Binance. No request needs a key."""
 
     name: str = "binance"
 
     def allowance(self, market: str) -> Allowance:
-        """Spot takes a weight of 6,000 a minute from one address, USD-M 2,400; every reply says how much the minute has used."""
+        """One address has a weight of 6,000 a minute on spot and 2,400 on USD-M; every reply states the weight used in this minute."""
         return _MARKETS[market].allowance
 
     def listings_request(self, market: str, cursor: str) -> Request:
-        """One reply holds every symbol; there is no cursor."""
+        """One reply has every symbol; there is no cursor."""
         rest = _MARKETS[market]
         return Request(f"{rest.prefix}/exchangeInfo", {}, rest.listings)
 
     def read_listings(self, market: str, body: bytes) -> tuple[list[Listing], str]:
-        """Every spot symbol, or every perpetual; contracts with a delivery date are left out."""
-        who = f"{self.name} {market}"
-        with reading(who, LISTED):
+        """Every spot symbol, or every perpetual, without contracts that have a delivery date."""
+        venue = f"{self.name} {market}"
+        with reading(venue, LISTINGS):
             reply = _read_listings(body)
         if reply.code is not None:
-            raise refused(who, LISTED, reply.code, reply.msg)
+            raise refusal(venue, LISTINGS, reply.code, reply.msg)
         if isinstance(reply.symbols, msgspec.UnsetType):
-            raise unreadable(who, LISTED, "it has no `symbols`")
-        return read_records(who, reply.symbols, lambda record: _listing(market, record)), ""
+            raise unreadable(venue, LISTINGS, "it has no `symbols`")
+        return read_records(venue, reply.symbols, lambda record: _listing(market, record)), ""
 
     def trades_request(self, market: str, symbol: str, first: int | None = None) -> Request:
-        """Ids count, so `first` is inclusive. A trade just printed may not be served yet: both endpoints read a database that lags."""
+        """`first` is inclusive. A trade of the last moment may be missing: both endpoints read a database that lags."""
         rest = _MARKETS[market]
         return Request(f"{rest.prefix}/{rest.trades}", _page(symbol, fromId=first), rest.weight)
 
     def read_trades(self, listing: Listing, body: bytes) -> list[Trade]:
-        """By id, ascending."""
-        who, what = named(listing, "trades")
-        with reading(who, what):
+        """Ascending by id."""
+        venue, what = request_names(listing, "trades")
+        with reading(venue, what):
             if listing.instrument.market == "linear":
                 rows = Rows(listing, "$", "p", "q")
-                held = _whole(_read_aggregates(body), who, what)
-                trades = [_fold(rows, place, row, row.number) for place, row in enumerate(held) if not row.emptied]
+                folded = _rows(_read_aggregates(body), venue, what)
+                trades = [_fold(rows, place, row, row.number) for place, row in enumerate(folded) if not row.emptied]
             else:
                 rows = Rows(listing, "$", "price", "qty")
                 trades = [
                     rows.trade(place, row.timestamp, row.id, str(row.id), row.price, row.quantity, _side(row.buyer_is_maker))
-                    for place, row in enumerate(_whole(_read_trades(body), who, what))
+                    for place, row in enumerate(_rows(_read_trades(body), venue, what))
                 ]
         return sorted(trades, key=lambda trade: trade.seq)
 
     def aggregates_request(self, market: str, symbol: str, *, start: int | None = None, first: int | None = None) -> Request:
-        """On spot cheaper than rows; on USD-M they are the rows, of the last 48 hours."""
+        """On spot they weigh less than trades; on USD-M they are the trades, of the last 48 hours."""
         rest = _MARKETS[market]
         return Request(f"{rest.prefix}/aggTrades", _page(symbol, startTime=start, fromId=first), rest.aggregates_weight)
 
     def read_aggregates(self, listing: Listing, body: bytes) -> list[Aggregate]:
-        """By the aggregate's id. On spot its trade goes by the first of the raw ids, so that an aggregate of one fill is that very trade;
-        on USD-M by the aggregate's, as the socket has it."""
-        who, what = named(listing, "aggregates")
+        """Ascending by the aggregate's id. On spot the seq of its trade is the first raw id, so that an aggregate of one fill equals that
+        trade; on USD-M it is the aggregate's id, as on the socket."""
+        venue, what = request_names(listing, "aggregates")
         spot = listing.instrument.market == "spot"
-        with reading(who, what):
+        with reading(venue, what):
             rows = Rows(listing, "$", "p", "q")
-            folded = [
+            aggregates = [
                 Aggregate(row.number, row.last if spot else row.number, _fold(rows, place, row, row.first if spot else row.number))
-                for place, row in enumerate(_whole(_read_aggregates(body), who, what))
+                for place, row in enumerate(_rows(_read_aggregates(body), venue, what))
                 if not row.emptied
             ]
-        return sorted(folded, key=lambda aggregate: aggregate.number)
+        return sorted(aggregates, key=lambda aggregate: aggregate.number)
 
     def candles_request(self, market: str, symbol: str, window: Window) -> Request:
-        """USD-M weighs a request by its limit."""
-        minutes = Minutes.of(window)
-        weight = next(weight for below, weight in _MARKETS[market].minutes if minutes.limit < below)
-        span = {"startTime": str(minutes.start), "endTime": str(minutes.last), "limit": str(minutes.limit)}
+        """On USD-M the weight depends on the limit."""
+        page = CandlePage.of(window)
+        weight = next(weight for below, weight in _MARKETS[market].minutes if page.limit < below)
+        span = {"startTime": str(page.start), "endTime": str(page.last), "limit": str(page.limit)}
         return Request(f"{_MARKETS[market].prefix}/klines", {"symbol": symbol, "interval": "1m", **span}, weight)
 
     def read_candles(self, listing: Listing, body: bytes) -> list[Candle]:
-        """Minutes with their count of raw trades and the volume that takers bought."""
-        who, what = named(listing, "minutes")
-        with reading(who, what):
-            rows = _whole(_read_minutes(body), who, what)
+        """Minutes with the number of raw trades and the volume that takers bought."""
+        venue, what = request_names(listing, "minutes")
+        with reading(venue, what):
+            rows = _rows(_read_minutes(body), venue, what)
             minutes = [candle(listing, row.start, row.volume, row.trade_count, row.buy_volume) for row in rows]
         return sorted(minutes, key=lambda minute: minute.start)
 
 
 def _page(symbol: str, **places: int | None) -> dict[str, str]:
-    """The parameters of a page of history that begins at one of the places; without any it is the newest page."""
-    return {"symbol": symbol, "limit": str(_ROWS), **{name: str(place) for name, place in places.items() if place is not None}}
+    """The parameters of a page of history from one of the `places` on; without any it is the newest page."""
+    return {"symbol": symbol, "limit": str(_ROWS_PER_REPLY), **{name: str(place) for name, place in places.items() if place is not None}}
 
 
-def _whole(reply: list[_Row] | _Error, who: str, what: str) -> list[_Row]:
+def _rows(reply: list[_Row] | _Error, venue: str, what: str) -> list[_Row]:
+    """The rows of a reply; `ExchangeError` where it is an error."""
     if isinstance(reply, _Error):
-        raise refused(who, what, reply.code, reply.msg)
+        raise refusal(venue, what, reply.code, reply.msg)
     return reply
 
 
 def _fold(rows: Rows, place: int, row: _Aggregate, seq: int) -> Trade:
     fills = row.last - row.first + 1
-    if row.first < 0 or not 0 < fills <= MOST_FILLS:
+    if row.first < 0 or not 0 < fills <= MAX_FILLS:
         raise ValueError(f"an aggregate cannot have {fills} fills - at `$[{place}].l`")
     return rows.trade(place, row.timestamp, seq, str(seq), row.price, row.quantity, _side(row.buyer_is_maker), fills)
 

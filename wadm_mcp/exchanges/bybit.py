@@ -1,7 +1,7 @@
-"""Bybit v5: `publicTrade` of spot and linear, as `Exchange` asks for it. REST is in `bybit_rest`.
+"""Bybit's trade sockets, v5: `publicTrade` of spot and linear. REST is in `bybit_rest`.
 
-Nothing on this wire counts trades: `i` names one, `seq` orders them and jumps with every event of the book. A request with one bad topic
-is refused whole.
+No number in these frames counts trades: `i` identifies a trade, `seq` orders trades and skips a number with every event of the order book.
+A request with one bad topic is refused as a whole.
 """
 
 from __future__ import annotations
@@ -27,12 +27,15 @@ from wadm_mcp.exchanges.exchange import (
     Refused,
     Trades,
 )
-from wadm_mcp.exchanges.wire import UNREADABLE, Count, Millis, SymbolScale, TradeId, figure, one_line, wrong
+from wadm_mcp.exchanges.wire import UNREADABLE, Count, Millis, SymbolScale, TradeId, figure, frame_error, one_line
 from wadm_mcp.model import Listing, Scale, Trade
 
 _TOPIC: Final = "publicTrade."
+_ALREADY_SUBSCRIBED: Final = "already subscribed"
+"""In the answer to a request with a topic that the connection has."""
 
-# Spot takes 10 topics a request. All topics of a connection may be 21,000 characters together: 500 of up to 42, quotes and comma included.
+# Spot accepts 10 topics a request. All topics of a connection together may have 21,000 characters: 500 topics of up to 42, with quotes and
+# comma.
 _LIMITS: Final[Mapping[str, Limits]] = MappingProxyType(
     {
         "spot": Limits(500, 10, 5.0, None, 20.0, 10.0),
@@ -61,7 +64,7 @@ class _Frame(msgspec.Struct, frozen=True):
 
 
 class _Other(msgspec.Struct, frozen=True):
-    """A frame without trades. Its `op` in the answer to a ping is `ping` on spot and linear, `pong` elsewhere."""
+    """A frame without trades. In the answer to a ping `op` is `ping` on spot and linear, `pong` in other categories."""
 
     topic: str = ""
     success: bool | None = None
@@ -78,68 +81,69 @@ class BybitDecoder:
     """Frames of one Bybit connection into messages."""
 
     def __init__(self, market: str, listings: Sequence[Listing]) -> None:
-        self._who = f"bybit {market}"
-        self._held = {_TOPIC + symbol: held for symbol, held in SymbolScale.by_symbol(listings).items()}
+        self._venue = f"bybit {market}"
+        self._scales = {_TOPIC + symbol: scale for symbol, scale in SymbolScale.by_symbol(listings).items()}
 
     def decode(self, frame: str | bytes) -> Message | None:
-        """See `Decoder.decode`. A frame is taken whole or not at all."""
+        """See `Decoder.decode`. One bad row makes the whole frame a `FrameError`."""
         try:
             read = _read_frame(frame)
         except UNREADABLE as error:
             return self._other(frame, error)
-        held = self._held.get(read.topic)
-        if held is not None:
-            return self._trades(read, held)
+        known = self._scales.get(read.topic)
+        if known is not None:
+            return self._trades(read, known)
         if read.topic.startswith(_TOPIC):
-            raise wrong(self._who, f"topic {read.topic[:40]!r} was not asked for here", "$.topic")
+            raise frame_error(self._venue, f"topic {read.topic[:40]!r} is not subscribed here", "$.topic")
         return None
 
-    def _trades(self, frame: _Frame, held: SymbolScale) -> Trades:
-        instrument, scale, listed = held
+    def _trades(self, frame: _Frame, known: SymbolScale) -> Trades:
+        instrument, scale, listed = known
         symbol = instrument.symbol
         trades: list[Trade] = []
         for row in frame.data:
             if row.symbol != symbol:
-                raise self._wrong_row(frame, row, f"topic {frame.topic!r} carries symbol {row.symbol[:40]!r}", "s")
+                raise self._row_error(frame, row, f"topic {frame.topic!r} carries symbol {row.symbol[:40]!r}", "s")
             if row.block:
                 continue
             try:
                 price, price_decimals = figure(row.price, scale.price, listed.price)
             except ValueError as error:
-                raise self._wrong_row(frame, row, error, "p") from None
+                raise self._row_error(frame, row, error, "p") from None
             try:
                 quantity, quantity_decimals = figure(row.quantity, scale.quantity, listed.quantity)
             except ValueError as error:
-                raise self._wrong_row(frame, row, error, "v") from None
+                raise self._row_error(frame, row, error, "v") from None
             if price_decimals != scale.price or quantity_decimals != scale.quantity:
                 scale = Scale(price_decimals, quantity_decimals)
             seq = row.timestamp if row.seq is None else row.seq
             trades.append(Trade(instrument, row.timestamp, seq, row.id, price, quantity, SIDES[row.side], 1, scale))
-        if scale is not held.scale:
-            self._held[frame.topic] = SymbolScale(instrument, scale, listed)
+        if scale is not known.scale:
+            self._scales[frame.topic] = SymbolScale(instrument, scale, listed)
         return Trades(instrument, trades, frame.ts, len(frame.data) - len(trades))
 
-    def _wrong_row(self, frame: _Frame, row: _Row, why: object, key: str) -> Exception:
+    def _row_error(self, frame: _Frame, row: _Row, why: object, key: str) -> Exception:
         place = next(place for place, each in enumerate(frame.data) if each is row)
-        return wrong(self._who, why, f"$.data[{place}].{key}")
+        return frame_error(self._venue, why, f"$.data[{place}].{key}")
 
     def _other(self, frame: str | bytes, not_trades: Exception) -> Message | None:
-        """A frame that holds no trades: an answer, a pong, another topic, or not lawful at all."""
+        """A frame without trades: an answer, a pong, another topic, or not valid."""
         try:
             read = _read_other(frame)
         except UNREADABLE as error:
-            raise wrong(self._who, error) from None
+            raise frame_error(self._venue, error) from None
         if read.topic.startswith(_TOPIC):
-            raise wrong(self._who, not_trades) from None
+            raise frame_error(self._venue, not_trades) from None
         if read.topic:
             return None
         if read.success is False:
-            return Refused(read.req_id[:64], one_line(read.ret_msg) or "no reason given")
+            reason = one_line(read.ret_msg) or "no reason given"
+            return Refused(read.req_id[:64], reason, already_subscribed=_ALREADY_SUBSCRIBED in reason)
         if read.op == "pong" or (read.op == "ping" and read.success):
             return Pong()
         if read.success:
             return Acknowledged(read.req_id[:64])
-        raise wrong(self._who, "neither trades nor an answer", "$")
+        raise frame_error(self._venue, "neither trades nor an answer", "$")
 
 
 _SPOT_TRADES: Final = BybitSpotTrades()
@@ -152,7 +156,7 @@ _HOSTS: Final = Hosts(
 
 
 class Bybit(BybitRest):
-    """Bybit v5 spot and linear, as `Exchange` asks."""
+    """Bybit v5, spot and linear."""
 
     traits: Mapping[str, MarketTraits] = MappingProxyType(
         {
@@ -172,7 +176,7 @@ class Bybit(BybitRest):
         return _LIMITS[market]
 
     def stream_path(self, market: str) -> str:
-        """The path alone tells the markets apart: topics and payloads do not name them."""
+        """Only the path names the market: topics and payloads do not."""
         return f"/v5/public/{market}"
 
     def subscribe(self, market: str, symbols: Sequence[str], request_id: int) -> str:

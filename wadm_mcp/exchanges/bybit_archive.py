@@ -1,8 +1,8 @@
-"""Bybit's daily archives of trades, linear and spot (exchanges.md 4.4). Bybit publishes no checksum of them.
+"""Bybit's daily archives of trades, linear and spot (docs/exchanges.md 4.4). Bybit publishes no checksums of them.
 
-Columns go by the names of the header, some of which come and go (`RPI` is recent); without one they are in the documented order. Linear
-rows carry the socket's own trade id, spot rows only the number of their line; neither has a cross sequence, so trades are ordered by time
-and, within a millisecond, as the file has them.
+Columns are found by the names in the header, since some come and go (`RPI` is recent); a file without a header has the documented order.
+Linear rows have the socket's trade id, spot rows only the number of their line. Neither has a cross sequence, so trades are ordered by
+time and, within a millisecond, as in the file.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from datetime import date
 from typing import Final
 
-from wadm_mcp.exchanges.archive import Fields, named, number, wrong_line
+from wadm_mcp.exchanges.archive import Fields, line_error, match_name, number
 from wadm_mcp.exchanges.exchange import Aggregate, ArchiveFormat
 from wadm_mcp.model import Listing, TradeType
 
@@ -23,11 +23,11 @@ _LINEAR: Final = ("timestamp", "symbol", "side", "size", "price", "trdMatchID")
 _SPOT: Final = ("timestamp", "side", "volume", "price", "id")
 _LINEAR_ORDER: Final = ("timestamp", "symbol", "side", "size", "price", "tickDirection", "trdMatchID")
 _SPOT_ORDER: Final = ("id", "timestamp", "price", "volume", "side")
-"""Columns of a file without a header, as far as they are read."""
+"""Columns of a file without a header, up to the last one that is used."""
 
 
 class BybitLinearTrades(ArchiveFormat):
-    """`trading`: seconds with up to four decimals, finer than the stream; old files have whole seconds, or run newest first."""
+    """`trading`: times in seconds with up to four decimals, finer than the socket. Old files have whole seconds, or are newest first."""
 
     exchange = "bybit"
     market = "linear"
@@ -41,26 +41,26 @@ class BybitLinearTrades(ArchiveFormat):
         return None
 
     def named(self, name: str) -> tuple[str, date] | None:
-        return named(_LINEAR_NAME, name)
+        return match_name(_LINEAR_NAME, name)
 
     def rows(self, listing: Listing, lines: Iterable[str]) -> Iterator[Aggregate]:
-        """As the contract says. The file names its symbol in each line: another one's is an `ArchiveError`."""
+        """See `ArchiveFormat.rows`. Each line names its symbol: a line of another one is an `ArchiveError`."""
         fields, symbol = Fields(listing), listing.instrument.symbol
-        for place, line, (at, name, side, size, price, trade_id) in _named(listing, lines, _LINEAR, _LINEAR_ORDER):
+        for place, line, (at, name, side, size, price, trade_id) in _columns(listing, lines, _LINEAR, _LINEAR_ORDER):
             try:
                 if name != symbol:
-                    raise ValueError(f"it is of {name[:40]!r}")
+                    raise ValueError(f"it is a trade of {name[:40]!r}")
                 if not 0 < len(trade_id) <= 64:
                     raise ValueError("it has no trade id")
                 timestamp = _milliseconds(at)
                 trade = fields.trade(timestamp, timestamp, trade_id, price, size, _side(side))
             except ValueError as error:
-                raise wrong_line(listing, place, line, error) from None
+                raise line_error(listing, place, line, error) from None
             yield Aggregate(place, place, trade)
 
 
 class BybitSpotTrades(ArchiveFormat):
-    """`spot`: milliseconds; `id` counts the lines of the file and is no trade's id."""
+    """`spot`: times in milliseconds; `id` is the number of the line and identifies no trade."""
 
     exchange = "bybit"
     market = "spot"
@@ -74,23 +74,25 @@ class BybitSpotTrades(ArchiveFormat):
         return None
 
     def named(self, name: str) -> tuple[str, date] | None:
-        return named(_SPOT_NAME, name)
+        return match_name(_SPOT_NAME, name)
 
     def rows(self, listing: Listing, lines: Iterable[str]) -> Iterator[Aggregate]:
-        """As the contract says. Nothing in the file tells its symbol."""
+        """See `ArchiveFormat.rows`. The file does not name its symbol."""
         fields = Fields(listing)
-        for place, line, (at, side, size, price, row) in _named(listing, lines, _SPOT, _SPOT_ORDER):
+        for place, line, (at, side, size, price, row) in _columns(listing, lines, _SPOT, _SPOT_ORDER):
             try:
                 timestamp = number(at)
                 trade = fields.trade(timestamp, timestamp, row, price, size, _side(side))
                 line_number = number(row)
             except ValueError as error:
-                raise wrong_line(listing, place, line, error) from None
+                raise line_error(listing, place, line, error) from None
             yield Aggregate(line_number, line_number, trade)
 
 
-def _named(listing: Listing, lines: Iterable[str], names: tuple[str, ...], order: tuple[str, ...]) -> Iterator[tuple[int, str, list[str]]]:
-    """Place, line and the texts of the columns of these names, found by the header or, without one, by their order."""
+def _columns(
+    listing: Listing, lines: Iterable[str], names: tuple[str, ...], order: tuple[str, ...]
+) -> Iterator[tuple[int, str, list[str]]]:
+    """Number, line, and the texts of the columns with these `names`: found by the header or, without one, by `order`."""
     columns: list[int] = []
     width = 0
     for place, line in enumerate(lines, 1):
@@ -100,12 +102,12 @@ def _named(listing: Listing, lines: Iterable[str], names: tuple[str, ...], order
             header = texts if headed else order
             missing = [name for name in names if name not in header]
             if missing:
-                raise wrong_line(listing, place, line, f"the header lacks {', '.join(missing)}")
+                raise line_error(listing, place, line, f"the header lacks {', '.join(missing)}")
             columns, width = [header.index(name) for name in names], len(texts)
             if headed:
                 continue
         if len(texts) != width or width <= max(columns):
-            raise wrong_line(listing, place, line, f"it has {len(texts)} columns, {max(width, max(columns) + 1)} are needed")
+            raise line_error(listing, place, line, f"it has {len(texts)} columns, {max(width, max(columns) + 1)} are needed")
         yield place, line, [texts[column] for column in columns]
 
 
@@ -117,6 +119,6 @@ def _side(text: str) -> TradeType:
 
 
 def _milliseconds(seconds: str) -> int:
-    """Seconds with or without decimals, cut to the millisecond that the stream would have told."""
+    """Seconds with or without decimals, cut to the millisecond that the socket states."""
     whole, _, fraction = seconds.partition(".")
     return number(whole) * 1_000 + (number(fraction[:3].ljust(3, "0")) if fraction else 0)

@@ -1,7 +1,7 @@
-"""Bybit v5 REST of spot and linear: listings, the newest trades, and minutes (exchanges.md 4.3 and 6). Sockets are in `bybit`.
+"""Bybit's REST v5, spot and linear: listings, the newest trades, and minutes (docs/exchanges.md 4.3 and 6). Sockets are in `bybit`.
 
-There is no history by id or time: `recent-trade` has the newest rows and no more. Its numbers are strings, and an error comes under HTTP
-200 with a `retCode`.
+There is no history by id or time: `recent-trade` has only the newest rows. Its numbers are strings, and an error has HTTP status 200 and a
+`retCode`.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ import msgspec
 
 from wadm_mcp.exchanges.exchange import Aggregate, Allowance, Candle, Request
 from wadm_mcp.exchanges.wire import (
-    LISTED,
+    LISTINGS,
+    CandlePage,
     Code,
     Count,
     Millis,
     Minute,
-    Minutes,
     Name,
     Rows,
     TradeId,
     candle,
-    named,
     read_records,
     reading,
-    refused,
+    refusal,
+    request_names,
     step,
 )
 from wadm_mcp.model import Instrument, Listing, Trade, TradeType, Window
@@ -33,15 +33,15 @@ from wadm_mcp.model import Instrument, Listing, Trade, TradeType, Window
 SIDES: Final = {"Buy": TradeType.BUY, "Sell": TradeType.SELL}
 """The taker's side, as socket and REST call it."""
 
-_ROWS: Final = {"spot": 60, "linear": 1_000}
-"""Most rows of `recent-trade`."""
+_ROWS_PER_REPLY: Final = {"spot": 60, "linear": 1_000}
+"""Rows of `recent-trade` at most."""
 
-# One address has 600 requests in 5 s for all of the host; more of them earn a 403 that ends only after ten minutes without any.
+# One address has 600 requests in 5 s for the whole host; after more than that it answers 403 until ten minutes pass without a request.
 _ALLOWANCE: Final = Allowance(600, 5.0, forbidden=600.0)
 
 
 class _Reply(msgspec.Struct, frozen=True):
-    """What every reply is wrapped in. The `result` of an error may be anything."""
+    """The envelope of every reply. The `result` of an error may be anything."""
 
     code: Code = msgspec.field(name="retCode")
     text: str = msgspec.field(name="retMsg", default="")
@@ -49,7 +49,7 @@ class _Reply(msgspec.Struct, frozen=True):
 
 
 class _Row(msgspec.Struct, frozen=True, gc=False):
-    """One trade of `recent-trade`: the socket's `i` is `execId` here. `seq` is absent before August 2025."""
+    """One trade of `recent-trade`: `execId` is the `i` of the socket. `seq` is absent before August 2025."""
 
     id: TradeId = msgspec.field(name="execId")
     symbol: str
@@ -67,7 +67,7 @@ class _Recent(msgspec.Struct, frozen=True):
 
 
 class _Minute(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """A row of `kline`, up to the last figure that is read."""
+    """A row of `kline`, up to the last column that is used."""
 
     start: Minute
     open: str
@@ -113,18 +113,18 @@ _read_reply: Final = msgspec.json.Decoder(_Reply).decode
 _read_page: Final = msgspec.json.Decoder(_Page).decode
 _read_record: Final = msgspec.json.Decoder(_Record).decode
 
-# Not strict: that is how a number within quotes is read as one.
+# Not strict, so that a number in quotes is read as a number.
 _read_recent: Final = msgspec.json.Decoder(_Recent, strict=False).decode
 _read_minutes: Final = msgspec.json.Decoder(_Minutes, strict=False).decode
 
 
 class BybitRest:
-    """The REST half of `Exchange`."""
+    """The REST part of `Exchange` for Bybit."""
 
     name: str = "bybit"
 
     def allowance(self, market: str) -> Allowance:
-        """600 requests in 5 s from one address, whatever the market; no reply says how many were used."""
+        """One address has 600 requests in 5 s for both markets together; no reply states how many are used."""
         return _ALLOWANCE
 
     def listings_request(self, market: str, cursor: str) -> Request:
@@ -132,24 +132,24 @@ class BybitRest:
         return Request("/v5/market/instruments-info", {**params, "cursor": cursor} if cursor else params)
 
     def read_listings(self, market: str, body: bytes) -> tuple[list[Listing], str]:
-        """Every spot symbol, or every linear perpetual; contracts with a delivery date are left out."""
-        who = f"{self.name} {market}"
-        with reading(who, LISTED):
-            page = _read_page(_result(who, LISTED, body))
-        return read_records(who, page.records, lambda record: _listing(market, record)), page.cursor or ""
+        """Every spot symbol, or every linear perpetual, without contracts that have a delivery date."""
+        venue = f"{self.name} {market}"
+        with reading(venue, LISTINGS):
+            page = _read_page(_result(venue, LISTINGS, body))
+        return read_records(venue, page.records, lambda record: _listing(market, record)), page.cursor or ""
 
     def trades_request(self, market: str, symbol: str, first: int | None = None) -> Request:
-        """The newest trades, whatever `first` is: at most 60 of spot, 1,000 of linear."""
-        return Request("/v5/market/recent-trade", {"category": market, "symbol": symbol, "limit": str(_ROWS[market])})
+        """The newest trades, with or without `first`: at most 60 of spot, 1,000 of linear."""
+        return Request("/v5/market/recent-trade", {"category": market, "symbol": symbol, "limit": str(_ROWS_PER_REPLY[market])})
 
     def read_trades(self, listing: Listing, body: bytes) -> list[Trade]:
-        """By time and cross sequence, those of one sequence in the order of the list.
+        """Ordered by time and cross sequence, trades with the same sequence as in the list.
 
-        The list's own order is not documented: it came newest first on linear and oldest first on spot.
+        The order of the list is not documented: linear lists were newest first, spot lists oldest first.
         """
-        who, what = named(listing, "trades")
-        with reading(who, what):
-            recent = _read_recent(_result(who, what, body))
+        venue, what = request_names(listing, "trades")
+        with reading(venue, what):
+            recent = _read_recent(_result(venue, what, body))
             _check(listing, recent.category, {row.symbol for row in recent.rows})
             rows = Rows(listing, "$.result.list", "price", "size")
             trades = [
@@ -162,38 +162,38 @@ class BybitRest:
         return sorted(trades, key=_moment)
 
     def aggregates_request(self, market: str, symbol: str, *, start: int | None = None, first: int | None = None) -> Request:
-        """Never sent: Bybit tells no aggregates."""
+        """Never called: Bybit has no aggregates."""
         raise NotImplementedError(f"bybit {market} has no history of aggregates")
 
     def read_aggregates(self, listing: Listing, body: bytes) -> list[Aggregate]:
-        """Never called: Bybit tells no aggregates."""
+        """Never called: Bybit has no aggregates."""
         raise NotImplementedError(f"{listing.instrument} has no history of aggregates")
 
     def candles_request(self, market: str, symbol: str, window: Window) -> Request:
-        """Of more minutes than the limit the reply would hold the last ones, so it is asked for no more."""
-        minutes = Minutes.of(window)
-        span = {"start": str(minutes.start), "end": str(minutes.last), "limit": str(minutes.limit)}
+        """For a window of more minutes than the limit Bybit replies with the last ones, so the window is cut to the limit."""
+        page = CandlePage.of(window)
+        span = {"start": str(page.start), "end": str(page.last), "limit": str(page.limit)}
         return Request("/v5/market/kline", {"category": market, "symbol": symbol, "interval": "1", **span})
 
     def read_candles(self, listing: Listing, body: bytes) -> list[Candle]:
-        """Minutes with their volume alone; the list comes newest first."""
-        who, what = named(listing, "minutes")
-        with reading(who, what):
-            reply = _read_minutes(_result(who, what, body))
+        """Minutes with their volume and nothing else; the list is newest first."""
+        venue, what = request_names(listing, "minutes")
+        with reading(venue, what):
+            reply = _read_minutes(_result(venue, what, body))
             _check(listing, reply.category, {reply.symbol})
             minutes = [candle(listing, row.start, row.volume) for row in reply.rows]
         return sorted(minutes, key=lambda minute: minute.start)
 
 
-def _result(who: str, what: str, body: bytes) -> msgspec.Raw:
+def _result(venue: str, what: str, body: bytes) -> msgspec.Raw:
     reply = _read_reply(body)
     if reply.code != 0:
-        raise refused(who, what, reply.code, reply.text)
+        raise refusal(venue, what, reply.code, reply.text)
     return reply.result
 
 
 def _check(listing: Listing, category: str, symbols: set[str]) -> None:
-    """Spot and linear name their symbols alike: a reply of the other market must not pass."""
+    """Spot and linear use the same symbols: refuse a reply of the other market."""
     _, market, symbol = listing.instrument
     if category not in ("", market):
         raise ValueError(f"it is of category {category[:40]!r} - at `$.result.category`")
@@ -202,7 +202,7 @@ def _check(listing: Listing, category: str, symbols: set[str]) -> None:
 
 
 def _seq(row: _Row) -> int:
-    """As the socket has it: without a cross sequence a row is ordered by its time."""
+    """As on the socket: a row without cross sequence is ordered by its time."""
     return row.timestamp if row.seq is None else row.seq
 
 

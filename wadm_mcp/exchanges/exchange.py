@@ -1,7 +1,8 @@
-"""The contract every venue fulfils: pure translation between its wire and WADM's own words. No I/O, no clock."""
+"""The contract of an exchange: pure translation between its wire formats and WADM's values. No I/O, no clock."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -15,8 +16,8 @@ from wadm_mcp.model import Instrument, Listing, Trade, Window
 class Trades(msgspec.Struct, frozen=True, gc=False):
     """A frame of trades of one instrument, in the exchange's order.
 
-    `event_time` is when the exchange sent it (ms). `set_aside` counts prints that are not trades of the book
-    (block trades): accounted for, kept out of every figure.
+    `event_time` is when the exchange sent it (ms). `set_aside` counts block trades, which were not matched in the order book: they are
+    counted here and kept out of every figure.
     """
 
     instrument: Instrument
@@ -26,50 +27,54 @@ class Trades(msgspec.Struct, frozen=True, gc=False):
 
 
 class Acknowledged(msgspec.Struct, frozen=True):
-    """The exchange took a request. It proves nothing: a stream on the wrong route is acknowledged and silent."""
+    """The exchange accepted a request. It proves nothing: a stream on the wrong route is acknowledged and stays silent."""
 
     request_id: str
 
 
 class Pong(msgspec.Struct, frozen=True):
-    """The answer to our heartbeat: the connection was alive and empty up to here."""
+    """The answer to our ping: the connection was alive up to here."""
 
 
 class Refused(msgspec.Struct, frozen=True):
-    """The exchange refused a request; on Bybit one bad topic voids its whole batch."""
+    """The exchange refused a request; on Bybit one bad topic voids its whole batch.
+
+    With `already_subscribed` it did so because the subscription exists: nothing is wrong.
+    """
 
     request_id: str
     message: str
+    already_subscribed: bool = False
 
 
 class ShuttingDown(msgspec.Struct, frozen=True):
-    """The exchange announced that this connection ends soon, with no fixed lead time: open its replacement now."""
+    """The exchange announced that this connection ends soon, without saying when: open its replacement now."""
 
 
 Message = Trades | Acknowledged | Pong | Refused | ShuttingDown
 
 
 class Limits(NamedTuple):
-    """What one connection may do, by the exchange's documents. Times in seconds."""
+    """What one connection may do, by the exchange's documentation. Times are in seconds."""
 
     streams: int
     """Instruments on one connection."""
     names_per_request: int
     """Instruments in one subscribe request."""
     requests_per_second: float
-    """Client messages a second, pongs counted; kept well below the documented limit."""
+    """Client messages a second, pongs included; kept well below the documented limit."""
     lifetime: float | None
-    """The exchange cuts a connection after this long; None where it states no limit."""
+    """Age at which the exchange closes a connection; None where it states no limit."""
     ping_every: float | None
-    """How often the client must send `Exchange.ping`; None where the server pings."""
+    """Interval at which the client must send `Exchange.ping`; None where the server pings."""
     pong_within: float
-    """How long an answer to our ping may take before the connection is taken for dead."""
+    """Longest time to a pong before the connection counts as dead."""
     bytes_within: float | None = None
-    """Where the server pings: how long nothing at all may come in before the connection is taken for dead."""
+    """Where the server pings: longest time without a byte before the connection counts as dead."""
 
 
 class Request(NamedTuple):
-    """A REST request: path and query, to be put behind the market's REST base URL, and what it costs of the market's `Allowance`."""
+    """A REST request: path and query, appended to the market's REST base URL, and its weight in the market's `Allowance`."""
 
     path: str
     params: Mapping[str, str]
@@ -77,22 +82,24 @@ class Request(NamedTuple):
 
 
 class Allowance(NamedTuple):
-    """What one address may ask of a market's REST host, by the exchange's documents: `weight` in every `seconds`.
+    """The rate limit of a market's REST host for one address, by the exchange's documentation: `weight` in every `seconds`.
 
-    `used_header` is the response header that tells how much of it the address has used since the last whole multiple of `seconds`, empty
-    where there is none. `forbidden` is how many seconds an HTTP 403 asks one to stay away.
+    `used_header` is the response header with the weight that the address has used since the last whole multiple of `seconds`, empty
+    where there is none. `forbidden` is how many seconds to stay away after an HTTP 403. `ban_end` finds, in the body of a ban, when it
+    ends (its group 1, in ms); None where the body does not say.
     """
 
     weight: int
     seconds: float
     used_header: str = ""
     forbidden: float = 60.0
+    ban_end: re.Pattern[bytes] | None = None
 
 
 class Aggregate(NamedTuple):
-    """Executions that the exchange folded into one row of its history: the raw ids `trade.seq` to `last`, `trade.fills` of them.
+    """Executions that the exchange reports as one row of its history: the raw ids `trade.seq` to `last`, `trade.fills` of them.
 
-    `number` is the aggregate's own id, by which the history is paged; `trade` has price, quantity, side and time of the whole.
+    `number` is the aggregate's own id, by which history is paged; `trade` has the price, quantity, side and time of the whole.
     """
 
     number: int
@@ -101,9 +108,9 @@ class Aggregate(NamedTuple):
 
 
 class Candle(NamedTuple):
-    """One minute as the exchange itself states it. `start` in ms; volumes are integers at `decimals` of the quantity.
+    """One minute as the exchange itself states it. `start` is in ms; volumes are integers at `decimals` decimals.
 
-    What a venue does not state is None: `trade_count` and `buy_volume` on Bybit.
+    `trade_count` and `buy_volume` are None where the exchange does not state them, as on Bybit.
     """
 
     start: int
@@ -119,26 +126,26 @@ class ArchiveFormat(Protocol):
     exchange: str
     market: str
     folder: str
-    """A folder above its published files that sets them apart from files of the same name; empty where no other file is called so."""
+    """A folder in the path of its published files that no file of the same name and another format has; empty where names differ."""
     carries_live_ids: bool
     """Does a row have the `trade_id` that the trade socket gives the same trade? Only then can rows of both stand in one tape."""
 
     def path(self, symbol: str, day: date) -> str:
-        """Where a day's file lies behind the archive's base URL."""
+        """Path of a day's file, below the archive's base URL."""
         ...
 
     def checksum_path(self, symbol: str, day: date) -> str | None:
-        """Where its SHA-256 lies, None where the exchange publishes none."""
+        """Path of the SHA-256 of a day's file, None where the exchange publishes none."""
         ...
 
     def named(self, name: str) -> tuple[str, date] | None:
-        """The symbol and the day of the file of this name, None where it is of another kind."""
+        """The symbol and the day in a file's name, None for a name of another kind."""
         ...
 
     def rows(self, listing: Listing, lines: Iterable[str]) -> Iterator[Aggregate]:
-        """The rows of a file in its own order, its header skipped. An `Aggregate` of one fill is a single trade.
+        """The rows of a file in its order, without the header. A single trade is an `Aggregate` of one fill.
 
-        `ArchiveError` names the line that is not this format's, or not this symbol's.
+        `ArchiveError` names the first line that does not have this format, or is of another symbol.
         """
         ...
 
@@ -178,20 +185,20 @@ class Hosts(NamedTuple):
 class Decoder(Protocol):
     """Frames of one connection into messages.
 
-    It keeps the listings' scales and widens one when a finer price or quantity arrives. A value too large for the widened scale is written
-    at the listing's own again, so scales may shrink: every trade states the scale it is written at. A `FrameError` changes no scale.
+    It starts with the listings' scales and widens one when a finer price or quantity arrives. A value too large for the widened scale is
+    written at the listing's scale again, so scales may also shrink: every trade states its scale. A `FrameError` changes no scale.
     """
 
     def decode(self, frame: str | bytes) -> Message | None:
-        """The frame's meaning; None for a lawful frame that concerns nobody here. `FrameError` for anything else.
+        """The message in a frame; None for a valid message that is of no use here.
 
-        A frame that names a symbol the decoder was not given is a `FrameError`.
+        `FrameError` for a frame that is not valid, or that names a symbol without a listing in this decoder.
         """
         ...
 
 
 class Exchange(Protocol):
-    """One venue. Stateless; its decoders hold what a connection must remember."""
+    """One exchange. Stateless: what a connection must remember is in its decoder."""
 
     name: str
     traits: Mapping[str, MarketTraits]
@@ -205,63 +212,67 @@ class Exchange(Protocol):
         """The name under which instruments of several exchanges are merged: `BTCUSDT` for a `BTC-USDT`. A canonical symbol is its own."""
         ...
 
-    def limits(self, market: str) -> Limits: ...
+    def limits(self, market: str) -> Limits:
+        """What one connection to the market may do."""
+        ...
 
     def stream_path(self, market: str) -> str:
-        """Path of the trade socket, put behind the market's WebSocket base URL."""
+        """Path of the trade socket, appended to the market's WebSocket base URL."""
         ...
 
     def subscribe(self, market: str, symbols: Sequence[str], request_id: int) -> str:
-        """The request that subscribes trades of `symbols`; the caller keeps to `Limits.names_per_request`."""
+        """The request that subscribes to trades of `symbols`: at most `Limits.names_per_request` of them."""
         ...
 
     def ping(self, request_id: int) -> str:
-        """The heartbeat frame of a venue whose clients must ping."""
+        """The ping frame, where clients must ping (`Limits.ping_every`)."""
         ...
 
-    def decoder(self, market: str, listings: Sequence[Listing]) -> Decoder: ...
+    def decoder(self, market: str, listings: Sequence[Listing]) -> Decoder:
+        """The decoder of a new connection that subscribes to these listings."""
+        ...
 
     def listings_request(self, market: str, cursor: str) -> Request:
-        """Asks for every listing of the market; `cursor` is empty at first, then what `read_listings` returned."""
+        """The request for a page of the market's listings; `cursor` is empty at first, then the one that `read_listings` returned."""
         ...
 
     def read_listings(self, market: str, body: bytes) -> tuple[list[Listing], str]:
         """Listings of a reply, and the cursor of the next page (empty at the end).
 
-        One malformed record is skipped. `ExchangeError` for an error body or one that cannot be read.
+        A malformed record is skipped. `ExchangeError` for an error reply and for one that cannot be read.
         """
         ...
 
     def allowance(self, market: str) -> Allowance:
-        """What REST of the market allows one address."""
+        """The rate limit of the market's REST host."""
         ...
 
     def trades_request(self, market: str, symbol: str, first: int | None = None) -> Request:
-        """Asks for rows like those of the trade socket, the most that one reply holds: from the id `first` on where the exchange
-        numbers its trades, else (and without `first`) the newest."""
+        """The request for trades like those of the trade socket, as many as one reply has: from the seq `first` on where the market
+        `counts_trades`, else (and without `first`) the newest."""
         ...
 
     def read_trades(self, listing: Listing, body: bytes) -> list[Trade]:
-        """The trades of a reply to `trades_request`, in `Trade.order`; block trades are left out.
+        """The trades of a reply to `trades_request`, in `Trade.order`, without block trades.
 
-        `ExchangeError` for an error body or one that cannot be read; a reply is taken whole or not at all.
+        `ExchangeError` for an error reply and for one of which any part cannot be read.
         """
         ...
 
     def aggregates_request(self, market: str, symbol: str, *, start: int | None = None, first: int | None = None) -> Request:
-        """Asks for aggregates where the exchange numbers its trades: those from `start` (ms) on, or from the aggregate id `first` on."""
+        """The request for aggregates from `start` (ms) on, or from the aggregate id `first` on, where the market `counts_trades`."""
         ...
 
     def read_aggregates(self, listing: Listing, body: bytes) -> list[Aggregate]:
-        """The aggregates of a reply, ascending; rows that the exchange marks invalid are left out. `ExchangeError` as of `read_trades`."""
+        """The aggregates of a reply, ascending, without rows that the exchange marks invalid. `ExchangeError` as for `read_trades`."""
         ...
 
     def candles_request(self, market: str, symbol: str, window: Window) -> Request:
-        """Asks for the minutes of a window, as many of the first ones as one reply holds."""
+        """The request for a window's minutes: the first of them, as many as one reply has."""
         ...
 
     def read_candles(self, listing: Listing, body: bytes) -> list[Candle]:
-        """The minutes of a reply, oldest first. `ExchangeError` as of `read_trades`."""
+        """The minutes of a reply, oldest first. `ExchangeError` as for `read_trades`."""
         ...
 
 

@@ -1,7 +1,7 @@
-"""The one table of exchanges: everything that depends on an exchange is asked of its `Exchange`, which is found here by name.
+"""The one table of exchanges. Everything that depends on an exchange is a method or an attribute of its `Exchange`, found here by name.
 
-To add an exchange, write one module with its `Exchange` and add a line to the table below. A test registers its own for as long as a
-`with register(...)` block lasts.
+To add an exchange, write a module with its `Exchange` and add a line to the table. Settings, arguments, tools, the command line and the
+import of files follow from that. A test registers an exchange of its own in a `with register(...)` block.
 """
 
 from __future__ import annotations

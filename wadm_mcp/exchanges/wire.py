@@ -1,4 +1,4 @@
-"""What the wires of all venues share: the bounds of lawful values, exact figures at a widening scale, errors in one line."""
+"""What reading the wire formats of all exchanges has in common: bounds of valid values, exact numbers at a widening scale, errors."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ from wadm_mcp.errors import ExchangeError, FrameError
 from wadm_mcp.exchanges.exchange import Candle
 from wadm_mcp.model import MINUTE, Instrument, Listing, Scale, Trade, TradeType, Window, parse_decimal, rescale, to_decimal
 
-EARLIEST: Final = 1_230_768_000_000
-LATEST: Final = 4_102_444_800_000
-"""Bounds of a time in milliseconds. Before 2009 or after 2100 it is another unit, or no time at all."""
+MIN_TIME: Final = 1_230_768_000_000
+MAX_TIME: Final = 4_102_444_800_000
+"""Bounds of a valid time in milliseconds, 2009 to 2100. A number outside is in another unit, or is no time."""
 
-Millis = Annotated[int, msgspec.Meta(ge=EARLIEST, le=LATEST)]
+Millis = Annotated[int, msgspec.Meta(ge=MIN_TIME, le=MAX_TIME)]
 """A time in milliseconds."""
 
-Minute = Annotated[int, msgspec.Meta(ge=EARLIEST, le=LATEST, multiple_of=MINUTE)]
+Minute = Annotated[int, msgspec.Meta(ge=MIN_TIME, le=MAX_TIME, multiple_of=MINUTE)]
 """The start of a minute in milliseconds."""
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
-"""An id or a sequence number that every store can hold."""
+"""An id or a sequence number that fits 63 bits, as every store needs."""
 
 Code = Annotated[int, msgspec.Meta(ge=-(1 << 31), le=(1 << 31) - 1)]
-"""The number of an exchange's error."""
+"""The code of an exchange's error."""
 
 TradeId = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
-"""An id that is no number, or a number too long to be held as one."""
+"""An id that is no number, or a number too long for `Count`."""
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[^\s:/]+$")]
-"""A symbol as a listing states it: free of what separates an instrument's parts."""
+"""A symbol of a listing, without blanks and the characters that separate an instrument's parts."""
 
-MOST_FILLS: Final = (1 << 31) - 1
-"""Fills of one row: documents keep them in 32 bits."""
+MAX_FILLS: Final = (1 << 31) - 1
+"""Most fills of one row: documents store them in 32 bits."""
 
-_MINUTES: Final = 1_000
-"""Minutes that one reply of either exchange holds."""
+_MAX_CANDLES: Final = 1_000
+"""Minutes in one reply of Binance or Bybit at most."""
 
-LISTED: Final = "a list of symbols"
-"""What errors call a reply to a request for listings."""
+LISTINGS: Final = "a list of symbols"
+"""The name of a listings reply in errors."""
 
 UNREADABLE: Final = (msgspec.MsgspecError, UnicodeError, RecursionError)
-"""What decoding bytes of a stranger may raise."""
+"""What decoding untrusted bytes may raise."""
 
 
 class SymbolScale(NamedTuple):
-    """What a decoder remembers of an instrument: the scale now, and the one its listing gives."""
+    """An instrument in a decoder: its scale now, and the scale of its listing."""
 
     instrument: Instrument
     scale: Scale
@@ -58,6 +58,7 @@ class SymbolScale(NamedTuple):
 
     @classmethod
     def by_symbol(cls, listings: Sequence[Listing]) -> dict[str, SymbolScale]:
+        """The start of a decoder, by the exchange's symbol."""
         return {listing.instrument.symbol: cls(listing.instrument, listing.scale, listing.scale) for listing in listings}
 
 
@@ -65,10 +66,10 @@ class SymbolScale(NamedTuple):
 def figure(text: str, decimals: int, listed: int) -> tuple[int, int]:
     """A price or a quantity above zero as `(integer, decimals)`, exact; `ValueError` for any other text.
 
-    A value finer than `decimals` widens them. One that no longer fits 64 bits there is read at the `listed` decimals again: a single
-    print of absurd fineness must not put every later trade out of reach.
+    A value finer than `decimals` widens them. One that does not fit 64 bits then is read at the `listed` decimals instead: after a single
+    trade with absurdly many decimals, later trades must still fit.
     """
-    # Cached: on a real tape three figures of four were seen shortly before (price levels and round lots repeat).
+    # Cached: on a real tape three of four values occurred shortly before (price levels and round lots repeat).
     try:
         value, finest = parse_decimal(text, decimals)
     except ValueError:
@@ -85,51 +86,51 @@ def step(text: str) -> Decimal:
     return to_decimal(*figure(text, 0, 0))
 
 
-def wrong(who: str, why: object, path: str = "") -> FrameError:
-    """The error of a frame of `who` (`binance spot`): one bounded line that ends in the path of the wrong value."""
-    return FrameError(one_line(f"{who} frame: {why}" + (f" - at `{path}`" if path else "")))
+def frame_error(venue: str, why: object, path: str = "") -> FrameError:
+    """The error of a frame of `venue` (`binance spot`): one bounded line that ends with the path of the wrong value."""
+    return FrameError(one_line(f"{venue} frame: {why}" + (f" - at `{path}`" if path else "")))
 
 
 def one_line(text: str, most: int = 240) -> str:
-    """A stranger's text in one bounded line of printable characters."""
+    """Untrusted text as one line of at most `most` printable characters."""
     line = " ".join("".join(letter if letter.isprintable() else " " for letter in text[: 4 * most]).split())
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
-def refused(who: str, what: str, code: int, text: str) -> ExchangeError:
-    """The error of a reply in which the exchange says no to `what` (`trades of BTCUSDT`)."""
-    said = one_line(text, 160) or "no reason given"
+def refusal(venue: str, what: str, code: int, text: str) -> ExchangeError:
+    """The error of a reply in which the exchange refuses `what` (`trades of BTCUSDT`)."""
+    reason = one_line(text, 160) or "no reason given"
     return ExchangeError(
-        f"{who} refused {one_line(what, 80)}: {said} (code {code}). Wait if it speaks of limits; otherwise check the REST base URL"
+        f"{venue} refused {one_line(what, 80)}: {reason} (code {code}). Wait if it names a limit; otherwise check the REST base URL"
     )
 
 
-def unreadable(who: str, what: str, why: object) -> ExchangeError:
-    """The error of a reply that is not `what` was asked for."""
+def unreadable(venue: str, what: str, why: object) -> ExchangeError:
+    """The error of a reply that cannot be read as `what` was requested."""
     return ExchangeError(
-        f"{who} sent {one_line(what, 80)} that cannot be read: {one_line(str(why), 160)}. Check that the REST base URL leads to it"
+        f"{venue} sent {one_line(what, 80)} that cannot be read: {one_line(str(why), 160)}. Check that the REST base URL leads to it"
     )
 
 
-def named(listing: Listing, what: str) -> tuple[str, str]:
-    """What errors of REST call the market (`binance spot`), and what it was asked for (`trades of BTCUSDT`)."""
+def request_names(listing: Listing, what: str) -> tuple[str, str]:
+    """How errors of REST name the market (`binance spot`) and the request (`trades of BTCUSDT`)."""
     exchange, market, symbol = listing.instrument
     return f"{exchange} {market}", f"{what} of {symbol}"
 
 
 @contextmanager
-def reading(who: str, what: str) -> Generator[None]:
-    """Whatever is wrong with the bytes that the block reads is one `ExchangeError`."""
+def reading(venue: str, what: str) -> Generator[None]:
+    """Turns every error of reading a reply's bytes in the block into one `ExchangeError`."""
     try:
         yield
     except (*UNREADABLE, ValueError) as error:
-        raise unreadable(who, what, error) from None
+        raise unreadable(venue, what, error) from None
 
 
 class Rows:
-    """Rows of a reply made into trades of one listing, each at the listing's scale or, where its own figures are finer, at theirs.
+    """Makes trades of one listing from the rows of a reply: at the listing's scale, or at a finer one where a row needs it.
 
-    `path` leads to the rows, `price` and `quantity` are the keys of the two: errors end in the place of what is wrong.
+    `path` leads to the rows, `price` and `quantity` are their keys in a row: errors end with the path of the wrong value.
     """
 
     def __init__(self, listing: Listing, path: str, price: str, quantity: str) -> None:
@@ -142,7 +143,7 @@ class Rows:
     def trade(
         self, place: int, timestamp: int, seq: int, trade_id: str, price: str, quantity: str, side: TradeType, fills: int = 1
     ) -> Trade:
-        """The trade of the row at `place`; `ValueError` when its price or quantity is none."""
+        """The trade of the row at `place` (from 0); `ValueError` when its price or quantity is no number above 0."""
         scale = self._scale
         value, price_decimals = self._figure(place, self._price, price, scale.price)
         size, quantity_decimals = self._figure(place, self._quantity, quantity, scale.quantity)
@@ -157,23 +158,23 @@ class Rows:
             raise ValueError(f"{error} - at `{self._path}[{place}].{key}`") from None
 
 
-class Minutes(NamedTuple):
-    """The minutes of a window that one reply holds: the first start, the last millisecond, and how many they are."""
+class CandlePage(NamedTuple):
+    """The minutes to request in one reply: start of the first, last millisecond, and their number."""
 
     start: int
     last: int
     limit: int
 
     @classmethod
-    def of(cls, window: Window) -> Minutes:
-        """The window widened to whole minutes, and cut after as many as a reply of either exchange holds."""
+    def of(cls, window: Window) -> CandlePage:
+        """The window widened to whole minutes and cut to what one reply has."""
         start = window.start - window.start % MINUTE
-        limit = min(_MINUTES, max(1, -(-(window.end - start) // MINUTE)))
+        limit = min(_MAX_CANDLES, max(1, -(-(window.end - start) // MINUTE)))
         return cls(start, start + limit * MINUTE - 1, limit)
 
 
 def candle(listing: Listing, start: int, volume: str, trade_count: int | None = None, buy_volume: str | None = None) -> Candle:
-    """A minute with its volumes at the listing's quantity decimals, or finer where either is; `ValueError` when one is no number."""
+    """A minute, its volumes at the listing's quantity decimals or finer where either is; `ValueError` when one is no number."""
     whole, decimals = parse_decimal(volume, listing.scale.quantity)
     if buy_volume is None:
         return Candle(start, whole, decimals, trade_count)
@@ -181,10 +182,10 @@ def candle(listing: Listing, start: int, volume: str, trade_count: int | None = 
     return Candle(start, rescale(whole, decimals, finest), finest, trade_count, bought)
 
 
-def read_records(who: str, records: Sequence[msgspec.Raw], read: Callable[[msgspec.Raw], Listing | None]) -> list[Listing]:
-    """The listings of a reply's records. `read` gives None for a record of no interest, and raises for a malformed one, which is skipped.
+def read_records(venue: str, records: Sequence[msgspec.Raw], read: Callable[[msgspec.Raw], Listing | None]) -> list[Listing]:
+    """The listings of a reply's records. `read` returns None for a record of no use, and raises for a malformed one, which is skipped.
 
-    `ExchangeError` when every single record is malformed: then it is the reply that cannot be read.
+    `ExchangeError` when all records are malformed: then the reply cannot be read.
     """
     listings: list[Listing] = []
     malformed = 0
@@ -198,5 +199,5 @@ def read_records(who: str, records: Sequence[msgspec.Raw], read: Callable[[msgsp
         if listing is not None:
             listings.append(listing)
     if malformed and malformed == len(records):
-        raise unreadable(who, LISTED, f"none of its {malformed} records is whole, the last one: {why}")
+        raise unreadable(venue, LISTINGS, f"all {malformed} records are malformed, the last one: {why}")
     return listings

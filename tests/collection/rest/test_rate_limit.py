@@ -9,20 +9,21 @@ from anyio.lowlevel import checkpoint
 from tests.market import NOON, ManualClock
 from wadm_mcp.collection.rest.rate_limit import AT_ONCE, SHARE, Priority, RateLimiter
 from wadm_mcp.errors import ExchangeError
+from wadm_mcp.exchanges.binance_rest import BAN_END
 from wadm_mcp.exchanges.exchange import Allowance
 
 pytestmark = pytest.mark.anyio
 
-MINUTELY = Allowance(100, 60.0, "X-MBX-USED-WEIGHT-1M")
+MINUTELY = Allowance(100, 60.0, "X-MBX-USED-WEIGHT-1M", ban_end=BAN_END)
 OURS = int(100 * SHARE)
 
 
 class Timed:
-    """A budget whose waits pass at once, and the seconds that they took."""
+    """A rate limiter whose waits pass at once, and the seconds that they took."""
 
     def __init__(self, allowance: Allowance = MINUTELY) -> None:
         self.clock = ManualClock(NOON)
-        self.budget = RateLimiter("binance spot", allowance, clock=self.clock, until=self._until)
+        self.limiter = RateLimiter("binance spot", allowance, clock=self.clock, until=self._until)
 
     async def _until(self, event: anyio.Event, seconds: float) -> None:
         if math.isinf(seconds):
@@ -36,8 +37,8 @@ class Timed:
         return (self.clock.now() - NOON) / 1_000
 
     async def request(self, weight: int, status: int = 200, said: bytes = b"", **headers: str) -> None:
-        async with self.budget.asking(weight) as number:
-            self.budget.heard(number, status, {name.replace("_", "-"): value for name, value in headers.items()}, said)
+        async with self.limiter.request(weight) as number:
+            self.limiter.note_reply(number, status, {name.replace("_", "-"): value for name, value in headers.items()}, said)
 
 
 async def test_no_minute_sees_more_than_our_share_of_the_weight() -> None:
@@ -62,11 +63,11 @@ async def test_what_the_exchange_says_of_all_users_of_the_address_counts_until_i
 async def test_history_leaves_a_part_of_our_share_to_a_repair_that_comes_up() -> None:
     one = Timed()
     for _ in range(4):
-        await one.budget.spend(OURS // 5, Priority.HISTORY)
+        await one.limiter.spend(OURS // 5, Priority.HISTORY)
     assert one.passed == 0
-    await one.budget.spend(OURS // 5, Priority.REPAIR)
+    await one.limiter.spend(OURS // 5, Priority.REPAIR)
     assert one.passed == 0
-    await one.budget.spend(1, Priority.HISTORY)
+    await one.limiter.spend(1, Priority.HISTORY)
     assert one.passed >= 60
 
 
@@ -99,9 +100,9 @@ async def test_a_ban_sends_nothing_until_it_ends_and_says_so_at_once(
     one = Timed()
     await one.request(1, status, said, **headers)
     one.clock.pass_seconds(seconds - 6)
-    with pytest.raises(ExchangeError, match=f"is asked nothing before 2026-06-01T.*it answered HTTP {status}"):
+    with pytest.raises(ExchangeError, match=f"is sent no request before 2026-06-01T.*it answered HTTP {status}"):
         await one.request(1)
-    assert one.budget.state.closed_for > 5
+    assert one.limiter.state.closed_for > 5
     one.clock.pass_seconds(7)
     await one.request(1)
 
@@ -116,10 +117,10 @@ async def test_those_who_wait_when_a_ban_comes_are_told() -> None:
         except ExchangeError as error:
             told.append(str(error))
 
-    async with anyio.create_task_group() as tasks, one.budget.asking(1) as first:
+    async with anyio.create_task_group() as tasks, one.limiter.request(1) as first:
         for _ in range(AT_ONCE + 2):
             tasks.start_soon(ask)
-        one.budget.heard(first, 418, {"Retry-After": "600"})
+        one.limiter.note_reply(first, 418, {"Retry-After": "600"})
         await anyio.wait_all_tasks_blocked()
     assert len(told) == AT_ONCE + 2
 
@@ -128,12 +129,12 @@ async def test_failures_of_the_exchange_are_met_with_growing_pauses_and_forgotte
     one, pauses = Timed(), list[float]()
     for _ in range(4):
         await one.request(1, 503)
-        pauses.append(one.budget.state.closed_for)
+        pauses.append(one.limiter.state.closed_for)
         one.clock.pass_seconds(pauses[-1])
     assert pauses == [1, 2, 4, 8]
     await one.request(1)
     await one.request(1, 503)
-    assert one.budget.state.closed_for == 1
+    assert one.limiter.state.closed_for == 1
 
 
 async def test_no_more_than_a_few_requests_are_unanswered_at_once() -> None:
@@ -142,7 +143,7 @@ async def test_no_more_than_a_few_requests_are_unanswered_at_once() -> None:
 
     async def ask() -> None:
         nonlocal asking, most
-        async with one.budget.asking(1):
+        async with one.limiter.request(1):
             asking += 1
             most = max(most, asking)
             await checkpoint()
@@ -160,10 +161,10 @@ async def test_who_matters_more_goes_first_and_nobody_waits_for_good() -> None:
     order: list[str] = []
 
     async def ask(name: str, priority: Priority) -> None:
-        await one.budget.spend(1, priority)
+        await one.limiter.spend(1, priority)
         order.append(name)
 
-    held = [one.budget.asking(1) for _ in range(AT_ONCE)]
+    held = [one.limiter.request(1) for _ in range(AT_ONCE)]
     for each in held:
         await each.__aenter__()
     async with anyio.create_task_group() as tasks:

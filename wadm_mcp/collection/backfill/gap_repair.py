@@ -85,7 +85,7 @@ class GapRepairer:
         self._clock = clock
         self._trades_retention = trades_retention
         self._long_gaps = long_gaps
-        self._limiter = rest.budget(venue)
+        self._limiter = rest.limiter(venue)
         self._part = f"{venue.name} repair"
         self._turn = 0
         self._attempts: dict[_GapKey, _Attempts] = {}

@@ -89,7 +89,7 @@ class History:
         self._clock = clock
         self._reach = reach
         self._folder = folder
-        self._limiter = rest.budget(venue)
+        self._limiter = rest.limiter(venue)
         self._plan = HistoryPlan(venue, clock, self._limiter.allowed)
         self._archive = ArchiveImport(
             venue, rest, recorder, store, health, clock, raw=raw, trades_retention=trades_retention, folder=folder

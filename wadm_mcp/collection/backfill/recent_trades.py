@@ -45,7 +45,7 @@ class RecentTradesReconciler:
         self._recorder = recorder
         self._health = health
         self._clock = clock
-        self._limiter = rest.budget(venue)
+        self._limiter = rest.limiter(venue)
         self._part = f"{venue.name} repair"
         self._finished: dict[Instrument, int] = {}
         """The count of breaks of an instrument that are dealt with."""

@@ -297,7 +297,7 @@ class Connection:
     def _refused_request(self, refused: Refused) -> None:
         """One bad topic voids its whole batch (exchanges.md 3.3): ask for each instrument alone, then only the bad one stays out."""
         self._collector.health.count("requests.refused")
-        if "already subscribed" in refused.message:
+        if refused.already_subscribed:
             return
         log.warning("request.refused", **self._collector.venue.log_fields, message=refused.message[:200])
         if not self._asked_singly:

@@ -1,4 +1,4 @@
-"""REST of the exchanges: one client whoever asks, so that bounds, patience and each host's budget are kept in one place."""
+"""The client of the exchanges' REST and archives. Every request goes through it, so that limits and timeouts are kept in one host."""
 
 from __future__ import annotations
 
@@ -32,27 +32,26 @@ _ADVICE: Final[Mapping[int, str]] = {
 }
 _NETWORK: Final = "Check the network, the proxy and the REST base URL"
 _LOOPBACK: Final = ("all://127.0.0.1", "all://localhost", "all://[::1]")
-"""Hosts that no proxy of the environment is asked for: the loopback exchanges of a demo are on this machine."""
+"""Hosts that are reached without a proxy: the loopback exchanges of a demo are on this machine."""
 
 _ARCHIVE: Final = Allowance(120, 60.0)
-"""No exchange states how often its archive may be asked: it serves plain files. This is politeness."""
+"""No exchange documents a rate limit of its archive, which serves plain files. This one is a courtesy."""
 _SERVED: Final = (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT, HTTPStatus.NOT_FOUND, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE)
-_PIECE: Final = 1 << 17
-
-_SAID: Final = 160
-"""Characters of an exchange's own words that an error repeats."""
+_CHUNK_BYTES: Final = 1 << 17
+_QUOTED_CHARS: Final = 160
+"""Characters of an exchange's own text that an error repeats."""
 
 _Row = TypeVar("_Row")
 
 
 class RestClient:
-    """Asks exchanges over HTTP. Entered once as a context manager; `SettingError` when the environment's proxy cannot be used.
+    """Sends requests to exchanges. Entered once as a context manager; `SettingError` when the environment's proxy cannot be used.
 
-    Times are seconds: `connect` and `read` bound each wait, `whole` a request from first to last byte. `body_limit` is in bytes, after
-    decompression; `pages` bounds the requests of one list. With `proxied` the environment's proxies are used.
+    Timeouts are in seconds: `connect` and `read` limit each wait, `whole` limits a request from first to last byte. `body_limit` is in
+    bytes, after decompression; `pages` limits the requests for one list. With `proxied` the environment's proxies are used.
 
-    Every method raises `ExchangeError` when the exchange cannot be reached, is too slow, refuses, sends what cannot be read, or is to be
-    left alone for now: one line that says which. They wait their turn first, and can be cancelled at any time.
+    Every method waits for its turn within the rate limit. `ExchangeError`, in one line that says why, when the exchange cannot be reached,
+    is too slow, refuses, sends a reply that cannot be read, or is sent no request for now. All can be cancelled at any time.
     """
 
     def __init__(
@@ -66,8 +65,8 @@ class RestClient:
         pages: int = 50,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        self.budgets: dict[str, RateLimiter] = {}
-        """What each host may still be asked, by its base URL without credentials."""
+        self.limiters: dict[str, RateLimiter] = {}
+        """The rate limit of each host, by its base URL without credentials."""
         self._proxied = proxied
         self._connect = connect
         self._read = read
@@ -76,11 +75,11 @@ class RestClient:
         self._pages = pages
         self._clock = clock
         self.certificates: ssl.SSLContext | None = None
-        """Whom TLS trusts, for sockets too: what the operating system does, or `SSL_CERT_FILE`. Known once entered."""
+        """What TLS trusts, for sockets too: the certificates of the operating system, or of `SSL_CERT_FILE`. Set once entered."""
 
     async def __aenter__(self) -> Self:
         try:
-            # Reading the certificates of authorities takes as long as thousands of frames.
+            # Reading the certificates takes as long as decoding thousands of frames.
             self._client = await anyio.to_thread.run_sync(self._new_client)
         except (ImportError, ValueError, httpx2.InvalidURL):
             raise SettingError("ALL_PROXY, HTTPS_PROXY, HTTP_PROXY: one of them cannot be used; a proxy is http://host:port") from None
@@ -101,13 +100,13 @@ class RestClient:
         )
 
     async def listings(self, venue: Venue) -> list[Listing]:
-        """Every listing of a market, page after page."""
+        """Every listing of a market, from all pages."""
         exchange, market = venue.exchange, venue.market
         listings: list[Listing] = []
         cursor = ""
         for _ in range(self._pages):
             body = await self.get(venue, exchange.listings_request(market, cursor), Priority.LISTINGS)
-            # A list of symbols is megabytes: reading it on the loop would hold every socket up.
+            # A list of symbols has megabytes: parsing it in the event loop would delay every socket.
             page, following = await anyio.to_thread.run_sync(exchange.read_listings, market, body)
             listings += page
             if not following:
@@ -118,7 +117,7 @@ class RestClient:
         raise ExchangeError(f"{venue.name} lists its symbols on more than {self._pages} pages. Check that the REST base URL leads to it")
 
     async def trades(self, venue: Venue, listing: Listing, first: int | None = None, priority: int = Priority.REPAIR) -> list[Trade]:
-        """One reply of trades, oldest first: from the id `first` on where the exchange numbers them, else the newest."""
+        """One reply of trades, oldest first: from the seq `first` on where the market `counts_trades`, else the newest."""
         request = venue.exchange.trades_request(venue.market, listing.instrument.symbol, first)
         return await self._rows(venue, listing, request, priority, venue.exchange.read_trades)
 
@@ -136,7 +135,7 @@ class RestClient:
         return await self._rows(venue, listing, request, priority, venue.exchange.read_aggregates)
 
     async def candles(self, venue: Venue, listing: Listing, window: Window, priority: int = Priority.HISTORY) -> list[Candle]:
-        """One reply of a window's minutes, oldest first: as many of the first ones as it holds."""
+        """One reply of a window's minutes, oldest first: the first of them, as many as one reply has."""
         request = venue.exchange.candles_request(venue.market, listing.instrument.symbol, window)
         return await self._rows(venue, listing, request, priority, venue.exchange.read_candles)
 
@@ -152,16 +151,16 @@ class RestClient:
         return await anyio.to_thread.run_sync(read, listing, body)
 
     async def get(self, venue: Venue, request: Request, priority: int = Priority.REPAIR) -> bytes:
-        """The body of a reply with status 200; `ExchangeError` for anything else. Every request to an exchange's REST goes through here."""
-        budget = self.budget(venue)
+        """The body of a reply with status 200; `ExchangeError` for any other. Every request to an exchange's REST goes through here."""
+        limiter = self.limiter(venue)
         url = _url(venue.name, venue.rest_url, request.path)
-        async with budget.asking(request.weight, priority) as number:
-            return await self._ask(venue.name, url, request, lambda *reply: budget.heard(number, *reply))
+        async with limiter.request(request.weight, priority) as number:
+            return await self._ask(venue.name, url, request, lambda *reply: limiter.note_reply(number, *reply))
 
-    async def download(self, venue: Venue, path: str, file: Path, told: Callable[[int, int], None]) -> bool:
-        """A file of an exchange's archive into `file`, from where an earlier try ended; False where the archive has none.
+    async def download(self, venue: Venue, path: str, file: Path, progress: Callable[[int, int], None]) -> bool:
+        """Download a file of the exchange's archive to `file`, resuming an earlier attempt; False where the archive has no such file.
 
-        `told` hears how many bytes are here, of how many. `OSError` where the disk does not take it.
+        `progress` is called with the bytes that are here and their total. `OSError` where the file cannot be written.
         """
         part = file.with_name(f"{file.name}.part")
         here = await anyio.to_thread.run_sync(_size, part)
@@ -170,114 +169,114 @@ class RestClient:
                 case HTTPStatus.NOT_FOUND:
                     return False
                 case HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-                    # All of it was here already.
+                    # The earlier attempt has all of it.
                     pass
                 case status:
-                    await self._save(response, part, here if status == HTTPStatus.PARTIAL_CONTENT else 0, told)
+                    await self._save(response, part, here if status == HTTPStatus.PARTIAL_CONTENT else 0, progress)
         await anyio.Path(part).replace(file)
         return True
 
     async def size(self, venue: Venue, path: str) -> int | None:
-        """Bytes of a file of an exchange's archive; None where the archive has none, or does not tell."""
+        """Size in bytes of a file of the exchange's archive; None where there is no such file, or its size is not stated."""
         async with self._archived(venue, path, "bytes=0-0") as response:
             whole = response.headers.get("Content-Range", "").rpartition("/")[2] or response.headers.get("Content-Length", "")
             return int(whole) if response.status_code != HTTPStatus.NOT_FOUND and whole.isdecimal() else None
 
     @asynccontextmanager
     async def _archived(self, venue: Venue, path: str, wanted: str) -> AsyncGenerator[httpx2.Response]:
-        """A reply of an exchange's archive, its body not read yet: with the part that is `wanted`, without it, or none (404, 416)."""
-        who = f"{venue.exchange.name} archive"
-        url = _url(who, venue.archive_url, path)
-        place = _place(url)
-        budget = self.budgets.setdefault(f"{place} archive", RateLimiter(f"{who} at {place}", _ARCHIVE, clock=self._clock))
+        """A reply of the exchange's archive before its body is read: 206 with the range `wanted`, 200 with the whole file, 404 or 416."""
+        name = f"{venue.exchange.name} archive"
+        url = _url(name, venue.archive_url, path)
+        host = _host_of(url)
+        limiter = self.limiters.setdefault(f"{host} archive", RateLimiter(f"{name} at {host}", _ARCHIVE, clock=self._clock))
         head = {"Range": wanted} if wanted else {}
-        async with budget.asking(1, Priority.HISTORY) as number:
-            with _failing(who, place, self._connect, self._read):
+        async with limiter.request(1, Priority.HISTORY) as number:
+            with _network_errors(name, host, self._connect, self._read):
                 async with self._client.stream("GET", url, headers=head) as response:
-                    budget.heard(number, response.status_code, response.headers, b"")
+                    limiter.note_reply(number, response.status_code, response.headers, b"")
                     if response.status_code not in _SERVED:
-                        said = await self._body(who, response, most=4 * _SAID, cut=True)
-                        raise _answered(who, Request(path, {}), response, said)
+                        text = await self._body(name, response, most=4 * _QUOTED_CHARS, cut=True)
+                        raise _status_error(name, Request(path, {}), response, text)
                     yield response
 
-    async def _save(self, response: httpx2.Response, part: Path, here: int, told: Callable[[int, int], None]) -> None:
+    async def _save(self, response: httpx2.Response, part: Path, here: int, progress: Callable[[int, int], None]) -> None:
         length = response.headers.get("Content-Length", "")
         whole = here + int(length) if length.isdecimal() else 0
         async with await anyio.open_file(part, "r+b" if here else "wb") as file:
             await file.seek(here)
-            async for piece in response.aiter_raw(_PIECE):
+            async for piece in response.aiter_raw(_CHUNK_BYTES):
                 await file.write(piece)
                 here += len(piece)
-                told(here, max(here, whole))
+                progress(here, max(here, whole))
 
-    def budget(self, venue: Venue) -> RateLimiter:
-        """The budget that requests to a market's REST host are spent from; `ExchangeError` when it is no URL."""
-        place = _place(_url(venue.name, venue.rest_url))
-        if place not in self.budgets:
-            who = f"{venue.exchange.name} at {place}"
-            self.budgets[place] = RateLimiter(who, venue.exchange.allowance(venue.market), clock=self._clock)
-        return self.budgets[place]
+    def limiter(self, venue: Venue) -> RateLimiter:
+        """The rate limit of a market's REST host; `ExchangeError` when its base URL is no URL."""
+        host = _host_of(_url(venue.name, venue.rest_url))
+        if host not in self.limiters:
+            name = f"{venue.exchange.name} at {host}"
+            self.limiters[host] = RateLimiter(name, venue.exchange.allowance(venue.market), clock=self._clock)
+        return self.limiters[host]
 
-    async def _ask(self, who: str, url: httpx2.URL, request: Request, heard: Callable[[int, Mapping[str, str], bytes], None]) -> bytes:
-        """Sends the request; `heard` is told of the reply's head, and of a refusal again with its words."""
-        place = _place(url)
+    async def _ask(self, name: str, url: httpx2.URL, request: Request, note: Callable[[int, Mapping[str, str], bytes], None]) -> bytes:
+        """Sends the request; `note` is called with the reply's status and headers, and for a refusal again with its body."""
+        host = _host_of(url)
         try:
-            with anyio.fail_after(self._whole), _failing(who, place, self._connect, self._read):
+            with anyio.fail_after(self._whole), _network_errors(name, host, self._connect, self._read):
                 async with self._client.stream("GET", url, params=dict(request.params)) as response:
-                    heard(response.status_code, response.headers, b"")
+                    note(response.status_code, response.headers, b"")
                     if response.status_code != HTTPStatus.OK:
-                        said = await self._body(who, response, most=4 * _SAID, cut=True)
-                        heard(response.status_code, response.headers, said)
-                        raise _answered(who, request, response, said)
-                    return await self._body(who, response, most=self._body_limit)
+                        text = await self._body(name, response, most=4 * _QUOTED_CHARS, cut=True)
+                        note(response.status_code, response.headers, text)
+                        raise _status_error(name, request, response, text)
+                    return await self._body(name, response, most=self._body_limit)
         except TimeoutError:
-            raise ExchangeError(f"{who}: {place} took more than {self._whole:g} s to answer. Try again later") from None
+            raise ExchangeError(f"{name}: {host} took more than {self._whole:g} s to answer. Try again later") from None
 
-    async def _body(self, who: str, response: httpx2.Response, *, most: int, cut: bool = False) -> bytes:
+    async def _body(self, name: str, response: httpx2.Response, *, most: int, cut: bool = False) -> bytes:
         body = bytearray()
         async for piece in response.aiter_bytes():
             body += piece
             if len(body) > most:
                 if cut:
                     break
-                raise ExchangeError(f"{who} sent more than {most:,} bytes. Check that the REST base URL leads to it")
+                raise ExchangeError(f"{name} sent more than {most:,} bytes. Check that the REST base URL leads to it")
         return bytes(body[:most])
 
 
 @contextmanager
-def _failing(who: str, place: str, connect: float, read: float) -> Generator[None]:
-    """Whatever breaks on the way is one `ExchangeError`; `connect` and `read` are the seconds that were waited."""
+def _network_errors(name: str, host: str, connect: float, read: float) -> Generator[None]:
+    """Turns every network error into one `ExchangeError`; `connect` and `read` are the timeouts in seconds."""
     try:
         yield
     except httpx2.ConnectTimeout:
-        raise ExchangeError(f"{who}: {place} did not take a connection within {connect:g} s. {_NETWORK}") from None
+        raise ExchangeError(f"{name}: {host} did not take a connection within {connect:g} s. {_NETWORK}") from None
     except httpx2.TimeoutException:
-        raise ExchangeError(f"{who}: {place} was silent for {read:g} s. Try again later") from None
+        raise ExchangeError(f"{name}: {host} was silent for {read:g} s. Try again later") from None
     except httpx2.HTTPError as error:
-        raise ExchangeError(f"{who}: {place} {_failure(error)}") from None
+        raise ExchangeError(f"{name}: {host} {_cause_of(error)}") from None
 
 
 def _size(part: Path) -> int:
     return part.stat().st_size if part.exists() else 0
 
 
-def _url(who: str, base_url: str, path: str = "") -> httpx2.URL:
+def _url(name: str, base_url: str, path: str = "") -> httpx2.URL:
     try:
         return httpx2.URL(base_url.rstrip("/") + path)
     except httpx2.InvalidURL:
-        raise ExchangeError(f"{who}: its REST base URL is no URL. Give one such as https://host:port") from None
+        raise ExchangeError(f"{name}: its REST base URL is no URL. Give one such as https://host:port") from None
 
 
-def _place(url: httpx2.URL) -> str:
-    """Where a URL leads. A base URL may hold a password; errors and budgets name the host only."""
+def _host_of(url: httpx2.URL) -> str:
+    """The host of a URL. A base URL may contain a password; errors and rate limits name the host only."""
     return f"{url.scheme}://{url.netloc.decode('ascii')}"
 
 
-def _answered(who: str, request: Request, response: httpx2.Response, body: bytes) -> ExchangeError:
-    """The error of a reply with another status than 200, with the exchange's own words and its Retry-After."""
-    said = one_line(body.decode("utf-8", "replace"), _SAID)
+def _status_error(name: str, request: Request, response: httpx2.Response, body: bytes) -> ExchangeError:
+    """The error of a reply with another status than 200, with the exchange's text and its Retry-After."""
+    quoted = one_line(body.decode("utf-8", "replace"), _QUOTED_CHARS)
     wait = response.headers.get("Retry-After", "")[:40]
-    text = f"{who} answered HTTP {response.status_code} to {request.path}" + (f": {said}" if said else "")
+    text = f"{name} answered HTTP {response.status_code} to {request.path}" + (f": {quoted}" if quoted else "")
     if advice := _ADVICE.get(response.status_code):
         text += f". {advice}"
     if wait:
@@ -285,8 +284,8 @@ def _answered(who: str, request: Request, response: httpx2.Response, body: bytes
     return ExchangeError(text)
 
 
-def _failure(error: httpx2.HTTPError) -> str:
-    """What broke, in our words: the library's name neither the cause nor a way on."""
+def _cause_of(error: httpx2.HTTPError) -> str:
+    """What failed. The library's own text names neither the cause nor what to do."""
     causes = list(_causes(error))
     if any(isinstance(cause, socket.gaierror) for cause in causes):
         return f"does not resolve to an address. {_NETWORK}"
@@ -306,7 +305,7 @@ def _failure(error: httpx2.HTTPError) -> str:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, what it came from, and the members of groups among them."""
+    """The error, its causes and contexts, and the members of groups among them."""
     waiting: list[BaseException] = [error]
     seen: set[int] = set()
     while waiting:

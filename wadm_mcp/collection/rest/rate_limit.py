@@ -1,13 +1,12 @@
-"""How much of one REST host may still be asked: one budget for everyone in this process who asks it.
+"""The rate limit of one REST host, shared by everything in this process that sends requests to it.
 
-An exchange counts by address, and others live behind ours: more programs, more machines. So WADM uses half of what is allowed, counts what
-the host says has been used by whomever, and once refused stays away for as long as it was told: a ban is worse than a gap.
+An exchange counts requests by address, and other programs and machines may share ours. So WADM uses half of the allowance, takes into
+account what the host reports as used, and after a refusal sends nothing for as long as the host asks: a ban is worse than a gap.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from bisect import insort
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
@@ -26,31 +25,29 @@ from wadm_mcp.exchanges.exchange import Allowance
 from wadm_mcp.model import SECOND
 
 SHARE: Final = 0.5
-"""The part of an exchange's allowance that WADM uses. No setting: the rest is for others behind the address, whom a ban would hit too."""
+"""The part of an exchange's allowance that WADM uses. Not a setting: the rest is for others at this address, whom a ban hits too."""
 
 AT_ONCE: Final = 4
-"""Requests that may be unanswered at once: what an answer says of the weight used, or of a ban, must be heard before many more go out."""
+"""Requests that may be unanswered at once: the weight used or a ban in a reply must be known before many more are sent."""
 
-_HEAD_START: Final = 30.0
-"""Seconds by which a priority goes before the next one: whoever has waited so much longer goes first after all: nobody waits for good."""
+_HEAD_START_SECONDS: Final = 30.0
+"""How much a priority goes before the next one. A request that has waited longer goes first, so that each is sent at some time."""
 
-_BEHIND: Final = 0.8
-"""The part of it that history may use: a repair that comes up in the middle of an import does not wait for a minute to pass."""
+_HISTORY_SHARE: Final = 0.8
+"""The part of our share that history may use, so that a repair during an import need not wait for the next minute."""
 
-_PATIENCE: Final = 5.0
-"""Seconds of a penalty that are waited out; a longer one is told at once."""
+_MAX_WAIT_SECONDS: Final = 5.0
+"""Longest penalty that a request waits for; with a longer one it fails at once."""
 
-_GRACE: Final = 1.0
-"""Seconds added to times that an exchange tells, for its clock and its rounding."""
+_GRACE_SECONDS: Final = 1.0
+"""Added to times that an exchange states, for its clock and its rounding."""
 
-_TOO_MANY: Final = 60.0
-_BAN: Final = 120.0
-_LONGEST: Final = 3 * 86_400.0
-"""Bans are of 2 minutes to 3 days (exchanges.md 4.1): no reply keeps us away for longer."""
+_TOO_MANY_SECONDS: Final = 60.0
+_BAN_SECONDS: Final = 120.0
+_MAX_BAN_SECONDS: Final = 3 * 86_400.0
+"""Bans last from 2 minutes to 3 days (docs/exchanges.md 4.1): longer times in a reply are cut to this."""
 
-_LONGEST_BACKOFF: Final = 60.0
-_UNTIL: Final = re.compile(rb"until ([0-9]{13})(?![0-9])")
-"""Where Binance's text names the end of a ban, in ms."""
+_MAX_BACKOFF_SECONDS: Final = 60.0
 
 _REASONS: Final[Mapping[int, str]] = {
     HTTPStatus.FORBIDDEN: ", which refuses this address",
@@ -60,16 +57,16 @@ _REASONS: Final[Mapping[int, str]] = {
 
 
 class Priority(IntEnum):
-    """Who goes first."""
+    """Order of requests: the lower number goes first."""
 
     LISTINGS = 0
     REPAIR = 1
     HISTORY = 2
-    """Imports and audits: what nobody waits for."""
+    """Imports and audits, which are not urgent."""
 
 
-class Spending(NamedTuple):
-    """How a budget stands: weight used and allowed now, and for how many seconds (0: not at all) nothing is asked, and why."""
+class LimiterState(NamedTuple):
+    """State of a rate limiter: weight used and allowed now, for how many seconds no request is sent (0: requests are sent), and why."""
 
     used: int
     allowed: int
@@ -78,7 +75,7 @@ class Spending(NamedTuple):
 
 
 class _Turn:
-    """A place in the queue. Who is to look again is told by `moved`."""
+    """A place in the queue. `moved` is set when its owner should check again."""
 
     def __init__(self, due: float, number: int) -> None:
         self.order = (due, number)
@@ -91,24 +88,24 @@ async def _until(event: anyio.Event, seconds: float) -> None:
 
 
 class RateLimiter:
-    """The weight of one host. `who` is how errors call it; `until` waits for an event, so many seconds at most.
+    """Spends the allowance of one host. `host` names it in errors; `until` waits for an event, at most so many seconds.
 
-    Our own requests are counted over the seconds behind us, which is stricter than the exchange's whole minutes and right whatever either
-    clock says; what a reply says of all users of the address is believed until the exchange's minute ends.
+    Our own requests are counted over a sliding window, which is stricter than the exchange's whole minutes and does not depend on the
+    clocks. The weight that a reply reports for all users of the address counts until the exchange's minute ends.
     """
 
     def __init__(
         self,
-        who: str,
+        host: str,
         allowance: Allowance,
         *,
         clock: Clock = SYSTEM_CLOCK,
         until: Callable[[anyio.Event, float], Awaitable[None]] = _until,
     ) -> None:
-        self.who = who
+        self.host = host
         self.allowed = int(allowance.weight * SHARE)
         self.closed_until = -math.inf
-        """Monotonic seconds before which nothing is asked."""
+        """Monotonic time before which no request is sent."""
         self._allowance = allowance
         self._clock = clock
         self._until = until
@@ -117,47 +114,48 @@ class RateLimiter:
         self._numbers = count()
         self._unanswered = 0
         self._sent: deque[tuple[float, int]] = deque()
-        """When which weight was spent, oldest first, as far as it still counts."""
-        self._counting = 0
-        """The sum of those weights."""
+        """Monotonic time and weight of requests that still count, oldest first."""
+        self._sent_weight = 0
+        """The sum of these weights."""
         self._total = 0
-        """Everything ever spent; a request is known by what this was with it."""
-        self._told, self._told_of, self._told_until = 0, 0, -math.inf
-        """Weight used by whomever, the request whose reply said so, and until when (monotonic) it counts."""
+        """All weight ever spent. Its value after a request is that request's number."""
+        self._reported, self._reported_at, self._reported_until = 0, 0, -math.inf
+        """Weight that the address has used, the number of the request whose reply reported it, and until when (monotonic) it counts."""
         self._failures, self._failed_at = 0, -1
 
     @property
-    def state(self) -> Spending:
-        """How it stands now."""
+    def state(self) -> LimiterState:
+        """Its state now."""
         now = self._clock.monotonic()
         closed = max(0.0, self.closed_until - now)
-        return Spending(max(self._ours(now), self._everyones(now)), self.allowed, closed, self._why if closed else "")
+        return LimiterState(max(self._used_by_us(now), self._used_by_all(now)), self.allowed, closed, self._why if closed else "")
 
     async def spend(self, weight: int, priority: int = Priority.REPAIR) -> None:
-        """Returns when a request of this weight may be sent, which is then to be done at once.
+        """Returns when a request of this weight may be sent; send it at once.
 
-        First come, first served, but by `priority`. `ExchangeError` at once when nothing is asked for more than a few seconds, also for
-        those who wait already.
+        Requests of one priority go in the order of their calls. `ExchangeError` at once when no request is sent for more than a few
+        seconds, also for calls that wait already.
         """
         if weight > self.allowed:
             raise ValueError(f"a request of weight {weight} never fits {self.allowed}")
-        turn = _Turn(self._clock.monotonic() + priority * _HEAD_START, next(self._numbers))
+        turn = _Turn(self._clock.monotonic() + priority * _HEAD_START_SECONDS, next(self._numbers))
         insort(self._turns, turn, key=lambda each: each.order)
         try:
-            allowed = int(self.allowed * _BEHIND) if priority >= Priority.HISTORY and weight < self.allowed * _BEHIND else self.allowed
+            share = self.allowed * _HISTORY_SHARE
+            allowed = int(share) if priority >= Priority.HISTORY and weight < share else self.allowed
             while (pause := self._pause(turn, weight, allowed)) > 0:
                 turn.moved = anyio.Event()
                 await self._until(turn.moved, pause)
             self._sent.append((self._clock.monotonic(), weight))
-            self._counting += weight
+            self._sent_weight += weight
             self._total += weight
         finally:
             self._turns.remove(turn)
             self._next()
 
     @asynccontextmanager
-    async def asking(self, weight: int, priority: int = Priority.REPAIR) -> AsyncGenerator[int]:
-        """A request from its turn to its end: waits as `spend` does, and counts as unanswered while the block lasts. Yields its number."""
+    async def request(self, weight: int, priority: int = Priority.REPAIR) -> AsyncGenerator[int]:
+        """A request: waits as `spend` does, and counts as unanswered while the block lasts. Yields the request's number."""
         await self.spend(weight, priority)
         self._unanswered += 1
         try:
@@ -166,76 +164,76 @@ class RateLimiter:
             self._unanswered -= 1
             self._next()
 
-    def heard(self, number: int, status: int, headers: Mapping[str, str], said: bytes = b"") -> None:
-        """A reply to a request: what it tells of the weight used, and whether the host is to be left alone.
+    def note_reply(self, number: int, status: int, headers: Mapping[str, str], body: bytes = b"") -> None:
+        """Take note of a reply: the weight it reports, and whether to stay away from the host.
 
-        To be called as soon as its headers are in, and of a refusal again with what it `said`.
+        Call it as soon as the headers are read, and for a refusal again with the `body`.
         """
-        self._hear_used(number, headers.get(self._allowance.used_header, ""))
+        self._note_used(number, headers.get(self._allowance.used_header, ""))
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             self._fail(number, status)
         elif status in _REASONS:
-            self._close(self._penalty(status, headers.get("Retry-After", ""), said), status)
+            self._close(self._penalty(status, headers.get("Retry-After", ""), body), status)
         else:
             self._failures = 0
 
     def _pause(self, turn: _Turn, weight: int, allowed: int) -> float:
-        """Seconds until the request may be sent, or is to look again; 0 when it may."""
+        """Seconds until the request may be sent, or checks again; 0 when it may be sent."""
         now = self._clock.monotonic()
         closed = self.closed_until - now
-        if closed > _PATIENCE:
+        if closed > _MAX_WAIT_SECONDS:
             again = datetime.fromtimestamp(self._clock.now() / SECOND + closed, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-            raise ExchangeError(f"{self.who} is asked nothing before {again}: it answered {self._why}")
+            raise ExchangeError(f"{self.host} is sent no request before {again}: it answered {self._why}")
         if turn is not self._turns[0] or self._unanswered >= AT_ONCE:
             return math.inf
-        return max(closed, self._until_ours_fit(now, weight, allowed), self._until_everyones_fit(now, weight, allowed))
+        return max(closed, self._until_ours_fits(now, weight, allowed), self._until_all_fits(now, weight, allowed))
 
-    def _until_ours_fit(self, now: float, weight: int, allowed: int) -> float:
-        over, pause = self._ours(now) + weight - allowed, 0.0
+    def _until_ours_fits(self, now: float, weight: int, allowed: int) -> float:
+        over, pause = self._used_by_us(now) + weight - allowed, 0.0
         for at, spent in self._sent:
             if over <= 0:
                 break
             over, pause = over - spent, at + self._allowance.seconds - now
         return pause
 
-    def _until_everyones_fit(self, now: float, weight: int, allowed: int) -> float:
-        return self._told_until - now if self._everyones(now) + weight > allowed else 0.0
+    def _until_all_fits(self, now: float, weight: int, allowed: int) -> float:
+        return self._reported_until - now if self._used_by_all(now) + weight > allowed else 0.0
 
-    def _ours(self, now: float) -> int:
+    def _used_by_us(self, now: float) -> int:
         while self._sent and now >= self._sent[0][0] + self._allowance.seconds:
-            self._counting -= self._sent.popleft()[1]
-        return self._counting
+            self._sent_weight -= self._sent.popleft()[1]
+        return self._sent_weight
 
-    def _everyones(self, now: float) -> int:
-        """What the newest request's reply said, and what we have spent since; 0 once the exchange counts anew."""
-        return self._told + self._total - self._told_of if now < self._told_until else 0
+    def _used_by_all(self, now: float) -> int:
+        """Weight that the newest reply reported and what we have spent since; 0 once a new minute of the exchange begins."""
+        return self._reported + self._total - self._reported_at if now < self._reported_until else 0
 
-    def _hear_used(self, number: int, used: str) -> None:
+    def _note_used(self, number: int, used: str) -> None:
         now = self._clock.monotonic()
-        if not (used.isascii() and used.isdecimal()) or (number < self._told_of and now < self._told_until):
+        if not (used.isascii() and used.isdecimal()) or (number < self._reported_at and now < self._reported_until):
             return
         seconds = self._allowance.seconds
-        self._told, self._told_of = int(used[:12]), number
-        self._told_until = now + seconds - self._clock.now() / SECOND % seconds + _GRACE
+        self._reported, self._reported_at = int(used[:12]), number
+        self._reported_until = now + seconds - self._clock.now() / SECOND % seconds + _GRACE_SECONDS
         self._next()
 
     def _fail(self, number: int, status: int) -> None:
-        # Requests that were under way together tell of one failure, not of several.
+        # Failures of requests that were unanswered at the same time count as one.
         if number > self._failed_at:
             self._failures += 1
             self._failed_at = self._total
-            self._close(min(_LONGEST_BACKOFF, 2.0 ** min(self._failures - 1, 10)), status)
+            self._close(min(_MAX_BACKOFF_SECONDS, 2.0 ** min(self._failures - 1, 10)), status)
 
-    def _penalty(self, status: int, retry_after: str, said: bytes) -> float:
+    def _penalty(self, status: int, retry_after: str, body: bytes) -> float:
         if status == HTTPStatus.FORBIDDEN:
             return self._allowance.forbidden
         if retry_after.isascii() and retry_after.isdecimal():
-            return min(_LONGEST, int(retry_after[:12]) + _GRACE)
+            return min(_MAX_BAN_SECONDS, int(retry_after[:12]) + _GRACE_SECONDS)
         if status == HTTPStatus.TOO_MANY_REQUESTS:
-            return _TOO_MANY
-        found = _UNTIL.search(said)
+            return _TOO_MANY_SECONDS
+        found = self._allowance.ban_end.search(body) if self._allowance.ban_end is not None else None
         left = (int(found[1]) - self._clock.now()) / SECOND if found is not None else 0.0
-        return min(_LONGEST, left + _GRACE) if left > 0 else _BAN
+        return min(_MAX_BAN_SECONDS, left + _GRACE_SECONDS) if left > 0 else _BAN_SECONDS
 
     def _close(self, seconds: float, status: int) -> None:
         until = self._clock.monotonic() + seconds
@@ -246,6 +244,6 @@ class RateLimiter:
             turn.moved.set()
 
     def _next(self) -> None:
-        """Whoever is first looks whether it is its turn."""
+        """Let the first in the queue check whether it may send."""
         if self._turns:
             self._turns[0].moved.set()
