@@ -12,9 +12,9 @@ from wadm_mcp.errors import StoreError
 HOLD = """
 import sys
 from pathlib import Path
-from wadm_mcp.collection.recorder_lock import Lease
-lease = Lease(Path(sys.argv[1]))
-print(lease.take(), flush=True)
+from wadm_mcp.collection.recorder_lock import RecorderLock
+lock = RecorderLock(Path(sys.argv[1]))
+print(lock.take(), flush=True)
 sys.stdin.read()
 """
 

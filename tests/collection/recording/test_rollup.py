@@ -462,14 +462,17 @@ async def test_figures_that_cannot_be_derived_do_not_keep_trades_from_the_store(
         async def fail(*_: object) -> None:
             raise StoreError("one row is damaged")
 
-        monkeypatch.setattr(r.rollup, "run", fail)
-        monkeypatch.setattr("wadm_mcp.collection.recording.writer._ROLLUP_EVERY", -1.0)
+        monkeypatch.setattr(r.rollup, "begin", fail)
+        monkeypatch.setattr("wadm_mcp.collection.recording.maintenance._ROLLUP_SECONDS", -1.0)
         with anyio.fail_after(30):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(r.writer.run)
+                tasks.start_soon(r.maintenance.run)
                 for number in range(1, 4):
                     await r.trade(trade(number))
                     while r.tape[SPOT].unstored:
                         await anyio.sleep(0.02)
+                while "rollup" not in r.health.parts:
+                    await anyio.sleep(0.02)
                 tasks.cancel_scope.cancel()
         assert r.health.parts["rollup"].detail == "one row is damaged"
