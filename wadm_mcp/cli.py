@@ -25,8 +25,9 @@ from wadm_mcp.commands.doctor import examine
 from wadm_mcp.commands.import_history import import_history
 from wadm_mcp.commands.status import show_status, welcome
 from wadm_mcp.errors import SettingError, WadmError, ours, printable
+from wadm_mcp.exchanges.registry import exchange_names
 from wadm_mcp.logs import configure_logs, log
-from wadm_mcp.model import EXCHANGES, MARKETS
+from wadm_mcp.model import MARKETS
 from wadm_mcp.process.signals import ignore_signals
 from wadm_mcp.process.standard_streams import flush, print_lines, say
 from wadm_mcp.runtime import Runtime
@@ -103,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("doctor", help="check settings, store and exchanges")
     audit = commands.add_parser("audit", help="compare what is held with the exchanges' own minutes and with its own trades")
     audit.add_argument("--demo", action="store_true", default=argparse.SUPPRESS, help="audit what the demo recorded")
-    audit.add_argument("--exchange", choices=EXCHANGES, help="default: every one")
+    audit.add_argument("--exchange", choices=exchange_names(), help="default: every one")
     audit.add_argument("--market", choices=MARKETS, help="default: every one")
     audit.add_argument("--symbol", help="default: every one")
     audit.add_argument("--from", dest="start", metavar="TIME", help="ISO 8601 or epoch (default: 24 hours before --to)")
@@ -111,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     bring = commands.add_parser("import", help="bring in the past, from the exchanges or from files on this disk")
     bring.add_argument("files", nargs="*", type=Path, metavar="FILE", help="daily files under their exchange's own names")
     bring.add_argument("--demo", action="store_true", default=argparse.SUPPRESS, help="from the loopback exchanges")
-    bring.add_argument("--exchange", choices=EXCHANGES, help="default: every one")
+    bring.add_argument("--exchange", choices=exchange_names(), help="default: every one")
     bring.add_argument("--market", choices=MARKETS, help="default: every one")
     bring.add_argument("--symbol", help="default: every one")
     bring.add_argument("--from", dest="start", metavar="TIME", help="ISO 8601 or epoch (default: WADM_HISTORY_HOURS before --to)")
@@ -226,7 +227,8 @@ async def _demo(stack: AsyncExitStack, settings: Settings) -> Settings:
     """Settings that point to loopback exchanges, which run as long as the stack."""
     folder = _apart(settings.WADM_DATA_DIR, "demo")
     simulator = await stack.enter_async_context(Simulator(seed=_DEMO_SEED, activity=_DEMO_ACTIVITY))
-    return settings.model_copy(update={"WADM_DATA_DIR": folder, **_urls(simulator)})
+    exchanges = tuple(name for name in settings.WADM_EXCHANGES if name in simulator.exchanges) or simulator.exchanges
+    return settings.model_copy(update={"WADM_DATA_DIR": folder, "WADM_EXCHANGES": exchanges}).with_hosts(_urls(simulator))
 
 
 async def _replay(stack: AsyncExitStack, settings: Settings, recording: Recording, speed: float) -> tuple[Settings, ReplayFeed]:
@@ -245,9 +247,8 @@ async def _replay(stack: AsyncExitStack, settings: Settings, recording: Recordin
         "WADM_EXCHANGES": ("binance",),
         "WADM_MARKETS": (recording.market,),
         "WADM_HISTORY_HOURS": 0,
-        **_urls(simulator),
     }
-    return settings.model_copy(update=changes), simulator.replay
+    return settings.model_copy(update=changes).with_hosts(_urls(simulator)), simulator.replay
 
 
 def _urls(simulator: Simulator) -> dict[str, str]:

@@ -19,7 +19,6 @@ MINUTE: Final = 60 * SECOND
 HOUR: Final = 60 * MINUTE
 DAY: Final = 24 * HOUR
 
-EXCHANGES: Final = ("binance", "bybit")
 MARKETS: Final = ("spot", "linear")
 
 _DECIMAL: Final = re.compile(r"([0-9]{1,18})(?:\.([0-9]{1,18}))?", re.ASCII)

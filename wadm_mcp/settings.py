@@ -7,18 +7,19 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 import platformdirs
 from dotenv import dotenv_values
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from wadm_mcp.errors import SettingError, printable
-from wadm_mcp.exchanges.exchange import Venue
-from wadm_mcp.exchanges.registry import find_exchange
-from wadm_mcp.model import DAY, EXCHANGES, HOUR, MARKETS, Retention
+from wadm_mcp.exchanges.exchange import Host, Venue
+from wadm_mcp.exchanges.registry import exchange_names, find_exchange
+from wadm_mcp.model import DAY, HOUR, MARKETS, Retention
 from wadm_mcp.suggest import nearest
 
 
@@ -49,14 +50,19 @@ def _symbols(names: tuple[str, ...]) -> tuple[str, ...]:
     return _unique(tuple(name.upper() for name in names), "symbol")
 
 
-def _one_of(allowed: Sequence[str]) -> Any:
-    def check(names: tuple[str, ...]) -> tuple[str, ...]:
-        lowered = tuple(name.lower() for name in names)
-        if any(name not in allowed for name in lowered):
-            raise ValueError(f"allowed are {', '.join(allowed)}, comma separated")
-        return _unique(lowered, "name")
+def _exchanges(names: tuple[str, ...]) -> tuple[str, ...]:
+    return _of(names, exchange_names())
 
-    return AfterValidator(check)
+
+def _markets(names: tuple[str, ...]) -> tuple[str, ...]:
+    return _of(names, MARKETS)
+
+
+def _of(names: tuple[str, ...], allowed: Sequence[str]) -> tuple[str, ...]:
+    lowered = tuple(name.lower() for name in names)
+    if any(name not in allowed for name in lowered):
+        raise ValueError(f"allowed are {', '.join(allowed)}, comma separated")
+    return _unique(lowered, "name")
 
 
 def _unique(names: tuple[str, ...], kind: str) -> tuple[str, ...]:
@@ -72,19 +78,17 @@ def _host_names(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-def _base_url(schemes: Sequence[str]) -> Any:
-    def check(url: str) -> str:
-        try:
-            parts = urlsplit(url)
-            port = parts.port
-        except ValueError:
-            parts, port = urlsplit(""), None
-        lawful = parts.scheme in schemes and parts.hostname and port != 0 and not any(mark in url for mark in " #?")
-        if not lawful or parts.path.strip("/"):
-            raise ValueError(f"a base URL without path is needed, such as {schemes[-1]}://host:port")
-        return url.rstrip("/")
-
-    return AfterValidator(check)
+def _base_url(name: str, url: str, schemes: Sequence[str]) -> str:
+    """The URL of the setting `name` without a slash at its end; `SettingError` where it has a path, or another scheme."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        parts, port = urlsplit(""), None
+    valid = parts.scheme in schemes and parts.hostname and port != 0 and not any(mark in url for mark in " #?")
+    if not valid or parts.path.strip("/"):
+        raise _refusal(name, url, f"a base URL without path is needed, such as {schemes[-1]}://host:port")
+    return url.rstrip("/")
 
 
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\.?(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
@@ -95,8 +99,6 @@ _SHOWN: Final = 160
 _WRITABLE: Final = "name one that can be written"
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_list)]
-SocketUrl = Annotated[str, _base_url(("ws", "wss"))]
-RestUrl = Annotated[str, _base_url(("http", "https"))]
 
 
 class Settings(BaseSettings):
@@ -113,8 +115,10 @@ class Settings(BaseSettings):
     )
     REDIS_URL: SecretStr | None = Field(None, description="Redis to cache in, such as redis://localhost:6379/0; else in process")
     WADM_SYMBOLS: Annotated[Names, AfterValidator(_symbols)] = Field(("BTCUSDT",), description="symbols to follow, comma separated")
-    WADM_EXCHANGES: Annotated[Names, _one_of(EXCHANGES)] = Field(EXCHANGES, description="`binance`, `bybit` or both")
-    WADM_MARKETS: Annotated[Names, _one_of(MARKETS)] = Field(
+    WADM_EXCHANGES: Annotated[Names, AfterValidator(_exchanges)] = Field(
+        default_factory=exchange_names, description="`binance`, `bybit` or both"
+    )
+    WADM_MARKETS: Annotated[Names, AfterValidator(_markets)] = Field(
         ("spot",), description="`spot`, `linear` or both; the first is the default of questions"
     )
     WADM_HOST: str = Field("127.0.0.1", description="address to bind; beyond loopback `API_KEY` is needed")
@@ -142,14 +146,8 @@ class Settings(BaseSettings):
         None, description="may agents add symbols with `track_market`? Default: over stdio yes, over HTTP no"
     )
     WADM_MAX_INSTRUMENTS: int = Field(50, ge=1, le=1_000, description="most instruments followed, those that agents add included")
-    WADM_BINANCE_SPOT_WS: SocketUrl = Field("wss://stream.binance.com:9443", description="base URL, no path")
-    WADM_BINANCE_SPOT_REST: RestUrl = Field("https://api.binance.com", description="base URL, no path")
-    WADM_BINANCE_LINEAR_WS: SocketUrl = Field("wss://fstream.binance.com", description="base URL, no path")
-    WADM_BINANCE_LINEAR_REST: RestUrl = Field("https://fapi.binance.com", description="base URL, no path")
-    WADM_BYBIT_WS: SocketUrl = Field("wss://stream.bybit.com", description="base URL, no path")
-    WADM_BYBIT_REST: RestUrl = Field("https://api.bybit.com", description="base URL, no path")
-    WADM_BINANCE_ARCHIVE: RestUrl = Field("https://data.binance.vision", description="base URL of the daily files, no path")
-    WADM_BYBIT_ARCHIVE: RestUrl = Field("https://public.bybit.com", description="base URL of the daily files, no path")
+    hosts: Mapping[str, str] = Field(default_factory=dict[str, str])
+    """Base URLs that replace the exchanges' own, by the name of their setting. `with_hosts` adds some."""
 
     @classmethod
     def settings_customise_sources(
@@ -179,21 +177,59 @@ class Settings(BaseSettings):
             is_loopback(urlsplit(url).hostname or "")
             for venue in self.venues
             for url in (venue.socket_url, venue.rest_url, venue.archive_url)
+            if url
         )
 
     @property
     def venues(self) -> tuple[Venue, ...]:
-        """Every configured market of every configured exchange."""
-        return tuple(self.venue(exchange, market) for exchange in self.WADM_EXCHANGES for market in self.WADM_MARKETS)
+        """Every configured market of every configured exchange, as far as the exchange has it."""
+        return tuple(
+            self.venue(exchange, market)
+            for exchange in self.WADM_EXCHANGES
+            for market in self.WADM_MARKETS
+            if market in find_exchange(exchange).traits
+        )
 
     def venue(self, exchange: str, market: str) -> Venue:
         """One market of one exchange, with the base URLs that are set for it."""
+        venue = find_exchange(exchange)
+        socket, rest, archive = venue.hosts[market]
+        return Venue(venue, market, self._url(socket), self._url(rest), self._url(archive) if archive is not None else "")
 
-        def url(kind: str) -> str:
-            return str(getattr(self, _url_name(exchange, market, kind)))
+    def with_hosts(self, urls: Mapping[str, str]) -> Settings:
+        """These settings with other base URLs, by the names of their settings. `SettingError` for one that cannot be used."""
+        known = _host_settings()
+        unknown = urls.keys() - known.keys()
+        if unknown:
+            raise SettingError(f"{', '.join(sorted(unknown))}: no exchange has such a host; there are {', '.join(known)}")
+        fresh = {name: _base_url(name, url, known[name].schemes) for name, url in urls.items()}
+        return self.model_copy(update={"hosts": {**self.hosts, **fresh}})
 
-        archive = str(getattr(self, f"WADM_{exchange.upper()}_ARCHIVE"))
-        return Venue(find_exchange(exchange), market, url("WS"), url("REST"), archive)
+    def _url(self, host: Host) -> str:
+        return self.hosts.get(host.setting, host.url)
+
+
+class _HostSetting(NamedTuple):
+    default: str
+    schemes: Sequence[str]
+    meaning: str
+
+
+def _host_settings() -> dict[str, _HostSetting]:
+    """The settings of every exchange's hosts, by name: sockets and REST first, then archives."""
+    every = [hosts for name in exchange_names() for hosts in find_exchange(name).hosts.values()]
+    found: dict[str, _HostSetting] = {}
+    for hosts in every:
+        found[hosts.socket.setting] = _HostSetting(hosts.socket.url, ("ws", "wss"), "base URL, no path")
+        found[hosts.rest.setting] = _HostSetting(hosts.rest.url, ("http", "https"), "base URL, no path")
+    for archive in [hosts.archive for hosts in every if hosts.archive is not None]:
+        found[archive.setting] = _HostSetting(archive.url, ("http", "https"), "base URL of the daily files, no path")
+    return found
+
+
+def _own_settings() -> dict[str, FieldInfo]:
+    """Every setting but those of hosts, by name."""
+    return {name: field for name, field in Settings.model_fields.items() if name.isupper()}
 
 
 def is_loopback(host: str) -> bool:
@@ -214,9 +250,10 @@ def read_settings(environ: Mapping[str, str], *, dotenv: Path | None = None, ove
     file = {name: value for name, value in _file_values(dotenv).items() if value}
     raw: dict[str, Any] = {**file, **{name: value for name, value in environ.items() if value}, **(overrides or {})}
     try:
-        return Settings(**{name: raw[name] for name in Settings.model_fields if name in raw})
+        settings = Settings(**{name: raw[name] for name in _own_settings() if name in raw})
     except ValidationError as error:
         raise _refused(error, raw) from None
+    return settings.with_hosts({name: raw[name] for name in _host_settings() if name in raw})
 
 
 def unusable_folder(folder: Path, error: OSError) -> SettingError:
@@ -235,19 +272,19 @@ def _file_values(dotenv: Path | None) -> Mapping[str, str | None]:
 def settings_table() -> list[tuple[str, str, str]]:
     """Name, default as one would write it, and meaning of every setting: what `.env.example` and the documentation show."""
     rows: list[tuple[str, str, str]] = []
-    for name, field in Settings.model_fields.items():
-        default = field.get_default(call_default_factory=False)
+    for name, field in _own_settings().items():
+        default = exchange_names() if name == "WADM_EXCHANGES" else field.get_default(call_default_factory=False)
         shown = (
             ",".join(default)
             if isinstance(default, tuple)
             else ""
-            if default is None or field.default_factory is not None
+            if default is None or name == "WADM_DATA_DIR"
             else str(default).lower()
             if isinstance(default, bool)
             else str(default)
         )
         rows.append((name, shown, field.description or ""))
-    return rows
+    return rows + [(name, host.default, host.meaning) for name, host in _host_settings().items()]
 
 
 def dotenv_example() -> str:
@@ -261,10 +298,11 @@ def dotenv_example() -> str:
 def strange_settings(environ: Mapping[str, str], dotenv: Path | None = None) -> list[str]:
     """A line for each `WADM_` variable that is no setting of this version: most often a misspelling."""
     file = _file_values(dotenv)
+    known = {*_own_settings(), *_host_settings()}
     return [
-        f"{printable(name, _SHOWN)} is not a setting of this version of WADM. Nearest: {', '.join(nearest(name, Settings.model_fields))}"
+        f"{printable(name, _SHOWN)} is not a setting of this version of WADM. Nearest: {', '.join(nearest(name, known))}"
         for name in sorted({*environ, *file})
-        if name.startswith("WADM_") and name not in Settings.model_fields
+        if name.startswith("WADM_") and name not in known
     ]
 
 
@@ -314,10 +352,6 @@ def _refused(error: ValidationError, raw: Mapping[str, Any]) -> SettingError:
 
 def _refusal(name: str, given: object, allowed: str) -> SettingError:
     return SettingError(f"{name}={'(hidden)' if name in _SECRETS else printable(given, _SHOWN)}: {allowed}")
-
-
-def _url_name(exchange: str, market: str, kind: str) -> str:
-    return f"WADM_BYBIT_{kind}" if exchange == "bybit" else f"WADM_BINANCE_{market.upper()}_{kind}"
 
 
 def environment() -> Mapping[str, str]:

@@ -18,6 +18,7 @@ import msgspec
 
 from wadm_mcp.analytics.footprint import Footprint
 from wadm_mcp.errors import UnknownSymbol
+from wadm_mcp.exchanges.registry import canonical_instrument
 from wadm_mcp.model import MINUTE, Instrument, Listing, Span, Trade, Window
 
 PENDING_LIMIT: Final = 60_000
@@ -387,16 +388,16 @@ class Tape:
 
     @property
     def awaited(self) -> Collection[Instrument]:
-        """Configured instruments of which it is not known yet whether their exchange lists them."""
+        """Configured instruments, by canonical symbol, of which it is not known yet whether their exchange lists them."""
         return self._awaited
 
     def expect(self, instruments: Iterable[Instrument]) -> None:
         """These are configured, and their exchanges have not answered yet."""
-        self._awaited.update(instruments)
+        self._awaited.update(map(canonical_instrument, instruments))
 
     def expect_no_more(self, instrument: Instrument) -> None:
         """The exchange has answered for this instrument."""
-        self._awaited.discard(instrument)
+        self._awaited.discard(canonical_instrument(instrument))
 
     def begin(self) -> None:
         """Every exchange was asked at least once: what can be known about the configured instruments is known."""
@@ -412,7 +413,7 @@ class Tape:
         if tape is None:
             tape = self._instruments[listing.instrument] = InstrumentTape(listing)
         tape.listing = listing
-        self._awaited.discard(listing.instrument)
+        self._awaited.discard(canonical_instrument(listing.instrument))
         return tape
 
     def limit_pending(self, taken: int) -> None:

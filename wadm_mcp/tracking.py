@@ -12,9 +12,10 @@ import anyio
 
 from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.errors import ExchangeError, QueryError, UnknownSymbol
+from wadm_mcp.exchanges.exchange import Venue
+from wadm_mcp.exchanges.registry import exchange_names, find_exchange, is_called
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
-from wadm_mcp.model import EXCHANGES as EVERY_EXCHANGE
 from wadm_mcp.model import MARKETS, Instrument
 from wadm_mcp.queries.arguments import ALL, Call, read_exchange, read_market, read_whole, shown
 from wadm_mcp.queries.markets import markets
@@ -52,24 +53,24 @@ class Tracking:
         where no exchange lists it, `ExchangeError` where none answers.
         """
         call = Call("track_market", (("symbol", "ETHUSDT"),))
-        name, wanted = self._asked(call, symbol, exchange, market)
+        name, venues = self._asked(call, symbol, exchange, market)
         seconds = read_whole(call, "wait", wait, 0, LONGEST_WAIT, WAIT)
         followed = {listing.instrument for listing in self._view.listings}
-        listed = followed.intersection(wanted)
+        listed = {one for one in followed if is_called(one, name) and any(venue.trades_here(one) for venue in venues)}
         near: set[str] = set()
         failures: list[ExchangeError] = []
         async with RestClient(proxied=not self._settings.stays_on_loopback) as rest:
-            for instrument in [one for one in wanted if one not in listed]:
+            for venue in [venue for venue in venues if not any(map(venue.trades_here, listed))]:
                 try:
-                    known = await self._listed(rest, instrument)
+                    known = venue.by_symbol(await rest.listings(venue))
                 except ExchangeError as error:
                     failures.append(error)
                     continue
-                near |= known
-                if instrument.symbol in known:
-                    listed.add(instrument)
+                near.update(known)
+                if name in known:
+                    listed.add(known[name].instrument)
         if not listed:
-            raise failures[0] if failures else _unlisted(call, symbol, name, wanted, near)
+            raise failures[0] if failures else _unlisted(call, symbol, name, venues, near)
         fresh = sorted(listed - followed)
         if len(followed) + len(fresh) > self._settings.WADM_MAX_INSTRUMENTS:
             raise QueryError(
@@ -89,9 +90,14 @@ class Tracking:
         `QueryError` where nobody asked for it: what the settings name is the operator's.
         """
         call = Call("untrack_market", (("symbol", "ETHUSDT"),))
-        name, wanted = self._asked(call, symbol, exchange, market)
+        name, venues = self._asked(call, symbol, exchange, market)
         tracked = await self._store.tracked()
-        chosen = [one for one in tracked if one in wanted or (market is None and one.symbol == name and one.exchange in _venues(wanted))]
+        exchanges = {venue.exchange.name for venue in venues}
+        chosen = [
+            one
+            for one in tracked
+            if is_called(one, name) and one.exchange in exchanges and (market is None or one.market == venues[0].market)
+        ]
         if not chosen:
             theirs = ", ".join(sorted(map(str, tracked))) or "none"
             raise QueryError(
@@ -102,13 +108,16 @@ class Tracking:
         self._changed()
         return {"untracked": sorted(map(str, chosen)), "kept": "what is held of it can be asked for again once it is tracked again"}
 
-    def _asked(self, call: Call, symbol: object, exchange: object, market: object) -> tuple[str, list[Instrument]]:
+    def _asked(self, call: Call, symbol: object, exchange: object, market: object) -> tuple[str, list[Venue]]:
         if not isinstance(symbol, str) or not (name := plain(symbol)) or len(name) > 40:
             raise call.refuse("symbol", symbol, "an exchange's own name of a symbol is needed, such as ETHUSDT")
-        venue = read_exchange(call, exchange)
-        venues = self._settings.WADM_EXCHANGES if venue == ALL else (venue,)
+        named = read_exchange(call, exchange)
+        exchanges = self._settings.WADM_EXCHANGES if named == ALL else (named,)
         chosen = read_market(call, market, MARKETS) or self._settings.WADM_MARKETS[0]
-        return name, [Instrument(one, chosen, name) for one in EVERY_EXCHANGE if one in venues]
+        having = [one for one in exchange_names() if one in exchanges and chosen in find_exchange(one).traits]
+        if not having:
+            raise call.refuse("market", chosen, f"{' and '.join(exchanges)} has no such market", market=None)
+        return name, [self._settings.venue(one, chosen) for one in having]
 
     async def _until_in(self, wanted: Sequence[Instrument], told: ProgressCallback) -> None:
         """Returns once all of these are live and their past is here."""
@@ -134,18 +143,10 @@ class Tracking:
         missing = [str(one) for one in wanted if list(one) not in [row[:3] for row in rows]]
         return {**answer, "tracked": [str(one) for one in wanted], "starting": missing, "markets": {**table, "rows": rows}}
 
-    async def _listed(self, rest: RestClient, instrument: Instrument) -> set[str]:
-        found = await rest.listings(self._settings.venue(instrument.exchange, instrument.market))
-        return {listing.instrument.symbol for listing in found}
 
-
-def _venues(wanted: Sequence[Instrument]) -> set[str]:
-    return {one.exchange for one in wanted}
-
-
-def _unlisted(call: Call, symbol: object, name: str, wanted: Sequence[Instrument], known: set[str]) -> UnknownSymbol:
+def _unlisted(call: Call, symbol: object, name: str, venues: Sequence[Venue], known: set[str]) -> UnknownSymbol:
     near = nearest(name, known)
-    places = " and ".join(f"{one.exchange} {one.market}" for one in wanted)
+    places = " and ".join(venue.name for venue in venues)
     meant = {"symbol": near[0]} if near else {}
     return UnknownSymbol(
         f"symbol {shown(symbol)} is not listed at {places}. Nearest: {', '.join(near) or 'none'}. Try {call.example(**meant)}"

@@ -36,7 +36,8 @@ class Listings:
         """By name of the venue: when (monotonic seconds) its listings were read, and the listings by symbol."""
 
     async def look_up(self, venue: Venue, symbols: Sequence[str], failed: Callable[[], None]) -> Mapping[str, Listing]:
-        """Every listing of a market by symbol, asked until the exchange answers; what is stored, where that has all these `symbols`.
+        """Every listing of a market as `Venue.by_symbol` has it, asked until the exchange answers; what is stored, where that has all these
+        `symbols`.
 
         `failed` is called after each attempt without an answer.
         """
@@ -57,7 +58,7 @@ class Listings:
                 await anyio.sleep(pause)
             else:
                 self._health.forget(part)
-                return {listing.instrument.symbol: listing for listing in found}
+                return venue.by_symbol(found)
 
     async def look_up_again(self, venue: Venue, symbol: str, failed: Callable[[], None]) -> Mapping[str, Listing]:
         """`look_up` for one more symbol; listings of the last minute are reused."""
@@ -80,4 +81,4 @@ class Listings:
             known = await self._store.listings()
         except StoreError:
             return {}
-        return {one.instrument.symbol: one for one in known if venue.trades_here(one.instrument)}
+        return venue.by_symbol(one for one in known if venue.trades_here(one.instrument))

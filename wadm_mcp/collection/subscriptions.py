@@ -19,6 +19,7 @@ from wadm_mcp.collection.backfill.history import History
 from wadm_mcp.collection.listings import Listings
 from wadm_mcp.collection.market import MarketRecording, RecordingServices
 from wadm_mcp.errors import SettingError, StoreError
+from wadm_mcp.exchanges.registry import is_called
 from wadm_mcp.logs import log
 from wadm_mcp.model import Instrument, Listing, Window
 from wadm_mcp.suggest import nearest
@@ -113,9 +114,8 @@ class SubscriptionManager:
     async def _refuse_unknown_symbols(self) -> None:
         """A symbol that no exchange lists is probably a typo, unless it was recorded before: then it is delisted, and the others go on."""
         settings = self._settings
-        found = {listing.instrument.symbol for market in self._markets for listing in market.listings}
         for symbol in settings.WADM_SYMBOLS:
-            if symbol not in found:
+            if not self._is_listed(symbol):
                 if await self._was_recorded(symbol):
                     log.warning("symbol.delisted", symbol=symbol, advice="take it out of WADM_SYMBOLS")
                     continue
@@ -124,19 +124,22 @@ class SubscriptionManager:
                 raise SettingError(f"WADM_SYMBOLS={symbol}: no such symbol at {asked}. Nearest: {near}")
 
     async def _was_recorded(self, symbol: str) -> bool:
-        instruments = [market.venue.instrument(symbol) for market in self._markets]
         try:
+            instruments = {market.venue.instrument(symbol) for market in self._markets}
+            instruments |= {listing.instrument for listing in await self._store.listings() if is_called(listing.instrument, symbol)}
             return any([await self._store.spans(instrument, Window(0, self._services.clock.now())) for instrument in instruments])
         except StoreError:
             return False
 
     def _warn_of_unlisted(self) -> None:
         """Log symbols that one market does not list and another does. One that none lists is no warning: it ends the start."""
-        found = {listing.instrument.symbol for market in self._markets for listing in market.listings}
-        for missing in [missing for missing in self._unlisted if missing[1] in found]:
+        for missing in [missing for missing in self._unlisted if self._is_listed(missing[1])]:
             self._unlisted.remove(missing)
             market, symbol, near = missing
             log.warning("symbol.unknown", **market.venue.log_fields, symbol=symbol, nearest=near)
+
+    def _is_listed(self, symbol: str) -> bool:
+        return any(is_called(listing.instrument, symbol) for market in self._markets for listing in market.listings)
 
     # Tracked instruments.
 
@@ -146,11 +149,12 @@ class SubscriptionManager:
             tracked = set(await self._store.tracked())
         except StoreError:
             return
-        configured = {market.venue.instrument(symbol) for market in self._markets for symbol in self._configured(market)}
-        for instrument in tracked - self._tracked - configured:
-            tasks.start_soon(self._add, instrument)
-        for instrument in self._tracked - tracked - configured:
-            self._drop(instrument)
+        for instrument in tracked - self._tracked:
+            if not self._is_configured(instrument):
+                tasks.start_soon(self._add, instrument)
+        for instrument in self._tracked - tracked:
+            if not self._is_configured(instrument):
+                self._drop(instrument)
         self._tracked = tracked
 
     async def _add(self, instrument: Instrument) -> None:
@@ -184,10 +188,10 @@ class SubscriptionManager:
         self._markets.append(market)
         return market
 
-    def _configured(self, market: MarketRecording) -> Sequence[str]:
+    def _is_configured(self, instrument: Instrument) -> bool:
         settings = self._settings
-        named = market.venue.exchange.name in settings.WADM_EXCHANGES and market.venue.market in settings.WADM_MARKETS
-        return settings.WADM_SYMBOLS if named else ()
+        named = instrument.exchange in settings.WADM_EXCHANGES and instrument.market in settings.WADM_MARKETS
+        return named and any(is_called(instrument, symbol) for symbol in settings.WADM_SYMBOLS)
 
     # Leases.
 

@@ -8,6 +8,7 @@ from wadm_mcp.audit import Audited, Auditor, exchange_figures
 from wadm_mcp.clock import now_ms
 from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.errors import ExchangeError, QueryError, SettingError, StoreError
+from wadm_mcp.exchanges.registry import is_called
 from wadm_mcp.model import HOUR, MINUTE, Listing, Timeframe, Window
 from wadm_mcp.process.standard_streams import print_lines
 from wadm_mcp.queries.arguments import Call, read_time
@@ -88,11 +89,11 @@ def _window(choice: Choice, now: int) -> Window:
 
 
 def _chosen(listing: Listing, choice: Choice) -> bool:
-    exchange, market, symbol = listing.instrument
+    exchange, market, _ = listing.instrument
     return (
         choice.exchange in (None, exchange)
         and choice.market in (None, market)
-        and (choice.symbol is None or choice.symbol.upper() == symbol)
+        and (choice.symbol is None or is_called(listing.instrument, choice.symbol.upper()))
     )
 
 

@@ -145,12 +145,13 @@ async def _sqlite(settings: Settings) -> str:
 
 
 async def _listings(rest: RestClient, settings: Settings, venue: Venue, found: list[Listing]) -> str:
-    listed = {each.instrument.symbol: each for each in await rest.listings(venue)}
+    every = await rest.listings(venue)
+    listed = venue.by_symbol(every)
     found += [listed[symbol] for symbol in settings.WADM_SYMBOLS if symbol in listed]
     missing = [symbol for symbol in settings.WADM_SYMBOLS if symbol not in listed]
     if missing:
         raise WadmError(f"{missing[0]} is not listed here. Nearest: {', '.join(nearest(missing[0], listed)) or 'none'}")
-    return f"{len(listed):,} instruments; " + ", ".join(f"{each.instrument.symbol} tick {each.tick} lot {each.lot}" for each in found[:3])
+    return f"{len(every):,} instruments; " + ", ".join(f"{each.instrument.symbol} tick {each.tick} lot {each.lot}" for each in found[:3])
 
 
 async def _stream(settings: Settings, venue: Venue, listings: list[Listing]) -> str:

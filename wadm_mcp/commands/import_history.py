@@ -143,12 +143,7 @@ async def _planned(settings: Settings, order: ImportJob, now: int) -> list[str]:
 
 
 def _instruments(settings: Settings, order: ImportJob) -> list[Instrument]:
-    every = [
-        Instrument(exchange, market, symbol)
-        for exchange in settings.WADM_EXCHANGES
-        for market in settings.WADM_MARKETS
-        for symbol in settings.WADM_SYMBOLS
-    ]
+    every = [venue.instrument(symbol) for venue in settings.venues for symbol in settings.WADM_SYMBOLS]
     found = [instrument for instrument in every if order.matches(instrument)]
     if not found and order.symbol is not None and order.exchange is not None and order.market is not None:
         # A tracked one, which the settings do not name.

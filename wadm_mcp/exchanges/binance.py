@@ -15,7 +15,19 @@ import msgspec
 
 from wadm_mcp.exchanges.binance_archive import BinanceAggregates, BinanceSpotTrades
 from wadm_mcp.exchanges.binance_rest import BinanceRest
-from wadm_mcp.exchanges.exchange import Acknowledged, Decoder, Limits, MarketTraits, Message, Refused, ShuttingDown, Trades
+from wadm_mcp.exchanges.exchange import (
+    Acknowledged,
+    ArchiveFormat,
+    Decoder,
+    Host,
+    Hosts,
+    Limits,
+    MarketTraits,
+    Message,
+    Refused,
+    ShuttingDown,
+    Trades,
+)
 from wadm_mcp.exchanges.wire import MOST_FILLS, UNREADABLE, Code, Count, Millis, SymbolScale, figure, one_line, wrong
 from wadm_mcp.model import HOUR, Listing, Scale, Trade, TradeType
 
@@ -218,24 +230,50 @@ def _said(code: int, text: str) -> str:
     return f"{one_line(text) or 'no reason given'} (code {code})"
 
 
+_SPOT_TRADES: Final = BinanceSpotTrades()
+_SPOT_AGGREGATES: Final = BinanceAggregates("spot")
+_LINEAR_AGGREGATES: Final = BinanceAggregates("linear")
+_ARCHIVE: Final = Host("WADM_BINANCE_ARCHIVE", "https://data.binance.vision")
+
+
 class Binance(BinanceRest):
     """Binance spot and USD-M, as `Exchange` asks."""
 
     traits: Mapping[str, MarketTraits] = MappingProxyType(
         {
             "spot": MarketTraits(
-                counts_trades=True, folds_history=True, archive=BinanceSpotTrades(), rest_reach=None, redundant_connections=False
+                counts_trades=True, folds_history=True, archive=_SPOT_TRADES, rest_reach=None, redundant_connections=False
             ),
             # REST serves the last 48 hours (docs/exchanges.md 4.2); an hour less, so that a request does not lose its start on the way.
             "linear": MarketTraits(
                 counts_trades=True,
                 folds_history=False,
-                archive=BinanceAggregates("linear"),
+                archive=_LINEAR_AGGREGATES,
                 rest_reach=47 * HOUR,
                 redundant_connections=False,
             ),
         }
     )
+
+    hosts: Mapping[str, Hosts] = MappingProxyType(
+        {
+            "spot": Hosts(
+                Host("WADM_BINANCE_SPOT_WS", "wss://stream.binance.com:9443"),
+                Host("WADM_BINANCE_SPOT_REST", "https://api.binance.com"),
+                _ARCHIVE,
+            ),
+            "linear": Hosts(
+                Host("WADM_BINANCE_LINEAR_WS", "wss://fstream.binance.com"),
+                Host("WADM_BINANCE_LINEAR_REST", "https://fapi.binance.com"),
+                _ARCHIVE,
+            ),
+        }
+    )
+    file_formats: Sequence[ArchiveFormat] = (_SPOT_TRADES, _SPOT_AGGREGATES, _LINEAR_AGGREGATES)
+
+    def canonical_symbol(self, symbol: str) -> str:
+        """Binance writes symbols without a separator: each is its own."""
+        return symbol
 
     def limits(self, market: str) -> Limits:
         """Spot takes 5 client messages a second, USD-M 10; 1,024 streams (USD-M: 200 in its older text); both cut after 24 h."""

@@ -35,10 +35,11 @@ class BinanceAggregates(ArchiveFormat):
     def __init__(self, market: str) -> None:
         self.market = market
         self.carries_live_ids = market == "linear"
-        self._folder = "spot" if market == "spot" else "futures/um"
+        self.folder = "spot" if market == "spot" else "um"
+        self._path = "spot" if market == "spot" else "futures/um"
 
     def path(self, symbol: str, day: date) -> str:
-        return f"/data/{self._folder}/daily/aggTrades/{symbol}/{symbol}-aggTrades-{day.isoformat()}.zip"
+        return f"/data/{self._path}/daily/aggTrades/{symbol}/{symbol}-aggTrades-{day.isoformat()}.zip"
 
     def checksum_path(self, symbol: str, day: date) -> str:
         return f"{self.path(symbol, day)}.CHECKSUM"
@@ -72,6 +73,7 @@ class BinanceSpotTrades(ArchiveFormat):
 
     exchange = "binance"
     market = "spot"
+    folder = "spot"
     carries_live_ids = True
 
     def path(self, symbol: str, day: date) -> str:

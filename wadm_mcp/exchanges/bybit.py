@@ -14,7 +14,19 @@ import msgspec
 
 from wadm_mcp.exchanges.bybit_archive import BybitLinearTrades, BybitSpotTrades
 from wadm_mcp.exchanges.bybit_rest import SIDES, BybitRest
-from wadm_mcp.exchanges.exchange import Acknowledged, Decoder, Limits, MarketTraits, Message, Pong, Refused, Trades
+from wadm_mcp.exchanges.exchange import (
+    Acknowledged,
+    ArchiveFormat,
+    Decoder,
+    Host,
+    Hosts,
+    Limits,
+    MarketTraits,
+    Message,
+    Pong,
+    Refused,
+    Trades,
+)
 from wadm_mcp.exchanges.wire import UNREADABLE, Count, Millis, SymbolScale, TradeId, figure, one_line, wrong
 from wadm_mcp.model import Listing, Scale, Trade
 
@@ -130,15 +142,31 @@ class BybitDecoder:
         raise wrong(self._who, "neither trades nor an answer", "$")
 
 
+_SPOT_TRADES: Final = BybitSpotTrades()
+_LINEAR_TRADES: Final = BybitLinearTrades()
+_HOSTS: Final = Hosts(
+    Host("WADM_BYBIT_WS", "wss://stream.bybit.com"),
+    Host("WADM_BYBIT_REST", "https://api.bybit.com"),
+    Host("WADM_BYBIT_ARCHIVE", "https://public.bybit.com"),
+)
+
+
 class Bybit(BybitRest):
     """Bybit v5 spot and linear, as `Exchange` asks."""
 
     traits: Mapping[str, MarketTraits] = MappingProxyType(
         {
             market: MarketTraits(counts_trades=False, folds_history=False, archive=archive, rest_reach=0, redundant_connections=True)
-            for market, archive in (("spot", BybitSpotTrades()), ("linear", BybitLinearTrades()))
+            for market, archive in (("spot", _SPOT_TRADES), ("linear", _LINEAR_TRADES))
         }
     )
+
+    hosts: Mapping[str, Hosts] = MappingProxyType({"spot": _HOSTS, "linear": _HOSTS})
+    file_formats: Sequence[ArchiveFormat] = (_LINEAR_TRADES, _SPOT_TRADES)
+
+    def canonical_symbol(self, symbol: str) -> str:
+        """Bybit writes symbols without a separator: each is its own."""
+        return symbol
 
     def limits(self, market: str) -> Limits:
         return _LIMITS[market]

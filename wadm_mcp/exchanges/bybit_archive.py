@@ -31,6 +31,7 @@ class BybitLinearTrades(ArchiveFormat):
 
     exchange = "bybit"
     market = "linear"
+    folder = ""
     carries_live_ids = True
 
     def path(self, symbol: str, day: date) -> str:
@@ -63,6 +64,7 @@ class BybitSpotTrades(ArchiveFormat):
 
     exchange = "bybit"
     market = "spot"
+    folder = ""
     carries_live_ids = False
 
     def path(self, symbol: str, day: date) -> str:

@@ -118,6 +118,8 @@ class ArchiveFormat(Protocol):
 
     exchange: str
     market: str
+    folder: str
+    """A folder above its published files that sets them apart from files of the same name; empty where no other file is called so."""
     carries_live_ids: bool
     """Does a row have the `trade_id` that the trade socket gives the same trade? Only then can rows of both stand in one tape."""
 
@@ -158,6 +160,21 @@ class MarketTraits:
     """Do several connections cover each other? They do where a missed trade cannot be noticed on one connection alone."""
 
 
+class Host(NamedTuple):
+    """A base URL without path: the setting that may replace it (`WADM_BINANCE_SPOT_WS`), and the exchange's own."""
+
+    setting: str
+    url: str
+
+
+class Hosts(NamedTuple):
+    """The hosts of one market. Markets may share them; `archive` is None where the exchange publishes no daily files."""
+
+    socket: Host
+    rest: Host
+    archive: Host | None
+
+
 class Decoder(Protocol):
     """Frames of one connection into messages.
 
@@ -179,6 +196,14 @@ class Exchange(Protocol):
     name: str
     traits: Mapping[str, MarketTraits]
     """How each market works. A market that the exchange does not have is absent."""
+    hosts: Mapping[str, Hosts]
+    """Where each of these markets is reached."""
+    file_formats: Sequence[ArchiveFormat]
+    """Every kind of daily file that can be imported by hand, those of `traits` among them."""
+
+    def canonical_symbol(self, symbol: str) -> str:
+        """The name under which instruments of several exchanges are merged: `BTCUSDT` for a `BTC-USDT`. A canonical symbol is its own."""
+        ...
 
     def limits(self, market: str) -> Limits: ...
 
@@ -242,7 +267,7 @@ class Exchange(Protocol):
 
 @dataclass(frozen=True)
 class Venue:
-    """One market of one exchange, and the base URLs that lead to it."""
+    """One market of one exchange, and the base URLs that lead to it. `archive_url` is empty where there is no archive."""
 
     exchange: Exchange
     market: str
@@ -268,6 +293,11 @@ class Venue:
     def instrument(self, symbol: str) -> Instrument:
         """The instrument of this symbol here."""
         return Instrument(self.exchange.name, self.market, symbol)
+
+    def by_symbol(self, listings: Iterable[Listing]) -> dict[str, Listing]:
+        """Listings of this market by their canonical symbol and by the exchange's own, which goes first."""
+        own = {listing.instrument.symbol: listing for listing in listings}
+        return {self.exchange.canonical_symbol(symbol): listing for symbol, listing in own.items()} | own
 
     def trades_here(self, instrument: Instrument) -> bool:
         """Is this instrument one of this market?"""

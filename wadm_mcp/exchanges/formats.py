@@ -1,48 +1,41 @@
-"""Every kind of daily file that can be imported by hand, and which one a file is."""
+"""Which exchange's daily file a file on this disk is."""
 
 from __future__ import annotations
 
 from datetime import date
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from wadm_mcp.errors import ArchiveError, printable
-from wadm_mcp.exchanges.binance_archive import BinanceAggregates, BinanceSpotTrades
-from wadm_mcp.exchanges.bybit_archive import BybitLinearTrades, BybitSpotTrades
 from wadm_mcp.exchanges.exchange import ArchiveFormat
+from wadm_mcp.exchanges.registry import exchange_names, find_exchange
 
-FORMATS: Final[tuple[ArchiveFormat, ...]] = (
-    BinanceSpotTrades(),
-    BinanceAggregates("spot"),
-    BinanceAggregates("linear"),
-    BybitLinearTrades(),
-    BybitSpotTrades(),
-)
+_SHOWN_CHARS = 80
 
 
 class Recognised(NamedTuple):
-    """A file by its name: place of its format in `FORMATS`, symbol and day."""
+    """What a file's name says: its format, the exchange's symbol, and the day."""
 
-    form: int
+    form: ArchiveFormat
     symbol: str
     day: date
 
 
 def recognise(path: Path, exchange: str | None, market: str | None) -> Recognised:
-    """What a file is, by its name and, where that leaves a choice, by the market; `ArchiveError` where it cannot be told."""
+    """What a file is by its name. Where formats share the name, its folder or the `market` decides; `ArchiveError` where nothing does."""
+    forms = [form for name in exchange_names() for form in find_exchange(name).file_formats]
     found = [
-        Recognised(place, *named)
-        for place, form in enumerate(FORMATS)
+        Recognised(form, *named)
+        for form in forms
         if exchange in (None, form.exchange) and market in (None, form.market) and (named := form.named(path.name)) is not None
     ]
     if len(found) > 1:
-        # Both markets of Binance call their aggregates alike; as published they lie below their own folders.
-        folders = {"spot": "spot", "linear": "um"}
-        told = [one for one in found if folders[FORMATS[one.form].market] in path.parts]
-        found = told if len(told) == 1 else found
+        below = [one for one in found if one.form.folder in path.parts]
+        found = below if len(below) == 1 else found
     if len(found) == 1:
         return found[0]
-    name = printable(path.name, 80)
+    name = printable(path.name, _SHOWN_CHARS)
     if found:
-        raise ArchiveError(f"{name}: a file of spot and one of linear are called so; say which with --market")
-    raise ArchiveError(f"{name}: no daily file is called so; give it under its exchange's own name, such as BTCUSDT-trades-2026-07-25.zip")
+        markets = " and ".join(f"{one.form.exchange} {one.form.market}" for one in found)
+        raise ArchiveError(f"{name}: daily files of {markets} have this name; say which with --exchange and --market")
+    raise ArchiveError(f"{name}: unrecognised file name; expected the exchange's own, such as BTCUSDT-trades-2026-07-25.zip")

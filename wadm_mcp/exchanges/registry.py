@@ -13,6 +13,7 @@ from typing import Final
 from wadm_mcp.exchanges.binance import Binance
 from wadm_mcp.exchanges.bybit import Bybit
 from wadm_mcp.exchanges.exchange import Exchange
+from wadm_mcp.model import Instrument
 
 _EXCHANGES: Final[dict[str, Exchange]] = {
     "binance": Binance(),
@@ -28,6 +29,17 @@ def exchange_names() -> tuple[str, ...]:
 def find_exchange(name: str) -> Exchange:
     """The exchange of this name; `KeyError` where there is none."""
     return _EXCHANGES[name]
+
+
+def canonical_instrument(instrument: Instrument) -> Instrument:
+    """The instrument by its canonical symbol; itself where its exchange is not registered any more."""
+    exchange = _EXCHANGES.get(instrument.exchange)
+    return instrument if exchange is None else instrument._replace(symbol=exchange.canonical_symbol(instrument.symbol))
+
+
+def is_called(instrument: Instrument, symbol: str) -> bool:
+    """Is this the exchange's own symbol of the instrument, or its canonical one?"""
+    return symbol in (instrument.symbol, canonical_instrument(instrument).symbol)
 
 
 @contextmanager

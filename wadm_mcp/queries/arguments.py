@@ -14,7 +14,8 @@ from decimal import Decimal
 from typing import Final, Literal, TypeAlias, TypeVar
 
 from wadm_mcp.errors import QueryError, UnknownSymbol
-from wadm_mcp.model import DAY, EXCHANGES, HOUR, MARKETS, MINUTE, SECOND, Timeframe
+from wadm_mcp.exchanges.registry import exchange_names
+from wadm_mcp.model import DAY, HOUR, MARKETS, MINUTE, SECOND, Timeframe
 from wadm_mcp.queries.numbers import decimal_text
 from wadm_mcp.suggest import nearest, plain
 
@@ -115,7 +116,7 @@ def plain_symbol(given: object) -> str:
 def read_instrument(given: object) -> tuple[str, str, str] | None:
     """Exchange, market and symbol of an instrument's whole name, as answers write it (`binance:spot:BTCUSDT`); None for anything else."""
     parts = given.strip().split(":") if isinstance(given, str) and len(given) <= _LONGEST else []
-    if len(parts) != 3 or parts[0].lower() not in (*EXCHANGES, ALL) or parts[1].lower() not in MARKETS:
+    if len(parts) != 3 or parts[0].lower() not in (*exchange_names(), ALL) or parts[1].lower() not in MARKETS:
         return None
     return parts[0].lower(), parts[1].lower(), parts[2]
 
@@ -158,8 +159,8 @@ def read_detail(call: Call, given: object) -> Detail:
 
 
 def read_exchange(call: Call, given: object) -> str:
-    """`binance`, `bybit` or `all`; `all` when nothing is given."""
-    return read_choice(call, "exchange", given, (*EXCHANGES, ALL), ALL)
+    """The name of an exchange or `all`; `all` when nothing is given."""
+    return read_choice(call, "exchange", given, (*exchange_names(), ALL), ALL)
 
 
 def read_market(call: Call, given: object, followed: Sequence[str]) -> str | None:

@@ -13,6 +13,7 @@ from wadm_mcp.analytics.lead_lag import lead_lag
 from wadm_mcp.analytics.order_flow import imbalance_ratio
 from wadm_mcp.analytics.volume_profile import vwap
 from wadm_mcp.coverage.judge import Judgement
+from wadm_mcp.exchanges.registry import canonical_instrument
 from wadm_mcp.model import MARKETS, Scale, Timeframe, rescale
 from wadm_mcp.queries.arguments import ALL, read_detail, read_timeframe
 from wadm_mcp.queries.coverage import coverage, coverage_inputs, expired_bars, ratio
@@ -108,15 +109,15 @@ async def compare_exchanges(
         del part["broken"]
     rows = [_row(venue, venues) for venue in venues]
     pairs = [_pair(one, two, starts) for one, two in combinations(venues, 2)]
-    heading = {**every.heading(covered), "instrument": f"{ALL}:{ALL}:{every.instruments[0].symbol}"}
+    heading = {**every.heading(covered), "instrument": f"{ALL}:{ALL}:{canonical_instrument(every.instruments[0]).symbol}"}
     figures = {"timeframe": length.value, "venues": table(VENUES, rows), "pairs": None if shown == "brief" else table(PAIRS, pairs)}
     return {**heading, **figures, "reading": _reading(rows, covered)}
 
 
 def _venues(view: View, every: Scope) -> list[Scope]:
     """A scope for each instrument of the symbol: spot before linear, in the order of the exchanges."""
-    symbol = every.instruments[0].symbol
-    listings = {one.instrument: one for one in view.listings if one.instrument.symbol == symbol}
+    symbol = canonical_instrument(every.instruments[0]).symbol
+    listings = {one.instrument: one for one in view.listings if canonical_instrument(one.instrument).symbol == symbol}
     awaited = [one for one in view.awaited if one.symbol == symbol and one not in listings]
     found = sorted([*listings, *awaited], key=lambda one: (MARKETS.index(one.market), _place(one.exchange, view.exchanges)))
     return [

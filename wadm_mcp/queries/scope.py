@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from wadm_mcp.analytics.order_flow import session_start
 from wadm_mcp.errors import NotReady, QueryError, UnknownSymbol
+from wadm_mcp.exchanges.registry import canonical_instrument
 from wadm_mcp.model import DAY, HOUR, MINUTE, Instrument, Listing, Window
 from wadm_mcp.queries.arguments import (
     ALL,
@@ -82,7 +83,7 @@ class Scope:
 
 def ask(view: View, name: str, **examples: Example) -> Call:
     """The call of a question; its examples name the first followed symbol."""
-    symbol = next((listing.instrument.symbol for listing in view.listings), "BTCUSDT")
+    symbol = next((canonical_instrument(listing.instrument).symbol for listing in view.listings), "BTCUSDT")
     return Call(name, (("symbol", symbol), *examples.items()), view.how_to_follow)
 
 
@@ -105,7 +106,7 @@ def read_scope(
         exchange = named[0] if exchange in (None, ALL) else exchange
         market = named[1] if market is None else market
     name, listings, awaited = _followed(view, call, symbol, exchange, market)
-    call = call.about(listings[0].instrument.symbol)
+    call = call.about(canonical_instrument(listings[0].instrument).symbol)
     now = clock = view.clock()
     told = read_time(call, "as_of", as_of, as_of=iso(clock - clock % MINUTE))
     if told is not None:
@@ -122,13 +123,15 @@ def _followed(
     view: View, call: Call, symbol: object, exchange: object, market: object
 ) -> tuple[str, tuple[Listing, ...], tuple[Instrument, ...]]:
     every = view.listings
-    name = plain_symbol(symbol)
+    symbols = {listing.instrument: canonical_instrument(listing.instrument).symbol for listing in every}
+    called = {plain_symbol(one.symbol): canonical for one, canonical in symbols.items()} | {one: one for one in symbols.values()}
+    name = called.get(plain_symbol(symbol), plain_symbol(symbol))
     awaited = [instrument for instrument in view.awaited if instrument.symbol == name]
-    if name in view.symbols and all(listing.instrument.symbol != name for listing in every):
+    if name in view.symbols and name not in symbols.values():
         raise _not_ready(view, name, every)
-    wanted = read_symbol(call, symbol, (listing.instrument.symbol for listing in every))
+    wanted = name if name in symbols.values() else read_symbol(call, symbol, symbols.values())
     call = call.about(wanted)
-    known = [listing for listing in every if listing.instrument.symbol == wanted]
+    known = [listing for listing in every if symbols[listing.instrument] == wanted]
     # What is configured counts as followed from the first moment, whichever exchange told first what it lists.
     markets = _in_order([*(listing.instrument.market for listing in every), *(one.market for one in awaited)], view.markets)
     venue = read_exchange(call, exchange)
@@ -143,7 +146,8 @@ def _followed(
         places = listed([str(listing.instrument) for listing in known])
         raise UnknownSymbol(f"symbol {shown(wanted)} is not followed {where}. Followed: {places}. Try {call.example()}")
     ordered = _in_order(found, view.exchanges)
-    return f"{venue}:{chosen}:{wanted}", tuple(found[one] for one in ordered), late
+    scope_name = f"{ALL}:{chosen}:{wanted}" if venue == ALL else str(found[venue].instrument)
+    return scope_name, tuple(found[one] for one in ordered), late
 
 
 def _not_ready(view: View, symbol: str, every: Sequence[Listing]) -> NotReady:

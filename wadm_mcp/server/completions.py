@@ -25,7 +25,8 @@ def declare(server: MCPServer[Any], runtime: Runtime) -> None:
         """Values that begin with what was typed, of those that the arguments given already allow; none for an argument without choices."""
         chosen = (context.arguments if context is not None else None) or {}
         typed = plain_symbol(argument.value) if argument.name == "symbol" else argument.value.strip().lower()
-        found = [value for value in _values(argument.name, runtime.followed, chosen) if value.lower().startswith(typed.lower())]
+        values = _values(argument.name, runtime.followed, chosen)
+        found = [value for value in values if (plain_symbol(value) if argument.name == "symbol" else value.lower()).startswith(typed)]
         return Completion(values=found[:_MOST], total=len(found), has_more=len(found) > _MOST)
 
 

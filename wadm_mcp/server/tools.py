@@ -16,8 +16,9 @@ from mcp_types import CallToolResult, TextContent, ToolAnnotations
 from pydantic import BaseModel, Field
 
 from wadm_mcp.errors import WadmError
+from wadm_mcp.exchanges.registry import exchange_names
 from wadm_mcp.logs import log
-from wadm_mcp.model import EXCHANGES, MARKETS, Timeframe
+from wadm_mcp.model import MARKETS, Timeframe
 from wadm_mcp.queries.arguments import ALL, DETAILS, SESSION, WINDOWS, shown
 from wadm_mcp.queries.wait_for import CONDITIONS
 from wadm_mcp.server import answers, questions
@@ -31,7 +32,7 @@ _UNTRACK: Final = "untrack_market"
 
 _ARGUMENTS: Final[dict[str, dict[str, Any]]] = {
     "symbol": {"type": "string", "description": "e.g. BTCUSDT"},
-    "exchange": {"type": "string", "enum": [*EXCHANGES, ALL], "description": "all = merged"},
+    "exchange": {"type": "string", "description": "all = merged"},
     "market": {"type": "string", "enum": [*MARKETS], "description": "linear = perpetuals; default: first followed"},
     "window": {
         "type": "string",
@@ -212,8 +213,8 @@ def _tracking_tool(name: str, title: str, description: str, answer: type[BaseMod
     metadata.output_schema = _lean(metadata.output_schema)
     properties = {
         "symbol": {"type": "string", "description": "e.g. ETHUSDT"},
-        "exchange": {**_ARGUMENTS["exchange"], "default": ALL},
-        "market": _ARGUMENTS["market"],
+        "exchange": {**_schema("exchange"), "default": ALL},
+        "market": _schema("market"),
         **more,
     }
     return TrackingTool(
@@ -249,11 +250,17 @@ def _tool(declaration: _Declaration) -> QuestionTool:
 def _parameters(question: Question) -> dict[str, Any]:
     """The input schema. Defaults are the query's own, so that the two cannot drift apart."""
     properties = {
-        name: _ARGUMENTS[name] if default in (None, NEEDED) else {**_ARGUMENTS[name], "default": default}
+        name: _schema(name) if default in (None, NEEDED) else {**_schema(name), "default": default}
         for name, default in question.arguments.items()
     }
     needed = [name for name, default in question.arguments.items() if default is NEEDED]
     return {"type": "object", "properties": properties, **({"required": needed} if needed else {}), "additionalProperties": False}
+
+
+def _schema(argument: str) -> dict[str, Any]:
+    """The schema of an argument. Exchanges are those that are registered now."""
+    schema = _ARGUMENTS[argument]
+    return {"type": schema["type"], "enum": [*exchange_names(), ALL], **schema} if argument == "exchange" else schema
 
 
 def _lean(schema: Any) -> Any:

@@ -107,6 +107,11 @@ class Simulator:
         await self._stack.__aexit__(kind, error, traceback)
 
     @property
+    def exchanges(self) -> tuple[str, ...]:
+        """The exchanges that it simulates."""
+        return tuple(dict.fromkeys(venue.exchange for venue in self._venues))
+
+    @property
     def urls(self) -> dict[str, str]:
         """Base URLs without path, by the lower-case setting name without `WADM_`: `binance_spot_ws`, `bybit_rest`, ..."""
         urls: dict[str, str] = {}

@@ -136,7 +136,7 @@ async def test_an_instrument_that_cannot_be_asked_for_keeps_no_other_one_waiting
         other = r.recorder.start(replace(r.followed.tape.listing, instrument=SPOT._replace(symbol="ETHUSDT")), counts_trades=False)
         told = [replace(trade, instrument=other.tape.instrument) for trade in r.trades[-60:]]
 
-        async def trades(exchange: object, listing: Listing, base_url: str) -> Sequence[Trade]:
+        async def trades(venue: object, listing: Listing) -> Sequence[Trade]:
             if listing.instrument == SPOT:
                 raise ExchangeError("bybit spot does not know BTCUSDT")
             return told

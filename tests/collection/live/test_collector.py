@@ -4,6 +4,7 @@ import json
 import ssl
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import anyio
 import pytest
@@ -104,7 +105,8 @@ async def collecting(
         recorder.start(listing(instrument, "0.1", "0.001"), counts_trades=exchange.traits[market].counts_trades)
     async with Simulator(instruments=known, manual=True) as simulator, anyio.create_task_group() as tasks:
         listings = [recorder.tape[instrument].listing for instrument in instruments]
-        collector = Collector(simulated_venue(simulator, exchange.name, market), listings, recorder, recorder.health, SYSTEM_CLOCK)
+        here = replace(simulated_venue(simulator, exchange.name, market), exchange=exchange)
+        collector = Collector(here, listings, recorder, recorder.health, SYSTEM_CLOCK)
         tasks.start_soon(collector.run)
         with anyio.fail_after(10):
             for instrument in known:

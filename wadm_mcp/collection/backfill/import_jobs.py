@@ -18,7 +18,8 @@ from anyio import to_thread
 from wadm_mcp.collection.backfill.history import History
 from wadm_mcp.collection.recording.recorded_instrument import RecordedInstrument
 from wadm_mcp.errors import ArchiveError, StoreError, printable
-from wadm_mcp.exchanges.formats import FORMATS, recognise
+from wadm_mcp.exchanges.formats import recognise
+from wadm_mcp.exchanges.registry import is_called
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
 from wadm_mcp.model import DAY, SECOND, Instrument, Window
@@ -45,8 +46,8 @@ class ImportJob(msgspec.Struct, frozen=True):
     files: list[str] = []
 
     def matches(self, instrument: Instrument) -> bool:
-        wanted = (self.exchange, self.market, self.symbol)
-        return all(one in (None, other) for one, other in zip(wanted, instrument, strict=True))
+        here = self.exchange in (None, instrument.exchange) and self.market in (None, instrument.market)
+        return here and (self.symbol is None or is_called(instrument, self.symbol))
 
 
 class ImportProgress(msgspec.Struct, frozen=True):
@@ -136,7 +137,7 @@ class ImportJobRunner:
     async def _import_file(self, file: Path, job: ImportJob) -> int:
         """How many trades of a file were new; `ArchiveError` where it cannot be taken."""
         form, symbol, day = recognise(file, job.exchange, job.market)
-        instrument = Instrument(FORMATS[form].exchange, FORMATS[form].market, symbol)
+        instrument = Instrument(form.exchange, form.market, symbol)
         began, found = anyio.current_time(), self._find(instrument)
         while found is None and anyio.current_time() - began < (_FIRST_TRADE_SECONDS if self._is_recorded(instrument) else _LISTED_SECONDS):
             await anyio.sleep(_POLL_SECONDS)
@@ -147,7 +148,7 @@ class ImportJobRunner:
         start = round(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) * SECOND
         window = Window(start, start + DAY)
         await history.load_coverage(recorded, window)
-        return await history.take_file(recorded, file, window, FORMATS[form])
+        return await history.take_file(recorded, file, window, form)
 
     def _is_recorded(self, instrument: Instrument) -> bool:
         return any(instrument in history.recorded for history in self._histories())
