@@ -293,6 +293,27 @@ async def test_a_merge_that_a_trade_overtook_is_not_held(market: Market, moody: 
     assert moody.held == {}
 
 
+async def test_figures_are_used_again_while_their_bar_and_their_rule_are_the_same(
+    moody: MoodyCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = CachedFootprints(moody)
+    bar, other = (order_flow(T0, [trade(seq) for seq in range(count)]).bar for count in (1, 2))
+    made: list[list[int]] = []
+
+    async def make() -> list[int]:
+        made.append([len(made), 2, 3])
+        return made[-1]
+
+    for _ in range(2):
+        assert await cached.figures("levels:day", bar, make) == [0, 2, 3]
+    assert await cached.figures("levels:day", other, make) == [1, 2, 3]
+    monkeypatch.setattr("wadm_mcp.analytics.volume_profile.RULE_VERSION", 2)
+    for _ in range(2):
+        assert await cached.figures("levels:day", other, make) == [2, 2, 3]
+    monkeypatch.undo()
+    assert await cached.figures("levels:day", other, make) == [1, 2, 3]
+
+
 async def test_nothing_is_not_held(market: Market, moody: MoodyCache) -> None:
     window = Window(T0, T0 + 8 * HOUR)
     assert (await market.through_cache(window)).bar.trade_count == 0

@@ -150,6 +150,7 @@ def test_a_profile_has_the_fields_and_types_of_the_data_model() -> None:
         "market": str,
         "row_size": Decimal128,
         "method": str,
+        "rule_version": int,
         "revision": int,
     }
     del document["_id"]
@@ -181,9 +182,15 @@ def test_a_profile_has_the_fields_and_types_of_the_data_model() -> None:
         "market": "spot",
         "row_size": Decimal128("0.01"),
         "method": "two_row",
+        "rule_version": 1,
         "revision": 2,
     }
     assert type(document["nodes"][0]["trade_count"]) is Int64
+
+
+def test_a_profile_document_states_the_rule_that_made_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wadm_mcp.analytics.volume_profile.RULE_VERSION", 7)
+    assert documents.profile_document(profile(T0, [trade(1)]))["rule_version"] == 7
 
 
 def test_order_flow_has_the_fields_and_types_of_the_data_model() -> None:
@@ -216,11 +223,12 @@ def test_order_flow_has_the_fields_and_types_of_the_data_model() -> None:
 
 
 def test_what_cannot_be_computed_is_null() -> None:
-    assert documents.profile_document(profile(T0)).items() >= {"poc": None, "vah": None, "val": None, "row_size": None}.items()
+    nothing = dict.fromkeys(("poc", "vah", "val", "row_size", "method", "rule_version"))
+    assert documents.profile_document(profile(T0)).items() >= nothing.items()
     assert documents.profile_document(profile(T0))["nodes"] == []
     flow = documents.order_flow_document(order_flow(T0))
-    nothing = ("open", "high", "low", "close", "min_delta", "max_delta", "imbalance_ratio")
-    assert [flow[name] for name in nothing] == [None] * len(nothing)
+    unknown = ("open", "high", "low", "close", "min_delta", "max_delta", "imbalance_ratio")
+    assert [flow[name] for name in unknown] == [None] * len(unknown)
     assert flow["volume"] == Decimal128("0.00000")
 
 

@@ -16,6 +16,7 @@ import anyio
 import msgspec
 from anyio import to_thread
 
+from wadm_mcp.analytics import volume_profile
 from wadm_mcp.analytics.footprint import Bar, Footprint
 from wadm_mcp.model import HOUR, Instrument, Scale, Window
 from wadm_mcp.storage.cache import Cache
@@ -105,7 +106,11 @@ class CachedFootprints:
         return merged
 
     async def figures(self, key: str, proof: Bar, make: Callable[[], Awaitable[list[int]]]) -> list[int]:
-        """Three integers that were worked out of the footprint of a closed stretch; believed only while the stretch's bar is `proof`."""
+        """Three integers that were computed from the footprint of a closed stretch, used only while the stretch's bar equals `proof`.
+
+        The key carries the version of the value-area rule, so that figures of another rule are not found.
+        """
+        key = f"{key}:rule-{volume_profile.RULE_VERSION}"
         (packed,) = await self._cache.get([key])
         if packed is not None:
             try:

@@ -143,7 +143,10 @@ def trade_of(instrument: Instrument, document: Mapping[str, Any]) -> Trade:
 
 
 def profile_document(stored: Profile) -> Document:
-    """A document of `volume_profiles`. A bar without trades has no POC, VAH, VAL and no nodes."""
+    """A document of `volume_profiles`. A bar without trades has no POC, VAH, VAL and no nodes.
+
+    `rule_version` is the version of the rule that placed POC, VAH and VAL; a document without the field was made by version 1.
+    """
     profile = stored.profile
     document: Document = {
         "_id": derived_id(stored.instrument, stored.timeframe, stored.start),
@@ -159,6 +162,7 @@ def profile_document(stored: Profile) -> Document:
         "market": stored.instrument.market,
         "row_size": None,
         "method": None,
+        "rule_version": None,
         "revision": stored.revision,
     }
     if profile is not None:
@@ -170,6 +174,7 @@ def profile_document(stored: Profile) -> Document:
             nodes=[_node(node, profile.scale) for node in profile.nodes],
             row_size=decimal128(profile.row, decimals),
             method=profile.method,
+            rule_version=profile.rule_version,
         )
     return document
 
