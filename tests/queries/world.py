@@ -20,7 +20,6 @@ from wadm_mcp.storage.store import (
     DirtyMinute,
     OrderFlow,
     PartialFootprint,
-    Profile,
     Store,
     StoredFootprint,
     StoreState,
@@ -107,9 +106,6 @@ class MemoryStore(Store):
         rows = await self.footprints(instrument, timeframe, window)
         return [OrderFlow(instrument, timeframe, row.start, row.footprint.bar, 0) for row in rows]
 
-    async def profiles(self, instrument: Instrument, timeframe: Timeframe, window: Window) -> list[Profile]:
-        return []
-
     async def spans(self, instrument: Instrument, window: Window) -> list[Span]:
         every = sorted(self.held[instrument], key=lambda span: span.start)
         before = [span for span in every if span.end < window.start][-1:]
@@ -119,8 +115,8 @@ class MemoryStore(Store):
     async def expire(self, now: int, lives: Retention) -> int:
         return 0
 
-    async def acquire_leases(self, owner: str, instruments: Sequence[Instrument], life: float) -> dict[Instrument, int]:
-        return dict.fromkeys(instruments, 0)
+    async def acquire_leases(self, owner: str, instruments: Sequence[Instrument], life: float) -> set[Instrument]:
+        return set(instruments)
 
     async def release_leases(self, owner: str) -> None:
         return None

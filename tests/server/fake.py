@@ -28,7 +28,6 @@ from wadm_mcp.storage.store import (
     DirtyMinute,
     OrderFlow,
     PartialFootprint,
-    Profile,
     StoredFootprint,
     StoreState,
     at_once,
@@ -112,10 +111,6 @@ class EmptyStore:
         self._check()
         return []
 
-    async def profiles(self, instrument: Instrument, timeframe: Timeframe, window: Window) -> list[Profile]:
-        self._check()
-        return []
-
     async def spans(self, instrument: Instrument, window: Window) -> list[Span]:
         self._check()
         return []
@@ -123,8 +118,8 @@ class EmptyStore:
     async def expire(self, now: int, lives: Retention) -> int:
         return 0
 
-    async def acquire_leases(self, owner: str, instruments: Sequence[Instrument], life: float) -> dict[Instrument, int]:
-        return dict.fromkeys(instruments, 0)
+    async def acquire_leases(self, owner: str, instruments: Sequence[Instrument], life: float) -> set[Instrument]:
+        return set(instruments)
 
     async def release_leases(self, owner: str) -> None:
         return None

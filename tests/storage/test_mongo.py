@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -105,7 +105,7 @@ async def test_documents_are_the_data_models_whoever_reads_them(url: str, plain:
         "seq": 7,
     }
     (volume,) = plain["volume_profiles"].find()
-    fields = "_id symbol timeframe start_time end_time poc vah val nodes exchange market row_size method revision"
+    fields = "_id symbol timeframe start_time end_time poc vah val nodes exchange market row_size method rule_version revision"
     assert set(volume) == set(fields.split())
     assert volume["end_time"] == datetime.fromtimestamp((T0 + MINUTE) // SECOND, UTC)
     assert volume["poc"] == Decimal128("61837.63")
@@ -912,29 +912,41 @@ async def test_trades_of_every_instrument_and_scale_live_in_one_collection(url: 
 
 async def test_of_two_processes_on_one_database_one_holds_the_lease_and_the_other_gets_it_when_it_ends(mongodb: str) -> None:
     async with MongoStore(f"{mongodb}/lease", LIVES) as one, MongoStore(f"{mongodb}/lease", LIVES) as two:
-        assert await one.acquire_leases("one", [BTC], 60) == {BTC: 1}
-        assert await two.acquire_leases("two", [BTC, ETH], 60) == {ETH: 1}
-        assert await one.acquire_leases("one", [BTC], 0.3) == {BTC: 1}
+        assert await one.acquire_leases("one", [BTC], 60) == {BTC}
+        assert await two.acquire_leases("two", [BTC, ETH], 60) == {ETH}
+        assert await one.acquire_leases("one", [BTC], 0.3) == {BTC}
         with anyio.fail_after(10):
-            while BTC not in (held := await two.acquire_leases("two", [BTC, ETH], 60)):
+            while BTC not in (acquired := await two.acquire_leases("two", [BTC, ETH], 60)):
                 await anyio.sleep(0.05)
-        assert held == {BTC: 2, ETH: 1}
-        assert await one.acquire_leases("one", [BTC], 60) == {}
+        assert acquired == {BTC, ETH}
+        assert await one.acquire_leases("one", [BTC], 60) == set()
         await one.release_leases("one")
-        assert await one.acquire_leases("one", [BTC], 60) == {}
+        assert await one.acquire_leases("one", [BTC], 60) == set()
         await two.release_leases("two")
-        assert await one.acquire_leases("one", [BTC, ETH], 60) == {BTC: 3, ETH: 2}
+        assert await one.acquire_leases("one", [BTC, ETH], 60) == {BTC, ETH}
         await one.release_leases("one")
+
+
+async def test_a_lease_of_an_earlier_release_is_taken_and_left_readable_by_it(url: str, plain: Plain) -> None:
+    until = datetime.now(UTC) + timedelta(minutes=1)
+    async with MongoStore(url, LIVES) as store:
+        plain["leases"].insert_one({"_id": str(BTC), "owner": "earlier", "epoch": 4, "until": until})
+        assert await store.acquire_leases("ours", [BTC, ETH], 60) == {ETH}
+        assert await store.acquire_leases("earlier", [BTC], 60) == {BTC}
+        await store.release_leases("earlier")
+        assert await store.acquire_leases("ours", [BTC], 60) == {BTC}
+    (lease,) = plain["leases"].find({"_id": str(BTC)})
+    assert (lease["owner"], lease["epoch"]) == ("ours", 4)
 
 
 async def test_of_many_that_want_one_instrument_at_once_one_gets_it(url: str) -> None:
-    held: dict[str, dict[Instrument, int]] = {}
+    acquired: dict[str, set[Instrument]] = {}
 
     async def take(owner: str) -> None:
         async with MongoStore(url, LIVES) as store:
-            held[owner] = await store.acquire_leases(owner, [BTC, ETH], 60)
+            acquired[owner] = await store.acquire_leases(owner, [BTC, ETH], 60)
 
     async with anyio.create_task_group() as tasks:
         for owner in "abcde":
             tasks.start_soon(take, owner)
-    assert sorted(instrument for each in held.values() for instrument in each) == sorted([BTC, ETH])
+    assert sorted(instrument for each in acquired.values() for instrument in each) == sorted([BTC, ETH])

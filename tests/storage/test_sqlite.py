@@ -24,7 +24,7 @@ from wadm_mcp.storage import sqlite_expiry, sqlite_schema
 from wadm_mcp.storage.sqlite import SqliteStore
 from wadm_mcp.storage.store import Derived, Retention
 
-from . import BTC, ETH, EVER, T0, every_trade, order_flow, piece, profile, span, stored_footprint, trade
+from . import BTC, ETH, EVER, T0, every_trade, order_flow, piece, profile, span, sqlite_profiles, stored_footprint, trade
 
 pytestmark = pytest.mark.anyio
 
@@ -77,7 +77,6 @@ async def test_no_question_and_no_write_walks_through_a_table(path: Path) -> Non
             await store.trades(BTC, EVER, limit=3, newest=newest)
             await store.trades(BTC, EVER, after=trades[2].order, limit=3, newest=newest)
         await store.footprints(BTC, Timeframe.M1, EVER)
-        await store.profiles(BTC, Timeframe.M1, EVER)
         await store.order_flow(BTC, Timeframe.M1, EVER)
         await store.spans(BTC, EVER)
         await store.state()
@@ -301,13 +300,13 @@ async def test_the_check_of_a_huge_file_ends_with_its_time(path: Path, monkeypat
         assert len(await every_trade(store)) == 20_000
 
 
-@pytest.mark.parametrize(("table", "column"), [("footprints", "packed"), ("profiles", "packed"), ("order_flow", "bar")])
+@pytest.mark.parametrize(("table", "column"), [("footprints", "packed"), ("order_flow", "bar")])
 async def test_a_packed_value_that_cannot_be_read_is_named(path: Path, table: str, column: str) -> None:
     await record(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute(f"UPDATE {table} SET {column} = x'c1'")
     async with SqliteStore(path) as store:
-        find = {"footprints": store.footprints, "profiles": store.profiles, "order_flow": store.order_flow}[table]
+        find = {"footprints": store.footprints, "order_flow": store.order_flow}[table]
         with pytest.raises(StoreError, match=f"{table} 1m of binance:spot:BTCUSDT, row {T0}"):
             await find(BTC, Timeframe.M1, EVER)
         assert len(await every_trade(store)) == 2_000
@@ -485,7 +484,7 @@ async def test_each_kind_of_data_leaves_at_the_end_of_its_own_life(path: Path) -
             for timeframe in Timeframe:
                 kept = ages[2:] if timeframe.ms < HOUR else ages[1:]
                 assert [one.start for one in await store.footprints(instrument, timeframe, EVER)] == kept
-                assert [one.start for one in await store.profiles(instrument, timeframe, EVER)] == kept
+                assert [one.start for one in sqlite_profiles(path, instrument, timeframe)] == kept
                 assert [one.start for one in await store.order_flow(instrument, timeframe, EVER)] == kept
         assert deleted == 2 * (3 + 1 + 3 * (4 * 2 + 3 * 1))
 
@@ -505,11 +504,21 @@ async def test_volume_profiles_come_back_as_they_were_and_none_replaces_one_that
     assert empty.profile is None
     async with SqliteStore(path) as store:
         await store.derive(Derived(profiles=[empty, sums, profile(T0, [trade(1)])]))
-        assert await store.profiles(BTC, Timeframe.M1, EVER) == [profile(T0, [trade(1)]), sums, empty]
-        assert await store.profiles(BTC, Timeframe.M1, Window(T0, T0 + MINUTE)) == [profile(T0, [trade(1)])]
+        assert sqlite_profiles(path) == [profile(T0, [trade(1)]), sums, empty]
         await store.derive(Derived(profiles=[profile(T0, revision=1), profile(T0 + MINUTE)]))
-        assert await store.profiles(BTC, Timeframe.M1, EVER) == [profile(T0, revision=1), sums, empty]
-        assert await store.profiles(BTC, Timeframe.H1, EVER) == []
+        assert sqlite_profiles(path) == [profile(T0, revision=1), sums, empty]
+        assert sqlite_profiles(path, timeframe=Timeframe.H1) == []
+
+
+async def test_a_profile_in_a_file_states_the_rule_that_made_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = profile(T0, [trade(1)])
+    monkeypatch.setattr("wadm_mcp.analytics.volume_profile.RULE_VERSION", 2)
+    second = profile(T0 + MINUTE, [trade(2)])
+    async with SqliteStore(path) as store:
+        await store.derive(Derived(profiles=[first, second]))
+    stored = sqlite_profiles(path)
+    assert stored == [first, second]
+    assert [row.profile and row.profile.rule_version for row in stored] == [1, 2]
 
 
 async def test_the_size_grows_with_what_is_written(path: Path) -> None:

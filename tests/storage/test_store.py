@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from wadm_mcp.errors import StoreError
 from wadm_mcp.model import MINUTE, Basis, Instrument, Listing, Scale, Span, Timeframe, Trade, TradeType, Window
-from wadm_mcp.storage.store import Derived, DirtyMinute, Retention, Store
+from wadm_mcp.storage.store import Derived, DirtyMinute, Retention, Store, all_trades
 
 from . import BTC, ETH, EVER, T0, every_trade, order_flow, piece, profile, span, stored_footprint, trade
 from .conftest import NewStore
@@ -137,6 +137,19 @@ async def test_pages_of_trades_are_complete_and_repeat_nothing(
             assert len(page) <= limit
             seen = seen + page
         assert seen == expected
+
+
+@few_examples
+@given(tape=tapes(), page=st.integers(1, 50), start=st.integers(-1, 3), length=st.integers(0, 5))
+async def test_all_trades_of_a_window_are_read_whatever_the_size_of_a_page(
+    new_store: NewStore, tape: list[Trade], page: int, start: int, length: int
+) -> None:
+    window = Window(T0 + start, T0 + start + length)
+    async with new_store() as store:
+        await store.write(tape, [])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("wadm_mcp.storage.store._PAGE_TRADES", page)
+            assert await all_trades(store, BTC, window) == [one for one in in_order(tape) if one.timestamp in window]
 
 
 @few_examples
@@ -392,11 +405,11 @@ async def test_rows_and_pieces_of_a_window_are_counted(store: Store) -> None:
 
 
 async def test_who_wants_to_record_may_where_nobody_else_does(store: Store) -> None:
-    assert set(await store.acquire_leases("one", [BTC, ETH], 60)) == {BTC, ETH}
-    assert set(await store.acquire_leases("one", [BTC], 60)) == {BTC}
+    assert await store.acquire_leases("one", [BTC, ETH], 60) == {BTC, ETH}
+    assert await store.acquire_leases("one", [BTC], 60) == {BTC}
     await store.release_leases("one")
-    assert set(await store.acquire_leases("two", [BTC, ETH], 60)) == {BTC, ETH}
-    assert await store.acquire_leases("two", [], 60) == {}
+    assert await store.acquire_leases("two", [BTC, ETH], 60) == {BTC, ETH}
+    assert await store.acquire_leases("two", [], 60) == set()
 
 
 @few_examples

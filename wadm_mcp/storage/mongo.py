@@ -270,14 +270,14 @@ class MongoStore(Store):
         """Nothing: the server's TTL indexes delete, and their lives were set on entering."""
         return 0
 
-    async def acquire_leases(self, owner: str, instruments: Sequence[Instrument], life: float) -> dict[Instrument, int]:
+    async def acquire_leases(self, owner: str, instruments: Sequence[Instrument], life: float) -> set[Instrument]:
         """As the contract says, by the server's own clock. Each lease is taken or renewed in one step that the server makes alone."""
         if not instruments:
-            return {}
+            return set()
         names = {str(instrument): instrument for instrument in instruments}
         step = lease_taking(owner, life)
 
-        async def take(database: Database) -> dict[Instrument, int]:
+        async def take(database: Database) -> set[Instrument]:
             try:
                 await database["leases"].bulk_write([UpdateOne({"_id": name}, step, upsert=True) for name in names], ordered=False)
             except BulkWriteError as error:
@@ -285,12 +285,12 @@ class MongoStore(Store):
                 if not is_duplicate(error):
                     raise
             held = await _gathered(database["leases"].find({"_id": {"$in": list(names)}, "owner": owner}))
-            return {names[lease["_id"]]: int(lease["epoch"]) for lease in held}
+            return {names[lease["_id"]] for lease in held}
 
         return await self._write_op(take)
 
     async def release_leases(self, owner: str) -> None:
-        """As the contract says. Leases stay, for their epochs, and are over."""
+        """As the contract says. The documents stay; their leases have ended."""
         await self._write_op(lambda database: database["leases"].update_many({"owner": owner}, {"$set": {"until": date(0)}}))
 
     async def state(self) -> StoreState:

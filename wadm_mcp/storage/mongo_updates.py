@@ -32,20 +32,18 @@ def span_growth(instrument: Instrument, span: Span) -> list[Document]:
 
 
 def lease_taking(owner: str, life: float) -> list[Document]:
-    """The update that gives a document of `leases` to an owner for `life` seconds, unless another still holds it.
+    """The update that gives a document of `leases` to an owner for `life` seconds, unless the lease of another owner has not ended.
 
-    `epoch` grows whenever it goes to another owner, from 1 on. The time is the server's own.
+    The time is the server's own. Earlier releases count the owners in a field `epoch`, which stays as it is and is not needed.
     """
     name = {"$literal": owner}
     mine = {"$eq": [{"$ifNull": ["$owner", name]}, name]}
     free = {"$or": [mine, {"$lt": ["$until", "$$NOW"]}]}
     until = {"$dateAdd": {"startDate": "$$NOW", "unit": "millisecond", "amount": round(life * 1000)}}
-    changes = {"$and": [free, {"$ne": ["$owner", name]}]}
     return [
         {
             "$set": {
                 "owner": {"$cond": [free, name, "$owner"]},
-                "epoch": {"$cond": [changes, {"$add": [{"$ifNull": ["$epoch", 0]}, 1]}, "$epoch"]},
                 "until": {"$cond": [free, until, "$until"]},
             }
         }

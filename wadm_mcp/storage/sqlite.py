@@ -28,7 +28,6 @@ from wadm_mcp.storage.store import (
     DirtyMinute,
     OrderFlow,
     PartialFootprint,
-    Profile,
     Retention,
     Store,
     StoredFootprint,
@@ -181,10 +180,6 @@ class SqliteStore(Store):
     async def order_flow(self, instrument: Instrument, timeframe: Timeframe, window: Window) -> list[OrderFlow]:
         return await self._derived("order_flow", sqlite_rows.FIND_ORDER_FLOW, sqlite_rows.order_flow_of, instrument, timeframe, window)
 
-    async def profiles(self, instrument: Instrument, timeframe: Timeframe, window: Window) -> list[Profile]:
-        """Volume profiles whose start lies in the window, oldest first."""
-        return await self._derived("profiles", sqlite_rows.FIND_PROFILES, sqlite_rows.profile_of, instrument, timeframe, window)
-
     async def spans(self, instrument: Instrument, window: Window) -> list[Span]:
         def find(db: sqlite3.Connection) -> list[Span]:
             key = {"instrument": _known(db, instrument), "start": window.start, "end": window.end}
@@ -198,9 +193,9 @@ class SqliteStore(Store):
         await self._write(sqlite_expiry.shrink, atomic=False)
         return deleted
 
-    async def acquire_leases(self, owner: str, instruments: Sequence[Instrument], life: float) -> dict[Instrument, int]:
+    async def acquire_leases(self, owner: str, instruments: Sequence[Instrument], life: float) -> set[Instrument]:
         """As the contract says: the lock on the data directory has decided."""
-        return dict.fromkeys(instruments, 0)
+        return set(instruments)
 
     async def release_leases(self, owner: str) -> None:
         """As the contract says: there is nothing to let go but the lock on the data directory."""

@@ -9,7 +9,6 @@ from decimal import Decimal, InvalidOperation
 from typing import Any, Final, TypeAlias
 
 from wadm_mcp.analytics.footprint import Bar, Footprint
-from wadm_mcp.analytics.volume_profile import VolumeProfile
 from wadm_mcp.model import Basis, Instrument, Listing, Scale, Span, Timeframe, Trade, TradeType, Window
 from wadm_mcp.storage.store import OrderFlow, PartialFootprint, Profile, StoredFootprint
 
@@ -57,7 +56,6 @@ FIND_PIECES: Final = """SELECT minute, first_seq, last_seq, packed FROM pieces W
 
 _DERIVED: Final = "WHERE instrument = ? AND timeframe = ? AND start >= ? AND start < ? ORDER BY start"
 FIND_FOOTPRINTS: Final = f"SELECT start, packed, revision FROM footprints {_DERIVED}"
-FIND_PROFILES: Final = f"SELECT start, packed, revision FROM profiles {_DERIVED}"
 FIND_ORDER_FLOW: Final = f"SELECT start, bar, cumulative_delta, revision FROM order_flow {_DERIVED}"
 
 _SPAN: Final = "start, end, first_seq, last_seq, basis, reason, opened_by, raw"
@@ -151,12 +149,6 @@ def profile_row(instrument: int, stored: Profile) -> Row:
     """For `KEEP_PROFILE`; a profile of nothing is NULL."""
     packed = None if stored.profile is None else stored.profile.pack()
     return instrument, stored.timeframe.ms, stored.start, packed, stored.revision
-
-
-def profile_of(instrument: Instrument, timeframe: Timeframe, row: Row) -> Profile:
-    """A profile from a row of `FIND_PROFILES`."""
-    start, packed, revision = row
-    return Profile(instrument, timeframe, start, None if packed is None else VolumeProfile.unpack(packed), revision)
 
 
 def order_flow_row(instrument: int, flow: OrderFlow) -> Row:

@@ -97,6 +97,9 @@ class StoreState(NamedTuple):
     bytes: int
 
 
+_PAGE_TRADES: Final = 10_000
+"""Trades that `all_trades` reads at a time."""
+
 CommitBarrier: TypeAlias = Callable[[], Awaitable[None]]
 """Returns once everything written before is durable."""
 
@@ -208,11 +211,11 @@ class Store(Protocol):
         """Delete a bounded amount of what outlived its life; how many rows went. 0 where the store's own server deletes."""
         ...
 
-    async def acquire_leases(self, owner: str, instruments: Sequence[Instrument], life: float) -> dict[Instrument, int]:
-        """Be, or go on to be, the one that records these instruments, for `life` seconds from now by the store's own clock.
+    async def acquire_leases(self, owner: str, instruments: Sequence[Instrument], life: float) -> set[Instrument]:
+        """Acquire or renew the leases of these instruments, for `life` seconds from now by the store's own clock.
 
-        Those that are held, each with the epoch of its lease: a number that grows whenever another owner takes it. What is missing
-        another owner holds. A store that one machine's lock guards already (SQLite's data directory) says yes to all, at epoch 0.
+        Returns the instruments whose lease `owner` has now; the others are leased to another owner. A store that a lock on one machine
+        guards already (SQLite's data directory) returns all of them.
         """
         ...
 
@@ -223,3 +226,13 @@ class Store(Protocol):
     async def state(self) -> StoreState:
         """Proof that the store answers; `StoreError` when it does not."""
         ...
+
+
+async def all_trades(store: Store, instrument: Instrument, window: Window) -> list[Trade]:
+    """Every stored trade of the window in ascending `Trade.order`, read page by page."""
+    trades: list[Trade] = []
+    while True:
+        page = await store.trades(instrument, window, after=trades[-1].order if trades else None, limit=_PAGE_TRADES)
+        trades += page
+        if len(page) < _PAGE_TRADES:
+            return trades
