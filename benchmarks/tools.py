@@ -41,7 +41,7 @@ from wadm_mcp.queries.view import View
 from wadm_mcp.server.server import WadmServer, build_server
 from wadm_mcp.server.stdio import serve_stdio
 from wadm_mcp.storage.cache import InProcessCache
-from wadm_mcp.storage.cached import HOT, CachedAnswers, CachedFootprints
+from wadm_mcp.storage.cached import ANSWER_TTL_SECONDS, CachedAnswers, CachedFootprints
 from wadm_mcp.storage.sqlite import SqliteStore
 from wadm_mcp.storage.store import Derived, OrderFlow, StoredFootprint
 from wadm_mcp.tape import Tape
@@ -211,7 +211,7 @@ class Stopwatch:
             if len(took) == HOT_SAMPLES:
                 break
             await self._client.call_tool("forget", {"what": "answers"})
-            until = time.perf_counter() + 0.9 * HOT
+            until = time.perf_counter() + 0.9 * ANSWER_TTL_SECONDS
             await self.asked(name, arguments)
             while time.perf_counter() < until and len(took) < HOT_SAMPLES:
                 took.append(await self._pair(name, arguments))

@@ -23,7 +23,7 @@ from wadm_mcp.storage.store import (
     Store,
     StoredFootprint,
     StoreState,
-    at_once,
+    no_barrier,
 )
 from wadm_mcp.tape import Tape
 
@@ -52,7 +52,7 @@ class MemoryStore(Store):
         spans: Sequence[tuple[Instrument, Span]],
         pieces: Sequence[PartialFootprint] = (),
         *,
-        turn: CommitBarrier = at_once,
+        barrier: CommitBarrier = no_barrier,
     ) -> None:
         assert not pieces
         for one in trades:
@@ -112,10 +112,10 @@ class MemoryStore(Store):
         after = [span for span in every if span.start > window.end][:1]
         return [*before, *(span for span in every if span.start <= window.end and span.end >= window.start), *after]
 
-    async def expire(self, now: int, lives: Retention) -> int:
+    async def expire(self, now: int, retention: Retention) -> int:
         return 0
 
-    async def acquire_leases(self, owner: str, instruments: Sequence[Instrument], life: float) -> set[Instrument]:
+    async def acquire_leases(self, owner: str, instruments: Sequence[Instrument], seconds: float) -> set[Instrument]:
         return set(instruments)
 
     async def release_leases(self, owner: str) -> None:

@@ -30,7 +30,7 @@ from wadm_mcp.storage.store import (
     PartialFootprint,
     StoredFootprint,
     StoreState,
-    at_once,
+    no_barrier,
 )
 from wadm_mcp.tape import Tape
 from wadm_mcp.tracking import Tracking
@@ -60,7 +60,7 @@ class EmptyStore:
         spans: Sequence[tuple[Instrument, Span]],
         pieces: Sequence[PartialFootprint] = (),
         *,
-        turn: CommitBarrier = at_once,
+        barrier: CommitBarrier = no_barrier,
     ) -> None:
         raise NotImplementedError
 
@@ -115,10 +115,10 @@ class EmptyStore:
         self._check()
         return []
 
-    async def expire(self, now: int, lives: Retention) -> int:
+    async def expire(self, now: int, retention: Retention) -> int:
         return 0
 
-    async def acquire_leases(self, owner: str, instruments: Sequence[Instrument], life: float) -> set[Instrument]:
+    async def acquire_leases(self, owner: str, instruments: Sequence[Instrument], seconds: float) -> set[Instrument]:
         return set(instruments)
 
     async def release_leases(self, owner: str) -> None:

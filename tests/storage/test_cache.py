@@ -20,8 +20,8 @@ from tests.market import Clock
 from tests.redis_server import RedisServer, given_redis_url, redis_binary
 from wadm_mcp.errors import SettingError
 from wadm_mcp.health import Health, State
-from wadm_mcp.storage.cache import Cache, InProcessCache, seal, tape_name, unseal
-from wadm_mcp.storage.redis_cache import ANSWER_WITHIN, CONNECT_WITHIN, PART, RedisCache, _explained
+from wadm_mcp.storage.cache import Cache, InProcessCache, add_version, strip_version, tape_name
+from wadm_mcp.storage.redis_cache import ANSWER_SECONDS, CONNECT_SECONDS, HEALTH_PART, RedisCache, _explain
 
 pytestmark = pytest.mark.anyio
 
@@ -72,20 +72,22 @@ async def cache(request: pytest.FixtureRequest) -> AsyncGenerator[Cache]:
             yield opened
     else:
         tape = tape_name(f"{os.getpid()} {time.time_ns()}")
-        async with RedisCache(request.getfixturevalue("shared_url"), tape, Health(Clock()), answer_within=PATIENT) as opened:
+        async with RedisCache(request.getfixturevalue("shared_url"), tape, Health(Clock()), answer_seconds=PATIENT) as opened:
             yield opened
 
 
 @asynccontextmanager
-async def redis_cache(url: str, health: Health, clock: Seconds | None = None, answer_within: float = PATIENT) -> AsyncGenerator[RedisCache]:
+async def redis_cache(
+    url: str, health: Health, clock: Seconds | None = None, answer_seconds: float = PATIENT
+) -> AsyncGenerator[RedisCache]:
     tape = tape_name("a tape")
-    async with RedisCache(url, tape, health, answer_within=answer_within, monotonic=clock or time.monotonic) as opened:
+    async with RedisCache(url, tape, health, answer_seconds=answer_seconds, monotonic=clock or time.monotonic) as opened:
         yield opened
 
 
 def line_of(health: Health) -> str:
     """What health says of a cache that is down: one line without a secret."""
-    report = health.parts[PART]
+    report = health.parts[HEALTH_PART]
     assert report.state is State.DOWN
     assert report.detail.isprintable()
     assert SECRET not in report.detail
@@ -110,8 +112,8 @@ async def test_a_later_value_takes_the_place_of_an_earlier_one(cache: Cache) -> 
 async def test_what_is_forgotten_is_gone_and_nothing_else_is(cache: Cache) -> None:
     for key in ("one", "two", "three"):
         await cache.put(key, key.encode(), LIFE)
-    await cache.forget(["one", "three", "never held"])
-    await cache.forget([])
+    await cache.delete(["one", "three", "never held"])
+    await cache.delete([])
     assert await cache.get(["one", "two", "three"]) == [None, b"two", None]
 
 
@@ -160,7 +162,7 @@ async def test_a_value_larger_than_the_cache_is_not_held_and_drives_nothing_out(
     st.lists(
         st.one_of(
             st.tuples(st.just("put"), st.sampled_from("abcdé"), st.integers(0, 700)),
-            st.tuples(st.just("forget"), st.sampled_from("abcdé"), st.just(0)),
+            st.tuples(st.just("delete"), st.sampled_from("abcdé"), st.just(0)),
             st.tuples(st.just("get"), st.sampled_from("abcdé"), st.just(0)),
             st.tuples(st.just("wait"), st.just(""), st.integers(0, 40)),
         ),
@@ -176,8 +178,8 @@ async def test_the_bytes_held_in_process_are_counted_exactly_and_bounded(steps: 
                 value = os.urandom(size)
                 await cache.put(key, value, 30.0)
                 newest[key] = value, clock.now + 30.0
-            elif step == "forget":
-                await cache.forget([key])
+            elif step == "delete":
+                await cache.delete([key])
                 newest.pop(key, None)
             elif step == "wait":
                 clock.now += size
@@ -190,16 +192,16 @@ async def test_the_bytes_held_in_process_are_counted_exactly_and_bounded(steps: 
 
 
 def test_a_value_of_another_version_is_not_read() -> None:
-    assert unseal(seal(b"value")) == b"value"
-    assert unseal(b"\x02value") is None
-    assert unseal(b"") is None
+    assert strip_version(add_version(b"value")) == b"value"
+    assert strip_version(b"\x02value") is None
+    assert strip_version(b"") is None
 
 
 async def test_every_entry_in_redis_has_its_namespace_its_version_and_a_life(server: RedisServer, health: Health) -> None:
     async with redis_cache(server.url, health) as cache:
         await cache.put("key", b"value", LIFE)
         await cache.put("brief", b"value", 0.000_1)
-        await cache.look()
+        await cache.probe()
     with Redis(port=server.port) as raw:
         names = [bytes(name) for name in raw.scan_iter()]
         assert f"wadm:1:{tape_name('a tape')}:key".encode() in names
@@ -225,12 +227,12 @@ async def test_what_cannot_be_read_is_a_miss_and_forgotten(server: RedisServer, 
 
 async def test_two_tapes_in_one_redis_never_mix(server: RedisServer, health: Health) -> None:
     async with (
-        RedisCache(server.url, tape_name("/one"), health, answer_within=PATIENT) as one,
-        RedisCache(server.url, tape_name("/two"), health, answer_within=PATIENT) as two,
+        RedisCache(server.url, tape_name("/one"), health, answer_seconds=PATIENT) as one,
+        RedisCache(server.url, tape_name("/two"), health, answer_seconds=PATIENT) as two,
     ):
         await one.put("key", b"one", LIFE)
         assert await two.get(["key"]) == [None]
-        await two.forget(["key"])
+        await two.delete(["key"])
         assert await one.get(["key"]) == [b"one"]
 
 
@@ -252,7 +254,7 @@ async def test_a_killed_redis_is_left_alone_and_found_again(server: RedisServer,
             for _ in range(1_000):
                 assert await cache.get(["key"]) == [None]
                 await cache.put("key", b"value", LIFE)
-                await cache.forget(["key"])
+                await cache.delete(["key"])
             assert time.perf_counter() - began < 2
             assert cache.state.failures == failures == 1
         server.start()
@@ -261,7 +263,7 @@ async def test_a_killed_redis_is_left_alone_and_found_again(server: RedisServer,
             assert await cache.get(["key"]) == [None]
             await cache.put("key", b"new", LIFE)
             assert await cache.get(["key"]) == [b"new"]
-        assert health.parts[PART].state is State.OK
+        assert health.parts[HEALTH_PART].state is State.OK
 
 
 async def test_the_longer_redis_is_gone_the_less_often_it_is_tried(server: RedisServer, health: Health) -> None:
@@ -282,7 +284,7 @@ async def test_the_longer_redis_is_gone_the_less_often_it_is_tried(server: Redis
 
 async def test_a_paused_redis_costs_one_short_wait_however_many_ask(server: RedisServer, health: Health) -> None:
     clock = Seconds()
-    async with redis_cache(server.url, health, clock, ANSWER_WITHIN) as cache:
+    async with redis_cache(server.url, health, clock, ANSWER_SECONDS) as cache:
         for number in range(40):
             await cache.put(str(number), str(number).encode(), LIFE)
         server.pause()
@@ -296,7 +298,7 @@ async def test_a_paused_redis_costs_one_short_wait_however_many_ask(server: Redi
             async with anyio.create_task_group() as tasks:
                 for number in range(40):
                     tasks.start_soon(ask, number)
-            assert time.perf_counter() - began < 3 * (CONNECT_WITHIN + ANSWER_WITHIN)
+            assert time.perf_counter() - began < 3 * (CONNECT_SECONDS + ANSWER_SECONDS)
             assert found == [None] * 40
             assert "does not answer in time" in line_of(health)
         finally:
@@ -305,12 +307,12 @@ async def test_a_paused_redis_costs_one_short_wait_however_many_ask(server: Redi
         clock.now += 1.1
         for number in range(40):
             assert await cache.get([str(number)]) == [str(number).encode()]
-        assert health.parts[PART].state is State.OK
+        assert health.parts[HEALTH_PART].state is State.OK
 
 
 async def test_after_a_failure_one_call_tries_for_all(server: RedisServer, health: Health) -> None:
     clock = Seconds()
-    async with redis_cache(server.url, health, clock, ANSWER_WITHIN) as cache:
+    async with redis_cache(server.url, health, clock, ANSWER_SECONDS) as cache:
         server.pause()
         try:
             await cache.get(["key"])
@@ -343,17 +345,17 @@ async def test_a_full_redis_gives_what_it_holds_and_says_so(health: Health) -> N
         clock = Seconds()
         async with redis_cache(server.url, health, clock) as cache:
             await cache.put("first", b"value", LIFE)
-            assert health.parts[PART].state is State.OK
+            assert health.parts[HEALTH_PART].state is State.OK
             for number in range(40):
                 await cache.put(str(number), bytes(100_000), LIFE)
             assert "is full" in line_of(health)
             assert health.counts["cache.full"] == 1
             assert await cache.get(["first"]) == [b"value"]
             assert "is full" in line_of(health)
-            await cache.forget([str(number) for number in range(40)])
+            await cache.delete([str(number) for number in range(40)])
             clock.now += 1.1
-            await cache.look()
-            assert health.parts[PART].state is State.OK
+            await cache.probe()
+            assert health.parts[HEALTH_PART].state is State.OK
             await cache.put("later", b"value", LIFE)
             assert await cache.get(["later"]) == [b"value"]
 
@@ -366,7 +368,7 @@ async def test_a_redis_that_evicts_is_no_trouble(health: Health) -> None:
             assert await cache.get(["59"]) == [bytes(100_000)]
             # Which ones went Redis tells by a sample.
             assert None in await cache.get([str(number) for number in range(60)])
-        assert health.parts[PART].state is State.OK
+        assert health.parts[HEALTH_PART].state is State.OK
 
 
 async def test_a_redis_that_only_reads_is_told(server: RedisServer, health: Health) -> None:
@@ -385,7 +387,7 @@ async def test_a_refused_password_is_told_and_never_shown(credentials: str, heal
         async with redis_cache(f"redis://{credentials}127.0.0.1:{server.port}/0", health) as cache:
             assert await cache.get(["key"]) == [None]
             await cache.put("key", b"value", LIFE)
-            assert "refuses the user name or the password of REDIS_URL, or wants one" in line_of(health)
+            assert "refuses the user name or the password of REDIS_URL, or requires one" in line_of(health)
             assert health.counts["cache.refused"] == 1
             assert SECRET not in repr(cache.state)
         async with redis_cache(f"redis://:the%20right%20one@127.0.0.1:{server.port}/0", health) as cache:
@@ -396,16 +398,16 @@ async def test_a_refused_password_is_told_and_never_shown(credentials: str, heal
 async def test_health_hears_of_a_dead_redis_that_nobody_asks(server: RedisServer, health: Health) -> None:
     clock = Seconds()
     async with redis_cache(server.url, health, clock) as cache:
-        assert health.parts[PART].state is State.STARTING
-        await cache.look()
-        assert health.parts[PART].state is State.OK
+        assert health.parts[HEALTH_PART].state is State.STARTING
+        await cache.probe()
+        assert health.parts[HEALTH_PART].state is State.OK
         server.kill()
-        await cache.look()
+        await cache.probe()
         assert line_of(health).startswith(f"Redis at 127.0.0.1:{server.port}/0 cannot be reached")
         server.start()
         clock.now += 1.1
-        await cache.look()
-        assert health.parts[PART].state is State.OK
+        await cache.probe()
+        assert health.parts[HEALTH_PART].state is State.OK
 
 
 async def test_watching_goes_on_until_cancelled(server: RedisServer, health: Health) -> None:
@@ -413,7 +415,7 @@ async def test_watching_goes_on_until_cancelled(server: RedisServer, health: Hea
         with anyio.move_on_after(0.3) as scope:
             await cache.watch()
         assert scope.cancelled_caught
-    assert health.parts[PART].state is State.OK
+    assert health.parts[HEALTH_PART].state is State.OK
 
 
 @pytest.mark.parametrize(
@@ -447,7 +449,7 @@ async def test_whatever_answers_in_place_of_redis_is_a_miss(reply: bytes, said: 
 
 
 def test_a_loading_redis_is_named_so() -> None:
-    assert _explained(BusyLoadingError("...")) == ("loading", "is still loading its data")
+    assert _explain(BusyLoadingError("...")) == ("loading", "is still loading its data")
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from wadm_mcp.health import Health
 from wadm_mcp.model import DAY, HOUR, MINUTE, Listing, Timeframe, Trade, TradeType, Window
 from wadm_mcp.queries.view import View
 from wadm_mcp.storage.cache import Cache, CacheState, InProcessCache, tape_name
-from wadm_mcp.storage.cached import HOT, SHORTEST, Answer, CachedAnswers, CachedFootprints, closed_hours
+from wadm_mcp.storage.cached import ANSWER_TTL_SECONDS, MIN_CACHED_MS, Answer, CachedAnswers, CachedFootprints, closed_hours
 from wadm_mcp.storage.redis_cache import RedisCache
 from wadm_mcp.storage.store import Derived, Store
 from wadm_mcp.tape import Tape
@@ -72,13 +72,13 @@ class MoodyCache(Cache):
                 self.hits += key in self.held
                 return self.held.get(key)
 
-    async def put(self, key: str, value: bytes, life: float) -> None:
-        assert life > 0
+    async def put(self, key: str, value: bytes, ttl: float) -> None:
+        assert ttl > 0
         if self.mood != "deaf":
             self.held[key] = value
             self.ever[key].append(value)
 
-    async def forget(self, keys: Sequence[str]) -> None:
+    async def delete(self, keys: Sequence[str]) -> None:
         if self.mood != "deaf":
             for key in keys:
                 self.held.pop(key, None)
@@ -335,7 +335,7 @@ async def test_answers_stay_right_while_redis_is_killed_paused_and_started_again
     clock = Seconds()
     window = Window(T0, T0 + 10 * HOUR)
     with RedisServer(redis_binary()) as server:
-        async with RedisCache(server.url, tape_name("tape"), Health(lambda: T0), answer_within=1.0, monotonic=clock) as cache:
+        async with RedisCache(server.url, tape_name("tape"), Health(lambda: T0), answer_seconds=1.0, monotonic=clock) as cache:
             market = Market(store, cache)
 
             async def answers_are_right() -> None:
@@ -374,7 +374,7 @@ def test_closed_hours_are_whole_and_hold_no_live_minute(start: int, length: int,
     closed = closed_hours(window, inside)
     if closed is None:
         end = min([window.end, *inside])
-        assert end // HOUR - -(-window.start // HOUR) < SHORTEST // HOUR
+        assert end // HOUR - -(-window.start // HOUR) < MIN_CACHED_MS // HOUR
     else:
         assert window.start <= closed.start < closed.end <= window.end
         assert closed.start % HOUR == closed.end % HOUR == 0
@@ -424,7 +424,7 @@ ASKED: dict[str, object] = {"symbol": "BTCUSDT", "window": "24h"}
 
 async def test_an_answer_is_given_again_for_a_second(answers: CachedAnswers, oracle: Oracle, clock: Seconds) -> None:
     first = await answers.ask("get_volume_profile", ASKED, oracle)
-    clock.now += HOT - 0.01
+    clock.now += ANSWER_TTL_SECONDS - 0.01
     assert await answers.ask("get_volume_profile", {"market": None, "window": "24h", "symbol": "BTCUSDT"}, oracle) == first
     clock.now += 0.01
     assert (await answers.ask("get_volume_profile", ASKED, oracle))["told"] == 2
@@ -478,7 +478,7 @@ async def test_a_making_that_began_too_long_ago_is_not_waited_for(answers: Cache
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(answers.ask, "get_volume_profile", ASKED, oracle)
             await oracle.asked.wait()
-            clock.now += HOT + 0.1
+            clock.now += ANSWER_TTL_SECONDS + 0.1
             oracle.gate = None
             assert (await answers.ask("get_volume_profile", ASKED, oracle))["told"] == 2
             slow.set()

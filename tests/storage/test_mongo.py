@@ -429,7 +429,7 @@ async def test_a_millisecond_of_many_trades_is_put_in_order_however_pages_cut_it
     after = trades[position].order if position < len(trades) else None
     expected = [one for one in trades if after is None or one.order > after]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mongo, "_SLACK", slack)
+        patch.setattr(mongo, "_EXTRA_TRADES", slack)
         async with MongoStore(url, LIVES) as store:
             await store.write(trades, [])
             found = await store.trades(BTC, EVER, after=after, limit=limit, newest=newest)
@@ -466,7 +466,7 @@ async def test_what_answers_but_is_no_mongodb_is_named() -> None:
     async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener, anyio.create_task_group() as tasks:
         tasks.start_soon(listener.serve, greet)
         port = listener.extra(anyio.abc.SocketAttribute.local_port)
-        with anyio.fail_after(20), pytest.raises(StoreUnreachable, match="what answers there is not MongoDB"):
+        with anyio.fail_after(20), pytest.raises(StoreUnreachable, match="the server there is not MongoDB"):
             await MongoStore(f"mongodb://127.0.0.1:{port}", LIVES).__aenter__()
         tasks.cancel_scope.cancel()
 
@@ -484,15 +484,15 @@ async def test_what_answers_but_is_no_mongodb_is_named() -> None:
     ],
 )
 async def test_a_url_that_is_none_is_a_setting_to_correct_and_is_never_shown(url: str) -> None:
-    with pytest.raises(SettingError, match="MONGODB_URL is no address of MongoDB: write mongodb://") as error:
+    with pytest.raises(SettingError, match="MONGODB_URL is not an address of MongoDB: write mongodb://") as error:
         await MongoStore(url, LIVES).__aenter__()
     assert "secret" not in str(error.value)
     assert error.value.__cause__ is None
 
 
 async def test_a_server_that_stalls_holds_nobody_longer_than_the_socket_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mongo, "_SOCKET_MS", 300)
-    monkeypatch.setattr(mongo, "_SELECTION_MS", 500)
+    monkeypatch.setattr(mongo, "_SOCKET_TIMEOUT_MS", 300)
+    monkeypatch.setattr(mongo, "_SERVER_SELECTION_MS", 500)
     with own_mongod() as server, anyio.fail_after(60):
         async with MongoStore(server.url, LIVES) as store:
             await store.write([trade(1)], [])
@@ -542,7 +542,7 @@ async def test_a_cancelled_write_is_waited_for_and_nothing_lands_later(url: str,
 
 
 async def test_a_cancelled_question_leaves_no_cursor_open(url: str, plain: Plain, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mongo, "_BATCH", 10)
+    monkeypatch.setattr(mongo, "_DOCUMENTS_PER_REPLY", 10)
     opened = plain.client.admin.command("serverStatus")["metrics"]["cursor"]["open"]["total"]
     async with MongoStore(url, LIVES) as store:
         await store.write([trade(seq, T0 + seq) for seq in range(500)], [])
@@ -647,14 +647,14 @@ async def test_a_trade_that_an_older_schema_stored_is_not_stored_twice(url: str,
 
 async def test_the_database_of_another_program_is_refused_and_left_alone(url: str, plain: Plain) -> None:
     plain["trades"].insert_one({"price": 1.5})
-    with pytest.raises(StoreError, match="holds trades that no WADM wrote: set MONGODB_URL to another database"):
+    with pytest.raises(StoreError, match="contains trades that no WADM wrote: set MONGODB_URL to another database"):
         await MongoStore(url, LIVES).__aenter__()
     assert plain.list_collection_names() == ["trades"]
     assert list(plain["trades"].list_indexes())[1:] == []
 
 
 async def test_a_server_that_is_too_old_is_refused_by_its_version(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mongo, "OLDEST_SERVER", (99, 0))
+    monkeypatch.setattr(mongo, "MIN_SERVER_VERSION", (99, 0))
     with pytest.raises(StoreError, match=r"is [0-9.]+: WADM needs 99\.0 or later"):
         await MongoStore(url, LIVES).__aenter__()
 
@@ -726,7 +726,7 @@ async def test_a_user_that_was_dropped_and_made_again_is_known_again_without_a_r
 
 
 async def test_without_credentials_a_guarded_server_says_what_it_wants(guarded: Mongod) -> None:
-    with pytest.raises(StoreError, match="or wants one: grant it readWrite"):
+    with pytest.raises(StoreError, match="or requires one: grant it readWrite"):
         await MongoStore(f"{guarded.url}/tape", LIVES).__aenter__()
 
 
@@ -812,8 +812,8 @@ async def test_doctor_is_told_version_documents_indexes_and_lives(url: str, plai
     assert found["trades"].documents == 2
     assert found["trades"].bytes > 0
     assert found["trades"].indexes == ("_id_", "instrument_time", "life")
-    assert found["trades"].lives == {"life": LIVES.trades // SECOND}
-    assert found["order_flow"].lives["life_4h"] == LIVES.hours // SECOND
+    assert found["trades"].ttl_seconds == {"life": LIVES.trades // SECOND}
+    assert found["order_flow"].ttl_seconds["life_4h"] == LIVES.hours // SECOND
 
 
 async def test_a_server_killed_mid_batch_again_and_again_loses_nothing_and_keeps_nothing_twice() -> None:

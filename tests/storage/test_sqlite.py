@@ -332,7 +332,7 @@ async def test_a_full_disk_keeps_nothing_of_the_batch_and_the_next_try_succeeds(
         pages = pragma(store._writer, "page_count")
         store._writer.execute(f"PRAGMA max_page_count = {pages + 3}").fetchone()
         batch = [trade(seq, T0 + MINUTE) for seq in range(2, 20_000)]
-        with pytest.raises(StoreError, match=r"the disk that holds .* is full: nothing of this write was kept"):
+        with pytest.raises(StoreError, match=r"the disk of .* is full: nothing of this write was stored"):
             await store.write(batch, [(ETH, span(T0, T0 + MINUTE))])
         assert await every_trade(store) == [trade(1)]
         assert [mark.minute for mark in await store.dirty_minutes()] == [T0]
@@ -529,8 +529,8 @@ async def test_the_size_grows_with_what_is_written(path: Path) -> None:
 
 
 async def test_expiry_is_bounded_and_the_file_shrinks_with_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite_expiry, "ROWS", 3_000)
-    monkeypatch.setattr(sqlite_expiry, "PAGES", 10)
+    monkeypatch.setattr(sqlite_expiry, "MAX_ROWS", 3_000)
+    monkeypatch.setattr(sqlite_expiry, "MAX_PAGES", 10)
     async with SqliteStore(path) as store:
         for instrument in (BTC, ETH):
             await store.write([trade(seq, T0 + seq // 7, instrument=instrument) for seq in range(10_000)], [])

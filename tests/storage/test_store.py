@@ -241,7 +241,7 @@ async def test_a_batch_claims_nothing_before_its_turn(store: Store) -> None:
     async def turn() -> None:
         assert await store.spans(BTC, EVER) == []
 
-    await store.write([trade(1)], [(BTC, span(T0, T0 + 1))], turn=turn)
+    await store.write([trade(1)], [(BTC, span(T0, T0 + 1))], barrier=turn)
     assert (await every_trade(store), await store.spans(BTC, EVER)) == ([trade(1)], [span(T0, T0 + 1)])
 
 
@@ -250,7 +250,7 @@ async def test_a_batch_whose_turn_never_comes_claims_nothing(store: Store) -> No
         raise StoreError("what came before failed")
 
     with pytest.raises(StoreError, match="what came before failed"):
-        await store.write([trade(1)], [(BTC, span(T0, T0 + 1))], turn=turn)
+        await store.write([trade(1)], [(BTC, span(T0, T0 + 1))], barrier=turn)
     assert await store.spans(BTC, EVER) == []
     await store.write([trade(1)], [(BTC, span(T0, T0 + 1))])
     assert (await every_trade(store), await store.spans(BTC, EVER)) == ([trade(1)], [span(T0, T0 + 1)])
@@ -263,7 +263,7 @@ async def test_the_mark_of_a_batch_is_above_what_was_seen_while_it_waited_for_it
         await store.write([trade(2)], [])
         seen.extend(await store.dirty_minutes())
 
-    await store.write([trade(1)], [], turn=turn)
+    await store.write([trade(1)], [], barrier=turn)
     (mark,) = await store.dirty_minutes()
     assert mark.writes > seen[0].writes
 

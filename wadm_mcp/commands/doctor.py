@@ -122,7 +122,7 @@ async def _mongodb(settings: Settings) -> str:
         state = await store.describe()
     lines = [f"{state.version} at {state.place}, {sum(each.bytes for each in state.collections) / 1e6:.1f} MB"]
     for each in state.collections:
-        lives = ", ".join(f"{name} {seconds / 3600:g} h" for name, seconds in sorted(each.lives.items()))
+        lives = ", ".join(f"{name} {seconds / 3600:g} h" for name, seconds in sorted(each.ttl_seconds.items()))
         text = f"{each.name}: {each.documents:,} documents, {each.bytes / 1e6:.1f} MB, indexes {', '.join(each.indexes)}"
         lines.append(text + (f"; lives {lives}" if lives else ""))
     return "\n".join(lines)
@@ -132,7 +132,7 @@ async def _redis(settings: Settings) -> str:
     cache = open_cache(settings, Health(lambda: 0))
     async with cache:
         if isinstance(cache, RedisCache):
-            await cache.look()
+            await cache.probe()
         state = cache.state
     if not state.ok:
         raise WadmError(f"{state.place}: {state.detail}; check that redis-server runs there, or unset REDIS_URL")

@@ -183,7 +183,7 @@ class Writer:
         return batch is None
 
     async def _save(self, batch: Batch, turn: CommitBarrier, stored: anyio.Event, room: anyio.Semaphore) -> None:
-        await self._store.write(batch.trades, batch.spans, batch.pieces, turn=turn)
+        await self._store.write(batch.trades, batch.spans, batch.pieces, barrier=turn)
         with anyio.CancelScope(shield=True):
             # Handed out again, it would be counted as saved again.
             self._recorder.mark_durable(batch.trades, batch.pieces)
