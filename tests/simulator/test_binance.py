@@ -9,7 +9,7 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import Opcode
 
-from tests.simulator.wire import NOW, PATIENCE, ask, fast_clock, heard, heard_many, opened, said
+from tests.simulator.wire import NOW, TIMEOUT_SECONDS, ask, fast_clock, heard, heard_many, opened, said
 from wadm_mcp.simulator.simulator import Simulator
 from wadm_mcp.simulator.state import Timing
 
@@ -117,10 +117,10 @@ async def test_too_many_messages_in_a_second_close_the_connection(setting: str, 
 
 
 async def test_the_server_pings_with_a_payload_and_keeps_who_echoes_it() -> None:
-    timing = Timing(binance_spot_ping=0.05, binance_spot_pong=PATIENCE, binance_linear_ping=60)
+    timing = Timing(binance_spot_ping=0.05, binance_spot_pong=TIMEOUT_SECONDS, binance_linear_ping=60)
     async with Simulator(manual=True, timing=timing) as simulator, opened(simulator, "binance_spot_ws", "/ws") as socket:
         pings, enough = watch_pings(socket, 2)
-        with anyio.fail_after(PATIENCE):
+        with anyio.fail_after(TIMEOUT_SECONDS):
             await enough.wait()
         assert all(payload.isdigit() for payload in pings)
         assert simulator.connections("binance", "spot") == 1
@@ -228,7 +228,7 @@ async def said_to(socket: ClientConnection, text: str) -> str:
 
 async def closed(socket: ClientConnection) -> int | None:
     """Reads to the end of the connection and returns its close code."""
-    with anyio.fail_after(PATIENCE):
+    with anyio.fail_after(TIMEOUT_SECONDS):
         try:
             while True:
                 await socket.recv()

@@ -8,7 +8,7 @@ import anyio
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.simulator.wire import NOW, PATIENCE, ask, fast_clock, get, heard, opened, said
+from tests.simulator.wire import NOW, TIMEOUT_SECONDS, ask, fast_clock, get, heard, opened, said
 from wadm_mcp.simulator.simulator import Simulator
 from wadm_mcp.simulator.state import Timing
 
@@ -232,7 +232,7 @@ async def test_an_idle_connection_is_cut_and_a_pinging_one_is_not() -> None:
                 assert (await ask(alive, {"op": "ping"}))["success"]
 
         tasks.start_soon(keep_pinging)
-        with anyio.fail_after(PATIENCE), pytest.raises(ConnectionClosed):
+        with anyio.fail_after(TIMEOUT_SECONDS), pytest.raises(ConnectionClosed):
             await idle.recv()
         assert (simulator.connections("bybit", "spot"), simulator.connections("bybit", "linear")) == (0, 1)
         tasks.cancel_scope.cancel()

@@ -12,7 +12,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.simulator.wire import PATIENCE, get, opened
+from tests.simulator.wire import TIMEOUT_SECONDS, get, opened
 from wadm_mcp.model import Instrument
 from wadm_mcp.runtime import now_ms
 from wadm_mcp.simulator.chaos import ON_SOCKETS, Chaos, Fault, Kind, plan
@@ -41,7 +41,7 @@ async def trade(simulator: Simulator, count: int = 1, at: int | None = None) -> 
 async def ids(socket: ClientConnection, wanted: int) -> list[int]:
     """Ids of the next trades; frames of another kind are passed over."""
     found: list[int] = []
-    with anyio.fail_after(PATIENCE):
+    with anyio.fail_after(TIMEOUT_SECONDS):
         while len(found) < wanted:
             text = await socket.recv()
             if isinstance(text, str) and text.startswith('{"e":"trade"'):
@@ -54,7 +54,7 @@ async def ids(socket: ClientConnection, wanted: int) -> list[int]:
 
 async def ended(socket: ClientConnection) -> int:
     """The code with which the connection was closed; 1006 where it was cut."""
-    with anyio.fail_after(PATIENCE):
+    with anyio.fail_after(TIMEOUT_SECONDS):
         while True:
             try:
                 await socket.recv()
@@ -86,7 +86,7 @@ async def test_a_mute_connection_answers_pings_and_brings_no_trade_while_another
     async with faulty(Kind.MUTE) as (simulator, _), opened(simulator, "binance_spot_ws", STREAM) as socket:
         await simulator.subscribed(*SPOT)
         await trade(simulator, 3)
-        with anyio.fail_after(PATIENCE):
+        with anyio.fail_after(TIMEOUT_SECONDS):
             await (await socket.ping())
         async with opened(simulator, "binance_spot_ws", STREAM) as other:
             while simulator.connections("binance", "spot") < 2:

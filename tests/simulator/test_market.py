@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.simulator.wire import NOW
 from wadm_mcp.model import DAY, MINUTE, Instrument
 from wadm_mcp.simulator.listings import known_instruments, steps_of
-from wadm_mcp.simulator.market import EPOCH, Folded, Market
+from wadm_mcp.simulator.market import EPOCH, Market, MarketAggregate
 
 MARKETS = [("binance", "spot"), ("binance", "linear"), ("bybit", "spot"), ("bybit", "linear")]
 MIDNIGHT = EPOCH + 2_400 * DAY
@@ -41,7 +41,7 @@ def test_aggregates_are_what_folding_the_fills_gives(market: str, window: int) -
         runs = [list(run) for _, run in groupby(prints, key=lambda fill: (fill.time // window, fill.price, fill.buy))]
         first = shop.aggregates(minute)[0].id
         expected = [
-            Folded(
+            MarketAggregate(
                 first + n,
                 run[0].time,
                 run[0].price,

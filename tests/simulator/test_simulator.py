@@ -6,7 +6,7 @@ import anyio
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.simulator.wire import NOW, PATIENCE, ask, fast_clock, get, heard, opened, said
+from tests.simulator.wire import NOW, TIMEOUT_SECONDS, ask, fast_clock, get, heard, opened, said
 from wadm_mcp.simulator.faults import Faults, Reply
 from wadm_mcp.simulator.simulator import Simulator
 
@@ -58,7 +58,7 @@ async def test_dropped_connections_end_without_a_closing_handshake() -> None:
         assert simulator.connections("bybit", "spot") == 1
         simulator.drop_connections("bybit", "spot")
         assert simulator.connections("bybit", "spot") == 0
-        with anyio.fail_after(PATIENCE), pytest.raises(ConnectionClosed):
+        with anyio.fail_after(TIMEOUT_SECONDS), pytest.raises(ConnectionClosed):
             await socket.recv()
         assert socket.close_code == 1006
 
@@ -97,7 +97,7 @@ async def test_injected_frames_reach_every_client_as_they_are() -> None:
         simulator.send_raw("binance", "spot", b"\xff\x00")
         for socket in (one, two):
             assert await said(socket) == "{garbage"
-            with anyio.fail_after(PATIENCE):
+            with anyio.fail_after(TIMEOUT_SECONDS):
                 assert await socket.recv() == b"\xff\x00"
 
 
@@ -111,7 +111,7 @@ async def test_a_client_that_does_not_read_is_dropped_and_blocks_nobody() -> Non
             await ask(socket, {"method": "LIST_SUBSCRIPTIONS", "id": 1})
         stuck.transport.pause_reading()
         frame = "x" * 500_000
-        with anyio.fail_after(PATIENCE):
+        with anyio.fail_after(TIMEOUT_SECONDS):
             while simulator.connections("binance", "spot") == 2:
                 simulator.send_raw("binance", "spot", frame)
                 assert await said(healthy) == frame
@@ -156,7 +156,7 @@ async def test_a_busy_simulator_stops_within_a_second_when_cancelled() -> None:
                 await anyio.sleep_forever()
 
         tasks.start_soon(live)
-        with anyio.fail_after(PATIENCE):
+        with anyio.fail_after(TIMEOUT_SECONDS):
             await ready.wait()
         began = anyio.current_time()
         tasks.cancel_scope.cancel()

@@ -14,7 +14,7 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from wadm_mcp.simulator.simulator import Simulator
 
-PATIENCE = 5
+TIMEOUT_SECONDS = 5
 NOW = 1_785_060_230_817
 """2026-07-26 10:03:50.817 UTC, inside every table of the market."""
 
@@ -34,7 +34,7 @@ async def opened(simulator: Simulator, setting: str, path: str) -> AsyncGenerato
 
 async def said(socket: ClientConnection) -> str:
     """The next frame's text."""
-    with anyio.fail_after(PATIENCE):
+    with anyio.fail_after(TIMEOUT_SECONDS):
         text = await socket.recv()
     assert isinstance(text, str)
     return text
@@ -47,7 +47,7 @@ async def heard(socket: ClientConnection) -> Any:
 
 async def heard_many(socket: ClientConnection, wanted: int) -> list[Any]:
     """The next frames, decoded."""
-    with anyio.fail_after(12 * PATIENCE):
+    with anyio.fail_after(12 * TIMEOUT_SECONDS):
         return [msgspec.json.decode(await socket.recv()) for _ in range(wanted)]
 
 
@@ -61,5 +61,5 @@ async def get(simulator: Simulator, setting: str, path: str, **headers: str) -> 
     """A REST reply."""
     # Loading certificates takes longer than a test of plain HTTP.
     async with httpx2.AsyncClient(trust_env=False, verify=False) as client:
-        with anyio.fail_after(PATIENCE):
+        with anyio.fail_after(TIMEOUT_SECONDS):
             return await client.get(simulator.urls[setting] + path, headers=headers)
