@@ -166,7 +166,7 @@ def test_a_gz_cut_short_keeps_what_was_read(tmp_path: Path) -> None:
     recording = read_recording([path])
     assert 5_000 < len(recording.rows) < 15_000
     assert recording.skipped >= 1
-    assert any("cut off" in note for note in recording.notes)
+    assert any("truncated" in note for note in recording.notes)
 
 
 @pytest.mark.parametrize(

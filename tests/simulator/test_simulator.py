@@ -137,7 +137,7 @@ async def test_subscribed_waits_for_a_route_that_delivers() -> None:
 
 async def test_only_listed_instruments_and_manual_simulators_can_be_pushed() -> None:
     async with Simulator(manual=True, instruments=["binance:spot:BTCUSDT"]) as simulator:
-        with pytest.raises(ValueError, match="bybit:spot:BTCUSDT is not listed here"):
+        with pytest.raises(ValueError, match="bybit:spot:BTCUSDT is not listed"):
             await simulator.push("bybit", "spot", "BTCUSDT", [TRADE])
     async with Simulator() as simulator:
         with pytest.raises(ValueError, match="manual=True"):
