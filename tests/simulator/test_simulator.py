@@ -75,7 +75,7 @@ async def test_a_muted_market_is_silent_and_answers_its_clients() -> None:
         assert simulator.sent["bybit", "linear", "BTCUSDT"] == 1
 
 
-async def test_skipped_trades_take_their_ids_with_them() -> None:
+async def test_the_ids_of_skipped_trades_are_missing_in_the_stream() -> None:
     async with Simulator(manual=True) as simulator, opened(simulator, "binance_spot_ws", STREAM) as socket:
         await simulator.subscribed(*SPOT)
         simulator.skip_trades(*SPOT, 2)
@@ -85,7 +85,7 @@ async def test_skipped_trades_take_their_ids_with_them() -> None:
         assert simulator.sent[SPOT] == 2
 
 
-async def test_injected_frames_reach_every_client_as_they_are() -> None:
+async def test_injected_frames_reach_every_client_unchanged() -> None:
     async with (
         Simulator(manual=True) as simulator,
         opened(simulator, "binance_spot_ws", "/ws") as one,
@@ -101,7 +101,7 @@ async def test_injected_frames_reach_every_client_as_they_are() -> None:
                 assert await socket.recv() == b"\xff\x00"
 
 
-async def test_a_client_that_does_not_read_is_dropped_and_blocks_nobody() -> None:
+async def test_a_client_that_does_not_read_is_dropped_and_blocks_no_other() -> None:
     async with (
         Simulator(manual=True, queue=4) as simulator,
         opened(simulator, "binance_spot_ws", "/ws") as stuck,
@@ -163,7 +163,7 @@ async def test_a_busy_simulator_stops_within_a_second_when_cancelled() -> None:
     assert anyio.current_time() - began < 1
 
 
-async def test_an_open_tcp_connection_that_says_nothing_does_not_delay_the_stop() -> None:
+async def test_a_silent_tcp_connection_does_not_delay_the_stop() -> None:
     began = anyio.current_time()
     async with Simulator(manual=True) as simulator:
         port = int(simulator.urls["bybit_rest"].rpartition(":")[2])
@@ -188,7 +188,7 @@ class Rude(Faults):
         return Reply(503, {"path": path, **params})
 
 
-async def test_faults_come_in_at_the_seams() -> None:
+async def test_faults_are_injected_at_every_hook() -> None:
     async with Simulator(manual=True, faults=Rude()) as simulator:
         with pytest.raises(InvalidStatus):
             async with opened(simulator, "binance_spot_ws", "/ws"):

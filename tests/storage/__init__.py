@@ -1,4 +1,4 @@
-"""The storage tests, and the values they share."""
+"""Values and helpers that the storage tests share."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def trade(
     fills: int = 1,
     scale: Scale = SCALE,
 ) -> Trade:
-    """A trade at `at`; without `trade_id` one that is numbered by its seq, as on Binance."""
+    """A trade at `at`; without `trade_id` its id is its seq, as on Binance."""
     return Trade(instrument, at, seq, str(seq) if trade_id is None else trade_id, price, quantity, trade_type, fills, scale)
 
 
@@ -71,7 +71,7 @@ def order_flow(
 
 
 def piece(minute: int, first_seq: int, count: int = 3, *, instrument: Instrument = BTC) -> PartialFootprint:
-    """So many trades without rows, at the minute's start."""
+    """A piece of `count` trades at the start of a minute."""
     trades = [trade(seq, minute) for seq in range(first_seq, first_seq + count)]
     return PartialFootprint(instrument, minute, first_seq, first_seq + count - 1, stored_footprint(minute, trades).footprint)
 

@@ -44,7 +44,7 @@ async def test_a_store_that_is_opened_for_reading_makes_no_file(tmp_path: Path) 
         ("mongodb://a,b/tape", "mongodb://a,c/tape", False),
     ],
 )
-def test_a_tape_in_redis_is_named_by_hosts_and_database_and_by_no_password(
+def test_the_name_of_a_tape_in_redis_contains_hosts_and_database_and_no_password(
     monkeypatch: pytest.MonkeyPatch, one: str, other: str, same: bool
 ) -> None:
     named: list[str] = []
