@@ -126,7 +126,7 @@ class BinanceVenue(Venue):
 
 
 class BinanceSpot(BinanceVenue):
-    """The spot host: `/ws` and `/stream`, one `@trade` frame per fill, `@aggTrade` beside it."""
+    """The spot host: `/ws` and `/stream`, one `@trade` frame per fill, and `@aggTrade`."""
 
     markets = ("spot",)
     messages_per_second = 5
