@@ -28,11 +28,10 @@ from wadm_mcp.errors import ExchangeError, StoreError
 from wadm_mcp.exchanges.exchange import Candle, Venue
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
-from wadm_mcp.model import HOUR, MINUTE, Instrument, Listing, Retention, Span, SpanReason, Timeframe, Trade, Window, rescale, to_decimal
+from wadm_mcp.model import HOUR, MINUTE, Instrument, Listing, Retention, Span, SpanReason, Timeframe, Window, rescale, to_decimal
 from wadm_mcp.queries.numbers import decimal_text, iso
-from wadm_mcp.storage.store import OrderFlow, Store
+from wadm_mcp.storage.store import OrderFlow, Store, all_trades
 
-_PAGE: Final = 10_000
 _SETTLED: Final = 5 * MINUTE
 """An hour this long over is settled, and known to the exchange's own database."""
 _LOOK_EVERY: Final = 30.0
@@ -111,12 +110,7 @@ class Auditor:
 
     async def _against_trades(self, listing: Listing, minute: int, bar: Bar | None) -> list[Difference]:
         instrument, window = listing.instrument, Window(minute, minute + MINUTE)
-        trades: list[Trade] = []
-        while True:
-            page = await self._store.trades(instrument, window, after=trades[-1].order if trades else None, limit=_PAGE)
-            trades += page
-            if len(page) < _PAGE:
-                break
+        trades = await all_trades(self._store, instrument, window)
         footprint = await to_thread.run_sync(build_minute, trades, await self._store.pieces(instrument, window))
         stored = await self._store.footprints(instrument, Timeframe.M1, window)
         differences = _between(instrument, Timeframe.M1, minute, bar or Bar(listing.scale), footprint.bar)

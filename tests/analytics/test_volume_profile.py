@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wadm_mcp.analytics import volume_profile as analytics
 from wadm_mcp.analytics.footprint import Bar, Footprint
 from wadm_mcp.analytics.volume_profile import (
     MAX_ROWS,
@@ -283,3 +284,21 @@ def test_a_profile_that_contradicts_itself_is_refused(part: int, value: list[obj
     content[part] = value
     with pytest.raises(ValueError, match=reason):
         VolumeProfile.unpack(msgspec.msgpack.encode([version, content]))
+
+
+def test_a_profile_states_the_rule_that_made_it_and_one_that_states_none_is_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    tape = [trade(10, 1), trade(11, 3, "SELL", seq=1)]
+    first = profile_of(tape)
+    assert first.rule_version == 1
+    monkeypatch.setattr(analytics, "RULE_VERSION", 2)
+    second = profile_of(tape)
+    assert second.rule_version == 2
+    assert VolumeProfile.unpack(second.pack()) == second != first
+    assert VolumeProfile.unpack(first.pack()) == first
+
+
+def test_a_profile_of_the_first_rule_is_packed_as_before_rule_versions() -> None:
+    packed = bytes.fromhex("9201969201029c0101a774776f5f726f77460b0b0b040103022b920a01920100920003920101")
+    first = profile_of([trade(10, 1), trade(11, 3, "SELL", seq=1)])
+    assert first.pack() == packed
+    assert VolumeProfile.unpack(packed) == first

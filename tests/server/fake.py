@@ -28,10 +28,9 @@ from wadm_mcp.storage.store import (
     DirtyMinute,
     OrderFlow,
     PartialFootprint,
-    Profile,
     StoredFootprint,
     StoreState,
-    at_once,
+    no_barrier,
 )
 from wadm_mcp.tape import Tape
 from wadm_mcp.tracking import Tracking
@@ -61,7 +60,7 @@ class EmptyStore:
         spans: Sequence[tuple[Instrument, Span]],
         pieces: Sequence[PartialFootprint] = (),
         *,
-        turn: CommitBarrier = at_once,
+        barrier: CommitBarrier = no_barrier,
     ) -> None:
         raise NotImplementedError
 
@@ -112,19 +111,15 @@ class EmptyStore:
         self._check()
         return []
 
-    async def profiles(self, instrument: Instrument, timeframe: Timeframe, window: Window) -> list[Profile]:
-        self._check()
-        return []
-
     async def spans(self, instrument: Instrument, window: Window) -> list[Span]:
         self._check()
         return []
 
-    async def expire(self, now: int, lives: Retention) -> int:
+    async def expire(self, now: int, retention: Retention) -> int:
         return 0
 
-    async def acquire_leases(self, owner: str, instruments: Sequence[Instrument], life: float) -> dict[Instrument, int]:
-        return dict.fromkeys(instruments, 0)
+    async def acquire_leases(self, owner: str, instruments: Sequence[Instrument], seconds: float) -> set[Instrument]:
+        return set(instruments)
 
     async def release_leases(self, owner: str) -> None:
         return None

@@ -21,6 +21,13 @@ from wadm_mcp.model import Scale, to_decimal
 Method: TypeAlias = Literal["two_row", "one_row"]
 """How many rows the value area weighs at a time on either side."""
 
+RULE_VERSION: Final = 1
+"""Version of the rules that place the point of control and the value area, stored with every figure they made.
+
+Raise it whenever `point_of_control`, `value_area` or `default_row` gives another result for the same trades: stored profiles then state
+which rule made them, and cached levels of the rule before are not used.
+"""
+
 MAX_ROWS: Final = 200_000
 """Rows from the lowest to the highest price of a profile, untraded ones included."""
 
@@ -43,7 +50,8 @@ class VolumeProfile(msgspec.Struct, frozen=True):
     """The profile of one window. Prices are integers at `scale.price`, volumes at `scale.quantity`, `notional` at both together.
 
     `poc` and `val` are the low prices of their rows, `vah` is the top tick of the highest row of the value area.
-    `value_area` is the percentage asked for; `nodes` are the rows where something traded, low to high.
+    `value_area` is the percentage asked for; `nodes` are the rows where something traded, low to high. `rule_version` is the
+    `RULE_VERSION` that placed `poc`, `vah` and `val`.
     """
 
     scale: Scale
@@ -60,6 +68,7 @@ class VolumeProfile(msgspec.Struct, frozen=True):
     trade_count: int
     notional: int
     nodes: tuple[Node, ...]
+    rule_version: int = RULE_VERSION
 
     @property
     def delta(self) -> int:
@@ -67,16 +76,22 @@ class VolumeProfile(msgspec.Struct, frozen=True):
         return self.buy_volume - self.sell_volume
 
     def pack(self) -> bytes:
-        """The profile as MessagePack; `VolumeProfile.unpack` reads it back equal."""
-        figures = msgspec.structs.astuple(self)[1:-1]
+        """The profile as MessagePack; `VolumeProfile.unpack` reads it back equal.
+
+        The first rule version is not written, so that releases from before rule versions read these profiles too.
+        """
+        figures = msgspec.structs.astuple(self)[1:-2]
         rows = [node.price // self.row for node in self.nodes]
         columns = ([node[column] for node in self.nodes] for column in range(1, 4))
-        return pack((self.scale, figures, [*rows[:1], *map(sub, rows[1:], rows)], *columns))
+        version = () if self.rule_version == _UNWRITTEN_VERSION else (self.rule_version,)
+        return pack((self.scale, figures, [*rows[:1], *map(sub, rows[1:], rows)], *columns, *version))
 
     @classmethod
     def unpack(cls, data: bytes) -> VolumeProfile:
         """A packed profile; `ValueError` with one line for anything else, and for nodes that do not add up to their profile."""
-        scale, (packed_tick, packed_row, method, *packed_figures), *packed = unpack(data, _PROFILE, "profile")
+        content = unpack(data, _PROFILE, "profile")
+        packed_tick, packed_row, method, *packed_figures = content.outline
+        packed = content.steps, content.buy_volumes, content.sell_volumes, content.trade_counts
         tick, row, figures = integer(packed_tick), integer(packed_row), integers(packed_figures)
         steps, *columns = (integers(column) for column in packed)
         if tick <= 0 or row <= 0 or row % tick:
@@ -86,23 +101,31 @@ class VolumeProfile(msgspec.Struct, frozen=True):
         if min(steps[1:], default=1) <= 0 or any(min(column, default=0) < 0 for column in columns):
             raise ValueError("a packed profile is malformed: rows must ascend, volumes and counts must not be negative")
         prices = (index * row for index in accumulate(steps))
-        profile = cls(scale, tick, row, method, *figures, nodes=tuple(map(Node, prices, *columns)))
+        nodes = tuple(map(Node, prices, *columns))
+        profile = cls(content.scale, tick, row, method, *figures, nodes=nodes, rule_version=content.rule_version)
         totals = [profile.buy_volume, profile.sell_volume, profile.trade_count]
         if totals != [sum(column) for column in columns] or profile.volume != profile.buy_volume + profile.sell_volume:
             raise ValueError("a packed profile is malformed: its nodes do not add up to its totals")
         return profile
 
 
-_PROFILE: Final = msgspec.msgpack.Decoder(
-    tuple[
-        Scale,
-        tuple[Packed, Packed, Method, Packed, Packed, Packed, Packed, Packed, Packed, Packed, Packed, Packed],
-        list[Packed],
-        list[Packed],
-        list[Packed],
-        list[Packed],
-    ]
-)
+_UNWRITTEN_VERSION: Final = 1
+"""Rule version of a packed profile that states none."""
+
+
+class _PackedProfile(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """The content of a packed profile; `rule_version` is left out where it is the first one."""
+
+    scale: Scale
+    outline: tuple[Packed, Packed, Method, Packed, Packed, Packed, Packed, Packed, Packed, Packed, Packed, Packed]
+    steps: list[Packed]
+    buy_volumes: list[Packed]
+    sell_volumes: list[Packed]
+    trade_counts: list[Packed]
+    rule_version: int = _UNWRITTEN_VERSION
+
+
+_PROFILE: Final = msgspec.msgpack.Decoder(_PackedProfile)
 
 
 def point_of_control(volumes: Sequence[int]) -> int:
@@ -208,6 +231,7 @@ def volume_profile(
         trade_count=bar.trade_count,
         notional=bar.notional,
         nodes=tuple(Node(index * row, *held[index]) for index in sorted(held)),
+        rule_version=RULE_VERSION,
     )
 
 

@@ -7,16 +7,14 @@ from typing import Final, NamedTuple
 from wadm_mcp.audit import Audited, Auditor, exchange_figures
 from wadm_mcp.clock import now_ms
 from wadm_mcp.collection.rest.client import RestClient
-from wadm_mcp.errors import ExchangeError, QueryError, SettingError, StoreError
+from wadm_mcp.errors import ExchangeError, QueryError, SettingError
 from wadm_mcp.exchanges.registry import is_called
 from wadm_mcp.model import HOUR, MINUTE, Listing, Timeframe, Window
 from wadm_mcp.process.standard_streams import print_lines
 from wadm_mcp.queries.arguments import Call, read_time
 from wadm_mcp.queries.numbers import iso
 from wadm_mcp.settings import Settings
-from wadm_mcp.storage.mongo import MongoStore
-from wadm_mcp.storage.sqlite import SqliteStore
-from wadm_mcp.storage.store import Store
+from wadm_mcp.storage.opening import open_store
 
 _HOURS: Final = 24
 _LISTED: Final = 200
@@ -41,7 +39,7 @@ async def audit(settings: Settings, choice: Choice, suffix: str = "") -> int:
     """
     now = now_ms()
     window = _window(choice, now)
-    async with _opened(settings, suffix) as store, RestClient(proxied=not settings.stays_on_loopback) as rest:
+    async with open_store(settings, suffix, read_only=True) as store, RestClient(proxied=not settings.stays_on_loopback) as rest:
         listings = [listing for listing in await store.listings() if listing.listed and _chosen(listing, choice)]
         if not listings:
             followed = ", ".join(str(listing.instrument) for listing in await store.listings() if listing.listed) or "nothing yet"
@@ -61,15 +59,6 @@ async def audit(settings: Settings, choice: Choice, suffix: str = "") -> int:
             found.append(await auditor.audit(listing, window, told))
     print_lines(_table(window, found, failed))
     return 1 if failed or any(each.differences for each in found) else 0
-
-
-def _opened(settings: Settings, suffix: str) -> Store:
-    if settings.MONGODB_URL is not None:
-        return MongoStore(settings.MONGODB_URL.get_secret_value(), settings.retention, suffix=suffix, read_only=True)
-    path = settings.WADM_DATA_DIR / "wadm.sqlite"
-    if not path.exists():
-        raise StoreError(f"nothing was recorded in {path} yet: start a WADM that records there, or set WADM_DATA_DIR to another folder")
-    return SqliteStore(path, read_only=True)
 
 
 def _window(choice: Choice, now: int) -> Window:

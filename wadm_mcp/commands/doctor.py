@@ -21,9 +21,8 @@ from wadm_mcp.model import Listing
 from wadm_mcp.process.standard_streams import print_lines
 from wadm_mcp.settings import Settings, unusable_folder
 from wadm_mcp.storage.mongo import MongoStore
-from wadm_mcp.storage.opening import open_cache
+from wadm_mcp.storage.opening import open_cache, open_store, sqlite_path
 from wadm_mcp.storage.redis_cache import RedisCache
-from wadm_mcp.storage.sqlite import SqliteStore
 from wadm_mcp.suggest import nearest
 
 _FRAME_WITHIN: Final = 15.0
@@ -109,12 +108,12 @@ def _processor() -> Finding:
 
 
 async def _mongodb(settings: Settings) -> str:
-    assert settings.MONGODB_URL is not None
-    async with MongoStore(settings.MONGODB_URL.get_secret_value(), settings.retention, read_only=True) as store:
+    async with open_store(settings, read_only=True) as store:
+        assert isinstance(store, MongoStore)
         state = await store.describe()
     lines = [f"{state.version} at {state.place}, {sum(each.bytes for each in state.collections) / 1e6:.1f} MB"]
     for each in state.collections:
-        lives = ", ".join(f"{name} {seconds / 3600:g} h" for name, seconds in sorted(each.lives.items()))
+        lives = ", ".join(f"{name} {seconds / 3600:g} h" for name, seconds in sorted(each.ttl_seconds.items()))
         text = f"{each.name}: {each.documents:,} documents, {each.bytes / 1e6:.1f} MB, indexes {', '.join(each.indexes)}"
         lines.append(text + (f"; lives {lives}" if lives else ""))
     return "\n".join(lines)
@@ -124,7 +123,7 @@ async def _redis(settings: Settings) -> str:
     cache = open_cache(settings, Health(lambda: 0))
     async with cache:
         if isinstance(cache, RedisCache):
-            await cache.look()
+            await cache.probe()
         state = cache.state
     if not state.ok:
         raise WadmError(f"{state.place}: {state.detail}; check that redis-server runs there, or unset REDIS_URL")
@@ -132,13 +131,12 @@ async def _redis(settings: Settings) -> str:
 
 
 async def _sqlite(settings: Settings) -> str:
-    path = settings.WADM_DATA_DIR / "wadm.sqlite"
     try:
-        if not path.exists():
+        if not sqlite_path(settings).exists():
             return "nothing recorded yet"
     except OSError as error:
         raise unusable_folder(settings.WADM_DATA_DIR, error) from error
-    async with SqliteStore(path, read_only=True) as store:
+    async with open_store(settings, read_only=True) as store:
         state = await store.state()
         listings = await store.listings()
     return f"{state.bytes / 1e6:.1f} MB, {len(listings)} instruments"
