@@ -192,13 +192,13 @@ async def test_a_symbol_that_only_one_exchange_lists_is_a_warning(tmp_path: Path
 async def test_the_first_answer_names_a_configured_exchange_that_has_not_answered_yet(tmp_path: Path) -> None:
     both = {"WADM_EXCHANGES": ("binance", "bybit"), "WADM_BYBIT_REST": "http://127.0.0.1:1"}
     async with running(tmp_path, **both) as (runtime, simulator):
-        answer = await VOLUME_PROFILE.ask(runtime, {"symbol": "BTCUSDT", "window": "15m"})
+        answer = (await VOLUME_PROFILE.ask(runtime, {"symbol": "BTCUSDT", "window": "15m"})).answer
         assert answer["instrument"] == "all:spot:BTCUSDT"
         assert answer["coverage"]["ratio"] == 0
         assert answer["coverage"]["parts"]["bybit"]["gaps"][0][3] == "exchange_unreachable"
         with anyio.fail_after(15):
             await simulator.subscribed(*SPOT)
-        markets = await MARKETS.ask(runtime, {})
+        markets = (await MARKETS.ask(runtime, {})).answer
         assert [row[:2] for row in markets["markets"]["rows"]] == [["binance", "spot"], ["bybit", "spot"]]
         with pytest.raises(NotReady, match="its exchange has not told yet"):
             await VOLUME_PROFILE.ask(runtime, {"symbol": "BTCUSDT", "exchange": "bybit"})

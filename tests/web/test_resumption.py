@@ -17,7 +17,7 @@ from mcp_types import JSONRPCNotification, JSONRPCResponse
 
 from tests.server.fake import FakeRuntime, serving
 from wadm_mcp.server.server import WadmServer
-from wadm_mcp.web.resumption import Sent
+from wadm_mcp.web.resumption import SessionEvents
 
 pytestmark = pytest.mark.anyio
 
@@ -96,7 +96,7 @@ async def test_an_answer_whose_stream_broke_is_sent_to_the_session_that_asked_an
 
 
 async def test_only_what_followed_the_last_event_is_sent_again_and_what_has_gone_is_not() -> None:
-    sent = Sent(deque(maxlen=3), count(1))
+    sent = SessionEvents(deque(maxlen=3), count(1))
     progress = JSONRPCNotification(jsonrpc="2.0", method="notifications/progress")
     answer = JSONRPCResponse(jsonrpc="2.0", id=1, result={})
     replayed: list[EventMessage] = []
@@ -118,7 +118,7 @@ async def test_only_what_followed_the_last_event_is_sent_again_and_what_has_gone
 
 
 async def test_a_listening_stream_goes_on_without_its_past() -> None:
-    sent = Sent(kept := deque(), count(1))
+    sent = SessionEvents(kept := deque(), count(1))
     last = await sent.store_event(GET_STREAM_KEY, JSONRPCNotification(jsonrpc="2.0", method="notifications/resources/updated"))
 
     async def refuse(_: EventMessage) -> None:

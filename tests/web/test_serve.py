@@ -122,12 +122,12 @@ async def test_a_taken_port_stops_the_start_before_anything_is_entered() -> None
 @pytest.mark.parametrize("host", ["203.0.113.7", "no.such.host.invalid", "::ffff:fff"])
 async def test_a_host_that_is_not_this_machine_is_refused(host: str) -> None:
     runtime = FakeRuntime(WADM_HOST=host, API_KEY="key")
-    with pytest.raises(SettingError, match=rf"^WADM_HOST={host}: this is no address of this machine"):
+    with pytest.raises(SettingError, match=rf"^WADM_HOST={host}: this is not an address of this machine"):
         await _serve(runtime)
 
 
 async def test_beyond_loopback_a_key_is_needed() -> None:
-    with pytest.raises(SettingError, match=r"^WADM_HOST=0\.0\.0\.0: beyond loopback API_KEY must be set"):
+    with pytest.raises(SettingError, match=r"^WADM_HOST=0\.0\.0\.0: API_KEY must be set when the host is not loopback"):
         await _serve(FakeRuntime(WADM_HOST="0.0.0.0"))
 
 
