@@ -118,7 +118,7 @@ async def test_the_exchanges_first_id_of_an_hour_and_the_one_before_it_must_be_h
         auditor = Auditor(r.store, LIVES, r.clock)
         assert (await auditor.audit(listing(), window, ExchangeFigures([], {NOON: 16}))).differences == ()
         difference, *_ = (await auditor.audit(listing(), window, ExchangeFigures([], {NOON: 90}))).differences
-        assert str(difference) == "binance:spot:BTCUSDT 1h 2026-06-01T12:00:00Z: id is not held, the exchange says 90"
+        assert str(difference) == "binance:spot:BTCUSDT 1h 2026-06-01T12:00:00Z: id is not recorded, the exchange says 90"
 
 
 async def test_each_closed_hour_is_audited_once_and_health_tells_of_it(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ async def test_each_closed_hour_is_audited_once_and_health_tells_of_it(tmp_path:
         r.clock.now = NOON + HOUR + 6 * MINUTE
         audit = HourlyAudit(Auditor(r.store, LIVES, r.clock), lambda: [listing()], told, r.health, r.clock)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("wadm_mcp.audit._LOOK_EVERY", 0.01)
+            patch.setattr("wadm_mcp.audit._POLL_SECONDS", 0.01)
             with anyio.fail_after(10):
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(audit.run)
@@ -207,7 +207,7 @@ async def test_the_command_says_that_all_is_equal_and_exits_1_when_one_stored_fi
             return ended.returncode, (ended.stdout + ended.stderr).decode()
 
         status, told = await audit()
-        assert (status, told.splitlines()[-1]) == (0, "no difference"), told
+        assert (status, told.splitlines()[-1]) == (0, "no differences"), told
         assert [line.split()[1:] for line in told.splitlines() if line.startswith(("binance", "bybit"))] == [["6", "6", "6", "0"]] * 4
         with closing(sqlite3.connect(tmp_path / "wadm.sqlite", isolation_level=None)) as db:
             db.execute("DELETE FROM trades WHERE instrument = 1 AND timestamp = (SELECT max(timestamp) FROM trades WHERE instrument = 1)")
@@ -216,4 +216,4 @@ async def test_the_command_says_that_all_is_equal_and_exits_1_when_one_stored_fi
         assert "its trades give" in told
         status, told = await audit("--symbol", "ETHUSDT")
         assert status == 2
-        assert told.strip().startswith("wadm-mcp: nothing that is recorded matches")
+        assert told.strip().startswith("wadm-mcp: no recorded instrument matches")

@@ -51,7 +51,7 @@ def test_events_are_counted() -> None:
 @asynccontextmanager
 async def telling(health: Health) -> AsyncGenerator[None]:
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(health.tell_changes)
+        tasks.start_soon(health.log_changes)
         await wait_all_tasks_blocked()
         yield
         await wait_all_tasks_blocked()

@@ -1,4 +1,4 @@
-"""The values everyone speaks: instruments, trades, timeframes, windows.
+"""The values that all modules share: instruments, trades, timeframes, windows.
 
 Times are integers: milliseconds since the epoch, UTC. Prices and quantities are integers at a `Scale`;
 they are parsed exactly from the exchange's text and never pass through float.
@@ -24,7 +24,7 @@ MARKETS: Final = ("spot", "linear")
 
 _DECIMAL: Final = re.compile(r"([0-9]{1,18})(?:\.([0-9]{1,18}))?", re.ASCII)
 _INTEGER_LIMIT: Final = 1 << 63
-"""Single prices and quantities stay below this, so that every store can hold one as a 64-bit integer. Sums may pass it."""
+"""Single prices and quantities stay below this, so that every store can keep one as a 64-bit integer. Sums may exceed it."""
 
 
 class TradeType(StrEnum):
@@ -46,13 +46,13 @@ class Instrument(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """`binance:spot:BTCUSDT` back into an instrument; `ValueError` when the text has another shape."""
+        """Parse `binance:spot:BTCUSDT`. `ValueError` for a text of another form."""
         exchange, market, symbol = text.split(":")
         return cls(exchange, market, symbol)
 
 
 class Scale(NamedTuple):
-    """How many decimals the integers of a price and of a quantity stand for: a price of 6183763 at scale 2 is 61837.63."""
+    """The decimals of integer prices and quantities: a price of 6183763 at scale 2 is 61837.63."""
 
     price: int
     quantity: int
@@ -72,7 +72,7 @@ class Listing(msgspec.Struct, frozen=True):
 
     @classmethod
     def none(cls, instrument: Instrument) -> Self:
-        """What stands for an instrument that its exchange does not list, so that everyone on a store knows."""
+        """The placeholder for an instrument that its exchange does not list, so that all processes on a store know it."""
         return cls(instrument, Decimal(0), Decimal(0), False)
 
     @property
@@ -126,7 +126,7 @@ class Timeframe(StrEnum):
         return _LENGTHS[self]
 
     def floor(self, timestamp: int) -> int:
-        """Start of the bar that holds `timestamp`."""
+        """Start of the bar that contains `timestamp`."""
         return timestamp - timestamp % _LENGTHS[self]
 
 
@@ -150,7 +150,7 @@ class Window:
 
     def __post_init__(self) -> None:
         if self.start > self.end:
-            raise ValueError(f"a window's start {self.start} lies after its end {self.end}")
+            raise ValueError(f"a window's start {self.start} is after its end {self.end}")
 
     @property
     def length(self) -> int:
@@ -172,24 +172,24 @@ class Retention(NamedTuple):
 
 
 class Basis(StrEnum):
-    """What a span of coverage rests on."""
+    """What proves that a span is covered."""
 
     EXACT = "exact"
-    """Proven by ids that the exchange counts without holes."""
+    """The exchange numbers its trades without holes, and no number is missing."""
     OBSERVED = "observed"
-    """An unbroken, living connection."""
+    """A connection was open and delivering data throughout."""
 
 
 class Span(msgspec.Struct, frozen=True):
-    """A stretch `[start, end)` in which the tape of one instrument is known complete.
+    """A stretch `[start, end)` in which the tape of one instrument is known to be complete.
 
-    With basis `exact` every id from `first_seq` to `last_seq` is held; with `observed` they are the outermost `seq` seen.
-    `reason` says how the span came to be held (`live`, `repaired`, `imported`), `opened_by` what ended the tape before it
-    (`start`, `disconnect`, `mute`, `bad_frame`, `missing_ids`). The reason `absent` is the one that claims nothing: the exchange itself
-    does not have these ids, so they stay a gap that nobody tries to fill.
-    Without `raw` the span's trades are held as figures alone, without their rows.
-    A span is known in the store by its instrument, `start` and `first_seq` (several may begin in one millisecond); one that is stored
-    again only ever grows.
+    With basis `exact` every id from `first_seq` to `last_seq` was recorded; with `observed` they are the lowest and highest `seq` seen.
+    `reason` is how the span was recorded (`live`, `repaired`, `imported`), `opened_by` what ended the span before it
+    (`start`, `disconnect`, `mute`, `bad_frame`, `missing_ids`). A span with the reason `absent` covers nothing: the exchange itself does
+    not have these ids, so they stay a gap that is not repaired.
+    Without `raw` the trades of the span are stored as figures only, without their rows.
+    The store identifies a span by its instrument, `start` and `first_seq` (several may start in one millisecond). A span that is stored
+    again is never shorter than before.
     """
 
     start: int
@@ -203,7 +203,7 @@ class Span(msgspec.Struct, frozen=True):
 
     @property
     def reached(self) -> int:
-        """Latest time of a trade in it, as far as it tells: a span of no length knows only trades of the millisecond before it."""
+        """The latest time of a trade that the span proves: its end, or where it has no length the millisecond before its start."""
         return self.end if self.end > self.start else self.start - 1
 
 
@@ -216,8 +216,8 @@ def decimals_of(value: Decimal) -> int:
 def parse_decimal(text: str, decimals: int) -> tuple[int, int]:
     """An exchange's decimal text as `(integer, decimals)`, exact.
 
-    The answer has the `decimals` asked for, or more where the text is finer than that: it rescales, it never rounds.
-    `ValueError` for anything but plain digits with one point, or a value that 64 bits cannot hold.
+    The result has `decimals` decimals, or more where the text is finer: it is rescaled, never rounded.
+    `ValueError` for anything but plain digits with one point, or a value that does not fit 64 bits.
     """
     match = _DECIMAL.fullmatch(text)
     if match is None:
@@ -233,7 +233,7 @@ def parse_decimal(text: str, decimals: int) -> tuple[int, int]:
 
 
 def rescale(value: int, decimals: int, finer: int) -> int:
-    """An integer at `decimals` written at `finer` decimals; `finer` is never smaller."""
+    """An integer at `decimals` as an integer at `finer` decimals; `finer` must not be smaller."""
     return value if finer == decimals else value * 10 ** (finer - decimals)
 
 
@@ -243,7 +243,7 @@ def to_decimal(value: int, decimals: int) -> Decimal:
 
 
 def at_decimals(value: Decimal, decimals: int) -> int:
-    """A decimal as the integer at a scale that writes it exactly; `ValueError` where it does not."""
+    """The exact integer of a decimal at a scale. `ValueError` where the scale has too few decimals."""
     sign, digits, exponent = value.as_tuple()
     mantissa, shift = int("".join(map(str, digits))), int(exponent) + decimals
     whole, rest = (mantissa * 10**shift, 0) if shift >= 0 else divmod(mantissa, 10**-shift)

@@ -1,6 +1,7 @@
-"""Instruments on demand: somebody asks for a symbol that nobody follows yet, or takes that back.
+"""Tracking: adding instruments that the settings do not name to those that are followed, and removing them again.
 
-What is asked for rests in the store, so that it outlives the process and every process on it knows. Whoever records looks there.
+Tracked instruments are kept in the store, so that they outlive the process and every process on the store knows them. The process that
+records reads them there.
 """
 
 from __future__ import annotations
@@ -24,18 +25,20 @@ from wadm_mcp.settings import Settings
 from wadm_mcp.storage.store import Store
 from wadm_mcp.suggest import nearest, plain
 
-_EVERY: Final = 0.5
-_SETTLED: Final = 3.0
-"""Seconds without an import under way, after which none is expected to begin."""
+_POLL_SECONDS: Final = 0.5
+_SETTLE_SECONDS: Final = 3.0
+"""Time without an import, after which none is expected to start."""
+_MAX_SYMBOL_CHARS: Final = 40
 WAIT: Final = 10
-LONGEST_WAIT: Final = 300
+"""Seconds that `track` waits by default."""
+MAX_WAIT: Final = 300
 
 ProgressCallback = Callable[[float, float, str], Awaitable[None]]
-"""Hears how far a request is: done, of how much, and in words."""
+"""Called with the progress of a request: done, total, and a line of text."""
 
 
 class Tracking:
-    """Adds instruments to what is followed, and takes them away again. `changed` wakes whoever records, if that is this process."""
+    """Adds and removes tracked instruments. `changed` wakes the recorder, where this process records."""
 
     def __init__(self, settings: Settings, store: Store, view: View, health: Health, changed: Callable[[], None]) -> None:
         self._settings = settings
@@ -45,85 +48,85 @@ class Tracking:
         self._changed = changed
 
     async def track(
-        self, told: ProgressCallback, *, symbol: object = None, exchange: object = ALL, market: object = None, wait: object = WAIT
+        self, progress: ProgressCallback, *, symbol: object = None, exchange: object = ALL, market: object = None, wait: object = WAIT
     ) -> Any:
-        """Follow a symbol where its exchanges list it; waits up to `wait` seconds for live trades and history.
+        """Follow a symbol on each exchange that lists it; waits up to `wait` seconds for live trades and history.
 
-        The rows of `list_markets` about it. `QueryError` for an argument that cannot be used or one instrument too many, `UnknownSymbol`
-        where no exchange lists it, `ExchangeError` where none answers.
+        Returns the rows of `list_markets` about it. `QueryError` for an invalid argument or too many instruments, `UnknownSymbol` where
+        no exchange lists the symbol, `ExchangeError` where no exchange answers.
         """
         call = Call("track_market", (("symbol", "ETHUSDT"),))
-        name, wanted = self._asked(call, symbol, exchange, market)
-        seconds = read_whole(call, "wait", wait, 0, LONGEST_WAIT, WAIT)
+        name, wanted = self._read_instruments(call, symbol, exchange, market)
+        seconds = read_whole(call, "wait", wait, 0, MAX_WAIT, WAIT)
         followed = {listing.instrument for listing in self._view.listings}
         listed = followed.intersection(wanted)
-        near: set[str] = set()
+        known: set[str] = set()
         failures: list[ExchangeError] = []
         async with RestClient(proxied=not self._settings.stays_on_loopback) as rest:
             for instrument in [one for one in wanted if one not in listed]:
                 try:
-                    known = await self._listed(rest, instrument)
+                    symbols = await self._listed_symbols(rest, instrument)
                 except ExchangeError as error:
                     failures.append(error)
                     continue
-                near |= known
-                if instrument.symbol in known:
+                known |= symbols
+                if instrument.symbol in symbols:
                     listed.add(instrument)
         if not listed:
-            raise failures[0] if failures else _unlisted(call, symbol, name, wanted, near)
-        fresh = sorted(listed - followed)
-        if len(followed) + len(fresh) > self._settings.WADM_MAX_INSTRUMENTS:
+            raise failures[0] if failures else _unlisted(call, symbol, name, wanted, known)
+        new = sorted(listed - followed)
+        if len(followed) + len(new) > self._settings.WADM_MAX_INSTRUMENTS:
             raise QueryError(
                 f"symbol {shown(symbol)}: {len(followed)} instruments are followed and WADM_MAX_INSTRUMENTS="
-                f'{self._settings.WADM_MAX_INSTRUMENTS} is the most. Take one away first: untrack_market(symbol="...")'
+                f'{self._settings.WADM_MAX_INSTRUMENTS} is the limit. Remove one first: untrack_market(symbol="...")'
             )
-        await self._store.track(fresh)
-        log.info("market.asked_for", instruments=",".join(map(str, fresh)))
+        await self._store.track(new)
+        log.info("market.tracked", instruments=",".join(map(str, new)))
         self._changed()
         with anyio.move_on_after(seconds):
-            await self._until_in(sorted(listed), told)
+            await self._wait_until_ready(sorted(listed), progress)
         return await self._rows(sorted(listed))
 
     async def untrack(self, *, symbol: object = None, exchange: object = ALL, market: object = None) -> Any:
-        """Follow a symbol no more that `track` added. What is held of it stays until it outlives its life.
+        """Stop following a symbol that `track` added. Its stored data stays until its retention ends.
 
-        `QueryError` where nobody asked for it: what the settings name is the operator's.
+        `QueryError` where `track` did not add it: symbols that the settings name are removed there.
         """
         call = Call("untrack_market", (("symbol", "ETHUSDT"),))
-        name, wanted = self._asked(call, symbol, exchange, market)
+        name, wanted = self._read_instruments(call, symbol, exchange, market)
         tracked = await self._store.tracked()
         chosen = [one for one in tracked if one in wanted or (market is None and one.symbol == name and one.exchange in _venues(wanted))]
         if not chosen:
-            theirs = ", ".join(sorted(map(str, tracked))) or "none"
+            added = ", ".join(sorted(map(str, tracked))) or "none"
             raise QueryError(
-                f"symbol {shown(symbol)} was not added by track_market. Added: {theirs}. "
-                "What WADM_SYMBOLS names, the operator takes away there"
+                f"symbol {shown(symbol)} was not added by track_market. Added: {added}. "
+                "The operator removes the symbols of WADM_SYMBOLS there"
             )
         await self._store.untrack(chosen)
         self._changed()
-        return {"untracked": sorted(map(str, chosen)), "kept": "what is held of it can be asked for again once it is tracked again"}
+        return {"untracked": sorted(map(str, chosen)), "kept": "its stored data can be asked for again once it is tracked again"}
 
-    def _asked(self, call: Call, symbol: object, exchange: object, market: object) -> tuple[str, list[Instrument]]:
-        if not isinstance(symbol, str) or not (name := plain(symbol)) or len(name) > 40:
+    def _read_instruments(self, call: Call, symbol: object, exchange: object, market: object) -> tuple[str, list[Instrument]]:
+        if not isinstance(symbol, str) or not (name := plain(symbol)) or len(name) > _MAX_SYMBOL_CHARS:
             raise call.refuse("symbol", symbol, "an exchange's own name of a symbol is needed, such as ETHUSDT")
         venue = read_exchange(call, exchange)
         venues = self._settings.WADM_EXCHANGES if venue == ALL else (venue,)
         chosen = read_market(call, market, MARKETS) or self._settings.WADM_MARKETS[0]
         return name, [Instrument(one, chosen, name) for one in EVERY_EXCHANGE if one in venues]
 
-    async def _until_in(self, wanted: Sequence[Instrument], told: ProgressCallback) -> None:
-        """Returns once all of these are live and their past is here."""
+    async def _wait_until_ready(self, wanted: Sequence[Instrument], progress: ProgressCallback) -> None:
+        """Return once all of these are live and their history is imported."""
         quiet = 0.0
-        while quiet < _SETTLED:
+        while quiet < _SETTLE_SECONDS:
             parts = self._health.parts
             live = [one for one in wanted if (report := parts.get(str(one))) is not None and report.state is State.OK]
-            here = [one for one in live if self._view.follows(one) and self._view.importing(one) is None]
-            quiet = quiet + _EVERY if len(here) == len(wanted) else 0.0
-            done = len(live) + len(here)
-            await told(min(done + quiet / _SETTLED, 2 * len(wanted) + 1), 2 * len(wanted) + 1, self._words(wanted, live))
-            await anyio.sleep(_EVERY)
+            imported = [one for one in live if self._view.follows(one) and self._view.importing(one) is None]
+            quiet = quiet + _POLL_SECONDS if len(imported) == len(wanted) else 0.0
+            done = len(live) + len(imported)
+            await progress(min(done + quiet / _SETTLE_SECONDS, 2 * len(wanted) + 1), 2 * len(wanted) + 1, self._progress_text(wanted, live))
+            await anyio.sleep(_POLL_SECONDS)
 
-    def _words(self, wanted: Sequence[Instrument], live: Sequence[Instrument]) -> str:
+    def _progress_text(self, wanted: Sequence[Instrument], live: Sequence[Instrument]) -> str:
         imports = [left for one in live if self._view.follows(one) and (left := self._view.importing(one)) is not None]
         history = f"; history needs about {max(left.seconds for left in imports):,.0f} s more" if imports else ""
         return f"{len(live)} of {len(wanted)} instruments are live{history}"
@@ -135,7 +138,7 @@ class Tracking:
         missing = [str(one) for one in wanted if list(one) not in [row[:3] for row in rows]]
         return {**answer, "tracked": [str(one) for one in wanted], "starting": missing, "markets": {**table, "rows": rows}}
 
-    async def _listed(self, rest: RestClient, instrument: Instrument) -> set[str]:
+    async def _listed_symbols(self, rest: RestClient, instrument: Instrument) -> set[str]:
         exchange, market, _ = instrument
         found = await rest.listings(EXCHANGES[exchange], market, self._settings.rest_url(exchange, market))
         return {listing.instrument.symbol for listing in found}
@@ -148,7 +151,7 @@ def _venues(wanted: Sequence[Instrument]) -> set[str]:
 def _unlisted(call: Call, symbol: object, name: str, wanted: Sequence[Instrument], known: set[str]) -> UnknownSymbol:
     near = nearest(name, known)
     places = " and ".join(f"{one.exchange} {one.market}" for one in wanted)
-    meant = {"symbol": near[0]} if near else {}
+    example = {"symbol": near[0]} if near else {}
     return UnknownSymbol(
-        f"symbol {shown(symbol)} is not listed at {places}. Nearest: {', '.join(near) or 'none'}. Try {call.example(**meant)}"
+        f"symbol {shown(symbol)} is not listed at {places}. Nearest: {', '.join(near) or 'none'}. Try {call.example(**example)}"
     )

@@ -71,5 +71,5 @@ async def test_mongodb_and_redis_are_described_without_their_secrets(tmp_path: P
     printed = capsys.readouterr().out
     assert "hidden-word" not in printed
     assert "order_flow:" in printed
-    assert "lives" in printed
+    assert "retention life " in printed
     assert "Redis" in printed

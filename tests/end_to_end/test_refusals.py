@@ -22,7 +22,7 @@ BAD_SETTINGS = [
     ({"WADM_TRADES_TTL_HOURS": "0"}, "WADM_TRADES_TTL_HOURS=0: a whole number from 1 to 87600"),
     ({"WADM_BYBIT_WS": "https://x"}, "WADM_BYBIT_WS=https://x: a base URL without path is needed, such as wss://host:port"),
     ({"WADM_BINANCE_SPOT_REST": "https://x/api"}, "WADM_BINANCE_SPOT_REST=https://x/api: a base URL without path"),
-    ({"WADM_HOST": "0.0.0.0"}, "WADM_HOST=0.0.0.0: beyond loopback API_KEY must be set"),
+    ({"WADM_HOST": "0.0.0.0"}, "WADM_HOST=0.0.0.0: API_KEY must be set when the host is not loopback"),
     ({"WADM_HOST": "nowhere.invalid", "API_KEY": "k"}, "WADM_HOST=nowhere.invalid: "),
     ({"WADM_DATA_DIR": "/proc/nowhere"}, "WADM_DATA_DIR=/proc/nowhere"),
     (

@@ -73,7 +73,7 @@ async def test_an_output_that_takes_no_answer_ends_stdio_with_one_error(tmp_path
             status = await process.wait()
         _, said = await ended(process)
     errors = [line for line in said.splitlines() if line.startswith("wadm-mcp: ")]
-    assert errors == ["wadm-mcp: standard output cannot be written (No space left on device), and MCP is spoken over it"]
+    assert errors == ["wadm-mcp: standard output cannot be written (No space left on device), and MCP needs it"]
     assert status == 1
     assert "Traceback" not in said
 
