@@ -1,4 +1,4 @@
-"""Trades and clocks for tests: a market of one's own making, small enough to count by hand."""
+"""Trades and clocks for tests: a made-up market, small enough to count by hand."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def trade(
 
 
 class Clock:
-    """A wall clock and a monotonic clock that move together, and only when told."""
+    """A wall clock and a monotonic clock that move together, and only when a test moves them."""
 
     def __init__(self, now: int = NOON) -> None:
         self.now = now

@@ -26,7 +26,7 @@ async def _serve(runtime: FakeRuntime, started: Callable[[str], None] | None = N
 
 
 class _Served:
-    """Serves a runtime beside a test, and knows when it has returned."""
+    """Serves a runtime in a task of the test, and records when it has returned."""
 
     def __init__(self, runtime: FakeRuntime) -> None:
         self.runtime = runtime
@@ -86,7 +86,7 @@ async def test_a_signal_ends_the_streams_of_mcp_clients(caplog: pytest.LogCaptur
     assert [record.getMessage() for record in caplog.records if record.name == "uvicorn.error" and record.levelno >= logging.ERROR] == []
 
 
-async def test_a_runtime_that_cannot_go_on_is_told_after_the_shutdown() -> None:
+async def test_the_error_of_a_failed_runtime_is_raised_after_the_shutdown() -> None:
     runtime = FakeRuntime()
     served = _Served(runtime)
     with anyio.fail_after(5):
