@@ -100,7 +100,7 @@ class Tracking:
             added = ", ".join(sorted(map(str, tracked))) or "none"
             raise QueryError(
                 f"symbol {shown(symbol)} was not added by track_market. Added: {added}. "
-                "The operator removes the symbols of WADM_SYMBOLS there"
+                "Symbols of WADM_SYMBOLS are removed in that setting, by the operator"
             )
         await self._store.untrack(chosen)
         self._changed()
