@@ -1,4 +1,4 @@
-"""What the documents say is what the code does."""
+"""The documents agree with the code."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_the_readme_names_every_tool() -> None:
         assert f"`{question.name}`" in text("README.md")
 
 
-def test_the_readme_tells_what_the_last_benchmark_measured() -> None:
+def test_the_readme_shows_the_last_benchmark_results() -> None:
     measured = table(json.loads(text("benchmarks/results.json")))
     assert f"<!-- costs -->\n{measured}<!-- /costs -->" in text("README.md")
 

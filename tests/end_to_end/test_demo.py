@@ -1,4 +1,4 @@
-"""What the README shows a new user: the demo, and the official client over each transport."""
+"""The demo and the official client over each transport, as the README shows them."""
 
 from __future__ import annotations
 
@@ -83,12 +83,12 @@ async def test_the_client_of_the_readme_works_as_it_is_shown(tmp_path: Path) -> 
         home = {**environment(tmp_path / "data"), "HOME": str(tmp_path)}
         with anyio.fail_after(60):
             ended = await anyio.run_process([sys.executable, str(example), served.url], env=home, check=False)
-        told = ended.stdout.decode()
+        output = ended.stdout.decode()
         assert ended.returncode == 0, ended.stderr.decode()
-        assert told.count("get_volume_profile coverage") == told.count('{"coverage"') == 3
+        assert output.count("get_volume_profile coverage") == output.count('{"coverage"') == 3
 
 
-async def test_a_client_that_comes_and_goes_a_hundred_times_leaves_collectors_and_memory_as_they_were(tmp_path: Path) -> None:
+async def test_a_hundred_client_visits_leave_collectors_and_memory_unchanged(tmp_path: Path) -> None:
     async with serving(tmp_path / "data", "serve", "--demo") as served:
 
         async def visit(number: int) -> None:

@@ -1,4 +1,4 @@
-"""A runtime that collects nothing: a tape filled by hand, a store that holds nothing, and how often it was entered."""
+"""A runtime that collects nothing: its tape is filled by hand, its store is empty, and it counts how often it was entered."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ TRADES = 150
 
 
 class EmptyStore:
-    """A store without a row. Where `error` is set every read raises it, after as many as `spared` says."""
+    """A store without rows. Where `error` is set, every read after the first `spared` ones raises it."""
 
     def __init__(self) -> None:
         self.error: Exception | None = None
@@ -133,8 +133,8 @@ class EmptyStore:
         self.spared -= 1
 
 
-class _Held:
-    """Three covered minutes, and no living connection."""
+class _ThreeMinutes:
+    """Coverage of three minutes, without an open connection."""
 
     @property
     def spans(self) -> Sequence[Span]:
@@ -145,7 +145,7 @@ class _Held:
 
 
 class FakeRuntime:
-    """Two exchanges follow BTCUSDT; Binance traded every second of the last minutes, every tenth a sale."""
+    """Follows BTCUSDT on two exchanges; Binance traded every second of the last minutes, every tenth trade a sale."""
 
     def __init__(self, **settings: Any) -> None:
         self.settings = Settings(**settings).model_copy(update={"WADM_PORT": 0})
@@ -170,7 +170,7 @@ class FakeRuntime:
             self.health.report(str(instrument), State.OK)
         for second in range(TRADES):
             self.trade(at=NOON + second * 1000, side="SELL" if second % 10 == 0 else "BUY", price=6_000_000 + second % 7)
-        self.tape[SPOT].start_recording(_Held())
+        self.tape[SPOT].start_recording(_ThreeMinutes())
 
     async def __aenter__(self) -> Self:
         self.entries += 1
@@ -188,7 +188,7 @@ class FakeRuntime:
         return [one.instrument for one in self.view.listings]
 
     def trade(self, *, at: int | None = None, side: str = "BUY", price: int = 6_000_000) -> None:
-        """One more trade on the tape of Binance."""
+        """Add a trade to the tape of Binance."""
         self._trades += 1
         new = trade(self._trades, at if at is not None else self.clock.now() - 1, price, 100, side)
         self.tape[SPOT].add([new])
@@ -216,15 +216,15 @@ async def serving(runtime: FakeRuntime) -> AsyncGenerator[tuple[str, WadmServer]
         tasks.cancel_scope.cancel()
 
 
-def telling_given_up(tell: Callable[[], object]) -> ServerMiddleware[Any]:
-    """Middleware that tells of each tool call that was cancelled before it had an answer."""
+def reporting_cancellations(report: Callable[[], object]) -> ServerMiddleware[Any]:
+    """Middleware that calls `report` for each tool call that was cancelled before it was answered."""
 
     async def watch(ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
         try:
             return await call_next(ctx)
         except anyio.get_cancelled_exc_class():
             if ctx.method == "tools/call":
-                tell()
+                report()
             raise
 
     return watch
