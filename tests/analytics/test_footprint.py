@@ -322,7 +322,7 @@ PRICES, BUYS, COUNTS = 1, 2, 4
         (BUYS, [1, b"\x01" * 129], "129 bytes"),
         (BUYS, [1, "3"], "Expected `int"),
         (BUYS, [1, 3.0], "Expected `int"),
-        (0, [0, 0], "2 figures where 16"),
+        (0, [0, 0], "2 figures, expected 16"),
         (0, [300, 2, *[None] * 4, *[0] * 4, None, None, *[0] * 4], "decimals"),
         (0, [1, 2, *[None] * 4, 4, *[0] * 3, None, None, *[0] * 4], "without prices"),
         (0, [None, 2, *[None] * 4, *[0] * 4, None, None, *[0] * 4], "Expected `int`"),

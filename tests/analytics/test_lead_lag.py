@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wadm_mcp.analytics.lead_lag import FEWEST, correlation, lead_lag
+from wadm_mcp.analytics.lead_lag import MIN_PAIRS, correlation, lead_lag
 
 _SERIES = st.lists(st.tuples(st.integers(-50, 50), st.integers(-50, 50), st.booleans()), min_size=30, max_size=60)
 
@@ -19,7 +19,7 @@ def test_a_correlation_is_that_of_the_pairs_both_of_which_are_known(rows: list[t
     second: list[float | None] = [float(two) for _, two, _ in rows]
     pairs = [(Fraction(one), Fraction(two)) for one, two, known in rows if known]
     told, count = correlation(first, second), len(pairs)
-    if count < FEWEST:
+    if count < MIN_PAIRS:
         assert told is None
         return
     top = count * sum(one * two for one, two in pairs) - sum(one for one, _ in pairs) * sum(two for _, two in pairs)
