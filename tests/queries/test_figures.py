@@ -18,7 +18,7 @@ from tests.market import BYBIT, NOON, SPOT, listing
 from tests.queries.world import World, exact, made, price_of, quantity_of, rows_of, signed, whole_day
 from wadm_mcp.errors import QueryError
 from wadm_mcp.model import DAY, HOUR, MINUTE, Instrument, Retention, Timeframe, Trade, TradeType
-from wadm_mcp.queries.footprint import MOST_NODES, footprint
+from wadm_mcp.queries.footprint import MAX_NODES, footprint
 from wadm_mcp.queries.numbers import iso
 from wadm_mcp.queries.order_flow import order_flow
 from wadm_mcp.queries.trades import trades
@@ -318,7 +318,7 @@ async def test_exchanges_with_other_ticks_share_rows_of_a_common_multiple() -> N
     answer = await volume_profile(world.view, symbol="BTCUSDT", row_size="0.03", detail="full", value_area=100)
     assert [node[0] for node in answer["nodes"]["rows"]] == [60_000, 60_003]
     assert (answer["val"], answer["vah"]) == (60_000, 60_003.02)
-    with pytest.raises(QueryError, match=r"a whole multiple of the tick 0\.03; 0\.03 would do"):
+    with pytest.raises(QueryError, match=r"a whole multiple of the tick 0\.03; use 0\.03"):
         await volume_profile(world.view, symbol="BTCUSDT", row_size="0.01")
     alone = await volume_profile(world.view, symbol="BTCUSDT", exchange="bybit", row_size="0.015")
     assert alone["row_size"] == 0.015
@@ -327,11 +327,11 @@ async def test_exchanges_with_other_ticks_share_rows_of_a_common_multiple() -> N
 @anyio_test
 async def test_a_row_that_is_too_small_is_refused_with_the_smallest_that_fits() -> None:
     world = whole_day(World(now=NOON)).add([made(1, NOON - HOUR, 1), made(2, NOON - HOUR, 900_000_000)])
-    with pytest.raises(QueryError, match=r"900,000,000 rows, at most 200,000 are allowed; [0-9.]+ would do") as caught:
+    with pytest.raises(QueryError, match=r"900,000,000 rows, at most 200,000 are allowed; use [0-9.]+") as caught:
         await volume_profile(world.view, symbol="BTCUSDT", row_size="0.01")
-    size = str(caught.value).partition("allowed; ")[2].partition(" would")[0]
+    size = str(caught.value).partition("allowed; use ")[2].partition(". Try")[0]
     assert (await volume_profile(world.view, symbol="BTCUSDT", row_size=size))["row_size"] == float(size)
-    with pytest.raises(QueryError, match="more than 4,000 rows in all"):
+    with pytest.raises(QueryError, match="more than 4,000 rows in total"):
         await footprint(world.view, symbol="BTCUSDT", row_size="0.01")
 
 
@@ -342,10 +342,10 @@ async def test_a_footprint_that_would_be_too_long_takes_larger_rows_or_names_one
     question: dict[str, Any] = {"symbol": "BTCUSDT", "window": "4h", "timeframe": "5m"}
     answer = await footprint(world.view, **question)
     assert len(answer["bars"]) == 48
-    assert 1_000 < sum(len(bar["nodes"]["rows"]) for bar in answer["bars"]) <= MOST_NODES
-    with pytest.raises(QueryError, match=r'row_size="0\.02": it cuts .* would do') as caught:
+    assert 1_000 < sum(len(bar["nodes"]["rows"]) for bar in answer["bars"]) <= MAX_NODES
+    with pytest.raises(QueryError, match=r'row_size="0\.02": it divides .*; use ') as caught:
         await footprint(world.view, row_size="0.02", **question)
-    size = str(caught.value).partition("in all; ")[2].partition(" would")[0]
+    size = str(caught.value).partition("in total; use ")[2].partition(". Try")[0]
     assert (await footprint(world.view, row_size=size, **question))["row_size"] == float(size)
 
 
@@ -355,7 +355,7 @@ async def test_large_profiles_are_worked_through_beside_the_event_loop_with_the_
     answers = []
     for most in (10**9, 0):
         for module in ("volume_profile", "figures", "footprint"):
-            monkeypatch.setattr(f"wadm_mcp.queries.{module}.ON_LOOP", most)
+            monkeypatch.setattr(f"wadm_mcp.queries.{module}.MAX_PRICES_ON_LOOP", most)
         answers.append((await volume_profile(world.view, symbol="BTCUSDT"), await footprint(world.view, symbol="BTCUSDT")))
     assert answers[0] == answers[1]
 

@@ -468,30 +468,30 @@ def test_a_break_may_be_retested_on_more_volume_and_range() -> None:
 @pytest.mark.parametrize("kind", ["spring", "upthrust"])
 def test_only_the_bar_that_comes_back_is_told_of(kind: str) -> None:
     rows = [*_spring(), Row(MIDDLE - 90, MIDDLE - 80, _LOW - 20, MIDDLE - 85, 100, 100), *path([MIDDLE - 85, MIDDLE - 60])]
-    assert [one.known for one in kinds(rows if kind == "spring" else mirrored(rows), kind)] == [_AT]
+    assert [one.known_index for one in kinds(rows if kind == "spring" else mirrored(rows), kind)] == [_AT]
 
 
 def test_an_extreme_is_where_a_spring_went_furthest() -> None:
     rows = _returned([_LOW - 5, _LOW - 5])
     rows[_AT + 1] = rows[_AT + 1]._replace(low=_LOW - 31)
     (event,) = kinds(rows, "spring")
-    assert (event.place, event.price, event.first) == (_AT + 1, _LOW - 31, _AT)
+    assert (event.bar_index, event.price, event.first_index) == (_AT + 1, _LOW - 31, _AT)
     rows[_AT + 1] = rows[_AT + 1]._replace(low=_LOW - 30)
-    assert [one.place for one in kinds(rows, "spring")] == [_AT]
+    assert [one.bar_index for one in kinds(rows, "spring")] == [_AT]
 
 
 @pytest.mark.parametrize("kind", ["spring", "upthrust"])
 def test_a_bar_that_closes_inside_is_back_and_one_that_closes_at_the_edge_is_not(kind: str) -> None:
     for close, told in ((_LOW, [(_AT + 1, _AT)]), (_LOW + 1, [(_AT, _AT)])):
         rows = _returned([close])
-        assert [(one.known, one.first) for one in kinds(rows if kind == "spring" else mirrored(rows), kind)] == told
+        assert [(one.known_index, one.first_index) for one in kinds(rows if kind == "spring" else mirrored(rows), kind)] == told
 
 
 @pytest.mark.parametrize("kind", ["spring", "upthrust"])
 def test_the_first_bar_outside_follows_one_that_was_not(kind: str) -> None:
     for low, told in ((_LOW, [_AT]), (_LOW - 1, [_AT - 1])):
         rows = _followed(low)
-        assert [one.first for one in kinds(rows if kind == "spring" else mirrored(rows), kind)] == told
+        assert [one.first_index for one in kinds(rows if kind == "spring" else mirrored(rows), kind)] == told
 
 
 _STEPPED = [
@@ -521,7 +521,7 @@ def test_a_spring_comes_back_into_the_range_that_was_frozen_before_it_left(
         return TradingRange(*((2 * MIDDLE - low, 2 * MIDDLE - high) if turned else (high, low)), 2, 2, 0, place - 1)
 
     (event,) = springs(series(mirrored(_STEPPED) if turned else _STEPPED), before, 21)
-    assert (event.kind, event.first) == ("upthrust" if turned else "spring", first)
+    assert (event.kind, event.first_index) == ("upthrust" if turned else "spring", first)
     assert event.edge == (2 * MIDDLE - edge if turned else edge)
 
 
@@ -560,15 +560,15 @@ def test_a_divergence_does_not_span_two_sessions() -> None:
 @settings(max_examples=20, deadline=None)
 def test_later_bars_change_nothing_of_what_was_told(seed: int, unusable: set[int], torn: set[int], cut: int) -> None:
     one = series(walk(seed), unusable=unusable, torn=torn)
-    assert events(one.until(cut)) == [event for event in events(one) if event.known <= cut]
+    assert events(one.until(cut)) == [event for event in events(one) if event.known_index <= cut]
 
 
 @pytest.mark.parametrize("kind", _FIRES)
 def test_it_is_told_at_the_close_of_the_bar_that_makes_it_known(kind: str) -> None:
     told = _FIRES[kind][0]
     one = series([*told.rows, *quiet(6, told.rows[-1].close)])
-    assert told.known in [event.known for event in of_kind(one.until(told.known), kind)]
-    assert told.known not in [event.known for event in of_kind(one.until(told.known - 1), kind)]
+    assert told.known in [event.known_index for event in of_kind(one.until(told.known), kind)]
+    assert told.known not in [event.known_index for event in of_kind(one.until(told.known - 1), kind)]
 
 
 def _turned(event: Event) -> Event:
@@ -584,7 +584,8 @@ def test_the_mirrored_market_has_the_mirrored_events(seed: int, unusable: set[in
     rows = walk(seed)
     found = events(series(rows, unusable=unusable, torn=torn))
     mirror = sorted(
-        map(_turned, events(series(mirrored(rows), unusable=unusable, torn=torn))), key=lambda event: (event.known, event.place, event.kind)
+        map(_turned, events(series(mirrored(rows), unusable=unusable, torn=torn))),
+        key=lambda event: (event.known_index, event.bar_index, event.kind),
     )
     assert [event._replace(figures={}) for event in mirror] == [event._replace(figures={}) for event in found]
     for one, other in zip(mirror, found, strict=True):
@@ -594,9 +595,9 @@ def test_the_mirrored_market_has_the_mirrored_events(seed: int, unusable: set[in
 def test_only_what_became_known_since_is_told() -> None:
     one = series(walk(3))
     every = events(one)
-    assert [event.known for event in every] == sorted(event.known for event in every)
-    since = every[len(every) // 2].known
-    assert events(one, since) == [event for event in every if event.known >= since] != every
+    assert [event.known_index for event in every] == sorted(event.known_index for event in every)
+    since = every[len(every) // 2].known_index
+    assert events(one, since) == [event for event in every if event.known_index >= since] != every
 
 
 def test_a_bar_that_lacks_a_trade_has_no_delta_to_tell_and_breaks_nothing() -> None:

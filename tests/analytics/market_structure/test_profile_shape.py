@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.analytics import structure_oracles as oracles
 from tests.analytics.oracles import SCALES, footprint_of, tapes, trade
-from wadm_mcp.analytics.market_structure.profile_shape import ProfileShape, Standing, deviation, profile_shape
+from wadm_mcp.analytics.market_structure.profile_shape import ProfileShape, ProminentNode, deviation, profile_shape
 from wadm_mcp.analytics.volume_profile import volume_profile
 from wadm_mcp.model import Trade
 
@@ -25,7 +25,7 @@ def _shape(volumes: list[int]) -> ProfileShape:
     return profile_shape(profile, footprint.bar)
 
 
-def _rows(nodes: tuple[Standing, ...]) -> list[int]:
+def _rows(nodes: tuple[ProminentNode, ...]) -> list[int]:
     return [(one.price - 100) // 10 for one in nodes]
 
 

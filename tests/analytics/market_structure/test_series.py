@@ -12,7 +12,7 @@ from tests.analytics import structure_oracles as oracles
 from tests.analytics.market_structure.tape import DAY, LENGTH, MIDDLE, PLACES, SCALE, SOME_ROWS, Row, bar, prices, quiet, series, wave
 from wadm_mcp.analytics.footprint import Bar
 from wadm_mcp.analytics.market_structure.parameters import Parameters
-from wadm_mcp.analytics.market_structure.series import Candle, CoveredBar, Series
+from wadm_mcp.analytics.market_structure.series import CoveredBar, Series, SeriesBar
 from wadm_mcp.model import Scale
 
 
@@ -88,7 +88,7 @@ def test_a_bar_is_usable_from_95_percent_of_its_time_on() -> None:
 
 def test_bars_are_whole_only_where_not_one_trade_is_missing() -> None:
     one = series(quiet(4), torn=[2])
-    assert [one.all_whole(*ends) for ends in ((0, 1), (0, 2), (2, 3), (3, 3), (-1, 1))] == [True, False, False, True, False]
+    assert [one.all_complete(*ends) for ends in ((0, 1), (0, 2), (2, 3), (3, 3), (-1, 1))] == [True, False, False, True, False]
     assert one.all_usable(0, 3)
 
 
@@ -96,19 +96,19 @@ def test_a_bar_without_trades_stands_still_at_the_close_before() -> None:
     one = series([None, *quiet(2), None, *quiet(1)], unusable=[3])
     assert len(one) == 4
     close = quiet(2)[1].close
-    assert one[2] == Candle(DAY + 3 * LENGTH, DAY + 4 * LENGTH, close, close, close, close, 0, 0, 0.9, False, 0, 0)
+    assert one[2] == SeriesBar(DAY + 3 * LENGTH, DAY + 4 * LENGTH, close, close, close, close, 0, 0, 0.9, False, 0, 0)
     assert (one[2].range, one[2].move, one[2].close_position) == (0, 0, 0.5)
 
 
 def test_an_empty_bar_counts_as_one_without_trades() -> None:
     told = [CoveredBar(DAY, DAY + 1, Bar(SCALE), 1.0, True), CoveredBar(DAY + 1, DAY + 2, bar(quiet(1)[0]), 1.0, True)]
-    assert [candle.start for candle in Series(told, SCALE).candles] == [DAY + 1]
-    assert [candle.volume for candle in Series(told[::-1], SCALE).candles] == [quiet(1)[0].volume, 0]
+    assert [candle.start for candle in Series(told, SCALE).bars] == [DAY + 1]
+    assert [candle.volume for candle in Series(told[::-1], SCALE).bars] == [quiet(1)[0].volume, 0]
 
 
 def test_bars_are_written_at_the_series_scale() -> None:
     row = Row(MIDDLE, MIDDLE + 4, MIDDLE - 6, MIDDLE + 2, 30, 50)
-    (candle,) = Series([CoveredBar(DAY, DAY + LENGTH, bar(row), 1.0, True)], Scale(3, 5)).candles
+    (candle,) = Series([CoveredBar(DAY, DAY + LENGTH, bar(row), 1.0, True)], Scale(3, 5)).bars
     assert candle[2:8] == (10 * row.open, 10 * row.high, 10 * row.low, 10 * row.close, 100 * row.volume, 100 * row.delta)
     assert (candle.range, candle.move, candle.close_position) == (100, 20, 0.8)
 
@@ -123,7 +123,7 @@ def test_cumulative_delta_counts_from_midnight_and_is_null_behind_a_missing_trad
 
 def test_a_day_the_series_did_not_see_begin_has_no_cumulative_delta() -> None:
     one = series(wave(100), start=DAY + LENGTH)
-    assert [one.session(place) for place in (0, 94, 95, 99)] == [None, None, 95, 95]
+    assert [one.session_first(place) for place in (0, 94, 95, 99)] == [None, None, 95, 95]
     assert [one.cumulative_delta(place) for place in (0, 94)] == [None, None]
     assert one.cumulative_delta(95) == wave(100)[95].delta
 
@@ -133,6 +133,6 @@ def test_a_series_until_a_bar_knows_nothing_later() -> None:
         [CoveredBar(DAY + place, DAY + place + 1, bar(row), 1.0, True) for place, row in enumerate(quiet(30))], SCALE, Parameters(swing=2)
     )
     earlier = one.until(9)
-    assert earlier.candles == one.candles[:10]
+    assert earlier.bars == one.bars[:10]
     assert (earlier.scale, earlier.parameters) == (SCALE, Parameters(swing=2))
     assert len(one) == 30

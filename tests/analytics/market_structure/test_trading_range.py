@@ -32,7 +32,7 @@ def test_a_range_lies_between_the_medians_of_the_newest_pivots_before_it(seed: i
     told = range_before(one, pivots(one), place)
     expected = oracles.range_before(oracles.turns(prices(rows), unusable), place, unusable)
     assert (None if told is None else told[:5]) == expected
-    assert told is None or told.frozen == place - 1
+    assert told is None or told.last_index == place - 1
 
 
 def test_each_edge_is_the_inner_one_of_two_middle_pivots() -> None:
