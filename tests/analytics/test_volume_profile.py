@@ -1,4 +1,4 @@
-"""Profiles: golden vectors, a second coding of POC and value area, and what no change of view may alter."""
+"""Profiles: golden vectors, an oracle of POC and value area, and what no other way of asking may change."""
 
 from __future__ import annotations
 

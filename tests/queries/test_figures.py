@@ -85,15 +85,15 @@ def test_of_a_covered_window_nodes_bars_footprints_and_trades_have_the_same_volu
         ladder = await footprint(world.view, timeframe="1h", **question)
         listed = await trades(world.view, limit=1000, **question)
         assert [one["coverage"]["ratio"] for one in (profile, flow, ladder, listed)] == [1] * 4
-        held = [one for one in inside(tape, profile) if exchange in ("all", one.instrument.exchange)]
-        volume = total(held)
+        covered = [one for one in inside(tape, profile) if exchange in ("all", one.instrument.exchange)]
+        volume = total(covered)
         assert exact(profile["volume"]) == volume
         assert sum((exact(row["volume"]) or 0 for row in rows_of(profile["nodes"])), Decimal(0)) == volume
         assert sum((exact(row["volume"]) or 0 for row in rows_of(flow["bars"])), Decimal(0)) == volume
         assert sum((exact(row["quantity"]) or 0 for row in rows_of(listed["trades"])), Decimal(0)) == volume
         cells = [row for bar in ladder["bars"] for row in rows_of(bar["nodes"])]
         assert sum(((exact(row["buy_volume"]) or 0) + (exact(row["sell_volume"]) or 0) for row in cells), Decimal(0)) == volume
-        fills = sum(one.fills for one in held)
+        fills = sum(one.fills for one in covered)
         assert profile["trade_count"] == fills == sum(row["trade_count"] for row in rows_of(flow["bars"]))
 
     anyio.run(asked)
@@ -210,16 +210,16 @@ def test_footprints_are_what_a_count_by_hand_finds(seed: int, count: int, row_si
         assert [bar["timestamp"] for bar in answer["bars"]] == [iso(begin) for begin in starts]
         for begin, bar in zip(starts, answer["bars"], strict=True):
             assert list(bar) == ["timestamp", "open", "high", "low", "close", "delta", "poc", "nodes"]
-            held = [one for one in mine if begin <= one.timestamp < begin + 15 * MINUTE]
-            assert exact(bar["delta"]) == sum(map(signed, held), Decimal(0))
-            if not held:
+            of_bar = [one for one in mine if begin <= one.timestamp < begin + 15 * MINUTE]
+            assert exact(bar["delta"]) == sum(map(signed, of_bar), Decimal(0))
+            if not of_bar:
                 assert [bar[name] for name in ("open", "high", "low", "close", "poc")] == [None] * 5
                 assert bar["nodes"]["rows"] == []
                 continue
             assert row is not None
             buys: dict[int, Decimal] = defaultdict(Decimal)
             sells: dict[int, Decimal] = defaultdict(Decimal)
-            for one in held:
+            for one in of_bar:
                 (buys if one.trade_type is TradeType.BUY else sells)[int(price_of(one) // row)] += quantity_of(one)
             expected = []
             for index in sorted({*buys, *sells}):
@@ -364,17 +364,17 @@ async def test_large_profiles_are_worked_through_beside_the_event_loop_with_the_
 async def test_cumulative_delta_does_not_depend_on_where_the_window_begins() -> None:
     tape = random_tape(11, 300, MIDNIGHT - 20 * HOUR, NOON, (SPOT,))
     world = settled(11, tape, NOON)
-    told: list[dict[str, Any]] = []
+    answers: list[dict[str, Any]] = []
     for hours in (30, 13, 12, 3):
         answer = await order_flow(world.view, symbol="BTCUSDT", start=NOON - hours * HOUR, timeframe="15m")
-        told.append({row["timestamp"]: row["cumulative_delta"] for row in rows_of(answer["bars"])})
-    for fewer in told[1:]:
-        assert fewer == {begin: told[0][begin] for begin in fewer}
-    assert exact(told[0][iso(MIDNIGHT)]) == sum((signed(one) for one in tape if 0 <= one.timestamp - MIDNIGHT < 15 * MINUTE), Decimal(0))
+        answers.append({row["timestamp"]: row["cumulative_delta"] for row in rows_of(answer["bars"])})
+    for fewer in answers[1:]:
+        assert fewer == {begin: answers[0][begin] for begin in fewer}
+    assert exact(answers[0][iso(MIDNIGHT)]) == sum((signed(one) for one in tape if 0 <= one.timestamp - MIDNIGHT < 15 * MINUTE), Decimal(0))
 
 
 @anyio_test
-async def test_coverage_since_the_anchor_of_cumulative_delta_is_told() -> None:
+async def test_an_answer_states_the_coverage_since_the_anchor_of_cumulative_delta() -> None:
     world = World(now=NOON).cover(SPOT, NOON - 3 * HOUR, NOON).cover(BYBIT, NOON - 6 * HOUR, NOON)
     coverage = (await order_flow(world.view, symbol="BTCUSDT"))["coverage"]
     assert list(coverage) == ["ratio", "basis", "gaps", "newest_trade_at", "lag_ms", "anchor", "broken", "worst", "parts"]
@@ -384,7 +384,7 @@ async def test_coverage_since_the_anchor_of_cumulative_delta_is_told() -> None:
 
 
 @anyio_test
-async def test_bars_that_outlived_their_life_are_a_gap_and_not_a_quiet_market() -> None:
+async def test_expired_bars_are_a_gap_and_not_a_quiet_market() -> None:
     world = World(now=NOON, lives=Retention(HOUR, DAY, 9 * DAY)).cover(SPOT, NOON - 5 * DAY, NOON)
     question: dict[str, Any] = {"symbol": "BTCUSDT", "exchange": "binance", "start": NOON - 2 * DAY, "end": NOON}
     minutes = (await order_flow(world.view, timeframe="5m", **question))["coverage"]

@@ -179,12 +179,12 @@ async def test_a_forged_cursor_is_refused() -> None:
             await trades(world.view, symbol="BTCUSDT", cursor=cursor[:length])
 
 
-async def test_as_of_tells_no_later_trade() -> None:
+async def test_as_of_leaves_out_later_trades() -> None:
     world = whole_day(World(now=NOON)).add([made(1, NOON - HOUR - 1), made(2, NOON - HOUR)])
     assert ids(await pages(world, as_of=NOON - HOUR + 30 * SECOND)) == [("binance", "1")]
 
 
-async def test_raw_trades_that_outlived_their_life_are_a_gap() -> None:
+async def test_expired_raw_trades_are_a_gap() -> None:
     world = whole_day(World(now=NOON, lives=Retention(HOUR, 24 * HOUR, 48 * HOUR)))
     answer = await trades(world.view, symbol="BTCUSDT", exchange="binance", window="4h")
     assert answer["coverage"]["ratio"] == 0.25

@@ -1,4 +1,4 @@
-"""Pivots and legs against second codings, and what a gap does to them."""
+"""Pivots and legs compared with oracles, and the effect of a gap on them."""
 
 from __future__ import annotations
 
@@ -80,6 +80,6 @@ def test_legs_run_from_extreme_to_extreme_and_hold_what_traded_between(rows: lis
 def test_a_trade_missing_at_the_pivot_before_is_no_part_of_the_leg() -> None:
     rows = [*path(range(MIDDLE, MIDDLE + 8)), *path(range(MIDDLE + 7, MIDDLE - 3, -1)), *path(range(MIDDLE - 2, MIDDLE + 8))]
     high, low = (one.bar_index for one in pivots(series(rows)))
-    for torn, held in ((high, True), (high + 1, False), (low, False), (low + 1, True)):
+    for torn, expected in ((high, True), (high + 1, False), (low, False), (low + 1, True)):
         one = series(rows, torn=[torn])
-        assert (legs(one, pivots(one))[1].volume is not None) is held
+        assert (legs(one, pivots(one))[1].volume is not None) is expected

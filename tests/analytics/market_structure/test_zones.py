@@ -1,4 +1,4 @@
-"""What is seen inside bars and in single trades: when it is told, when it just is not, and second codings."""
+"""Detectors that need price rows or single trades: when they fire, when they just do not, and a comparison with oracles."""
 
 from __future__ import annotations
 
