@@ -201,5 +201,5 @@ async def test_the_first_answer_names_a_configured_exchange_that_has_not_answere
             await simulator.subscribed(*SPOT)
         markets = (await MARKETS.ask(runtime, {})).answer
         assert [row[:2] for row in markets["markets"]["rows"]] == [["binance", "spot"], ["bybit", "spot"]]
-        with pytest.raises(NotReady, match="its exchange has not told yet"):
+        with pytest.raises(NotReady, match="the list of symbols of its exchange is not loaded yet"):
             await VOLUME_PROFILE.ask(runtime, {"symbol": "BTCUSDT", "exchange": "bybit"})

@@ -1,4 +1,4 @@
-"""Profiles: golden vectors, a second coding of POC and value area, and what no change of view may alter."""
+"""Profiles: golden vectors, an oracle of POC and value area, and what no other way of asking may change."""
 
 from __future__ import annotations
 
@@ -158,9 +158,9 @@ def test_nothing_traded_is_no_profile() -> None:
 @pytest.mark.parametrize(
     ("tick", "row", "percent", "reason"),
     [
-        (5, 12, 70, r"a row of 1\.2 is no positive multiple of the tick 0\.5"),
-        (5, 0, 70, "no positive multiple"),
-        (5, -5, 70, "no positive multiple"),
+        (5, 12, 70, r"a row of 1\.2 is not a positive multiple of the tick 0\.5"),
+        (5, 0, 70, "not a positive multiple"),
+        (5, -5, 70, "not a positive multiple"),
         (0, None, 70, "above 0"),
         (1, None, 0, "0 percent is outside 1 to 100"),
         (1, None, 101, "101 percent"),
@@ -174,7 +174,9 @@ def test_arguments_that_make_no_profile_are_named(tick: int, row: int | None, pe
 
 def test_too_many_rows_are_refused_with_a_row_that_would_do() -> None:
     footprint = footprint_of([trade(1, 1), trade(10_000_000, 1)])
-    with pytest.raises(ValueError, match=r"a row of 0\.1 cuts this window into 10000000 rows, at most 200000; 5\.1 would do"):
+    with pytest.raises(
+        ValueError, match=r"a row of 0\.1 divides this window into 10000000 rows, at most 200000 are allowed; use 5\.1 or more"
+    ):
         volume_profile(footprint, tick=1, row=1)
     assert volume_profile(footprint, tick=1, row=51) is not None
 
@@ -270,7 +272,7 @@ def test_random_bytes_are_no_profile(data: bytes) -> None:
 @pytest.mark.parametrize(
     ("part", "value", "reason"),
     [
-        (1, [2, 5, "two_row", 70, 0, 0, 0, 4, 1, 3, 2, 0], "no positive multiple"),
+        (1, [2, 5, "two_row", 70, 0, 0, 0, 4, 1, 3, 2, 0], "not a positive multiple"),
         (1, [1, 1, "three_row", 70, 0, 0, 0, 4, 1, 3, 2, 0], "three_row"),
         (1, [1, 1, "two_row", 70, 0, 0, 0, 5, 1, 3, 2, 0], "add up"),
         (1, [1, 1, "two_row", 70, 0, 0, 0, 5, 2, 3, 2, 0], "add up"),

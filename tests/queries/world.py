@@ -207,9 +207,9 @@ def signed(one: Trade) -> Decimal:
     return quantity_of(one) if one.trade_type is TradeType.BUY else -quantity_of(one)
 
 
-def rows_of(told: dict[str, Any]) -> list[dict[str, Any]]:
+def rows_of(answer_table: dict[str, Any]) -> list[dict[str, Any]]:
     """A table of an answer as objects."""
-    return [dict(zip(told["columns"], row, strict=True)) for row in told["rows"]]
+    return [dict(zip(answer_table["columns"], row, strict=True)) for row in answer_table["rows"]]
 
 
 def one_line(error: QueryError) -> str:
