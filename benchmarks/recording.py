@@ -1,7 +1,7 @@
 """What recording costs, beside cryptofeed's `TradeMongo` in the same run: CPU of process and database, memory, loss, lateness, stalls; and
 what a profile of a busy day takes.
 
-    python -m benchmarks.recording              prints every row, the table and the bars; writes benchmarks/results.json and the README
+    python -m benchmarks.recording              prints every row, the table and the bars; writes results.json and the page performance.md
     python -m benchmarks.recording paced burst  runs some scenarios and writes nothing; with --write they take their place in the results
 
 The status is 1 where a bar is not reached.
