@@ -39,7 +39,7 @@ def symbols(count: int) -> list[str]:
 
 
 def exchange_info(names: Sequence[str]) -> dict[str, object]:
-    """What Binance USD-M lists (exchanges.md 6)."""
+    """What Binance USD-M lists (docs/exchanges.md 6)."""
     filters = [
         {"filterType": "PRICE_FILTER", "tickSize": TICK, "minPrice": "0.10", "maxPrice": "1000000"},
         {"filterType": "LOT_SIZE", "stepSize": LOT, "minQty": "0.001", "maxQty": "1000"},
@@ -62,7 +62,7 @@ def exchange_info(names: Sequence[str]) -> dict[str, object]:
 
 
 def instruments_info(names: Sequence[str]) -> dict[str, object]:
-    """What Bybit lists of its linear market (exchanges.md 6)."""
+    """What Bybit lists of its linear market (docs/exchanges.md 6)."""
     filters = {"priceFilter": {"tickSize": TICK}, "lotSizeFilter": {"qtyStep": LOT}}
     listed = [{"symbol": name, "contractType": "LinearPerpetual", "status": "Trading", **filters} for name in names]
     return {"retCode": 0, "retMsg": "OK", "result": {"category": "linear", "list": listed, "nextPageCursor": ""}}

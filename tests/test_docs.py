@@ -105,6 +105,22 @@ def test_every_dependency_says_why_it_is_here() -> None:
     assert [name for name in names if not re.search(rf"\b{name}\b", reasons)] == []
 
 
+def test_every_cited_section_of_the_exchange_reference_exists() -> None:
+    page = text("docs/exchanges.md")
+    sections = set(re.findall(r"^#{2,3} (\d+(?:\.\d+)?) ", page, re.MULTILINE))
+    cited = dict.fromkeys(re.findall(r"\bsection (\d+(?:\.\d+)?)", page), "docs/exchanges.md")
+    folders = ("wadm_mcp", "tests", "benchmarks", "docs")
+    sources = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in {".py", ".md"}]
+    for path in sources:
+        # A citation may be broken over two lines; a link beside the page itself has no folder.
+        joined = re.sub(r"\n\s*(?:# )?", " ", path.read_text())
+        assert re.findall(r"(?<!docs/)(?<!\]\()exchanges\.md", joined) == [], f"{path} cites another page than docs/exchanges.md"
+        for numbers in re.findall(r"docs/exchanges\.md((?:(?:,| and|, and)? \d+(?:\.\d+)?\b)+)", joined):
+            cited |= dict.fromkeys(re.findall(r"\d+(?:\.\d+)?", numbers), path.name)
+    assert len(cited) > 20
+    assert {number: where for number, where in cited.items() if number not in sections} == {}
+
+
 def test_every_version_is_pinned_and_no_index_is_named() -> None:
     for name in ("requirements.txt", "requirements-dev.txt"):
         for line in text(name).splitlines():

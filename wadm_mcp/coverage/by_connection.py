@@ -2,7 +2,7 @@
 
 A connection vouches for the time from its first frame to the last trade it brought, no further: one that went mute looks alive, and
 only its next frame proves that nothing was lost before it. What all connections vouch for together is held. What lies between is
-proven afterwards, if at all, by the exchange's newest trades reaching over both edges of the gap (exchanges.md 5).
+proven afterwards, if at all, by the exchange's newest trades reaching over both edges of the gap (docs/exchanges.md 5).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _REMEMBERED_MOST: Final = 30_000
 as many: connections may be seconds apart. Each by the hash of its id alone, for those of hundreds of instruments are in memory. The
 store's identity is the net below."""
 _REPLAYED: Final = 2 * SECOND
-"""A trade this much older than its frame was repeated at subscribe (exchanges.md 3.2): it proves nothing about now."""
+"""A trade this much older than its frame was repeated at subscribe (docs/exchanges.md 3.2): it proves nothing about now."""
 
 
 class ConnectionCoverage(Spans):

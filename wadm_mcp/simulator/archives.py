@@ -1,4 +1,4 @@
-"""Loopback archives: the daily files that both exchanges publish of finished days (exchanges.md 4.4), made of the ledger.
+"""Loopback archives: the daily files that both exchanges publish of finished days (docs/exchanges.md 4.4), made of the ledger.
 
 A file is the same bytes whenever it is asked for. It is made beside the loop, from a tape of its own, and kept for a while.
 """

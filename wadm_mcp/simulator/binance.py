@@ -1,4 +1,4 @@
-"""Loopback Binance WebSockets, spot and USD-M (exchanges.md 1 and 2). REST is in `binance_rest`."""
+"""Loopback Binance WebSockets, spot and USD-M (docs/exchanges.md 1 and 2). REST is in `binance_rest`."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from wadm_mcp.simulator.tape import Aggregate, Print
 from wadm_mcp.simulator.venue import Venue
 
 STREAMS: Final = 1_024
-"""Streams of one connection (exchanges.md 1.4)."""
+"""Streams of one connection (docs/exchanges.md 1.4)."""
 
 _FRAME: Final = 4_096
-"""A larger client frame is dropped without a word (exchanges.md 1.3)."""
+"""A larger client frame is dropped without a word (docs/exchanges.md 1.3)."""
 
 _PUBLIC_STREAMS: Final = re.compile(r".+@(trade|bookTicker|depth.*|rpiDepth@500ms)")
-"""USD-M streams of `/public`, and of URLs without a route; all others belong to `/market` (exchanges.md 2.1)."""
+"""USD-M streams of `/public`, and of URLs without a route; all others belong to `/market` (docs/exchanges.md 2.1)."""
 
 _METHODS: Final = ("SUBSCRIBE", "UNSUBSCRIBE", "LIST_SUBSCRIPTIONS", "SET_PROPERTY", "GET_PROPERTY")
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9]{0,36}")

@@ -1,4 +1,4 @@
-"""Loopback Binance REST, spot and USD-M: listings and trade history, weights, and the documented refusals (exchanges.md 4.1, 4.2, 6)."""
+"""Loopback Binance REST, spot and USD-M: listings and trade history, weights, and documented refusals (docs/exchanges.md 4.1, 4.2, 6)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loopback Bybit v5 public WebSockets, spot and linear on one host (exchanges.md 3). REST is in `bybit_rest`."""
+"""Loopback Bybit v5 public WebSockets, spot and linear on one host (docs/exchanges.md 3). REST is in `bybit_rest`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _NAMESPACE: Final = UUID("5d0bc6ab-6df4-5b7a-8d6a-3a0a9e4f2c11")
 _SPOT_BASE: Final = 2_290_000_000_000_000_000
 _SEQ_BASE: Final = {"spot": 0, "linear": 1 << 44}
 _SEQ_PER_MS: Final = 32
-"""The cross sequence grew by about 32,000 a second (exchanges.md 3.2)."""
+"""The cross sequence grew by about 32,000 a second (docs/exchanges.md 3.2)."""
 
 _SLOTS: Final = {symbol: slot for slot, symbol in enumerate(PRICES)}
 _OTHER_TOPICS: Final = ("orderbook", "tickers", "kline", "allLiquidation")
@@ -183,5 +183,5 @@ def _conn_id(client: Client) -> str:
 
 
 def _text(answer: dict[str, object]) -> str:
-    # Bybit's encoder writes `>` as an escape (exchanges.md 3.3).
+    # Bybit's encoder writes `>` as an escape (docs/exchanges.md 3.3).
     return msgspec.json.encode(answer).decode().replace(">", "\\u003e")

@@ -1,4 +1,4 @@
-"""Loopback Bybit v5 REST: listings, newest trades, minutes, time (exchanges.md 4.3, 6). Numbers are text; errors are HTTP 200."""
+"""Loopback Bybit v5 REST: listings, newest trades, minutes, time (docs/exchanges.md 4.3, 6). Numbers are text; errors are HTTP 200."""
 
 from __future__ import annotations
 

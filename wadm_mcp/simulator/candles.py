@@ -1,6 +1,6 @@
 """Minutes as the exchanges' REST states them, summed from the ledger. Binance's rows carry no trade ids; of Bybit's every figure is text.
 
-Beyond exchanges.md: a minute without a trade has the last price before it in all its prices, here the one it finds in the hour before.
+A minute without a trade has the last price before it in all its prices (docs/exchanges.md 4.5), here the one it finds in the hour before.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from wadm_mcp.simulator.faults import Cut, Faults, Reply
 
 
 class Kind(StrEnum):
-    """What can go wrong, as exchanges.md has seen it."""
+    """What can go wrong, as docs/exchanges.md 8 lists it."""
 
     DROP = "drop"
     """The connection is cut without a closing handshake."""

@@ -25,7 +25,7 @@ EPOCH: Final = 1_577_836_800_000
 
 _MINUTES: Final = DAY // MINUTE
 _EXTRA_FILLS: Final = (4, 5)
-"""Fills beyond the first per aggregate, as a fraction: the captures hold 1.2 to 3 raw trades per aggregate (exchanges.md 7)."""
+"""Fills beyond the first per aggregate, as a fraction: the captures hold 1.2 to 3 raw trades per aggregate (docs/exchanges.md 7)."""
 _ACTIVITY: Final = {("binance", "spot"): 900, ("binance", "linear"): 1_100, ("bybit", "spot"): 180, ("bybit", "linear"): 300}
 _SHARE: Final = {
     "BTCUSDT": 1.0,
@@ -81,7 +81,7 @@ class Market:
         self.steps: Steps = steps_of(self.instrument)
         self.rate = usual_rate(self.instrument) if rate is None else rate
         self.window = 100 if (exchange, market) == ("binance", "linear") else 1
-        """Fills are folded within aligned windows of this many ms: 100 on USD-M, the ms itself on spot (exchanges.md 1.2, 2.2)."""
+        """Fills are folded within aligned windows of this many ms: 100 on USD-M, the ms itself on spot (docs/exchanges.md 1.2, 2.2)."""
         self._odd_prints = self.window > 1
         self._number = seed
         self._seed = f"{seed}:{self.instrument}"

@@ -12,12 +12,12 @@ from wadm_mcp.simulator.faults import Faults
 from wadm_mcp.simulator.tape import Aggregate, Print, Tape
 
 QUEUE: Final = 20_000
-"""Frames a client may leave unread before it is dropped: a few times the largest burst on record (exchanges.md 7)."""
+"""Frames a client may leave unread before it is dropped: a few times the largest burst on record (docs/exchanges.md 7)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Heartbeats, lifetimes and limits of the venues, in seconds, as documented (exchanges.md 1.4, 2.3, 3.4); tests shorten them."""
+    """Heartbeats, lifetimes and limits of the venues, in seconds, as documented (docs/exchanges.md 1.4, 2.3, 3.4); tests shorten them."""
 
     binance_spot_ping: float = 20
     binance_spot_pong: float = 60

@@ -12,7 +12,7 @@ from wadm_mcp.model import DAY, MINUTE
 from wadm_mcp.simulator.market import EPOCH, Fill, Folded, Market
 
 MARKET_PRINTS: Final = ("MARKET", "RPI")
-"""USD-M prints that are trades of the book; the others take an id and are nowhere in aggregates or REST (exchanges.md 2.2, 4.2)."""
+"""USD-M prints that are trades of the book; the others take an id and are nowhere in aggregates or REST (docs/exchanges.md 2.2, 4.2)."""
 
 _HELD: Final = 200_000
 _QUIET_MINUTES: Final = 24 * 60

@@ -1,7 +1,7 @@
 """An archive's day as minutes, packed: all of a file, before anything of it counts. Blocking: for a worker thread.
 
-Files have holes and repeats of their own (exchanges.md 8.24). A repeated row counts once. Where rows are numbered a hole stays one, for
-whoever asks the exchange's history by id; where they are not, nothing can tell.
+Files have holes and repeats of their own (docs/exchanges.md 8.24). A repeated row counts once. Where rows are numbered a hole stays one,
+for whoever asks the exchange's history by id; where they are not, nothing can tell.
 """
 
 from __future__ import annotations

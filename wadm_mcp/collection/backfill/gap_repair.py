@@ -45,14 +45,14 @@ _STALE: Final = HOUR
 LONG_GAP: Final = 2 * HOUR
 """A longer one may be history's to fill, from an archive: a day's file costs less than its pages."""
 REACH: Final = 47 * HOUR
-"""USD-M serves history by REST for 48 hours (exchanges.md 4.2). What is older it may have all the same, in its archives."""
+"""USD-M serves history by REST for 48 hours (docs/exchanges.md 4.2). What is older it may have all the same, in its archives."""
 _CHUNK: Final = 10 * MINUTE
 """Market time whose aggregates are fetched in a row, newest chunk first."""
 _STRADDLED: Final = 1_000
 """Ids that are left to fetch as rows at the edges of what aggregates filled."""
 _SKEW: Final = 5 * SECOND
 _FILLS_PER_AGGREGATE: Final = 2
-"""As the recorded tapes have it (exchanges.md 7); for the time left, nothing else."""
+"""As the recorded tapes have it (docs/exchanges.md 7); for the time left, nothing else."""
 
 
 class _Tried(NamedTuple):

@@ -1,7 +1,7 @@
 """Closes the gaps of one market from the exchange's newest trades, where it does not number them.
 
 After every new connection the newest trades are asked for at once: they reach back over a short gap, and what a connection lost is among
-them. Both edges must be met by id (exchanges.md 5); what lies before the oldest trade told stays a gap.
+them. Both edges must be met by id (docs/exchanges.md 5); what lies before the oldest trade told stays a gap.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import Final
 _MEMORY: Final = 1_800.0
 """Seconds after which what was learned has faded to a third."""
 _PATIENCE: Final = 30.0
-"""Silence allowed, in usual intervals. A quiet symbol taken for a stall reconnects for nothing (exchanges.md section 8, row 6)."""
+"""Silence allowed, in usual intervals. A quiet symbol taken for a stall reconnects for nothing (docs/exchanges.md 8.6)."""
 _SHORTEST: Final = 15.0
 _LONGEST: Final = 3_600.0
 

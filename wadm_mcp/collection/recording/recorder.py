@@ -29,7 +29,7 @@ WAITING_LIMIT: Final = 200_000
 _BATCH: Final = 1_000
 """Trades that are worth a write before its time has come."""
 _LONGEST_QUIET: Final = 30.0
-"""Seconds of silence after which no quiet tail is claimed, whatever the instrument's pace (design.md, decision 4)."""
+"""Seconds of silence after which no quiet tail is claimed, whatever the instrument's pace."""
 
 _STRAGGLERS: Final = SECOND
 """Market time that frames on their way may be behind the newest one: no quiet is claimed within it."""

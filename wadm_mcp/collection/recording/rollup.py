@@ -25,7 +25,7 @@ from wadm_mcp.storage.store import Derived, DirtyMinute, OrderFlow, Profile, Sto
 from wadm_mcp.tape import InstrumentTape
 
 _GRACE: Final = 2 * SECOND
-"""Market time left to stragglers before a minute closes; an exchange's frames may lag their trades (exchanges.md section 7)."""
+"""Market time left to stragglers before a minute closes; an exchange's frames may lag their trades (docs/exchanges.md 7)."""
 _PAGE: Final = 10_000
 RECENT_TRADES: Final = 2_000
 """Newest stored trades that a start looks at: what repeats, and how often the instrument trades."""
