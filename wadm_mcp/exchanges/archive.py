@@ -1,4 +1,4 @@
-"""What the formats of the exchanges' daily archives share (exchanges.md 4.4): `ArchiveFormat` is their contract.
+"""What the formats of the exchanges' daily archives share (docs/exchanges.md 4.4): `ArchiveFormat` is their contract.
 
 Pure: lines in, rows out. Who fetches a file, proves its checksum and unpacks it stands elsewhere.
 """

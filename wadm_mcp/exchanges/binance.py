@@ -125,7 +125,7 @@ class _Wire(NamedTuple):
 _NAMES: Final = 50
 _DAY: Final = 86_400.0
 
-# Spot pings every 20 s, USD-M every 3 minutes (exchanges.md 1 and 2): more than two of them in a row are no accident.
+# Spot pings every 20 s, USD-M every 3 minutes (docs/exchanges.md 1.4, 2.3): more than two of them in a row are no accident.
 # USD-M serves aggTrade on its /market route only: on another it is acknowledged and silent.
 _WIRES: Final[Mapping[str, _Wire]] = MappingProxyType(
     {

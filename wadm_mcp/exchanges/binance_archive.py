@@ -1,4 +1,4 @@
-"""Binance's daily archives: raw trades of spot, aggregates of spot and USD-M (exchanges.md 4.4).
+"""Binance's daily archives: raw trades of spot, aggregates of spot and USD-M (docs/exchanges.md 4.4).
 
 Aggregates: id, price, quantity, first and last trade id, time, buyer is maker, and on spot whether it was the best match. Trades: id,
 price, quantity, quote quantity, time, and the same two. Spot counts time in microseconds since 2025-01-01 and in milliseconds before;

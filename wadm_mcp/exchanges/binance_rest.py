@@ -1,4 +1,4 @@
-"""Binance REST, spot and USD-M: listings, trade history by id, and minutes (exchanges.md 4.1, 4.2 and 6). Sockets are in `binance`.
+"""Binance REST, spot and USD-M: listings, trade history by id, and minutes (docs/exchanges.md 4.1, 4.2 and 6). Sockets are in `binance`.
 
 Spot serves raw trades by id, and a cheaper history of aggregates. USD-M serves without a key only aggregates, those of the last 48 hours:
 the very rows of its trade socket.

@@ -1,4 +1,4 @@
-"""Bybit's daily archives of trades, linear and spot (exchanges.md 4.4). Bybit publishes no checksum of them.
+"""Bybit's daily archives of trades, linear and spot (docs/exchanges.md 4.4). Bybit publishes no checksum of them.
 
 Columns go by the names of the header, some of which come and go (`RPI` is recent); without one they are in the documented order. Linear
 rows carry the socket's own trade id, spot rows only the number of their line; neither has a cross sequence, so trades are ordered by time

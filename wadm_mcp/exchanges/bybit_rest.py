@@ -1,4 +1,4 @@
-"""Bybit v5 REST of spot and linear: listings, the newest trades, and minutes (exchanges.md 4.3 and 6). Sockets are in `bybit`.
+"""Bybit v5 REST of spot and linear: listings, the newest trades, and minutes (docs/exchanges.md 4.3 and 6). Sockets are in `bybit`.
 
 There is no history by id or time: `recent-trade` has the newest rows and no more. Its numbers are strings, and an error comes under HTTP
 200 with a `retCode`.

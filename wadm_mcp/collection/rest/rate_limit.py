@@ -46,7 +46,7 @@ _GRACE: Final = 1.0
 _TOO_MANY: Final = 60.0
 _BAN: Final = 120.0
 _LONGEST: Final = 3 * 86_400.0
-"""Bans are of 2 minutes to 3 days (exchanges.md 4.1): no reply keeps us away for longer."""
+"""Bans are of 2 minutes to 3 days (docs/exchanges.md 4.1): no reply keeps us away for longer."""
 
 _LONGEST_BACKOFF: Final = 60.0
 _UNTIL: Final = re.compile(rb"until ([0-9]{13})(?![0-9])")
