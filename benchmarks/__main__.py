@@ -1,8 +1,8 @@
-"""The hot path in one process: what a trade costs from its frame to the tape and to the store, beside the plainest way to do it.
+"""CPU cost of the hot path in one process: decoding, recording and storing a trade, compared with the simplest implementation.
 
     python -m benchmarks
 
-Ratios compare rows of one run; seconds depend on the machine.
+Ratios compare the rows of one run; absolute times depend on the machine.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ TRADES = 200_000
 
 
 def frames() -> list[bytes]:
-    """Frames of the simulated market, as Binance writes them."""
-    # From an hour ago on: the recorder believes no frame that is more than an hour ahead.
+    """Frames of the simulated market, as Binance sends them."""
+    # They begin an hour ago, because the recorder rejects frames that are more than an hour ahead of its clock.
     minute = (now_ms() - HOUR) // MINUTE * MINUTE
     market, made = Market("binance", "spot", "BTCUSDT", rate=5_000), list[bytes]()
     while len(made) < TRADES:
@@ -46,7 +46,7 @@ def frames() -> list[bytes]:
 
 
 def plain(made: list[bytes]) -> None:
-    """json, Decimal and a dictionary: what one would write first."""
+    """The baseline: json, Decimal and a dictionary."""
     cells: dict[tuple[int, Decimal], list[Decimal]] = {}
     for frame in made:
         row = json.loads(frame)
@@ -55,7 +55,7 @@ def plain(made: list[bytes]) -> None:
 
 
 async def timed(name: str, step: Callable[[], Awaitable[object]], base: float | None = None) -> float:
-    """Run a step once, print what it cost."""
+    """Run a step once and print its CPU time."""
     began = time.process_time()
     await step()
     spent = time.process_time() - began
@@ -86,15 +86,15 @@ async def main() -> None:
         for first in range(0, TRADES, 128):
             await recorder.take(1, *messages[first : first + 128])
 
-    # All of it waits at once here; a live writer drains it every 250 ms.
+    # All trades stay pending here; a live writer takes a batch every 250 ms.
     await timed("record: continuity, tape, footprint", record, base)
     with tempfile.TemporaryDirectory() as folder:
         async with SqliteStore(Path(folder) / "wadm.sqlite") as store:
-            waiting = recorder.take_batch()
+            pending = recorder.take_batch()
 
             async def write() -> None:
                 for first in range(0, TRADES, 1_000):
-                    await store.write(waiting.trades[first : first + 1_000], waiting.spans if first + 1_000 >= TRADES else ())
+                    await store.write(pending.trades[first : first + 1_000], pending.spans if first + 1_000 >= TRADES else ())
 
             await timed("store: SQLite, durable, batches of 1,000", write, base)
             state = await store.state()

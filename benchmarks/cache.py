@@ -1,9 +1,9 @@
-"""What deserves a cache: the time of a window's footprint and of a whole answer, without and with each candidate.
+"""What is worth caching: the time of a window's footprint and of a whole answer, without a cache and with each kind of cache.
 
     python -m benchmarks.cache
 
-A made market as busy as BTCUSDT rests in SQLite: 460 trades a minute, hours of several thousand price levels. Best of a few rounds.
-Redis is the test extra's own server; its columns are left out where there is none.
+SQLite contains a synthetic market as busy as BTCUSDT: 460 trades a minute, hours of several thousand price levels. Times are the best of
+a few rounds. Redis is the server of the test extra; without it its rows are left out.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ async def main() -> None:
     folder = tempfile.mkdtemp(prefix="wadm-bench-")
     try:
         async with SqliteStore(Path(folder) / "tape.sqlite") as store, AsyncExitStack() as stack:
-            await _record(store)
+            await _fill(store)
             caches: dict[str, Cache] = {"in process": await stack.enter_async_context(InProcessCache(64 << 20))}
             if (binary := _redis_server()) is not None:
                 server = stack.enter_context(RedisServer(binary))
@@ -66,17 +66,17 @@ async def _compare(store: SqliteStore, caches: dict[str, Cache]) -> None:
     for name, length in WINDOWS.items():
         window = Window(END - length - MINUTE, END)
         bare = await _timed(partial(view.footprint, INSTRUMENT, window))
-        _tell(name, "footprint, no cache", bare, bare)
+        _print_row(name, "footprint, no cache", bare, bare)
         for kind, cache in caches.items() if length == DAY else ():
             packed = View(_PackedBars(store, cache), tape, view.clock, ("spot",), ("binance",))  # type: ignore[arg-type]
-            _tell(name, f"footprint, packed bars {kind}", await _timed(partial(packed.footprint, INSTRUMENT, window)), bare)
+            _print_row(name, f"footprint, packed bars {kind}", await _timed(partial(packed.footprint, INSTRUMENT, window)), bare)
         bars, merge = partial(view.bars, INSTRUMENT, Timeframe.D1), partial(view.footprint, INSTRUMENT)
         for kind, cache in caches.items():
             ask = partial(CachedFootprints(cache).footprint, INSTRUMENT, window, (), bars, merge)
-            _tell(name, f"footprint, merged hours {kind}", await _timed(ask), bare)
+            _print_row(name, f"footprint, merged hours {kind}", await _timed(ask), bare)
         question = partial(volume_profile, view, symbol="BTCUSDT", exchange="binance", window=name)
         whole = await _timed(question)
-        _tell(name, "volume profile, no cache", whole, whole)
+        _print_row(name, "volume profile, no cache", whole, whole)
         made = await question()
 
         async def answer(made: dict[str, Any] = made) -> dict[str, Any]:
@@ -85,10 +85,10 @@ async def _compare(store: SqliteStore, caches: dict[str, Cache]) -> None:
         for kind, cache in caches.items():
             hot = CachedAnswers(cache, monotonic=lambda: 0.0)
             again = partial(hot.ask, "get_volume_profile", {"symbol": "BTCUSDT", "window": name}, answer)
-            _tell(name, f"volume profile, hot answer {kind}", await _timed(again), whole)
+            _print_row(name, f"volume profile, hot answer {kind}", await _timed(again), whole)
 
 
-def _tell(window: str, what: str, took: tuple[float, float], bare: tuple[float, float]) -> None:
+def _print_row(window: str, what: str, took: tuple[float, float], bare: tuple[float, float]) -> None:
     print(f"{window:8}{what:40}{took[0]:10.2f}{took[1]:10.2f}{bare[1] / took[1]:8.1f}")
 
 
@@ -103,7 +103,7 @@ async def _timed(step: Callable[[], Awaitable[Any]], seconds: float = 0.2) -> tu
 
 
 class _PackedBars:
-    """A candidate that did not earn its place: the store, with its hours and days held packed one by one."""
+    """A kind of cache that was rejected: the store with its hours and days cached one by one, packed."""
 
     def __init__(self, store: SqliteStore, cache: Cache) -> None:
         self._store = store
@@ -130,8 +130,8 @@ class _PackedBars:
         return await anyio.to_thread.run_sync(unpacked)
 
 
-async def _record(store: SqliteStore) -> None:
-    """Seven whole days that repeat one, and today until 10:17, as rollup leaves them; minutes where the windows begin and end."""
+async def _fill(store: SqliteStore) -> None:
+    """Fill the store as rollup does: seven copies of one day, and today until 10:17; minutes only where the windows begin and end."""
     draw = random.Random(1)
     middle, seq = 6_000_000.0, 0
     minutes: list[Footprint] = []
@@ -148,17 +148,17 @@ async def _record(store: SqliteStore) -> None:
     day = Footprint.consecutive(hours, LISTING.scale)
     print(f"levels: a minute {len(minutes[0].cells)}, an hour {len(hours[0].cells)}, a day {len(day.cells)}")
     for start in range(MIDNIGHT - 7 * DAY, MIDNIGHT, DAY):
-        await _keep(store, Timeframe.D1, {start: day})
-        await _keep(store, Timeframe.H1, {start + hour * HOUR: hours[hour] for hour in range(24)})
-    await _keep(store, Timeframe.H1, {MIDNIGHT + hour * HOUR: hours[hour] for hour in range(10)})
+        await _store_bars(store, Timeframe.D1, {start: day})
+        await _store_bars(store, Timeframe.H1, {start + hour * HOUR: hours[hour] for hour in range(24)})
+    await _store_bars(store, Timeframe.H1, {MIDNIGHT + hour * HOUR: hours[hour] for hour in range(10)})
     for back in (0, 1, 7):
         for hour in (6, 9, 10):
             until = 17 if (back, hour) == (0, 10) else 60
             first = MIDNIGHT - back * DAY + hour * HOUR
-            await _keep(store, Timeframe.M1, {first + minute * MINUTE: minutes[hour * 60 + minute] for minute in range(until)})
+            await _store_bars(store, Timeframe.M1, {first + minute * MINUTE: minutes[hour * 60 + minute] for minute in range(until)})
 
 
-async def _keep(store: SqliteStore, timeframe: Timeframe, footprints: dict[int, Footprint]) -> None:
+async def _store_bars(store: SqliteStore, timeframe: Timeframe, footprints: dict[int, Footprint]) -> None:
     rows = [StoredFootprint(INSTRUMENT, timeframe, start, footprint) for start, footprint in footprints.items()]
     flows = [OrderFlow(INSTRUMENT, timeframe, start, footprint.bar, 0) for start, footprint in footprints.items()]
     await store.derive(Derived(footprints=rows, order_flow=flows))

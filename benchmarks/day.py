@@ -1,9 +1,9 @@
-"""The 24-hour profile of a market of five million trades a day, at a row of one basis point: cold and warm, beside a tool that does
-nothing; and the same for a tenth of the trades beside ten times as many at the very same prices.
+"""Times of the 24-hour profile of a market with five million trades a day, with rows of one basis point.
 
-    python -m benchmarks.day            prints a row for each of the three days
+    python -m benchmarks.day            prints a row for each of three days
 
-Every trade is folded one by one into its minute, along the same path of prices; the store is SQLite, the client speaks Streamable HTTP.
+The first day is measured cold and warm, next to a tool that does nothing. The other two have a tenth of the trades, and ten times that
+tenth at the same prices. Trades are added one by one to their minutes; the store is SQLite, the client uses Streamable HTTP.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ FIRST: Final = tools.NOW - 25 * HOUR
 
 
 def minutes(trades: int, times: int) -> dict[int, Footprint]:
-    """25 hours of minutes: a price that walks some 3,000 dollars a day, prints around it as wide as a busy minute's, each of them so
-    many times."""
+    """25 hours of minutes: the price moves some 3,000 dollars a day, trades spread around it as in a busy minute.
+
+    Each trade is added `times` times.
+    """
     draw = random.Random(3)
     a_minute, middle, seq = trades // 1_440, 6_000_000.0, 0
     made: dict[int, Footprint] = {}
@@ -49,16 +51,15 @@ def minutes(trades: int, times: int) -> dict[int, Footprint]:
 
 
 async def record(store: SqliteStore, trades: int, times: int) -> dict[str, int]:
-    """The day, as rollup would leave it; its levels of price by minute (median) and in all."""
+    """Fill the store as rollup would; returns the number of trades, and of price levels per minute (median) and in total."""
     made = minutes(trades, times)
     await store.save_listings([LISTING])
-    keep = tools.keep
-    await keep(store, LISTING, Timeframe.M1, made)
+    await tools.store_bars(store, LISTING, Timeframe.M1, made)
     hours = {
         hour: Footprint.consecutive([made[at] for at in range(hour, hour + HOUR, MINUTE)], LISTING.scale)
         for hour in range(-(-FIRST // HOUR) * HOUR, tools.NOW - HOUR, HOUR)
     }
-    await keep(store, LISTING, Timeframe.H1, hours)
+    await tools.store_bars(store, LISTING, Timeframe.H1, hours)
     await store.write([], [(LISTING.instrument, Span(FIRST, tools.NOW, 0, 0, Basis.OBSERVED))])
     await store.derive(Derived(settles=await store.dirty_minutes()))
     day = Footprint.consecutive([made[at] for at in range(tools.NOW - DAY, tools.NOW, MINUTE)], LISTING.scale)
@@ -67,7 +68,7 @@ async def record(store: SqliteStore, trades: int, times: int) -> dict[str, int]:
 
 
 async def measure(*days: tuple[int, int]) -> list[dict[str, Any]]:
-    """The figures of days, in milliseconds, each given as trades and how often; they are asked in turn, so that they compare."""
+    """Measured times in milliseconds; each day is given as trades and repetitions. Days are measured in turn, for a fair comparison."""
     rows: list[dict[str, Any]] = []
     async with AsyncExitStack() as stack:
         watches: list[tools.Stopwatch] = []
@@ -93,7 +94,7 @@ async def measure(*days: tuple[int, int]) -> list[dict[str, Any]]:
 
 
 def rows() -> Iterator[dict[str, Any]]:
-    """The busy day; then a tenth of it, and that ten times over."""
+    """The rows of the busy day, of a tenth of it, and of ten times that tenth."""
     yield from anyio.run(measure, (TRADES, 1))
     yield from anyio.run(measure, (TRADES // 10, 1), (TRADES // 10, 10))
 

@@ -1,13 +1,12 @@
-"""A loopback exchange that sends as fast as it is read, or at a rate, one frame a send: Binance USD-M `aggTrade`, raw or on a combined
-stream, or Bybit linear `publicTrade`, and the listings that go with it.
+"""A loopback exchange for load tests: Binance USD-M `aggTrade` (raw or combined stream) or Bybit linear `publicTrade`, with listings.
 
     python -m benchmarks.feed binance|bybit PORT SYMBOLS RATE:SECONDS...
 
-A rate of 0 sends SECONDS as a number of trades, as fast as they are taken. Prints `listening`; `begun`, once every symbol is subscribed;
-a line `rate sent epoch-ms` when each phase ends. Ids go on over reconnections; connections to Bybit get the same trades, from when they
-subscribe on. It stays until it is ended.
+It sends one frame per system call at RATE frames a second; with a rate of 0 it sends SECONDS trades as fast as they are read. It prints
+`listening`; `begun` when every symbol is subscribed; and a line `rate sent epoch-ms` at the end of each phase. Ids continue over
+reconnections. All connections to Bybit get the same trades from their subscription on. It runs until it is terminated.
 
-Apart from the simulator, which computes a market, keeps a ledger and answers REST: here the sender must cost next to nothing.
+The simulator is not used, because it computes a market, keeps a ledger and answers REST: here sending must cost almost nothing.
 """
 
 from __future__ import annotations
@@ -29,17 +28,17 @@ from websockets.sync.server import ServerConnection, serve
 
 TICK, LOT = "0.10", "0.001"
 _POOL: Final = 100_000
-_AT_ONCE: Final = 500
-"""Trades of one flood write."""
+_TRADES_PER_WRITE: Final = 500
+"""Trades of one write at rate 0."""
 
 
 def symbols(count: int) -> list[str]:
-    """The first ones are the busy ones of every benchmark, the rest are made up."""
+    """Names of symbols: first the busy ones that all benchmarks use, then invented ones."""
     return ["BTCUSDT", "ETHUSDT", "SOLUSDT", "XRPUSDT", "BNBUSDT", *(f"A{number:03}USDT" for number in range(400))][:count]
 
 
 def exchange_info(names: Sequence[str]) -> dict[str, object]:
-    """What Binance USD-M lists (exchanges.md 6)."""
+    """The listings of Binance USD-M (docs/exchanges.md 6)."""
     filters = [
         {"filterType": "PRICE_FILTER", "tickSize": TICK, "minPrice": "0.10", "maxPrice": "1000000"},
         {"filterType": "LOT_SIZE", "stepSize": LOT, "minQty": "0.001", "maxQty": "1000"},
@@ -62,14 +61,14 @@ def exchange_info(names: Sequence[str]) -> dict[str, object]:
 
 
 def instruments_info(names: Sequence[str]) -> dict[str, object]:
-    """What Bybit lists of its linear market (exchanges.md 6)."""
+    """The listings of Bybit's linear market (docs/exchanges.md 6)."""
     filters = {"priceFilter": {"tickSize": TICK}, "lotSizeFilter": {"qtyStep": LOT}}
     listed = [{"symbol": name, "contractType": "LinearPerpetual", "status": "Trading", **filters} for name in names]
     return {"retCode": 0, "retMsg": "OK", "result": {"category": "linear", "list": listed, "nextPageCursor": ""}}
 
 
 class Market:
-    """Trades of some symbols, in turns as busy as their rank says, with prices that walk and sizes that repeat, as a tape's do."""
+    """Trades of some symbols, the first ones busier, with random-walk prices and some repeated sizes, as in real trades."""
 
     def __init__(self, names: Sequence[str], first: int = 1) -> None:
         draw = random.Random(7)
@@ -80,7 +79,7 @@ class Market:
         sizes += [f"{10 ** draw.uniform(-3, 0.5):.3f}" for _ in range(64)]
         walks = {name: 600_000 + 977 * rank for rank, name in enumerate(names)}
         self._turns: list[tuple[str, str, str, int, str]] = []
-        """Symbol, price, quantity, fills beyond the first, and whether the buyer was the maker: played round and round."""
+        """Symbol, price, quantity, fills beyond the first, and whether the buyer was the maker; sent in an endless loop."""
         for name in draw.choices(self.names, weights, k=_POOL):
             walks[name] += round(draw.gauss(0, 1.2))
             price, quantity = f"{walks[name] // 10}.{walks[name] % 10}0", draw.choice(sizes)
@@ -90,7 +89,7 @@ class Market:
         self._newest: dict[str, deque[tuple[str, str, str, str, int, int]]] = {name: deque(maxlen=1_000) for name in names}
 
     def agg_trade(self, now: int, combined: bool) -> bytes:
-        """The next trade as a whole WebSocket frame of Binance."""
+        """The next trade as a complete WebSocket frame of Binance."""
         name, price, quantity, fills, maker = self._next()
         number = self.next_id[name]
         first = number * 50
@@ -99,7 +98,7 @@ class Market:
         return frame(f'{{"stream":"{name.lower()}@aggTrade","data":{text}}}' if combined else text)
 
     def public_trade(self, now: int) -> tuple[str, bytes]:
-        """The next trade's symbol, and the trade as a whole WebSocket frame of Bybit, which `newest` tells from then on."""
+        """The next trade's symbol, and the trade as a complete WebSocket frame of Bybit. The trade is added to `newest`."""
         name, price, quantity, _, maker = self._next()
         side = "Sell" if maker == "true" else "Buy"
         i = f"{self._draw.getrandbits(128):032x}"
@@ -110,7 +109,7 @@ class Market:
         return name, frame(text)
 
     def newest(self, name: str) -> list[dict[str, object]]:
-        """The newest trades of a symbol as Bybit's REST tells them, the newest first."""
+        """The newest trades of a symbol as Bybit's REST serves them, the newest first."""
         return [
             {"execId": i, "symbol": name, "price": p, "size": v, "side": s, "time": str(t), "isBlockTrade": False, "seq": str(seq)}
             for i, p, v, s, t, seq in reversed(self._newest[name])
@@ -124,13 +123,13 @@ class Market:
 
 
 def frame(text: str) -> bytes:
-    """A text as a whole WebSocket frame."""
+    """A text as a complete WebSocket frame."""
     size = len(text).to_bytes(1) if len(text) < 126 else b"\x7e" + len(text).to_bytes(2)
     return b"\x81" + size + text.encode()
 
 
 class Feed:
-    """The exchange: waits for every symbol, then plays its phases, each connection its own symbols and its share of the rate."""
+    """The exchange: waits until every symbol is subscribed, then sends its phases; each connection gets its symbols' share of the rate."""
 
     def __init__(self, names: Sequence[str], phases: Sequence[tuple[float, float]]) -> None:
         self.names = list(names)
@@ -142,7 +141,7 @@ class Feed:
         self._left = 0
 
     def answer(self, _: ServerConnection, request: Request) -> Response | None:
-        """REST beside the sockets."""
+        """Answers REST requests; None for a WebSocket."""
         path = urlsplit(request.path).path
         if path.endswith("exchangeInfo"):
             body, status = json.dumps(exchange_info(self.names)), 200
@@ -158,11 +157,11 @@ class Feed:
         return Response(status, "OK", Headers({"Content-Type": "application/json", "Content-Length": str(len(body))}), body.encode())
 
     def newest(self, _: str) -> list[dict[str, object]]:
-        """Bybit alone is asked for these."""
+        """Recent trades; only Bybit serves them."""
         return []
 
     def play(self, connection: ServerConnection) -> None:
-        """One connection: subscriptions, then the phases."""
+        """Serves one connection: subscriptions, then the phases."""
         address = urlsplit(connection.request.path if connection.request else "")
         combined = address.path == "/stream"
         mine = [topic.partition("@")[0].upper() for topic in parse_qs(address.query).get("streams", [""])[0].split("/") if topic]
@@ -196,8 +195,8 @@ class Feed:
             if rate == 0:
                 while sent < amount * share:
                     now = time.time_ns() // 1_000_000
-                    sock.sendall(b"".join([market.agg_trade(now, combined) for _ in range(_AT_ONCE)]))
-                    sent += _AT_ONCE
+                    sock.sendall(b"".join([market.agg_trade(now, combined) for _ in range(_TRADES_PER_WRITE)]))
+                    sent += _TRADES_PER_WRITE
             else:
                 began, wanted, gap = time.monotonic(), int(rate * amount * share), 1 / (rate * share)
                 while sent < wanted:
@@ -210,7 +209,7 @@ class Feed:
 
 
 class BybitFeed(Feed):
-    """Bybit: every connection gets the same trades of what it subscribed, and an answer to each ping."""
+    """Bybit: every connection gets the same trades of its subscribed symbols, and an answer to each ping."""
 
     def __init__(self, names: Sequence[str], phases: Sequence[tuple[float, float]]) -> None:
         super().__init__(names, phases)
@@ -223,7 +222,7 @@ class BybitFeed(Feed):
             return self._market.newest(name)
 
     def play(self, connection: ServerConnection) -> None:
-        """One connection: what it asks for. The first one that has every symbol begins the phases."""
+        """Serves one connection. The first one that has subscribed every symbol starts the phases."""
         mine = set[str]()
         self._listening.append((connection, mine))
         try:
@@ -259,7 +258,7 @@ class BybitFeed(Feed):
 
 
 def main() -> None:
-    """Serve until ended."""
+    """Serve until terminated."""
     exchange, port, count, *phases = sys.argv[1:]
     kind = BybitFeed if exchange == "bybit" else Feed
     feed = kind(symbols(int(count)), [(float(rate), float(amount)) for rate, amount in (phase.split(":") for phase in phases)])

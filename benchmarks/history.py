@@ -1,8 +1,8 @@
-"""The import of a day of five million trades from its file, beside live collection, on one core.
+"""Imports a day of five million trades from its file, during live collection, on one core.
 
     python -m benchmarks.history
 
-Prints trades a second from the file to the store, memory above the resting process, and how long frames of a live feed waited.
+Prints the trades a second from file to store, the memory above the process at rest, and the delay of frames of a live feed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ FRAMES_A_SECOND = 200
 
 
 def write_day(path: Path, start: int) -> None:
-    """A file as Binance publishes it: a walk over some hundred price levels a minute, most quantities of their own."""
+    """Write a file as Binance publishes it, with some hundred price levels a minute and mostly distinct quantities."""
     chance, price = random.Random(1), 6_000_000
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed, packed.open("BTCUSDT-trades.csv", "w") as member:
         for first in range(0, ROWS, 50_000):
@@ -57,13 +57,13 @@ def write_day(path: Path, start: int) -> None:
 
 
 def resident(kind: str) -> float:
-    """Megabytes: `VmRSS` now, `VmHWM` at most."""
+    """Resident memory in megabytes: `VmRSS` is the present, `VmHWM` the peak."""
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith(f"{kind}:")) / 1024
 
 
 async def live(recorder: Recorder, waits: list[float], number: int) -> None:
-    """A frame every few milliseconds; how long each was late, its own work included."""
+    """Records a frame every few milliseconds and appends its delay (including its own processing) to `waits`."""
     due = anyio.current_time()
     while True:
         due += 1 / FRAMES_A_SECOND
@@ -118,7 +118,7 @@ async def measure(folder: Path) -> None:
             spent = time.monotonic() - began
             peak = resident("VmHWM")
             assert new == ROWS
-            while any(mark.minute < today for mark in await store.dirty_minutes()):  # noqa: ASYNC110 - the store tells no event
+            while any(mark.minute < today for mark in await store.dirty_minutes()):  # noqa: ASYNC110 - the store has no event for this
                 await anyio.sleep(0.5)
             derived = time.monotonic() - began
             waits = sorted(waits)

@@ -1,5 +1,9 @@
-"""`wadm-mcp` with a monitor on its event loop: `python -m benchmarks.loop_monitor FILE serve` is the command itself, and each second a
-line of FILE tells the epoch second and the longest time (ms) that the loop kept a waiting task waiting."""
+"""`wadm-mcp` with a monitor on its event loop.
+
+    python -m benchmarks.loop_monitor FILE serve
+
+Runs the command. Each second it appends a line to FILE: the epoch second, and the longest delay (ms) of a ready task on the event loop.
+"""
 
 from __future__ import annotations
 
@@ -13,27 +17,27 @@ import anyio
 
 from wadm_mcp import cli
 
-_LOOK = 0.005
+_SLEEP_SECONDS = 0.005
 
 
 async def _watch(path: Path) -> None:
     longest, second = 0.0, int(time.time())
-    with path.open("w", buffering=1) as told:
+    with path.open("w", buffering=1) as report:
         while True:
             asleep = time.perf_counter()
-            await anyio.sleep(_LOOK)
-            longest = max(longest, time.perf_counter() - asleep - _LOOK)
+            await anyio.sleep(_SLEEP_SECONDS)
+            longest = max(longest, time.perf_counter() - asleep - _SLEEP_SECONDS)
             if int(time.time()) != second:
-                told.write(f"{second} {longest * 1e3:.1f}\n")
+                report.write(f"{second} {longest * 1e3:.1f}\n")
                 longest, second = 0.0, int(time.time())
 
 
 def main() -> None:
-    """Run the command, watched."""
+    """Run the command with the monitor."""
     path = Path(sys.argv.pop(1))
     run = anyio.run
 
-    def watched(main: Callable[..., Awaitable[int]], *arguments: Any) -> int:
+    def monitored(main: Callable[..., Awaitable[int]], *arguments: Any) -> int:
         async def both() -> int:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(_watch, path)
@@ -44,7 +48,7 @@ def main() -> None:
 
         return run(both)
 
-    anyio.run = watched  # pyright: ignore[reportAttributeAccessIssue]
+    anyio.run = monitored  # pyright: ignore[reportAttributeAccessIssue]
     sys.exit(cli.main(sys.argv[1:]))
 
 

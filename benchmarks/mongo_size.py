@@ -1,10 +1,10 @@
-"""What the tape costs on MongoDB's disk: bytes a trade, and megabytes an instrument-day of footprints, profiles and bars.
+"""Disk space in MongoDB: bytes a trade, and megabytes of footprints, profiles and bars per instrument and day.
 
     python -m benchmarks.mongo_size [binance-spot binance-linear bybit-spot bybit-linear day]
 
-A million trades of each instrument kind and a day as busy as BTCUSDT's go through the store into a server of its own (or the one at
-`WADM_TEST_MONGODB_URL`), and are counted after a checkpoint, indexes included. What is written is drawn at random where real data is
-irregular: quantities, sides, ids, times within a burst.
+A million trades of each kind of instrument, and a day as busy as one of BTCUSDT, are written through the store into a server of its own
+(or the one at `WADM_TEST_MONGODB_URL`). Sizes are measured after a checkpoint and include indexes. Values that are irregular in real data
+are random: quantities, sides, ids, times within a burst.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from wadm_mcp.storage.store import Derived, OrderFlow, Profile, StoredFootprint
 
 TRADES: Final = 1_000_000
 RATE: Final = 35
-"""Trades a second of BTCUSDT on a busy venue: three million a day."""
+"""Trades a second of BTCUSDT on a busy exchange: three million a day."""
 LEVELS: Final = 460
-"""Prices of a busy minute of BTCUSDT."""
+"""Price levels of a busy minute of BTCUSDT."""
 START: Final = 20_660 * DAY
 SPOT, LINEAR = Scale(2, 5), Scale(1, 3)
 KINDS: Final[Mapping[str, tuple[Instrument, Scale]]] = {
@@ -43,7 +43,7 @@ LIVES: Final = Retention(3_650 * DAY, 3_650 * DAY, 3_650 * DAY)
 
 
 def tape(kind: str, count: int) -> Iterator[Trade]:
-    """Trades in bursts: some share a millisecond and a side, as one taker's order does."""
+    """Trades in bursts: some have one millisecond and one side, like the fills of one taker order."""
     instrument, scale = KINDS[kind]
     draw = random.Random(kind)
     at, price, seq, side = float(START), 61_837 * 10**scale.price, 4_210_000_000, TradeType.BUY
@@ -65,7 +65,7 @@ def tape(kind: str, count: int) -> Iterator[Trade]:
 
 
 def minutes() -> Iterator[tuple[int, Footprint]]:
-    """A day of minutes with 460 prices each, around a price that walks."""
+    """A day of minutes with 460 price levels each, around a random walk."""
     draw = random.Random(1)
     middle, seq = 6_183_700, 1
     for start in range(START, START + DAY, MINUTE):
@@ -87,7 +87,7 @@ def minutes() -> Iterator[tuple[int, Footprint]]:
 
 
 async def write_day(store: MongoStore) -> None:
-    """Derive the day as rollup does: each bar once, footprints of minutes, hours and the day."""
+    """Write the day as rollup does: each bar once, footprints of minutes, hours and the day."""
     instrument, total = KINDS["binance-spot"][0], 0
     day = dict(minutes())
     hours: dict[int, Footprint] = {}
@@ -110,7 +110,7 @@ async def write_day(store: MongoStore) -> None:
 
 
 async def write_trades(store: MongoStore, kind: str) -> float:
-    """Write a million trades; microseconds of this process' CPU for each."""
+    """Write a million trades; returns this process's CPU time per trade in microseconds."""
     trades = list(tape(kind, TRADES))
     began = time.process_time()
     for first in range(0, TRADES, 1_000):
@@ -121,7 +121,7 @@ async def write_trades(store: MongoStore, kind: str) -> float:
 
 
 async def measure(url: str, client: pymongo.MongoClient[dict[str, Any]], kind: str) -> None:
-    """Write one kind into a database of its own, and print what lies on disk."""
+    """Write one kind into a database of its own, and print its size on disk."""
     name = f"wadm_size_{kind.replace('-', '_')}"
     client.drop_database(name)
     try:
@@ -133,9 +133,9 @@ async def measure(url: str, client: pymongo.MongoClient[dict[str, Any]], kind: s
                 spent = await write_trades(store, kind)
                 print(f"{kind:<16} {TRADES / (time.perf_counter() - began):9,.0f} trades/s, {spent:.1f} µs CPU a trade")
             client.admin.command("fsync")
-            held = {each.name: each.bytes for each in (await store.describe()).collections}
+            bytes_of = {each.name: each.bytes for each in (await store.describe()).collections}
         if kind == "day":
-            sizes = {name: held[name] / 1e6 for name in ("footprints", "volume_profiles", "bars", "order_flow")}
+            sizes = {name: bytes_of[name] / 1e6 for name in ("footprints", "volume_profiles", "bars", "order_flow")}
             parts = ", ".join(f"{name} {size:.1f}" for name, size in sizes.items())
             print(f"{kind:<16} {sum(sizes.values()):9.1f} MB an instrument-day ({parts})")
         else:
@@ -143,13 +143,13 @@ async def measure(url: str, client: pymongo.MongoClient[dict[str, Any]], kind: s
             parts = f"documents {stats['storageSize'] / TRADES:.1f}, " + ", ".join(
                 f"{index} {size / TRADES:.1f}" for index, size in stats["indexSizes"].items()
             )
-            print(f"{kind:<16} {held['trades'] / TRADES:9.1f} bytes a trade ({parts})")
+            print(f"{kind:<16} {bytes_of['trades'] / TRADES:9.1f} bytes a trade ({parts})")
     finally:
         client.drop_database(name)
 
 
 def main() -> None:
-    """Measure what was asked for, or everything."""
+    """Measure the named kinds, or all."""
     kinds = sys.argv[1:] or [*KINDS, "day"]
     unknown = [kind for kind in kinds if kind not in (*KINDS, "day")]
     if unknown:

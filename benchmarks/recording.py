@@ -1,13 +1,12 @@
-"""What recording costs, beside cryptofeed's `TradeMongo` in the same run: CPU of process and database, memory, loss, lateness, stalls; and
-what a profile of a busy day takes.
+"""The cost of recording, compared with cryptofeed's `TradeMongo` in the same run, and the time of a profile of a busy day.
 
-    python -m benchmarks.recording              prints every row, the table and the bars; writes benchmarks/results.json and the README
-    python -m benchmarks.recording paced burst  runs some scenarios and writes nothing; with --write they take their place in the results
+    python -m benchmarks.recording              runs all; prints rows, table and targets; writes benchmarks/results.json and the table
+    python -m benchmarks.recording paced burst  runs some scenarios and writes nothing; with --write it updates their results
 
-The status is 1 where a bar is not reached.
+Measures CPU of process and database, memory, lost trades, latency and stalls of the event loop. The exit status is 1 if a target is missed.
 
-The recording process has one core, the loopback exchange (`feed`), MongoDB and the asking client share another. cryptofeed runs in an
-environment of its own (`make .venv-peers/ready`). Figures of one run compare with each other, not with those of another machine.
+The recording process has a core to itself; the loopback exchange (`feed`), MongoDB and the querying client share another. cryptofeed runs
+in an environment of its own (`make .venv-peers/ready`). Only figures of one run are comparable, not those of different machines.
 """
 
 from __future__ import annotations
@@ -34,10 +33,10 @@ import pymongo
 from mcp.client import Client
 
 from benchmarks import day, table
-from benchmarks.bars import judge
 from benchmarks.feed import symbols
 from benchmarks.table import RESULTS, ROOT, SYSTEMS
-from benchmarks.tools import keep, machine
+from benchmarks.targets import judge
+from benchmarks.tools import machine, store_bars
 from tests.servers import Mongod, free_port, own_mongod
 from wadm_mcp.analytics.footprint import Footprint
 from wadm_mcp.model import DAY, HOUR, MINUTE, Basis, Instrument, Listing, Span, Timeframe, Trade, TradeType
@@ -50,7 +49,7 @@ _TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
 class Recording:
-    """One recorder at work: its feed, its database and what they use."""
+    """A running recorder with its feed and its database, and their resource usage."""
 
     def __init__(self, system: str, phases: list[str], count: int, folder: Path, server: Mongod, exchange: str = "binance") -> None:
         self.system = system
@@ -71,7 +70,7 @@ class Recording:
         self.port = free_port()
         self.process = subprocess.Popen(
             _on_core(0, self._command(port)),
-            # cryptofeed writes a log into the folder it is started in.
+            # cryptofeed writes a log into its working directory.
             cwd=folder if system.startswith("cryptofeed") else ROOT,
             env={**os.environ, **self._settings(port)},
             stdout=subprocess.DEVNULL,
@@ -108,7 +107,7 @@ class Recording:
 
     @property
     def cpu(self) -> tuple[float, float]:
-        """CPU seconds so far of the recorder and of MongoDB."""
+        """CPU seconds used so far by the recorder and by MongoDB."""
         return _cpu(self.process.pid), _cpu(self._server_pid)
 
     @property
@@ -118,7 +117,7 @@ class Recording:
 
     @property
     def highest_memory(self) -> float:
-        """Resident megabytes of the recorder at their highest, as the kernel kept it."""
+        """Peak of the recorder's resident memory in megabytes, as recorded by the kernel."""
         return self._status("VmHWM")
 
     def _status(self, name: str) -> float:
@@ -131,16 +130,16 @@ class Recording:
         if "MongoDB" in self.system:
             return self._client["tape"]["trades"].estimated_document_count()
         with sqlite3.connect(f"file:{self.folder}/data/wadm.sqlite?mode=ro", uri=True) as db:
-            # Ids follow one another, and to count rows would be work beside the recorder's.
+            # Ids are consecutive; counting rows would take time from the recorder.
             return db.execute("SELECT coalesce(sum(last_seq - first_seq + 1), 0) FROM coverage").fetchone()[0]
 
     def stall(self, since: float) -> float:
-        """Milliseconds of the loop's longest stall since an epoch second."""
+        """The longest stall of the event loop since an epoch second, in milliseconds."""
         lines = (self.folder / "stalls").read_text().split("\n")[:-1]
         return max((float(line.split()[1]) for line in lines if float(line.split()[0]) >= since), default=0.0)
 
     def watch(self, seconds: float, until: Callable[[], bool] = lambda: False) -> float:
-        """Wait; the peak of memory (MB) meanwhile."""
+        """Wait until a time or a condition; returns the peak of memory (MB) meanwhile."""
         peak, end = 0.0, time.monotonic() + seconds
         while time.monotonic() < end and not until():
             peak = max(peak, self.memory)
@@ -148,7 +147,7 @@ class Recording:
         return peak
 
     def stop(self) -> None:
-        """End both."""
+        """Stop the recorder and the feed."""
         self._client.close()
         self.process.terminate()
         try:
@@ -175,7 +174,7 @@ def recording(system: str, phases: list[str], count: int = 5, exchange: str = "b
 
 
 def paced(rate: int, seconds: float = 25) -> Iterator[dict[str, Any]]:
-    """Trades one a send at a lifelike rate: cores used by process and database."""
+    """Trades at a realistic rate, one per frame: cores used by process and database."""
     for system in SYSTEMS:
         with recording(system, [f"{rate}:{seconds + 15:.0f}"]) as one:
             time.sleep(8)
@@ -190,8 +189,11 @@ def paced(rate: int, seconds: float = 25) -> Iterator[dict[str, Any]]:
 
 
 def flood() -> Iterator[dict[str, Any]]:
-    """As fast as the recorder takes them, until all are stored: the middle one of three rounds, for a machine's pace drifts by a tenth
-    between two runs; the highest memory and the longest stall of all."""
+    """Trades as fast as the recorder takes them, until all are stored.
+
+    Of three rounds it reports the median, because a machine's speed varies by a tenth between runs, with the highest memory and the
+    longest stall of all three.
+    """
     rounds = [row for _ in range(3) for row in flood_once()]
     for system in SYSTEMS:
         mine = sorted((row for row in rounds if row["system"] == system), key=lambda row: row["stored_per_s"])
@@ -199,7 +201,7 @@ def flood() -> Iterator[dict[str, Any]]:
 
 
 def flood_once() -> Iterator[dict[str, Any]]:
-    """One round."""
+    """One round of `flood`."""
     for system in SYSTEMS:
         with recording(system, [f"0:{FLOOD}"]) as one:
             resting, began, before, since = one.memory, time.monotonic(), one.cpu, time.time()
@@ -214,13 +216,13 @@ def flood_once() -> Iterator[dict[str, Any]]:
 
 
 def asked() -> Iterator[dict[str, Any]]:
-    """The same flood, while one client asks for the newest trade and for a profile in turn."""
+    """The same flood while one client requests the newest trade and a profile in turn."""
     for system in SYSTEMS[1:]:
         with recording(system, [f"0:{FLOOD}"]) as one:
             resting, since = one.memory, time.time()
             time.sleep(2)
             took = anyio.run(_ask_in_turn, one, 6.0)
-            assert one.stored < FLOOD, "the flood was over before the questions were"
+            assert one.stored < FLOOD, "all trades were stored before the client was done"
             one.watch(300, lambda: one.stored >= FLOOD)
             row = {"scenario": "flood, asked", "system": system, "stored": one.stored, "answers": len(took)}
             row |= {"answer_p50_ms": _percentile(took, 50), "answer_p99_ms": _percentile(took, 99), "stall_ms": one.stall(since)}
@@ -228,7 +230,7 @@ def asked() -> Iterator[dict[str, Any]]:
 
 
 def burst() -> Iterator[dict[str, Any]]:
-    """20,000 trades in one second on top of 2,000/s, while one client asks for the newest trade again and again."""
+    """20,000 trades in one second on top of 2,000/s, while one client requests the newest trade continuously."""
     for system in SYSTEMS[1:]:
         with recording(system, ["2000:25", "22000:1", "2000:14"]) as one:
             time.sleep(8)
@@ -248,7 +250,7 @@ def burst() -> Iterator[dict[str, Any]]:
 
 
 def many() -> Iterator[dict[str, Any]]:
-    """400 instruments at once, 5,000 trades/s together. Bybit's come twice, over two connections."""
+    """400 instruments with 5,000 trades/s in total. Trades of Bybit are received twice, on two connections."""
     for exchange, system in product(("binance", "bybit"), SYSTEMS[1:]):
         with recording(system, ["5000:60"], 400, exchange) as one:
             since = time.time()
@@ -276,7 +278,7 @@ def long() -> Iterator[dict[str, Any]]:
 
 
 def start() -> Iterator[dict[str, Any]]:
-    """From the start of the process to its first profile of 24 hours, with 30 days of minutes, hours and days in the store."""
+    """Time from the start of the process to its first 24-hour profile, with 30 days of minutes, hours and days in the store."""
     with tempfile.TemporaryDirectory(prefix="wadm-bench-") as folder, own_mongod() as server:
         anyio.run(_fill, Path(folder))
         took: list[float] = []
@@ -305,15 +307,15 @@ async def _fill(folder: Path) -> None:
     async with SqliteStore(folder / "data" / "wadm.sqlite") as store:
         await store.save_listings([listing])
         for day in range(today - 30 * DAY, today, DAY):
-            await keep(store, listing, Timeframe.M1, {day + number * MINUTE: each for number, each in enumerate(made)})
-            await keep(store, listing, Timeframe.H1, {day + number * HOUR: each for number, each in enumerate(hours)})
-            await keep(store, listing, Timeframe.D1, {day: whole})
+            await store_bars(store, listing, Timeframe.M1, {day + number * MINUTE: each for number, each in enumerate(made)})
+            await store_bars(store, listing, Timeframe.H1, {day + number * HOUR: each for number, each in enumerate(hours)})
+            await store_bars(store, listing, Timeframe.D1, {day: whole})
         await store.write([], [(listing.instrument, Span(today - 30 * DAY, today, 1, 1_000, Basis.EXACT))])
         await store.derive(Derived(settles=await store.dirty_minutes()))
 
 
 async def _first_answer(one: Recording) -> None:
-    """Returns with the first answer that is one."""
+    """Returns after the first answer without an error."""
     with anyio.fail_after(30):
         while True:
             try:
@@ -321,12 +323,12 @@ async def _first_answer(one: Recording) -> None:
                     result = await client.call_tool("get_volume_profile", {"symbol": "BTCUSDT", "window": "24h"})
                     if not result.is_error:
                         return
-            except Exception:  # noqa: BLE001 - nobody listens yet
+            except Exception:  # noqa: BLE001 - the server does not listen yet
                 await anyio.sleep(0.02)
 
 
 async def _ask(one: Recording, seconds: float) -> tuple[list[float], list[float]]:
-    """Milliseconds from a trade's send to the end of the first answer that has it, of every trade; and of each answer."""
+    """Latencies in milliseconds: of every trade, from sending it to the end of the first answer with it; and of every answer."""
     lateness: list[float] = []
     took: list[float] = []
     asked = {"exchange": "binance", "market": "linear", "symbol": one.names[0], "limit": 1}
@@ -340,14 +342,14 @@ async def _ask(one: Recording, seconds: float) -> tuple[list[float], list[float]
             assert not result.is_error, result.content
             newest = _newest(result.structured_content)
             if seen:
-                # Trades between two answers were sent evenly between their newest ones.
+                # Assumes that trades between two answers were sent at a constant rate.
                 lateness += [now - (seen + (newest - seen) * part / 20) for part in range(1, 21) if newest > seen]
             seen = newest
     return lateness, took
 
 
 async def _ask_in_turn(one: Recording, seconds: float) -> list[float]:
-    """Milliseconds of each answer."""
+    """Latency of each answer in milliseconds."""
     took: list[float] = []
     asked = {"exchange": "binance", "market": "linear", "symbol": one.names[0]}
     questions = cycle([("get_trades", asked | {"limit": 1}), ("get_volume_profile", asked | {"window": "1h"})])
@@ -366,7 +368,7 @@ def _newest(answer: Any) -> int:
 
 
 async def _gaps(one: Recording) -> int:
-    """Gaps since the recorder began; each market has one before that."""
+    """Gaps since the recorder started; each market has one gap before that."""
     async with Client(f"http://127.0.0.1:{one.port}/mcp") as client:
         result = await client.call_tool("list_markets", {})
         table = (result.structured_content or {})["markets"]
@@ -411,7 +413,7 @@ def _rounded(value: Any) -> Any:
 
 
 def main() -> None:
-    """Run what was asked for, or everything."""
+    """Run the named scenarios, or all."""
     some = [name for name in sys.argv[1:] if name != "--write"]
     found: dict[str, list[dict[str, Any]]] = {}
     for name in some or SCENARIOS:

@@ -1,11 +1,11 @@
-"""What each tool takes, beside a tool that does nothing, on the same transport in the same run.
+"""The latency of each tool, compared with a tool that does nothing, on the same transport in the same run.
 
     python -m benchmarks.tools          prints the table
-    python -m benchmarks.tools --write  puts it into docs/tools.md too
+    python -m benchmarks.tools --write  also writes it into docs/tools.md
 
-A market as busy as BTCUSDT on two exchanges rests in SQLite: 460 trades a minute each, a week of days, two days of minutes, an hour of
-single trades. The server is a process of its own, its clients speak 2026-07-28. `hot` is the same question again within a second, `warm`
-one whose answer is made anew, `cold` one with every cache of WADM emptied before it (the machine's own cache of the file is not).
+SQLite contains a market as busy as BTCUSDT on two exchanges: 460 trades a minute each, a week of days, two days of minutes, an hour of
+single trades. The server runs in a process of its own; clients use protocol version 2026-07-28. `hot` is a question repeated within a
+second, `warm` one whose answer is computed again, `cold` one for which all caches of WADM are empty (the file cache of the system is not).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from mcp_types import CallToolResult, TextContent
 from tests.queries.world import Held
 from tests.server.fake import FakeRuntime
 from wadm_mcp.analytics.footprint import Footprint
-from wadm_mcp.cli import quieten_collector
+from wadm_mcp.cli import tune_garbage_collector
 from wadm_mcp.health import Health
 from wadm_mcp.model import DAY, HOUR, MINUTE, Basis, Instrument, Listing, Span, Timeframe, Trade, TradeType
 from wadm_mcp.queries.arguments import DETAILS
@@ -41,7 +41,7 @@ from wadm_mcp.queries.view import View
 from wadm_mcp.server.server import WadmServer, build_server
 from wadm_mcp.server.stdio import serve_stdio
 from wadm_mcp.storage.cache import InProcessCache
-from wadm_mcp.storage.cached import HOT, CachedAnswers, CachedFootprints
+from wadm_mcp.storage.cached import ANSWER_TTL_SECONDS, CachedAnswers, CachedFootprints
 from wadm_mcp.storage.sqlite import SqliteStore
 from wadm_mcp.storage.store import Derived, OrderFlow, StoredFootprint
 from wadm_mcp.tape import Tape
@@ -56,7 +56,7 @@ TRADES_A_MINUTE = 460
 ERA = "2026-07-28"
 HOT_SAMPLES, WARM_SAMPLES, COLD_SAMPLES = 100, 25, 10
 HOT_ROUNDS = 20
-"""Answers made to be given again; one that takes its whole second to make is given to nobody."""
+"""Most answers that are computed to be reused; one that takes a whole second to compute is not reused at all."""
 CALLS: dict[str, dict[str, Any]] = {
     "list_markets": {},
     "get_market_structure": {"symbol": "BTCUSDT"},
@@ -70,7 +70,7 @@ CALLS: dict[str, dict[str, Any]] = {
 
 
 async def record(store: SqliteStore) -> None:
-    """The market, as rollup would leave it."""
+    """Fill the store with the market, as rollup would."""
     chance, middle, seq = random.Random(1), 6_000_000.0, 0
     minutes: list[Footprint] = []
     for minute in range(24 * 60):
@@ -85,11 +85,11 @@ async def record(store: SqliteStore) -> None:
     day = Footprint.consecutive(hours, LISTINGS[0].scale)
     for listing in LISTINGS:
         for start in range(MIDNIGHT - 7 * DAY, MIDNIGHT, DAY):
-            await keep(store, listing, Timeframe.D1, {start: day})
-            await keep(store, listing, Timeframe.H1, {start + hour * HOUR: hours[hour] for hour in range(24)})
-        await keep(store, listing, Timeframe.H1, {MIDNIGHT + hour * HOUR: hours[hour] for hour in range(10)})
+            await store_bars(store, listing, Timeframe.D1, {start: day})
+            await store_bars(store, listing, Timeframe.H1, {start + hour * HOUR: hours[hour] for hour in range(24)})
+        await store_bars(store, listing, Timeframe.H1, {MIDNIGHT + hour * HOUR: hours[hour] for hour in range(10)})
         known = {start: minutes[start % DAY // MINUTE] for start in range(NOW - 51 * HOUR, NOW, MINUTE)}
-        await keep(store, listing, Timeframe.M1, known)
+        await store_bars(store, listing, Timeframe.M1, known)
         for length in (Timeframe.M5, Timeframe.M15):
             bars = {
                 start: Footprint.consecutive([minutes[at % DAY // MINUTE] for at in range(start, start + length.ms, MINUTE)], listing.scale)
@@ -109,19 +109,19 @@ def _trade(listing: Listing, at: int, seq: int, price: int, quantity: int, bough
     return Trade(listing.instrument, at, seq, str(seq), price, quantity, side, 1, listing.scale)
 
 
-async def keep(store: SqliteStore, listing: Listing, timeframe: Timeframe, footprints: dict[int, Footprint]) -> None:
-    for some in _some(list(footprints.items()), 200):
+async def store_bars(store: SqliteStore, listing: Listing, timeframe: Timeframe, footprints: dict[int, Footprint]) -> None:
+    for some in _chunks(list(footprints.items()), 200):
         rows = [StoredFootprint(listing.instrument, timeframe, start, footprint) for start, footprint in some]
         flows = [OrderFlow(listing.instrument, timeframe, start, footprint.bar, 0) for start, footprint in some]
         await store.derive(Derived(footprints=rows, order_flow=flows))
 
 
-def _some(items: list[Any], count: int) -> list[list[Any]]:
+def _chunks(items: list[Any], count: int) -> list[list[Any]]:
     return [items[first : first + count] for first in range(0, len(items), count)]
 
 
 class _Runtime(FakeRuntime):
-    """WADM's own view on the store, at a time that stands still."""
+    """WADM's view of the store, at a fixed time."""
 
     def __init__(self, store: SqliteStore) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class _Runtime(FakeRuntime):
         self.forget("everything")
 
     def forget(self, what: str) -> None:
-        """Empty what was said a moment ago, or every cache."""
+        """Empty the cache of answers, or every cache."""
         self.answers = CachedAnswers(InProcessCache())
         if what == "everything":
             footprints = CachedFootprints(InProcessCache(64 << 20))
@@ -144,8 +144,8 @@ class _Runtime(FakeRuntime):
 
 
 async def serve(transport: str, folder: str) -> None:
-    """WADM's own server with two more tools: one that does nothing, one that forgets."""
-    quieten_collector()
+    """WADM's server with two more tools: one that does nothing, one that empties caches."""
+    tune_garbage_collector()
     async with SqliteStore(Path(folder) / "tape.sqlite") as store:
         runtime = _Runtime(store)
         server = _with_more(build_server(runtime), runtime)
@@ -189,14 +189,14 @@ async def connected(transport: str, folder: str) -> AsyncGenerator[Client]:
 
 
 class Stopwatch:
-    """Times calls, and after each one that counts a call of the tool that does nothing: what the machine is slow at, both are."""
+    """Measures calls, and after each one a call of the tool that does nothing, so that both see the same load of the machine."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
         self.trivial: list[float] = []
 
     async def timed(self, name: str, arguments: dict[str, Any], count: int, forget: str = "") -> list[float]:
-        """Milliseconds of each call; `forget` is called before each, outside the time."""
+        """Latency of each call in milliseconds; `forget` names what is emptied before each call, which is not measured."""
         took: list[float] = []
         for _ in range(count):
             if forget:
@@ -205,20 +205,20 @@ class Stopwatch:
         return took
 
     async def hot(self, name: str, arguments: dict[str, Any]) -> list[float]:
-        """Milliseconds of calls that come while the answer of one before them is still given again."""
+        """Latencies in milliseconds of calls that are answered from the cached answer of an earlier call."""
         took: list[float] = []
         for _ in range(HOT_ROUNDS):
             if len(took) == HOT_SAMPLES:
                 break
             await self._client.call_tool("forget", {"what": "answers"})
-            until = time.perf_counter() + 0.9 * HOT
+            until = time.perf_counter() + 0.9 * ANSWER_TTL_SECONDS
             await self.asked(name, arguments)
             while time.perf_counter() < until and len(took) < HOT_SAMPLES:
                 took.append(await self._pair(name, arguments))
         return took
 
     async def asked(self, name: str, arguments: dict[str, Any]) -> float:
-        """Milliseconds of one call."""
+        """Latency of one call in milliseconds."""
         began = time.perf_counter()
         result = await self._client.call_tool(name, arguments)
         took = (time.perf_counter() - began) * 1e3
@@ -232,11 +232,11 @@ class Stopwatch:
 
 
 async def measure(transport: str, folder: str) -> list[str]:
-    """A line for each tool at each detail, and last one for the tool that does nothing."""
+    """A line for each tool at each detail, and a last one for the tool that does nothing."""
     lines: list[str] = []
     trivial: list[float] = []
 
-    def tell(name: str, detail: str, *cells: str) -> None:
+    def print_row(name: str, detail: str, *cells: str) -> None:
         lines.append(f"| {' | '.join((transport, name, detail, *cells))} |")
         print(lines[-1], flush=True)
 
@@ -251,13 +251,13 @@ async def measure(transport: str, folder: str) -> list[str]:
                 hot = await watch.hot(name, asked)
                 warm = await watch.timed(name, asked, WARM_SAMPLES, "answers")
                 cold = await watch.timed(name, asked, COLD_SAMPLES, "everything")
-                tell(f"`{name}`", detail, *(_told(one, watch.trivial) for one in (hot, warm, cold)))
+                print_row(f"`{name}`", detail, *(_cell(one, watch.trivial) for one in (hot, warm, cold)))
                 trivial += watch.trivial
-        tell("a tool that does nothing", "", _told(trivial, trivial), "", "")
+        print_row("a tool that does nothing", "", _cell(trivial, trivial), "", "")
     return lines
 
 
-def _told(took: Sequence[float], trivial: Sequence[float]) -> str:
+def _cell(took: Sequence[float], trivial: Sequence[float]) -> str:
     if not took:
         return ""
     middle, last = percentile(took, 50), percentile(took, 99)
@@ -265,12 +265,12 @@ def _told(took: Sequence[float], trivial: Sequence[float]) -> str:
 
 
 def percentile(took: Sequence[float], percent: int) -> float:
-    """The least of them that so many percent do not exceed."""
+    """The smallest value that this percentage of the values does not exceed."""
     return sorted(took)[-(-len(took) * percent // 100) - 1]
 
 
 def machine() -> str:
-    """The processor, its cores, the Python and the day of a run."""
+    """Processor, cores, Python version and date of this run."""
     found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if Path("/proc/cpuinfo").exists() else None
     model = found[1] if found else platform.processor()
     return f"{model}, {os.cpu_count()} cores, Python {platform.python_version()}, {datetime.now(UTC):%Y-%m-%d}"
@@ -285,8 +285,8 @@ async def main() -> None:
         for transport in ("http", "stdio"):
             lines += await measure(transport, folder)
     note = (
-        f"p50 / p99 of {HOT_SAMPLES} hot, {WARM_SAMPLES} warm and {COLD_SAMPLES} cold calls (of so few warm and cold ones p99 is the "
-        f"slowest), in brackets the ratio to the tool that does nothing, called after each of them. {machine()}."
+        f"p50 / p99 of {HOT_SAMPLES} hot, {WARM_SAMPLES} warm and {COLD_SAMPLES} cold calls (with so few warm and cold ones, p99 is the "
+        f"slowest); in brackets the ratio to the tool that does nothing, called after each of them. {machine()}."
     )
     print(note)
     if "--write" in sys.argv:

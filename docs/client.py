@@ -1,4 +1,4 @@
-"""Asks a running demo over each transport: list the tools, ask two questions, read a resource. The README shows this file."""
+"""Asks a running demo over each transport: list the tools, ask two questions, read a resource. docs/clients.md shows this file."""
 
 import sys
 from pathlib import Path

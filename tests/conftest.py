@@ -1,4 +1,4 @@
-"""What every test shares: one event loop library, and the folder of real recorded trades where it is at hand."""
+"""Fixtures of every test: the event loop library, and the folder of real recorded trades where it exists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trades and clocks for tests: a market of one's own making, small enough to count by hand."""
+"""Trades and clocks for tests: a made-up market, small enough to count by hand."""
 
 from __future__ import annotations
 

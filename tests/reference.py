@@ -1,7 +1,7 @@
-"""What the documents say of tools, resources, prompts, settings and routes, made from the server itself.
+"""The documentation of tools, resources, prompts, settings and routes, generated from the server itself.
 
 `python -m tests.reference` writes `docs/reference.md`, the table of sizes in `docs/tools.md` and the snapshot of every definition;
-`test_reference` fails when one of them is not what the code says.
+`test_reference` fails when one of them differs from the code.
 """
 
 from __future__ import annotations
@@ -33,15 +33,18 @@ SIZES: Final = ROOT / "docs" / "tools.md"
 SNAPSHOT: Final = ROOT / "tests" / "server" / "definitions.json"
 
 _MARKED: Final = re.compile(r"(<!-- sizes -->\n).*?(<!-- /sizes -->)", re.DOTALL)
-_ASKED: Final[dict[str, dict[str, Any]]] = {
-    "list_markets": {},
-    "get_market_structure": {"symbol": "BTCUSDT"},
-    "get_volume_profile": {"symbol": "BTCUSDT", "window": "24h"},
-    "get_order_flow": {"symbol": "BTCUSDT", "window": "4h"},
-    "get_footprint": {"symbol": "BTCUSDT", "start": iso(NOON - HOUR), "end": iso(NOON), "timeframe": "15m"},
-    "get_trades": {"symbol": "BTCUSDT", "window": "1h"},
-    "compare_exchanges": {"symbol": "BTCUSDT", "window": "4h", "timeframe": "15m"},
-    "wait_for": {"symbol": "BTCUSDT", "condition": "coverage_back", "timeout": 1},
+_COMMON: Final[dict[str, Any]] = {"symbol": "BTCUSDT", "condition": "coverage_back", "timeout": 1}
+"""Arguments of every question that takes them."""
+_WINDOWS: Final[dict[str, dict[str, Any]]] = {
+    "get_volume_profile": {"window": "24h"},
+    "get_order_flow": {"window": "4h"},
+    "get_footprint": {"start": iso(NOON - HOUR), "end": iso(NOON), "timeframe": "15m"},
+    "compare_exchanges": {"window": "4h", "timeframe": "15m"},
+}
+"""Where a typical window is not the default one."""
+_ASKED: Final = {
+    question.name: {name: value for name, value in _COMMON.items() if name in question.arguments} | _WINDOWS.get(question.name, {})
+    for question in QUESTIONS
 }
 
 
@@ -51,12 +54,12 @@ def tokens(text: str) -> int:
 
 
 def compact(value: Any) -> str:
-    """JSON as it goes over the wire."""
+    """JSON as it is sent."""
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
 async def definitions() -> dict[str, Any]:
-    """Everything a client can list, tracking switched on, as the newest protocol sends it."""
+    """Everything that a client can list, with tracking on, in the newest protocol."""
     async with Client(build_server(FakeRuntime(WADM_ALLOW_TRACKING=True))) as client:
         lists = {
             "tools": (await client.list_tools()).tools,
@@ -71,7 +74,7 @@ async def definitions() -> dict[str, Any]:
 
 
 async def sizes() -> str:
-    """A table of what each tool costs an agent to know and to read."""
+    """A table of the tokens and bytes of each tool's definition and answers."""
     runtime = FakeRuntime()
     world = tape_world()
     runtime.view, runtime.clock.at = world.view, NOW
@@ -94,13 +97,13 @@ async def sizes() -> str:
 
 
 def with_sizes(page: str, table: str) -> str:
-    """The page with this table between its marks."""
+    """The page with this table between its markers."""
     return _MARKED.sub(lambda found: f"{found[1]}{table}{found[2]}", page)
 
 
 def reference(listed: dict[str, Any]) -> str:
-    """The page of definitions."""
-    lines = ["# Reference", "", "Made from the code by `make reference`; a test keeps it true.", "", "## Tools", ""]
+    """The reference page."""
+    lines = ["# Reference", "", "Generated from the code by `make reference`; a test keeps it up to date.", "", "## Tools", ""]
     for tool in listed["tools"]:
         hints = tool["annotations"]
         kind = "read-only" if hints["readOnlyHint"] else "changes what is followed"
@@ -131,12 +134,12 @@ def reference(listed: dict[str, Any]) -> str:
 
 
 def snapshot(listed: dict[str, Any]) -> str:
-    """Every definition, one fact a line, so that a drift is seen in a diff."""
+    """Every definition as indented JSON, so that a diff shows what changed."""
     return json.dumps(listed, indent=1, ensure_ascii=False) + "\n"
 
 
 async def main() -> None:
-    """Write all three."""
+    """Write all three files."""
     listed = await definitions()
     REFERENCE.write_text(reference(listed))
     SNAPSHOT.write_text(snapshot(listed))

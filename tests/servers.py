@@ -1,4 +1,4 @@
-"""Real servers for tests: started on free loopback ports with folders of their own, stopped by whoever started them.
+"""Real servers for tests: started on free loopback ports with folders of their own, stopped by the test that started them.
 
 Where no server can be had the tests that need one are skipped by name; with `CI=true` they fail.
 """
@@ -25,7 +25,7 @@ _STOP_WITHIN: Final = 30.0
 
 
 class Mongod:
-    """A mongod of our own at `url`, not started yet. Its folder holds data and log, and outlives a kill."""
+    """A mongod of our own at `url`, not started yet. Its folder contains data and log, and survives a kill."""
 
     def __init__(self, binary: Path, folder: Path, *arguments: str) -> None:
         self.port = free_port()
@@ -113,7 +113,7 @@ def no_server(name: str, remedy: str) -> NoReturn:
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on right now."""
+    """A free loopback port."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])

@@ -36,7 +36,7 @@ TEN = Window(NOON, NOON + 10 * MINUTE)
 
 
 def minute(start: int, count: int = 3, volume: int = 300, bought: int = 200) -> Candle:
-    """A minute as Binance tells it, at five decimals."""
+    """A candle of one minute of Binance, at five decimals."""
     return Candle(start, volume, 5, count, bought)
 
 
@@ -56,44 +56,44 @@ async def recorded(r: Recording) -> None:
     await r.write()
 
 
-async def audited(r: Recording, told: ExchangeFigures | None) -> Audited:
-    return await Auditor(r.store, RETENTION, r.clock.now).audit(listing(), TEN, told)
+async def audited(r: Recording, figures: ExchangeFigures | None) -> Audited:
+    return await Auditor(r.store, RETENTION, r.clock.now).audit(listing(), TEN, figures)
 
 
 ALL = ExchangeFigures([minute(start) for start in range(TEN.start, TEN.end, MINUTE)], {})
 
 
-async def test_a_tape_that_says_what_the_exchange_says_has_no_difference(tmp_path: Path) -> None:
+async def test_a_tape_that_agrees_with_the_exchange_has_no_difference(tmp_path: Path) -> None:
     async with recording(tmp_path) as r:
         await recorded(r)
         found = await audited(r, ALL)
-        # Others of the very first trade's millisecond may be missing: its minute is not whole.
+        # Other trades of the first trade's millisecond may be missing, so its minute is not covered.
         assert (found.minutes, found.compared, found.recomputed, found.differences) == (10, 9, 9, ())
 
 
 @pytest.mark.parametrize(
-    ("kline", "says"),
+    ("candle", "says"),
     [
         (minute(NOON + MINUTE, volume=301, bought=200), "volume is 0.003, the exchange says 0.00301"),
         (minute(NOON + MINUTE, count=4), "trade_count is 3, the exchange says 4"),
         (minute(NOON + MINUTE, bought=100), "buy_volume is 0.002, the exchange says 0.001"),
     ],
 )
-async def test_a_minute_of_which_the_exchange_says_something_else_is_told(tmp_path: Path, kline: Candle, says: str) -> None:
+async def test_a_minute_that_differs_from_the_exchange_is_reported(tmp_path: Path, candle: Candle, says: str) -> None:
     async with recording(tmp_path) as r:
         await recorded(r)
-        found = await audited(r, ExchangeFigures([kline], {}))
+        found = await audited(r, ExchangeFigures([candle], {}))
         assert [str(each) for each in found.differences] == [f"binance:spot:BTCUSDT 1m 2026-06-01T12:01:00Z: {says}"]
 
 
-async def test_bybit_which_tells_volumes_alone_is_compared_by_them(tmp_path: Path) -> None:
+async def test_a_candle_of_bybit_with_volume_alone_is_compared_by_volume(tmp_path: Path) -> None:
     async with recording(tmp_path) as r:
         await recorded(r)
         assert (await audited(r, ExchangeFigures([Candle(NOON + MINUTE, 3_000, 6)], {}))).differences == ()
         assert len((await audited(r, ExchangeFigures([Candle(NOON + MINUTE, 3_001, 6)], {}))).differences) == 1
 
 
-async def test_a_stored_bar_that_is_not_the_sum_of_its_trades_is_told_wherever_it_shows(tmp_path: Path) -> None:
+async def test_a_stored_bar_that_is_not_the_sum_of_its_trades_is_reported_in_every_figure(tmp_path: Path) -> None:
     async with recording(tmp_path) as r:
         await recorded(r)
         (row,) = await r.store.order_flow(SPOT, Timeframe.M1, Window(NOON + 2 * MINUTE, NOON + 3 * MINUTE))
@@ -105,7 +105,7 @@ async def test_a_stored_bar_that_is_not_the_sum_of_its_trades_is_told_wherever_i
         assert (Timeframe.M1, "volume") in figures
 
 
-async def test_what_is_not_held_whole_is_compared_with_nothing(tmp_path: Path) -> None:
+async def test_minutes_that_are_not_covered_are_not_compared(tmp_path: Path) -> None:
     async with recording(tmp_path) as r:
         await recorded(r)
         wrong = ExchangeFigures(
@@ -114,20 +114,20 @@ async def test_what_is_not_held_whole_is_compared_with_nothing(tmp_path: Path) -
         assert (await audited(r, wrong)).differences == ()
 
 
-async def test_the_exchanges_first_id_of_an_hour_and_the_one_before_it_must_be_held(tmp_path: Path) -> None:
+async def test_the_exchanges_first_id_of_an_hour_and_the_one_before_it_must_be_covered(tmp_path: Path) -> None:
     async with recording(tmp_path, ManualClock(NOON - 5 * MINUTE)) as r:
         await recorded(r)
         window = Window(NOON - 4 * MINUTE, NOON + 4 * MINUTE)
         auditor = Auditor(r.store, RETENTION, r.clock.now)
         assert (await auditor.audit(listing(), window, ExchangeFigures([], {NOON: 16}))).differences == ()
         difference, *_ = (await auditor.audit(listing(), window, ExchangeFigures([], {NOON: 90}))).differences
-        assert str(difference) == "binance:spot:BTCUSDT 1h 2026-06-01T12:00:00Z: id is not held, the exchange says 90"
+        assert str(difference) == "binance:spot:BTCUSDT 1h 2026-06-01T12:00:00Z: id is not recorded, the exchange says 90"
 
 
-async def test_each_closed_hour_is_audited_once_and_health_tells_of_it(tmp_path: Path) -> None:
+async def test_each_closed_hour_is_audited_once_and_reported_to_health(tmp_path: Path) -> None:
     asked: list[Window] = []
 
-    async def told(_: Listing, window: Window) -> ExchangeFigures:
+    async def fetch_figures(_: Listing, window: Window) -> ExchangeFigures:
         asked.append(window)
         if len(asked) == 1:
             raise ExchangeError("away")
@@ -136,9 +136,9 @@ async def test_each_closed_hour_is_audited_once_and_health_tells_of_it(tmp_path:
     async with recording(tmp_path) as r:
         await recorded(r)
         r.clock.at = NOON + HOUR + 6 * MINUTE
-        audit = HourlyAudit(Auditor(r.store, RETENTION, r.clock.now), lambda: [listing()], told, r.health, r.clock.now)
+        audit = HourlyAudit(Auditor(r.store, RETENTION, r.clock.now), lambda: [listing()], fetch_figures, r.health, r.clock.now)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("wadm_mcp.audit._LOOK_EVERY", 0.01)
+            patch.setattr("wadm_mcp.audit._POLL_SECONDS", 0.01)
             with anyio.fail_after(10):
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(audit.run)
@@ -157,7 +157,7 @@ INSTRUMENTS = [Instrument(exchange, market, "BTCUSDT") for exchange in ("binance
 
 
 def ledger(simulator: Simulator, instrument: Instrument, window: Window) -> list[Trade]:
-    """What the simulated exchange traded, as a recorder would hold it."""
+    """The trades of the simulated exchange, as a recorder would record them."""
     steps, tape = steps_of(instrument), simulator.tape(instrument)
     rows: list[tuple[int, int, str, str, str, bool, int]] = []
     if instrument[:2] == ("binance", "linear"):
@@ -176,8 +176,8 @@ def ledger(simulator: Simulator, instrument: Instrument, window: Window) -> list
     return trades
 
 
-async def hold(folder: Path, simulator: Simulator, window: Window) -> None:
-    """A store that holds a window of every instrument, whole and derived."""
+async def record(folder: Path, simulator: Simulator, window: Window) -> None:
+    """Write a store in which a window of every instrument is covered and derived."""
     async with SqliteStore(folder / "wadm.sqlite") as store, Journal(folder / "journal", 1 << 30) as journal:
         health, clock = Health(now_ms), Clock(monotonic=lambda: 0.0)
         recorder = Recorder(Tape(), health, clock)
@@ -187,8 +187,8 @@ async def hold(folder: Path, simulator: Simulator, window: Window) -> None:
         for instrument in INSTRUMENTS:
             trades = ledger(simulator, instrument, window)
             exact = instrument.exchange == "binance"
-            held = Span(window.start, window.end, trades[0].seq, trades[-1].seq, Basis.EXACT if exact else Basis.OBSERVED)
-            await store.write(trades, [(instrument, held)])
+            span = Span(window.start, window.end, trades[0].seq, trades[-1].seq, Basis.EXACT if exact else Basis.OBSERVED)
+            await store.write(trades, [(instrument, span)])
             listed = Listing(instrument, Decimal(1).scaleb(-trades[0].scale.price), Decimal(1).scaleb(-trades[0].scale.quantity))
             await store.save_listings([listed])
             await maintenance.adopt(recorder.start(listed, counts_trades=exact))
@@ -196,11 +196,11 @@ async def hold(folder: Path, simulator: Simulator, window: Window) -> None:
         assert await store.dirty_minutes() == []
 
 
-async def test_the_command_says_that_all_is_equal_and_exits_1_when_one_stored_figure_is_not(tmp_path: Path) -> None:
+async def test_the_command_reports_no_differences_and_exits_with_1_once_a_stored_figure_is_wrong(tmp_path: Path) -> None:
     closed = now_ms() - now_ms() % MINUTE - MINUTE
     window = Window(closed - 6 * MINUTE, closed)
     async with Simulator(seed=3, instruments=INSTRUMENTS) as simulator:
-        await hold(tmp_path, simulator, window)
+        await record(tmp_path, simulator, window)
         urls = {f"WADM_{name.upper()}": url for name, url in simulator.urls.items()}
         command = [*COMMAND, "audit", "--from", str(window.start), "--to", str(window.end)]
 
@@ -210,14 +210,14 @@ async def test_the_command_says_that_all_is_equal_and_exits_1_when_one_stored_fi
             assert b"Traceback" not in ended.stderr
             return ended.returncode, (ended.stdout + ended.stderr).decode()
 
-        status, told = await audit()
-        assert (status, told.splitlines()[-1]) == (0, "no difference"), told
-        assert [line.split()[1:] for line in told.splitlines() if line.startswith(("binance", "bybit"))] == [["6", "6", "6", "0"]] * 4
+        status, output = await audit()
+        assert (status, output.splitlines()[-1]) == (0, "no differences"), output
+        assert [line.split()[1:] for line in output.splitlines() if line.startswith(("binance", "bybit"))] == [["6", "6", "6", "0"]] * 4
         with closing(sqlite3.connect(tmp_path / "wadm.sqlite", isolation_level=None)) as db:
             db.execute("DELETE FROM trades WHERE instrument = 1 AND timestamp = (SELECT max(timestamp) FROM trades WHERE instrument = 1)")
-        status, told = await audit("--exchange", "binance", "--market", "spot")
+        status, output = await audit("--exchange", "binance", "--market", "spot")
         assert status == 1
-        assert "its trades give" in told
-        status, told = await audit("--symbol", "ETHUSDT")
+        assert "its trades give" in output
+        status, output = await audit("--symbol", "ETHUSDT")
         assert status == 2
-        assert told.strip().startswith("wadm-mcp: nothing that is recorded matches")
+        assert output.strip().startswith("wadm-mcp: no recorded instrument matches")

@@ -1,4 +1,4 @@
-"""The examples of client configurations, each started as it says."""
+"""The example client configurations, each started as written."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ async def test_a_client_that_launches_wadm_follows_what_its_configuration_says(t
             async with Client(StdioServerParameters(command=command, args=server.get("args", []), env=env, cwd=tmp_path)) as client:
                 followed = set[str]()
                 while len(followed) < 4:
-                    # An exchange is known once it has told what it lists.
+                    # An exchange is known once it has sent its listings.
                     answer = (await client.call_tool("list_markets", {})).structured_content
                     assert answer is not None
                     followed = {":".join(row[:3]) for row in answer["markets"]["rows"]}
     assert followed == {f"{exchange}:spot:{symbol}" for exchange in ("binance", "bybit") for symbol in ("BTCUSDT", "ETHUSDT")}
 
 
-async def test_a_client_that_connects_over_http_is_let_in_by_the_headers_of_its_configuration() -> None:
+async def test_a_client_over_http_is_authorised_by_the_headers_of_its_configuration() -> None:
     server = example("mcp.http.example.json", API_KEY=KEY)
     assert server["type"] == "http"
     with anyio.fail_after(20):

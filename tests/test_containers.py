@@ -1,4 +1,4 @@
-"""What can be known of the containers without an engine to run them."""
+"""Checks of the container files that need no container engine."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def megabytes(text: str) -> int:
     return int(text[:-1])
 
 
-def test_the_compose_file_is_lawful_by_the_specifications_own_schema() -> None:
+def test_the_compose_file_is_valid_by_the_schema_of_its_specification() -> None:
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(ROOT / "docker-compose.yml")]
     checked = subprocess.run(command, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout + checked.stderr
@@ -46,19 +46,19 @@ def test_three_services_fit_two_gigabytes_and_only_ours_is_public() -> None:
     assert all(service["networks"] == ["wadm-network"] and service["restart"] and service["logging"] for service in SERVICES.values())
 
 
-def test_ours_starts_once_the_others_are_healthy() -> None:
+def test_our_service_starts_once_the_others_are_healthy() -> None:
     assert SERVICES["wadm-api"]["depends_on"] == {name: {"condition": "service_healthy"} for name in ("wadm-mongodb", "wadm-redis")}
     assert all("healthcheck" in SERVICES[name] for name in ("wadm-mongodb", "wadm-redis"))
 
 
-def test_no_credential_stands_in_the_file_and_each_one_must_be_set() -> None:
+def test_the_compose_file_contains_no_credential_and_requires_each_one() -> None:
     text = (ROOT / "docker-compose.yml").read_text()
     used = set(re.findall(r"\$\{([A-Z_]+)", text))
     assert used == {"API_KEY", "MONGODB_ROOT_PASSWORD", "MONGODB_USER", "MONGODB_PASSWORD", "REDIS_PASSWORD", "WADM_ALLOWED_HOSTS"}
     assert all(f"${{{name}:?" in text for name in used - {"WADM_ALLOWED_HOSTS"})
 
 
-def test_our_user_of_mongodb_is_no_root_and_may_do_what_we_need() -> None:
+def test_our_user_of_mongodb_is_not_root_and_has_the_roles_that_we_need() -> None:
     script = COMPOSE["configs"]["wadm-mongodb-user"]["content"]
     (mount,) = SERVICES["wadm-mongodb"]["configs"]
     assert mount["source"] == "wadm-mongodb-user"
@@ -70,12 +70,12 @@ def test_our_user_of_mongodb_is_no_root_and_may_do_what_we_need() -> None:
     assert SERVICES["wadm-mongodb"]["environment"]["MONGO_INITDB_ROOT_USERNAME"] not in SERVICES["wadm-api"]["environment"]["MONGODB_URL"]
 
 
-def test_what_the_build_does_leaves_a_wadm_and_no_build_tool(tmp_path: Path) -> None:
+def test_the_build_leaves_an_installed_wadm_and_no_build_tool(tmp_path: Path) -> None:
     steps = re.findall(r"^RUN (.*)$", DOCKERFILE.split("\nFROM ")[1].replace("\\\n", ""), re.MULTILINE)
     assert [step for step in steps if "requirements.txt" in step]
     own = tmp_path / "wadm"
     for step in steps:
-        # A build copies what it needs beside it; here it is the checkout.
+        # A build copies its files first; here it runs in the checkout.
         done = subprocess.run(
             ["/bin/sh", "-ec", step.replace("/opt/wadm", str(own)).replace("python -m venv", f"{sys.executable} -m venv")],
             cwd=ROOT,
@@ -86,15 +86,15 @@ def test_what_the_build_does_leaves_a_wadm_and_no_build_tool(tmp_path: Path) -> 
         assert done.returncode == 0, done.stderr
     (packages,) = (own / "lib").glob("python*/site-packages")
     assert not [path.name for path in packages.iterdir() if re.match("(pip|setuptools|wheel|pkg_resources)", path.name)]
-    told = subprocess.run([str(own / "bin" / "wadm-mcp"), "--version"], capture_output=True, text=True, check=False)
-    assert told.stdout.startswith("wadm-mcp ")
+    shown = subprocess.run([str(own / "bin" / "wadm-mcp"), "--version"], capture_output=True, text=True, check=False)
+    assert shown.stdout.startswith("wadm-mcp ")
 
 
 def test_the_end_image_is_cleared_of_the_base_images_build_tools(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "base")], check=True)
     (step,) = [step for step in re.findall(r"^RUN ((?:.*\\\n)*.*)$", DOCKERFILE.rsplit("FROM ", 1)[1], re.MULTILINE) if "ensurepip" in step]
     script = re.findall(r'python -c "(.*?)"', step.replace("\\\n", ""), re.DOTALL)[0]
-    # The standard library of this machine is not ours to clear.
+    # The standard library of this machine must stay.
     harmless = script.replace("shutil.rmtree(pathlib.Path(ensurepip.__file__).parent);", "")
     assert harmless != script
     done = subprocess.run([str(tmp_path / "base" / "bin" / "python"), "-c", harmless], capture_output=True, text=True, check=False)
@@ -103,7 +103,7 @@ def test_the_end_image_is_cleared_of_the_base_images_build_tools(tmp_path: Path)
     assert list(packages.iterdir()) == []
 
 
-def test_every_variable_given_to_ours_is_a_setting_that_can_be_used() -> None:
+def test_every_variable_of_our_service_is_a_valid_setting() -> None:
     given = SERVICES["wadm-api"]["environment"]
     assert set(given) <= set(Settings.model_fields)
     filled = {name: re.sub(r"\$\{[^}]*\}", "x", str(value)) for name, value in given.items()}

@@ -1,4 +1,4 @@
-"""What the documents say is what the code does."""
+"""The documents agree with the code."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 from benchmarks.table import table
+from wadm_mcp import __version__
 from wadm_mcp.server.questions import QUESTIONS
 from wadm_mcp.settings import dotenv_example, settings_table
 
@@ -30,8 +31,8 @@ def test_the_settings_page_holds_every_setting() -> None:
         assert not default or row[0] == f"`{default}`"
 
 
-def test_the_client_that_the_readme_shows_is_the_one_that_is_tested() -> None:
-    (shown,) = re.findall(r"<!-- docs/client.py -->\n```python\n(.*?)```", text("README.md"), re.DOTALL)
+def test_the_client_example_in_the_documentation_is_the_tested_one() -> None:
+    (shown,) = re.findall(r"<!-- docs/client.py -->\n```python\n(.*?)```", text("docs/clients.md"), re.DOTALL)
     assert text("docs/client.py").split('"""\n\n', 1)[1] == shown
 
 
@@ -62,9 +63,38 @@ def test_the_readme_names_every_tool() -> None:
         assert f"`{question.name}`" in text("README.md")
 
 
-def test_the_readme_tells_what_the_last_benchmark_measured() -> None:
+def test_the_performance_page_shows_the_last_benchmark_results() -> None:
     measured = table(json.loads(text("benchmarks/results.json")))
-    assert f"<!-- costs -->\n{measured}<!-- /costs -->" in text("README.md")
+    assert f"<!-- costs -->\n{measured}<!-- /costs -->" in text("docs/performance.md")
+
+
+def test_the_reliability_page_names_every_soak_test_and_no_other() -> None:
+    named = set(re.findall(r"\]\(\.\./tests/soak/(test_\w+\.py)\)", text("docs/reliability.md")))
+    assert named == {path.name for path in (ROOT / "tests" / "soak").glob("test_*.py")}
+
+
+def test_every_link_between_pages_leads_to_a_file_and_a_heading() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+    links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()) if "://" not in link]
+    assert len(links) > 40
+    for page, link in links:
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name) if name else page
+        assert target.exists(), f"{page.name} links to {link}"
+        headings = {_anchor(heading) for heading in re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)} if anchor else {anchor}
+        assert anchor in headings, f"{page.name} links to {link}"
+
+
+def _anchor(heading: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def test_the_newest_release_of_the_changelog_is_the_version_of_the_package() -> None:
+    releases = re.findall(r"^## (\S+)(?: - (\d{4}-\d\d-\d\d))?$", text("CHANGELOG.md"), re.MULTILINE)
+    assert releases[0] == ("Unreleased", "")
+    assert releases[1][0] == __version__
+    assert all(date for _, date in releases[1:])
 
 
 def test_every_dependency_says_why_it_is_here() -> None:
@@ -73,6 +103,22 @@ def test_every_dependency_says_why_it_is_here() -> None:
     names = [re.split(r"[><=\[]", entry)[0] for entry in entries]
     reasons = text("CONTRIBUTING.md").split("## Dependencies", 1)[1]
     assert [name for name in names if not re.search(rf"\b{name}\b", reasons)] == []
+
+
+def test_every_cited_section_of_the_exchange_reference_exists() -> None:
+    page = text("docs/exchanges.md")
+    sections = set(re.findall(r"^#{2,3} (\d+(?:\.\d+)?) ", page, re.MULTILINE))
+    cited = dict.fromkeys(re.findall(r"\bsection (\d+(?:\.\d+)?)", page), "docs/exchanges.md")
+    folders = ("wadm_mcp", "tests", "benchmarks", "docs")
+    sources = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in {".py", ".md"}]
+    for path in sources:
+        # A citation may be broken over two lines; a link beside the page itself has no folder.
+        joined = re.sub(r"\n\s*(?:# )?", " ", path.read_text())
+        assert re.findall(r"(?<!docs/)(?<!\]\()exchanges\.md", joined) == [], f"{path} cites another page than docs/exchanges.md"
+        for numbers in re.findall(r"docs/exchanges\.md((?:(?:,| and|, and)? \d+(?:\.\d+)?\b)+)", joined):
+            cited |= dict.fromkeys(re.findall(r"\d+(?:\.\d+)?", numbers), path.name)
+    assert len(cited) > 20
+    assert {number: where for number, where in cited.items() if number not in sections} == {}
 
 
 def test_every_version_is_pinned_and_no_index_is_named() -> None:

@@ -11,7 +11,7 @@ from tests.market import NOON, ManualClock
 from wadm_mcp.health import Health, Report, State
 
 
-def test_it_is_ready_when_every_part_is_well_or_stands_by() -> None:
+def test_it_is_ready_when_every_part_is_ok_or_on_standby() -> None:
     health = Health(ManualClock().now)
     assert not health.ready
     health.report("store", State.OK)
@@ -22,7 +22,7 @@ def test_it_is_ready_when_every_part_is_well_or_stands_by() -> None:
     assert health.reasons == ["binance:spot:BTCUSDT: down, the connection closed"]
 
 
-def test_a_part_keeps_the_time_since_when_it_is_so() -> None:
+def test_a_part_keeps_the_time_at_which_it_entered_its_state() -> None:
     clock = ManualClock()
     health = Health(clock.now)
     health.report("store", State.DOWN, "disk full")
@@ -33,7 +33,7 @@ def test_a_part_keeps_the_time_since_when_it_is_so() -> None:
     assert health.parts["store"].since == NOON + 5_000
 
 
-def test_a_part_that_is_no_more_says_nothing() -> None:
+def test_a_forgotten_part_has_no_report() -> None:
     health = Health(ManualClock().now)
     health.report("writer", State.DOWN)
     health.forget("writer")
@@ -49,9 +49,9 @@ def test_events_are_counted() -> None:
 
 
 @asynccontextmanager
-async def telling(health: Health) -> AsyncGenerator[None]:
+async def logging_changes(health: Health) -> AsyncGenerator[None]:
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(health.tell_changes)
+        tasks.start_soon(health.log_changes)
         await wait_all_tasks_blocked()
         yield
         await wait_all_tasks_blocked()
@@ -67,7 +67,7 @@ async def test_a_part_that_goes_down_and_comes_back_is_logged(caplog: pytest.Log
     caplog.set_level("INFO", "wadm")
     clock = ManualClock()
     health = Health(clock.now)
-    async with telling(health):
+    async with logging_changes(health):
         health.report("store", State.STARTING)
         health.report("store", State.OK)
         await wait_all_tasks_blocked()
@@ -86,10 +86,10 @@ async def test_a_part_that_goes_down_and_comes_back_is_logged(caplog: pytest.Log
 
 
 @pytest.mark.anyio
-async def test_a_part_that_was_down_and_is_no_more_is_logged_as_well_again(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_forgotten_part_that_was_down_is_logged_as_ok(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "wadm")
     health = Health(ManualClock().now)
-    async with telling(health):
+    async with logging_changes(health):
         health.report("writer", State.DOWN, "is being restarted")
         await wait_all_tasks_blocked()
         health.forget("writer")
@@ -97,11 +97,11 @@ async def test_a_part_that_was_down_and_is_no_more_is_logged_as_well_again(caplo
 
 
 @pytest.mark.anyio
-async def test_a_part_that_flaps_cannot_flood_the_log_and_its_last_word_is_told(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_part_that_flaps_cannot_flood_the_log_and_its_last_state_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "wadm")
     clock = ManualClock()
     health = Health(clock.now)
-    async with telling(health):
+    async with logging_changes(health):
         for _ in range(50):
             for state in (State.OK, State.DOWN):
                 health.report("cache", state)

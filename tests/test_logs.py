@@ -14,7 +14,7 @@ Written = Callable[[], str]
 
 @pytest.fixture
 def written(capsys: pytest.CaptureFixture[str]) -> Generator[Written]:
-    """What went to stderr since it was last asked for."""
+    """Returns what was written to stderr since the last call."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield lambda: capsys.readouterr().err
@@ -42,19 +42,19 @@ def test_in_production_a_line_is_json_with_a_stable_event_name(written: Written)
     assert entry == {"level": "error", "event": "store.failed", "error": "disk full", "waiting": 7}
 
 
-def test_a_librarys_chatter_is_left_out_and_its_warnings_are_not(written: Written) -> None:
+def test_a_librarys_info_lines_are_dropped_and_its_warnings_are_not(written: Written) -> None:
     configure_logs(production=False)
     logging.getLogger("websockets").info("connection open")
     logging.getLogger("websockets").warning("odd")
     assert written().count("\n") == 1
 
 
-def test_a_flood_is_one_line_at_once_and_then_one_a_minute_with_the_number_since(written: Written) -> None:
+def test_a_frequent_event_is_logged_at_once_and_then_once_a_minute_with_its_count(written: Written) -> None:
     configure_logs(production=True)
     now = 0.0
-    seldom = RateLimitedWarning("frame.bad", lambda: now)
+    warn = RateLimitedWarning("frame.bad", lambda: now)
     for now in (0.0, 0.1, 30.0, 59.9, 60.0, 60.1, 500.0):
-        seldom(at=now)
+        warn(at=now)
     lines = [json.loads(line) for line in written().splitlines()]
     assert [(line["event"], line["at"], line["count"]) for line in lines] == [
         ("frame.bad", 0.0, 1),
@@ -63,7 +63,7 @@ def test_a_flood_is_one_line_at_once_and_then_one_a_minute_with_the_number_since
     ]
 
 
-def test_a_stderr_that_takes_nothing_costs_its_lines_and_nothing_else(written: Written, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unwritable_stderr_loses_its_lines_and_has_no_other_effect(written: Written, monkeypatch: pytest.MonkeyPatch) -> None:
     with open("/dev/full", "w") as full:
         monkeypatch.setattr("sys.stderr", full)
         configure_logs(production=False)

@@ -1,4 +1,4 @@
-"""Definitions do not drift unseen, and the pages made from them are true."""
+"""Definitions do not change unseen, and the pages generated from them are up to date."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from wadm_mcp.server.server import INSTRUCTIONS
 
 pytestmark = pytest.mark.anyio
 
-_HOW = "not what the code says any more; if that is meant, run make reference"
+_HOW = "out of date; if the change is intended, run make reference"
 
 
 async def test_every_definition_is_the_one_of_the_snapshot() -> None:

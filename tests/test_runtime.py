@@ -30,9 +30,9 @@ def settings_for(folder: Path, simulator: Simulator, **changes: object) -> Setti
     )
 
 
-async def until(holds: Callable[[], bool]) -> None:
+async def until(condition: Callable[[], bool]) -> None:
     with anyio.fail_after(15):
-        while not holds():
+        while not condition():
             await anyio.sleep(0.02)
 
 
@@ -46,7 +46,7 @@ async def push(simulator: Simulator, *, count: int = 1) -> None:
     await simulator.push("binance", "spot", "BTCUSDT", [(now_ms(), "61000.5", "0.1", "BUY")] * count)
 
 
-async def test_what_is_pushed_is_recorded_and_survives_a_restart(tmp_path: Path) -> None:
+async def test_pushed_trades_are_recorded_and_survive_a_restart(tmp_path: Path) -> None:
     async with running(tmp_path) as (runtime, simulator):
         with anyio.fail_after(15):
             await simulator.subscribed(*SPOT)
@@ -62,7 +62,7 @@ async def test_what_is_pushed_is_recorded_and_survives_a_restart(tmp_path: Path)
         assert len(await runtime.view.trades(SPOT, window, limit=10)) == 5
 
 
-async def test_a_symbol_that_nobody_lists_is_told_with_its_near_matches(tmp_path: Path) -> None:
+async def test_a_symbol_that_no_exchange_lists_is_reported_with_its_near_matches(tmp_path: Path) -> None:
     async with running(tmp_path, WADM_SYMBOLS=("ETHUSDX",)) as (runtime, _):
         with anyio.fail_after(15):
             error = await runtime.failed()
@@ -98,7 +98,7 @@ async def test_a_symbol_that_one_exchange_lists_is_followed_there(tmp_path: Path
         await until(lambda: runtime.followed == [Instrument("binance", "spot", "BNBUSDT")])
 
 
-async def test_an_exchange_that_does_not_answer_is_told_and_what_was_stored_of_it_is_used(tmp_path: Path) -> None:
+async def test_an_exchange_that_does_not_answer_is_reported_and_its_stored_listings_are_used(tmp_path: Path) -> None:
     async with running(tmp_path) as (_, simulator):
         with anyio.fail_after(15):
             await simulator.subscribed(*SPOT)
@@ -113,7 +113,7 @@ async def test_an_exchange_that_does_not_answer_is_told_and_what_was_stored_of_i
         assert not runtime.health.ready
 
 
-async def test_a_part_that_fails_is_told_and_restarted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_part_that_fails_is_reported_and_restarted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failures = iter([RuntimeError("a bug")])
 
     async def fail_once(self: object) -> None:
@@ -128,7 +128,7 @@ async def test_a_part_that_fails_is_told_and_restarted(tmp_path: Path, monkeypat
         await until(lambda: "binance spot collector 1" not in runtime.health.parts)
 
 
-async def test_a_store_that_cannot_be_used_ends_the_runtime_by_name(tmp_path: Path) -> None:
+async def test_an_unusable_store_ends_the_runtime_with_an_error_that_names_it(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "wadm.sqlite")) as database:
         database.execute("CREATE TABLE somebody_elses (x)")
         database.commit()
@@ -151,9 +151,9 @@ async def test_of_two_bybit_connections_either_may_die_without_a_gap(tmp_path: P
     async with running(tmp_path, WADM_EXCHANGES=("bybit",)) as (runtime, simulator):
         await until(lambda: simulator.connections("bybit", "spot") == 2)
 
-        async def trade_until(holds: Callable[[], bool]) -> None:
+        async def trade_until(condition: Callable[[], bool]) -> None:
             with anyio.fail_after(20):
-                while not holds():
+                while not condition():
                     await simulator.push("bybit", "spot", "BTCUSDT", [(now_ms(), "61000.5", "0.1", "SELL")])
                     await anyio.sleep(0.02)
 
@@ -165,12 +165,12 @@ async def test_of_two_bybit_connections_either_may_die_without_a_gap(tmp_path: P
             await trade_until(lambda repeated=repeated: runtime.health.counts["trades.repeated"] >= repeated + 3)
         assert runtime.health.parts[str(bybit)].state is State.OK
         spans = await runtime.view.spans(bybit, Window(0, now_ms() + 1))
-        held = Window(spans[0].start, max(span.end for span in spans))
-        assert judge(spans, held, now_ms()).gaps == ()
+        recorded = Window(spans[0].start, max(span.end for span in spans))
+        assert judge(spans, recorded, now_ms()).gaps == ()
         assert simulator.connections("bybit", "spot") == 2
 
 
-async def test_one_bybit_connection_is_enough_for_who_wants_no_more(tmp_path: Path) -> None:
+async def test_one_bybit_connection_is_enough_where_the_settings_ask_for_one(tmp_path: Path) -> None:
     async with running(tmp_path, WADM_EXCHANGES=("bybit",), WADM_BYBIT_CONNECTIONS=1) as (_, simulator):
         with anyio.fail_after(15):
             await simulator.subscribed("bybit", "spot", "BTCUSDT")
@@ -193,13 +193,13 @@ async def test_a_symbol_that_only_one_exchange_lists_is_a_warning(tmp_path: Path
 async def test_the_first_answer_names_a_configured_exchange_that_has_not_answered_yet(tmp_path: Path) -> None:
     both = {"WADM_EXCHANGES": ("binance", "bybit"), "WADM_BYBIT_REST": "http://127.0.0.1:1"}
     async with running(tmp_path, **both) as (runtime, simulator):
-        answer = await VOLUME_PROFILE.ask(runtime, {"symbol": "BTCUSDT", "window": "15m"})
+        answer = (await VOLUME_PROFILE.ask(runtime, {"symbol": "BTCUSDT", "window": "15m"})).answer
         assert answer["instrument"] == "all:spot:BTCUSDT"
         assert answer["coverage"]["ratio"] == 0
         assert answer["coverage"]["parts"]["bybit"]["gaps"][0][3] == "exchange_unreachable"
         with anyio.fail_after(15):
             await simulator.subscribed(*SPOT)
-        markets = await MARKETS.ask(runtime, {})
+        markets = (await MARKETS.ask(runtime, {})).answer
         assert [row[:2] for row in markets["markets"]["rows"]] == [["binance", "spot"], ["bybit", "spot"]]
-        with pytest.raises(NotReady, match="its exchange has not told yet"):
+        with pytest.raises(NotReady, match="the list of symbols of its exchange is not loaded yet"):
             await VOLUME_PROFILE.ask(runtime, {"symbol": "BTCUSDT", "exchange": "bybit"})

@@ -44,7 +44,7 @@ def test_every_market_has_its_urls() -> None:
     assert settings.venue("binance", "spot").socket_url == "wss://stream.binance.com:9443"
 
 
-def test_a_misspelt_setting_is_told_with_the_nearest_name() -> None:
+def test_a_misspelt_setting_is_reported_with_the_nearest_name() -> None:
     (hint,) = unknown_settings({"WADM_SYMBOL": "BTCUSDT", "PATH": "/bin", "WADM_PORT": "1"})
     assert "WADM_SYMBOL is not a setting" in hint
     assert "WADM_SYMBOLS" in hint
@@ -64,7 +64,7 @@ def test_a_secret_never_shows() -> None:
         ("WADM_BYBIT_REST", "https://host?x=1", "a base URL without path is needed, such as https://host:port"),
     ],
 )
-def test_a_value_that_cannot_be_used_is_named_with_what_is_allowed(name: str, value: str, said: str) -> None:
+def test_an_invalid_value_is_named_with_what_is_allowed(name: str, value: str, said: str) -> None:
     with pytest.raises(SettingError) as refused:
         read_settings({name: value})
     assert str(refused.value) == f"{name}={value}: {said}"
@@ -103,13 +103,13 @@ def test_a_symbol_longer_than_any_is_refused() -> None:
 
 
 @pytest.mark.parametrize("folder", ["~nouser/x", "a\0b"])
-def test_a_folder_that_cannot_be_is_refused(folder: str) -> None:
+def test_an_impossible_folder_is_refused(folder: str) -> None:
     for read in (read_settings, data_dotenv):
         with pytest.raises(SettingError, match=r"^WADM_DATA_DIR=.*name one that can be written$"):
             read({"WADM_DATA_DIR": folder})
 
 
-def test_a_folder_that_may_not_be_looked_into_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_folder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: Path) -> bool:
         raise PermissionError(13, "Permission denied")
 

@@ -27,7 +27,7 @@ def test_at_most_as_many_as_asked_for_and_none_twice() -> None:
     assert nearest("ETH", KNOWN, 0) == []
 
 
-def test_nothing_near_is_nothing() -> None:
+def test_a_name_that_is_near_to_none_has_no_match() -> None:
     assert nearest("", KNOWN) == []
     assert nearest("///", KNOWN) == []
     assert nearest("QQQQQQQQ" * 10_000, KNOWN) == []

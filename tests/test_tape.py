@@ -1,4 +1,4 @@
-"""What memory holds of an instrument, above the store."""
+"""The tape in memory of an instrument, above the store."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TRADES = st.lists(
 
 
 @given(TRADES, st.integers(0, 9), st.integers(0, 10), st.booleans(), st.one_of(st.none(), st.integers(1, 45)), st.data())
-def test_unsaved_trades_are_told_as_a_plain_sort_of_all_of_them_would(
+def test_unsaved_trades_are_returned_in_the_order_of_a_plain_sort(
     trades: list[Trade], start: int, length: int, newest: bool, limit: int | None, data: st.DataObject
 ) -> None:
     tape = InstrumentTape(listing())
@@ -38,7 +38,7 @@ def test_unsaved_trades_are_told_as_a_plain_sort_of_all_of_them_would(
     assert tape.pending_in(Window(start, start + length), after=behind, limit=limit, newest=newest) == plain
 
 
-def test_unsaved_trades_are_let_go_where_all_instruments_together_hold_too_many_and_not_before() -> None:
+def test_unsaved_trades_are_dropped_once_all_instruments_together_have_too_many() -> None:
     tape = Tape()
     tape.pending_limit = 100
     busy, quiet = tape.follow(listing()), tape.follow(listing(BYBIT))

@@ -1,18 +1,17 @@
-"""Does the tape say what the exchange says, and are its figures the sums of its trades?
+"""Audits of stored figures: against the exchange's candles, and against the stored trades.
 
-Two comparisons, of minutes that are held whole and settled. With the exchange's own minutes (klines): volume everywhere, on Binance also
-the count of executions and the volume that takers bought; on its spot market the exchange's first id of each hour, and the one before it,
-must be held (klines of REST bear no ids, so it is asked for by time). With the raw trades: every minute's footprint, and every bar above
-it with its cumulative delta, is summed again.
+Only minutes that are covered and settled are compared. With the exchange's candles: the volume everywhere, on Binance also the trade
+count and the taker buy volume. On Binance spot the exchange's first id of each hour, and the id before it, must be covered; REST candles
+have no ids, so the first id is requested by time. With the stored trades: the footprint of every minute, and every longer bar with its
+cumulative delta, is computed again.
 
-What is not held whole is told as such and compared with nothing. What an exchange counts into its minutes and WADM keeps out of bars
-(prints that are no market trades, block trades) shows as a difference.
+Trades that an exchange counts in its candles and WADM keeps out of its bars (block trades, prints that are not market trades) show as
+differences.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from decimal import Decimal
 from typing import Final, NamedTuple
 
 import anyio
@@ -28,36 +27,35 @@ from wadm_mcp.errors import ExchangeError, StoreError
 from wadm_mcp.exchanges.exchange import Candle, Venue
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
-from wadm_mcp.model import HOUR, MINUTE, Instrument, Listing, Retention, Span, SpanReason, Timeframe, Trade, Window, rescale, to_decimal
+from wadm_mcp.model import HOUR, MINUTE, Instrument, Listing, Retention, Span, SpanReason, Timeframe, Window, rescale, to_decimal
 from wadm_mcp.queries.numbers import decimal_text, iso
-from wadm_mcp.storage.store import OrderFlow, Store
+from wadm_mcp.storage.store import OrderFlow, Store, all_trades
 
-_PAGE: Final = 10_000
-_SETTLED: Final = 5 * MINUTE
-"""An hour this long over is settled, and known to the exchange's own database."""
-_LOOK_EVERY: Final = 30.0
-_LOGGED: Final = 20
-"""Differences of an hour that the log tells one by one."""
+_SETTLE_MS: Final = 5 * MINUTE
+"""Time after its end at which an hour is settled, so that the exchange's candles of it are final."""
+_POLL_SECONDS: Final = 30.0
+_MAX_LOGGED: Final = 20
+"""Differences of an hour that are logged one by one."""
 
 
 class Difference(NamedTuple):
-    """One figure of which two sources say different things. `source` is `exchange` or `trades`."""
+    """A stored figure that differs from the expected one. `source` says where that comes from: `exchange` or `trades`."""
 
     instrument: Instrument
     timeframe: Timeframe
     start: int
     figure: str
-    held: str
-    told: str
+    stored: str
+    expected: str
     source: str
 
     def __str__(self) -> str:
         says = "the exchange says" if self.source == "exchange" else "its trades give"
-        return f"{self.instrument} {self.timeframe} {iso(self.start)}: {self.figure} is {self.held}, {says} {self.told}"
+        return f"{self.instrument} {self.timeframe} {iso(self.start)}: {self.figure} is {self.stored}, {says} {self.expected}"
 
 
 class Audited(NamedTuple):
-    """What one instrument's window came to. `compared` of its `minutes` were held whole; `recomputed` of those still have their trades."""
+    """The result for one instrument: `compared` of the window's `minutes` were covered, and `recomputed` of those still have trades."""
 
     instrument: Instrument
     window: Window
@@ -68,64 +66,59 @@ class Audited(NamedTuple):
 
 
 class ExchangeFigures(NamedTuple):
-    """What an exchange says of itself: its minutes, and its first ids at or after some times (ms) where it numbers its trades."""
+    """The exchange's own figures: its candles, and where it numbers its trades the first id at or after each of some times (ms)."""
 
     candles: Sequence[Candle]
     edges: Mapping[int, int]
 
 
 class Auditor:
-    """Audits what a store holds. `now` gives the wall time (ms)."""
+    """Audits the figures of a store. `now` returns the wall time (ms)."""
 
-    def __init__(self, store: Store, lives: Retention, now: Callable[[], int]) -> None:
+    def __init__(self, store: Store, retention: Retention, now: Callable[[], int]) -> None:
         self._store = store
-        self._lives = lives
+        self._retention = retention
         self._now = now
 
-    async def held(self, instrument: Instrument, window: Window) -> list[int]:
-        """Starts of the window's minutes that are held whole and settled: those that an audit compares."""
+    async def comparable_minutes(self, instrument: Instrument, window: Window) -> list[int]:
+        """Starts of the window's minutes that are covered and settled: those that an audit compares."""
         spans = await self._store.spans(instrument, window)
-        marked = {mark.minute for mark in await self._store.dirty_minutes() if mark.instrument == instrument}
+        dirty = {each.minute for each in await self._store.dirty_minutes() if each.instrument == instrument}
         minutes = range(window.start, window.end, MINUTE)
-        return [minute for minute in minutes if minute not in marked and is_covered(spans, Window(minute, minute + MINUTE), self._now())]
+        return [minute for minute in minutes if minute not in dirty and is_covered(spans, Window(minute, minute + MINUTE), self._now())]
 
-    async def audit(self, listing: Listing, window: Window, told: ExchangeFigures | None) -> Audited:
-        """Compare whole minutes of a window with what the exchange has told (None: it did not) and with their own trades."""
+    async def audit(self, listing: Listing, window: Window, figures: ExchangeFigures | None) -> Audited:
+        """Compare the covered minutes of a window with the exchange's figures, where there are any, and with their own trades."""
         instrument = listing.instrument
         spans = await self._store.spans(instrument, window)
-        whole = await self.held(instrument, window)
+        covered = await self.comparable_minutes(instrument, window)
         bars = {row.start: row.bar for row in await self._store.order_flow(instrument, Timeframe.M1, window)}
         differences: list[Difference] = []
-        if told is not None:
-            klines = {kline.start: kline for kline in told.candles}
-            for minute in whole:
-                if minute in klines:
-                    differences += _against_exchange(instrument, bars.get(minute, Bar(listing.scale)), klines[minute])
-            differences += _edges_not_held(instrument, spans, told.edges, set(whole))
-        raw = [minute for minute in whole if minute >= self._now() - self._lives.trades]
+        if figures is not None:
+            candles = {candle.start: candle for candle in figures.candles}
+            for minute in covered:
+                if minute in candles:
+                    differences += _candle_differences(instrument, bars.get(minute, Bar(listing.scale)), candles[minute])
+            differences += _id_differences(instrument, spans, figures.edges, set(covered))
+        raw = [minute for minute in covered if minute >= self._now() - self._retention.trades]
         for minute in raw:
-            differences += await self._against_trades(listing, minute, bars.get(minute))
+            differences += await self._trade_differences(listing, minute, bars.get(minute))
         for timeframe in Timeframe:
-            differences += await self._against_minutes(listing, timeframe, window, set(whole))
-        return Audited(instrument, window, window.length // MINUTE, len(whole), len(raw), tuple(differences))
+            differences += await self._minute_differences(listing, timeframe, window, set(covered))
+        return Audited(instrument, window, window.length // MINUTE, len(covered), len(raw), tuple(differences))
 
-    async def _against_trades(self, listing: Listing, minute: int, bar: Bar | None) -> list[Difference]:
+    async def _trade_differences(self, listing: Listing, minute: int, bar: Bar | None) -> list[Difference]:
         instrument, window = listing.instrument, Window(minute, minute + MINUTE)
-        trades: list[Trade] = []
-        while True:
-            page = await self._store.trades(instrument, window, after=trades[-1].order if trades else None, limit=_PAGE)
-            trades += page
-            if len(page) < _PAGE:
-                break
+        trades = await all_trades(self._store, instrument, window)
         footprint = await to_thread.run_sync(build_minute, trades, await self._store.pieces(instrument, window))
         stored = await self._store.footprints(instrument, Timeframe.M1, window)
-        differences = _between(instrument, Timeframe.M1, minute, bar or Bar(listing.scale), footprint.bar)
-        if not _alike(stored[0].footprint if stored else Footprint(listing.scale), footprint):
-            differences.append(Difference(instrument, Timeframe.M1, minute, "footprint", "other cells", "their sums", "trades"))
+        differences = _bar_differences(instrument, Timeframe.M1, minute, bar or Bar(listing.scale), footprint.bar)
+        if not _same_cells(stored[0].footprint if stored else Footprint(listing.scale), footprint):
+            differences.append(Difference(instrument, Timeframe.M1, minute, "footprint", "wrong", "other cells", "trades"))
         return differences
 
-    async def _against_minutes(self, listing: Listing, timeframe: Timeframe, window: Window, whole: set[int]) -> list[Difference]:
-        """Bars above the minute, and every cumulative delta, from the stored minutes."""
+    async def _minute_differences(self, listing: Listing, timeframe: Timeframe, window: Window, covered: set[int]) -> list[Difference]:
+        """Compare the longer bars, and every cumulative delta, with the stored minutes."""
         instrument = listing.instrument
         differences: list[Difference] = []
         rows = await self._store.order_flow(instrument, timeframe, window)
@@ -135,78 +128,80 @@ class Auditor:
         minutes = await self._store.order_flow(instrument, Timeframe.M1, Window(since, rows[-1].start + timeframe.ms))
         for row in rows:
             inside = [each for each in minutes if row.start <= each.start < row.start + timeframe.ms]
-            if timeframe is not Timeframe.M1 and whole.issuperset(range(row.start, row.start + timeframe.ms, MINUTE)):
+            if timeframe is not Timeframe.M1 and covered.issuperset(range(row.start, row.start + timeframe.ms, MINUTE)):
                 merged = Bar(listing.scale)
                 for each in inside:
                     merged = merged.then(each.bar)
-                differences += _between(instrument, timeframe, row.start, row.bar, merged)
+                differences += _bar_differences(instrument, timeframe, row.start, row.bar, merged)
             total, decimals = _delta_until(minutes, session_start(row.start), row.start + timeframe.ms)
-            mine = row.cumulative_delta, row.bar.scale.quantity
-            if _decimal(*mine) != _decimal(total, decimals):
+            stored = row.cumulative_delta, row.bar.scale.quantity
+            if to_decimal(*stored) != to_decimal(total, decimals):
                 differences.append(
-                    Difference(instrument, timeframe, row.start, "cumulative_delta", _text(*mine), _text(total, decimals), "trades")
+                    Difference(instrument, timeframe, row.start, "cumulative_delta", _text(*stored), _text(total, decimals), "trades")
                 )
         return differences
 
 
 class HourlyAudit:
-    """Audits each closed hour of what is recorded here once, and tells `health` of it as the part `audit`.
+    """Audits each closed hour of every recorded instrument once, and reports to `health` as the part `audit`.
 
-    A difference stays told, with the number of all found so far, until the process ends; it does not make the process unfit.
+    The number of differences and the latest one stay in the report until the process ends. The part's state remains OK.
     """
 
     def __init__(
         self,
         auditor: Auditor,
         recorded: Callable[[], Sequence[Listing]],
-        told: Callable[[Listing, Window], Awaitable[ExchangeFigures]],
+        fetch_figures: Callable[[Listing, Window], Awaitable[ExchangeFigures]],
         health: Health,
         now: Callable[[], int],
     ) -> None:
         self._auditor = auditor
         self._recorded = recorded
-        self._told = told
+        self._fetch_figures = fetch_figures
         self._health = health
         self._now = now
-        self._done: dict[Instrument, int] = {}
-        self._found: Difference | None = None
+        self._audited_hours: dict[Instrument, int] = {}
+        self._latest: Difference | None = None
 
     async def run(self) -> None:
-        """Look for hours that are over, for ever."""
+        """Audit the hours that have settled, until cancelled."""
         while True:
-            hour = Timeframe.H1.floor(self._now() - _SETTLED) - HOUR
+            hour = Timeframe.H1.floor(self._now() - _SETTLE_MS) - HOUR
             for listing in self._recorded():
-                if self._done.get(listing.instrument, hour - HOUR) < hour:
+                if self._audited_hours.get(listing.instrument, hour - HOUR) < hour:
                     await self._audit(listing, Window(hour, hour + HOUR))
-            await anyio.sleep(_LOOK_EVERY)
+            await anyio.sleep(_POLL_SECONDS)
 
     async def _audit(self, listing: Listing, hour: Window) -> None:
         try:
-            held = await self._auditor.held(listing.instrument, hour)
-            told = await self._told(listing, Window(held[0], held[-1] + MINUTE)) if held else None
-            audited = await self._auditor.audit(listing, hour, told)
+            minutes = await self._auditor.comparable_minutes(listing.instrument, hour)
+            figures = await self._fetch_figures(listing, Window(minutes[0], minutes[-1] + MINUTE)) if minutes else None
+            audited = await self._auditor.audit(listing, hour, figures)
         except (ExchangeError, StoreError) as error:
             log.warning("audit.failed", instrument=listing.instrument, hour=iso(hour.start), error=error)
             return
-        self._done[listing.instrument] = hour.start
+        self._audited_hours[listing.instrument] = hour.start
         self._health.count("audit.minutes", audited.compared)
         if audited.differences:
             self._health.count("audit.differences", len(audited.differences))
-            self._found = audited.differences[0]
-            for difference in audited.differences[:_LOGGED]:
+            self._latest = audited.differences[0]
+            for difference in audited.differences[:_MAX_LOGGED]:
                 log.warning("audit.difference", detail=str(difference))
-        many = self._health.counts["audit.differences"]
-        last = f"{audited.compared} of {audited.minutes} minutes of {listing.instrument} at {iso(hour.start)} compared"
-        self._health.report("audit", State.OK, f"{many} differences, the last: {self._found}" if self._found is not None else last)
+        if self._latest is not None:
+            detail = f"{self._health.counts['audit.differences']} differences, the last: {self._latest}"
+        else:
+            detail = f"{audited.compared} of {audited.minutes} minutes of {listing.instrument} at {iso(hour.start)} compared"
+        self._health.report("audit", State.OK, detail)
 
 
 async def exchange_figures(rest: RestClient, venue: Venue, listing: Listing, window: Window) -> ExchangeFigures:
-    """The exchange's own minutes of a window, and on Binance spot its first id of each hour in it. `ExchangeError` as of `Rest`."""
-    klines: list[Candle] = []
+    """The exchange's candles of a window, and on Binance spot its first id of each hour in it. `ExchangeError` as of `RestClient`."""
+    candles: list[Candle] = []
     start = window.start
     while start < window.end:
         page = await rest.candles(venue, listing, Window(start, window.end))
-        klines += [kline for kline in page if start <= kline.start < window.end]
+        candles += [candle for candle in page if start <= candle.start < window.end]
         if not page or page[-1].start < start:
             break
         start = page[-1].start + MINUTE
@@ -216,36 +211,37 @@ async def exchange_figures(rest: RestClient, venue: Venue, listing: Listing, win
             rows = await rest.aggregates(venue, listing, start=hour, priority=Priority.HISTORY)
             if rows:
                 edges[hour] = rows[0].trade.seq
-    return ExchangeFigures(klines, edges)
+    return ExchangeFigures(candles, edges)
 
 
-def _edges_not_held(instrument: Instrument, spans: Sequence[Span], edges: Mapping[int, int], whole: set[int]) -> list[Difference]:
-    """First ids of hours, and the ids before them, that no span holds though the minutes around are held whole."""
+def _id_differences(instrument: Instrument, spans: Sequence[Span], edges: Mapping[int, int], covered: set[int]) -> list[Difference]:
+    """First ids of hours, and the ids before them, that no span has although their minutes are covered."""
     differences: list[Difference] = []
     for hour, first in edges.items():
         for minute, number in ((hour, first), (hour - MINUTE, first - 1)):
-            held = any(span.reason is not SpanReason.ABSENT and span.first_seq <= number <= span.last_seq for span in spans)
-            if minute in whole and not held:
-                differences.append(Difference(instrument, Timeframe.H1, hour, "id", "not held", str(number), "exchange"))
+            found = any(span.reason is not SpanReason.ABSENT and span.first_seq <= number <= span.last_seq for span in spans)
+            if minute in covered and not found:
+                differences.append(Difference(instrument, Timeframe.H1, hour, "id", "not recorded", str(number), "exchange"))
     return differences
 
 
-def _against_exchange(instrument: Instrument, bar: Bar, kline: Candle) -> list[Difference]:
-    figures = [("volume", bar.volume, kline.volume), ("buy_volume", bar.buy_volume, kline.buy_volume)]
+def _candle_differences(instrument: Instrument, bar: Bar, candle: Candle) -> list[Difference]:
+    ours, theirs = bar.scale.quantity, candle.decimals
+    figures = [("volume", bar.volume, candle.volume), ("buy_volume", bar.buy_volume, candle.buy_volume)]
     differences = [
-        Difference(instrument, Timeframe.M1, kline.start, name, _text(mine, bar.scale.quantity), _text(told, kline.decimals), "exchange")
-        for name, mine, told in figures
-        if told is not None and _decimal(mine, bar.scale.quantity) != _decimal(told, kline.decimals)
+        Difference(instrument, Timeframe.M1, candle.start, name, _text(stored, ours), _text(expected, theirs), "exchange")
+        for name, stored, expected in figures
+        if expected is not None and to_decimal(stored, ours) != to_decimal(expected, theirs)
     ]
-    if kline.trade_count is not None and kline.trade_count != bar.trade_count:
-        counts = str(bar.trade_count), str(kline.trade_count)
-        differences.append(Difference(instrument, Timeframe.M1, kline.start, "trade_count", *counts, "exchange"))
+    if candle.trade_count is not None and candle.trade_count != bar.trade_count:
+        counts = str(bar.trade_count), str(candle.trade_count)
+        differences.append(Difference(instrument, Timeframe.M1, candle.start, "trade_count", *counts, "exchange"))
     return differences
 
 
-def _between(instrument: Instrument, timeframe: Timeframe, start: int, bar: Bar, again: Bar) -> list[Difference]:
-    scale = bar.scale.finest(again.scale)
-    one, two = bar.rescaled(scale), again.rescaled(scale)
+def _bar_differences(instrument: Instrument, timeframe: Timeframe, start: int, bar: Bar, expected: Bar) -> list[Difference]:
+    scale = bar.scale.finest(expected.scale)
+    one, two = bar.rescaled(scale), expected.rescaled(scale)
     prices = [(name, getattr(one, name), getattr(two, name), scale.price) for name in ("open", "high", "low", "close")]
     volumes = [(name, getattr(one, name), getattr(two, name), scale.quantity) for name in ("buy_volume", "sell_volume")]
     paths = [
@@ -254,9 +250,9 @@ def _between(instrument: Instrument, timeframe: Timeframe, start: int, bar: Bar,
         if getattr(one, name) is not None and getattr(two, name) is not None
     ]
     differences = [
-        Difference(instrument, timeframe, start, name, _text(held, decimals), _text(told, decimals), "trades")
-        for name, held, told, decimals in (*prices, *volumes, *paths)
-        if held != told
+        Difference(instrument, timeframe, start, name, _text(mine, decimals), _text(summed, decimals), "trades")
+        for name, mine, summed, decimals in (*prices, *volumes, *paths)
+        if mine != summed
     ]
     if one.trade_count != two.trade_count:
         counts = str(one.trade_count), str(two.trade_count)
@@ -264,7 +260,7 @@ def _between(instrument: Instrument, timeframe: Timeframe, start: int, bar: Bar,
     return differences
 
 
-def _alike(one: Footprint, two: Footprint) -> bool:
+def _same_cells(one: Footprint, two: Footprint) -> bool:
     scale = one.scale.finest(two.scale)
     return one.rescaled(scale).cells == two.rescaled(scale).cells
 
@@ -277,10 +273,6 @@ def _delta_until(minutes: Sequence[OrderFlow], since: int, until: int) -> tuple[
             total = rescale(total, decimals, finest) + rescale(row.bar.delta, row.bar.scale.quantity, finest)
             decimals = finest
     return total, decimals
-
-
-def _decimal(value: int, decimals: int) -> Decimal:
-    return to_decimal(value, decimals)
 
 
 def _text(value: int | None, decimals: int) -> str:

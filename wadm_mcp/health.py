@@ -1,4 +1,4 @@
-"""The one place parts report their state to, and `/health` reads from. In memory, never waits; `tell_changes` logs beside it."""
+"""The state of each part of the process, as the part reports it and `/health` reads it. In memory, without waiting."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ import anyio
 from wadm_mcp.logs import log
 from wadm_mcp.model import MINUTE
 
-_LINES: Final = 2
-"""Most lines a minute on one part: it went down, it came back."""
+_LINES_PER_MINUTE: Final = 2
+"""Log lines on one part: that it went down and that it came back."""
 
 
 class State(StrEnum):
-    """How a part is doing."""
+    """The state of a part."""
 
     STARTING = "starting"
     OK = "ok"
     STANDBY = "standby"
-    """Healthy and waiting: another process records, this one answers from the store."""
+    """Healthy, while another process records and this one answers from the store."""
     DOWN = "down"
 
 
 class Report(NamedTuple):
-    """What one part last said of itself. `since` is when it entered this state (ms)."""
+    """The last report of a part. `since` is when it entered this state (ms)."""
 
     state: State
     detail: str
@@ -35,7 +35,7 @@ class Report(NamedTuple):
 
 
 class Health:
-    """States of parts by name, and counters of what went wrong without stopping anything."""
+    """The states of parts by name, and counters of events such as invalid frames."""
 
     def __init__(self, now: Callable[[], int]) -> None:
         self._now = now
@@ -43,12 +43,12 @@ class Health:
         self.counts: Counter[str] = Counter()
         self._changed = anyio.Event()
         self._down: dict[str, int] = {}
-        """Parts that the log has as down, and since when (ms)."""
+        """Parts that were last logged as down, and since when they are (ms)."""
         self._falls: Counter[str] = Counter()
         self._lines: dict[str, deque[int]] = {}
 
     def report(self, part: str, state: State, detail: str = "") -> None:
-        """A part says how it is; a repeated state keeps its `since`."""
+        """Set the state of a part. A repeated state keeps its `since`."""
         known = self._parts.get(part)
         if known is not None and known.state is state:
             self._parts[part] = Report(state, detail, known.since)
@@ -58,54 +58,54 @@ class Health:
         self._changed.set()
 
     def forget(self, part: str) -> None:
-        """The part is no more."""
+        """Remove a part that has ended."""
         self._parts.pop(part, None)
         self._changed.set()
 
     def count(self, event: str, by: int = 1) -> None:
-        """One more of an event, such as `frames.bad`."""
+        """Count an event, such as `frames.bad`."""
         self.counts[event] += by
 
     @property
     def parts(self) -> dict[str, Report]:
-        """Every part's last word, by name."""
+        """The last report of every part, by name."""
         return dict(sorted(self._parts.items()))
 
     @property
     def ready(self) -> bool:
-        """Is every part that answers depend on live or standing by? Without its cache WADM is slower, not wrong."""
+        """Is every part but the cache OK or on standby? Without the cache answers are slower, not wrong."""
         needed = [part for name, part in self._parts.items() if name != "cache"]
         return bool(needed) and all(part.state in (State.OK, State.STANDBY) for part in needed)
 
     @property
     def reasons(self) -> list[str]:
-        """Why `ready` is false, one line a part."""
+        """The parts that are neither OK nor on standby, one line each."""
         return [
             f"{name}: {part.state}{f', {part.detail}' if part.detail else ''}"
             for name, part in self.parts.items()
             if part.state not in (State.OK, State.STANDBY)
         ]
 
-    async def tell_changes(self) -> None:
+    async def log_changes(self) -> None:
         """Log `part.down` and `part.ok` as parts go down and come back, until cancelled.
 
-        A part that flaps is told of twice a minute at most: then how it is by that time, and how often it went down.
+        A part that flaps is logged at most twice a minute, with its state at that time and how often it went down since.
         """
         while True:
             self._changed = anyio.Event()
-            with anyio.move_on_after(self._tell()):
+            with anyio.move_on_after(self._log_due()):
                 await self._changed.wait()
 
-    def _tell(self) -> float | None:
-        """Log what has changed and may be told; seconds until more may be, None where nothing is left."""
+    def _log_due(self) -> float | None:
+        """Log the changes that are due. Returns the seconds until the next is due, None where none is pending."""
         now, later = self._now(), None
         for part in sorted({*self._parts, *self._down}):
             report = self._parts.get(part)
             down = report is not None and report.state is State.DOWN
             if down == (part in self._down) or (report is not None and report.state is State.STARTING):
                 continue
-            lines = self._lines.setdefault(part, deque(maxlen=_LINES))
-            if len(lines) == _LINES and 0 <= now - lines[0] < MINUTE:
+            lines = self._lines.setdefault(part, deque(maxlen=_LINES_PER_MINUTE))
+            if len(lines) == _LINES_PER_MINUTE and 0 <= now - lines[0] < MINUTE:
                 wait = (lines[0] + MINUTE - now) / 1_000
                 later = wait if later is None else min(later, wait)
                 continue

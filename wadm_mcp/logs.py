@@ -14,25 +14,25 @@ _FIELDS: Final = "wadm_fields"
 
 
 class EventLog:
-    """Writes events with fields through the standard logging."""
+    """Writes events with fields through the standard `logging`."""
 
     def __init__(self, logger: logging.Logger) -> None:
         self._logger = logger
 
     def debug(self, event: str, **fields: object) -> None:
-        """Detail that only a developer wants."""
+        """A detail for developers."""
         self._log(logging.DEBUG, event, fields)
 
     def info(self, event: str, **fields: object) -> None:
-        """The ordinary course of things."""
+        """An event of normal operation."""
         self._log(logging.INFO, event, fields)
 
     def warning(self, event: str, **fields: object) -> None:
-        """Something went wrong and is being dealt with."""
+        """A failure that the program handles."""
         self._log(logging.WARNING, event, fields)
 
     def error(self, event: str, *, exc_info: BaseException | None = None, **fields: object) -> None:
-        """Something went wrong that should not."""
+        """A failure that should not happen, such as a bug."""
         self._log(logging.ERROR, event, fields, exc_info)
 
     def _log(self, level: int, event: str, fields: dict[str, object], exc_info: BaseException | None = None) -> None:
@@ -44,25 +44,25 @@ log: Final = EventLog(logging.getLogger("wadm"))
 
 
 class RateLimitedWarning:
-    """A warning of what may come in floods: the first at once, then at most one every `every` seconds.
+    """A warning for an event that may be frequent: the first is logged at once, then at most one every `every` seconds.
 
-    Each line's `count` is how many it stands for: itself, and those since the line before it.
+    The field `count` of a line counts its own event and those since the previous line.
     """
 
     def __init__(self, event: str, monotonic: Callable[[], float] = time.monotonic, every: float = 60.0) -> None:
         self._event = event
         self._monotonic = monotonic
         self._every = every
-        self._told: float | None = None
+        self._logged_at: float | None = None
         self._count = 0
 
     def __call__(self, **fields: object) -> None:
-        """Once more."""
+        """Count one event, and log it where it is due."""
         self._count += 1
         now = self._monotonic()
-        if self._told is None or now - self._told >= self._every:
+        if self._logged_at is None or now - self._logged_at >= self._every:
             log.warning(self._event, **fields, count=self._count)
-            self._told, self._count = now, 0
+            self._logged_at, self._count = now, 0
 
 
 class PlainFormatter(logging.Formatter):
@@ -76,7 +76,7 @@ class PlainFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, event, then the event's fields."""
+    """One JSON object per line: time, level, event, then the event's fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -88,27 +88,27 @@ class JsonFormatter(logging.Formatter):
 
 
 class _Handler(logging.StreamHandler[Any]):
-    """Writes to stderr; where a status line stands there, it is cleared first."""
+    """Writes to stderr; a status line on the terminal is cleared first."""
 
-    clears = False
+    clears_line = False
 
     def format(self, record: logging.LogRecord) -> str:
         line = super().format(record)
-        return f"\r\x1b[K{line}" if self.clears else line
+        return f"\r\x1b[K{line}" if self.clears_line else line
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the base class's name
-        """A stderr that takes nothing (closed, full, gone) costs its lines and nothing else: there is nobody to tell."""
+        """Ignore a stderr that cannot be written (closed, full, gone): there is nowhere to report it."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handleError(record)
 
 
 def clear_line_first(clears: bool) -> None:
-    """From now on a status line stands on the terminal, and each log line takes its place; or no longer."""
-    _Handler.clears = clears
+    """Set whether the terminal shows a status line, which each log line must clear first."""
+    _Handler.clears_line = clears
 
 
 def configure_logs(*, production: bool, level: int = logging.INFO) -> None:
-    """Send every logger's lines to stderr: WADM's own from `level` on, libraries' from warnings on."""
+    """Send all loggers' lines to stderr: WADM's own from `level` up, those of libraries from warnings up."""
     handler = _Handler(sys.stderr)
     handler.setFormatter(JsonFormatter() if production else PlainFormatter())
     root = logging.getLogger()

@@ -1,4 +1,4 @@
-"""The values everyone speaks: instruments, trades, timeframes, windows.
+"""The values that all modules share: instruments, trades, timeframes, windows.
 
 Times are integers: milliseconds since the epoch, UTC. Prices and quantities are integers at a `Scale`;
 they are parsed exactly from the exchange's text and never pass through float.
@@ -23,7 +23,7 @@ MARKETS: Final = ("spot", "linear")
 
 _DECIMAL: Final = re.compile(r"([0-9]{1,18})(?:\.([0-9]{1,18}))?", re.ASCII)
 _INTEGER_LIMIT: Final = 1 << 63
-"""Single prices and quantities stay below this, so that every store can hold one as a 64-bit integer. Sums may pass it."""
+"""Single prices and quantities stay below this, so that every store can keep one as a 64-bit integer. Sums may exceed it."""
 
 
 class TradeType(StrEnum):
@@ -45,13 +45,13 @@ class Instrument(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """`binance:spot:BTCUSDT` back into an instrument; `ValueError` when the text has another shape."""
+        """Parse `binance:spot:BTCUSDT`. `ValueError` for a text of another form."""
         exchange, market, symbol = text.split(":")
         return cls(exchange, market, symbol)
 
 
 class Scale(NamedTuple):
-    """How many decimals the integers of a price and of a quantity stand for: a price of 6183763 at scale 2 is 61837.63."""
+    """The decimals of integer prices and quantities: a price of 6183763 at scale 2 is 61837.63."""
 
     price: int
     quantity: int
@@ -71,7 +71,7 @@ class Listing(msgspec.Struct, frozen=True):
 
     @classmethod
     def none(cls, instrument: Instrument) -> Self:
-        """What stands for an instrument that its exchange does not list, so that everyone on a store knows."""
+        """The placeholder for an instrument that its exchange does not list, so that all processes on a store know it."""
         return cls(instrument, Decimal(0), Decimal(0), False)
 
     @property
@@ -125,7 +125,7 @@ class Timeframe(StrEnum):
         return _LENGTHS[self]
 
     def floor(self, timestamp: int) -> int:
-        """Start of the bar that holds `timestamp`."""
+        """Start of the bar that contains `timestamp`."""
         return timestamp - timestamp % _LENGTHS[self]
 
 
@@ -149,7 +149,7 @@ class Window:
 
     def __post_init__(self) -> None:
         if self.start > self.end:
-            raise ValueError(f"a window's start {self.start} lies after its end {self.end}")
+            raise ValueError(f"a window's start {self.start} is after its end {self.end}")
 
     @property
     def length(self) -> int:
@@ -251,8 +251,8 @@ def decimals_of(value: Decimal) -> int:
 def parse_decimal(text: str, decimals: int) -> tuple[int, int]:
     """An exchange's decimal text as `(integer, decimals)`, exact.
 
-    The answer has the `decimals` asked for, or more where the text is finer than that: it rescales, it never rounds.
-    `ValueError` for anything but plain digits with one point, or a value that 64 bits cannot hold.
+    The result has `decimals` decimals, or more where the text is finer: it is rescaled, never rounded.
+    `ValueError` for anything but plain digits with one point, or a value that does not fit 64 bits.
     """
     match = _DECIMAL.fullmatch(text)
     if match is None:
@@ -268,7 +268,7 @@ def parse_decimal(text: str, decimals: int) -> tuple[int, int]:
 
 
 def rescale(value: int, decimals: int, finer: int) -> int:
-    """An integer at `decimals` written at `finer` decimals; `finer` is never smaller."""
+    """An integer at `decimals` as an integer at `finer` decimals; `finer` must not be smaller."""
     return value if finer == decimals else value * 10 ** (finer - decimals)
 
 
@@ -278,7 +278,7 @@ def to_decimal(value: int, decimals: int) -> Decimal:
 
 
 def at_decimals(value: Decimal, decimals: int) -> int:
-    """A decimal as the integer at a scale that writes it exactly; `ValueError` where it does not."""
+    """The exact integer of a decimal at a scale. `ValueError` where the scale has too few decimals."""
     sign, digits, exponent = value.as_tuple()
     mantissa, shift = int("".join(map(str, digits))), int(exponent) + decimals
     whole, rest = (mantissa * 10**shift, 0) if shift >= 0 else divmod(mantissa, 10**-shift)

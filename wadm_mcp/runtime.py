@@ -169,7 +169,7 @@ class Runtime:
             async with self.cache, AsyncExitStack() as stack, anyio.create_task_group() as inner:
                 if isinstance(self.cache, RedisCache):
                     tasks.start_soon(self._supervise, "cache watch", self.cache.watch)
-                inner.start_soon(self.health.tell_changes)
+                inner.start_soon(self.health.log_changes)
                 inner.start_soon(self._open_store, stack)
                 with anyio.move_on_after(_RECORD_SECONDS):
                     await self._opened.wait()

@@ -1,29 +1,30 @@
-"""Near matches: the names a reader may have meant."""
+"""Near matches: the names that a mistyped one may mean."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Final
 
-_LONGEST = 40
+_MAX_SYMBOL_CHARS: Final = 40
 
 
 def nearest(symbol: str, known: Iterable[str], count: int = 3) -> list[str]:
-    """Up to `count` of the `known` symbols that come nearest to `symbol`, the likeliest first.
+    """Up to `count` of the `known` symbols that are nearest to `symbol`, the best match first.
 
-    Symbols that begin with what was given come first (`BTC` finds `BTCUSDT`), the USDT quote before others and shorter before longer,
-    then those that look alike (`ETHUSDX` finds `ETHUSDT`). Case and separators (`btc/usdt`) do not matter.
+    Symbols that start with the given text come first (`BTC` finds `BTCUSDT`), those quoted in USDT and shorter ones before others; then
+    symbols of similar spelling (`ETHUSDX` finds `ETHUSDT`). Case and separators (`btc/usdt`) are ignored.
     """
-    meant = plain(symbol[:_LONGEST])
-    if not meant or count < 1:
+    wanted = plain(symbol[:_MAX_SYMBOL_CHARS])
+    if not wanted or count < 1:
         return []
     names = {plain(name): name for name in sorted(set(known), reverse=True)}
-    likeliest = sorted(names, key=lambda name: (name != meant, not name.endswith("USDT"), len(name), name))
-    begin = [name for name in likeliest if name.startswith(meant)]
-    alike = get_close_matches(meant, likeliest, count) if len(begin) < count else []
-    return [names[name] for name in dict.fromkeys([*begin, *alike])][:count]
+    ranked = sorted(names, key=lambda name: (name != wanted, not name.endswith("USDT"), len(name), name))
+    prefixed = [name for name in ranked if name.startswith(wanted)]
+    similar = get_close_matches(wanted, ranked, count) if len(prefixed) < count else []
+    return [names[name] for name in dict.fromkeys([*prefixed, *similar])][:count]
 
 
 def plain(name: str) -> str:
-    """A symbol without what people write between its assets: `btc/usdt` is `BTCUSDT`."""
+    """A symbol in upper case and without separators: `btc/usdt` becomes `BTCUSDT`."""
     return "".join(letter for letter in name.upper() if letter.isalnum())

@@ -1,6 +1,7 @@
-"""Instruments on demand: somebody asks for a symbol that nobody follows yet, or takes that back.
+"""Tracking: adding instruments that the settings do not name to those that are followed, and removing them again.
 
-What is asked for rests in the store, so that it outlives the process and every process on it knows. Whoever records looks there.
+Tracked instruments are kept in the store, so that they outlive the process and every process on the store knows them. The process that
+records reads them there.
 """
 
 from __future__ import annotations
@@ -24,18 +25,20 @@ from wadm_mcp.settings import Settings
 from wadm_mcp.storage.store import Store
 from wadm_mcp.suggest import nearest, plain
 
-_EVERY: Final = 0.5
-_SETTLED: Final = 3.0
-"""Seconds without an import under way, after which none is expected to begin."""
+_POLL_SECONDS: Final = 0.5
+_SETTLE_SECONDS: Final = 3.0
+"""Time without an import, after which none is expected to start."""
+_MAX_SYMBOL_CHARS: Final = 40
 WAIT: Final = 10
-LONGEST_WAIT: Final = 300
+"""Seconds that `track` waits by default."""
+MAX_WAIT: Final = 300
 
 ProgressCallback = Callable[[float, float, str], Awaitable[None]]
-"""Hears how far a request is: done, of how much, and in words."""
+"""Called with the progress of a request: done, total, and a line of text."""
 
 
 class Tracking:
-    """Adds instruments to what is followed, and takes them away again. `changed` wakes whoever records, if that is this process."""
+    """Adds and removes tracked instruments. `changed` wakes the recorder, where this process records."""
 
     def __init__(self, settings: Settings, store: Store, view: View, health: Health, changed: Callable[[], None]) -> None:
         self._settings = settings
@@ -45,16 +48,16 @@ class Tracking:
         self._changed = changed
 
     async def track(
-        self, told: ProgressCallback, *, symbol: object = None, exchange: object = ALL, market: object = None, wait: object = WAIT
+        self, progress: ProgressCallback, *, symbol: object = None, exchange: object = ALL, market: object = None, wait: object = WAIT
     ) -> Any:
-        """Follow a symbol where its exchanges list it; waits up to `wait` seconds for live trades and history.
+        """Follow a symbol on each exchange that lists it; waits up to `wait` seconds for live trades and history.
 
-        The rows of `list_markets` about it. `QueryError` for an argument that cannot be used or one instrument too many, `UnknownSymbol`
-        where no exchange lists it, `ExchangeError` where none answers.
+        Returns the rows of `list_markets` about it. `QueryError` for an invalid argument or too many instruments, `UnknownSymbol` where
+        no exchange lists the symbol, `ExchangeError` where no exchange answers.
         """
         call = Call("track_market", (("symbol", "ETHUSDT"),))
-        name, venues = self._asked(call, symbol, exchange, market)
-        seconds = read_whole(call, "wait", wait, 0, LONGEST_WAIT, WAIT)
+        name, venues = self._read_venues(call, symbol, exchange, market)
+        seconds = read_whole(call, "wait", wait, 0, MAX_WAIT, WAIT)
         followed = {listing.instrument for listing in self._view.listings}
         listed = {one for one in followed if is_called(one, name) and any(venue.trades_here(one) for venue in venues)}
         near: set[str] = set()
@@ -71,26 +74,26 @@ class Tracking:
                     listed.add(known[name].instrument)
         if not listed:
             raise failures[0] if failures else _unlisted(call, symbol, name, venues, near)
-        fresh = sorted(listed - followed)
-        if len(followed) + len(fresh) > self._settings.WADM_MAX_INSTRUMENTS:
+        new = sorted(listed - followed)
+        if len(followed) + len(new) > self._settings.WADM_MAX_INSTRUMENTS:
             raise QueryError(
                 f"symbol {shown(symbol)}: {len(followed)} instruments are followed and WADM_MAX_INSTRUMENTS="
-                f'{self._settings.WADM_MAX_INSTRUMENTS} is the most. Take one away first: untrack_market(symbol="...")'
+                f'{self._settings.WADM_MAX_INSTRUMENTS} is the limit. Remove one first: untrack_market(symbol="...")'
             )
-        await self._store.track(fresh)
-        log.info("market.asked_for", instruments=",".join(map(str, fresh)))
+        await self._store.track(new)
+        log.info("market.track_requested", instruments=",".join(map(str, new)))
         self._changed()
         with anyio.move_on_after(seconds):
-            await self._until_in(sorted(listed), told)
+            await self._wait_until_ready(sorted(listed), progress)
         return await self._rows(sorted(listed))
 
     async def untrack(self, *, symbol: object = None, exchange: object = ALL, market: object = None) -> Any:
-        """Follow a symbol no more that `track` added. What is held of it stays until it outlives its life.
+        """Stop following a symbol that `track` added. Its stored data stays until its retention ends.
 
-        `QueryError` where nobody asked for it: what the settings name is the operator's.
+        `QueryError` where `track` did not add it: symbols that the settings name are removed there.
         """
         call = Call("untrack_market", (("symbol", "ETHUSDT"),))
-        name, venues = self._asked(call, symbol, exchange, market)
+        name, venues = self._read_venues(call, symbol, exchange, market)
         tracked = await self._store.tracked()
         exchanges = {venue.exchange.name for venue in venues}
         chosen = [
@@ -99,17 +102,17 @@ class Tracking:
             if is_called(one, name) and one.exchange in exchanges and (market is None or one.market == venues[0].market)
         ]
         if not chosen:
-            theirs = ", ".join(sorted(map(str, tracked))) or "none"
+            added = ", ".join(sorted(map(str, tracked))) or "none"
             raise QueryError(
-                f"symbol {shown(symbol)} was not added by track_market. Added: {theirs}. "
-                "What WADM_SYMBOLS names, the operator takes away there"
+                f"symbol {shown(symbol)} was not added by track_market. Added: {added}. "
+                "Symbols of WADM_SYMBOLS are removed in that setting, by the operator"
             )
         await self._store.untrack(chosen)
         self._changed()
-        return {"untracked": sorted(map(str, chosen)), "kept": "what is held of it can be asked for again once it is tracked again"}
+        return {"untracked": sorted(map(str, chosen)), "kept": "its stored data can be asked for again once it is tracked again"}
 
-    def _asked(self, call: Call, symbol: object, exchange: object, market: object) -> tuple[str, list[Venue]]:
-        if not isinstance(symbol, str) or not (name := plain(symbol)) or len(name) > 40:
+    def _read_venues(self, call: Call, symbol: object, exchange: object, market: object) -> tuple[str, list[Venue]]:
+        if not isinstance(symbol, str) or not (name := plain(symbol)) or len(name) > _MAX_SYMBOL_CHARS:
             raise call.refuse("symbol", symbol, "an exchange's own name of a symbol is needed, such as ETHUSDT")
         named = read_exchange(call, exchange)
         exchanges = self._settings.WADM_EXCHANGES if named == ALL else (named,)
@@ -119,19 +122,19 @@ class Tracking:
             raise call.refuse("market", chosen, f"{' and '.join(exchanges)} has no such market", market=None)
         return name, [self._settings.venue(one, chosen) for one in having]
 
-    async def _until_in(self, wanted: Sequence[Instrument], told: ProgressCallback) -> None:
-        """Returns once all of these are live and their past is here."""
+    async def _wait_until_ready(self, wanted: Sequence[Instrument], progress: ProgressCallback) -> None:
+        """Return once all of these are live and their history is imported."""
         quiet = 0.0
-        while quiet < _SETTLED:
+        while quiet < _SETTLE_SECONDS:
             parts = self._health.parts
             live = [one for one in wanted if (report := parts.get(str(one))) is not None and report.state is State.OK]
-            here = [one for one in live if self._view.follows(one) and self._view.importing(one) is None]
-            quiet = quiet + _EVERY if len(here) == len(wanted) else 0.0
-            done = len(live) + len(here)
-            await told(min(done + quiet / _SETTLED, 2 * len(wanted) + 1), 2 * len(wanted) + 1, self._words(wanted, live))
-            await anyio.sleep(_EVERY)
+            imported = [one for one in live if self._view.follows(one) and self._view.importing(one) is None]
+            quiet = quiet + _POLL_SECONDS if len(imported) == len(wanted) else 0.0
+            done = len(live) + len(imported)
+            await progress(min(done + quiet / _SETTLE_SECONDS, 2 * len(wanted) + 1), 2 * len(wanted) + 1, self._progress_text(wanted, live))
+            await anyio.sleep(_POLL_SECONDS)
 
-    def _words(self, wanted: Sequence[Instrument], live: Sequence[Instrument]) -> str:
+    def _progress_text(self, wanted: Sequence[Instrument], live: Sequence[Instrument]) -> str:
         imports = [left for one in live if self._view.follows(one) and (left := self._view.importing(one)) is not None]
         history = f"; history needs about {max(left.seconds for left in imports):,.0f} s more" if imports else ""
         return f"{len(live)} of {len(wanted)} instruments are live{history}"
@@ -147,7 +150,7 @@ class Tracking:
 def _unlisted(call: Call, symbol: object, name: str, venues: Sequence[Venue], known: set[str]) -> UnknownSymbol:
     near = nearest(name, known)
     places = " and ".join(venue.name for venue in venues)
-    meant = {"symbol": near[0]} if near else {}
+    example = {"symbol": near[0]} if near else {}
     return UnknownSymbol(
-        f"symbol {shown(symbol)} is not listed at {places}. Nearest: {', '.join(near) or 'none'}. Try {call.example(**meant)}"
+        f"symbol {shown(symbol)} is not listed at {places}. Nearest: {', '.join(near) or 'none'}. Try {call.example(**example)}"
     )

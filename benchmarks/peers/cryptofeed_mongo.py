@@ -1,9 +1,9 @@
-"""cryptofeed's own `TradeMongo` on the loopback exchange of these benchmarks: the peer that records into MongoDB.
+"""cryptofeed's `TradeMongo` on the loopback exchange of these benchmarks: the peer that records into MongoDB.
 
     python benchmarks/peers/cryptofeed_mongo.py WEBSOCKET-URL MONGODB-PORT DATABASE SYMBOLS
 
-It runs in an environment of its own. Two things are lifted for loopback: the address has to be `wss://`, and symbols come from the
-exchange's REST. As released, 2.4.1 needs its event loop set by hand.
+It runs in an environment of its own. Two checks are disabled for loopback: that the address is `wss://`, and that symbols are loaded from
+the exchange's REST. Release 2.4.1 needs its event loop set explicitly.
 """
 
 import asyncio

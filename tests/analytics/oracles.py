@@ -1,4 +1,4 @@
-"""Second codings of the analytics, written in another style and from the definitions alone, and the tapes they are tried on.
+"""Oracles: second implementations of the analytics, written from the definitions alone in another style, and tapes to compare them on.
 
 Oracles work on fractions and on explicit sets of rows; they share no arithmetic with the package.
 """
@@ -88,7 +88,7 @@ def figures(bar: Bar) -> dict[str, Fraction | int | None]:
 
 
 def bar_by_the_book(tape: Sequence[Trade]) -> dict[str, Fraction | int | None]:
-    """The figures of trades given in the exchange's order, each read off its definition."""
+    """The figures of trades in the exchange's order, each computed from its definition."""
     prices = [price_of(one) for one in tape]
     signed = [quantity_of(one) if one.trade_type == "BUY" else -quantity_of(one) for one in tape]
     paths = [sum(signed[: end + 1], Fraction(0)) for end in range(len(signed))]
@@ -132,7 +132,7 @@ def point_of_control(volumes: Sequence[int]) -> int:
 
 
 def value_area(volumes: Sequence[int], poc: int, percent: int, together: int) -> set[int]:
-    """The rows of the value area as a set, grown by `together` rows at a time until they hold the share asked for."""
+    """The rows of the value area as a set, grown by `together` rows at a time until they have the requested share of the volume."""
     everything = sum(volumes)
     area = {poc}
     while everything and Fraction(sum(volumes[row] for row in area), everything) < Fraction(percent, 100):

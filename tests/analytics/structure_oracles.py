@@ -1,4 +1,4 @@
-"""Second codings of market structure, from the definitions alone: fractions, explicit sets, and walks from trade to trade."""
+"""Oracles of market structure, written from the definitions alone: fractions, explicit sets, and walks from trade to trade."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Ohlc(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """Where a pivot stands, on which side, and how far out."""
+    """A pivot: its index, its side and its price."""
 
     place: int
     side: str
@@ -40,7 +40,7 @@ class Range(NamedTuple):
 
 
 def halfway(values: Iterable[float]) -> float:
-    """The median: what is left when the outermost are taken off pair by pair."""
+    """The median: what remains after the outermost values are removed pair by pair."""
     left = sorted(values)
     while len(left) > 2:
         left = left[1:-1]
@@ -48,7 +48,7 @@ def halfway(values: Iterable[float]) -> float:
 
 
 def robust_z(before: Sequence[int], value: int) -> float | None:
-    """How far a figure stands from those before it; None with fewer than 48 of them, or where most are alike."""
+    """The robust z-score of a figure against those before it; None with fewer than 48 of them, or if most are equal."""
     logs = [math.log(1 + one) for one in before]
     if len(logs) < 48:
         return None
@@ -57,13 +57,13 @@ def robust_z(before: Sequence[int], value: int) -> float | None:
 
 
 def nearest_rank(values: Collection[int], percent: Fraction) -> int:
-    """The smallest that at least so many percent of all do not pass."""
+    """The smallest value that at least this percentage of all values does not exceed."""
     held = sorted(values)
     return next(value for value in held if 100 * bisect_right(held, value) >= percent * len(held))
 
 
 def average_true_range(bars: Sequence[Ohlc], place: int) -> Fraction:
-    """Over the fourteen bars before a place, each with the close before it."""
+    """The mean true range of the fourteen bars before an index, each with the close before it."""
     true = [
         max(bar.high - bar.low, abs(bar.high - before.close), abs(bar.low - before.close))
         for before, bar in pairwise(bars[place - 15 : place])
@@ -72,7 +72,7 @@ def average_true_range(bars: Sequence[Ohlc], place: int) -> Fraction:
 
 
 def turns(bars: Sequence[Ohlc], unusable: Collection[int] = ()) -> list[Turn]:
-    """Bars that hold the first of the highest highs (lowest lows) of the eleven around them, none of which is unusable."""
+    """Bars with the first of the highest highs (lowest lows) of the eleven bars around them, none of which is unusable."""
     found: list[Turn] = []
     for place in range(5, len(bars) - 5):
         around = range(place - 5, place + 6)
@@ -89,7 +89,7 @@ def turns(bars: Sequence[Ohlc], unusable: Collection[int] = ()) -> list[Turn]:
 
 
 def furthest(found: Sequence[Turn]) -> list[Turn]:
-    """The furthest of each run on one side, the first of equals."""
+    """The furthest pivot of each run on one side, the first of equal ones."""
     runs: list[list[Turn]] = []
     for one in found:
         if runs and runs[-1][0].side == one.side:
@@ -100,7 +100,7 @@ def furthest(found: Sequence[Turn]) -> list[Turn]:
 
 
 def range_before(found: Sequence[Turn], place: int, unusable: Collection[int] = ()) -> Range | None:
-    """Of the turns that five bars had closed after, in the 96 bars before a place, with nothing unusable since."""
+    """The range from pivots followed by five closed bars, in the 96 bars before an index, with no unusable bar since."""
     gaps = [at for at in unusable if place - 96 <= at < place]
     known = [one for one in found if place - 96 <= one.place < place - 5 and all(gap < one.place for gap in gaps)]
     highs, lows = ([one for one in known if one.side == side][-5:] for side in ("high", "low"))
@@ -117,12 +117,12 @@ def range_before(found: Sequence[Turn], place: int, unusable: Collection[int] = 
 
 
 def median_slope(points: Iterable[tuple[int, float]]) -> float:
-    """Theil and Sen: halfway among the slopes of all pairs."""
+    """Theil-Sen: the median of the slopes of all pairs."""
     return halfway((right[1] - left[1]) / (right[0] - left[0]) for left, right in combinations(sorted(points), 2))
 
 
 def nodes(volumes: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Rows of the high nodes, largest first, and of the low ones, smallest first, every one of them; of equals the lower first."""
+    """Rows of all high nodes, largest first, and of all low nodes, smallest first; of equal ones the lower first."""
     rows = range(len(volumes))
     held = dict(enumerate(volumes))
     smooth = {row: Fraction(held.get(row - 1, 0) + 2 * held[row] + held.get(row + 1, 0), 4) for row in rows}
@@ -154,7 +154,7 @@ def deviation(tape: Sequence[Trade], places: int) -> Decimal:
 
 
 def value_relation(now: tuple[int, int], before: tuple[int, int]) -> str:
-    """Of two value areas (VAL, VAH) as sets of ticks."""
+    """The relation of two value areas (VAL, VAH) as sets of ticks."""
     ours, theirs = (set(range(val, vah + 1)) for val, vah in (now, before))
     if not ours & theirs:
         return "higher" if min(ours) > max(theirs) else "lower"
@@ -166,7 +166,7 @@ def value_relation(now: tuple[int, int], before: tuple[int, int]) -> str:
 
 
 def value_overlap(now: tuple[int, int], before: tuple[int, int]) -> Fraction:
-    """The share of the narrower one's steps from tick to tick that are steps of both; of a single tick, whether both have it."""
+    """The share of the narrower area's tick steps that both areas have; for a single tick, whether both have it."""
     ours, theirs = (set(pairwise(range(val, vah + 1))) for val, vah in (now, before))
     narrower = min(len(ours), len(theirs))
     if not narrower:
@@ -175,7 +175,7 @@ def value_overlap(now: tuple[int, int], before: tuple[int, int]) -> Fraction:
 
 
 def untouched(row: range, path: Sequence[int]) -> bool:
-    """Does no pair of consecutive prices bracket a row, nor any of them lie in it?"""
+    """Does price never touch or jump across the row?"""
     return not any(set(row) & set(range(min(pair), max(pair) + 1)) for pair in pairwise(path))
 
 
@@ -189,7 +189,7 @@ class TakerOrder(NamedTuple):
 
 
 def taker_orders(tape: Sequence[Trade]) -> list[TakerOrder]:
-    """The tape cut wherever millisecond, side or scale change."""
+    """The tape divided wherever millisecond, side or scale change."""
     cuts = [0, *(at + 1 for at, (one, two) in enumerate(pairwise(tape)) if _taker(one) != _taker(two)), len(tape)]
     parts = [tape[begin:end] for begin, end in pairwise(cuts) if begin < end]
     return [

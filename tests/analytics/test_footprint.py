@@ -159,8 +159,8 @@ def test_a_merge_in_rows_has_the_sums_of_each_row_and_reads_back(tape: list[Trad
     units = size * 10 ** (whole.scale.price - SCALE.price)
     rows: dict[int, list[int]] = {}
     for price, cell in whole.cells.items():
-        held = rows.setdefault(price - price % units, [0, 0, 0, 0])
-        rows[price - price % units] = [one + two for one, two in zip(held, cell, strict=True)]
+        row_cell = rows.setdefault(price - price % units, [0, 0, 0, 0])
+        rows[price - price % units] = [one + two for one, two in zip(row_cell, cell, strict=True)]
     merged = Footprint.consecutive(parts, SCALE, row=row)
     assert merged.cells == rows
     assert merged.bar == whole.bar
@@ -322,7 +322,7 @@ PRICES, BUYS, COUNTS = 1, 2, 4
         (BUYS, [1, b"\x01" * 129], "129 bytes"),
         (BUYS, [1, "3"], "Expected `int"),
         (BUYS, [1, 3.0], "Expected `int"),
-        (0, [0, 0], "2 figures where 16"),
+        (0, [0, 0], "2 figures, expected 16"),
         (0, [300, 2, *[None] * 4, *[0] * 4, None, None, *[0] * 4], "decimals"),
         (0, [1, 2, *[None] * 4, 4, *[0] * 3, None, None, *[0] * 4], "without prices"),
         (0, [None, 2, *[None] * 4, *[0] * 4, None, None, *[0] * 4], "Expected `int`"),

@@ -1,4 +1,4 @@
-"""Profiles: golden vectors, a second coding of POC and value area, and what no change of view may alter."""
+"""Profiles: golden vectors, an oracle of POC and value area, and what no other way of asking may change."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wadm_mcp.analytics import volume_profile as analytics
 from wadm_mcp.analytics.footprint import Bar, Footprint
 from wadm_mcp.analytics.volume_profile import (
     MAX_ROWS,
@@ -157,9 +158,9 @@ def test_nothing_traded_is_no_profile() -> None:
 @pytest.mark.parametrize(
     ("tick", "row", "percent", "reason"),
     [
-        (5, 12, 70, r"a row of 1\.2 is no positive multiple of the tick 0\.5"),
-        (5, 0, 70, "no positive multiple"),
-        (5, -5, 70, "no positive multiple"),
+        (5, 12, 70, r"a row of 1\.2 is not a positive multiple of the tick 0\.5"),
+        (5, 0, 70, "not a positive multiple"),
+        (5, -5, 70, "not a positive multiple"),
         (0, None, 70, "above 0"),
         (1, None, 0, "0 percent is outside 1 to 100"),
         (1, None, 101, "101 percent"),
@@ -173,7 +174,9 @@ def test_arguments_that_make_no_profile_are_named(tick: int, row: int | None, pe
 
 def test_too_many_rows_are_refused_with_a_row_that_would_do() -> None:
     footprint = footprint_of([trade(1, 1), trade(10_000_000, 1)])
-    with pytest.raises(ValueError, match=r"a row of 0\.1 cuts this window into 10000000 rows, at most 200000; 5\.1 would do"):
+    with pytest.raises(
+        ValueError, match=r"a row of 0\.1 divides this window into 10000000 rows, at most 200000 are allowed; use 5\.1 or more"
+    ):
         volume_profile(footprint, tick=1, row=1)
     assert volume_profile(footprint, tick=1, row=51) is not None
 
@@ -269,7 +272,7 @@ def test_random_bytes_are_no_profile(data: bytes) -> None:
 @pytest.mark.parametrize(
     ("part", "value", "reason"),
     [
-        (1, [2, 5, "two_row", 70, 0, 0, 0, 4, 1, 3, 2, 0], "no positive multiple"),
+        (1, [2, 5, "two_row", 70, 0, 0, 0, 4, 1, 3, 2, 0], "not a positive multiple"),
         (1, [1, 1, "three_row", 70, 0, 0, 0, 4, 1, 3, 2, 0], "three_row"),
         (1, [1, 1, "two_row", 70, 0, 0, 0, 5, 1, 3, 2, 0], "add up"),
         (1, [1, 1, "two_row", 70, 0, 0, 0, 5, 2, 3, 2, 0], "add up"),
@@ -283,3 +286,21 @@ def test_a_profile_that_contradicts_itself_is_refused(part: int, value: list[obj
     content[part] = value
     with pytest.raises(ValueError, match=reason):
         VolumeProfile.unpack(msgspec.msgpack.encode([version, content]))
+
+
+def test_a_profile_states_the_rule_that_made_it_and_one_that_states_none_is_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    tape = [trade(10, 1), trade(11, 3, "SELL", seq=1)]
+    first = profile_of(tape)
+    assert first.rule_version == 1
+    monkeypatch.setattr(analytics, "RULE_VERSION", 2)
+    second = profile_of(tape)
+    assert second.rule_version == 2
+    assert VolumeProfile.unpack(second.pack()) == second != first
+    assert VolumeProfile.unpack(first.pack()) == first
+
+
+def test_a_profile_of_the_first_rule_is_packed_as_before_rule_versions() -> None:
+    packed = bytes.fromhex("9201969201029c0101a774776f5f726f77460b0b0b040103022b920a01920100920003920101")
+    first = profile_of([trade(10, 1), trade(11, 3, "SELL", seq=1)])
+    assert first.pack() == packed
+    assert VolumeProfile.unpack(packed) == first

@@ -13,8 +13,8 @@ HOLD = """
 import sys
 from pathlib import Path
 from wadm_mcp.collection.recorder_lock import RecorderLock
-lease = RecorderLock(Path(sys.argv[1]))
-print(lease.take(), flush=True)
+lock = RecorderLock(Path(sys.argv[1]))
+print(lock.take(), flush=True)
 sys.stdin.read()
 """
 

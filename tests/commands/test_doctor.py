@@ -22,12 +22,12 @@ def settings_for(folder: Path, simulator: Simulator, **changes: Any) -> Settings
 
 
 def table(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
-    """What was printed, by part: `ok` or `FAIL`, and the detail."""
+    """The printed table by part: `ok` or `FAIL`, and the detail."""
     lines = [line for line in capsys.readouterr().out.splitlines() if "  ok  " in line or "  FAIL  " in line]
     return {line.split("  ", 1)[0].strip(): line.split("  ", 1)[1].strip() for line in lines}
 
 
-async def test_where_everything_is_in_reach_it_says_so_and_ends_with_0(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_doctor_ends_with_status_0_where_everything_is_reachable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     async with Simulator(activity=20) as simulator:
         with anyio.fail_after(60):
             assert await examine(settings_for(tmp_path, simulator)) == 0
@@ -38,7 +38,7 @@ async def test_where_everything_is_in_reach_it_says_so_and_ends_with_0(tmp_path:
     assert found["SQLite"] == "ok    nothing recorded yet"
 
 
-async def test_what_is_out_of_reach_is_named_and_the_status_is_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_doctor_names_what_is_unreachable_and_ends_with_status_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     async with Simulator() as simulator:
         settings = settings_for(tmp_path, simulator, WADM_EXCHANGES=("binance",), WADM_BINANCE_SPOT_REST="http://127.0.0.1:1")
         assert await examine(settings) == 1
@@ -47,7 +47,7 @@ async def test_what_is_out_of_reach_is_named_and_the_status_is_1(tmp_path: Path,
     assert found["binance spot stream"] == "FAIL  not tried: nothing to subscribe to"
 
 
-async def test_a_running_recorder_is_told_and_not_disturbed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_doctor_does_not_disturb_a_running_recorder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     async with Simulator(manual=True) as simulator:
         settings = settings_for(tmp_path, simulator, WADM_EXCHANGES=("binance",))
         async with Runtime(settings) as runtime:
@@ -71,5 +71,5 @@ async def test_mongodb_and_redis_are_described_without_their_secrets(tmp_path: P
     printed = capsys.readouterr().out
     assert "hidden-word" not in printed
     assert "order_flow:" in printed
-    assert "lives" in printed
+    assert "retention life " in printed
     assert "Redis" in printed

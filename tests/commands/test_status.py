@@ -17,13 +17,13 @@ def runtime(folder: Path) -> Runtime:
     return Runtime(read_settings({"WADM_DATA_DIR": str(folder)}))
 
 
-def test_where_to_connect_is_told_with_one_call_to_try(tmp_path: Path) -> None:
+def test_the_welcome_says_where_to_connect_with_one_call_to_try(tmp_path: Path) -> None:
     text = "\n".join(welcome("http://127.0.0.1:8920", read_settings({"WADM_DATA_DIR": str(tmp_path), "WADM_SYMBOLS": "ETHUSDT"})))
     assert "http://127.0.0.1:8920/mcp" in text
     assert 'curl -s "http://127.0.0.1:8920/api/volume-profile?symbol=ETHUSDT&window=15m"' in text
 
 
-def test_a_wildcard_address_is_told_as_one_that_answers_and_a_key_only_by_its_name(tmp_path: Path) -> None:
+def test_the_welcome_replaces_a_wildcard_address_and_names_the_key_without_showing_it(tmp_path: Path) -> None:
     settings = read_settings({"WADM_DATA_DIR": str(tmp_path), "API_KEY": "very-secret", "WADM_HOST": "0.0.0.0"})
     text = "\n".join(welcome("http://0.0.0.0:8920", settings))
     assert "http://127.0.0.1:8920/mcp" in text
@@ -31,7 +31,7 @@ def test_a_wildcard_address_is_told_as_one_that_answers_and_a_key_only_by_its_na
     assert "very-secret" not in text
 
 
-def test_the_status_line_tells_how_it_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_status_line_shows_the_state_of_recording_and_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = runtime(tmp_path)
     one.health.report("recorder", State.OK)
     assert status_line(one, 0, None).startswith("waiting for the exchanges")

@@ -1,4 +1,4 @@
-"""What the official suite calls by name: tools, resources and prompts without a market, beside WADM's own on WADM's own server."""
+"""Tools, resources and prompts that the official suite calls by name, declared on WADM's own server beside WADM's own."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ _ROUNDS: Final[dict[str, Sequence[dict[str, InputRequest]]]] = {
     ],
     "multi_round": [{"step1": _asked("What is your name?", name="string")}, {"step2": _asked("Which color?", color="string")}],
 }
-"""What each `test_input_required_result_` tool asks, round by round."""
+"""The requests of each `test_input_required_result_` tool, round by round."""
 
 
 def _resource(uri: str, mime_type: str, text: str) -> EmbeddedResource:
@@ -113,7 +113,7 @@ def _image() -> ImageContent:
 
 
 def _next(ctx: Context[Any, Any], rounds: Sequence[dict[str, InputRequest]]) -> str | InputRequiredResult:
-    """The round to ask now, or what was answered once there is none left. The state is the number of the round."""
+    """The request of the next round, or the answers once all rounds are done. The state is the number of the round."""
     number, given = int(ctx.request_state or 0), ctx.input_responses or {}
     if rounds[number].keys() <= given.keys():
         number += 1
@@ -124,7 +124,7 @@ def _next(ctx: Context[Any, Any], rounds: Sequence[dict[str, InputRequest]]) -> 
 
 
 def declare(server: MCPServer[Any]) -> None:
-    """Add everything the suite asks for by name."""
+    """Declare everything that the suite calls by name."""
     _declare_contents(server)
     _declare_conversations(server)
     _declare_rounds(server)
@@ -193,7 +193,7 @@ def _declare_conversations(server: MCPServer[Any]) -> None:
 
     @tool
     async def test_logging_tool(ctx: Context[Any, Any]) -> str:
-        return await say(ctx, "Nobody asked for this line")
+        return await say(ctx, "A line without a log level set")
 
     @tool
     async def test_tool_with_progress(ctx: Context[Any, Any]) -> str:
@@ -231,7 +231,7 @@ def _declare_conversations(server: MCPServer[Any]) -> None:
     @tool
     async def test_reconnection(ctx: Context[Any, Any]) -> str:
         await ctx.close_sse_stream()
-        await anyio.sleep(0.2)  # while the suite comes back for the rest
+        await anyio.sleep(0.2)  # while the suite reconnects for the rest
         return "reconnected"
 
 

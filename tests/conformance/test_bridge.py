@@ -1,4 +1,4 @@
-"""A client that knows nothing but stdio, at a WADM served over HTTP behind a key: mcp-remote, started as its example says."""
+"""A client that speaks only stdio reaches a WADM served over HTTP with a key through mcp-remote, started as in its example."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model reads of each tool, by the rules of the Tool Definition Quality Score that need no model."""
+"""Each tool definition, checked by the rules of the Tool Definition Quality Score that need no model."""
 
 from __future__ import annotations
 

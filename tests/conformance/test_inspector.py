@@ -21,7 +21,7 @@ TRANSPORTS = ("http", "sse", "stdio")
 
 @asynccontextmanager
 async def demo(transport: str, folder: Path) -> AsyncGenerator[tuple[Sequence[str], Sequence[str]]]:
-    """A demo, and how the Inspector is told of it: before its options and after them."""
+    """A demo, and the arguments that name it to the Inspector: those before its options and those after them."""
     if transport == "stdio":
         yield (), ("--", WADM, "--demo")
         return
@@ -30,11 +30,11 @@ async def demo(transport: str, folder: Path) -> AsyncGenerator[tuple[Sequence[st
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-async def test_the_inspector_finds_nothing_to_object_to(tmp_path: Path, transport: str) -> None:
+async def test_the_inspector_reports_no_problem(tmp_path: Path, transport: str) -> None:
     async with demo(transport, tmp_path / "data") as (before, after):
 
         async def ask(method: str, *options: str) -> Any:
-            # Its own folder: it must neither find nor leave anything in the tester's.
+            # Its own folder: it must not read or change the tester's.
             env = environment(tmp_path / "data", MCP_STORAGE_DIR=str(tmp_path / "inspector"))
             command = ("npx", "--yes", INSPECTOR, "--cli", "-q", *before, "--method", method, *options, *after)
             return json.loads(await judged(*command, env=env, cwd=tmp_path))

@@ -1,4 +1,4 @@
-"""The official conformance suite, all of it, in both protocol versions, against the application that `wadm-mcp serve` serves."""
+"""The whole official conformance suite, in both protocol versions, against the application that `wadm-mcp serve` serves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.conformance.fixtures import declare
 from tests.conformance.judges import SUITE, judged
 from tests.server.fake import FakeRuntime, serving
 
-# The suite asks for server-to-client requests and log messages, which the SDK warns of: 2026-07-28 has neither.
+# The suite uses server-to-client requests and log messages, about which the SDK warns: 2026-07-28 has neither.
 pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("ignore::mcp.shared.exceptions.MCPDeprecationWarning")]
 
 EXPECTED = Path(__file__).with_name("expected-failures.yaml")

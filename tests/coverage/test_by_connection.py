@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from tests.market import BYBIT, NOON, trade
-from wadm_mcp.coverage import by_connection as observed_module
+from wadm_mcp.coverage import by_connection as by_connection_module
 from wadm_mcp.coverage.by_connection import ConnectionCoverage
 from wadm_mcp.model import SECOND, Basis, GapReason, Span, SpanReason, Trade
 
@@ -184,7 +184,7 @@ def test_of_a_quiet_instrument_the_newest_repeats_are_dropped_however_old() -> N
 
 
 def test_what_is_remembered_is_bounded_however_fast_trades_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(observed_module, "_REMEMBERED_MOST", 300)
+    monkeypatch.setattr(by_connection_module, "_REMEMBERED_MAX", 300)
     continuity = ConnectionCoverage()
     for number in range(5_000):
         assert continuity.take(made(number, NOON))

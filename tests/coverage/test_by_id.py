@@ -8,7 +8,7 @@ from tests.market import NOON, trade
 from wadm_mcp.coverage.by_id import SequenceCoverage
 from wadm_mcp.coverage.spans import REMEMBERED_SPANS
 from wadm_mcp.model import Basis, GapReason, Span, SpanReason
-from wadm_mcp.storage.store import grown
+from wadm_mcp.storage.store import merge_spans
 
 
 def counted(*ids: int) -> SequenceCoverage:
@@ -175,7 +175,7 @@ class CountedMachine(RuleBasedStateMachine):
     def save(self) -> None:
         for span in self.continuity.changed():
             key = span.start, span.first_seq
-            self.stored[key] = grown(self.stored[key], span) if key in self.stored else span
+            self.stored[key] = merge_spans(self.stored[key], span) if key in self.stored else span
 
     @rule()
     def restart(self) -> None:

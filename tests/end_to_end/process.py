@@ -1,4 +1,4 @@
-"""A WADM process as a user starts it, on a port and a data folder of its own."""
+"""A WADM process as a user starts it, with its own port and data folder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def free_port() -> int:
 
 
 def environment(folder: Path, **settings: str) -> dict[str, str]:
-    """A clean environment: nothing of the tester's own settings comes along."""
+    """An environment without the tester's own settings of WADM."""
     ours = ("WADM_", "API_KEY", "MONGODB_URL", "REDIS_URL", "ENVIRONMENT")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return {**kept, "WADM_DATA_DIR": str(folder), "WADM_HISTORY_HOURS": "0", **settings}
@@ -73,13 +73,13 @@ async def serving(folder: Path, *arguments: str, settings: Mapping[str, str] | N
             assert process.stdout is not None
             try:
                 with anyio.fail_after(START_WITHIN):
-                    told = ""
+                    output = ""
                     async for text in TextReceiveStream(process.stdout):
-                        told += text
-                        if "try" in told:
+                        output += text
+                        if "try" in output:
                             break
-                    assert url in told, f"it did not start: {log.read_text()}"
-                # Idle connections are let go before the server does (5 s), or a request may meet its goodbye.
+                    assert url in output, f"it did not start: {log.read_text()}"
+                # Idle connections are closed before the server closes them (after 5 s), or a request may meet a closing one.
                 limits = httpx2.Limits(keepalive_expiry=2.0)
                 async with httpx2.AsyncClient(base_url=url, timeout=20, trust_env=False, limits=limits) as client:
                     yield Served(process, url, log, client, settings or {})
@@ -104,8 +104,8 @@ async def ended(process: Process) -> tuple[int, str]:
     """Exit status and the rest of stderr of a process that has three seconds to end."""
     assert process.stderr is not None
     with anyio.fail_after(3):
-        told = b"".join([part async for part in process.stderr])
-        return await process.wait(), told.decode()
+        stderr = b"".join([part async for part in process.stderr])
+        return await process.wait(), stderr.decode()
 
 
 def run(folder: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
@@ -116,10 +116,10 @@ def run(folder: Path, *arguments: str, **settings: str) -> subprocess.CompletedP
     )
 
 
-async def until(holds: Any, *, within: float = 30, every: float = 0.1) -> Any:
-    """What `holds` gives, once that is true of it; another process tells no event."""
+async def until(condition: Any, *, within: float = 30, every: float = 0.1) -> Any:
+    """Poll `condition` until its result is true, and return that: another process sends no event."""
     with anyio.fail_after(within):
-        while not (value := await holds()):
+        while not (value := await condition()):
             await anyio.sleep(every)
         return value
 

@@ -1,8 +1,9 @@
-"""What the README shows a new user: the demo, and the official client over each transport."""
+"""What the documentation shows a new user: the demo, an answer of it, and the official client over each transport."""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from wadm_mcp.server.questions import QUESTIONS
 
 pytestmark = pytest.mark.anyio
 
+README = Path(__file__).parents[2] / "README.md"
 TOOLS = {question.name for question in QUESTIONS}
 TRACKING = {"track_market", "untrack_market"}
 
@@ -76,19 +78,42 @@ async def test_the_demo_answers_over_stdio(tmp_path: Path, mode: str) -> None:
             await ask(client)
 
 
-async def test_the_client_of_the_readme_works_as_it_is_shown(tmp_path: Path) -> None:
+async def test_the_answer_that_the_readme_shows_has_the_keys_of_a_real_one(tmp_path: Path) -> None:
+    (command, shown) = re.findall(r"<!-- answer -->\n```\n(.*?)\n(.*?)```", README.read_text(), re.DOTALL)[0]
+    path, _, query = re.findall(r'127\.0\.0\.1:8920(/[\w/-]+)(\?)([^"]+)"', command)[0]
+    answer: Any = None
+
+    async def recorded() -> bool:
+        nonlocal answer
+        answer = await served.get(path, **dict(pair.split("=") for pair in query.split("&")))
+        return answer["poc"] is not None
+
+    async with serving(tmp_path / "data", "serve", "--demo") as served:
+        await until(recorded)
+
+    def check(shown: Any, real: Any) -> None:
+        if isinstance(shown, dict):
+            names = list[str](shown)
+            assert [name for name in real if name in names] == names
+            for name in names:
+                check(shown[name], real[name])
+
+    check(json.loads(shown.replace(", …", "")), answer)
+
+
+async def test_the_client_example_of_the_documentation_works_as_it_is_shown(tmp_path: Path) -> None:
     async with serving(tmp_path / "data", "serve", "--demo") as served:
         example = Path(__file__).parents[2] / "docs" / "client.py"
         # A client passes on little of its environment but HOME: the demo it launches must not find this user's own data.
         home = {**environment(tmp_path / "data"), "HOME": str(tmp_path)}
         with anyio.fail_after(60):
             ended = await anyio.run_process([sys.executable, str(example), served.url], env=home, check=False)
-        told = ended.stdout.decode()
+        printed = ended.stdout.decode()
         assert ended.returncode == 0, ended.stderr.decode()
-        assert told.count("get_volume_profile coverage") == told.count('{"coverage"') == 3
+        assert printed.count("get_volume_profile coverage") == printed.count('{"coverage"') == 3
 
 
-async def test_a_client_that_comes_and_goes_a_hundred_times_leaves_collectors_and_memory_as_they_were(tmp_path: Path) -> None:
+async def test_a_hundred_client_visits_leave_collectors_and_memory_unchanged(tmp_path: Path) -> None:
     async with serving(tmp_path / "data", "serve", "--demo") as served:
 
         async def visit(number: int) -> None:

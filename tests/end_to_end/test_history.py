@@ -1,4 +1,4 @@
-"""A past within half a minute, symbols on demand, and imports by hand, as a user meets them."""
+"""History of the demo, tracking of symbols, and the import command, as a user runs them."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ from wadm_mcp.simulator.simulator import Simulator
 pytestmark = pytest.mark.anyio
 
 
-async def test_the_demo_has_a_past_within_half_a_minute_of_its_first_answer(tmp_path: Path) -> None:
+async def test_the_demo_imports_its_history_within_half_a_minute_of_its_first_answer(tmp_path: Path) -> None:
     async with serving(tmp_path / "data", "serve", "--demo", settings={"WADM_HISTORY_HOURS": "24"}) as served:
-        # On a machine that runs other tests beside, so long; alone it is a third of that.
-        async def told(exchange: str) -> dict[str, Any]:
+        # The limits allow for a machine that runs other tests at the same time; alone it takes a third of that.
+        async def coverage_of(exchange: str) -> dict[str, Any]:
             answer = await served.get("/api/volume-profile", symbol="BTCUSDT", window="24h", exchange=exchange, detail="brief")
             return dict(answer["coverage"])
 
         async def whole() -> bool:
-            return (await told("binance"))["ratio"] == 1
+            return (await coverage_of("binance"))["ratio"] == 1
 
         await until(whole, within=90)
-        coverage = await told("binance")
+        coverage = await coverage_of("binance")
         assert coverage["gaps"] == []
         assert "importing" not in coverage
 
         async def all_but_today() -> bool:
-            gaps = (await told("bybit"))["gaps"]
+            gaps = (await coverage_of("bybit"))["gaps"]
             return len(gaps) == 1 and gaps[0][0].endswith("T00:00:00Z")
 
         await until(all_but_today, within=60)
         assert await served.stop() == 0
 
 
-async def test_a_symbol_that_nobody_follows_is_live_and_has_a_past_once_it_is_tracked(tmp_path: Path) -> None:
+async def test_a_symbol_that_is_not_followed_becomes_live_with_its_history_once_it_is_tracked(tmp_path: Path) -> None:
     settings = environment(tmp_path, WADM_HISTORY_HOURS="1", WADM_EXCHANGES="binance")
     server = StdioServerParameters(command=sys.executable, args=["-m", "wadm_mcp", "--demo"], env=settings, cwd=tmp_path)
     heard: list[str] = []
@@ -95,7 +95,7 @@ async def test_a_symbol_that_nobody_follows_is_live_and_has_a_past_once_it_is_tr
             await until(gone)
 
 
-async def test_over_http_tracking_is_the_operators_to_allow(tmp_path: Path) -> None:
+async def test_over_http_tracking_needs_the_operators_permission(tmp_path: Path) -> None:
     async with serving(tmp_path / "data", "serve", "--demo") as served, Client(f"{served.url}/mcp") as client:
         assert "track_market" not in {tool.name for tool in (await client.list_tools()).tools}
         refused = await client.call_tool("get_volume_profile", {"symbol": "ETHUSDT"})
@@ -110,23 +110,23 @@ async def run(folder: Path, settings: dict[str, str], *arguments: str, within: f
     return ended.returncode, ended.stdout.decode(), ended.stderr.decode()
 
 
-async def test_an_import_by_hand_prints_its_plan_survives_kills_and_takes_files_beside_whoever_records(tmp_path: Path) -> None:
+async def test_an_import_command_prints_its_plan_survives_kills_and_takes_files_while_another_process_records(tmp_path: Path) -> None:
     today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     since, day = (today - timedelta(days=2)).isoformat(), today - timedelta(days=3)
     async with Simulator(seed=5, activity=0.05) as simulator:
         settings = {f"WADM_{name.upper()}": url for name, url in simulator.urls.items()} | {"WADM_EXCHANGES": "binance"}
-        order = ("import", "--from", since, "--to", (today - timedelta(days=1)).isoformat())
-        status, plan, _ = await run(tmp_path, settings, *order, "--plan")
+        command = ("import", "--from", since, "--to", (today - timedelta(days=1)).isoformat())
+        status, plan, _ = await run(tmp_path, settings, *command, "--plan")
         assert status == 0
         assert "binance:spot:BTCUSDT: 1 days from the archive" in plan
         assert not (tmp_path / "wadm.sqlite").exists()
         chance = random.Random(3)
         for _ in range(2):
             with anyio.move_on_after(1 + chance.random() * 2) as killed:
-                await run(tmp_path, settings, *order)
+                await run(tmp_path, settings, *command)
             assert killed.cancelled_caught
-        status, told, _ = await run(tmp_path, settings, *order)
-        assert (status, told.splitlines()[-1]) == (0, "binance:spot:BTCUSDT: 24.0 of 24.0 hours are held")
+        status, output, _ = await run(tmp_path, settings, *command)
+        assert (status, output.splitlines()[-1]) == (0, "binance:spot:BTCUSDT: 24.0 of 24.0 hours are covered")
         path = BinanceSpotTrades().path("BTCUSDT", day.date())
         name = path.rpartition("/")[2]
         async with httpx2.AsyncClient(trust_env=False) as client:
@@ -140,24 +140,24 @@ async def test_an_import_by_hand_prints_its_plan_survives_kills_and_takes_files_
                 return [row[3] for row in (await served.get("/api/markets"))["markets"]["rows"]] == ["live"]
 
             await until(live, within=90)
-            status, told, _ = await run(tmp_path, settings, "import", str(broken), str(tmp_path / name))
+            status, output, _ = await run(tmp_path, settings, "import", str(broken), str(tmp_path / name))
             assert status == 1
-            bad, good = told.splitlines()[1:]
+            bad, good = output.splitlines()[1:]
             assert good.startswith(f"{name}: ")
             assert good.endswith(" trades were new")
             assert "nothing is imported of it" in bad
             assert "is not of the file's day" in bad
             whole = {"start": day.isoformat(), "end": (day + timedelta(days=1)).isoformat()}
 
-            async def told_of() -> bool:
+            async def imported() -> bool:
                 profile = await served.get("/api/volume-profile", symbol="BTCUSDT", detail="brief", **whole)
                 return bool(profile["trade_count"] > 1_000)
 
-            await until(told_of, within=60)
+            await until(imported, within=60)
             assert await served.stop(signal.SIGTERM) == 0
 
 
-async def test_files_are_imported_by_a_command_that_records_meanwhile_where_nobody_else_does(tmp_path: Path) -> None:
+async def test_files_are_imported_by_a_command_that_records_itself_where_no_other_process_does(tmp_path: Path) -> None:
     day = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=1)
     async with Simulator(seed=5, activity=0.05) as simulator:
         settings = {f"WADM_{name.upper()}": url for name, url in simulator.urls.items()} | {"WADM_EXCHANGES": "binance"}
@@ -168,19 +168,19 @@ async def test_files_are_imported_by_a_command_that_records_meanwhile_where_nobo
         file.write_bytes(body)
         other = tmp_path / file.name.replace("BTCUSDT", "ETHUSDT")
         shutil.copy(file, other)
-        status, told, _ = await run(tmp_path / "data", settings, "import", str(file))
+        status, output, _ = await run(tmp_path / "data", settings, "import", str(file))
         assert status == 0
-        assert told.splitlines()[-1] == f"{file.name}: 64,800 trades were new"
-        status, told, _ = await run(tmp_path / "data", settings, "import", str(other))
+        assert output.splitlines()[-1] == f"{file.name}: 64,800 trades were new"
+        status, output, _ = await run(tmp_path / "data", settings, "import", str(other))
         assert status == 1
-        assert "binance:spot:ETHUSDT is not followed here; add its symbol to WADM_SYMBOLS" in told
+        assert "binance:spot:ETHUSDT is not followed here; add its symbol to WADM_SYMBOLS" in output
     (tmp_path / "no-folder").touch()
     status, _, said = await run(tmp_path / "no-folder", settings, "import", str(file))
     assert (status, said.count("\n")) == (2, 1)
     assert "the folder cannot be used" in said
 
 
-async def test_a_file_that_is_called_wrong_is_refused_before_anything_begins(tmp_path: Path) -> None:
+async def test_a_file_with_an_unrecognised_name_is_refused_before_the_import_starts(tmp_path: Path) -> None:
     status, _, said = await run(tmp_path, {}, "import", "trades.zip")
     assert status == 2
     assert "trades.zip: no daily file is called so; give it under its exchange's own name" in said

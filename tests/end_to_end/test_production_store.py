@@ -38,7 +38,7 @@ KILLS = 10 if SOAK else 2
 
 
 class Pushed:
-    """A market that trades at a steady rate until told to stop; how many trades it made."""
+    """A market that trades at a steady rate until it is stopped; `count` is how many trades it made."""
 
     def __init__(self, simulator: Simulator, rate: int) -> None:
         self._simulator = simulator
@@ -79,7 +79,7 @@ async def trading(folder: Path, rate: int, **settings: str) -> AsyncGenerator[tu
 
 
 async def preloaded(store: Store, folder: Path) -> int:
-    """Eight closed hours of the past, so that a day's window has something that the cache can hold; how many trades they have."""
+    """Eight closed hours of the past, so that a day's window has something to cache. Returns their number of trades."""
     start = now_ms() - now_ms() % HOUR - 9 * HOUR
     clock, count = ManualClock(start), 0
     async with store, Journal(folder / "preloading", 1 << 30) as journal:
@@ -97,7 +97,7 @@ async def preloaded(store: Store, folder: Path) -> int:
 
 
 async def closed_hours(served: Served) -> dict[str, Any]:
-    """A profile of the preloaded past, as it is told once the store answers."""
+    """A profile of the preloaded hours, once the store answers."""
     start = now_ms() - now_ms() % HOUR - 8 * HOUR
     question = {"symbol": "BTCUSDT", "exchange": "binance", "start": start, "end": start + 6 * HOUR, "detail": "full"}
     with anyio.fail_after(30):
@@ -110,7 +110,7 @@ async def closed_hours(served: Served) -> dict[str, Any]:
 
 
 async def hits(redis: RedisServer) -> int:
-    """How often Redis had what it was asked for since it was started."""
+    """Cache hits of Redis since it was started."""
     async with Redis.from_url(redis.url) as client:
         return (await client.info("stats"))["keyspace_hits"]
 
@@ -135,7 +135,7 @@ async def status(served: Served) -> int:
 
 
 async def stored(server: Mongod, name: str = "wadm") -> tuple[int, int]:
-    """Trades in the database, and how many different ids they have."""
+    """The number of trades in the database, and of their distinct ids."""
     import pymongo
     from anyio import to_thread
 
@@ -147,7 +147,7 @@ async def stored(server: Mongod, name: str = "wadm") -> tuple[int, int]:
     return await to_thread.run_sync(count)
 
 
-async def test_a_mongod_that_is_away_under_load_costs_no_trade_and_health_says_so_meanwhile(tmp_path: Path) -> None:
+async def test_a_mongod_outage_under_load_loses_no_trade_and_shows_in_health(tmp_path: Path) -> None:
     with own_mongod() as mongod:
         async with trading(tmp_path / "data", RATE, MONGODB_URL=f"{mongod.url}/wadm") as (served, pushed, stop):
             await until(lambda: _is(status(served), 200))
@@ -175,7 +175,7 @@ async def test_a_mongod_that_is_away_under_load_costs_no_trade_and_health_says_s
             assert await stored(mongod) == (pushed.count, pushed.count)
 
 
-async def test_servers_that_are_killed_in_the_middle_of_their_work_lose_nothing_and_double_nothing(tmp_path: Path) -> None:
+async def test_killed_servers_lose_no_trade_and_double_none(tmp_path: Path) -> None:
     with own_mongod() as mongod, RedisServer(redis_binary()) as redis:
         before = await preloaded(MongoStore(f"{mongod.url}/wadm", RETENTION), tmp_path)
         servers = {"MONGODB_URL": f"{mongod.url}/wadm", "REDIS_URL": redis.url}
@@ -183,12 +183,12 @@ async def test_servers_that_are_killed_in_the_middle_of_their_work_lose_nothing_
             await until(lambda: _over(trade_count(served), 500))
             past = await closed_hours(served)
             for _ in range(KILLS):
-                held = (await served.get("/api/volume-profile", symbol="BTCUSDT", window="15m", detail="brief"))["trade_count"]
+                before_kill = (await served.get("/api/volume-profile", symbol="BTCUSDT", window="15m", detail="brief"))["trade_count"]
                 mongod.kill()
                 redis.kill()
                 redis.start()
                 mongod.start()
-                await until(lambda held=held: _over(trade_count(served), held), within=60)
+                await until(lambda least=before_kill: _over(trade_count(served), least), within=60)
                 assert await closed_hours(served) == past
             stop()
             await recorded_all(served, pushed)
@@ -199,7 +199,7 @@ async def test_servers_that_are_killed_in_the_middle_of_their_work_lose_nothing_
             assert await stored(mongod) == (pushed.count + before, pushed.count + before)
 
 
-async def test_a_stop_while_mongod_is_away_leaves_the_trades_in_the_journal_and_the_next_start_stores_them(tmp_path: Path) -> None:
+async def test_a_stop_during_a_mongod_outage_keeps_the_trades_in_the_journal_and_the_next_start_stores_them(tmp_path: Path) -> None:
     with own_mongod() as mongod:
         async with trading(tmp_path / "data", 500, MONGODB_URL=f"{mongod.url}/wadm") as (served, pushed, stop):
             await until(lambda: _over(trade_count(served), 200))
@@ -245,25 +245,25 @@ async def test_of_two_processes_on_one_database_one_records_and_the_other_takes_
                 before = await trade_count(second)
                 await until(lambda: _over(trade_count(second), before))
                 stop()
-                held = 0
+                count = 0
 
                 async def quiet() -> bool:
-                    nonlocal held
-                    last, held = held, await trade_count(second)
-                    return held == last
+                    nonlocal count
+                    last, count = count, await trade_count(second)
+                    return count == last
 
                 async def all_stored() -> bool:
-                    return await stored(mongod) == (held, held)
+                    return await stored(mongod) == (count, count)
 
                 await until(quiet, every=1.5)
-                # What a stop leaves to a busy database stays in the journal for the next start.
+                # What a busy database does not store before the stop stays in the journal for the next start.
                 await until(all_stored)
                 assert await second.stop() == 0
-                assert await stored(mongod) == (held, held)
-                assert held <= pushed.count
+                assert await stored(mongod) == (count, count)
+                assert count <= pushed.count
 
 
-async def test_answers_go_on_without_redis_and_health_says_so(tmp_path: Path) -> None:
+async def test_answers_continue_without_redis_and_health_shows_its_outage(tmp_path: Path) -> None:
     with RedisServer(redis_binary()) as redis:
         (tmp_path / "data").mkdir()
         await preloaded(SqliteStore(tmp_path / "data" / "wadm.sqlite"), tmp_path)
@@ -276,11 +276,11 @@ async def test_answers_go_on_without_redis_and_health_says_so(tmp_path: Path) ->
             settled = resident(served)
             redis.kill()
 
-            async def told() -> bool:
+            async def down() -> bool:
                 health = await served.get("/health")
                 return health["parts"]["cache"]["state"] == "down"
 
-            await until(told)
+            await until(down)
             with anyio.move_on_after(AWAY):
                 while True:
                     assert await status(served) == 200

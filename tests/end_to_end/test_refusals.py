@@ -1,4 +1,4 @@
-"""Everything a user can get wrong ends in one clear line, without a traceback, with the right exit status."""
+"""Every mistake of a user ends in one clear line, without a traceback, with the right exit status."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BAD_SETTINGS = [
     ({"WADM_TRADES_TTL_HOURS": "0"}, "WADM_TRADES_TTL_HOURS=0: a whole number from 1 to 87600"),
     ({"WADM_BYBIT_WS": "https://x"}, "WADM_BYBIT_WS=https://x: a base URL without path is needed, such as wss://host:port"),
     ({"WADM_BINANCE_SPOT_REST": "https://x/api"}, "WADM_BINANCE_SPOT_REST=https://x/api: a base URL without path"),
-    ({"WADM_HOST": "0.0.0.0"}, "WADM_HOST=0.0.0.0: beyond loopback API_KEY must be set"),
+    ({"WADM_HOST": "0.0.0.0"}, "WADM_HOST=0.0.0.0: API_KEY must be set when the host is not loopback"),
     ({"WADM_HOST": "nowhere.invalid", "API_KEY": "k"}, "WADM_HOST=nowhere.invalid: "),
     ({"WADM_DATA_DIR": "/proc/nowhere"}, "WADM_DATA_DIR=/proc/nowhere"),
     (
@@ -38,8 +38,8 @@ BAD_SETTINGS = [
     ({"WADM_BYBIT_REST": "http://127.0.0.1:99999999"}, "WADM_BYBIT_REST=http://127.0.0.1:99999999: a base URL without path"),
     ({"WADM_ALLOWED_HOSTS": "https://wadm.example"}, "WADM_ALLOWED_HOSTS=https://wadm.example: names or addresses of hosts are needed"),
 ]
-NOBODY = dict.fromkeys(("WADM_BINANCE_SPOT_REST", "WADM_BYBIT_REST"), "http://127.0.0.1:1")
-"""Exchanges that are not there."""
+UNREACHABLE = dict.fromkeys(("WADM_BINANCE_SPOT_REST", "WADM_BYBIT_REST"), "http://127.0.0.1:1")
+"""Base URLs at which no exchange listens."""
 
 
 @pytest.mark.parametrize(("settings", "line"), BAD_SETTINGS, ids=lambda value: next(iter(value)) if isinstance(value, dict) else "")
@@ -54,8 +54,8 @@ def test_a_bad_setting_is_one_line_that_names_it(tmp_path: Path, settings: dict[
 @pytest.mark.parametrize("command", [("serve",), ("serve", "--demo"), (), ("--demo",), ("doctor",), ("replay", "absent")], ids=" ".join)
 @pytest.mark.parametrize("folder", ["~nouser/x", "/etc/passwd", "x" * 3_000], ids=["no home", "a file", "too long"])
 def test_a_data_folder_that_cannot_be_used_is_one_line_in_every_mode(tmp_path: Path, command: tuple[str, ...], folder: str) -> None:
-    # A file is not in doctor's way to its table, where it is told; what is not there cannot be replayed whatever the folder is.
-    ended = run(tmp_path, *command, WADM_DATA_DIR=folder, **NOBODY)
+    # Doctor reports a file in its table; a missing recording is reported before the folder is checked.
+    ended = run(tmp_path, *command, WADM_DATA_DIR=folder, **UNREACHABLE)
     assert "Traceback" not in ended.stderr
     if folder == "/etc/passwd" and command == ("doctor",):
         assert ended.returncode == 1
@@ -128,7 +128,7 @@ def newer(path: Path) -> None:
         database.commit()
 
 
-def test_a_file_that_is_no_recording_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_recording_is_named(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello\n")
     ended = run(tmp_path, "replay", "notes.txt")
     assert ended.returncode == 2

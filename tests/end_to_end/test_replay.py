@@ -43,7 +43,7 @@ def rows_of(*files: Path) -> list[Row]:
 
 
 def by_minute(rows: Sequence[Row]) -> dict[int, list[Row]]:
-    """Rows of the minutes that the files hold from end to end: all but the first and the last."""
+    """Rows of the minutes that the files cover completely: all but the first and the last."""
     minutes: dict[int, list[Row]] = defaultdict(list)
     for row in rows:
         minutes[row.at - row.at % MINUTE].append(row)
@@ -112,7 +112,7 @@ async def pages(served: Served) -> list[list[Any]]:
 
 
 async def recorded(served: Served, count: int) -> None:
-    """Waits until so many fills are told of and every minute of them is closed and stored."""
+    """Wait until so many fills are answered and all their minutes are closed and stored."""
 
     async def all_told() -> bool:
         answer = await served.get("/api/volume-profile", symbol="BTCUSDT", window="24h", detail="brief")

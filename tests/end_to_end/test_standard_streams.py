@@ -17,7 +17,7 @@ from tests.end_to_end.process import COMMAND, ended, environment, free_port, sta
 from wadm_mcp.simulator.simulator import Simulator
 
 PING = b'{"jsonrpc":"2.0","id":1,"method":"ping"}\n'
-CLOSED = "is closed. wadm-mcp speaks MCP on stdin and stdout, for a client to launch. For a terminal there is: wadm-mcp serve"
+CLOSED = "is closed. wadm-mcp speaks MCP on stdin and stdout, for a client to launch. In a terminal, use: wadm-mcp serve"
 
 
 def in_shell(line: str) -> list[str]:
@@ -26,9 +26,9 @@ def in_shell(line: str) -> list[str]:
 
 
 def shell(folder: Path, line: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    """Run it to its end; what would be its standard input never ends."""
+    """Run it to its end; its standard input never ends."""
     env = environment(folder, **{"WADM_PORT": str(free_port()), **settings})
-    unended, hold = os.pipe()
+    unended, writer = os.pipe()
     try:
         return subprocess.run(
             in_shell(line),
@@ -42,7 +42,7 @@ def shell(folder: Path, line: str, **settings: str) -> subprocess.CompletedProce
         )
     finally:
         os.close(unended)
-        os.close(hold)
+        os.close(writer)
 
 
 @pytest.mark.parametrize(
@@ -59,13 +59,13 @@ def shell(folder: Path, line: str, **settings: str) -> subprocess.CompletedProce
         ("sevre 2>/dev/full", 2, ""),
     ],
 )
-def test_what_cannot_be_used_is_told_where_it_can_be(tmp_path: Path, line: str, status: int, said: str) -> None:
+def test_an_unusable_stream_is_reported_on_stderr_where_that_is_open(tmp_path: Path, line: str, status: int, said: str) -> None:
     ended = shell(tmp_path, line)
     assert (ended.returncode, ended.stderr) == (status, said)
 
 
 @pytest.mark.anyio
-async def test_an_output_that_takes_no_answer_ends_stdio_with_one_error(tmp_path: Path) -> None:
+async def test_an_unwritable_stdout_ends_stdio_with_one_error(tmp_path: Path) -> None:
     async with started(tmp_path, command=in_shell("--demo >/dev/full")) as process:
         assert process.stdin is not None
         await process.stdin.send(PING)
@@ -73,7 +73,7 @@ async def test_an_output_that_takes_no_answer_ends_stdio_with_one_error(tmp_path
             status = await process.wait()
         _, said = await ended(process)
     errors = [line for line in said.splitlines() if line.startswith("wadm-mcp: ")]
-    assert errors == ["wadm-mcp: standard output cannot be written (No space left on device), and MCP is spoken over it"]
+    assert errors == ["wadm-mcp: standard output cannot be written (No space left on device), and MCP needs it"]
     assert status == 1
     assert "Traceback" not in said
 
@@ -103,7 +103,7 @@ async def test_doctor_without_an_output_says_so_and_ends_with_status_1(tmp_path:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("output", ["<&- >/dev/full", "<&- >&-", "<&- >&- 2>&-"])
-async def test_serve_needs_none_of_them(tmp_path: Path, output: str) -> None:
+async def test_serve_needs_no_standard_stream(tmp_path: Path, output: str) -> None:
     port = free_port()
     async with (
         started(tmp_path, command=in_shell(f"serve --demo {output}"), WADM_PORT=str(port)) as process,

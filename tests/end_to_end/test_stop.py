@@ -1,4 +1,4 @@
-"""A stop asked for by a signal or by the end of input: status 0, within three seconds, nothing acknowledged lost, no traceback."""
+"""A stop by a signal or the end of input: status 0 within three seconds, no acknowledged trade lost, no traceback."""
 
 from __future__ import annotations
 
@@ -37,25 +37,25 @@ def stored(folder: Path) -> int:
 
 @pytest.mark.parametrize("insisting", [False, True], ids=["once", "again and again"])
 @pytest.mark.parametrize("number", SIGNALS)
-async def test_serve_stops_on_a_signal_with_everything_it_took_stored(tmp_path: Path, number: signal.Signals, insisting: bool) -> None:
+async def test_serve_stops_on_a_signal_with_every_recorded_trade_stored(tmp_path: Path, number: signal.Signals, insisting: bool) -> None:
     async with Simulator(manual=True) as simulator:
         settings = {f"WADM_{name.upper()}": url for name, url in simulator.urls.items()} | {"WADM_EXCHANGES": "binance"}
         async with serving(tmp_path / "data", "serve", settings=settings) as served:
             with anyio.fail_after(20):
                 await simulator.subscribed("binance", "spot", "BTCUSDT")
-            told = 0
-            while told < 500:
+            pushed = 0
+            while pushed < 500:
                 await simulator.push("binance", "spot", "BTCUSDT", [(now_ms(), "61000.5", "0.1", "BUY")] * 50)
-                told += 50
+                pushed += 50
 
             async def taken() -> bool:
                 page = await served.get("/api/trades", symbol="BTCUSDT", window="15m", limit=1000)
-                return len(page["trades"]["rows"]) == told
+                return len(page["trades"]["rows"]) == pushed
 
             await until(taken)
             assert await (insist(served.process, number) if insisting else served.stop(number)) == 0
             assert "Traceback" not in served.stderr
-        assert stored(tmp_path / "data") == told
+        assert stored(tmp_path / "data") == pushed
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -84,9 +84,9 @@ async def test_stdio_stops_on_a_signal_although_its_input_stays_open(tmp_path: P
         with anyio.fail_after(4):
             assert await process.wait() == 0
         assert process.stderr is not None
-        told = b"".join([part async for part in process.stderr])
-        assert b"Traceback" not in told
-        assert b"recorder.begins" in told
+        stderr = b"".join([part async for part in process.stderr])
+        assert b"Traceback" not in stderr
+        assert b"recorder.begins" in stderr
 
 
 async def test_stdio_stops_at_the_end_of_its_input(tmp_path: Path) -> None:
@@ -120,10 +120,10 @@ async def test_a_signal_while_the_program_is_still_loading_ends_it_with_status_0
     loading = [sys.executable, "-X", "importtime", "-m", "wadm_mcp"]
     async with started(tmp_path, *arguments, command=loading) as process:
         assert process.stderr is not None
-        told = b""
+        stderr = b""
         with anyio.fail_after(10):
-            while not re.search(rb"\| +anyio\n", told):
-                told += await process.stderr.receive()
+            while not re.search(rb"\| +anyio\n", stderr):
+                stderr += await process.stderr.receive()
         process.send_signal(number)
         status, rest = await ended(process)
     assert status == 0

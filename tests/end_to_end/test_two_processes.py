@@ -1,4 +1,4 @@
-"""Two MCP clients that each launch `wadm-mcp` on one data directory are an ordinary day: one records, both answer."""
+"""Two MCP clients that each launch `wadm-mcp` on one data directory: one process records, both answer."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def test_two_stdio_servers_on_one_folder_both_answer_and_one_records(tmp_p
                 await until(caught_up)
 
 
-async def test_the_one_that_stood_by_records_once_the_other_is_killed(tmp_path: Path) -> None:
+async def test_the_standby_process_records_once_the_recording_one_is_killed(tmp_path: Path) -> None:
     async with serving(tmp_path / "data", "serve", "--demo", name="first") as first:
 
         async def records() -> bool:

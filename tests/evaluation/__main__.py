@@ -16,7 +16,7 @@ _MARKED: Final = re.compile(r"(<!-- evaluation -->\n).*?(<!-- /evaluation -->)",
 
 
 async def table() -> str:
-    """Each question with what its answer cost."""
+    """The table: each question with the number of calls and tokens of its answer."""
     lines = ["| question | calls | tokens read |", "| --- | --- | --- |"]
     async with connected() as (client, tools):
         for question in QUESTIONS:
@@ -32,7 +32,7 @@ def with_table(page: str, table: str) -> str:
 
 
 async def main() -> None:
-    """Write it."""
+    """Writes the table into the page."""
     PAGE.write_text(with_table(PAGE.read_text(), await table()))
 
 

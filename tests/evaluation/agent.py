@@ -1,4 +1,4 @@
-"""An agent without a model: it reads what any client is told, chooses a tool by its words, and counts what it reads."""
+"""An agent without a model: it reads what the server sends to clients, chooses tools by their descriptions, and counts tokens and calls."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _ARGUMENT: Final = re.compile(r'(\w+)=("(?:[^"]*)"|[^,]+)')
 
 
 class TooDear(Exception):
-    """A fact that cannot be reached within the calls and tokens that a question may cost."""
+    """A fact that the agent cannot reach within the calls and tokens that a question may cost."""
 
 
 class Agent:
-    """One question's calls. It knows the list of tools, and nothing of what is behind them."""
+    """The calls of one question. It knows only the list of tools."""
 
     def __init__(self, client: Client, tools: list[Tool]) -> None:
         self._client = client
@@ -37,7 +37,7 @@ class Agent:
         self.refusals: list[str] = []
 
     def tool_for(self, words: str) -> Tool:
-        """The tool whose name, title and description hold the most of these words; two that hold as many are no choice."""
+        """The tool whose name, title and description contain the most of these words. Fails if two tools contain equally many."""
         wanted = set(_words(words))
         scores = {tool.name: len(wanted & set(_words(f"{tool.name} {tool.title} {tool.description}"))) for tool in self._tools}
         best = [tool for tool in self._tools if scores[tool.name] == max(scores.values())]
@@ -46,7 +46,7 @@ class Agent:
         return best[0]
 
     async def ask(self, words: str, **arguments: Any) -> dict[str, Any]:
-        """The answer of the tool that the words name. A refusal is read, and the call that it says would work is made instead."""
+        """The answer of the tool that fits the words. If the call is refused, the call that the error suggests is made instead."""
         tool = self.tool_for(words)
         schema = tool.input_schema["properties"]
         for name, value in arguments.items():
@@ -79,7 +79,7 @@ class Agent:
 
 @asynccontextmanager
 async def connected() -> AsyncGenerator[tuple[Client, list[Tool]]]:
-    """A client of a server on the tape, and the tools it was told of."""
+    """A client of a server on the tape, and the tools that it lists."""
     async with Client(build_server(runtime())) as client:
         yield client, (await client.list_tools()).tools
 

@@ -1,4 +1,4 @@
-"""What is asked of the tape, how an agent finds it, and what is true."""
+"""The questions of the evaluation, the calls with which an agent finds the answers, and the true answers."""
 
 from __future__ import annotations
 
@@ -119,17 +119,17 @@ async def _crash_row(agent: Agent) -> Any:
 
 
 async def _largest_trade(agent: Agent) -> Any:
-    told = await _trades(agent, start=iso(MIDNIGHT - DAY), end=iso(MIDNIGHT), min_notional=1_000_000)
-    return [(row["timestamp"], row["trade_type"]) for row in rows(told["trades"])]
+    answer = await _trades(agent, start=iso(MIDNIGHT - DAY), end=iso(MIDNIGHT), min_notional=1_000_000)
+    return [(row["timestamp"], row["trade_type"]) for row in rows(answer["trades"])]
 
 
 async def _third_page(agent: Agent) -> Any:
     cursor: dict[str, Any] = {}
-    told: dict[str, Any] = {}
+    answer: dict[str, Any] = {}
     for _ in range(3):
-        told = await _trades(agent, window="1h", limit=9, detail="brief", **cursor)
-        cursor = {"cursor": told["next_cursor"]}
-    return rows(told["trades"])[0]["timestamp"]
+        answer = await _trades(agent, window="1h", limit=9, detail="brief", **cursor)
+        cursor = {"cursor": answer["next_cursor"]}
+    return rows(answer["trades"])[0]["timestamp"]
 
 
 async def _last_price(agent: Agent) -> Any:
@@ -147,8 +147,8 @@ async def _what_was_known_before_the_crash(agent: Agent) -> Any:
 
 
 async def _yesterdays_poc(agent: Agent) -> Any:
-    told = await _structure(agent, row_size=50)
-    (row,) = rows(told["value"]["prior"])
+    answer = await _structure(agent, row_size=50)
+    (row,) = rows(answer["value"]["prior"])
     return row["session"], Decimal(row["poc"])
 
 
@@ -161,8 +161,8 @@ async def _bybit_missing(agent: Agent) -> Any:
 
 
 async def _can_bybit_be_trusted(agent: Agent) -> Any:
-    told = await _profile(agent, **_BYBIT, window="session")
-    return "volume" in told["coverage"]["broken"]
+    answer = await _profile(agent, **_BYBIT, window="session")
+    return "volume" in answer["coverage"]["broken"]
 
 
 async def _worst(agent: Agent) -> Any:
@@ -170,13 +170,13 @@ async def _worst(agent: Agent) -> Any:
 
 
 async def _bars_not_judged(agent: Agent) -> Any:
-    told = await _structure(agent, **_BYBIT, detail="brief")
-    return told["bars"]["of"] - told["bars"]["usable"]
+    answer = await _structure(agent, **_BYBIT, detail="brief")
+    return answer["bars"]["of"] - answer["bars"]["usable"]
 
 
 async def _before_recording(agent: Agent) -> Any:
-    told = await _profile(agent, start=iso(BEGUN - 2 * DAY), end=iso(BEGUN - DAY))
-    return told["coverage"]["ratio"], told["poc"]
+    answer = await _profile(agent, start=iso(BEGUN - 2 * DAY), end=iso(BEGUN - DAY))
+    return answer["coverage"]["ratio"], answer["poc"]
 
 
 async def _share_of_the_perpetual(agent: Agent) -> Any:
@@ -191,30 +191,30 @@ async def _who_leads(agent: Agent) -> Any:
 
 
 async def _was_the_level_reached(agent: Agent) -> Any:
-    told = await agent.ask("wait until timeout met", **_BTC, condition="coverage_back", timeframe="5m", timeout=1)
-    return told["met"], Decimal(told["price"])
+    answer = await agent.ask("wait until timeout met", **_BTC, condition="coverage_back", timeframe="5m", timeout=1)
+    return answer["met"], Decimal(answer["price"])
 
 
 async def _typo(agent: Agent) -> Any:
-    told = await agent.ask("volume by price poc value area", symbol="BTCUSDX", window="24h")
-    return told["instrument"], agent.calls
+    answer = await agent.ask("volume by price poc value area", symbol="BTCUSDX", window="24h")
+    return answer["instrument"], agent.calls
 
 
 async def _mistaken_window(agent: Agent) -> Any:
-    told = await agent.ask("volume by price poc value area", symbol="BTCUSDT", window="2h")
-    return told["instrument"], agent.calls
+    answer = await agent.ask("volume by price poc value area", symbol="BTCUSDT", window="2h")
+    return answer["instrument"], agent.calls
 
 
 async def _mistaken_argument(agent: Agent) -> Any:
-    told = await agent.ask("bars OHLC cumulative delta imbalance ratio", symbol="BTCUSDT", interval="5m", window="1h")
-    return told["instrument"], agent.calls
+    answer = await agent.ask("bars OHLC cumulative delta imbalance ratio", symbol="BTCUSDT", interval="5m", window="1h")
+    return answer["instrument"], agent.calls
 
 
 async def _loosely_written(agent: Agent) -> Any:
-    told = await agent.ask(
+    answer = await agent.ask(
         "bars OHLC cumulative delta", symbol="eth/usdt", exchange="binance", timeframe="4H", start=NOW // SECOND - 86_400
     )
-    return told["instrument"], told["timeframe"], agent.calls
+    return answer["instrument"], answer["timeframe"], agent.calls
 
 
 def _lead() -> Any:
@@ -268,8 +268,8 @@ def _yesterday() -> list[Trade]:
 
 QUESTIONS: Final = (
     Question("Which symbols can be asked about?", _which_symbols, lambda: ["BTCUSDT", "ETHUSDT"]),
-    Question("Since when is the tape held?", _since_when, lambda: {iso(BEGUN)}),
-    Question("Which instrument is held least over the last day?", _least_covered, lambda: str(BYBIT)),
+    Question("From when on is the tape recorded?", _since_when, lambda: {iso(BEGUN)}),
+    Question("Which instrument has the lowest coverage over the last day?", _least_covered, lambda: str(BYBIT)),
     Question(
         "Where is the POC of the last 24 hours on Binance spot, in rows of 10?",
         _poc_of_a_day,

@@ -1,4 +1,4 @@
-"""A market of three days whose facts are planted, and a server on it. What is true of it is counted here, straight from its trades."""
+"""A market of three days with known facts, and a server on it. The true figures are computed here directly from the trades."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ MIDNIGHT: Final = NOON - 12 * HOUR
 BEGUN: Final = MIDNIGHT - 3 * DAY
 """Recording began here."""
 TORN: Final = (NOON - 6 * HOUR, NOON - 5 * HOUR)
-"""Bybit's connection was lost in between."""
+"""Between these times Bybit's connection was lost."""
 CRASH: Final = NOON - 4 * HOUR
-"""In the quarter of an hour from here Binance spot falls on a volume it never had."""
+"""In the 15 minutes from here Binance spot falls with more volume than ever before."""
 LARGEST: Final = NOON - 26 * HOUR
 """When the largest trade of yesterday was made on Binance spot."""
 LATE: Final = NOON + 6 * MINUTE + 30_000
@@ -60,7 +60,7 @@ def tape() -> tuple[Trade, ...]:
 
 @cache
 def runtime() -> FakeRuntime:
-    """A server's runtime on the tape: whole but for Bybit's hour."""
+    """A server's runtime on the tape, complete except for one hour of Bybit."""
     world = World(*map(listing, INSTRUMENTS), now=NOW)
     world.add(tape(), durable_until=NOW - HOUR, settled_until=NOW - 10 * MINUTE)
     for instrument in INSTRUMENTS:

@@ -1,4 +1,4 @@
-"""Can an agent that knows nothing but the tools reach the facts, in three calls and 3,000 tokens?"""
+"""Does an agent that knows only the tools reach the facts, in three calls and 3,000 tokens?"""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ async def until(holds: Callable[[], bool]) -> None:
 
 
 async def ask(runtime: Runtime, question: Question, **arguments: Any) -> dict[str, Any]:
-    return await question.ask(runtime, {"symbol": "BTCUSDT", **arguments})
+    return (await question.ask(runtime, {"symbol": "BTCUSDT", **arguments})).answer
 
 
 def gaps_inside(answer: dict[str, Any]) -> list[str]:
@@ -111,7 +111,7 @@ async def test_every_question_answers_from_it_and_merges_it_by_its_canonical_sym
             await h.push()
         await until(lambda: runtime.recorded == 40)
 
-        rows = (await MARKETS.ask(runtime, {}))["markets"]["rows"]
+        rows = (await MARKETS.ask(runtime, {})).answer["markets"]["rows"]
         assert [row[:4] for row in rows] == [["binance", "spot", "BTCUSDT", "live"], ["toy", "spot", "BTC-USDT", "live"]]
         alone = await ask(runtime, VOLUME_PROFILE, exchange="toy", window="15m")
         assert (alone["instrument"], alone["volume"], alone["trade_count"]) == ("toy:spot:BTC-USDT", 5, 20)

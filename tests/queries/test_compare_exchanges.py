@@ -95,7 +95,7 @@ async def test_bars_that_a_gap_touches_are_not_compared() -> None:
     assert answer["coverage"]["gaps"][0][3] == "disconnect"
 
 
-async def test_what_is_not_held_is_null_and_not_zero() -> None:
+async def test_figures_without_coverage_are_null_and_not_zero() -> None:
     answer = await _ask(World(listing(PERP), listing(SPOT)))
     (pair,) = rows_of(answer["pairs"])
     assert all(pair[name] is None for name in ("basis_bps", "mean_basis_bps", "flow_correlation", "lead_bars", "noise"))

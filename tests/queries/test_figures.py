@@ -18,7 +18,7 @@ from tests.market import BYBIT, NOON, SPOT, listing
 from tests.queries.world import World, exact, made, price_of, quantity_of, rows_of, signed, whole_day
 from wadm_mcp.errors import QueryError
 from wadm_mcp.model import DAY, HOUR, MINUTE, Instrument, Retention, Timeframe, Trade, TradeType
-from wadm_mcp.queries.footprint import MOST_NODES, footprint
+from wadm_mcp.queries.footprint import MAX_NODES, footprint
 from wadm_mcp.queries.numbers import iso
 from wadm_mcp.queries.order_flow import order_flow
 from wadm_mcp.queries.trades import trades
@@ -85,15 +85,15 @@ def test_of_a_covered_window_nodes_bars_footprints_and_trades_have_the_same_volu
         ladder = await footprint(world.view, timeframe="1h", **question)
         listed = await trades(world.view, limit=1000, **question)
         assert [one["coverage"]["ratio"] for one in (profile, flow, ladder, listed)] == [1] * 4
-        held = [one for one in inside(tape, profile) if exchange in ("all", one.instrument.exchange)]
-        volume = total(held)
+        covered = [one for one in inside(tape, profile) if exchange in ("all", one.instrument.exchange)]
+        volume = total(covered)
         assert exact(profile["volume"]) == volume
         assert sum((exact(row["volume"]) or 0 for row in rows_of(profile["nodes"])), Decimal(0)) == volume
         assert sum((exact(row["volume"]) or 0 for row in rows_of(flow["bars"])), Decimal(0)) == volume
         assert sum((exact(row["quantity"]) or 0 for row in rows_of(listed["trades"])), Decimal(0)) == volume
         cells = [row for bar in ladder["bars"] for row in rows_of(bar["nodes"])]
         assert sum(((exact(row["buy_volume"]) or 0) + (exact(row["sell_volume"]) or 0) for row in cells), Decimal(0)) == volume
-        fills = sum(one.fills for one in held)
+        fills = sum(one.fills for one in covered)
         assert profile["trade_count"] == fills == sum(row["trade_count"] for row in rows_of(flow["bars"]))
 
     anyio.run(asked)
@@ -210,16 +210,16 @@ def test_footprints_are_what_a_count_by_hand_finds(seed: int, count: int, row_si
         assert [bar["timestamp"] for bar in answer["bars"]] == [iso(begin) for begin in starts]
         for begin, bar in zip(starts, answer["bars"], strict=True):
             assert list(bar) == ["timestamp", "open", "high", "low", "close", "delta", "poc", "nodes"]
-            held = [one for one in mine if begin <= one.timestamp < begin + 15 * MINUTE]
-            assert exact(bar["delta"]) == sum(map(signed, held), Decimal(0))
-            if not held:
+            of_bar = [one for one in mine if begin <= one.timestamp < begin + 15 * MINUTE]
+            assert exact(bar["delta"]) == sum(map(signed, of_bar), Decimal(0))
+            if not of_bar:
                 assert [bar[name] for name in ("open", "high", "low", "close", "poc")] == [None] * 5
                 assert bar["nodes"]["rows"] == []
                 continue
             assert row is not None
             buys: dict[int, Decimal] = defaultdict(Decimal)
             sells: dict[int, Decimal] = defaultdict(Decimal)
-            for one in held:
+            for one in of_bar:
                 (buys if one.trade_type is TradeType.BUY else sells)[int(price_of(one) // row)] += quantity_of(one)
             expected = []
             for index in sorted({*buys, *sells}):
@@ -318,7 +318,7 @@ async def test_exchanges_with_other_ticks_share_rows_of_a_common_multiple() -> N
     answer = await volume_profile(world.view, symbol="BTCUSDT", row_size="0.03", detail="full", value_area=100)
     assert [node[0] for node in answer["nodes"]["rows"]] == [60_000, 60_003]
     assert (answer["val"], answer["vah"]) == (60_000, 60_003.02)
-    with pytest.raises(QueryError, match=r"a whole multiple of the tick 0\.03; 0\.03 would do"):
+    with pytest.raises(QueryError, match=r"a whole multiple of the tick 0\.03; use 0\.03"):
         await volume_profile(world.view, symbol="BTCUSDT", row_size="0.01")
     alone = await volume_profile(world.view, symbol="BTCUSDT", exchange="bybit", row_size="0.015")
     assert alone["row_size"] == 0.015
@@ -327,11 +327,11 @@ async def test_exchanges_with_other_ticks_share_rows_of_a_common_multiple() -> N
 @anyio_test
 async def test_a_row_that_is_too_small_is_refused_with_the_smallest_that_fits() -> None:
     world = whole_day(World(now=NOON)).add([made(1, NOON - HOUR, 1), made(2, NOON - HOUR, 900_000_000)])
-    with pytest.raises(QueryError, match=r"900,000,000 rows, at most 200,000 are allowed; [0-9.]+ would do") as caught:
+    with pytest.raises(QueryError, match=r"900,000,000 rows, at most 200,000 are allowed; use [0-9.]+") as caught:
         await volume_profile(world.view, symbol="BTCUSDT", row_size="0.01")
-    size = str(caught.value).partition("allowed; ")[2].partition(" would")[0]
+    size = str(caught.value).partition("allowed; use ")[2].partition(". Try")[0]
     assert (await volume_profile(world.view, symbol="BTCUSDT", row_size=size))["row_size"] == float(size)
-    with pytest.raises(QueryError, match="more than 4,000 rows in all"):
+    with pytest.raises(QueryError, match="more than 4,000 rows in total"):
         await footprint(world.view, symbol="BTCUSDT", row_size="0.01")
 
 
@@ -342,10 +342,10 @@ async def test_a_footprint_that_would_be_too_long_takes_larger_rows_or_names_one
     question: dict[str, Any] = {"symbol": "BTCUSDT", "window": "4h", "timeframe": "5m"}
     answer = await footprint(world.view, **question)
     assert len(answer["bars"]) == 48
-    assert 1_000 < sum(len(bar["nodes"]["rows"]) for bar in answer["bars"]) <= MOST_NODES
-    with pytest.raises(QueryError, match=r'row_size="0\.02": it cuts .* would do') as caught:
+    assert 1_000 < sum(len(bar["nodes"]["rows"]) for bar in answer["bars"]) <= MAX_NODES
+    with pytest.raises(QueryError, match=r'row_size="0\.02": it divides .*; use ') as caught:
         await footprint(world.view, row_size="0.02", **question)
-    size = str(caught.value).partition("in all; ")[2].partition(" would")[0]
+    size = str(caught.value).partition("in total; use ")[2].partition(". Try")[0]
     assert (await footprint(world.view, row_size=size, **question))["row_size"] == float(size)
 
 
@@ -355,7 +355,7 @@ async def test_large_profiles_are_worked_through_beside_the_event_loop_with_the_
     answers = []
     for most in (10**9, 0):
         for module in ("volume_profile", "figures", "footprint"):
-            monkeypatch.setattr(f"wadm_mcp.queries.{module}.ON_LOOP", most)
+            monkeypatch.setattr(f"wadm_mcp.queries.{module}.MAX_PRICES_ON_LOOP", most)
         answers.append((await volume_profile(world.view, symbol="BTCUSDT"), await footprint(world.view, symbol="BTCUSDT")))
     assert answers[0] == answers[1]
 
@@ -364,17 +364,17 @@ async def test_large_profiles_are_worked_through_beside_the_event_loop_with_the_
 async def test_cumulative_delta_does_not_depend_on_where_the_window_begins() -> None:
     tape = random_tape(11, 300, MIDNIGHT - 20 * HOUR, NOON, (SPOT,))
     world = settled(11, tape, NOON)
-    told: list[dict[str, Any]] = []
+    answers: list[dict[str, Any]] = []
     for hours in (30, 13, 12, 3):
         answer = await order_flow(world.view, symbol="BTCUSDT", start=NOON - hours * HOUR, timeframe="15m")
-        told.append({row["timestamp"]: row["cumulative_delta"] for row in rows_of(answer["bars"])})
-    for fewer in told[1:]:
-        assert fewer == {begin: told[0][begin] for begin in fewer}
-    assert exact(told[0][iso(MIDNIGHT)]) == sum((signed(one) for one in tape if 0 <= one.timestamp - MIDNIGHT < 15 * MINUTE), Decimal(0))
+        answers.append({row["timestamp"]: row["cumulative_delta"] for row in rows_of(answer["bars"])})
+    for fewer in answers[1:]:
+        assert fewer == {begin: answers[0][begin] for begin in fewer}
+    assert exact(answers[0][iso(MIDNIGHT)]) == sum((signed(one) for one in tape if 0 <= one.timestamp - MIDNIGHT < 15 * MINUTE), Decimal(0))
 
 
 @anyio_test
-async def test_coverage_since_the_anchor_of_cumulative_delta_is_told() -> None:
+async def test_an_answer_states_the_coverage_since_the_anchor_of_cumulative_delta() -> None:
     world = World(now=NOON).cover(SPOT, NOON - 3 * HOUR, NOON).cover(BYBIT, NOON - 6 * HOUR, NOON)
     coverage = (await order_flow(world.view, symbol="BTCUSDT"))["coverage"]
     assert list(coverage) == ["ratio", "basis", "gaps", "newest_trade_at", "lag_ms", "anchor", "broken", "worst", "parts"]
@@ -384,7 +384,7 @@ async def test_coverage_since_the_anchor_of_cumulative_delta_is_told() -> None:
 
 
 @anyio_test
-async def test_bars_that_outlived_their_life_are_a_gap_and_not_a_quiet_market() -> None:
+async def test_expired_bars_are_a_gap_and_not_a_quiet_market() -> None:
     world = World(now=NOON, lives=Retention(HOUR, DAY, 9 * DAY)).cover(SPOT, NOON - 5 * DAY, NOON)
     question: dict[str, Any] = {"symbol": "BTCUSDT", "exchange": "binance", "start": NOON - 2 * DAY, "end": NOON}
     minutes = (await order_flow(world.view, timeframe="5m", **question))["coverage"]

@@ -57,8 +57,8 @@ def climb(back: int) -> tuple[Trade, ...]:
 @cache
 def tape_world(until: int = NOW, gap: tuple[int, int] | None = None, more: tuple[Trade, ...] = ()) -> World:
     """A world that holds the tape until a moment, whole but for a gap of Binance's."""
-    told = sorted((one for one in (*tape(), *more) if one.timestamp < until), key=lambda one: (one.timestamp, one.seq))
-    world = World(now=until).add(told, durable_until=until - HOUR, settled_until=until - 10 * MINUTE)
+    trades = sorted((one for one in (*tape(), *more) if one.timestamp < until), key=lambda one: (one.timestamp, one.seq))
+    world = World(now=until).add(trades, durable_until=until - HOUR, settled_until=until - 10 * MINUTE)
     for instrument in (SPOT, BYBIT):
         begun = until - 20 * DAY
         spans = [Span(begun, until + MINUTE, 0, 0, Basis.OBSERVED)]
@@ -75,9 +75,9 @@ def tape_world(until: int = NOW, gap: tuple[int, int] | None = None, more: tuple
 
 
 def _exact(value: object) -> Decimal:
-    told = exact(value)
-    assert told is not None
-    return told
+    figure = exact(value)
+    assert figure is not None
+    return figure
 
 
 async def _ask(world: World, **asked: Any) -> dict[str, Any]:
@@ -141,7 +141,7 @@ async def test_prior_sessions_are_profiles_of_their_days_at_the_same_row() -> No
 
 
 @pytest.mark.parametrize("back", [0, 4, 9, 40])
-async def test_as_of_tells_what_was_told_then(back: int) -> None:
+async def test_as_of_repeats_the_answer_of_that_time(back: int) -> None:
     then = NOON - back * _BAR
     at_the_time, later = await _ask(tape_world(then), detail="full"), await _ask(tape_world(), as_of=then, detail="full")
     for answer in (at_the_time, later):
@@ -150,15 +150,15 @@ async def test_as_of_tells_what_was_told_then(back: int) -> None:
     assert at_the_time["events"]["rows"]
 
 
-async def test_an_event_once_told_stays_as_it_was() -> None:
-    told: dict[str, list[Any]] = {}
+async def test_a_known_event_stays_as_it_was() -> None:
+    known: dict[str, list[Any]] = {}
     for back in range(12, -1, -1):
         for row in (await _ask(tape_world(), as_of=NOON - back * _BAR, detail="full"))["events"]["rows"]:
             if not row[2].startswith(("stacked", "fading", "large")):
-                assert told.setdefault(json.dumps(row[:5]), row) == row
+                assert known.setdefault(json.dumps(row[:5]), row) == row
 
 
-async def test_a_gap_silences_the_bars_that_it_touches_and_only_those() -> None:
+async def test_a_gap_removes_the_events_of_the_bars_that_it_touches_and_only_those() -> None:
     whole = await _ask(tape_world(), detail="full")
     gap = (NOON - 6 * HOUR + 60_000, NOON - 6 * HOUR + 2 * MINUTE)
     answer = await _ask(tape_world(gap=gap), detail="full")
@@ -171,7 +171,7 @@ async def test_a_gap_silences_the_bars_that_it_touches_and_only_those() -> None:
     assert {row["status"] for row in rows_of(answer["value"]["naked_pocs"])} <= {"unknown"}
 
 
-async def test_a_gap_silences_what_is_seen_inside_the_bar_that_it_touches_and_only_that() -> None:
+async def test_a_gap_removes_the_imbalances_of_the_bar_that_it_touches_and_only_those() -> None:
     def inside(answer: dict[str, Any]) -> dict[str, list[Any]]:
         rows = [row for row in answer["events"]["rows"] if row[2].startswith(("stacked", "fading"))]
         return {at: [row[2:5] for row in rows if row[0] == at] for at in {row[0] for row in rows}}
@@ -186,19 +186,19 @@ async def test_a_gap_silences_what_is_seen_inside_the_bar_that_it_touches_and_on
     assert torn == {"2026-06-01T10:45Z": whole["2026-06-01T10:45Z"]}
 
 
-async def test_a_gap_in_the_sample_silences_large_orders() -> None:
+async def test_a_gap_in_the_sample_removes_large_orders() -> None:
     def large(answer: dict[str, Any]) -> list[list[Any]]:
         return [row[2:5] for row in answer["events"]["rows"] if row[2].startswith("large")]
 
-    told = large(await _ask(tape_world(more=busy_hour()), detail="full"))
-    assert [row[0] for row in told] == ["large_buy", "large_sell"]
+    complete = large(await _ask(tape_world(more=busy_hour()), detail="full"))
+    assert [row[0] for row in complete] == ["large_buy", "large_sell"]
     assert large(await _ask(tape_world(), detail="full")) == []
     before, within = NOW - HOUR - MINUTE, NOW - HOUR + MINUTE
-    assert large(await _ask(tape_world(gap=(before, before + 1), more=busy_hour()), detail="full")) == told
+    assert large(await _ask(tape_world(gap=(before, before + 1), more=busy_hour()), detail="full")) == complete
     assert large(await _ask(tape_world(gap=(within, within + 1), more=busy_hour()), detail="full")) == []
 
 
-async def test_nothing_held_is_an_answer() -> None:
+async def test_a_tape_without_trades_has_an_answer() -> None:
     answer = await _ask(World(now=NOW))
     assert answer["coverage"]["ratio"] == 0
     assert answer["bars"]["usable"] == 0

@@ -38,7 +38,7 @@ async def test_every_followed_instrument_has_a_row() -> None:
     ]
 
 
-async def test_a_repair_under_way_tells_what_is_missing_and_how_long_it_takes() -> None:
+async def test_a_running_repair_shows_what_is_missing_and_how_long_it_takes() -> None:
     world = World(now=NOON)
     world.tape[SPOT].report_repair(Repairing(1_200, 0, 3.4))
     world.tape[BYBIT].report_repair(Repairing(0, 0, 1.0))
@@ -46,7 +46,7 @@ async def test_a_repair_under_way_tells_what_is_missing_and_how_long_it_takes() 
     assert [row["repairing"] for row in rows] == [[1_200, 3], [None, 1]]
 
 
-async def test_an_import_under_way_tells_how_far_it_is_and_how_long_it_takes() -> None:
+async def test_a_running_import_shows_how_far_it_is_and_how_long_it_takes() -> None:
     world = World(now=NOON)
     world.tape[SPOT].report_import(Importing(NOON - DAY, NOON - HOUR, 50_000, 41.6))
     rows = rows_of((await markets(world.view, Health(world.clock.now)))["markets"])
@@ -71,14 +71,14 @@ async def test_the_status_is_what_the_instrument_last_reported(state: State, sta
     assert [row["status"] for row in rows_of((await markets(world.view, health))["markets"])] == [status]
 
 
-async def test_a_standby_tells_the_newest_trade_of_the_store() -> None:
+async def test_a_standby_shows_the_newest_trade_of_the_store() -> None:
     world = World(listing(BYBIT), now=NOON).add([made(3, NOON - HOUR, instrument=BYBIT)], durable_until=NOON)
     world.tape[BYBIT].newest = None
     (row,) = rows_of((await markets(world.view, Health(world.clock.now)))["markets"])
     assert (row["last_price"], row["lag_ms"]) == (60_000, HOUR)
 
 
-async def test_without_its_store_the_table_says_that_it_tells_the_live_tape_alone() -> None:
+async def test_without_its_store_the_table_says_that_it_shows_only_the_live_tape() -> None:
     world = World(now=NOON)
     world.tape[SPOT].start_recording(Held([Span(NOON - 30 * HOUR, NOON, 1, 9, Basis.EXACT)]))
     world.tape[SPOT].settled_until = NOON - 6 * HOUR

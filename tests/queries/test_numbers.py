@@ -19,24 +19,24 @@ def _decimal(value: int, decimals: int) -> Decimal:
 
 @given(st.integers(-(10**40), 10**40) | st.integers(-(10**15), 10**15), st.integers(0, 30))
 def test_a_number_reads_back_as_exactly_the_decimal_it_stands_for(value: int, decimals: int) -> None:
-    told = number(value, decimals)
-    read = json.loads(json.dumps(told), parse_float=Decimal, parse_int=Decimal)
+    written = number(value, decimals)
+    read = json.loads(json.dumps(written), parse_float=Decimal, parse_int=Decimal)
     assert _WIDE.compare(Decimal(read), _decimal(value, decimals)) == 0
 
 
 @given(st.integers(-(10**40), 10**40) | st.integers(-(10**15), 10**15), st.integers(0, 30))
-def test_only_a_number_beyond_fifteen_digits_is_told_as_text(value: int, decimals: int) -> None:
-    told, exact = number(value, decimals), _WIDE.normalize(_decimal(value, decimals))
+def test_only_a_number_beyond_fifteen_digits_is_written_as_text(value: int, decimals: int) -> None:
+    written, exact = number(value, decimals), _WIDE.normalize(_decimal(value, decimals))
     digits = len(exact.as_tuple().digits) + max(0, int(exact.as_tuple().exponent))
-    assert isinstance(told, str) == (digits > 15)
-    if not isinstance(told, str):
-        assert isinstance(told, int) == (exact == exact.to_integral_value(context=_WIDE))
+    assert isinstance(written, str) == (digits > 15)
+    if not isinstance(written, str):
+        assert isinstance(written, int) == (exact == exact.to_integral_value(context=_WIDE))
     else:
-        assert "E" not in told.upper()
+        assert "E" not in written.upper()
 
 
 @pytest.mark.parametrize(
-    ("value", "decimals", "told"),
+    ("value", "decimals", "expected"),
     [
         (0, 2, 0),
         (6183763, 2, 61837.63),
@@ -50,9 +50,9 @@ def test_only_a_number_beyond_fifteen_digits_is_told_as_text(value: int, decimal
         (-12345678901234567, 20, "-0.00012345678901234567"),
     ],
 )
-def test_numbers_by_example(value: int, decimals: int, told: object) -> None:
-    assert number(value, decimals) == told
-    assert type(number(value, decimals)) is type(told)
+def test_numbers_by_example(value: int, decimals: int, expected: object) -> None:
+    assert number(value, decimals) == expected
+    assert type(number(value, decimals)) is type(expected)
 
 
 def test_what_cannot_be_computed_is_null() -> None:
@@ -62,7 +62,7 @@ def test_what_cannot_be_computed_is_null() -> None:
 
 
 @given(st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**20), max_value=10**20, places=9))
-def test_a_decimal_is_told_exactly(value: Decimal) -> None:
+def test_a_decimal_is_written_exactly(value: Decimal) -> None:
     assert Decimal(json.loads(json.dumps(decimal_number(value)), parse_float=Decimal, parse_int=Decimal)) == value
     assert Decimal(decimal_text(value)) == value
 

@@ -49,7 +49,7 @@ def test_on_a_whole_minute_nothing_is_widened_and_the_window_is_closed() -> None
     assert asked.closed
 
 
-def test_as_of_takes_the_place_of_now_and_no_later_trade_is_told() -> None:
+def test_as_of_takes_the_place_of_now_and_later_trades_are_left_out() -> None:
     asked = scope(as_of=NOON - DAY + 59 * SECOND, window="15m")
     assert (asked.window, asked.now, asked.as_of, asked.closed) == (Window(NOON - DAY - 15 * MINUTE, NOON - DAY), NOON - DAY, True, True)
     assert scope(as_of=NOON - 13 * HOUR, window="session").window == Window(NOON - 36 * HOUR, NOON - 13 * HOUR)
@@ -117,10 +117,10 @@ def test_two_spellings_of_a_question_are_the_same_question() -> None:
     assert scope(world, as_of=NOON).asked != scope(world).asked
 
 
-def test_a_configured_market_whose_exchange_told_nothing_yet_is_no_wrong_argument() -> None:
+def test_a_configured_market_whose_listings_are_not_loaded_yet_is_no_wrong_argument() -> None:
     world = World(listing(Instrument("binance", "linear", "BTCUSDT")), now=NOON)
     world.tape.expect([SPOT])
-    with pytest.raises(NotReady, match="BTCUSDT is configured, but its exchange has not told yet"):
+    with pytest.raises(NotReady, match="BTCUSDT is configured, but the list of symbols of its exchange is not loaded yet"):
         read_scope(world.view, ask(world.view, "q"), symbol="BTCUSDT", exchange="binance", market="spot")
 
 

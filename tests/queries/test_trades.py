@@ -95,8 +95,8 @@ def test_pages_with_a_least_notional_hold_every_trade_that_is_large_enough(limit
         assert ids(await pages(world, limit=limit, min_notional=str(least))) == in_merged_order(large)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_BATCH", batch)
-        patch.setattr(module, "SCANNED", 2 * batch)
+        patch.setattr(module, "_BATCH_TRADES", batch)
+        patch.setattr(module, "MAX_SCANNED", 2 * batch)
         anyio.run(asked)
 
 
@@ -110,8 +110,8 @@ async def test_the_least_notional_is_compared_exactly() -> None:
 
 
 async def test_one_call_looks_at_a_bounded_number_of_trades_and_goes_on_from_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SCANNED", 40)
-    monkeypatch.setattr(module, "_BATCH", 15)
+    monkeypatch.setattr(module, "MAX_SCANNED", 40)
+    monkeypatch.setattr(module, "_BATCH_TRADES", 15)
     world = whole_day(World(now=NOON)).add([made(seq, NOON - HOUR + seq, quantity=100 if seq != 95 else 900) for seq in range(100)])
     found = await pages(world, exchange="binance", min_notional=500)
     assert [len(answer["trades"]["rows"]) for answer in found] == [0, 0, 1]
@@ -147,7 +147,7 @@ async def test_an_end_in_the_future_belongs_to_the_question_and_not_to_the_momen
 async def test_a_cursor_of_another_question_is_refused(other: dict[str, object]) -> None:
     world = whole_day(World(now=NOON)).add([made(seq, NOON - 2 * MINUTE + seq) for seq in range(5)])
     first = await trades(world.view, symbol="BTCUSDT", limit=2)
-    with pytest.raises(QueryError, match=r"cursor=.* it belongs to another question; send it with the arguments of the page before"):
+    with pytest.raises(QueryError, match=r"cursor=.* it belongs to another question; send it with the arguments of the previous page"):
         await trades(world.view, symbol="BTCUSDT", cursor=first["next_cursor"], **other)
     again = await trades(world.view, symbol="btcusdt", exchange="ALL", market="spot", window="1h", limit=2, cursor=first["next_cursor"])
     assert ids([again]) == [("binance", "2"), ("binance", "3")]
@@ -179,12 +179,12 @@ async def test_a_forged_cursor_is_refused() -> None:
             await trades(world.view, symbol="BTCUSDT", cursor=cursor[:length])
 
 
-async def test_as_of_tells_no_later_trade() -> None:
+async def test_as_of_leaves_out_later_trades() -> None:
     world = whole_day(World(now=NOON)).add([made(1, NOON - HOUR - 1), made(2, NOON - HOUR)])
     assert ids(await pages(world, as_of=NOON - HOUR + 30 * SECOND)) == [("binance", "1")]
 
 
-async def test_raw_trades_that_outlived_their_life_are_a_gap() -> None:
+async def test_expired_raw_trades_are_a_gap() -> None:
     world = whole_day(World(now=NOON, lives=Retention(HOUR, 24 * HOUR, 48 * HOUR)))
     answer = await trades(world.view, symbol="BTCUSDT", exchange="binance", window="4h")
     assert answer["coverage"]["ratio"] == 0.25

@@ -17,7 +17,7 @@ _PRICE = {"condition": "price_crosses", "value": "60010"}
 
 
 class _Then:
-    """What happens while a question waits: one step each time it tells how far it is."""
+    """What happens while a question waits: one step at each progress notification."""
 
     def __init__(self, *steps: Callable[[], Any]) -> None:
         self.steps = list(steps)
@@ -48,7 +48,7 @@ def _later(world: World, seconds: float, *trades: Any) -> Callable[[], Any]:
 
 
 @pytest.mark.parametrize(("value", "price", "at"), [("60010", 6_001_500, 11_000), ("59990.5", 5_999_050, 11_000)])
-async def test_a_crossing_is_told_with_the_trade_that_made_it(value: str, price: int, at: int) -> None:
+async def test_a_crossing_is_answered_with_the_trade_that_made_it(value: str, price: int, at: int) -> None:
     world = _world()
     spike = [made(3, NOON + 10_500, 6_000_100), made(4, NOON + at, price), made(5, NOON + 11_200, 6_000_000)]
     answer = await _wait(world, _Then(_later(world, 2, *spike)), condition="price_crosses", value=value)
@@ -91,7 +91,7 @@ async def test_delta_and_volume_are_those_of_the_open_bar(condition: str, value:
     assert exact(answer["bar"]["volume"]) == exact(0.009)
 
 
-async def test_a_closed_bar_is_told_whole_once_its_trades_are_here() -> None:
+async def test_a_closed_bar_is_answered_complete_once_its_trades_have_arrived() -> None:
     world = _world()
     then = _Then(_later(world, 30), _later(world, 20, made(3, NOON + 59_999, quantity=100)), _later(world, 1))
     answer = await _wait(world, then, condition="bar_closed")
@@ -109,7 +109,7 @@ async def test_coverage_is_back_once_nothing_is_missing() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0, 20])
-async def test_the_coverage_that_is_told_is_that_of_the_stretch_that_was_waited_for(seconds: int) -> None:
+async def test_the_answer_has_the_coverage_of_the_window_that_was_waited_for(seconds: int) -> None:
     world = _world().cover(SPOT, NOON - 120 * MINUTE, NOON + 2 * MINUTE, alive=NOON + 2 * MINUTE)
     world.clock.at = NOON + MINUTE + seconds * 1_000
     answer = await _wait(world, _Then(), condition="coverage_back")
@@ -125,12 +125,12 @@ async def test_brief_leaves_the_bar_out() -> None:
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({}, "condition=null: one is needed: price_crosses, delta_beyond"),
+        ({}, "condition=null: it is needed; allowed are price_crosses, delta_beyond"),
         ({"condition": "moon"}, 'condition="moon": allowed are price_crosses'),
-        ({"condition": "price_crosses"}, "value=null: price_crosses needs one"),
+        ({"condition": "price_crosses"}, "value=null: the condition price_crosses needs a value"),
         ({"condition": "price_crosses", "value": -1}, "value=-1: a number above 0 is needed"),
         ({"condition": "delta_beyond", "value": 0}, "value=0: a number above or below 0 is needed"),
-        ({"condition": "bar_closed", "value": 5}, "value=5: bar_closed takes none"),
+        ({"condition": "bar_closed", "value": 5}, "value=5: the condition bar_closed takes no value"),
         ({"condition": "bar_closed", "timeout": 301}, "timeout=301: a whole number from 1 to 300 is needed"),
     ],
 )

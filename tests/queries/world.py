@@ -20,11 +20,10 @@ from wadm_mcp.storage.store import (
     DirtyMinute,
     OrderFlow,
     PartialFootprint,
-    Profile,
     Store,
     StoredFootprint,
     StoreState,
-    at_once,
+    no_barrier,
 )
 from wadm_mcp.tape import Tape
 
@@ -53,7 +52,7 @@ class MemoryStore(Store):
         spans: Sequence[tuple[Instrument, Span]],
         pieces: Sequence[PartialFootprint] = (),
         *,
-        turn: CommitBarrier = at_once,
+        barrier: CommitBarrier = no_barrier,
     ) -> None:
         assert not pieces
         for one in trades:
@@ -107,20 +106,17 @@ class MemoryStore(Store):
         rows = await self.footprints(instrument, timeframe, window)
         return [OrderFlow(instrument, timeframe, row.start, row.footprint.bar, 0) for row in rows]
 
-    async def profiles(self, instrument: Instrument, timeframe: Timeframe, window: Window) -> list[Profile]:
-        return []
-
     async def spans(self, instrument: Instrument, window: Window) -> list[Span]:
         every = sorted(self.held[instrument], key=lambda span: span.start)
         before = [span for span in every if span.end < window.start][-1:]
         after = [span for span in every if span.start > window.end][:1]
         return [*before, *(span for span in every if span.start <= window.end and span.end >= window.start), *after]
 
-    async def expire(self, now: int, lives: Retention) -> int:
+    async def expire(self, now: int, retention: Retention) -> int:
         return 0
 
-    async def acquire_leases(self, owner: str, instruments: Sequence[Instrument], life: float) -> dict[Instrument, int]:
-        return dict.fromkeys(instruments, 0)
+    async def acquire_leases(self, owner: str, instruments: Sequence[Instrument], seconds: float) -> set[Instrument]:
+        return set(instruments)
 
     async def release_leases(self, owner: str) -> None:
         return None
@@ -211,9 +207,9 @@ def signed(one: Trade) -> Decimal:
     return quantity_of(one) if one.trade_type is TradeType.BUY else -quantity_of(one)
 
 
-def rows_of(told: dict[str, Any]) -> list[dict[str, Any]]:
+def rows_of(answer_table: dict[str, Any]) -> list[dict[str, Any]]:
     """A table of an answer as objects."""
-    return [dict(zip(told["columns"], row, strict=True)) for row in told["rows"]]
+    return [dict(zip(answer_table["columns"], row, strict=True)) for row in answer_table["rows"]]
 
 
 def one_line(error: QueryError) -> str:

@@ -1,4 +1,4 @@
-"""A runtime that collects nothing: a tape filled by hand, a store that holds nothing, and how often it was entered."""
+"""A runtime that collects nothing: its tape is filled by hand, its store is empty, and it counts how often it was entered."""
 
 from __future__ import annotations
 
@@ -28,10 +28,9 @@ from wadm_mcp.storage.store import (
     DirtyMinute,
     OrderFlow,
     PartialFootprint,
-    Profile,
     StoredFootprint,
     StoreState,
-    at_once,
+    no_barrier,
 )
 from wadm_mcp.tape import Tape
 from wadm_mcp.tracking import Tracking
@@ -43,7 +42,7 @@ TRADES = 150
 
 
 class EmptyStore:
-    """A store without a row. Where `error` is set every read raises it, after as many as `spared` says."""
+    """A store without rows. Where `error` is set, every read after the first `spared` ones raises it."""
 
     def __init__(self) -> None:
         self.error: Exception | None = None
@@ -61,7 +60,7 @@ class EmptyStore:
         spans: Sequence[tuple[Instrument, Span]],
         pieces: Sequence[PartialFootprint] = (),
         *,
-        turn: CommitBarrier = at_once,
+        barrier: CommitBarrier = no_barrier,
     ) -> None:
         raise NotImplementedError
 
@@ -112,19 +111,15 @@ class EmptyStore:
         self._check()
         return []
 
-    async def profiles(self, instrument: Instrument, timeframe: Timeframe, window: Window) -> list[Profile]:
-        self._check()
-        return []
-
     async def spans(self, instrument: Instrument, window: Window) -> list[Span]:
         self._check()
         return []
 
-    async def expire(self, now: int, lives: Retention) -> int:
+    async def expire(self, now: int, retention: Retention) -> int:
         return 0
 
-    async def acquire_leases(self, owner: str, instruments: Sequence[Instrument], life: float) -> dict[Instrument, int]:
-        return dict.fromkeys(instruments, 0)
+    async def acquire_leases(self, owner: str, instruments: Sequence[Instrument], seconds: float) -> set[Instrument]:
+        return set(instruments)
 
     async def release_leases(self, owner: str) -> None:
         return None
@@ -138,8 +133,8 @@ class EmptyStore:
         self.spared -= 1
 
 
-class _Held:
-    """Three covered minutes, and no living connection."""
+class _ThreeMinutes:
+    """Coverage of three minutes, without an open connection."""
 
     @property
     def spans(self) -> Sequence[Span]:
@@ -150,7 +145,7 @@ class _Held:
 
 
 class FakeRuntime:
-    """Two exchanges follow BTCUSDT; Binance traded every second of the last minutes, every tenth a sale."""
+    """Follows BTCUSDT on two exchanges; Binance traded every second of the last minutes, every tenth trade a sale."""
 
     def __init__(self, **settings: Any) -> None:
         self.settings = Settings(**settings).model_copy(update={"WADM_PORT": 0})
@@ -175,7 +170,7 @@ class FakeRuntime:
             self.health.report(str(instrument), State.OK)
         for second in range(TRADES):
             self.trade(at=NOON + second * 1000, side="SELL" if second % 10 == 0 else "BUY", price=6_000_000 + second % 7)
-        self.tape[SPOT].start_recording(_Held())
+        self.tape[SPOT].start_recording(_ThreeMinutes())
 
     async def __aenter__(self) -> Self:
         self.entries += 1
@@ -193,7 +188,7 @@ class FakeRuntime:
         return [one.instrument for one in self.view.listings]
 
     def trade(self, *, at: int | None = None, side: str = "BUY", price: int = 6_000_000) -> None:
-        """One more trade on the tape of Binance."""
+        """Add a trade to the tape of Binance."""
         self._trades += 1
         new = trade(self._trades, at if at is not None else self.clock.now() - 1, price, 100, side)
         self.tape[SPOT].add([new])
@@ -221,15 +216,15 @@ async def serving(runtime: FakeRuntime) -> AsyncGenerator[tuple[str, WadmServer]
         tasks.cancel_scope.cancel()
 
 
-def telling_given_up(tell: Callable[[], object]) -> ServerMiddleware[Any]:
-    """Middleware that tells of each tool call that was cancelled before it had an answer."""
+def reporting_cancellations(report: Callable[[], object]) -> ServerMiddleware[Any]:
+    """Middleware that calls `report` for each tool call that was cancelled before it was answered."""
 
     async def watch(ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
         try:
             return await call_next(ctx)
         except anyio.get_cancelled_exc_class():
             if ctx.method == "tools/call":
-                tell()
+                report()
             raise
 
     return watch

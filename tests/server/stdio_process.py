@@ -1,6 +1,6 @@
-"""A process that serves a fake runtime over stdio; it tells on stderr when it enters and leaves it.
+"""A process that serves a fake runtime over stdio and writes to stderr when it enters and leaves it.
 
-`beside SOCKET`: it trades for each byte that comes from the socket, and sends one for each call that was given up.
+With `beside SOCKET` it makes a trade for each byte from the socket, and sends a byte for each call that was cancelled.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Self
 import anyio
 from anyio.abc import ByteStream
 
-from tests.server.fake import FakeRuntime, telling_given_up
+from tests.server.fake import FakeRuntime, reporting_cancellations
 from wadm_mcp.errors import WadmError
 from wadm_mcp.server.server import build_server
 from wadm_mcp.server.stdio import serve_stdio
 
 
-class _TellingRuntime(FakeRuntime):
+class _ReportingRuntime(FakeRuntime):
     async def __aenter__(self) -> Self:
         sys.stderr.write("entered\n")
         if "broken" in sys.argv:
@@ -26,17 +26,17 @@ class _TellingRuntime(FakeRuntime):
         return await super().__aenter__()
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        await anyio.sleep(0.05)  # a cancelled scope would not get past this
+        await anyio.sleep(0.05)  # a cancelled scope would end here
         sys.stderr.write("left\n")
 
 
 async def _main() -> None:
-    runtime = _TellingRuntime()
+    runtime = _ReportingRuntime()
     server = build_server(runtime)
     if "beside" not in sys.argv:
         return await serve_stdio(server, runtime)
     async with await anyio.connect_unix(sys.argv[-1]) as test, anyio.create_task_group() as tasks:
-        server.middleware.append(telling_given_up(lambda: tasks.start_soon(test.send, b".")))
+        server.middleware.append(reporting_cancellations(lambda: tasks.start_soon(test.send, b".")))
         tasks.start_soon(_trade, runtime, test)
         await serve_stdio(server, runtime)
         tasks.cancel_scope.cancel()

@@ -78,14 +78,14 @@ async def test_a_market_and_a_window_are_passed_on_to_the_calls() -> None:
     assert 'compare_exchanges(symbol="BTCUSDT", window="4h")' in text
 
 
-async def test_a_session_that_is_over_is_asked_about_as_it_ended() -> None:
+async def test_a_closed_session_is_asked_about_as_of_its_end() -> None:
     text = await _text("session_review", {"symbol": "BTCUSDT", "session": "2026-05-31"})
     assert 'get_market_structure(symbol="BTCUSDT", as_of="2026-06-01T00:00Z", detail="full")' in text
     assert 'get_volume_profile(symbol="BTCUSDT", start="2026-05-31T00:00Z", end="2026-06-01T00:00Z")' in text
 
 
 @pytest.mark.parametrize("session", ["", "2026-06-01", "2027-01-01"])
-async def test_a_session_that_is_not_over_is_asked_about_as_it_stands(session: str) -> None:
+async def test_an_open_session_is_asked_about_as_of_now(session: str) -> None:
     text = await _text("session_review", {"symbol": "BTCUSDT", **({"session": session} if session else {})})
     assert 'get_market_structure(symbol="BTCUSDT", detail="full")' in text
     assert 'get_volume_profile(symbol="BTCUSDT", window="session")' in text
@@ -108,7 +108,7 @@ async def test_a_language_is_known_by_its_names(spoken: str) -> None:
         ("report", {}, 'prompt "report" does not exist. Prompts: waickoff_report'),
     ],
 )
-async def test_a_wrong_prompt_call_is_refused_in_our_own_words(era: str, name: str, arguments: dict[str, Any], said: str) -> None:
+async def test_an_invalid_prompt_call_is_refused_in_words_of_wadm(era: str, name: str, arguments: dict[str, Any], said: str) -> None:
     async with Client(build_server(FakeRuntime()), mode=era) as client:  # pyright: ignore[reportArgumentType]
         with pytest.raises(MCPError) as caught:
             await client.get_prompt(name, arguments)

@@ -15,7 +15,7 @@ from wadm_mcp.server.server import build_server
 
 pytestmark = [
     pytest.mark.anyio,
-    # The client's own word on the older protocol, which is what is tested here.
+    # The client warns about the older protocol, which is tested here.
     pytest.mark.filterwarnings("ignore:resources/(un)?subscribe is removed"),
     pytest.mark.filterwarnings("ignore:ping is removed"),
 ]
@@ -26,7 +26,7 @@ _OTHER = "wadm://bybit/spot/BTCUSDT/trades"
 
 
 class _Inbox:
-    """Collects the URIs a client before 2026-07-28 is notified of."""
+    """Collects the URIs of which a client before 2026-07-28 is notified."""
 
     def __init__(self) -> None:
         self.uris: list[str] = []
@@ -38,7 +38,7 @@ class _Inbox:
             self.arrived.set()
 
 
-async def test_a_listener_hears_of_the_instruments_it_asked_for() -> None:
+async def test_a_listener_is_notified_of_the_instruments_that_it_subscribed_to() -> None:
     runtime = FakeRuntime()
     server = build_server(runtime)
     await server.publisher.publish()
@@ -76,7 +76,7 @@ async def test_a_subscriber_of_the_older_protocol_is_notified_until_it_unsubscri
     assert inbox.uris == [_TRADES]
 
 
-async def test_nothing_new_is_nothing_to_tell() -> None:
+async def test_without_a_new_trade_no_update_is_sent() -> None:
     runtime, inbox = FakeRuntime(), _Inbox()
     server = build_server(runtime)
     async with Client(server, mode="legacy", message_handler=inbox) as client:
@@ -116,7 +116,7 @@ async def test_subscriptions_are_bounded() -> None:
                 pass
 
 
-async def test_a_bar_that_closed_is_told_once_its_trades_are_here_and_structure_then_only() -> None:
+async def test_a_closed_bar_is_announced_once_its_trades_have_arrived_and_structure_only_then() -> None:
     runtime, inbox = FakeRuntime(), _Inbox()
     server = build_server(runtime)
     structure, minutes = "wadm://binance/spot/BTCUSDT/market-structure/5m", "wadm://binance/spot/BTCUSDT/order-flow/1m"
@@ -140,7 +140,7 @@ async def test_a_bar_that_closed_is_told_once_its_trades_are_here_and_structure_
 
 
 @pytest.mark.parametrize("transport", ["http", "sse"])
-async def test_both_eras_are_told_over_a_real_connection(transport: str) -> None:
+async def test_clients_of_both_eras_are_notified_over_a_real_connection(transport: str) -> None:
     runtime, inbox = FakeRuntime(), _Inbox()
     with anyio.fail_after(10):
         async with (

@@ -98,7 +98,7 @@ async def test_the_guide_is_short_plain_markdown() -> None:
         ("wadm://binance/spot/..%2F..%2Fetc/trades", "", -32602),
     ],
 )
-async def test_a_wrong_uri_is_refused_in_one_line_of_our_own(era: str, uri: str, said: str, code: int) -> None:
+async def test_an_invalid_uri_is_refused_in_one_line_worded_by_wadm(era: str, uri: str, said: str, code: int) -> None:
     error = await _refusal(FakeRuntime(), uri, era)
     assert error.error.message.startswith(said)
     assert error.error.code == code
@@ -108,8 +108,8 @@ async def test_a_wrong_uri_is_refused_in_one_line_of_our_own(era: str, uri: str,
 async def test_a_failing_store_and_a_crash_are_one_line_too(caplog: pytest.LogCaptureFixture) -> None:
     runtime = FakeRuntime()
     uri = "wadm://binance/spot/BTCUSDT/trades"
-    runtime.store.error, runtime.store.spared = StoreError("the store is out of reach"), 1
-    assert (await _refusal(runtime, uri)).error.message == "the store is out of reach"
+    runtime.store.error, runtime.store.spared = StoreError("the store is unreachable"), 1
+    assert (await _refusal(runtime, uri)).error.message == "the store is unreachable"
     runtime.store.error = ZeroDivisionError("secret detail")
     for crashed in (uri, "wadm://markets"):
         assert (await _refusal(runtime, crashed)).error.message == f"{crashed} failed inside WADM; the log has the details"

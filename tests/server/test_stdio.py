@@ -27,7 +27,7 @@ _INITIALIZE = {
 
 @asynccontextmanager
 async def _started(*arguments: str) -> AsyncGenerator[Process]:
-    """The process, once it has answered `initialize` (or, given arguments, at once)."""
+    """The process once it has answered `initialize`; with arguments, at once."""
     process = await anyio.open_process([*_COMMAND, *arguments], cwd=_ROOT, stdin=subprocess.PIPE)
     try:
         with anyio.fail_after(30):
@@ -45,7 +45,7 @@ async def _started(*arguments: str) -> AsyncGenerator[Process]:
 
 
 async def _ended(process: Process) -> tuple[int, str, bytes]:
-    """Exit status, stderr and the rest of stdout of a process that has three seconds to end."""
+    """Exit status, stderr and the rest of stdout of a process, which must end within three seconds."""
     assert process.stdout is not None
     assert process.stderr is not None
     with anyio.fail_after(3):
@@ -55,27 +55,27 @@ async def _ended(process: Process) -> tuple[int, str, bytes]:
 
 
 @pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_ends_it_with_status_0_while_stdin_stays_open(asked: signal.Signals) -> None:
+async def test_a_signal_ends_the_process_with_status_0_while_stdin_stays_open(asked: signal.Signals) -> None:
     async with _started() as process:
         process.send_signal(asked)
         assert await _ended(process) == (0, "entered\nleft\n", b"")
 
 
-async def test_the_end_of_input_ends_it_with_status_0() -> None:
+async def test_the_end_of_input_ends_the_process_with_status_0() -> None:
     async with _started() as process:
         assert process.stdin is not None
         await process.stdin.aclose()
         assert await _ended(process) == (0, "entered\nleft\n", b"")
 
 
-async def test_a_runtime_that_cannot_go_on_ends_it_with_its_own_error_while_stdin_stays_open() -> None:
+async def test_a_failed_runtime_ends_the_process_with_its_error_while_stdin_stays_open() -> None:
     async with _started("broken") as process:
         with anyio.fail_after(20):
             status = await process.wait()
         assert (status, (await _ended(process))[1]) == (1, "entered\nleft\nthe store is of another schema\n")
 
 
-async def test_a_client_that_does_not_read_cannot_keep_it() -> None:
+async def test_a_client_that_does_not_read_cannot_keep_the_process_alive() -> None:
     async with _started() as process:
         assert process.stdin is not None
         call = {"jsonrpc": "2.0", "id": 2, "method": "tools/list", "params": {}}
@@ -97,7 +97,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("line", "code"), REFUSED, ids=["lone surrogate", "cut off", "no text", "too deep", "no message", "a batch"])
-async def test_a_line_that_is_no_message_is_answered_and_logged_and_the_next_one_served(line: bytes, code: int) -> None:
+async def test_an_invalid_line_is_answered_with_an_error_and_logged_and_the_next_one_is_served(line: bytes, code: int) -> None:
     async with _started() as process:
         assert process.stdin is not None
         assert process.stdout is not None

@@ -7,26 +7,16 @@ import pytest
 from mcp.client import Client
 from mcp_types import CallToolResult, TextContent
 
+from tests.server.calls import MINUTES, every_call
 from tests.server.fake import ERAS, TRADES, FakeRuntime
 from wadm_mcp.errors import StoreError
-from wadm_mcp.server.answers import Comparison, Footprint, Markets, MarketStructure, OrderFlow, Trades, VolumeProfile, Waited
 from wadm_mcp.server.questions import NEEDED, QUESTIONS
 from wadm_mcp.server.server import build_server
 from wadm_mcp.server.tools import tools
 
 pytestmark = pytest.mark.anyio
 
-_WINDOW = {"symbol": "BTCUSDT", "exchange": "binance", "start": "2026-06-01T12:00:00Z", "end": "2026-06-01T12:03:00Z"}
-_CALLS: list[tuple[str, dict[str, Any], type]] = [
-    ("list_markets", {}, Markets),
-    ("get_market_structure", {"symbol": "BTCUSDT", "exchange": "binance", "timeframe": "1m"}, MarketStructure),
-    ("get_volume_profile", {**_WINDOW, "detail": "full"}, VolumeProfile),
-    ("get_order_flow", {**_WINDOW, "timeframe": "1m"}, OrderFlow),
-    ("get_footprint", {**_WINDOW, "timeframe": "1m"}, Footprint),
-    ("get_trades", {**_WINDOW, "limit": 7}, Trades),
-    ("compare_exchanges", {name: value for name, value in _WINDOW.items() if name != "exchange"}, Comparison),
-    ("wait_for", {"symbol": "BTCUSDT", "exchange": "binance", "condition": "price_crosses", "value": 70_000, "timeout": 1}, Waited),
-]
+_CALLS = every_call(limit=7, detail="full", condition="price_crosses", value=70_000)
 
 
 async def _call(runtime: FakeRuntime, name: str, arguments: dict[str, Any], era: str = ERAS[1]) -> CallToolResult:
@@ -41,16 +31,17 @@ def _text(result: CallToolResult) -> str:
 
 
 @pytest.mark.parametrize("era", ERAS)
-@pytest.mark.parametrize(("name", "arguments", "model"), _CALLS)
-async def test_text_and_structure_carry_the_same_facts(era: str, name: str, arguments: dict[str, Any], model: type) -> None:
+@pytest.mark.parametrize(("name", "arguments"), _CALLS)
+async def test_text_and_structure_carry_the_same_facts(era: str, name: str, arguments: dict[str, Any]) -> None:
     result = await _call(FakeRuntime(), name, arguments, era)
     assert not result.is_error
     assert result.structured_content == json.loads(_text(result))
     assert _text(result) == json.dumps(result.structured_content, separators=(",", ":"), ensure_ascii=False)
 
 
-@pytest.mark.parametrize(("name", "arguments", "model"), _CALLS)
-async def test_the_published_schema_names_every_figure_of_the_answer(name: str, arguments: dict[str, Any], model: Any) -> None:
+@pytest.mark.parametrize(("name", "arguments"), _CALLS)
+async def test_the_published_schema_names_every_figure_of_the_answer(name: str, arguments: dict[str, Any]) -> None:
+    model: Any = next(tool.fn_metadata.output_model for tool in tools() if tool.name == name)
     merged = {"exchange": "all"} if "exchange" in arguments else {}
     answer = (await _call(FakeRuntime(), name, {**arguments, **merged})).structured_content
     assert answer is not None
@@ -64,9 +55,9 @@ async def test_the_published_schema_names_every_figure_of_the_answer(name: str, 
 
 async def test_all_questions_agree_on_a_covered_window() -> None:
     runtime = FakeRuntime()
-    profile = (await _call(runtime, "get_volume_profile", {**_WINDOW, "detail": "full"})).structured_content
-    flow = (await _call(runtime, "get_order_flow", {**_WINDOW, "timeframe": "1m"})).structured_content
-    trades = (await _call(runtime, "get_trades", {**_WINDOW, "limit": 1000})).structured_content
+    profile = (await _call(runtime, "get_volume_profile", {**MINUTES, "detail": "full"})).structured_content
+    flow = (await _call(runtime, "get_order_flow", {**MINUTES, "timeframe": "1m"})).structured_content
+    trades = (await _call(runtime, "get_trades", {**MINUTES, "limit": 1000})).structured_content
     assert profile is not None
     assert flow is not None
     assert trades is not None
@@ -113,7 +104,7 @@ async def test_an_unknown_argument_is_refused_by_name_with_a_call_that_works(era
         ({"symbol": "x" * 10_000}, "is not followed"),
     ],
 )
-async def test_a_wrong_value_is_refused_in_one_line_of_our_own(arguments: dict[str, Any], said: str) -> None:
+async def test_an_invalid_value_is_refused_in_one_line_worded_by_wadm(arguments: dict[str, Any], said: str) -> None:
     result = await _call(FakeRuntime(), "get_trades", arguments)
     text = _text(result)
     assert result.is_error
@@ -124,7 +115,7 @@ async def test_a_wrong_value_is_refused_in_one_line_of_our_own(arguments: dict[s
 
 
 async def test_null_counts_as_not_given() -> None:
-    result = await _call(FakeRuntime(), "get_trades", {**_WINDOW, "as_of": None, "cursor": None, "limit": None})
+    result = await _call(FakeRuntime(), "get_trades", {**MINUTES, "as_of": None, "cursor": None, "limit": None})
     assert not result.is_error
 
 
@@ -134,9 +125,9 @@ async def test_an_unknown_tool_is_answered_with_the_known_ones() -> None:
     assert _text(result).startswith('tool "get_tradez" does not exist. Nearest: get_trades. Tools: list_markets, get_market_structure,')
 
 
-async def test_without_the_store_the_live_tape_answers_and_claims_no_more_than_it_holds() -> None:
+async def test_without_the_store_the_live_tape_answers_and_claims_no_more_than_it_has() -> None:
     runtime = FakeRuntime()
-    runtime.store.error = StoreError("the store is out of reach; it is tried again")
+    runtime.store.error = StoreError("the store is unreachable; it is tried again")
     result = await _call(runtime, "get_order_flow", {"symbol": "BTCUSDT", "exchange": "binance", "window": "1h"})
     assert not result.is_error
     assert result.structured_content is not None
@@ -145,18 +136,18 @@ async def test_without_the_store_the_live_tape_answers_and_claims_no_more_than_i
     assert coverage["gaps"][0][3] == "store_unreachable"
 
 
-async def test_a_store_that_fails_in_the_middle_of_a_question_is_told_in_its_own_line() -> None:
+async def test_a_store_that_fails_during_a_question_is_an_error_result_with_its_message() -> None:
     runtime = FakeRuntime()
-    runtime.store.error, runtime.store.spared = StoreError("the store is out of reach; it is tried again"), 1
-    result = await _call(runtime, "get_trades", _WINDOW)
+    runtime.store.error, runtime.store.spared = StoreError("the store is unreachable; it is tried again"), 1
+    result = await _call(runtime, "get_trades", MINUTES)
     assert result.is_error
-    assert _text(result) == "the store is out of reach; it is tried again"
+    assert _text(result) == "the store is unreachable; it is tried again"
 
 
 async def test_a_crash_is_one_plain_line_and_its_traceback_goes_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
     runtime = FakeRuntime()
     runtime.store.error = ZeroDivisionError("secret detail")
-    result = await _call(runtime, "get_trades", _WINDOW)
+    result = await _call(runtime, "get_trades", MINUTES)
     assert result.is_error
     assert _text(result) == "get_trades failed inside WADM; the log has the details"
     (record,) = [record for record in caplog.records if record.message == "tool.failed"]
@@ -168,7 +159,7 @@ async def test_a_crash_is_one_plain_line_and_its_traceback_goes_to_the_log(caplo
 async def test_every_tool_is_read_only_and_described(era: str) -> None:
     async with Client(build_server(FakeRuntime()), mode=era) as client:  # pyright: ignore[reportArgumentType]
         listed = (await client.list_tools()).tools
-    assert [tool.name for tool in listed] == [name for name, _, _ in _CALLS]
+    assert [tool.name for tool in listed] == [name for name, _ in _CALLS]
     for tool in listed:
         assert tool.title
         assert tool.description

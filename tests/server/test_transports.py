@@ -18,12 +18,13 @@ from mcp.client.stdio import StdioServerParameters
 from mcp.shared.exceptions import MCPError
 from mcp_types import CacheableResult, PromptReference, ResourceUpdatedNotification, TextContent
 
-from tests.server.fake import ERAS, FakeRuntime, over, serving, telling_given_up
+from tests.server.calls import MINUTES, every_call
+from tests.server.fake import ERAS, FakeRuntime, over, reporting_cancellations, serving
 from wadm_mcp.server.server import INSTRUCTIONS, build_server
 
 pytestmark = [
     pytest.mark.anyio,
-    # The client's own word on the older protocol, which is tested here too.
+    # The client warns about the older protocol, which is tested here too.
     pytest.mark.filterwarnings("ignore:resources/(un)?subscribe is removed"),
 ]
 
@@ -31,38 +32,26 @@ TRANSPORTS: Final = ("stdio", "sse", "http")
 _ROOT: Final = Path(__file__).parents[2]
 _TRADES: Final = "wadm://binance/spot/BTCUSDT/trades"
 _STRUCTURE: Final = "wadm://binance/spot/BTCUSDT/market-structure/15m"
-_ONE: Final = {"symbol": "BTCUSDT", "exchange": "binance"}
-_MINUTES: Final = {"symbol": "BTCUSDT", "start": "2026-06-01T12:00:00Z", "end": "2026-06-01T12:03:00Z"}
-_BARS: Final = {**_MINUTES, "exchange": "binance", "timeframe": "1m"}
-_NEVER: Final = {**_ONE, "condition": "price_crosses", "value": 70_000, "timeout": 300}
-_CALLS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
-    ("list_markets", {"detail": "brief"}),
-    ("get_market_structure", {**_ONE, "as_of": "2026-06-01T12:03:00Z"}),
-    ("get_volume_profile", _MINUTES),
-    ("get_order_flow", _BARS),
-    ("get_footprint", _BARS),
-    ("get_trades", {**_MINUTES, "limit": 3}),
-    ("compare_exchanges", _MINUTES),
-    ("wait_for", {**_ONE, "condition": "coverage_back"}),
-)
+_NEVER_MET: Final = {"symbol": "BTCUSDT", "exchange": "binance", "condition": "price_crosses", "value": 70_000, "timeout": 300}
+_CALLS: Final = every_call(as_of=MINUTES["end"], limit=3)
 _REFUSED: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
     ("get_trades", {"symbol": "BTCUSDT", "limt": 3}),
     ("get_trades", {"symbol": "ETHUSDX"}),
     ("get_candles", {}),
 )
 _HOUR: Final = (3_600_000, "public")
-_LASTING: Final = {"tools": _HOUR, "resources": (60_000, "private"), "templates": _HOUR, "prompts": _HOUR}
+_CACHE_HINTS: Final = {"tools": _HOUR, "resources": (60_000, "private"), "templates": _HOUR, "prompts": _HOUR}
 
 both = pytest.mark.parametrize("era", ERAS)
 each = pytest.mark.parametrize("transport", TRANSPORTS)
 
 
 class _Session(NamedTuple):
-    """A connected client, and what happens at its server: how to make a trade there, and how to wait until it gave up a call."""
+    """A connected client, and its server's side: `trade` makes a trade there, `cancelled` waits until a call was cancelled there."""
 
     client: Client
     trade: Callable[[], Awaitable[object]]
-    given_up: Callable[[], Awaitable[object]]
+    cancelled: Callable[[], Awaitable[object]]
 
 
 @asynccontextmanager
@@ -88,14 +77,14 @@ async def _over_stdio(era: str, options: dict[str, Any]) -> AsyncGenerator[_Sess
 
 @asynccontextmanager
 async def _over_a_port(transport: str, era: str, options: dict[str, Any]) -> AsyncGenerator[_Session]:
-    runtime, given_up = FakeRuntime(), anyio.Event()
+    runtime, cancelled = FakeRuntime(), anyio.Event()
 
     async def trade() -> None:
         runtime.trade()
 
     async with serving(runtime) as (url, server), over(transport, url, era, **options) as client:
-        server.middleware.append(telling_given_up(given_up.set))
-        yield _Session(client, trade, given_up.wait)
+        server.middleware.append(reporting_cancellations(cancelled.set))
+        yield _Session(client, trade, cancelled.wait)
 
 
 async def _greeting(client: Client, era: str) -> tuple[str, str | None]:
@@ -108,7 +97,7 @@ async def _greeting(client: Client, era: str) -> tuple[str, str | None]:
 
 
 def _plain(model: Any) -> dict[str, Any]:
-    """What was said, without what names the server or tells only the newer era how long it lasts."""
+    """What was sent, without the server's name and the cache hints of the newer era."""
     sent = model.model_dump(mode="json", by_alias=True, exclude_none=True)
     assert "icons" not in str(sent)
     return {name: value for name, value in sent.items() if name not in ("_meta", "resultType", "ttlMs", "cacheScope")}
@@ -123,30 +112,30 @@ async def _lists(client: Client) -> dict[str, CacheableResult]:
     }
 
 
-async def _told(client: Client) -> dict[str, Any]:
-    """Everything a client may ask for, asked."""
-    told: dict[str, Any] = {
+async def _everything(client: Client) -> dict[str, Any]:
+    """The replies to everything that a client may request."""
+    replies: dict[str, Any] = {
         **{name: _plain(one) for name, one in (await _lists(client)).items()},
         "prompt": _plain(await client.get_prompt("waickoff_report", {"symbol": "BTCUSDT", "language": "es"})),
         "completion": _plain(await client.complete(PromptReference(name="waickoff_report"), {"name": "window", "value": "s"})),
     }
-    assert [tool["name"] for tool in told["tools"]["tools"]] == [name for name, _ in _CALLS]
+    assert [tool["name"] for tool in replies["tools"]["tools"]] == [name for name, _ in _CALLS]
     for name, arguments in _CALLS:
-        told[name] = await _answer(client, name, arguments)
+        replies[name] = await _answer(client, name, arguments)
     for name, arguments in _REFUSED:
         result = await client.call_tool(name, arguments)
         assert result.is_error
-        told[f"{name} {arguments}"] = _plain(result)
+        replies[f"{name} {arguments}"] = _plain(result)
     for uri in ("wadm://guide", "wadm://markets", _TRADES, _STRUCTURE):
-        told[uri] = _plain(await client.read_resource(uri))
+        replies[uri] = _plain(await client.read_resource(uri))
     with pytest.raises(MCPError) as refused:
         await client.read_resource("wadm://binance/spot/ETHUSDT/trades")
-    told["refused"] = refused.value.error.model_dump()
-    return told
+    replies["refused"] = refused.value.error.model_dump()
+    return replies
 
 
 async def _answer(client: Client, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """A tool's answer, which says the same as text and as structure."""
+    """A tool's answer, which is the same as text and as structure."""
     result = await client.call_tool(name, arguments)
     _plain(result)
     assert not result.is_error
@@ -154,31 +143,31 @@ async def _answer(client: Client, name: str, arguments: dict[str, Any]) -> dict[
     (block,) = result.content
     assert isinstance(block, TextContent)
     assert json.loads(block.text) == result.structured_content
-    # How long it took to look, which is nobody's promise.
-    passing = ("waited_s", "reading") if name == "wait_for" else ()
-    return {field: value for field, value in result.structured_content.items() if field not in passing}
+    # How long the wait took, which differs each time.
+    varying = ("waited_s", "reading") if name == "wait_for" else ()
+    return {field: value for field, value in result.structured_content.items() if field not in varying}
 
 
 @pytest.fixture
 async def expected() -> dict[str, Any]:
-    """What every client is to be told: the server asked without a transport."""
+    """The replies that every client must receive: those of the server without a transport."""
     async with Client(build_server(FakeRuntime()), mode=ERAS[0]) as client:
-        return await _told(client)
+        return await _everything(client)
 
 
 @both
 @each
-async def test_a_client_is_told_the_same_whatever_it_comes_over(transport: str, era: str, expected: dict[str, Any]) -> None:
+async def test_a_client_receives_the_same_over_every_transport(transport: str, era: str, expected: dict[str, Any]) -> None:
     async with _connected(transport, era) as session:
         assert await _greeting(session.client, era) == ("wadm", INSTRUCTIONS)
-        assert await _told(session.client) == expected
+        assert await _everything(session.client) == expected
         lasting = {name: (one.ttl_ms, one.cache_scope) for name, one in (await _lists(session.client)).items()}
-    assert lasting == (dict.fromkeys(lasting, (0, "private")) if era == "legacy" else _LASTING)
+    assert lasting == (dict.fromkeys(lasting, (0, "private")) if era == "legacy" else _CACHE_HINTS)
 
 
 @both
 @each
-async def test_a_long_wait_tells_how_far_it_is_and_ends_when_it_is_given_up(transport: str, era: str) -> None:
+async def test_a_long_wait_reports_progress_and_ends_when_it_is_cancelled(transport: str, era: str) -> None:
     async with _connected(transport, era) as session:
         heard: list[tuple[float, float | None, str | None]] = []
         with anyio.CancelScope() as scope:
@@ -187,16 +176,16 @@ async def test_a_long_wait_tells_how_far_it_is_and_ends_when_it_is_given_up(tran
                 heard.append((progress, total, message))
                 scope.cancel()
 
-            await session.client.call_tool("wait_for", _NEVER, progress_callback=progress)
+            await session.client.call_tool("wait_for", _NEVER_MET, progress_callback=progress)
         assert scope.cancelled_caught
         assert [total for _, total, _ in heard] == [300]
-        await session.given_up()
+        await session.cancelled()
         assert not (await session.client.call_tool("list_markets", {})).is_error
 
 
 @both
 @each
-async def test_a_subscriber_hears_of_a_trade(transport: str, era: str) -> None:
+async def test_a_subscriber_is_notified_of_a_trade(transport: str, era: str) -> None:
     heard = anyio.Event()
 
     async def inbox(message: Any) -> None:

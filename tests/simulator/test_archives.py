@@ -1,4 +1,4 @@
-"""The loopback archives, read with nothing of WADM's own."""
+"""The loopback archives, read without any code of WADM."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def rows(kind: str, body: bytes) -> list[list[str]]:
     return list(csv.reader(io.StringIO(text)))
 
 
-async def test_every_kind_of_file_tells_the_ledgers_day() -> None:
+async def test_every_kind_of_file_contains_the_trades_of_its_day() -> None:
     async with Simulator(seed=5, activity=QUIET, clock=lambda: NOW) as simulator:
         found = {
             kind: rows(kind, (await get(simulator, setting, path(kind))).content)
@@ -117,7 +117,7 @@ async def test_a_file_is_the_same_bytes_each_time_with_the_checksum_beside_it() 
     assert bodies[0] == bodies[1]
 
 
-async def test_a_file_goes_on_from_the_byte_that_is_asked_for() -> None:
+async def test_a_file_is_served_from_the_requested_byte() -> None:
     async with Simulator(seed=5, activity=QUIET, clock=lambda: NOW) as simulator:
         whole = await get(simulator, "bybit_archive", path("bybit spot"))
         rest = await get(simulator, "bybit_archive", path("bybit spot"), Range="bytes=100-")
@@ -129,7 +129,7 @@ async def test_a_file_goes_on_from_the_byte_that_is_asked_for() -> None:
         assert (beyond.status_code, beyond.headers["Content-Range"]) == (416, f"bytes */{size}")
 
 
-async def test_only_finished_days_of_listed_symbols_are_there_and_those_after_a_while() -> None:
+async def test_only_finished_days_of_listed_symbols_are_served_after_their_delay() -> None:
     faults = Faults()
     async with Simulator(seed=5, activity=QUIET, clock=lambda: NOW, faults=faults) as simulator:
         for asked in (path("bybit spot", TODAY), path("bybit spot", symbol="NOSUCHUSDT"), path("bybit spot").replace("-07-", "-77-")):

@@ -9,7 +9,7 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import Opcode
 
-from tests.simulator.wire import NOW, PATIENCE, ask, fast_clock, heard, heard_many, opened, said
+from tests.simulator.wire import NOW, TIMEOUT_SECONDS, ask, fast_clock, heard, heard_many, opened, said
 from wadm_mcp.simulator.simulator import Simulator
 from wadm_mcp.simulator.state import Timing
 
@@ -53,7 +53,7 @@ async def test_combined_streams_wrap_events_and_never_acks() -> None:
         assert (await heard(socket))["e"] == "trade"
 
 
-async def test_any_name_is_acknowledged_and_only_a_known_stream_speaks() -> None:
+async def test_any_name_is_acknowledged_and_only_a_known_stream_delivers() -> None:
     async with Simulator(manual=True) as simulator, opened(simulator, "binance_spot_ws", "/ws") as socket:
         names = ["BTCUSDT@trade", "xrpxrp@trade", "btcusdt@nonsense"]
         assert await said_to(socket, '{"method":"SUBSCRIBE","params":["BTCUSDT@trade","xrpxrp@trade","btcusdt@nonsense"],"id":1}') == (
@@ -101,7 +101,7 @@ async def test_the_1025th_stream_is_refused() -> None:
         assert refused == {"error": {"code": 4, "msg": "Too many subscriptions"}, "id": 19}
 
 
-async def test_a_client_frame_over_4_kb_is_dropped_without_a_word() -> None:
+async def test_a_client_frame_over_4_kb_is_ignored_without_an_error() -> None:
     async with Simulator(manual=True) as simulator, opened(simulator, "binance_spot_ws", "/ws") as socket:
         await socket.send('{"method":"LIST_SUBSCRIPTIONS","id":1}' + " " * 4_096)
         assert await ask(socket, {"method": "LIST_SUBSCRIPTIONS", "id": 2}) == {"result": [], "id": 2}
@@ -116,11 +116,11 @@ async def test_too_many_messages_in_a_second_close_the_connection(setting: str, 
         assert await closed(socket) == 1008
 
 
-async def test_the_server_pings_with_a_payload_and_keeps_who_echoes_it() -> None:
-    timing = Timing(binance_spot_ping=0.05, binance_spot_pong=PATIENCE, binance_linear_ping=60)
+async def test_the_server_pings_with_a_payload_and_keeps_a_client_that_echoes_it() -> None:
+    timing = Timing(binance_spot_ping=0.05, binance_spot_pong=TIMEOUT_SECONDS, binance_linear_ping=60)
     async with Simulator(manual=True, timing=timing) as simulator, opened(simulator, "binance_spot_ws", "/ws") as socket:
         pings, enough = watch_pings(socket, 2)
-        with anyio.fail_after(PATIENCE):
+        with anyio.fail_after(TIMEOUT_SECONDS):
             await enough.wait()
         assert all(payload.isdigit() for payload in pings)
         assert simulator.connections("binance", "spot") == 1
@@ -186,7 +186,7 @@ async def test_usd_m_events_have_their_fields_in_order() -> None:
         assert simulator.sent[LINEAR] == 1
 
 
-async def test_the_live_spot_stream_counts_without_holes() -> None:
+async def test_ids_of_the_live_spot_stream_have_no_gaps() -> None:
     async with Simulator(clock=fast_clock()) as simulator, opened(simulator, "binance_spot_ws", "/ws/btcusdt@trade") as socket:
         events = await heard_many(socket, 300)
         assert all(after["t"] == before["t"] + 1 for before, after in pairwise(events))
@@ -228,7 +228,7 @@ async def said_to(socket: ClientConnection, text: str) -> str:
 
 async def closed(socket: ClientConnection) -> int | None:
     """Reads to the end of the connection and returns its close code."""
-    with anyio.fail_after(PATIENCE):
+    with anyio.fail_after(TIMEOUT_SECONDS):
         try:
             while True:
                 await socket.recv()

@@ -24,29 +24,29 @@ async def rows(simulator: Simulator, setting: str, path: str, **headers: str) ->
     return reply.json()
 
 
-async def test_history_is_read_by_id_inclusive_and_without_holes() -> None:
+async def test_history_is_read_by_id_inclusive_and_without_gaps() -> None:
     async with Simulator(clock=still) as simulator:
         (newest,) = await rows(simulator, SPOT, "/api/v3/trades?symbol=BTCUSDT&limit=1")
         first = newest["id"] - 2_500
-        held: list[dict[str, Any]] = []
-        while not held or held[-1]["id"] < newest["id"]:
-            after = held[-1]["id"] + 1 if held else first
-            held += await rows(simulator, SPOT, f"/api/v3/historicalTrades?symbol=BTCUSDT&fromId={after}&limit=1000")
-        assert [row["id"] for row in held] == list(range(first, newest["id"] + 1))
-        assert held[-1] == newest
+        history: list[dict[str, Any]] = []
+        while not history or history[-1]["id"] < newest["id"]:
+            after = history[-1]["id"] + 1 if history else first
+            history += await rows(simulator, SPOT, f"/api/v3/historicalTrades?symbol=BTCUSDT&fromId={after}&limit=1000")
+        assert [row["id"] for row in history] == list(range(first, newest["id"] + 1))
+        assert history[-1] == newest
         assert list(newest) == ["id", "price", "qty", "quoteQty", "time", "isBuyerMaker", "isBestMatch"]
-        assert all(before["time"] <= after["time"] < NOW for before, after in pairwise(held))
+        assert all(before["time"] <= after["time"] < NOW for before, after in pairwise(history))
 
 
 async def test_spot_aggregates_cover_the_same_fills() -> None:
     async with Simulator(clock=still) as simulator:
         (newest,) = await rows(simulator, SPOT, "/api/v3/aggTrades?symbol=ETHUSDT&limit=1")
-        held = await rows(simulator, SPOT, f"/api/v3/aggTrades?symbol=ETHUSDT&fromId={newest['a'] - 299}&limit=1000")
+        history = await rows(simulator, SPOT, f"/api/v3/aggTrades?symbol=ETHUSDT&fromId={newest['a'] - 299}&limit=1000")
         assert list(newest) == ["a", "p", "q", "f", "l", "T", "m", "M"]
-        assert len(held) == 300
-        assert all((after["a"], after["f"]) == (before["a"] + 1, before["l"] + 1) for before, after in pairwise(held))
-        fills = await rows(simulator, SPOT, f"/api/v3/historicalTrades?symbol=ETHUSDT&fromId={held[0]['f']}&limit=1000")
-        whole = next(row for row in held if row["l"] > row["f"])
+        assert len(history) == 300
+        assert all((after["a"], after["f"]) == (before["a"] + 1, before["l"] + 1) for before, after in pairwise(history))
+        fills = await rows(simulator, SPOT, f"/api/v3/historicalTrades?symbol=ETHUSDT&fromId={history[0]['f']}&limit=1000")
+        whole = next(row for row in history if row["l"] > row["f"])
         parts = [row for row in fills if whole["f"] <= row["id"] <= whole["l"]]
         assert sum(units(row["qty"]) for row in parts) == units(whole["q"])
         assert {(row["price"], row["time"], row["isBuyerMaker"]) for row in parts} == {(whole["p"], whole["T"], whole["m"])}
@@ -74,20 +74,20 @@ async def test_usd_m_serves_aggregates_of_48_hours_only() -> None:
         assert 0 <= oldest[0]["T"] - (NOW - 48 * HOUR) < MINUTE
 
 
-async def test_usd_m_raw_history_needs_a_key_and_leaves_out_odd_prints() -> None:
+async def test_usd_m_raw_history_needs_a_key_and_omits_odd_prints() -> None:
     async with Simulator(clock=still, activity=0.05) as simulator:
         path = "/fapi/v1/historicalTrades?symbol=BTCUSDT"
         refused = await get(simulator, LINEAR, path)
         assert (refused.status_code, refused.json()) == (401, {"code": -2014, "msg": "API-key format invalid."})
         newest = await rows(simulator, LINEAR, path, **{"X-MBX-APIKEY": "k"})
         assert len(newest) == 100
-        held = await rows(simulator, LINEAR, f"{path}&limit=1000&fromId={newest[-1]['id'] - 1_000}", **{"X-MBX-APIKEY": "k"})
-        assert len(held) == 500
-        assert {after["id"] - before["id"] for before, after in pairwise(held)} == {1, 2}
-        assert list(held[0]) == ["id", "price", "qty", "quoteQty", "time", "isBuyerMaker", "isRPITrade"]
+        history = await rows(simulator, LINEAR, f"{path}&limit=1000&fromId={newest[-1]['id'] - 1_000}", **{"X-MBX-APIKEY": "k"})
+        assert len(history) == 500
+        assert {after["id"] - before["id"] for before, after in pairwise(history)} == {1, 2}
+        assert list(history[0]) == ["id", "price", "qty", "quoteQty", "time", "isBuyerMaker", "isRPITrade"]
 
 
-async def test_what_the_stream_sent_rest_has() -> None:
+async def test_rest_serves_what_the_stream_sent() -> None:
     async with Simulator(clock=fast_clock()) as simulator:
         async with opened(simulator, "binance_spot_ws", "/ws/btcusdt@trade") as socket:
             events = await heard_many(socket, 100)
@@ -97,7 +97,7 @@ async def test_what_the_stream_sent_rest_has() -> None:
         ]
 
 
-async def test_what_was_pushed_rest_has_whatever_the_stream_lost() -> None:
+async def test_rest_serves_pushed_trades_that_the_stream_skipped() -> None:
     async with Simulator(manual=True) as simulator:
         simulator.skip_trades("binance", "linear", "BTCUSDT", 2)
         ids = await simulator.push("binance", "linear", "BTCUSDT", [(5, "60000.10", "0.001", "BUY")] * 3)
@@ -125,7 +125,7 @@ async def test_wrong_parameters_get_the_documented_error(setting: str, path: str
         assert (await get(simulator, setting, "/nowhere")).status_code == 404
 
 
-async def test_listings_have_their_steps_in_filters() -> None:
+async def test_listings_have_tick_and_lot_in_filters() -> None:
     async with Simulator(clock=still) as simulator:
         spot = (await get(simulator, SPOT, "/api/v3/exchangeInfo?symbol=BTCUSDT")).json()["symbols"]
         linear = (await get(simulator, LINEAR, "/fapi/v1/exchangeInfo")).json()["symbols"]
@@ -137,7 +137,7 @@ async def test_listings_have_their_steps_in_filters() -> None:
         assert (await get(simulator, SPOT, "/api/v3/time")).json() == {"serverTime": NOW}
 
 
-async def test_weight_is_counted_and_too_much_of_it_is_refused_then_banned() -> None:
+async def test_too_much_request_weight_is_refused_then_banned() -> None:
     minutes = 0
 
     def clock() -> int:

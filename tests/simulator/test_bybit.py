@@ -8,7 +8,7 @@ import anyio
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.simulator.wire import NOW, PATIENCE, ask, fast_clock, get, heard, opened, said
+from tests.simulator.wire import NOW, TIMEOUT_SECONDS, ask, fast_clock, get, heard, opened, said
 from wadm_mcp.simulator.simulator import Simulator
 from wadm_mcp.simulator.state import Timing
 
@@ -51,7 +51,7 @@ async def test_pongs_have_the_form_of_their_category() -> None:
 
 
 @pytest.mark.parametrize(("market", "path"), BOTH)
-async def test_one_bad_topic_voids_the_whole_batch(market: str, path: str) -> None:
+async def test_one_unknown_topic_fails_the_whole_request(market: str, path: str) -> None:
     async with Simulator(manual=True) as simulator, opened(simulator, "bybit_ws", path) as socket:
         refused = await ask(socket, subscribe("ETHUSDT", "BNBUSDT"))
         assert (refused["success"], refused["op"]) == (False, "subscribe")
@@ -64,7 +64,7 @@ async def test_one_bad_topic_voids_the_whole_batch(market: str, path: str) -> No
         assert (await heard(socket))["topic"] == "publicTrade.BTCUSDT"
 
 
-async def test_a_topic_twice_in_one_batch_is_refused() -> None:
+async def test_a_topic_twice_in_one_request_is_refused() -> None:
     async with Simulator(manual=True) as simulator, opened(simulator, "bybit_ws", LINEAR) as socket:
         refused = await ask(socket, subscribe("ETHUSDT", "ETHUSDT"))
         assert refused["ret_msg"] == "error:already subscribed,topic:publicTrade.ETHUSDT"
@@ -81,7 +81,7 @@ async def test_spot_takes_ten_args_and_no_more() -> None:
 
 
 @pytest.mark.parametrize("request_text", ["{", "[]", '{"op":"dance"}', '{"args":["publicTrade.BTCUSDT"]}', "1"])
-async def test_what_is_no_request_is_an_invalid_op(request_text: str) -> None:
+async def test_an_invalid_request_is_an_invalid_op(request_text: str) -> None:
     async with Simulator(manual=True) as simulator, opened(simulator, "bybit_ws", SPOT) as socket:
         await socket.send(request_text)
         refused = await heard(socket)
@@ -219,7 +219,7 @@ async def test_more_than_600_requests_in_5_seconds_are_refused() -> None:
         assert (await get(simulator, "bybit_rest", "/v5/market/time")).json()["result"]["timeSecond"] == str(now // 1_000)
 
 
-async def test_an_idle_connection_is_cut_and_a_pinging_one_is_not() -> None:
+async def test_an_idle_connection_is_closed_and_a_pinging_one_is_not() -> None:
     async with (
         Simulator(manual=True, timing=Timing(bybit_idle=0.5)) as simulator,
         opened(simulator, "bybit_ws", SPOT) as idle,
@@ -232,7 +232,7 @@ async def test_an_idle_connection_is_cut_and_a_pinging_one_is_not() -> None:
                 assert (await ask(alive, {"op": "ping"}))["success"]
 
         tasks.start_soon(keep_pinging)
-        with anyio.fail_after(PATIENCE), pytest.raises(ConnectionClosed):
+        with anyio.fail_after(TIMEOUT_SECONDS), pytest.raises(ConnectionClosed):
             await idle.recv()
         assert (simulator.connections("bybit", "spot"), simulator.connections("bybit", "linear")) == (0, 1)
         tasks.cancel_scope.cancel()

@@ -1,4 +1,4 @@
-"""Every fault as a client sees it, on real sockets."""
+"""Every kind of fault as a client sees it, on real sockets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.simulator.wire import PATIENCE, get, opened
+from tests.simulator.wire import TIMEOUT_SECONDS, get, opened
 from wadm_mcp.clock import now_ms
 from wadm_mcp.model import Instrument
 from wadm_mcp.simulator.chaos import ON_SOCKETS, Chaos, Fault, Kind, plan
@@ -39,9 +39,9 @@ async def trade(simulator: Simulator, count: int = 1, at: int | None = None) -> 
 
 
 async def ids(socket: ClientConnection, wanted: int) -> list[int]:
-    """Ids of the next trades; frames of another kind are passed over."""
+    """Ids of the next trades; other frames are skipped."""
     found: list[int] = []
-    with anyio.fail_after(PATIENCE):
+    with anyio.fail_after(TIMEOUT_SECONDS):
         while len(found) < wanted:
             text = await socket.recv()
             if isinstance(text, str) and text.startswith('{"e":"trade"'):
@@ -53,8 +53,8 @@ async def ids(socket: ClientConnection, wanted: int) -> list[int]:
 
 
 async def ended(socket: ClientConnection) -> int:
-    """The code with which the connection was closed; 1006 where it was cut."""
-    with anyio.fail_after(PATIENCE):
+    """The close code of the connection; 1006 if there was no closing handshake."""
+    with anyio.fail_after(TIMEOUT_SECONDS):
         while True:
             try:
                 await socket.recv()
@@ -71,7 +71,7 @@ async def test_a_connection_ends(kind: Kind, code: int) -> None:
         assert [happened.connection for happened in chaos.happened] == [1]
 
 
-async def test_a_shutdown_is_announced_before_the_end() -> None:
+async def test_a_shutdown_is_announced_before_the_connection_ends() -> None:
     async with faulty(Kind.SHUTDOWN, 0.3) as (simulator, _), opened(simulator, "binance_spot_ws", STREAM) as socket:
         await simulator.subscribed(*SPOT)
         await trade(simulator)
@@ -82,11 +82,11 @@ async def test_a_shutdown_is_announced_before_the_end() -> None:
         assert len(await ids(socket, 3)) == 3
 
 
-async def test_a_mute_connection_answers_pings_and_brings_no_trade_while_another_does() -> None:
+async def test_a_mute_connection_answers_pings_without_trades_while_another_delivers() -> None:
     async with faulty(Kind.MUTE) as (simulator, _), opened(simulator, "binance_spot_ws", STREAM) as socket:
         await simulator.subscribed(*SPOT)
         await trade(simulator, 3)
-        with anyio.fail_after(PATIENCE):
+        with anyio.fail_after(TIMEOUT_SECONDS):
             await (await socket.ping())
         async with opened(simulator, "binance_spot_ws", STREAM) as other:
             while simulator.connections("binance", "spot") < 2:
@@ -98,7 +98,7 @@ async def test_a_mute_connection_answers_pings_and_brings_no_trade_while_another
         assert silence.cancelled_caught
 
 
-async def test_some_frames_are_lost_and_rest_has_them() -> None:
+async def test_some_frames_are_lost_and_rest_serves_their_trades() -> None:
     async with faulty(Kind.LOSE) as (simulator, _), opened(simulator, "binance_spot_ws", STREAM) as socket:
         await simulator.subscribed(*SPOT)
         await trade(simulator, 200)
@@ -108,7 +108,7 @@ async def test_some_frames_are_lost_and_rest_has_them() -> None:
         assert {row["id"] for row in reply.json()} >= set(range(seen[0], seen[-1] + 1))
 
 
-async def test_frames_come_twice() -> None:
+async def test_frames_are_sent_twice() -> None:
     async with faulty(Kind.REPEAT) as (simulator, _), opened(simulator, "binance_spot_ws", STREAM) as socket:
         await simulator.subscribed(*SPOT)
         await trade(simulator, 2)
@@ -116,7 +116,7 @@ async def test_frames_come_twice() -> None:
         assert (first, second) == (again, last) == (first, first + 1)
 
 
-async def test_neighbours_of_one_millisecond_change_places_and_others_do_not() -> None:
+async def test_consecutive_trades_of_one_millisecond_are_swapped_and_others_are_not() -> None:
     async with faulty(Kind.REORDER) as (simulator, _), opened(simulator, "binance_spot_ws", STREAM) as socket:
         await simulator.subscribed(*SPOT)
         now = now_ms()
@@ -127,7 +127,7 @@ async def test_neighbours_of_one_millisecond_change_places_and_others_do_not() -
         assert (one, two, three, four) == (two + 1, two, two + 2, two + 3)
 
 
-async def test_an_old_frame_comes_again() -> None:
+async def test_an_old_frame_is_sent_again() -> None:
     async with faulty(Kind.REPLAY) as (simulator, _), opened(simulator, "binance_spot_ws", STREAM) as socket:
         await simulator.subscribed(*SPOT)
         await trade(simulator)
@@ -138,7 +138,7 @@ async def test_an_old_frame_comes_again() -> None:
 
 
 @pytest.mark.parametrize("kind", [Kind.GARBAGE, Kind.OVERSIZED])
-async def test_rubbish_comes_between_the_trades(kind: Kind) -> None:
+async def test_invalid_frames_are_sent_between_the_trades(kind: Kind) -> None:
     async with faulty(kind) as (simulator, _), opened(simulator, "binance_spot_ws", STREAM) as socket:
         await simulator.subscribed(*SPOT)
         await trade(simulator)
@@ -156,7 +156,7 @@ async def test_new_connections_are_refused() -> None:
 
 
 @pytest.mark.parametrize(("kind", "status"), [(Kind.TOO_MANY, 429), (Kind.BANNED, 418), (Kind.ERROR, 503)])
-async def test_rest_refuses_and_every_request_is_kept(kind: Kind, status: int) -> None:
+async def test_rest_refuses_and_every_request_is_recorded(kind: Kind, status: int) -> None:
     async with faulty(kind) as (simulator, chaos):
         reply = await get(simulator, "binance_spot_rest", "/api/v3/time")
         assert reply.status_code == status
@@ -197,15 +197,15 @@ async def test_the_exchanges_clock_is_wrong_and_right_again() -> None:
     async with Simulator(manual=True, faults=chaos) as simulator:
         chaos.begin()
         await get(simulator, "binance_spot_rest", "/api/v3/time")
-        told = (await get(simulator, "binance_spot_rest", "/api/v3/time")).json()["serverTime"]
-        assert 500 < abs(told - now_ms()) < 1_500
+        server_time = (await get(simulator, "binance_spot_rest", "/api/v3/time")).json()["serverTime"]
+        assert 500 < abs(server_time - now_ms()) < 1_500
         await anyio.sleep(0.31)
         await get(simulator, "binance_spot_rest", "/api/v3/time")
-        told = (await get(simulator, "binance_spot_rest", "/api/v3/time")).json()["serverTime"]
-        assert abs(told - now_ms()) < 500
+        server_time = (await get(simulator, "binance_spot_rest", "/api/v3/time")).json()["serverTime"]
+        assert abs(server_time - now_ms()) < 500
 
 
-async def test_ids_that_the_exchange_itself_does_not_have_are_nowhere() -> None:
+async def test_ids_that_the_exchange_itself_lacks_are_served_nowhere() -> None:
     faults = Faults()
     faults.absent_every = 10
     async with Simulator(faults=faults) as simulator:
@@ -217,14 +217,14 @@ async def test_ids_that_the_exchange_itself_does_not_have_are_nowhere() -> None:
         assert [row["id"] for row in again] == [number for number in range(first, first + 60) if number % 10][:50]
 
 
-def test_a_plan_is_its_seeds_and_every_kind_has_its_turn() -> None:
+def test_a_plan_is_reproducible_by_its_seed_and_contains_every_kind() -> None:
     first = plan(7, 300)
     assert first == plan(7, 300) != plan(8, 300)
     assert Counter(fault.kind for fault in first).keys() == set(Kind)
     assert all(0 <= fault.at <= 300 and fault.at + fault.lasts <= 300 for fault in first)
 
 
-async def test_connections_that_stand_in_for_one_another_never_fail_together() -> None:
+async def test_redundant_connections_never_fail_together() -> None:
     chaos = Chaos([Fault(Kind.MUTE, 0.0, 1.0, "bybit", "spot"), *(Fault(kind, 0.0, 0.5, "bybit", "spot") for kind in ON_SOCKETS[:3])])
     chaos.begin()
     assert await chaos.sending("bybit", "spot", 1, '{"T":1780315200000}') == ('{"T":1780315200000}',)

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from tests.simulator.wire import NOW
 from wadm_mcp.model import DAY, MINUTE, Instrument
 from wadm_mcp.simulator.listings import known_instruments, steps_of
-from wadm_mcp.simulator.market import EPOCH, Folded, Market
+from wadm_mcp.simulator.market import EPOCH, Market, MarketAggregate
 
 MARKETS = [("binance", "spot"), ("binance", "linear"), ("bybit", "spot"), ("bybit", "linear")]
 MIDNIGHT = EPOCH + 2_400 * DAY
-TOLD = """
+HASHING = """
 from hashlib import sha256
 from wadm_mcp.simulator.market import Market
 market = Market("binance", "linear", "ETHUSDT", 7)
@@ -24,7 +24,7 @@ print(sha256(repr([list(market.trades(t)) for t in (1785060180000, 1785060240000
 
 
 @pytest.mark.parametrize(("exchange", "market"), MARKETS)
-def test_ids_follow_on_across_minutes_and_days(exchange: str, market: str) -> None:
+def test_ids_are_consecutive_across_minutes_and_days(exchange: str, market: str) -> None:
     shop = Market(exchange, market, "BTCUSDT")
     trades = [fill for minute in range(-12, 12) for fill in shop.trades(MIDNIGHT + minute * MINUTE)]
     assert len(trades) > 500
@@ -34,14 +34,14 @@ def test_ids_follow_on_across_minutes_and_days(exchange: str, market: str) -> No
 
 
 @pytest.mark.parametrize(("market", "window"), [("spot", 1), ("linear", 100)])
-def test_aggregates_are_what_folding_the_fills_gives(market: str, window: int) -> None:
+def test_aggregates_equal_the_fills_aggregated_by_the_rule(market: str, window: int) -> None:
     shop = Market("binance", market, "BTCUSDT")
     for minute in range(MIDNIGHT, MIDNIGHT + 8 * MINUTE, MINUTE):
         prints = [fill for fill in shop.trades(minute) if fill.kind in ("MARKET", "RPI")]
         runs = [list(run) for _, run in groupby(prints, key=lambda fill: (fill.time // window, fill.price, fill.buy))]
         first = shop.aggregates(minute)[0].id
         expected = [
-            Folded(
+            MarketAggregate(
                 first + n,
                 run[0].time,
                 run[0].price,
@@ -57,14 +57,14 @@ def test_aggregates_are_what_folding_the_fills_gives(market: str, window: int) -
         assert all(whole.last - whole.first + 1 == len(run) for whole, run in zip(expected, runs, strict=True))
 
 
-def test_usd_m_mixes_in_prints_that_are_no_trades_of_the_book() -> None:
+def test_usd_m_has_prints_that_are_not_trades_of_the_book() -> None:
     shop = Market("binance", "linear", "BTCUSDT")
     kinds = {fill.kind for minute in range(30) for fill in shop.trades(MIDNIGHT + minute * MINUTE)}
     assert kinds == {"MARKET", "RPI", "INSURANCE_FUND", "NA"}
     assert {fill.kind for fill in Market("binance", "spot", "BTCUSDT").trades(MIDNIGHT)} == {"MARKET"}
 
 
-def test_the_same_trades_whoever_asks_in_whichever_order() -> None:
+def test_the_trades_do_not_depend_on_the_order_of_requests() -> None:
     one, two = Market("bybit", "linear", "SOLUSDT", 3), Market("bybit", "linear", "SOLUSDT", 3)
     minutes = [NOW - NOW % MINUTE + n * MINUTE for n in range(20)]
     forwards = {minute: list(one.trades(minute)) for minute in minutes}
@@ -73,9 +73,9 @@ def test_the_same_trades_whoever_asks_in_whichever_order() -> None:
 
 
 def test_another_process_sees_the_same_trades() -> None:
-    told = {subprocess.run([sys.executable, "-c", TOLD], capture_output=True, text=True, check=True).stdout for _ in range(2)}
-    assert len(told) == 1
-    assert len(told.pop().strip()) == 64
+    hashes = {subprocess.run([sys.executable, "-c", HASHING], capture_output=True, text=True, check=True).stdout for _ in range(2)}
+    assert len(hashes) == 1
+    assert len(hashes.pop().strip()) == 64
 
 
 @settings(max_examples=30, deadline=None)
@@ -90,7 +90,7 @@ def test_every_id_is_found_in_its_minute(where: tuple[str, str], trade_id: int, 
 
 
 @pytest.mark.parametrize(("exchange", "market"), MARKETS)
-def test_the_price_is_continuous_and_hovers(exchange: str, market: str) -> None:
+def test_the_price_is_continuous_and_stays_near_its_base(exchange: str, market: str) -> None:
     shop = Market(exchange, market, "BTCUSDT")
     tick = shop.steps.tick / 10**shop.steps.price_decimals
     minutes = [[fill for fill in shop.trades(MIDNIGHT + n * MINUTE) if fill.kind == "MARKET"] for n in range(-3, 4)]
@@ -100,7 +100,7 @@ def test_the_price_is_continuous_and_hovers(exchange: str, market: str) -> None:
     assert 45_000 < far[0].price * tick < 80_000
 
 
-def test_venues_stay_close_and_are_not_equal() -> None:
+def test_prices_of_venues_are_close_and_not_equal() -> None:
     prices = {}
     for exchange, market in MARKETS:
         shop = Market(exchange, market, "BTCUSDT")
@@ -122,7 +122,7 @@ def test_taker_orders_walk_the_book_in_one_ms() -> None:
     assert 1.5 < len(fills) / len({fill.time for fill in fills}) < 6
 
 
-def test_the_rate_is_what_it_says() -> None:
+def test_the_number_of_fills_matches_the_rate() -> None:
     shop = Market("binance", "spot", "BTCUSDT")
     whole = shop.trades(MIDNIGHT + DAY)[0].id - shop.trades(MIDNIGHT)[0].id
     assert abs(whole / (24 * 60) / 900 - 1) < 0.01
@@ -145,14 +145,14 @@ def test_an_unknown_symbol_has_a_market_too() -> None:
 
 
 def test_steps_are_those_of_the_exchanges() -> None:
-    def told(exchange: str, market: str) -> tuple[str, str, str, str]:
+    def texts(exchange: str, market: str) -> tuple[str, str, str, str]:
         steps = steps_of(Instrument(exchange, market, "BTCUSDT"))
         return steps.tick_text, steps.lot_text, steps.price(1), steps.quantity(1)
 
-    assert told("binance", "spot") == ("0.01000000", "0.00001000", "0.01000000", "0.00001000")
-    assert told("binance", "linear") == ("0.10", "0.001", "0.10", "0.001")
-    assert told("bybit", "spot") == ("0.1", "0.000001", "0.1", "0.000001")
-    assert told("bybit", "linear") == ("0.10", "0.001", "0.10", "0.001")
+    assert texts("binance", "spot") == ("0.01000000", "0.00001000", "0.01000000", "0.00001000")
+    assert texts("binance", "linear") == ("0.10", "0.001", "0.10", "0.001")
+    assert texts("bybit", "spot") == ("0.1", "0.000001", "0.1", "0.000001")
+    assert texts("bybit", "linear") == ("0.10", "0.001", "0.10", "0.001")
     known = known_instruments()
     assert Instrument("binance", "spot", "BNBUSDT") in known
     assert not any(one.exchange == "bybit" and one.symbol == "BNBUSDT" for one in known)

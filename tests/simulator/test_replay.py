@@ -91,7 +91,7 @@ def moved(event: dict[str, Any], by: int) -> dict[str, Any]:
     return {**event, "E": event["E"] + by, "T": event["T"] + by}
 
 
-def test_a_real_usd_m_recording_folds_to_every_market_print(captures: Path) -> None:
+def test_a_real_usd_m_recording_is_aggregated_with_every_market_print(captures: Path) -> None:
     paths = [captures / "binance-linear" / name for name in LINEAR]
     prints = recorded_trades(paths)
     recording = read_recording(reversed(paths))
@@ -121,7 +121,7 @@ def test_the_older_spot_payload_with_order_ids_is_read(captures: Path) -> None:
     assert 400 < recording.duration < 430
 
 
-def test_fills_fold_within_an_aligned_window_and_never_over_a_missing_id(tmp_path: Path) -> None:
+def test_fills_are_aggregated_within_an_aligned_window_and_never_over_a_missing_id(tmp_path: Path) -> None:
     aligned = START - START % MINUTE + MINUTE
     lines = [
         linear_line(1, aligned - 3, quantity="0.1"),
@@ -145,7 +145,7 @@ def test_fills_fold_within_an_aligned_window_and_never_over_a_missing_id(tmp_pat
     ]
 
 
-def test_lines_that_cannot_be_used_are_counted_and_named(tmp_path: Path) -> None:
+def test_invalid_lines_are_counted_and_named(tmp_path: Path) -> None:
     snapshot = f'{START * 1_000} {{"lastUpdateId":1,"bids":[]}}\n'
     book = f'{START * 1_000} {{"stream":"btcusdt@bookTicker","data":{{"u":1}}}}\n'
     wrong = spot_line(3).replace('"100.10000000"', '"dear"')
@@ -159,14 +159,14 @@ def test_lines_that_cannot_be_used_are_counted_and_named(tmp_path: Path) -> None
     assert "trade 2: repeated" in recording.notes[3]
 
 
-def test_a_gz_cut_short_keeps_what_was_read(tmp_path: Path) -> None:
+def test_a_truncated_gz_file_is_read_as_far_as_possible(tmp_path: Path) -> None:
     whole = gzip.compress("".join(spot_line(n, START + n) for n in range(20_000)).encode())
     path = tmp_path / "cut.gz"
     path.write_bytes(whole[: len(whole) // 2])
     recording = read_recording([path])
     assert 5_000 < len(recording.rows) < 15_000
     assert recording.skipped >= 1
-    assert any("cut off" in note for note in recording.notes)
+    assert any("truncated" in note for note in recording.notes)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_files_of_several_symbols_are_put_in_order_of_time(tmp_path: Path) -> No
 
 
 @pytest.mark.anyio
-async def test_a_replay_waits_for_its_audience_and_keeps_to_the_recorded_pauses(tmp_path: Path) -> None:
+async def test_a_replay_waits_for_a_subscriber_and_keeps_the_recorded_pauses(tmp_path: Path) -> None:
     recording = read_recording([written(tmp_path, "a", *(spot_line(n, START + n * 1_000) for n in range(5)))])
     async with Simulator(replay=recording, speed=40) as simulator:
         assert simulator.replay is not None
@@ -222,7 +222,7 @@ async def test_a_replay_waits_for_its_audience_and_keeps_to_the_recorded_pauses(
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("speed", [0.5, 1, 4, 0])
-async def test_times_move_by_whole_minutes_and_no_trade_is_from_the_future(tmp_path: Path, speed: float) -> None:
+async def test_times_are_shifted_by_whole_minutes_and_no_trade_is_in_the_future(tmp_path: Path, speed: float) -> None:
     hour = [spot_line(n, START + n * MINUTE, receive_ns=(START + n * MINUTE - 1_270) * 1_000_000) for n in range(60)]
     recording = read_recording([written(tmp_path, "a", *hour)])
     async with Simulator(replay=recording, speed=speed, clock=lambda: NOW) as simulator:
@@ -238,7 +238,7 @@ async def test_times_move_by_whole_minutes_and_no_trade_is_from_the_future(tmp_p
 
 
 @pytest.mark.anyio
-async def test_a_slow_client_holds_the_replay_back_and_loses_nothing(tmp_path: Path) -> None:
+async def test_a_slow_client_slows_the_replay_down_and_loses_nothing(tmp_path: Path) -> None:
     recording = read_recording([written(tmp_path, "a", *(linear_line(n, START + n * 100) for n in range(2_000)))])
     async with (
         Simulator(replay=recording, speed=0, queue=8) as simulator,

@@ -6,7 +6,7 @@ import anyio
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.simulator.wire import NOW, PATIENCE, ask, fast_clock, get, heard, opened, said
+from tests.simulator.wire import NOW, TIMEOUT_SECONDS, ask, fast_clock, get, heard, opened, said
 from wadm_mcp.simulator.faults import Faults, Reply
 from wadm_mcp.simulator.simulator import Simulator
 
@@ -58,7 +58,7 @@ async def test_dropped_connections_end_without_a_closing_handshake() -> None:
         assert simulator.connections("bybit", "spot") == 1
         simulator.drop_connections("bybit", "spot")
         assert simulator.connections("bybit", "spot") == 0
-        with anyio.fail_after(PATIENCE), pytest.raises(ConnectionClosed):
+        with anyio.fail_after(TIMEOUT_SECONDS), pytest.raises(ConnectionClosed):
             await socket.recv()
         assert socket.close_code == 1006
 
@@ -75,7 +75,7 @@ async def test_a_muted_market_is_silent_and_answers_its_clients() -> None:
         assert simulator.sent["bybit", "linear", "BTCUSDT"] == 1
 
 
-async def test_skipped_trades_take_their_ids_with_them() -> None:
+async def test_the_ids_of_skipped_trades_are_missing_in_the_stream() -> None:
     async with Simulator(manual=True) as simulator, opened(simulator, "binance_spot_ws", STREAM) as socket:
         await simulator.subscribed(*SPOT)
         simulator.skip_trades(*SPOT, 2)
@@ -85,7 +85,7 @@ async def test_skipped_trades_take_their_ids_with_them() -> None:
         assert simulator.sent[SPOT] == 2
 
 
-async def test_injected_frames_reach_every_client_as_they_are() -> None:
+async def test_injected_frames_reach_every_client_unchanged() -> None:
     async with (
         Simulator(manual=True) as simulator,
         opened(simulator, "binance_spot_ws", "/ws") as one,
@@ -97,11 +97,11 @@ async def test_injected_frames_reach_every_client_as_they_are() -> None:
         simulator.send_raw("binance", "spot", b"\xff\x00")
         for socket in (one, two):
             assert await said(socket) == "{garbage"
-            with anyio.fail_after(PATIENCE):
+            with anyio.fail_after(TIMEOUT_SECONDS):
                 assert await socket.recv() == b"\xff\x00"
 
 
-async def test_a_client_that_does_not_read_is_dropped_and_blocks_nobody() -> None:
+async def test_a_client_that_does_not_read_is_dropped_and_blocks_no_other() -> None:
     async with (
         Simulator(manual=True, queue=4) as simulator,
         opened(simulator, "binance_spot_ws", "/ws") as stuck,
@@ -111,7 +111,7 @@ async def test_a_client_that_does_not_read_is_dropped_and_blocks_nobody() -> Non
             await ask(socket, {"method": "LIST_SUBSCRIPTIONS", "id": 1})
         stuck.transport.pause_reading()
         frame = "x" * 500_000
-        with anyio.fail_after(PATIENCE):
+        with anyio.fail_after(TIMEOUT_SECONDS):
             while simulator.connections("binance", "spot") == 2:
                 simulator.send_raw("binance", "spot", frame)
                 assert await said(healthy) == frame
@@ -137,7 +137,7 @@ async def test_subscribed_waits_for_a_route_that_delivers() -> None:
 
 async def test_only_listed_instruments_and_manual_simulators_can_be_pushed() -> None:
     async with Simulator(manual=True, instruments=["binance:spot:BTCUSDT"]) as simulator:
-        with pytest.raises(ValueError, match="bybit:spot:BTCUSDT is not listed here"):
+        with pytest.raises(ValueError, match="bybit:spot:BTCUSDT is not listed"):
             await simulator.push("bybit", "spot", "BTCUSDT", [TRADE])
     async with Simulator() as simulator:
         with pytest.raises(ValueError, match="manual=True"):
@@ -156,14 +156,14 @@ async def test_a_busy_simulator_stops_within_a_second_when_cancelled() -> None:
                 await anyio.sleep_forever()
 
         tasks.start_soon(live)
-        with anyio.fail_after(PATIENCE):
+        with anyio.fail_after(TIMEOUT_SECONDS):
             await ready.wait()
         began = anyio.current_time()
         tasks.cancel_scope.cancel()
     assert anyio.current_time() - began < 1
 
 
-async def test_an_open_tcp_connection_that_says_nothing_does_not_delay_the_stop() -> None:
+async def test_a_silent_tcp_connection_does_not_delay_the_stop() -> None:
     began = anyio.current_time()
     async with Simulator(manual=True) as simulator:
         port = int(simulator.urls["bybit_rest"].rpartition(":")[2])
@@ -188,7 +188,7 @@ class Rude(Faults):
         return Reply(503, {"path": path, **params})
 
 
-async def test_faults_come_in_at_the_seams() -> None:
+async def test_faults_are_injected_at_every_hook() -> None:
     async with Simulator(manual=True, faults=Rude()) as simulator:
         with pytest.raises(InvalidStatus):
             async with opened(simulator, "binance_spot_ws", "/ws"):

@@ -1,4 +1,4 @@
-"""Raw sockets for the simulator's tests: nothing of WADM's own reading or writing is used here."""
+"""Raw sockets for the simulator's tests; WADM's own clients and decoders are not used."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from wadm_mcp.simulator.simulator import Simulator
 
-PATIENCE = 5
+TIMEOUT_SECONDS = 5
 NOW = 1_785_060_230_817
-"""2026-07-26 10:03:50.817 UTC, inside every table of the market."""
+"""2026-07-26 10:03:50.817 UTC."""
 
 
 def fast_clock(speed: int = 60, start: int = NOW) -> Callable[[], int]:
-    """Market time that runs `speed` times as fast as ours, from `start`."""
+    """A market clock that runs `speed` times as fast as real time, from `start`."""
     began = time.monotonic()
     return lambda: start + int((time.monotonic() - began) * 1000 * speed)
 
@@ -34,7 +34,7 @@ async def opened(simulator: Simulator, setting: str, path: str) -> AsyncGenerato
 
 async def said(socket: ClientConnection) -> str:
     """The next frame's text."""
-    with anyio.fail_after(PATIENCE):
+    with anyio.fail_after(TIMEOUT_SECONDS):
         text = await socket.recv()
     assert isinstance(text, str)
     return text
@@ -47,7 +47,7 @@ async def heard(socket: ClientConnection) -> Any:
 
 async def heard_many(socket: ClientConnection, wanted: int) -> list[Any]:
     """The next frames, decoded."""
-    with anyio.fail_after(12 * PATIENCE):
+    with anyio.fail_after(12 * TIMEOUT_SECONDS):
         return [msgspec.json.decode(await socket.recv()) for _ in range(wanted)]
 
 
@@ -59,7 +59,7 @@ async def ask(socket: ClientConnection, request: object) -> Any:
 
 async def get(simulator: Simulator, setting: str, path: str, **headers: str) -> httpx2.Response:
     """A REST reply."""
-    # Loading certificates takes longer than a test of plain HTTP.
+    # Certificates are not loaded, as that takes longer than a test over plain HTTP.
     async with httpx2.AsyncClient(trust_env=False, verify=False) as client:
-        with anyio.fail_after(PATIENCE):
+        with anyio.fail_after(TIMEOUT_SECONDS):
             return await client.get(simulator.urls[setting] + path, headers=headers)

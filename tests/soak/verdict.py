@@ -50,7 +50,7 @@ class Found(NamedTuple):
 
 
 def ledger(simulator: Simulator, instrument: Instrument, start: int, end: int) -> list[Traded]:
-    """Everything the exchange traded and published by `end`, in the order in which WADM tells it (design.md, section 1: seq)."""
+    """Everything the exchange traded and published by `end`, in the order in which WADM tells it, by `seq`."""
     tape = simulator.tape(instrument)
     if instrument[:2] == ("binance", "linear"):
         # An aggregate bears the time of its first execution, and is known once its window is over.

@@ -1,11 +1,14 @@
-"""The storage tests, and the values they share."""
+"""Values and helpers that the storage tests share."""
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
 
 from wadm_mcp.analytics.footprint import Footprint
-from wadm_mcp.analytics.volume_profile import volume_profile
+from wadm_mcp.analytics.volume_profile import VolumeProfile, volume_profile
 from wadm_mcp.model import DAY, Basis, Instrument, Scale, Span, SpanReason, Timeframe, Trade, TradeType, Window
 from wadm_mcp.storage.store import OrderFlow, PartialFootprint, Profile, Store, StoredFootprint
 
@@ -30,7 +33,7 @@ def trade(
     fills: int = 1,
     scale: Scale = SCALE,
 ) -> Trade:
-    """A trade at `at`; without `trade_id` one that is numbered by its seq, as on Binance."""
+    """A trade at `at`; without `trade_id` its id is its seq, as on Binance."""
     return Trade(instrument, at, seq, str(seq) if trade_id is None else trade_id, price, quantity, trade_type, fills, scale)
 
 
@@ -70,9 +73,23 @@ def order_flow(
 
 
 def piece(minute: int, first_seq: int, count: int = 3, *, instrument: Instrument = BTC) -> PartialFootprint:
-    """So many trades without rows, at the minute's start."""
+    """A piece of `count` trades at the start of a minute."""
     trades = [trade(seq, minute) for seq in range(first_seq, first_seq + count)]
     return PartialFootprint(instrument, minute, first_seq, first_seq + count - 1, stored_footprint(minute, trades).footprint)
+
+
+def sqlite_profiles(path: Path, instrument: Instrument = BTC, timeframe: Timeframe = Timeframe.M1) -> list[Profile]:
+    """Volume profiles as they stand in a SQLite file, oldest first. The store writes them and never reads them."""
+    with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as db:
+        rows = db.execute(
+            """SELECT start, packed, revision FROM profiles JOIN instruments ON instruments.id = profiles.instrument
+            WHERE exchange = ? AND market = ? AND symbol = ? AND timeframe = ? ORDER BY start""",
+            (*instrument, timeframe.ms),
+        ).fetchall()
+    return [
+        Profile(instrument, timeframe, start, None if packed is None else VolumeProfile.unpack(packed), revision)
+        for start, packed, revision in rows
+    ]
 
 
 async def every_trade(store: Store, instrument: Instrument = BTC, window: Window = EVER) -> list[Trade]:

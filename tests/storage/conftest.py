@@ -1,4 +1,4 @@
-"""Every kind of store, so that each runs through the same contract."""
+"""Fixtures for every kind of store, so that the same contract tests run on each."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NewStore: TypeAlias = Callable[[], AbstractAsyncContextManager[Store]]
 Client: TypeAlias = pymongo.MongoClient[dict[str, Any]]
 
 LIVES = Retention(3_650 * DAY, 3_650 * DAY, 3_650 * DAY)
-"""Long enough for the documents of any test to stay while it runs."""
+"""Long enough that no document of a test expires."""
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +39,7 @@ def mongodb_client(mongodb: str) -> Generator[Client]:
 
 @pytest.fixture(scope="session", params=["sqlite", "mongo"])
 def new_store(request: pytest.FixtureRequest) -> Generator[NewStore]:
-    """Makes empty stores, one a call."""
+    """A function that creates an empty store on each call."""
     number = count()
     if request.param == "sqlite":
         folder = request.getfixturevalue("tmp_path_factory").mktemp("stores")
@@ -51,7 +51,7 @@ def new_store(request: pytest.FixtureRequest) -> Generator[NewStore]:
 
     @asynccontextmanager
     async def empty() -> AsyncGenerator[Store]:
-        # Emptied rather than dropped: to make forty indexes takes longer than most examples do.
+        # Emptied, not dropped: creating forty indexes takes longer than most examples.
         name = free.pop() if free else f"wadm_contract_{next(number)}"
         made.append(name)
         try:

@@ -1,4 +1,4 @@
-"""What is answered from a cache is what the store would have answered, whatever the cache does; hot answers are a second old at most."""
+"""Results from a cache equal those from the store, whatever the cache does; reused answers are at most a second old."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from wadm_mcp.health import Health
 from wadm_mcp.model import DAY, HOUR, MINUTE, Listing, Timeframe, Trade, TradeType, Window
 from wadm_mcp.queries.view import View
 from wadm_mcp.storage.cache import Cache, CacheState, InProcessCache, tape_name
-from wadm_mcp.storage.cached import HOT, SHORTEST, Answer, CachedAnswers, CachedFootprints, closed_hours
+from wadm_mcp.storage.cached import ANSWER_TTL_SECONDS, MIN_CACHED_MS, Answer, CachedAnswers, CachedFootprints, closed_hours
 from wadm_mcp.storage.redis_cache import RedisCache
 from wadm_mcp.storage.store import Derived, Store
 from wadm_mcp.tape import Tape
@@ -35,17 +35,17 @@ pytestmark = pytest.mark.anyio
 few_examples = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 Mood: TypeAlias = Literal["sound", "empty", "deaf", "old", "other", "torn"]
-"""A cache as it should be, or one that gives nothing, takes nothing, gives what a key held first, another key's value, or rubbish."""
+"""A working cache, or one that returns nothing, stores nothing, returns a key's first value, another key's value, or a truncated one."""
 
 MOODS: Sequence[Mood] = ("sound", "empty", "deaf", "old", "other", "torn")
 
 
 class MoodyCache(Cache):
-    """A cache that remembers everything and can be told to misbehave."""
+    """A cache without limits that can be made to misbehave."""
 
     def __init__(self) -> None:
         self.mood: Mood = "sound"
-        self.held: dict[str, bytes] = {}
+        self.entries: dict[str, bytes] = {}
         self.ever: dict[str, list[bytes]] = defaultdict(list)
         self.hits = 0
 
@@ -67,21 +67,21 @@ class MoodyCache(Cache):
             case "other":
                 return next((values[-1] for other, values in self.ever.items() if other != key and values), None)
             case "torn":
-                return self.held.get(key, b"")[:-1]
+                return self.entries.get(key, b"")[:-1]
             case _:
-                self.hits += key in self.held
-                return self.held.get(key)
+                self.hits += key in self.entries
+                return self.entries.get(key)
 
-    async def put(self, key: str, value: bytes, life: float) -> None:
-        assert life > 0
+    async def put(self, key: str, value: bytes, ttl: float) -> None:
+        assert ttl > 0
         if self.mood != "deaf":
-            self.held[key] = value
+            self.entries[key] = value
             self.ever[key].append(value)
 
-    async def forget(self, keys: Sequence[str]) -> None:
+    async def delete(self, keys: Sequence[str]) -> None:
         if self.mood != "deaf":
             for key in keys:
-                self.held.pop(key, None)
+                self.entries.pop(key, None)
 
     @property
     def state(self) -> CacheState:
@@ -89,7 +89,7 @@ class MoodyCache(Cache):
 
 
 class Market:
-    """A store that is filled as rollup fills it, and a view upon it without and with a cache."""
+    """A store that is filled as rollup does, read without and with a cache."""
 
     def __init__(self, store: Store, cache: Cache) -> None:
         self.store = store
@@ -101,7 +101,7 @@ class Market:
         self.cached = CachedFootprints(cache)
 
     async def trade(self, minute: int, price: int = 100, quantity: int = 1, *, hours: bool = True) -> None:
-        """One more trade of a minute; every closed bar that holds it is derived again. Without `hours` its hour is open still."""
+        """Add a trade to a minute; every closed bar that contains it is derived again. Without `hours` its hour is still open."""
         self.seq += 1
         self.revision += 1
         late = trade(self.seq, minute + self.seq % 60_000, price=price, quantity=quantity, trade_type=[*TradeType][price % 2])
@@ -165,7 +165,7 @@ async def test_no_answer_is_ever_stale_whatever_the_cache_does(new_store: NewSto
 
 
 async def _read(market: Market, window: Window, revised: str) -> None:
-    """The answer is the store's as it was before or after a trade that comes while the stretch is merged."""
+    """The result equals the store before or after a trade that comes during the merge."""
 
     async def overtaken(part: Window) -> Footprint:
         if revised == "before":
@@ -181,7 +181,7 @@ async def _read(market: Market, window: Window, revised: str) -> None:
     if revised == "none":
         assert found == again
     else:
-        # Parts are read one after the other, as without a cache: each trade that came meanwhile may be seen or not.
+        # Parts are read one after the other, as without a cache: a trade that came meanwhile may be included or not.
         assert possible[0].bar.trade_count <= found.bar.trade_count <= again.bar.trade_count
         assert all(again.cells[price][2] >= cell[2] and again.cells[price][3] >= cell[3] for price, cell in found.cells.items())
     assert await market.through_cache(window) == again
@@ -216,7 +216,7 @@ async def test_only_the_ends_of_a_window_are_merged_anew(market: Market) -> None
     assert merged == [Window(window.start, T0 + HOUR), Window(T0 + 8 * HOUR, window.end)]
 
 
-async def test_live_minutes_are_merged_from_the_tape_and_never_held(market: Market, moody: MoodyCache) -> None:
+async def test_live_minutes_are_merged_from_the_tape_and_never_cached(market: Market, moody: MoodyCache) -> None:
     window = Window(T0, T0 + 10 * HOUR)
     tape = market.view._tape[BTC]
     await market.trade(T0)
@@ -226,10 +226,10 @@ async def test_live_minutes_are_merged_from_the_tape_and_never_held(market: Mark
         found = await market.cached.footprint(BTC, window, live, market.bars, market.bare)
         assert found == await market.bare(window)
         assert found.bar.buy_volume == sum(one.quantity for one in market.trades[Timeframe.D1, T0]) + {5: 5, 7: 12}[quantity]
-    assert [*moody.held] == [f"footprint:{BTC}:{T0}:{T0 + 8 * HOUR}"]
+    assert [*moody.entries] == [f"footprint:{BTC}:{T0}:{T0 + 8 * HOUR}"]
 
 
-async def test_a_late_trade_undoes_the_stretches_that_hold_it_and_no_other(market: Market, moody: MoodyCache) -> None:
+async def test_a_late_trade_invalidates_exactly_the_stretches_that_contain_it(market: Market, moody: MoodyCache) -> None:
     early, later = Window(T0, T0 + 8 * HOUR), Window(T0 + 8 * HOUR, T0 + 16 * HOUR)
     for window in (early, later):
         await market.trade(window.start)
@@ -255,7 +255,7 @@ async def test_a_minute_whose_hour_is_open_is_seen_once_it_is_stored(market: Mar
     assert (await market.through_cache(window)).bar.trade_count == 2
 
 
-async def test_a_slow_reader_puts_nothing_old_back(market: Market, moody: MoodyCache) -> None:
+async def test_a_slow_merge_never_brings_back_old_data(market: Market, moody: MoodyCache) -> None:
     window = Window(T0, T0 + 8 * HOUR)
     await market.trade(T0)
     read, go_on = anyio.Event(), anyio.Event()
@@ -275,13 +275,13 @@ async def test_a_slow_reader_puts_nothing_old_back(market: Market, moody: MoodyC
             new.append(await market.through_cache(window))
             go_on.set()
     assert new[0].bar.trade_count == 2
-    # The old one is in the cache now, and is not believed.
-    (packed,) = moody.held.values()
+    # The old merge is in the cache now, and is not used.
+    (packed,) = moody.entries.values()
     assert Footprint.unpack(packed).bar.trade_count == 1
     assert await market.through_cache(window) == new[0]
 
 
-async def test_a_merge_that_a_trade_overtook_is_not_held(market: Market, moody: MoodyCache) -> None:
+async def test_a_merge_during_which_a_trade_came_is_not_cached(market: Market, moody: MoodyCache) -> None:
     window = Window(T0, T0 + 8 * HOUR)
     await market.trade(T0)
 
@@ -290,21 +290,42 @@ async def test_a_merge_that_a_trade_overtook_is_not_held(market: Market, moody: 
         return await market.bare(part)
 
     await market.through_cache(window, overtaken)
-    assert moody.held == {}
+    assert moody.entries == {}
 
 
-async def test_nothing_is_not_held(market: Market, moody: MoodyCache) -> None:
+async def test_figures_are_used_again_while_their_bar_and_their_rule_are_the_same(
+    moody: MoodyCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = CachedFootprints(moody)
+    bar, other = (order_flow(T0, [trade(seq) for seq in range(count)]).bar for count in (1, 2))
+    made: list[list[int]] = []
+
+    async def make() -> list[int]:
+        made.append([len(made), 2, 3])
+        return made[-1]
+
+    for _ in range(2):
+        assert await cached.figures("levels:day", bar, make) == [0, 2, 3]
+    assert await cached.figures("levels:day", other, make) == [1, 2, 3]
+    monkeypatch.setattr("wadm_mcp.analytics.volume_profile.RULE_VERSION", 2)
+    for _ in range(2):
+        assert await cached.figures("levels:day", other, make) == [2, 2, 3]
+    monkeypatch.undo()
+    assert await cached.figures("levels:day", other, make) == [1, 2, 3]
+
+
+async def test_an_empty_footprint_is_not_cached(market: Market, moody: MoodyCache) -> None:
     window = Window(T0, T0 + 8 * HOUR)
     assert (await market.through_cache(window)).bar.trade_count == 0
-    assert moody.held == {}
+    assert moody.entries == {}
 
 
-async def test_what_cannot_be_unpacked_is_forgotten_and_made_anew(market: Market, moody: MoodyCache) -> None:
+async def test_an_entry_that_cannot_be_unpacked_is_deleted_and_computed_again(market: Market, moody: MoodyCache) -> None:
     window = Window(T0, T0 + 8 * HOUR)
     await market.trade(T0)
     good = await market.through_cache(window)
-    for key in moody.held:
-        moody.held[key] = b"rubbish"
+    for key in moody.entries:
+        moody.entries[key] = b"rubbish"
     assert await market.through_cache(window) == good
     assert await market.through_cache(window) == good
     assert moody.hits == 2
@@ -314,7 +335,7 @@ async def test_answers_stay_right_while_redis_is_killed_paused_and_started_again
     clock = Seconds()
     window = Window(T0, T0 + 10 * HOUR)
     with RedisServer(redis_binary()) as server:
-        async with RedisCache(server.url, tape_name("tape"), Health(lambda: T0), answer_within=1.0, monotonic=clock) as cache:
+        async with RedisCache(server.url, tape_name("tape"), Health(lambda: T0), answer_seconds=1.0, monotonic=clock) as cache:
             market = Market(store, cache)
 
             async def answers_are_right() -> None:
@@ -327,7 +348,7 @@ async def test_answers_stay_right_while_redis_is_killed_paused_and_started_again
             assert cache.state.hits
             server.pause()
             try:
-                # What is revised while nobody can be told must not come back with the server.
+                # Data that is revised while Redis is unreachable must not come back with it.
                 await market.trade(T0 + HOUR)
                 await answers_are_right()
             finally:
@@ -347,13 +368,13 @@ async def test_answers_stay_right_while_redis_is_killed_paused_and_started_again
 
 
 @given(st.integers(0, 3_000), st.integers(0, 3_000), st.lists(st.integers(0, 6_000), max_size=4))
-def test_closed_hours_are_whole_and_hold_no_live_minute(start: int, length: int, live: list[int]) -> None:
+def test_closed_hours_are_whole_and_contain_no_live_minute(start: int, length: int, live: list[int]) -> None:
     window = Window(T0 + start * MINUTE, T0 + (start + length) * MINUTE)
     inside = [T0 + minute * MINUTE for minute in live if T0 + minute * MINUTE in window]
     closed = closed_hours(window, inside)
     if closed is None:
         end = min([window.end, *inside])
-        assert end // HOUR - -(-window.start // HOUR) < SHORTEST // HOUR
+        assert end // HOUR - -(-window.start // HOUR) < MIN_CACHED_MS // HOUR
     else:
         assert window.start <= closed.start < closed.end <= window.end
         assert closed.start % HOUR == closed.end % HOUR == 0
@@ -363,23 +384,23 @@ def test_closed_hours_are_whole_and_hold_no_live_minute(start: int, length: int,
 
 
 class Oracle:
-    """Answers that count themselves; `gate` holds them back where it is set."""
+    """Computes numbered answers; they wait for `gate` if it is set."""
 
     def __init__(self) -> None:
-        self.told = 0
+        self.answered = 0
         self.gate: anyio.Event | None = None
         self.error: Exception | None = None
         self.asked = anyio.Event()
 
     async def __call__(self) -> Answer:
-        self.told += 1
-        told = self.told
+        self.answered += 1
+        number = self.answered
         self.asked.set()
         if self.gate is not None:
             await self.gate.wait()
         if self.error is not None:
             raise self.error
-        return {"coverage": {"ratio": 1}, "told": told, "rows": [[1.5, "2", None, -3]]}
+        return {"coverage": {"ratio": 1}, "number": number, "rows": [[1.5, "2", None, -3]]}
 
 
 @pytest.fixture
@@ -401,45 +422,45 @@ async def answers(clock: Seconds) -> AsyncGenerator[CachedAnswers]:
 ASKED: dict[str, object] = {"symbol": "BTCUSDT", "window": "24h"}
 
 
-async def test_an_answer_is_given_again_for_a_second(answers: CachedAnswers, oracle: Oracle, clock: Seconds) -> None:
+async def test_an_answer_is_reused_for_a_second(answers: CachedAnswers, oracle: Oracle, clock: Seconds) -> None:
     first = await answers.ask("get_volume_profile", ASKED, oracle)
-    clock.now += HOT - 0.01
+    clock.now += ANSWER_TTL_SECONDS - 0.01
     assert await answers.ask("get_volume_profile", {"market": None, "window": "24h", "symbol": "BTCUSDT"}, oracle) == first
     clock.now += 0.01
-    assert (await answers.ask("get_volume_profile", ASKED, oracle))["told"] == 2
+    assert (await answers.ask("get_volume_profile", ASKED, oracle))["number"] == 2
 
 
-async def test_an_answer_keeps_the_order_of_its_facts(answers: CachedAnswers, oracle: Oracle) -> None:
+async def test_a_reused_answer_keeps_the_order_of_its_keys(answers: CachedAnswers, oracle: Oracle) -> None:
     for _ in range(2):
-        assert [*await answers.ask("get_volume_profile", ASKED, oracle)] == ["coverage", "told", "rows"]
+        assert [*await answers.ask("get_volume_profile", ASKED, oracle)] == ["coverage", "number", "rows"]
 
 
 async def test_another_question_has_another_answer(answers: CachedAnswers, oracle: Oracle) -> None:
     for question, arguments in (("a", ASKED), ("b", ASKED), ("a", {**ASKED, "row_size": 10}), ("a", {**ASKED, "row_size": "10"})):
         await answers.ask(question, arguments, oracle)
-    assert oracle.told == 4
+    assert oracle.answered == 4
 
 
 @pytest.mark.parametrize("argument", ["end", "as_of", "cursor"])
-async def test_a_question_about_a_time_of_its_own_is_always_asked_anew(argument: str, answers: CachedAnswers, oracle: Oracle) -> None:
+async def test_a_question_that_names_a_time_is_always_computed(argument: str, answers: CachedAnswers, oracle: Oracle) -> None:
     for _ in range(2):
         await answers.ask("get_trades", {**ASKED, argument: "x"}, oracle)
-    assert oracle.told == 2
+    assert oracle.answered == 2
 
 
-async def test_changing_an_answer_changes_nobody_elses(answers: CachedAnswers, oracle: Oracle) -> None:
+async def test_changing_an_answer_does_not_change_that_of_another_caller(answers: CachedAnswers, oracle: Oracle) -> None:
     for _ in range(3):
-        told = await answers.ask("get_volume_profile", ASKED, oracle)
-        assert told["rows"] == [[1.5, "2", None, -3]]
-        told["rows"].clear()
+        answer = await answers.ask("get_volume_profile", ASKED, oracle)
+        assert answer["rows"] == [[1.5, "2", None, -3]]
+        answer["rows"].clear()
 
 
-async def test_a_hundred_who_ask_at_once_share_one_making(answers: CachedAnswers, oracle: Oracle) -> None:
+async def test_a_hundred_concurrent_callers_share_one_computation(answers: CachedAnswers, oracle: Oracle) -> None:
     oracle.gate = anyio.Event()
-    told: list[Answer] = []
+    found: list[Answer] = []
 
     async def ask() -> None:
-        told.append(await answers.ask("get_volume_profile", ASKED, oracle))
+        found.append(await answers.ask("get_volume_profile", ASKED, oracle))
 
     with anyio.fail_after(5):
         async with anyio.create_task_group() as tasks:
@@ -447,41 +468,41 @@ async def test_a_hundred_who_ask_at_once_share_one_making(answers: CachedAnswers
                 tasks.start_soon(ask)
             await anyio.wait_all_tasks_blocked()
             oracle.gate.set()
-    assert oracle.told == 1
-    assert told == [told[0]] * 100
+    assert oracle.answered == 1
+    assert found == [found[0]] * 100
 
 
-async def test_a_making_that_began_too_long_ago_is_not_waited_for(answers: CachedAnswers, oracle: Oracle, clock: Seconds) -> None:
+async def test_a_computation_that_started_too_long_ago_is_not_awaited(answers: CachedAnswers, oracle: Oracle, clock: Seconds) -> None:
     slow = oracle.gate = anyio.Event()
     with anyio.fail_after(5):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(answers.ask, "get_volume_profile", ASKED, oracle)
             await oracle.asked.wait()
-            clock.now += HOT + 0.1
+            clock.now += ANSWER_TTL_SECONDS + 0.1
             oracle.gate = None
-            assert (await answers.ask("get_volume_profile", ASKED, oracle))["told"] == 2
+            assert (await answers.ask("get_volume_profile", ASKED, oracle))["number"] == 2
             slow.set()
-    assert (await answers.ask("get_volume_profile", ASKED, oracle))["told"] == 2
+    assert (await answers.ask("get_volume_profile", ASKED, oracle))["number"] == 2
 
 
-async def test_a_slow_answer_is_as_old_as_its_beginning(answers: CachedAnswers, oracle: Oracle, clock: Seconds) -> None:
+async def test_the_age_of_a_slow_answer_counts_from_its_start(answers: CachedAnswers, oracle: Oracle, clock: Seconds) -> None:
     async def slow() -> Answer:
         clock.now += 0.7
         return await oracle()
 
     await answers.ask("get_volume_profile", ASKED, slow)
     clock.now += 0.2
-    assert (await answers.ask("get_volume_profile", ASKED, slow))["told"] == 1
+    assert (await answers.ask("get_volume_profile", ASKED, slow))["number"] == 1
     clock.now += 0.2
-    assert (await answers.ask("get_volume_profile", ASKED, slow))["told"] == 2
+    assert (await answers.ask("get_volume_profile", ASKED, slow))["number"] == 2
 
 
-async def test_when_who_makes_an_answer_is_cancelled_one_of_those_who_wait_makes_it(answers: CachedAnswers, oracle: Oracle) -> None:
+async def test_when_a_computation_is_cancelled_one_of_the_waiting_callers_repeats_it(answers: CachedAnswers, oracle: Oracle) -> None:
     oracle.gate = anyio.Event()
-    told: list[Answer] = []
+    found: list[Answer] = []
 
     async def ask() -> None:
-        told.append(await answers.ask("get_volume_profile", ASKED, oracle))
+        found.append(await answers.ask("get_volume_profile", ASKED, oracle))
 
     with anyio.fail_after(5):
         async with anyio.create_task_group() as others, anyio.create_task_group() as maker:
@@ -493,20 +514,20 @@ async def test_when_who_makes_an_answer_is_cancelled_one_of_those_who_wait_makes
             maker.cancel_scope.cancel()
             await anyio.lowlevel.cancel_shielded_checkpoint()
             oracle.gate.set()
-    assert [one["told"] for one in told] == [2] * 10
+    assert [one["number"] for one in found] == [2] * 10
 
 
-async def test_an_error_is_nobodys_answer_but_its_askers(answers: CachedAnswers, oracle: Oracle) -> None:
+async def test_an_error_is_not_cached(answers: CachedAnswers, oracle: Oracle) -> None:
     oracle.error = QueryError("no")
     for _ in range(2):
         with pytest.raises(QueryError, match="no"):
             await answers.ask("get_volume_profile", ASKED, oracle)
     oracle.error = None
-    assert (await answers.ask("get_volume_profile", ASKED, oracle))["told"] == 3
+    assert (await answers.ask("get_volume_profile", ASKED, oracle))["number"] == 3
 
 
 @pytest.mark.parametrize("figure", [2**70, object()])
-async def test_an_answer_that_messagepack_does_not_have_is_made_anew(figure: object, answers: CachedAnswers) -> None:
+async def test_an_answer_that_messagepack_cannot_encode_is_computed_each_time(figure: object, answers: CachedAnswers) -> None:
     async def answer() -> Answer:
         return {"volume": figure}
 
@@ -518,4 +539,4 @@ async def test_arguments_of_any_kind_pass_through(answers: CachedAnswers, oracle
     odd: list[Any] = []
     odd.append(odd)
     for given_value in (2**70, object(), odd, {"a": 1}, ["x"]):
-        assert "told" in await answers.ask("get_volume_profile", {"symbol": given_value}, partial(oracle))
+        assert "number" in await answers.ask("get_volume_profile", {"symbol": given_value}, partial(oracle))

@@ -1,4 +1,4 @@
-"""What is MongoDB's own: documents as others read them, indexes and lives, and the ways in which a server fails."""
+"""What is specific to MongoDB: documents as other programs read them, indexes and TTLs, and failures of the server."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -47,7 +47,7 @@ _number = count()
 
 @pytest.fixture
 def plain(mongodb_client: Client) -> Generator[Plain]:
-    """A database of the test's own, as a plain client sees it."""
+    """A database for one test, read by a plain client."""
     name = f"wadm_test_{next(_number)}"
     yield mongodb_client[name]
     mongodb_client.drop_database(name)
@@ -60,7 +60,7 @@ def url(mongodb: str, plain: Plain) -> str:
 
 @contextmanager
 def failing(plain: Plain, *commands: str, collection: str | None = None, times: int = 1, **how: Any) -> Generator[None]:
-    """The server fails these commands of the store on purpose: `errorCode`, `closeConnection`, `blockConnection` with `blockTimeMS`."""
+    """Makes the server fail these commands of the store: `errorCode`, `closeConnection`, `blockConnection` with `blockTimeMS`."""
     data = {"failCommands": list(commands), "appName": "wadm", **how}
     if collection is not None:
         data["namespace"] = f"{plain.name}.{collection}"
@@ -84,7 +84,7 @@ def some(minute: int = T0, revision: int = 0) -> Derived:
     )
 
 
-async def test_documents_are_the_data_models_whoever_reads_them(url: str, plain: Plain) -> None:
+async def test_documents_have_the_fields_and_types_of_the_data_model(url: str, plain: Plain) -> None:
     async with MongoStore(url, LIVES) as store:
         await store.write([trade(7, T0 + 1_234, trade_type=TradeType.SELL, fills=2)], [(BTC, span(T0, T0 + 5))])
         await store.derive(some())
@@ -105,7 +105,7 @@ async def test_documents_are_the_data_models_whoever_reads_them(url: str, plain:
         "seq": 7,
     }
     (volume,) = plain["volume_profiles"].find()
-    fields = "_id symbol timeframe start_time end_time poc vah val nodes exchange market row_size method revision"
+    fields = "_id symbol timeframe start_time end_time poc vah val nodes exchange market row_size method rule_version revision"
     assert set(volume) == set(fields.split())
     assert volume["end_time"] == datetime.fromtimestamp((T0 + MINUTE) // SECOND, UTC)
     assert volume["poc"] == Decimal128("61837.63")
@@ -114,11 +114,11 @@ async def test_documents_are_the_data_models_whoever_reads_them(url: str, plain:
     fields = "_id symbol timeframe timestamp delta cumulative_delta volume buy_volume sell_volume imbalance_ratio exchange market"
     assert set(flow) == {*fields.split(), "open", "high", "low", "close", "trade_count", "min_delta", "max_delta", "revision"}
     assert (flow["volume"], flow["imbalance_ratio"]) == (Decimal128("0.03000"), 0.0)
-    (held,) = plain["coverage"].find()
-    assert (held["symbol"], held["end"]) == ("BTCUSDT", datetime.fromtimestamp(T0 / SECOND, UTC).replace(microsecond=5_000))
+    (covered,) = plain["coverage"].find()
+    assert (covered["symbol"], covered["end"]) == ("BTCUSDT", datetime.fromtimestamp(T0 / SECOND, UTC).replace(microsecond=5_000))
 
 
-async def test_documents_and_indexes_rest_in_compressed_blocks_and_trades_have_no_index_of_ids(url: str, plain: Plain) -> None:
+async def test_documents_and_indexes_are_compressed_and_trades_have_no_index_of_ids(url: str, plain: Plain) -> None:
     async with MongoStore(url, LIVES):
         assert set(plain.command("collStats", "trades")["indexSizes"]) == {"instrument_time", "life"}
         for name in collections(LIVES):
@@ -127,7 +127,7 @@ async def test_documents_and_indexes_rest_in_compressed_blocks_and_trades_have_n
                 assert "block_compressor=zstd" in made["creationString"]
 
 
-async def test_the_database_is_the_urls_or_wadm_and_takes_a_suffix(mongodb: str, mongodb_client: Client) -> None:
+async def test_the_database_is_that_of_the_url_or_wadm_with_a_suffix(mongodb: str, mongodb_client: Client) -> None:
     place = mongodb.removeprefix("mongodb://")
     for path, suffix, name in (("", "_demo", "wadm_demo"), ("/wadm_other?appName=x", "", "wadm_other")):
         try:
@@ -138,7 +138,7 @@ async def test_the_database_is_the_urls_or_wadm_and_takes_a_suffix(mongodb: str,
             mongodb_client.drop_database(name)
 
 
-async def test_a_trade_that_is_there_is_ignored_and_whatever_else_goes_wrong_is_not(url: str, plain: Plain) -> None:
+async def test_an_existing_trade_is_ignored_and_any_other_failure_is_raised(url: str, plain: Plain) -> None:
     batch = [trade(seq, T0 + seq) for seq in range(3_000)]
     async with MongoStore(url, LIVES) as store:
         await store.write(batch[:2_000], [])
@@ -166,14 +166,14 @@ async def test_a_trade_that_is_there_is_ignored_and_whatever_else_goes_wrong_is_
         (8, StoreError, "refused a request"),
     ],
 )
-async def test_each_trouble_is_one_clear_line(url: str, plain: Plain, code: int, kind: type[StoreError], says: str) -> None:
+async def test_each_server_error_is_one_clear_line(url: str, plain: Plain, code: int, kind: type[StoreError], says: str) -> None:
     questions: list[tuple[str, Callable[[MongoStore], Awaitable[object]]]] = [
         ("insert", lambda store: store.write([trade(1)], [])),
         ("update", lambda store: store.derive(some())),
         ("find", lambda store: store.dirty_minutes()),
     ]
     for command, ask in questions:
-        # A new one each time: after some of these a server is not asked again for seconds.
+        # A new store each time, as the driver avoids a server for seconds after some of these errors.
         async with MongoStore(url, LIVES) as store:
             with failing(plain, command, errorCode=code), pytest.raises(StoreError, match=says) as error:
                 await ask(store)
@@ -182,7 +182,7 @@ async def test_each_trouble_is_one_clear_line(url: str, plain: Plain, code: int,
         assert "\n" not in str(error.value)
 
 
-async def test_inserts_that_fail_at_once_are_one_error(url: str, plain: Plain) -> None:
+async def test_inserts_that_fail_together_are_one_error(url: str, plain: Plain) -> None:
     batch = [trade(seq, T0 + seq) for seq in range(4_000)]
     async with MongoStore(url, LIVES) as store:
         with failing(plain, "insert", times=4, errorCode=14031), pytest.raises(StoreUnreachable, match="is full"):
@@ -192,7 +192,7 @@ async def test_inserts_that_fail_at_once_are_one_error(url: str, plain: Plain) -
         assert await every_trade(store) == batch
 
 
-async def test_a_lost_connection_is_named_and_the_next_try_succeeds(url: str, plain: Plain) -> None:
+async def test_a_lost_connection_is_named_and_a_retry_succeeds(url: str, plain: Plain) -> None:
     async with MongoStore(url, LIVES) as store:
         with failing(plain, "insert", closeConnection=True), pytest.raises(StoreUnreachable, match="cannot be reached"):
             await store.write([trade(1)], [(BTC, span(T0, T0))])
@@ -218,7 +218,7 @@ async def test_an_interrupted_write_has_marked_its_minutes_and_claims_no_coverag
         assert await every_trade(store) == batch
 
 
-async def test_whoever_settles_a_mark_while_its_trades_are_on_their_way_leaves_one(url: str, plain: Plain) -> None:
+async def test_clearing_a_mark_while_its_trades_are_being_inserted_leaves_a_mark(url: str, plain: Plain) -> None:
     marks: list[DirtyMinute] = []
     async with MongoStore(url, LIVES) as store, MongoStore(url, LIVES) as other:
         with anyio.fail_after(20), failing(plain, "insert", blockConnection=True, blockTimeMS=500):
@@ -233,7 +233,7 @@ async def test_whoever_settles_a_mark_while_its_trades_are_on_their_way_leaves_o
 
 
 @pytest.mark.parametrize("collection", ["footprints", "bars", "volume_profiles", "order_flow", "marks"])
-async def test_a_pass_that_ended_halfway_keeps_its_mark_and_is_mended_by_the_next(url: str, plain: Plain, collection: str) -> None:
+async def test_an_interrupted_pass_keeps_its_mark_and_is_completed_by_the_next(url: str, plain: Plain, collection: str) -> None:
     async with MongoStore(url, LIVES) as store:
         await store.write([trade(1), trade(2, T0 + 5, trade_type=TradeType.SELL)], [])
         marks = await store.dirty_minutes()
@@ -250,15 +250,15 @@ async def test_a_pass_that_ended_halfway_keeps_its_mark_and_is_mended_by_the_nex
         assert [plain[name].count_documents({}) for name in ("volume_profiles", "order_flow")] == [1, 1]
 
 
-async def test_documents_are_replaced_by_what_is_newer_only(url: str, plain: Plain) -> None:
+async def test_documents_are_replaced_only_by_a_newer_revision(url: str, plain: Plain) -> None:
     async with MongoStore(url, LIVES) as store:
         for revision, seen in ((1, 1), (3, 3), (2, 3), (3, 3)):
             await store.derive(Derived(profiles=[profile(T0, revision=revision)], order_flow=[order_flow(T0, revision=revision)]))
             assert [plain[name].distinct("revision") for name in ("volume_profiles", "order_flow", "bars")] == [[seen]] * 3
 
 
-def lives_on(plain: Plain) -> dict[str, dict[str, Any]]:
-    """TTL indexes by collection and name: key, filter and life."""
+def ttls_on(plain: Plain) -> dict[str, dict[str, Any]]:
+    """TTL indexes by collection and name: key, filter and TTL."""
     return {
         name: {
             index["name"]: (dict(index["key"]), dict(index.get("partialFilterExpression", {})), index["expireAfterSeconds"])
@@ -269,20 +269,20 @@ def lives_on(plain: Plain) -> dict[str, dict[str, Any]]:
     }
 
 
-def lives_of(lives: Retention) -> dict[str, dict[str, Any]]:
-    bars = {timeframe: (lives.minutes if timeframe.ms < HOUR else lives.hours) // SECOND for timeframe in Timeframe}
+def ttls_of(retention: Retention) -> dict[str, dict[str, Any]]:
+    bars = {timeframe: (retention.minutes if timeframe.ms < HOUR else retention.hours) // SECOND for timeframe in Timeframe}
 
     def partial(field: str) -> dict[str, Any]:
         return {f"life_{timeframe}": ({field: 1}, {"timeframe": timeframe.value}, life) for timeframe, life in bars.items()}
 
     return {
-        "trades": {"life": ({"timestamp": 1}, {}, lives.trades // SECOND)},
+        "trades": {"life": ({"timestamp": 1}, {}, retention.trades // SECOND)},
         "footprints": partial("start_time"),
         "bars": partial("start_time"),
         "volume_profiles": partial("start_time"),
         "order_flow": partial("timestamp"),
-        "pieces": {"life": ({"minute": 1}, {}, lives.minutes // SECOND)},
-        "coverage": {"life": ({"end": 1}, {}, lives.hours // SECOND)},
+        "pieces": {"life": ({"minute": 1}, {}, retention.minutes // SECOND)},
+        "coverage": {"life": ({"end": 1}, {}, retention.hours // SECOND)},
         "leases": {},
         "marks": {},
         "counters": {},
@@ -293,26 +293,26 @@ def lives_of(lives: Retention) -> dict[str, dict[str, Any]]:
 
 
 def index_files(plain: Plain) -> set[str]:
-    """What the indexes rest in: an index that is made anew has a new one."""
+    """The files of the indexes; an index that is created again has another file."""
     stats = [plain.command("collStats", name, indexDetails=True) for name in collections(LIVES)]
     return {str(index["uri"]) for collection in stats for index in collection["indexDetails"].values()}
 
 
-async def test_each_collection_and_timeframe_has_its_life_which_a_setting_changes_in_place(url: str, plain: Plain) -> None:
+async def test_each_collection_and_timeframe_has_its_ttl_which_a_setting_changes_in_place(url: str, plain: Plain) -> None:
     first, second = Retention(DAY, 10 * DAY, 50 * DAY), Retention(2 * DAY, 10 * DAY, 40 * DAY)
     async with MongoStore(url, first):
-        assert lives_on(plain) == lives_of(first)
+        assert ttls_on(plain) == ttls_of(first)
     made = index_files(plain)
     async with MongoStore(url, second):
-        assert lives_on(plain) == lives_of(second)
+        assert ttls_on(plain) == ttls_of(second)
     assert index_files(plain) == made
     plain["bars"].drop_index("life_1h")
     async with MongoStore(url, second):
-        assert lives_on(plain) == lives_of(second)
+        assert ttls_on(plain) == ttls_of(second)
 
 
-async def test_what_outlived_its_life_is_deleted_by_the_server_and_the_rest_stays(url: str, plain: Plain) -> None:
-    now, lives = time.time_ns() // 10**9 * SECOND, Retention(trades=DAY, minutes=10 * DAY, hours=50 * DAY)
+async def test_expired_documents_are_deleted_by_the_server_and_the_rest_stays(url: str, plain: Plain) -> None:
+    now, retention = time.time_ns() // 10**9 * SECOND, Retention(trades=DAY, minutes=10 * DAY, hours=50 * DAY)
     now -= now % MINUTE
     ages = [now - age * DAY for age in (60, 20, 5, 0)]
     async with MongoStore(url, LIVES) as store:
@@ -328,8 +328,8 @@ async def test_what_outlived_its_life_is_deleted_by_the_server_and_the_rest_stay
                     )
                 )
         await store.save_listings([Listing(BTC, *[0] * 2)])  # type: ignore[arg-type]
-        assert await store.expire(now, lives) == 0
-    async with MongoStore(url, lives) as store:
+        assert await store.expire(now, retention) == 0
+    async with MongoStore(url, retention) as store:
         left = 2 * (1 + 3 + 4 * (4 * 2 + 3 * 3))
         counted = ("trades", "coverage", "footprints", "bars", "volume_profiles", "order_flow")
         with anyio.fail_after(150):
@@ -358,7 +358,7 @@ def stages(plan: Any) -> Generator[str]:
             yield from stages(value)
 
 
-async def test_no_question_and_no_write_scans_a_collection(url: str, plain: Plain) -> None:
+async def test_no_read_and_no_write_scans_a_collection(url: str, plain: Plain) -> None:
     async with MongoStore(url, LIVES) as store:
         trades = [trade(seq, T0 + seq, instrument=one) for seq in range(500) for one in (BTC, ETH)]
         await store.write(trades, [(one, span(T0 + at, T0 + at + 5)) for at in range(0, 500, 10) for one in (BTC, ETH)])
@@ -392,7 +392,7 @@ async def test_no_question_and_no_write_scans_a_collection(url: str, plain: Plai
     for one in asked:
         assert "COLLSCAN" not in one.get("planSummary", ""), one
         assert not one.get("hasSortStage"), one
-        # A compare-and-set, a page and its cut millisecond: what is looked at is what is asked for.
+        # Compare-and-set, and a page with the rest of its last millisecond: no other documents are examined.
         assert one.get("docsExamined", 0) <= one.get("nreturned", 0) + 2, one
     finds = [one["command"] for one in asked if one["op"] == "query"]
     assert len(finds) >= 11
@@ -405,7 +405,7 @@ async def test_no_question_and_no_write_scans_a_collection(url: str, plain: Plai
         assert "IXSCAN" in found, question
 
 
-async def test_the_page_after_a_trade_is_entered_by_key(url: str, plain: Plain) -> None:
+async def test_the_page_after_a_trade_is_found_by_index(url: str, plain: Plain) -> None:
     async with MongoStore(url, LIVES) as store:
         await store.write([trade(seq, T0 + seq) for seq in range(5_000)], [])
         plain.command("profile", 2, filter={"appName": "wadm", "op": "query"})
@@ -422,14 +422,14 @@ async def test_the_page_after_a_trade_is_entered_by_key(url: str, plain: Plain) 
     position=st.integers(0, 80),
     slack=st.integers(0, 2),
 )
-async def test_a_millisecond_of_many_trades_is_put_in_order_however_pages_cut_it(
+async def test_trades_of_one_millisecond_are_in_order_wherever_a_page_ends(
     url: str, plain: Plain, times: list[int], limit: int, newest: bool, position: int, slack: int
 ) -> None:
     trades = sorted((trade(-seq % 7, T0 + at, trade_id=str(seq)) for seq, at in enumerate(times)), key=lambda one: one.order)
     after = trades[position].order if position < len(trades) else None
     expected = [one for one in trades if after is None or one.order > after]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mongo, "_SLACK", slack)
+        patch.setattr(mongo, "_EXTRA_TRADES", slack)
         async with MongoStore(url, LIVES) as store:
             await store.write(trades, [])
             found = await store.trades(BTC, EVER, after=after, limit=limit, newest=newest)
@@ -437,7 +437,7 @@ async def test_a_millisecond_of_many_trades_is_put_in_order_however_pages_cut_it
     assert found == (expected[-limit:] if newest else expected[:limit])
 
 
-async def test_a_server_that_is_down_is_unreachable_within_a_moment_and_later_entered(tmp_path: Path) -> None:
+async def test_a_server_that_is_down_is_reported_as_unreachable_within_seconds(tmp_path: Path) -> None:
     secret = "s3cret"
     store = MongoStore(f"mongodb://user:{secret}@127.0.0.1:{free_port()}/tape?authSource=admin", LIVES)
     with anyio.fail_after(10):
@@ -451,12 +451,12 @@ async def test_a_server_that_is_down_is_unreachable_within_a_moment_and_later_en
         await store.dirty_minutes()
 
 
-async def test_a_name_that_nobody_knows_is_named() -> None:
+async def test_an_unknown_host_is_named() -> None:
     with anyio.fail_after(20), pytest.raises(StoreUnreachable, match=r"no-such-host\.invalid:27017/wadm cannot be reached, its name"):
         await MongoStore("mongodb://no-such-host.invalid", LIVES).__aenter__()
 
 
-async def test_what_answers_but_is_no_mongodb_is_named() -> None:
+async def test_a_server_that_is_not_mongodb_is_named() -> None:
     async def greet(stream: anyio.abc.SocketStream) -> None:
         async with stream:
             with suppress(anyio.EndOfStream, anyio.BrokenResourceError):
@@ -466,7 +466,7 @@ async def test_what_answers_but_is_no_mongodb_is_named() -> None:
     async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener, anyio.create_task_group() as tasks:
         tasks.start_soon(listener.serve, greet)
         port = listener.extra(anyio.abc.SocketAttribute.local_port)
-        with anyio.fail_after(20), pytest.raises(StoreUnreachable, match="what answers there is not MongoDB"):
+        with anyio.fail_after(20), pytest.raises(StoreUnreachable, match="the server there is not MongoDB"):
             await MongoStore(f"mongodb://127.0.0.1:{port}", LIVES).__aenter__()
         tasks.cancel_scope.cancel()
 
@@ -483,16 +483,16 @@ async def test_what_answers_but_is_no_mongodb_is_named() -> None:
         "redis://user:secret@localhost/0",
     ],
 )
-async def test_a_url_that_is_none_is_a_setting_to_correct_and_is_never_shown(url: str) -> None:
-    with pytest.raises(SettingError, match="MONGODB_URL is no address of MongoDB: write mongodb://") as error:
+async def test_an_invalid_url_is_a_setting_error_and_is_never_shown(url: str) -> None:
+    with pytest.raises(SettingError, match="MONGODB_URL is not an address of MongoDB: write mongodb://") as error:
         await MongoStore(url, LIVES).__aenter__()
     assert "secret" not in str(error.value)
     assert error.value.__cause__ is None
 
 
-async def test_a_server_that_stalls_holds_nobody_longer_than_the_socket_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mongo, "_SOCKET_MS", 300)
-    monkeypatch.setattr(mongo, "_SELECTION_MS", 500)
+async def test_a_server_that_stalls_blocks_a_call_no_longer_than_the_socket_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mongo, "_SOCKET_TIMEOUT_MS", 300)
+    monkeypatch.setattr(mongo, "_SERVER_SELECTION_MS", 500)
     with own_mongod() as server, anyio.fail_after(60):
         async with MongoStore(server.url, LIVES) as store:
             await store.write([trade(1)], [])
@@ -520,13 +520,13 @@ async def every_trade_or_none(store: MongoStore) -> object:
 
 
 def insert_begun(plain: Plain) -> None:
-    """Returns once the server has an insert of trades before it that it was told to take long over."""
+    """Returns when the server executes an insert of trades, which the test makes slow."""
     here = {"command.insert": "trades", "command.$db": plain.name}
     while not list(plain.client.admin.aggregate([{"$currentOp": {"localOps": True}}, {"$match": here}])):
         pass
 
 
-async def test_a_cancelled_write_is_waited_for_and_nothing_lands_later(url: str, plain: Plain) -> None:
+async def test_a_cancelled_write_is_awaited_and_nothing_is_written_later(url: str, plain: Plain) -> None:
     async with MongoStore(url, LIVES) as store:
         with anyio.fail_after(20), failing(plain, "insert", blockConnection=True, blockTimeMS=300):
             with anyio.CancelScope() as scope:
@@ -535,14 +535,14 @@ async def test_a_cancelled_write_is_waited_for_and_nothing_lands_later(url: str,
                     await to_thread.run_sync(insert_begun, plain)
                     scope.cancel()
             assert scope.cancelled_caught
-            # What was under way is there, what came after it is not, and the minute is marked.
+            # The running insert is stored, later steps are not, and the minute is marked.
             assert plain["trades"].count_documents({}) == 1
         assert await store.spans(BTC, EVER) == []
         assert [mark.minute for mark in await store.dirty_minutes()] == [T0]
 
 
-async def test_a_cancelled_question_leaves_no_cursor_open(url: str, plain: Plain, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mongo, "_BATCH", 10)
+async def test_a_cancelled_read_leaves_no_cursor_open(url: str, plain: Plain, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mongo, "_DOCUMENTS_PER_REPLY", 10)
     opened = plain.client.admin.command("serverStatus")["metrics"]["cursor"]["open"]["total"]
     async with MongoStore(url, LIVES) as store:
         await store.write([trade(seq, T0 + seq) for seq in range(500)], [])
@@ -562,13 +562,13 @@ async def test_the_event_loop_turns_while_a_big_batch_is_written_and_read(url: s
     turns = 0
     async with MongoStore(url, LIVES) as store, anyio.create_task_group() as tasks:
 
-        async def turn() -> None:
+        async def count_turns() -> None:
             nonlocal turns
             while True:
                 turns += 1
                 await anyio.lowlevel.checkpoint()
 
-        tasks.start_soon(turn)
+        tasks.start_soon(count_turns)
         batch = [trade(seq, T0 + seq) for seq in range(10_000)]
         turns = 0
         await store.write(batch, [])
@@ -579,7 +579,7 @@ async def test_the_event_loop_turns_while_a_big_batch_is_written_and_read(url: s
         tasks.cancel_scope.cancel()
 
 
-async def test_two_processes_may_make_one_database_at_once(url: str, plain: Plain) -> None:
+async def test_two_processes_may_create_one_database_concurrently(url: str, plain: Plain) -> None:
     async def enter() -> None:
         async with MongoStore(url, LIVES) as store:
             await store.write([trade(1)], [])
@@ -588,7 +588,7 @@ async def test_two_processes_may_make_one_database_at_once(url: str, plain: Plai
         for _ in range(3):
             tasks.start_soon(enter)
     assert plain["trades"].count_documents({}) == 1
-    assert lives_on(plain) == lives_of(LIVES)
+    assert ttls_on(plain) == ttls_of(LIVES)
 
 
 @pytest.mark.parametrize("read_only", [False, True])
@@ -600,7 +600,7 @@ async def test_two_processes_may_make_one_database_at_once(url: str, plain: Plai
         (0, "damaged.*version 0"),
     ],
 )
-async def test_a_database_of_another_schema_is_refused_and_left_alone(
+async def test_a_database_of_another_schema_is_refused_and_not_changed(
     url: str, plain: Plain, read_only: bool, version: object, says: str
 ) -> None:
     async with MongoStore(url, LIVES) as store:
@@ -645,23 +645,23 @@ async def test_a_trade_that_an_older_schema_stored_is_not_stored_twice(url: str,
     assert plain["schema"].distinct("version") == [SCHEMA_VERSION]
 
 
-async def test_the_database_of_another_program_is_refused_and_left_alone(url: str, plain: Plain) -> None:
+async def test_the_database_of_another_program_is_refused_and_not_changed(url: str, plain: Plain) -> None:
     plain["trades"].insert_one({"price": 1.5})
-    with pytest.raises(StoreError, match="holds trades that no WADM wrote: set MONGODB_URL to another database"):
+    with pytest.raises(StoreError, match="contains trades that no WADM wrote: set MONGODB_URL to another database"):
         await MongoStore(url, LIVES).__aenter__()
     assert plain.list_collection_names() == ["trades"]
     assert list(plain["trades"].list_indexes())[1:] == []
 
 
-async def test_a_server_that_is_too_old_is_refused_by_its_version(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mongo, "OLDEST_SERVER", (99, 0))
+async def test_a_server_with_an_old_version_is_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mongo, "MIN_SERVER_VERSION", (99, 0))
     with pytest.raises(StoreError, match=r"is [0-9.]+: WADM needs 99\.0 or later"):
         await MongoStore(url, LIVES).__aenter__()
 
 
 @pytest.fixture(scope="module")
 def guarded() -> Generator[Mongod]:
-    """A server that wants users: `keeper` may do all that WADM does, `writer` may not change lives, `reader` only reads."""
+    """A server with access control: `keeper` has all needed rights, `writer` may not change TTLs, `reader` only reads."""
     with own_mongod("--auth") as server:
         roles = {"keeper": ["readWrite", "dbAdmin"], "writer": ["readWrite"], "reader": ["read"]}
         with pymongo.MongoClient[dict[str, Any]](server.url) as client:
@@ -676,7 +676,7 @@ def guarded_url(server: Mongod, user: str, password: str = "pa%3Ass") -> str:
     return f"mongodb://{user}:{password}@127.0.0.1:{server.port}/tape?authSource=admin"
 
 
-async def test_a_user_with_its_roles_may_do_all_that_is_needed(guarded: Mongod) -> None:
+async def test_a_user_with_the_documented_roles_has_all_needed_rights(guarded: Mongod) -> None:
     async with MongoStore(guarded_url(guarded, "keeper"), LIVES) as store:
         await store.write([trade(1)], [])
         assert (await store.state()).place == f"127.0.0.1:{guarded.port}/tape"
@@ -697,7 +697,7 @@ async def test_a_user_with_its_roles_may_do_all_that_is_needed(guarded: Mongod) 
         ("writer", "pa%3Ass", "does not allow this to the user of MONGODB_URL.*grant it readWrite and dbAdmin on tape"),
     ],
 )
-async def test_a_user_who_may_not_is_refused_without_being_named(guarded: Mongod, user: str, password: str, says: str) -> None:
+async def test_a_user_without_rights_is_refused_without_being_named(guarded: Mongod, user: str, password: str, says: str) -> None:
     async with MongoStore(guarded_url(guarded, "keeper"), LIVES):
         pass
     with pytest.raises(StoreError, match=says) as error:
@@ -707,7 +707,7 @@ async def test_a_user_who_may_not_is_refused_without_being_named(guarded: Mongod
     assert password not in str(error.value)
 
 
-async def test_a_user_that_was_dropped_and_made_again_is_known_again_without_a_restart(guarded: Mongod) -> None:
+async def test_a_user_that_was_dropped_and_created_again_works_without_a_restart(guarded: Mongod) -> None:
     def change(command: str, **details: Any) -> None:
         with pymongo.MongoClient[dict[str, Any]](guarded.url, username="root", password="toor") as client:
             client.admin.command(command, "passing", **details)
@@ -725,12 +725,12 @@ async def test_a_user_that_was_dropped_and_made_again_is_known_again_without_a_r
         assert {11, 12} <= {one.seq for one in await every_trade(store)}
 
 
-async def test_without_credentials_a_guarded_server_says_what_it_wants(guarded: Mongod) -> None:
-    with pytest.raises(StoreError, match="or wants one: grant it readWrite"):
+async def test_without_credentials_the_error_names_the_roles_that_are_needed(guarded: Mongod) -> None:
+    with pytest.raises(StoreError, match="or requires one: grant it readWrite"):
         await MongoStore(f"{guarded.url}/tape", LIVES).__aenter__()
 
 
-async def test_a_reader_writes_nothing_and_makes_nothing(url: str, plain: Plain) -> None:
+async def test_a_read_only_store_writes_and_creates_nothing(url: str, plain: Plain) -> None:
     async with MongoStore(url, LIVES, read_only=True) as store:
         assert await every_trade(store) == []
         assert await store.order_flow(BTC, Timeframe.M1, EVER) == []
@@ -786,14 +786,14 @@ async def test_a_document_that_no_wadm_wrote_is_named(url: str, plain: Plain, co
             await questions[collection]()
 
 
-async def test_a_number_that_has_no_room_is_refused_with_its_batch(url: str) -> None:
+async def test_a_number_beyond_its_type_is_refused_with_its_batch(url: str) -> None:
     async with MongoStore(url, LIVES) as store:
         with pytest.raises(StoreError, match="trade 9223372036854775808 of binance:spot:BTCUSDT has a number that is too large"):
             await store.write([trade(1), trade(2**63)], [])
         assert await every_trade(store) == []
 
 
-async def test_the_state_counts_what_lies_on_disk(url: str, plain: Plain) -> None:
+async def test_the_state_has_the_size_on_disk(url: str, plain: Plain) -> None:
     async with MongoStore(url, LIVES) as store:
         before = await store.state()
         await store.write([trade(seq, T0 + seq) for seq in range(5_000)], [])
@@ -801,7 +801,7 @@ async def test_the_state_counts_what_lies_on_disk(url: str, plain: Plain) -> Non
         assert (await store.state()).bytes > before.bytes + 100_000
 
 
-async def test_doctor_is_told_version_documents_indexes_and_lives(url: str, plain: Plain) -> None:
+async def test_describe_lists_version_documents_indexes_and_ttls(url: str, plain: Plain) -> None:
     async with MongoStore(url, LIVES) as store:
         await store.write([trade(1), trade(2)], [])
         state = await store.describe()
@@ -812,11 +812,11 @@ async def test_doctor_is_told_version_documents_indexes_and_lives(url: str, plai
     assert found["trades"].documents == 2
     assert found["trades"].bytes > 0
     assert found["trades"].indexes == ("_id_", "instrument_time", "life")
-    assert found["trades"].lives == {"life": LIVES.trades // SECOND}
-    assert found["order_flow"].lives["life_4h"] == LIVES.hours // SECOND
+    assert found["trades"].ttl_seconds == {"life": LIVES.trades // SECOND}
+    assert found["order_flow"].ttl_seconds["life_4h"] == LIVES.hours // SECOND
 
 
-async def test_a_server_killed_mid_batch_again_and_again_loses_nothing_and_keeps_nothing_twice() -> None:
+async def test_a_server_killed_repeatedly_during_writes_loses_and_repeats_nothing() -> None:
     kills, batch, acknowledged = 3, 500, 0
     with own_mongod() as server, anyio.fail_after(120):
         async with MongoStore(server.url, LIVES) as store:
@@ -838,10 +838,10 @@ async def test_a_server_killed_mid_batch_again_and_again_loses_nothing_and_keeps
                     more = anyio.Event()
                     await more.wait()
                     server.kill()
-                    held = acknowledged * batch
+                    stored = acknowledged * batch
                     await anyio.to_thread.run_sync(server.start)
                     with pymongo.MongoClient[dict[str, Any]](server.url) as client:
-                        assert client["wadm"]["trades"].count_documents({"seq": {"$lt": held}}) == held
+                        assert client["wadm"]["trades"].count_documents({"seq": {"$lt": stored}}) == stored
                 killing = False
             assert [one.seq for one in await every_trade(store)] == list(range(acknowledged * batch))
             assert [one.last_seq for one in await store.spans(BTC, EVER)] == [acknowledged * batch - 1]
@@ -853,13 +853,13 @@ from wadm_mcp.storage.mongo import MongoStore
 from {__package__} import BTC, T0, span, trade
 from {__package__}.conftest import LIVES
 
-class Fate(pymongo.monitoring.CommandListener):
+class CommandCounter(pymongo.monitoring.CommandListener):
     commands = -1
 
     def started(self, event):
-        if Fate.commands >= 0:
-            Fate.commands += 1
-            if Fate.commands == int(sys.argv[2]):
+        if CommandCounter.commands >= 0:
+            CommandCounter.commands += 1
+            if CommandCounter.commands == int(sys.argv[2]):
                 os._exit(9)
 
     def succeeded(self, event): ...
@@ -867,21 +867,19 @@ class Fate(pymongo.monitoring.CommandListener):
 
 async def main():
     async with MongoStore(sys.argv[1], LIVES) as store:
-        Fate.commands = 0
+        CommandCounter.commands = 0
         for batch in range(1_000_000):
             first = batch * 10
             await store.write([trade(seq, T0 + seq) for seq in range(first, first + 10)], [(BTC, span(T0, T0 + first + 9, 0, first + 9))])
             print(batch + 1, flush=True)
 
-pymongo.monitoring.register(Fate())
+pymongo.monitoring.register(CommandCounter())
 anyio.run(main)
 """
 
 
 @pytest.mark.parametrize("fatal", [1, 2, 3, 4, 5, 13])
-async def test_a_death_inside_a_write_loses_nothing_acknowledged_and_claims_nothing_that_is_not_there(
-    url: str, plain: Plain, fatal: int
-) -> None:
+async def test_a_crash_during_a_write_loses_nothing_acknowledged_and_claims_nothing_missing(url: str, plain: Plain, fatal: int) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [sys.executable, "-c", WRITING, url, str(fatal)], stdout=subprocess.PIPE, env=environment, text=True, check=False, timeout=60
@@ -899,7 +897,7 @@ async def test_a_death_inside_a_write_loses_nothing_acknowledged_and_claims_noth
         assert len(await every_trade(store)) == acknowledged * 10 + 10
 
 
-async def test_trades_of_every_instrument_and_scale_live_in_one_collection(url: str, plain: Plain) -> None:
+async def test_trades_of_every_instrument_and_scale_are_in_one_collection(url: str, plain: Plain) -> None:
     instruments = [Instrument(exchange, market, symbol) for exchange in "xy" for market in "sl" for symbol in ("A", "AB", "é")]
     async with MongoStore(url, LIVES) as store:
         await store.write(
@@ -910,31 +908,43 @@ async def test_trades_of_every_instrument_and_scale_live_in_one_collection(url: 
     assert plain["trades"].count_documents({}) == 12
 
 
-async def test_of_two_processes_on_one_database_one_holds_the_lease_and_the_other_gets_it_when_it_ends(mongodb: str) -> None:
+async def test_of_two_processes_one_acquires_the_lease_and_the_other_gets_it_when_it_ends(mongodb: str) -> None:
     async with MongoStore(f"{mongodb}/lease", LIVES) as one, MongoStore(f"{mongodb}/lease", LIVES) as two:
-        assert await one.acquire_leases("one", [BTC], 60) == {BTC: 1}
-        assert await two.acquire_leases("two", [BTC, ETH], 60) == {ETH: 1}
-        assert await one.acquire_leases("one", [BTC], 0.3) == {BTC: 1}
+        assert await one.acquire_leases("one", [BTC], 60) == {BTC}
+        assert await two.acquire_leases("two", [BTC, ETH], 60) == {ETH}
+        assert await one.acquire_leases("one", [BTC], 0.3) == {BTC}
         with anyio.fail_after(10):
-            while BTC not in (held := await two.acquire_leases("two", [BTC, ETH], 60)):
+            while BTC not in (acquired := await two.acquire_leases("two", [BTC, ETH], 60)):
                 await anyio.sleep(0.05)
-        assert held == {BTC: 2, ETH: 1}
-        assert await one.acquire_leases("one", [BTC], 60) == {}
+        assert acquired == {BTC, ETH}
+        assert await one.acquire_leases("one", [BTC], 60) == set()
         await one.release_leases("one")
-        assert await one.acquire_leases("one", [BTC], 60) == {}
+        assert await one.acquire_leases("one", [BTC], 60) == set()
         await two.release_leases("two")
-        assert await one.acquire_leases("one", [BTC, ETH], 60) == {BTC: 3, ETH: 2}
+        assert await one.acquire_leases("one", [BTC, ETH], 60) == {BTC, ETH}
         await one.release_leases("one")
 
 
-async def test_of_many_that_want_one_instrument_at_once_one_gets_it(url: str) -> None:
-    held: dict[str, dict[Instrument, int]] = {}
+async def test_a_lease_of_an_earlier_release_is_taken_and_left_readable_by_it(url: str, plain: Plain) -> None:
+    until = datetime.now(UTC) + timedelta(minutes=1)
+    async with MongoStore(url, LIVES) as store:
+        plain["leases"].insert_one({"_id": str(BTC), "owner": "earlier", "epoch": 4, "until": until})
+        assert await store.acquire_leases("ours", [BTC, ETH], 60) == {ETH}
+        assert await store.acquire_leases("earlier", [BTC], 60) == {BTC}
+        await store.release_leases("earlier")
+        assert await store.acquire_leases("ours", [BTC], 60) == {BTC}
+    (lease,) = plain["leases"].find({"_id": str(BTC)})
+    assert (lease["owner"], lease["epoch"]) == ("ours", 4)
+
+
+async def test_of_many_concurrent_owners_one_acquires_the_lease(url: str) -> None:
+    acquired: dict[str, set[Instrument]] = {}
 
     async def take(owner: str) -> None:
         async with MongoStore(url, LIVES) as store:
-            held[owner] = await store.acquire_leases(owner, [BTC, ETH], 60)
+            acquired[owner] = await store.acquire_leases(owner, [BTC, ETH], 60)
 
     async with anyio.create_task_group() as tasks:
         for owner in "abcde":
             tasks.start_soon(take, owner)
-    assert sorted(instrument for each in held.values() for instrument in each) == sorted([BTC, ETH])
+    assert sorted(instrument for each in acquired.values() for instrument in each) == sorted([BTC, ETH])

@@ -1,4 +1,4 @@
-"""What a document is made of, without a server: fields, BSON types, and numbers that stay exact."""
+"""The content of documents, without a server: fields, BSON types, exact numbers."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_sum_of_more_than_34_digits_is_rounded_half_to_even(value: int, sign: 
 
 
 @pytest.mark.parametrize("text", ["NaN", "sNaN", "Infinity", "-Infinity"])
-def test_what_is_no_number_is_not_read_as_one(text: str) -> None:
+def test_nan_and_infinity_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not a number"):
         documents.integer_of(Decimal128(text))
 
@@ -70,7 +70,7 @@ def test_a_number_that_another_program_wrote_is_read_too() -> None:
 
 
 @given(trades)
-def test_a_trade_comes_back_as_it_was_and_its_bytes_are_what_plain_bson_writes(one: Trade) -> None:
+def test_a_trade_is_read_back_unchanged_and_its_bytes_are_plain_bson(one: Trade) -> None:
     document = decoded(one)
     assert documents.trade_of(one.instrument, document) == one
     assert bson.encode(document) == documents.trade_documents([one])[0].raw
@@ -106,7 +106,7 @@ def test_a_trade_has_the_fields_and_types_of_the_data_model() -> None:
     }
 
 
-def test_a_trade_has_one_id_whoever_writes_it_and_whatever_its_scale() -> None:
+def test_the_document_id_of_a_trade_depends_only_on_its_identity() -> None:
     here = decoded(trade(1, T0 + 1_001))["_id"]
     assert decoded(trade(2, T0 + 1_999, trade_id="1", price=5, scale=Scale(3, 3)))["_id"] == here
     assert here.binary[:4] == (T0 // 1_000 + 1).to_bytes(4, "big")
@@ -121,14 +121,14 @@ def test_ids_of_numbered_trades_come_in_their_order() -> None:
 
 
 @pytest.mark.parametrize("name", ["7", "07", "0", "7 ", "٧", str(2**36 - 1), str(2**36), str(2**36 + 7), "+7", "1_0", "7" * 40, "b-7"])
-def test_no_two_names_of_trades_share_an_id(name: str) -> None:
+def test_no_two_trade_ids_share_a_document_id(name: str) -> None:
     others = ["7", "07", "0", "7 ", "٧", str(2**36 - 1), str(2**36), str(2**36 + 7), "+7", "1_0", "10", "7" * 40, "b-7", ""]
     found = {other: decoded(trade(1, trade_id=other))["_id"] for other in others}
     assert [other for other, one in found.items() if one == found[name]] == [name]
 
 
 @pytest.mark.parametrize("one", [trade(2**63), trade(1, price=-1), trade(1, quantity=2**64), trade(1, fills=2**31)])
-def test_a_number_that_has_no_room_is_refused(one: Trade) -> None:
+def test_a_number_beyond_its_type_is_refused(one: Trade) -> None:
     with pytest.raises(ValueError, match=f"trade {one.trade_id} of binance:spot:BTCUSDT"):
         documents.trade_documents([one])
 
@@ -150,6 +150,7 @@ def test_a_profile_has_the_fields_and_types_of_the_data_model() -> None:
         "market": str,
         "row_size": Decimal128,
         "method": str,
+        "rule_version": int,
         "revision": int,
     }
     del document["_id"]
@@ -181,9 +182,15 @@ def test_a_profile_has_the_fields_and_types_of_the_data_model() -> None:
         "market": "spot",
         "row_size": Decimal128("0.01"),
         "method": "two_row",
+        "rule_version": 1,
         "revision": 2,
     }
     assert type(document["nodes"][0]["trade_count"]) is Int64
+
+
+def test_a_profile_document_states_the_rule_that_made_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wadm_mcp.analytics.volume_profile.RULE_VERSION", 7)
+    assert documents.profile_document(profile(T0, [trade(1)]))["rule_version"] == 7
 
 
 def test_order_flow_has_the_fields_and_types_of_the_data_model() -> None:
@@ -215,16 +222,17 @@ def test_order_flow_has_the_fields_and_types_of_the_data_model() -> None:
     }
 
 
-def test_what_cannot_be_computed_is_null() -> None:
-    assert documents.profile_document(profile(T0)).items() >= {"poc": None, "vah": None, "val": None, "row_size": None}.items()
+def test_figures_that_cannot_be_computed_are_null() -> None:
+    nothing = dict.fromkeys(("poc", "vah", "val", "row_size", "method", "rule_version"))
+    assert documents.profile_document(profile(T0)).items() >= nothing.items()
     assert documents.profile_document(profile(T0))["nodes"] == []
     flow = documents.order_flow_document(order_flow(T0))
-    nothing = ("open", "high", "low", "close", "min_delta", "max_delta", "imbalance_ratio")
-    assert [flow[name] for name in nothing] == [None] * len(nothing)
+    unknown = ("open", "high", "low", "close", "min_delta", "max_delta", "imbalance_ratio")
+    assert [flow[name] for name in unknown] == [None] * len(unknown)
     assert flow["volume"] == Decimal128("0.00000")
 
 
-def test_packed_documents_hold_no_cell_twice() -> None:
+def test_packed_documents_have_only_key_fields_and_the_packed_value() -> None:
     document = documents.footprint_document(stored_footprint(T0, [trade(1)]))
     assert {name: type(value) for name, value in document.items()} == {
         "_id": ObjectId,
@@ -239,21 +247,21 @@ def test_packed_documents_hold_no_cell_twice() -> None:
     assert set(documents.bar_document(order_flow(T0))) == {*document, "cumulative_delta"}
 
 
-def test_one_bar_has_one_id_however_often_it_is_derived() -> None:
+def test_one_bar_has_one_document_id_in_every_revision() -> None:
     bars = {(instrument, timeframe, start) for instrument in (BTC, ETH) for timeframe in Timeframe for start in (T0, T0 + 1)}
     assert len({documents.derived_id(*bar) for bar in bars}) == len(bars)
     first, again = stored_footprint(T0, [trade(1)]), stored_footprint(T0, revision=9)
     assert documents.footprint_document(first)["_id"] == documents.footprint_document(again)["_id"]
 
 
-def test_a_span_is_known_by_its_instrument_its_start_and_its_first_id() -> None:
-    held = span(T0, T0 + 5, 4, 9)
-    assert documents.span_id(BTC, span(T0, T0 + 9, 4, 20, reason=SpanReason.REPAIRED)) == documents.span_id(BTC, held)
-    others = [(BTC, span(T0 + 1, T0 + 5, 4, 9)), (BTC, span(T0, T0 + 5, 5, 9)), (ETH, held)]
-    assert documents.span_id(BTC, held) not in [documents.span_id(*one) for one in others]
+def test_a_span_is_identified_by_its_instrument_start_and_first_id() -> None:
+    stored = span(T0, T0 + 5, 4, 9)
+    assert documents.span_id(BTC, span(T0, T0 + 9, 4, 20, reason=SpanReason.REPAIRED)) == documents.span_id(BTC, stored)
+    others = [(BTC, span(T0 + 1, T0 + 5, 4, 9)), (BTC, span(T0, T0 + 5, 5, 9)), (ETH, stored)]
+    assert documents.span_id(BTC, stored) not in [documents.span_id(*one) for one in others]
 
 
-def test_a_span_of_a_wadm_that_knew_only_rows_has_rows() -> None:
+def test_a_span_of_an_earlier_release_has_rows() -> None:
     document = {"start": T0, "end": T0 + 5, "first_seq": 1, "last_seq": 2, "basis": "exact", "reason": "live", "opened_by": "start"}
     assert documents.span_of(document) == span(T0, T0 + 5)
 
@@ -263,6 +271,6 @@ def test_a_piece_comes_back_as_it_was() -> None:
     assert documents.piece_of(BTC, document) == piece(T0, 7)
 
 
-def test_a_time_beyond_all_dates_is_the_last_one() -> None:
+def test_a_time_beyond_64_bits_is_the_last_date() -> None:
     assert int(documents.date(1 << 70)) == (1 << 63) - 1
     assert int(documents.date(-(1 << 70))) == -(1 << 63)

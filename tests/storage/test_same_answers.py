@@ -1,4 +1,4 @@
-"""One run recorded into SQLite and into MongoDB behind a real Redis: every question gets the same answer, byte for byte."""
+"""One run recorded into SQLite and into MongoDB, with and without a real Redis: every answer is the same, byte for byte."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from .conftest import LIVES
 pytestmark = pytest.mark.anyio
 
 START = NOON - 14 * HOUR
-"""Before a midnight, so that a whole session and parts of two lie in the run."""
+"""Before a midnight, so that the run contains a midnight and parts of two sessions."""
 INSTRUMENTS = [Instrument(exchange, market, "BTCUSDT") for exchange in ("binance", "bybit") for market in ("spot", "linear")]
 SCOPES = [{"exchange": exchange, "market": market} for exchange in ("binance", "bybit", "all") for market in ("spot", "linear")]
 CLOSED = [(START + hour * HOUR, START + (hour + 1) * HOUR) for hour in range(14)]
@@ -91,7 +91,7 @@ class Run(Recording):
             await self.recorder.take(1, Trades(one.instrument, (one,), max(self.clock.now(), one.timestamp)))
 
 
-async def test_sqlite_and_mongodb_with_redis_answer_alike(tmp_path: Path) -> None:
+async def test_sqlite_and_mongodb_with_redis_give_equal_answers(tmp_path: Path) -> None:
     made = run()
     answers: list[list[bytes]] = []
     with mongodb_url() as url, RedisServer(redis_binary()) as redis:
@@ -113,12 +113,14 @@ async def test_sqlite_and_mongodb_with_redis_answer_alike(tmp_path: Path) -> Non
                 clock.at = NOON + 5_000
                 await one.write()
                 view = View(store, one.tape, clock.now, ["spot", "linear"], ["binance", "bybit"], LIVES, CachedFootprints(cache))
-                # Twice, so that the second time the cache answers where it does.
+                # Twice, so that the second round is answered from the cache where possible.
                 for _ in range(2):
-                    told = [
-                        _told(await ask(view.reading(), symbol="BTCUSDT", **asked, **scope)) for scope in SCOPES for ask, asked in QUESTIONS
+                    encoded = [
+                        _encoded(await ask(view.reading(), symbol="BTCUSDT", **asked, **scope))
+                        for scope in SCOPES
+                        for ask, asked in QUESTIONS
                     ]
-                    answers.append(told)
+                    answers.append(encoded)
                 assert cache.state.hits > 0
     assert answers[0] == answers[1] == answers[2] == answers[3]
     counted = [json.loads(answers[0][place * len(QUESTIONS)])["trade_count"] for place in range(len(SCOPES))]
@@ -126,8 +128,8 @@ async def test_sqlite_and_mongodb_with_redis_answer_alike(tmp_path: Path) -> Non
     assert counted == [*fills, fills[0] + fills[2], fills[1] + fills[3]]
 
 
-def _told(answer: dict[str, Any]) -> bytes:
-    """An answer as it is sent, but for how old its newest trade is."""
+def _encoded(answer: dict[str, Any]) -> bytes:
+    """An answer as it is sent, without the age of its newest trade."""
     for coverage in (answer["coverage"], *answer["coverage"].get("parts", {}).values()):
         coverage.pop("lag_ms")
     return json.dumps(answer).encode()

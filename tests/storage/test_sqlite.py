@@ -1,6 +1,6 @@
-"""What is SQLite's own: the file, its processes, its damages."""
+"""What is specific to SQLite: the file, several processes, damage, crashes."""
 
-# Nobody else waits for the loop of a test that damages a file or starts a process that will die.
+# Blocking calls are fine here: nothing else runs on the event loop of these tests.
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from wadm_mcp.storage import sqlite_expiry, sqlite_schema
 from wadm_mcp.storage.sqlite import SqliteStore
 from wadm_mcp.storage.store import Derived, Retention
 
-from . import BTC, ETH, EVER, T0, every_trade, order_flow, piece, profile, span, stored_footprint, trade
+from . import BTC, ETH, EVER, T0, every_trade, order_flow, piece, profile, span, sqlite_profiles, stored_footprint, trade
 
 pytestmark = pytest.mark.anyio
 
@@ -40,7 +40,7 @@ def pragma(db: sqlite3.Connection | None, name: str) -> Any:
 
 
 async def record(path: Path, count: int = 2_000) -> None:
-    """A file with `count` trades, coverage, and some of everything else."""
+    """Writes a file with `count` trades, coverage, and one row of each other kind."""
     async with SqliteStore(path) as store:
         trades = [trade(seq, T0 + seq) for seq in range(count)]
         await store.write(trades, [(BTC, span(T0, T0 + count))])
@@ -61,7 +61,7 @@ async def test_the_file_is_made_for_durable_writes_and_for_shrinking(path: Path)
         assert pragma(store._writer, "journal_mode") == "wal"
 
 
-async def test_no_question_and_no_write_walks_through_a_table(path: Path) -> None:
+async def test_no_read_and_no_write_scans_a_table(path: Path) -> None:
     asked: set[str] = set()
     async with SqliteStore(path) as store:
         connections = [store._writer, *store._readers]
@@ -77,7 +77,6 @@ async def test_no_question_and_no_write_walks_through_a_table(path: Path) -> Non
             await store.trades(BTC, EVER, limit=3, newest=newest)
             await store.trades(BTC, EVER, after=trades[2].order, limit=3, newest=newest)
         await store.footprints(BTC, Timeframe.M1, EVER)
-        await store.profiles(BTC, Timeframe.M1, EVER)
         await store.order_flow(BTC, Timeframe.M1, EVER)
         await store.spans(BTC, EVER)
         await store.state()
@@ -91,7 +90,7 @@ async def test_no_question_and_no_write_walks_through_a_table(path: Path) -> Non
             if statement.split()[0] in ("SELECT", "UPDATE", "DELETE", "INSERT")
         }
     assert len(plans) > 20
-    # Whole by their meaning, and small: every mark that is open, and every instrument.
+    # These small tables are read completely: all marks, and all instruments.
     whole = ("SCAN marks", "SCAN instruments", "SCAN CONSTANT ROW", "SCAN (subquery")
     for statement, plan in plans.items():
         for step in plan:
@@ -100,7 +99,7 @@ async def test_no_question_and_no_write_walks_through_a_table(path: Path) -> Non
             assert "TEMP B-TREE" not in step or "RIGHT PART" in step or "coverage" in statement, f"{step}: {statement}"
 
 
-async def test_the_page_after_a_trade_is_entered_by_key(path: Path) -> None:
+async def test_the_page_after_a_trade_is_found_by_index(path: Path) -> None:
     await record(path, count=20_000)
     async with SqliteStore(path, read_only=True) as store:
         steps = 0
@@ -161,7 +160,7 @@ async def test_another_process_reads_what_this_one_commits(path: Path) -> None:
                 await process.wait()
 
 
-async def test_a_reader_writes_nothing_and_changes_nothing(path: Path) -> None:
+async def test_a_read_only_store_writes_and_changes_nothing(path: Path) -> None:
     await record(path)
     before = path.read_bytes()
     async with SqliteStore(path, read_only=True) as store:
@@ -196,7 +195,9 @@ async def test_a_reader_finds_nothing_recorded_where_there_is_no_file_yet(path: 
         (["PRAGMA application_id = 7"], "another program's database.*move it away"),
     ],
 )
-async def test_a_file_that_is_not_for_us_is_refused_and_left_alone(path: Path, read_only: bool, statements: list[str], says: str) -> None:
+async def test_a_file_of_another_program_or_a_newer_wadm_is_refused_and_not_changed(
+    path: Path, read_only: bool, statements: list[str], says: str
+) -> None:
     await record(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         for statement in statements:
@@ -204,9 +205,9 @@ async def test_a_file_that_is_not_for_us_is_refused_and_left_alone(path: Path, r
     await refused_and_left_alone(path, says, read_only)
 
 
-async def test_a_file_of_the_first_schema_is_migrated_once_and_a_reader_waits_for_that(path: Path) -> None:
+async def test_a_file_of_the_first_schema_is_migrated_by_a_writer_and_refused_by_a_reader(path: Path) -> None:
     await record(path)
-    held = span(T0, T0 + 9, 3, 7)
+    stored = span(T0, T0 + 9, 3, 7)
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         for statement in (
             "DROP TABLE pieces",
@@ -217,17 +218,17 @@ async def test_a_file_of_the_first_schema_is_migrated_once_and_a_reader_waits_fo
                 last_seq INTEGER NOT NULL, basis TEXT NOT NULL, reason TEXT NOT NULL, opened_by TEXT NOT NULL,
                 PRIMARY KEY (instrument, start)) WITHOUT ROWID""",
             "CREATE INDEX coverage_by_end ON coverage (instrument, end)",
-            f"INSERT INTO coverage VALUES (1, {held.start}, {held.end}, 3, 7, 'exact', 'live', 'start')",
+            f"INSERT INTO coverage VALUES (1, {stored.start}, {stored.end}, 3, 7, 'exact', 'live', 'start')",
             "PRAGMA user_version = 1",
         ):
             db.execute(statement)
     await refused_and_left_alone(path, "written by an older WADM.*start a WADM that records there once", read_only=True)
     async with SqliteStore(path) as store:
-        assert await store.spans(BTC, EVER) == [held]
+        assert await store.spans(BTC, EVER) == [stored]
         await store.write([], [(BTC, span(T0, T0 + 20, 8, 9))], [piece(T0, 10)])
     async with SqliteStore(path) as again, SqliteStore(path, read_only=True) as reader:
         for store in (again, reader):
-            assert await store.spans(BTC, EVER) == [held, span(T0, T0 + 20, 8, 9)]
+            assert await store.spans(BTC, EVER) == [stored, span(T0, T0 + 20, 8, 9)]
             assert await store.pieces(BTC, EVER) == [piece(T0, 10)]
             assert await store.tracked() == []
 
@@ -242,14 +243,14 @@ async def refused_and_left_alone(path: Path, says: str, read_only: bool = False)
     assert path.read_bytes() == before
 
 
-async def test_the_database_of_another_program_is_refused_and_left_alone(path: Path) -> None:
+async def test_the_database_of_another_program_is_refused_and_not_changed(path: Path) -> None:
     path.parent.mkdir()
     with closing(sqlite3.connect(path)) as db:
         db.execute("CREATE TABLE theirs (id INTEGER)")
     await refused_and_left_alone(path, "another program's database")
 
 
-async def test_a_file_that_is_no_database_is_refused_and_left_alone(path: Path) -> None:
+async def test_a_file_that_is_not_a_database_is_refused_and_not_changed(path: Path) -> None:
     path.parent.mkdir()
     path.write_text("timestamp,price,quantity\n" * 1_000)
     await refused_and_left_alone(path, "is not a database")
@@ -268,7 +269,7 @@ async def test_a_truncated_file_is_named(path: Path) -> None:
     await refused_and_left_alone(path, "damaged.*restore a backup")
 
 
-async def test_a_page_damaged_anywhere_is_named_on_opening_or_on_reading_and_never_read_as_trades(path: Path) -> None:
+async def test_a_damaged_page_is_reported_on_opening_or_reading_and_never_read_as_trades(path: Path) -> None:
     await record(path, count=3_000)
     whole, expected = path.read_bytes(), [trade(seq, T0 + seq) for seq in range(3_000)]
     named = 0
@@ -282,9 +283,7 @@ async def test_a_page_damaged_anywhere_is_named_on_opening_or_on_reading_and_nev
     assert named > len(whole) // 4096 // 2
 
 
-async def test_damage_that_opening_had_no_time_to_find_is_named_by_the_read_that_meets_it(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_damage_that_the_opening_check_missed_is_reported_by_the_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     await record(path, count=20_000)
     whole = path.read_bytes()
     monkeypatch.setattr(sqlite_schema, "_check", lambda db, path: None)  # type: ignore[misc]
@@ -294,27 +293,27 @@ async def test_damage_that_opening_had_no_time_to_find_is_named_by_the_read_that
             await every_trade(store)
 
 
-async def test_the_check_of_a_huge_file_ends_with_its_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_check_of_a_huge_file_ends_at_its_time_limit(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     await record(path, count=20_000)
     monkeypatch.setattr(sqlite_schema, "CHECK_SECONDS", 0)
     async with SqliteStore(path) as store:
         assert len(await every_trade(store)) == 20_000
 
 
-@pytest.mark.parametrize(("table", "column"), [("footprints", "packed"), ("profiles", "packed"), ("order_flow", "bar")])
+@pytest.mark.parametrize(("table", "column"), [("footprints", "packed"), ("order_flow", "bar")])
 async def test_a_packed_value_that_cannot_be_read_is_named(path: Path, table: str, column: str) -> None:
     await record(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute(f"UPDATE {table} SET {column} = x'c1'")
     async with SqliteStore(path) as store:
-        find = {"footprints": store.footprints, "profiles": store.profiles, "order_flow": store.order_flow}[table]
+        find = {"footprints": store.footprints, "order_flow": store.order_flow}[table]
         with pytest.raises(StoreError, match=f"{table} 1m of binance:spot:BTCUSDT, row {T0}"):
             await find(BTC, Timeframe.M1, EVER)
         assert len(await every_trade(store)) == 2_000
 
 
 @pytest.mark.parametrize("read_only", [False, True])
-async def test_a_folder_that_cannot_be_one_is_named(tmp_path: Path, read_only: bool) -> None:
+async def test_a_folder_that_cannot_be_created_is_named(tmp_path: Path, read_only: bool) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match=r"file/wadm\.sqlite.*WADM_DATA_DIR"):
         await SqliteStore(tmp_path / "file" / "wadm.sqlite", read_only=read_only).__aenter__()
@@ -326,14 +325,14 @@ async def test_a_folder_in_place_of_the_file_is_named(tmp_path: Path, read_only:
         await SqliteStore(tmp_path, read_only=read_only).__aenter__()
 
 
-async def test_a_full_disk_keeps_nothing_of_the_batch_and_the_next_try_succeeds(path: Path) -> None:
+async def test_a_full_disk_stores_nothing_of_the_batch_and_a_retry_succeeds(path: Path) -> None:
     async with SqliteStore(path) as store:
         await store.write([trade(1)], [])
         assert store._writer is not None
         pages = pragma(store._writer, "page_count")
         store._writer.execute(f"PRAGMA max_page_count = {pages + 3}").fetchone()
         batch = [trade(seq, T0 + MINUTE) for seq in range(2, 20_000)]
-        with pytest.raises(StoreError, match=r"the disk that holds .* is full: nothing of this write was kept"):
+        with pytest.raises(StoreError, match=r"the disk of .* is full: nothing of this write was stored"):
             await store.write(batch, [(ETH, span(T0, T0 + MINUTE))])
         assert await every_trade(store) == [trade(1)]
         assert [mark.minute for mark in await store.dirty_minutes()] == [T0]
@@ -352,7 +351,7 @@ async def test_a_read_only_file_system_is_named(path: Path) -> None:
             await store.write([trade(1)], [])
 
 
-async def test_a_lock_held_elsewhere_is_named_and_the_next_try_succeeds(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_lock_of_another_program_is_named_and_a_retry_succeeds(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite_schema, "BUSY_SECONDS", 0.01)
     async with SqliteStore(path) as store:
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
@@ -373,7 +372,7 @@ async def test_a_number_beyond_64_bits_is_refused_with_its_batch(path: Path) -> 
             await store.trades(BTC, EVER, after=(T0, 2**70, 0, ""), limit=1)
 
 
-async def test_a_file_that_vanished_is_not_healthy(path: Path) -> None:
+async def test_a_deleted_file_is_not_healthy(path: Path) -> None:
     async with SqliteStore(path) as store:
         path.unlink()
         with pytest.raises(StoreError, match="cannot be reached"):
@@ -417,7 +416,7 @@ anyio.run(main)
 
 
 async def killed(path: Path, *, fatal: int = 0, kill_after: int | None = None) -> int:
-    """Batches that a recorder saw acknowledged before it died: at its `fatal`-th statement, or by a signal after so many batches."""
+    """Batches that were acknowledged before the process died: at its `fatal`-th statement, or by SIGKILL after `kill_after` batches."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(
         [sys.executable, "-c", WRITING, str(path), str(fatal)], stdout=subprocess.PIPE, env=environment, text=True
@@ -433,7 +432,7 @@ async def killed(path: Path, *, fatal: int = 0, kill_after: int | None = None) -
 
 
 async def whole_batches(path: Path) -> int:
-    """How many batches are held; each of them is whole, and coverage claims exactly them."""
+    """How many batches are stored. Each is complete, and coverage claims exactly these."""
     async with SqliteStore(path, read_only=True) as reader:
         seen = await every_trade(reader)
     async with SqliteStore(path) as store:
@@ -449,7 +448,7 @@ async def whole_batches(path: Path) -> int:
 
 
 @pytest.mark.parametrize("fatal", [1, 4, 12, 17, 18, 19, 20, 33, 40])
-async def test_a_death_inside_a_write_loses_nothing_acknowledged_and_keeps_nothing_half(path: Path, fatal: int) -> None:
+async def test_a_crash_during_a_write_loses_nothing_acknowledged_and_stores_no_part_of_a_batch(path: Path, fatal: int) -> None:
     acknowledged = await killed(path, fatal=fatal)
     assert await whole_batches(path) in (acknowledged, acknowledged + 1)
 
@@ -461,9 +460,9 @@ async def test_a_kill_between_writes_loses_nothing_acknowledged(path: Path, kill
     assert await whole_batches(path) in (acknowledged, acknowledged + 1)
 
 
-async def test_each_kind_of_data_leaves_at_the_end_of_its_own_life(path: Path) -> None:
+async def test_each_kind_of_data_expires_after_its_own_retention(path: Path) -> None:
     async with SqliteStore(path) as store:
-        now, lives = T0 + 100 * DAY, Retention(trades=DAY, minutes=10 * DAY, hours=50 * DAY)
+        now, retention = T0 + 100 * DAY, Retention(trades=DAY, minutes=10 * DAY, hours=50 * DAY)
         ages = [now - age * DAY for age in (60, 20, 5, 0)]
         for instrument in (BTC, ETH):
             await store.write([trade(at, at, instrument=instrument) for at in ages], [(instrument, span(at - 1, at)) for at in ages])
@@ -477,7 +476,7 @@ async def test_each_kind_of_data_leaves_at_the_end_of_its_own_life(path: Path) -
                 )
         await store.derive(Derived(settles=await store.dirty_minutes()))
         deleted = 0
-        while went := await store.expire(now, lives):
+        while went := await store.expire(now, retention):
             deleted += went
         for instrument in (BTC, ETH):
             assert [one.timestamp for one in await every_trade(store, instrument)] == ages[3:]
@@ -485,12 +484,12 @@ async def test_each_kind_of_data_leaves_at_the_end_of_its_own_life(path: Path) -
             for timeframe in Timeframe:
                 kept = ages[2:] if timeframe.ms < HOUR else ages[1:]
                 assert [one.start for one in await store.footprints(instrument, timeframe, EVER)] == kept
-                assert [one.start for one in await store.profiles(instrument, timeframe, EVER)] == kept
+                assert [one.start for one in sqlite_profiles(path, instrument, timeframe)] == kept
                 assert [one.start for one in await store.order_flow(instrument, timeframe, EVER)] == kept
         assert deleted == 2 * (3 + 1 + 3 * (4 * 2 + 3 * 1))
 
 
-async def test_a_span_across_the_end_of_its_life_stays_whole(path: Path) -> None:
+async def test_a_span_over_the_cutoff_stays_whole(path: Path) -> None:
     async with SqliteStore(path) as store:
         now = T0 + 10 * DAY
         across = span(T0, T0 + 6 * DAY)
@@ -499,17 +498,27 @@ async def test_a_span_across_the_end_of_its_life_stays_whole(path: Path) -> None
         assert await store.spans(BTC, EVER) == [across]
 
 
-async def test_volume_profiles_come_back_as_they_were_and_none_replaces_one_that_lost_its_trades(path: Path) -> None:
+async def test_volume_profiles_are_stored_unchanged_and_only_a_newer_revision_replaces_one(path: Path) -> None:
     sums = profile(T0 + MINUTE, [trade(seq, price=2**62, quantity=2**63 - 1) for seq in range(5)], revision=1)
     empty = profile(T0 + 2 * MINUTE)
     assert empty.profile is None
     async with SqliteStore(path) as store:
         await store.derive(Derived(profiles=[empty, sums, profile(T0, [trade(1)])]))
-        assert await store.profiles(BTC, Timeframe.M1, EVER) == [profile(T0, [trade(1)]), sums, empty]
-        assert await store.profiles(BTC, Timeframe.M1, Window(T0, T0 + MINUTE)) == [profile(T0, [trade(1)])]
+        assert sqlite_profiles(path) == [profile(T0, [trade(1)]), sums, empty]
         await store.derive(Derived(profiles=[profile(T0, revision=1), profile(T0 + MINUTE)]))
-        assert await store.profiles(BTC, Timeframe.M1, EVER) == [profile(T0, revision=1), sums, empty]
-        assert await store.profiles(BTC, Timeframe.H1, EVER) == []
+        assert sqlite_profiles(path) == [profile(T0, revision=1), sums, empty]
+        assert sqlite_profiles(path, timeframe=Timeframe.H1) == []
+
+
+async def test_a_profile_in_a_file_states_the_rule_that_made_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = profile(T0, [trade(1)])
+    monkeypatch.setattr("wadm_mcp.analytics.volume_profile.RULE_VERSION", 2)
+    second = profile(T0 + MINUTE, [trade(2)])
+    async with SqliteStore(path) as store:
+        await store.derive(Derived(profiles=[first, second]))
+    stored = sqlite_profiles(path)
+    assert stored == [first, second]
+    assert [row.profile and row.profile.rule_version for row in stored] == [1, 2]
 
 
 async def test_the_size_grows_with_what_is_written(path: Path) -> None:
@@ -520,8 +529,8 @@ async def test_the_size_grows_with_what_is_written(path: Path) -> None:
 
 
 async def test_expiry_is_bounded_and_the_file_shrinks_with_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite_expiry, "ROWS", 3_000)
-    monkeypatch.setattr(sqlite_expiry, "PAGES", 10)
+    monkeypatch.setattr(sqlite_expiry, "MAX_ROWS", 3_000)
+    monkeypatch.setattr(sqlite_expiry, "MAX_PAGES", 10)
     async with SqliteStore(path) as store:
         for instrument in (BTC, ETH):
             await store.write([trade(seq, T0 + seq // 7, instrument=instrument) for seq in range(10_000)], [])
@@ -530,47 +539,47 @@ async def test_expiry_is_bounded_and_the_file_shrinks_with_it(path: Path, monkey
         assert store._writer is not None
         store._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         full = path.stat().st_size
-        now, lives = T0 + DAY + 1_000, Retention(DAY, DAY, DAY)
-        assert await store.expire(now, lives) == 3_000
+        now, retention = T0 + DAY + 1_000, Retention(DAY, DAY, DAY)
+        assert await store.expire(now, retention) == 3_000
         assert (await every_trade(store))[0].seq == 3_000, "the oldest go first, also within one millisecond"
         deleted = 3_000
-        while went := await store.expire(now, lives):
+        while went := await store.expire(now, retention):
             assert went <= 3_000
             deleted += went
         assert deleted == 2 * 7_000
         assert [one.timestamp - T0 for one in (await every_trade(store, ETH))[:1]] == [1_000]
         shrunk = path.stat().st_size
         assert shrunk < full * 3 // 4
-        await store.expire(now + DAY, lives)
+        await store.expire(now + DAY, retention)
         assert shrunk - path.stat().st_size == 10 * 4096
         with closing(sqlite3.connect(path)) as db:
             assert pragma(db, "quick_check") == "ok"
 
 
 async def test_trades_of_a_minute_that_was_not_derived_yet_do_not_expire(path: Path) -> None:
-    now, lives = T0 + 10 * DAY, Retention(DAY, DAY, DAY)
+    now, retention = T0 + 10 * DAY, Retention(DAY, DAY, DAY)
     minutes = [T0, T0 + MINUTE, T0 + 2 * MINUTE, T0 + 9 * DAY]
     async with SqliteStore(path) as store:
         await store.write([trade(at + seq, at + seq) for at in minutes for seq in (0, MINUTE - 1)], [])
         marks = await store.dirty_minutes()
         await store.derive(Derived(settles=[mark for mark in marks if mark.minute != minutes[1]]))
-        assert await store.expire(now, lives) == 4
+        assert await store.expire(now, retention) == 4
         assert {one.timestamp - one.timestamp % MINUTE for one in await every_trade(store)} == {minutes[1], minutes[3]}
         await store.derive(Derived(settles=marks))
-        assert await store.expire(now, lives) == 2
+        assert await store.expire(now, retention) == 2
 
 
 async def test_the_event_loop_turns_while_a_big_batch_is_written(path: Path) -> None:
     turns = 0
     async with SqliteStore(path) as store, anyio.create_task_group() as tasks:
 
-        async def turn() -> None:
+        async def count_turns() -> None:
             nonlocal turns
             while True:
                 turns += 1
                 await anyio.lowlevel.checkpoint()
 
-        tasks.start_soon(turn)
+        tasks.start_soon(count_turns)
         batch = [trade(seq, T0 + seq) for seq in range(50_000)]
         turns = 0
         await store.write(batch, [])
@@ -578,7 +587,7 @@ async def test_the_event_loop_turns_while_a_big_batch_is_written(path: Path) -> 
         tasks.cancel_scope.cancel()
 
 
-async def test_questions_are_answered_while_a_write_is_under_way(path: Path) -> None:
+async def test_reads_succeed_during_a_write(path: Path) -> None:
     async with SqliteStore(path) as store:
         await store.write([trade(1)], [])
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
@@ -601,7 +610,7 @@ async def test_a_cancelled_write_is_finished_before_the_store_closes(path: Path)
         assert await every_trade(store) in ([], batch)
 
 
-async def test_a_path_with_the_letters_of_an_address_is_only_a_path(tmp_path: Path) -> None:
+async def test_a_path_with_characters_of_a_url_is_only_a_path(tmp_path: Path) -> None:
     path = tmp_path / "a folder?mode=memory#50%" / "wadm ü.sqlite"
     await record(path, count=3)
     assert path.exists()

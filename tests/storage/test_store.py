@@ -1,4 +1,4 @@
-"""The contract of a store, whatever it is made of. `store` is an open, empty one."""
+"""The contract of a store, for every kind of store. `store` is an open, empty one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from wadm_mcp.errors import StoreError
 from wadm_mcp.model import MINUTE, Basis, GapReason, Instrument, Listing, Scale, Span, SpanReason, Timeframe, Trade, TradeType, Window
-from wadm_mcp.storage.store import Derived, DirtyMinute, Retention, Store
+from wadm_mcp.storage.store import Derived, DirtyMinute, Retention, Store, all_trades
 
 from . import BTC, ETH, EVER, T0, every_trade, order_flow, piece, profile, span, stored_footprint, trade
 from .conftest import NewStore
@@ -21,12 +21,12 @@ pytestmark = pytest.mark.anyio
 few_examples = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 ids = st.sampled_from(["", *(first + second for first in "109fé~" for second in ("", *"09é~"))])
-"""Ids that equal their seq ('' below), that sort between such, and beyond ASCII."""
+"""Ids that equal their seq ('' here), ids that sort between such ids, and ids with characters beyond ASCII."""
 
 
 @st.composite
 def tapes(draw: st.DrawFn) -> list[Trade]:
-    """Trades with many ties, each id once; some are numbered by their seq and stand beside others that are not."""
+    """Trades with many ties, each id once; the ids of some equal their seq, those of others do not."""
     keys = draw(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 11), ids), max_size=40))
     identities = {trade_id or str(seq): (T0 + at, seq, trade_id or str(seq)) for at, seq, trade_id in keys}.values()
     return [
@@ -48,7 +48,7 @@ def in_order(trades: list[Trade]) -> list[Trade]:
     return sorted(trades, key=lambda one: one.order)
 
 
-async def test_an_empty_store_answers_with_nothing(store: Store) -> None:
+async def test_an_empty_store_returns_nothing(store: Store) -> None:
     await store.write([], [])
     await store.derive(Derived())
     await store.save_listings([])
@@ -61,7 +61,7 @@ async def test_an_empty_store_answers_with_nothing(store: Store) -> None:
     assert await store.expire(T0, Retention(0, 0, 0)) == 0
 
 
-async def test_trades_come_back_as_they_were(store: Store) -> None:
+async def test_trades_are_read_back_unchanged(store: Store) -> None:
     numbered = trade(6_534_153_222, T0 + 1, fills=7)
     named = trade(
         9_007_199_254_740_993,
@@ -100,7 +100,7 @@ async def test_the_same_id_on_two_instruments_is_two_trades(store: Store) -> Non
     assert (await every_trade(store), await every_trade(store, ETH)) == ([here], [there])
 
 
-async def test_an_id_that_is_the_seq_sorts_among_others_as_what_it_is(store: Store) -> None:
+async def test_an_id_that_equals_the_seq_sorts_among_other_ids_by_its_text(store: Store) -> None:
     trades = [trade(9, trade_id=trade_id) for trade_id in ("1", "10", "9", "90", "a")]
     await store.write(trades[::-1], [])
     assert await every_trade(store) == trades
@@ -140,6 +140,19 @@ async def test_pages_of_trades_are_complete_and_repeat_nothing(
 
 
 @few_examples
+@given(tape=tapes(), page=st.integers(1, 50), start=st.integers(-1, 3), length=st.integers(0, 5))
+async def test_all_trades_of_a_window_are_read_whatever_the_size_of_a_page(
+    new_store: NewStore, tape: list[Trade], page: int, start: int, length: int
+) -> None:
+    window = Window(T0 + start, T0 + start + length)
+    async with new_store() as store:
+        await store.write(tape, [])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("wadm_mcp.storage.store._PAGE_TRADES", page)
+            assert await all_trades(store, BTC, window) == [one for one in in_order(tape) if one.timestamp in window]
+
+
+@few_examples
 @given(tape=tapes(), limit=st.integers(1, 50), data=st.data())
 async def test_the_newest_trades_are_the_last_of_the_window_in_ascending_order(
     new_store: NewStore, tape: list[Trade], limit: int, data: st.DataObject
@@ -154,7 +167,7 @@ async def test_the_newest_trades_are_the_last_of_the_window_in_ascending_order(
             assert await store.trades(BTC, EVER, after=after, limit=limit) == later[:limit]
 
 
-async def test_a_position_before_the_window_changes_nothing_and_one_behind_it_leaves_nothing(store: Store) -> None:
+async def test_a_position_before_the_window_has_no_effect_and_one_after_it_leaves_nothing(store: Store) -> None:
     trades = [trade(seq, T0 + seq) for seq in range(10)]
     await store.write(trades, [])
     window = Window(T0 + 4, T0 + 6)
@@ -162,7 +175,7 @@ async def test_a_position_before_the_window_changes_nothing_and_one_behind_it_le
     assert await store.trades(BTC, window, after=(T0 + 8, 8, 0, ""), limit=9) == []
 
 
-async def test_a_limit_of_nothing_gives_nothing(store: Store) -> None:
+async def test_a_limit_of_zero_returns_nothing(store: Store) -> None:
     await store.write([trade(1)], [])
     assert await store.trades(BTC, EVER, limit=0) == []
 
@@ -190,7 +203,7 @@ async def test_every_minute_written_to_is_marked_oldest_first(store: Store) -> N
     assert [mark.minute for mark in marks] == [T0, T0, T0 + MINUTE]
 
 
-async def test_a_settled_mark_is_gone_and_others_stay(store: Store) -> None:
+async def test_a_cleared_mark_is_gone_and_others_stay(store: Store) -> None:
     await store.write([trade(1, T0), trade(2, T0 + MINUTE)], [])
     first, second = await store.dirty_minutes()
     await store.derive(Derived([stored_footprint(T0)], settles=[first]))
@@ -210,7 +223,7 @@ async def test_a_late_write_keeps_its_mark(store: Store) -> None:
     assert await store.dirty_minutes() == []
 
 
-async def test_a_mark_set_anew_is_not_cleared_by_whoever_saw_the_old_one(store: Store) -> None:
+async def test_a_new_mark_is_not_cleared_by_a_pass_that_read_the_old_one(store: Store) -> None:
     await store.write([trade(1)], [])
     (seen,) = await store.dirty_minutes()
     await store.derive(Derived(settles=[seen]))
@@ -219,38 +232,38 @@ async def test_a_mark_set_anew_is_not_cleared_by_whoever_saw_the_old_one(store: 
     assert [mark.minute for mark in await store.dirty_minutes()] == [T0]
 
 
-async def test_settling_a_mark_that_was_never_set_changes_nothing(store: Store) -> None:
+async def test_clearing_a_mark_that_does_not_exist_changes_nothing(store: Store) -> None:
     await store.derive(Derived(settles=[DirtyMinute(ETH, T0, 1)]))
     assert await store.dirty_minutes() == []
 
 
-async def test_a_batch_claims_nothing_before_its_turn(store: Store) -> None:
-    async def turn() -> None:
+async def test_a_batch_stores_no_coverage_before_its_barrier(store: Store) -> None:
+    async def barrier() -> None:
         assert await store.spans(BTC, EVER) == []
 
-    await store.write([trade(1)], [(BTC, span(T0, T0 + 1))], turn=turn)
+    await store.write([trade(1)], [(BTC, span(T0, T0 + 1))], barrier=barrier)
     assert (await every_trade(store), await store.spans(BTC, EVER)) == ([trade(1)], [span(T0, T0 + 1)])
 
 
-async def test_a_batch_whose_turn_never_comes_claims_nothing(store: Store) -> None:
-    async def turn() -> None:
+async def test_a_batch_whose_barrier_fails_stores_no_coverage(store: Store) -> None:
+    async def barrier() -> None:
         raise StoreError("what came before failed")
 
     with pytest.raises(StoreError, match="what came before failed"):
-        await store.write([trade(1)], [(BTC, span(T0, T0 + 1))], turn=turn)
+        await store.write([trade(1)], [(BTC, span(T0, T0 + 1))], barrier=barrier)
     assert await store.spans(BTC, EVER) == []
     await store.write([trade(1)], [(BTC, span(T0, T0 + 1))])
     assert (await every_trade(store), await store.spans(BTC, EVER)) == ([trade(1)], [span(T0, T0 + 1)])
 
 
-async def test_the_mark_of_a_batch_is_above_what_was_seen_while_it_waited_for_its_turn(store: Store) -> None:
+async def test_the_mark_of_a_batch_is_above_those_read_during_its_barrier(store: Store) -> None:
     seen: list[DirtyMinute] = []
 
-    async def turn() -> None:
+    async def barrier() -> None:
         await store.write([trade(2)], [])
         seen.extend(await store.dirty_minutes())
 
-    await store.write([trade(1)], [], turn=turn)
+    await store.write([trade(1)], [], barrier=barrier)
     (mark,) = await store.dirty_minutes()
     assert mark.writes > seen[0].writes
 
@@ -260,7 +273,7 @@ async def test_coverage_alone_marks_no_minute(store: Store) -> None:
     assert await store.dirty_minutes() == []
 
 
-async def test_what_was_derived_comes_back_as_it_was_oldest_first(store: Store) -> None:
+async def test_derived_figures_are_read_back_unchanged_oldest_first(store: Store) -> None:
     trades = [trade(1, price=100), trade(2, price=102, trade_type=TradeType.SELL, quantity=7), trade(3, price=99, scale=Scale(4, 6))]
     footprints = [stored_footprint(T0, trades, revision=3), stored_footprint(T0 + MINUTE, trades[:1])]
     flows = [order_flow(T0, trades, cumulative_delta=-5), order_flow(T0 + MINUTE, trades[1:], cumulative_delta=12, revision=2)]
@@ -270,7 +283,7 @@ async def test_what_was_derived_comes_back_as_it_was_oldest_first(store: Store) 
     assert await store.order_flow(BTC, Timeframe.M1, EVER) == flows
 
 
-async def test_bars_without_a_trade_are_kept_too(store: Store) -> None:
+async def test_bars_without_trades_are_stored_too(store: Store) -> None:
     empty = profile(T0)
     assert empty.profile is None
     await store.derive(Derived([stored_footprint(T0)], [empty], [order_flow(T0)]))
@@ -316,7 +329,7 @@ async def test_a_newer_revision_replaces_and_no_other_does(store: Store) -> None
         assert [footprint.footprint.bar.volume, flow.bar.volume, flow.cumulative_delta] == [kept] * 3
 
 
-async def test_of_a_pass_whose_bar_is_refused_nothing_of_that_bar_is_kept(store: Store) -> None:
+async def test_if_a_bar_is_rejected_nothing_of_that_bar_is_stored(store: Store) -> None:
     kept, late = [trade(1, quantity=10)], [trade(1, quantity=99)]
     await store.derive(Derived([stored_footprint(T0, kept)], [profile(T0, kept)], [order_flow(T0, kept, revision=2)]))
     await store.derive(
@@ -330,7 +343,7 @@ async def test_of_a_pass_whose_bar_is_refused_nothing_of_that_bar_is_kept(store:
     assert [row.bar.volume for row in await store.order_flow(BTC, Timeframe.M1, EVER)] == [10, 99]
 
 
-async def test_a_stale_pass_settles_no_mark(store: Store) -> None:
+async def test_a_stale_pass_clears_no_mark(store: Store) -> None:
     await store.derive(Derived([stored_footprint(T0, revision=5)]))
     await store.write([trade(1)], [])
     (mark,) = await store.dirty_minutes()
@@ -340,17 +353,17 @@ async def test_a_stale_pass_settles_no_mark(store: Store) -> None:
     assert await store.dirty_minutes() == []
 
 
-async def test_spans_come_back_as_they_were(store: Store) -> None:
-    held = [
+async def test_spans_are_read_back_unchanged(store: Store) -> None:
+    stored = [
         Span(T0, T0 + 10, 2**62, 2**63 - 1, Basis.EXACT, SpanReason.REPAIRED, GapReason.MISSING_IDS),
         Span(T0 + 20, T0 + 20, 5, 5, Basis.OBSERVED, SpanReason.IMPORTED, GapReason.MUTE),
     ]
-    await store.write([], [(BTC, one) for one in reversed(held)])
-    assert await store.spans(BTC, EVER) == held
+    await store.write([], [(BTC, one) for one in reversed(stored)])
+    assert await store.spans(BTC, EVER) == stored
     assert await store.spans(ETH, EVER) == []
 
 
-async def test_a_span_that_is_stored_again_grows_whoever_writes_last(store: Store) -> None:
+async def test_spans_with_one_start_and_first_id_are_merged_in_any_order(store: Store) -> None:
     await store.write([], [(BTC, span(T0, T0 + 10)), (ETH, span(T0, T0 + 5))])
     grown = Span(T0, T0 + 30, 1, 9, Basis.OBSERVED, SpanReason.REPAIRED, GapReason.DISCONNECT)
     await store.write([], [(BTC, grown)])
@@ -359,23 +372,23 @@ async def test_a_span_that_is_stored_again_grows_whoever_writes_last(store: Stor
     assert await store.spans(ETH, EVER) == [span(T0, T0 + 5)]
 
 
-async def test_spans_that_begin_in_one_millisecond_are_told_apart_by_their_first_id(store: Store) -> None:
-    held = [span(T0, T0, 1, 1), span(T0, T0, 4, 4), span(T0, T0 + 9, 7, 30)]
-    await store.write([], [(BTC, one) for one in held[::-1]])
+async def test_spans_that_begin_in_one_millisecond_are_distinguished_by_their_first_id(store: Store) -> None:
+    stored = [span(T0, T0, 1, 1), span(T0, T0, 4, 4), span(T0, T0 + 9, 7, 30)]
+    await store.write([], [(BTC, one) for one in stored[::-1]])
     await store.write([], [(BTC, span(T0, T0 + 3, 4, 6))])
-    assert await store.spans(BTC, EVER) == [held[0], span(T0, T0 + 3, 4, 6), held[2]]
+    assert await store.spans(BTC, EVER) == [stored[0], span(T0, T0 + 3, 4, 6), stored[2]]
 
 
-async def test_spans_without_rows_and_ids_that_do_not_exist_come_back_as_such(store: Store) -> None:
-    held = [
+async def test_spans_without_rows_and_absent_spans_are_read_back_unchanged(store: Store) -> None:
+    stored = [
         Span(T0, T0 + 9, 1, 9, Basis.EXACT, SpanReason.REPAIRED, GapReason.MISSING_IDS, raw=False),
         Span(T0 + 9, T0 + 9, 10, 12, Basis.EXACT, SpanReason.ABSENT),
     ]
-    await store.write([], [(BTC, one) for one in held])
-    assert await store.spans(BTC, EVER) == held
+    await store.write([], [(BTC, one) for one in stored])
+    assert await store.spans(BTC, EVER) == stored
 
 
-async def test_pieces_are_kept_once_and_mark_their_minute(store: Store) -> None:
+async def test_pieces_are_stored_once_and_mark_their_minute(store: Store) -> None:
     first, second, other = piece(T0, 1), piece(T0, 9), piece(T0 + MINUTE, 12)
     await store.write([], [], [second, other])
     await store.write([], [], [first, second, piece(T0, 1, instrument=ETH)])
@@ -394,39 +407,39 @@ async def test_rows_and_partial_footprints_a_window_are_counted(store: Store) ->
     assert await store.count(BTC, window) == 4
 
 
-async def test_who_wants_to_record_may_where_nobody_else_does(store: Store) -> None:
-    assert set(await store.acquire_leases("one", [BTC, ETH], 60)) == {BTC, ETH}
-    assert set(await store.acquire_leases("one", [BTC], 60)) == {BTC}
+async def test_an_owner_acquires_the_leases_that_no_other_has(store: Store) -> None:
+    assert await store.acquire_leases("one", [BTC, ETH], 60) == {BTC, ETH}
+    assert await store.acquire_leases("one", [BTC], 60) == {BTC}
     await store.release_leases("one")
-    assert set(await store.acquire_leases("two", [BTC, ETH], 60)) == {BTC, ETH}
-    assert await store.acquire_leases("two", [], 60) == {}
+    assert await store.acquire_leases("two", [BTC, ETH], 60) == {BTC, ETH}
+    assert await store.acquire_leases("two", [], 60) == set()
 
 
 @few_examples
 @given(data=st.data())
-async def test_however_batches_overlap_and_repeat_their_content_is_kept_once(new_store: NewStore, data: st.DataObject) -> None:
+async def test_batches_that_overlap_and_repeat_are_stored_once(new_store: NewStore, data: st.DataObject) -> None:
     ids = st.integers(1, 12)
     batches = data.draw(st.lists(st.tuples(st.lists(ids, max_size=6), st.lists(ids, max_size=2), ids, ids), max_size=6))
-    held: dict[int, Span] = {}
+    stored: dict[int, Span] = {}
     async with new_store() as store:
         for trades, firsts, first, count in batches:
             one = span(T0 + first, T0 + first + count, first, first + count)
-            held[first] = max(one, held.get(first, one), key=lambda span: span.end)
+            stored[first] = max(one, stored.get(first, one), key=lambda span: span.end)
             await store.write([trade(seq, T0 + seq) for seq in trades], [(BTC, one)], [piece(T0, 100 * first) for first in firsts])
         assert [one.seq for one in await every_trade(store)] == sorted({seq for batch in batches for seq in batch[0]})
         assert [one.first_seq for one in await store.pieces(BTC, EVER)] == sorted({100 * first for batch in batches for first in batch[1]})
-        assert await store.spans(BTC, EVER) == [held[first] for first in sorted(held)]
+        assert await store.spans(BTC, EVER) == [stored[first] for first in sorted(stored)]
 
 
 async def test_spans_of_a_window_come_with_their_nearest_neighbours(store: Store) -> None:
-    held = [span(T0 + start, T0 + start + 10) for start in range(0, 200, 20)]
-    await store.write([], [(BTC, one) for one in held])
-    assert await store.spans(BTC, Window(T0 + 65, T0 + 105)) == held[2:7]
-    assert await store.spans(BTC, Window(T0 + 72, T0 + 77)) == held[3:5], "a window in a gap"
-    assert await store.spans(BTC, Window(T0 + 65, T0 + 65)) == held[2:5], "an empty window"
-    assert await store.spans(BTC, Window(T0 - 50, T0 - 20)) == held[:1], "before everything"
-    assert await store.spans(BTC, Window(T0 + 500, T0 + 600)) == held[-1:], "after everything"
-    assert await store.spans(BTC, Window(T0 + 70, T0 + 80)) == held[2:6], "ends that only touch"
+    stored = [span(T0 + start, T0 + start + 10) for start in range(0, 200, 20)]
+    await store.write([], [(BTC, one) for one in stored])
+    assert await store.spans(BTC, Window(T0 + 65, T0 + 105)) == stored[2:7]
+    assert await store.spans(BTC, Window(T0 + 72, T0 + 77)) == stored[3:5], "a window in a gap"
+    assert await store.spans(BTC, Window(T0 + 65, T0 + 65)) == stored[2:5], "an empty window"
+    assert await store.spans(BTC, Window(T0 - 50, T0 - 20)) == stored[:1], "before everything"
+    assert await store.spans(BTC, Window(T0 + 500, T0 + 600)) == stored[-1:], "after everything"
+    assert await store.spans(BTC, Window(T0 + 70, T0 + 80)) == stored[2:6], "ends that only touch"
 
 
 async def test_a_long_span_is_found_beneath_shorter_ones(store: Store) -> None:
@@ -443,7 +456,7 @@ async def test_trades_and_coverage_of_one_batch_are_kept_together(store: Store) 
     assert [await store.spans(one, EVER) for one in (BTC, ETH)] == [[span(T0, T0)], [span(T0 + 5, T0 + 5)]]
 
 
-async def test_what_was_asked_for_is_tracked_until_it_is_taken_back(store: Store) -> None:
+async def test_an_instrument_is_tracked_until_it_is_untracked(store: Store) -> None:
     assert await store.tracked() == []
     await store.track([BTC, ETH])
     await store.track([ETH])

@@ -11,6 +11,7 @@ import msgpack
 import pytest
 from mcp.client import Client
 
+from tests.server.calls import MINUTES, arguments_for
 from tests.server.fake import ERAS, FakeRuntime, over, serving
 from wadm_mcp.errors import StoreError
 from wadm_mcp.health import State
@@ -20,9 +21,7 @@ from wadm_mcp.web.app import build_app
 
 pytestmark = pytest.mark.anyio
 
-_WINDOW = {"symbol": "BTCUSDT", "exchange": "binance", "start": "2026-06-01T12:00:00Z", "end": "2026-06-01T12:03:00Z"}
-_ROUTES = {question.path: question.name for question in QUESTIONS if question.path is not None}
-_ASKED = {question.path: {name: value for name, value in _WINDOW.items() if name in question.arguments} for question in QUESTIONS}
+_ROUTES = {question.path: question for question in QUESTIONS if question.path is not None}
 
 
 @asynccontextmanager
@@ -34,12 +33,12 @@ async def _client(runtime: FakeRuntime) -> AsyncGenerator[httpx2.AsyncClient]:
 
 
 @pytest.mark.parametrize("path", _ROUTES)
-async def test_a_json_route_says_what_its_tool_says(path: str) -> None:
+async def test_a_json_route_answers_the_same_as_its_tool(path: str) -> None:
     runtime = FakeRuntime()
-    arguments = _ASKED[path]
+    arguments = arguments_for(_ROUTES[path])
     async with _client(runtime) as http, Client(build_server(runtime)) as mcp:
         response = await http.get(path, params=arguments)
-        result = await mcp.call_tool(_ROUTES[path], dict(arguments))
+        result = await mcp.call_tool(_ROUTES[path].name, dict(arguments))
     assert response.status_code == 200
     assert response.headers["content-type"] == "application/json"
     assert response.json() == result.structured_content
@@ -48,7 +47,7 @@ async def test_a_json_route_says_what_its_tool_says(path: str) -> None:
 
 @pytest.mark.parametrize("path", _ROUTES)
 async def test_messagepack_carries_the_same_as_json(path: str) -> None:
-    arguments = _ASKED[path]
+    arguments = arguments_for(_ROUTES[path])
     async with _client(FakeRuntime()) as client:
         plain = await client.get(path, params=arguments, headers={"Accept": "application/json, application/msgpack;q=0.0"})
         packed = await client.get(path, params=arguments, headers={"Accept": "text/html, Application/MsgPack; q=0.5"})
@@ -70,7 +69,7 @@ async def test_messagepack_carries_the_same_as_json(path: str) -> None:
         ("symbol=ETHUSDX", 404, 'symbol "ETHUSDX" is not followed'),
     ],
 )
-async def test_a_wrong_question_is_answered_with_the_tools_own_line(query: str, status: int, said: str) -> None:
+async def test_an_invalid_question_is_answered_with_the_error_text_of_its_tool(query: str, status: int, said: str) -> None:
     async with _client(FakeRuntime()) as client:
         response = await client.get(f"/api/trades?{query}")
     assert response.status_code == status
@@ -81,11 +80,11 @@ async def test_a_wrong_question_is_answered_with_the_tools_own_line(query: str, 
 async def test_a_store_that_does_not_answer_is_503_and_a_crash_500_without_detail(caplog: pytest.LogCaptureFixture) -> None:
     runtime = FakeRuntime()
     async with _client(runtime) as client:
-        runtime.store.error, runtime.store.spared = StoreError("the store is out of reach"), 1
-        away = await client.get("/api/trades", params=_WINDOW)
+        runtime.store.error, runtime.store.spared = StoreError("the store is unreachable"), 1
+        away = await client.get("/api/trades", params=MINUTES)
         runtime.store.error = ZeroDivisionError("secret detail")
-        crashed = await client.get("/api/trades", params=_WINDOW)
-    assert (away.status_code, away.json()) == (503, {"error": "the store is out of reach"})
+        crashed = await client.get("/api/trades", params=MINUTES)
+    assert (away.status_code, away.json()) == (503, {"error": "the store is unreachable"})
     assert (crashed.status_code, crashed.json()) == (500, {"error": "/api/trades failed inside WADM; the log has the details"})
     assert [record.exc_info is not None for record in caplog.records if record.message == "api.failed"] == [True]
 
@@ -110,7 +109,7 @@ async def test_unknown_paths_and_methods_are_refused_in_json() -> None:
         assert "use GET" in response.json()["error"]
 
 
-async def test_health_tells_every_part_and_nothing_secret() -> None:
+async def test_health_lists_every_part_and_nothing_secret() -> None:
     runtime = FakeRuntime(API_KEY="s3cret")
     runtime.health.count("frames.bad", 2)
     async with _client(runtime) as client:
@@ -142,7 +141,7 @@ async def test_nine_and_more_clients_of_every_kind_share_one_runtime() -> None:
                 for transport in ("http", "sse"):
                     async with over(transport, url, era) as one, over(transport, url, era) as two, over(transport, url, era) as three:
                         for client in (one, two, three):
-                            result = await client.call_tool("get_trades", {**_WINDOW, "limit": 3})
+                            result = await client.call_tool("get_trades", {**MINUTES, "limit": 3})
                             (block,) = result.content
                             assert result.structured_content == json.loads(getattr(block, "text", ""))
             assert runtime.entries == 1

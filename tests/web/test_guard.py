@@ -79,7 +79,7 @@ async def test_the_key_opens_either_way(headers: dict[str, Any]) -> None:
         assert (await client.get("/nowhere", headers=headers)).status_code == 404
 
 
-async def test_without_a_key_set_none_is_asked() -> None:
+async def test_without_a_key_in_the_settings_none_is_required() -> None:
     async with _client() as client:
         assert (await client.get("/api/markets")).status_code == 200
 

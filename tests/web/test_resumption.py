@@ -1,4 +1,4 @@
-"""A stream that breaks before its answer: the client comes back with the last event it has and gets the rest, of its own session only."""
+"""A stream that breaks before its answer: the client reconnects with its last event and gets the rest, of its own session only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mcp_types import JSONRPCNotification, JSONRPCResponse
 
 from tests.server.fake import FakeRuntime, serving
 from wadm_mcp.server.server import WadmServer
-from wadm_mcp.web.resumption import Sent
+from wadm_mcp.web.resumption import SessionEvents
 
 pytestmark = pytest.mark.anyio
 
@@ -27,7 +27,7 @@ INITIALIZE = {"protocolVersion": VERSION, "capabilities": {}, "clientInfo": {"na
 
 
 def call(method: str, params: dict[str, Any]) -> dict[str, Any]:
-    """A request with the id that every other request of these tests has too."""
+    """A request with the same id as every other request of these tests."""
     return {"jsonrpc": "2.0", "id": 7, "method": method, "params": params}
 
 
@@ -53,7 +53,7 @@ async def session(url: str) -> AsyncGenerator[httpx2.AsyncClient]:
 
 
 async def broken_off(client: httpx2.AsyncClient, said: str) -> str:
-    """Call the slow tool and hang up once the stream is open; the last event that came."""
+    """Call the slow tool and disconnect once the stream is open. Returns the id of the last event."""
     async with client.stream("POST", "/mcp", json=call("tools/call", {"name": "wait", "arguments": {"said": said}})) as response:
         async for last, data in events(response):
             assert data == ""
@@ -62,63 +62,63 @@ async def broken_off(client: httpx2.AsyncClient, said: str) -> str:
 
 
 async def resumed(client: httpx2.AsyncClient, last: str) -> list[str]:
-    """What is sent to a client that comes back with this event, until the stream ends."""
+    """What a client that reconnects with this event receives, until the stream ends."""
     async with client.stream("GET", "/mcp", headers={"Last-Event-ID": last}) as response:
         return [data async for _, data in events(response) if data]
 
 
 def declare_wait(server: WadmServer) -> tuple[anyio.Semaphore, anyio.Event]:
-    """A tool that answers when it is allowed to: how many calls have begun, and the leave."""
-    begun, leave = anyio.Semaphore(0), anyio.Event()
+    """Declare a tool that answers once the returned event is set; the semaphore counts the calls that have begun."""
+    begun, answer = anyio.Semaphore(0), anyio.Event()
 
     @server.tool(structured_output=False)
     async def wait(said: str) -> str:
         """Wait."""
         begun.release()
-        await leave.wait()
+        await answer.wait()
         return said
 
-    return begun, leave
+    return begun, answer
 
 
 async def test_an_answer_whose_stream_broke_is_sent_to_the_session_that_asked_and_to_no_other() -> None:
     with anyio.fail_after(20):
         async with serving(FakeRuntime()) as (url, server), session(url) as one, session(url) as other:
-            begun, leave = declare_wait(server)
+            begun, answer = declare_wait(server)
             ours, theirs = await broken_off(one, "ours"), await broken_off(other, "theirs")
             for _ in range(2):
                 await begun.acquire()
-            leave.set()
+            answer.set()
             answers = [await resumed(one, ours), await resumed(other, theirs)]
             crossed = [await resumed(one, theirs), await resumed(other, ours)]
     assert [[json.loads(data)["result"]["content"][0]["text"] for data in answer] for answer in answers] == [["ours"], ["theirs"]]
     assert crossed == [[], []]
 
 
-async def test_only_what_followed_the_last_event_is_sent_again_and_what_has_gone_is_not() -> None:
-    sent = Sent(deque(maxlen=3), count(1))
+async def test_only_kept_events_after_the_last_one_are_sent_again() -> None:
+    sent = SessionEvents(deque(maxlen=3), count(1))
     progress = JSONRPCNotification(jsonrpc="2.0", method="notifications/progress")
     answer = JSONRPCResponse(jsonrpc="2.0", id=1, result={})
     replayed: list[EventMessage] = []
 
-    async def take(message: EventMessage) -> None:
+    async def collect(message: EventMessage) -> None:
         replayed.append(message)
 
     first = await sent.store_event("1", None)
     second = await sent.store_event("1", progress)
-    assert await sent.replay_events_after(first, take) == "1"
-    assert await sent.replay_events_after(second, take) == "1"
+    assert await sent.replay_events_after(first, collect) == "1"
+    assert await sent.replay_events_after(second, collect) == "1"
     third = await sent.store_event("1", answer)
-    assert await sent.replay_events_after(second, take) is None
-    assert await sent.replay_events_after(third, take) is None
+    assert await sent.replay_events_after(second, collect) is None
+    assert await sent.replay_events_after(third, collect) is None
     assert replayed == [EventMessage(progress, second), EventMessage(answer, third)]
     await sent.store_event("2", None)
-    assert await sent.replay_events_after(first, take) is None
+    assert await sent.replay_events_after(first, collect) is None
     assert len(replayed) == 2
 
 
-async def test_a_listening_stream_goes_on_without_its_past() -> None:
-    sent = Sent(kept := deque(), count(1))
+async def test_a_listening_stream_resumes_without_earlier_events() -> None:
+    sent = SessionEvents(kept := deque(), count(1))
     last = await sent.store_event(GET_STREAM_KEY, JSONRPCNotification(jsonrpc="2.0", method="notifications/resources/updated"))
 
     async def refuse(_: EventMessage) -> None:

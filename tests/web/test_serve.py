@@ -26,7 +26,7 @@ async def _serve(runtime: FakeRuntime, started: Callable[[str], None] | None = N
 
 
 class _Served:
-    """Serves a runtime beside a test, and knows when it has returned."""
+    """Serves a runtime in a task of the test, and records when it has returned."""
 
     def __init__(self, runtime: FakeRuntime) -> None:
         self.runtime = runtime
@@ -86,7 +86,7 @@ async def test_a_signal_ends_the_streams_of_mcp_clients(caplog: pytest.LogCaptur
     assert [record.getMessage() for record in caplog.records if record.name == "uvicorn.error" and record.levelno >= logging.ERROR] == []
 
 
-async def test_a_runtime_that_cannot_go_on_is_told_after_the_shutdown() -> None:
+async def test_the_error_of_a_failed_runtime_is_raised_after_the_shutdown() -> None:
     runtime = FakeRuntime()
     served = _Served(runtime)
     with anyio.fail_after(5):
@@ -122,12 +122,12 @@ async def test_a_taken_port_stops_the_start_before_anything_is_entered() -> None
 @pytest.mark.parametrize("host", ["203.0.113.7", "no.such.host.invalid", "::ffff:fff"])
 async def test_a_host_that_is_not_this_machine_is_refused(host: str) -> None:
     runtime = FakeRuntime(WADM_HOST=host, API_KEY="key")
-    with pytest.raises(SettingError, match=rf"^WADM_HOST={host}: this is no address of this machine"):
+    with pytest.raises(SettingError, match=rf"^WADM_HOST={host}: this is not an address of this machine"):
         await _serve(runtime)
 
 
 async def test_beyond_loopback_a_key_is_needed() -> None:
-    with pytest.raises(SettingError, match=r"^WADM_HOST=0\.0\.0\.0: beyond loopback API_KEY must be set"):
+    with pytest.raises(SettingError, match=r"^WADM_HOST=0\.0\.0\.0: API_KEY must be set when the host is not loopback"):
         await _serve(FakeRuntime(WADM_HOST="0.0.0.0"))
 
 

@@ -1,8 +1,8 @@
-"""The mergeable aggregate: what one stretch of one instrument's tape leaves behind.
+"""Bars and footprints: the aggregates of trades from which every other figure is derived.
 
-A `Bar` holds the figures that depend on the order of trades, a `Footprint` adds volume and fills by price and side.
-Everything else (profiles, order flow, longer bars) is a merge of these. All numbers are exact integers at the bar's
-`Scale`; a finer price or quantity rescales the whole, nothing is ever rounded.
+A `Bar` has the figures that depend on the order of trades, a `Footprint` adds volume and fills by price and side. Profiles, order flow and
+longer bars are merges of these. All numbers are exact integers at the bar's `Scale`. A trade with more decimals rescales the whole bar;
+nothing is ever rounded.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ import msgspec
 from wadm_mcp.model import Scale, Trade, TradeType, at_decimals, rescale
 
 Cell: TypeAlias = list[int]
-"""What traded at one price: `[buy_volume, sell_volume, buy_fills, sell_fills]`."""
+"""The trades at one price: `[buy_volume, sell_volume, buy_fills, sell_fills]`."""
 
 _Columns: TypeAlias = tuple[list[int], ...]
-"""Of the packed form: the differences of the prices, then buy volume, sell volume, buy fills, sell fills."""
+"""The columns of the packed form: differences of the prices, buy volume, sell volume, buy fills, sell fills."""
 
 VERSION: Final = 1
-"""Of the packed form. A reader refuses every other."""
+"""Version of the packed form. `unpack` refuses any other."""
 
 _BUY: Final = TradeType.BUY
 
 
 class Bar(msgspec.Struct, gc=False, array_like=True, forbid_unknown_fields=True):
-    """The figures of one stretch of trades. With `trade_count` 0 it is empty and its prices are None.
+    """The figures of consecutive trades of one instrument. A bar with `trade_count` 0 is empty and its prices are None.
 
-    `trade_count` is a sum of fills. `notional` is the sum of price times quantity, at `scale.price + scale.quantity` decimals.
-    `first_at`, `first_seq`, `last_at`, `last_seq` are time and seq of the outermost trades.
-    `min_delta` and `max_delta` are the extremes of the delta after each matching event, in the exchange's order, the start value 0 not
-    counted; None in a bar that is not empty means that they cannot be computed. Trades of one timestamp and seq are one event: one
-    aggressor made them, and in which order nobody says, so that only the first event of a bar must be seen whole.
+    `trade_count` is the sum of fills. `notional` is the sum of price times quantity, at `scale.price + scale.quantity` decimals.
+    `first_at`, `first_seq`, `last_at` and `last_seq` are time and seq of the first and the last trade.
+    `min_delta` and `max_delta` are the extremes of the delta after each matching event, in the exchange's order, without the start value 0.
+    None in a bar with trades means that they cannot be computed. Trades with the same timestamp and seq are one event of one aggressor:
+    within it the delta moves in one direction, so that only the first event of a bar has to be complete before its delta counts.
     """
 
     scale: Scale
@@ -68,15 +68,15 @@ class Bar(msgspec.Struct, gc=False, array_like=True, forbid_unknown_fields=True)
         return self.buy_volume - self.sell_volume
 
     def add(self, *trades: Trade) -> None:
-        """Count trades, one after the other. Open and close are exact whatever the order of arrival.
+        """Adds trades. Open and close are exact in any order of arrival.
 
-        A trade that lies before the last one by (timestamp, seq) makes `min_delta` and `max_delta` None for good: the path
-        between is unknown.
+        A trade before the last one by (timestamp, seq) sets `min_delta` and `max_delta` to None permanently: the bar does not keep the
+        delta in between.
         """
-        self._fold(self._alike(trades))
+        self._count(self._at_own_scale(trades))
 
-    def _alike(self, trades: Sequence[Trade]) -> Sequence[Trade]:
-        """The trades at the scale of the bar, which becomes the finest of all."""
+    def _at_own_scale(self, trades: Sequence[Trade]) -> Sequence[Trade]:
+        """The trades at the bar's scale, after the bar took the finest scale of all of them."""
         scale = self.scale
         for trade in trades:
             if trade.scale is not scale and trade.scale != scale:
@@ -85,10 +85,10 @@ class Bar(msgspec.Struct, gc=False, array_like=True, forbid_unknown_fields=True)
             return trades
         for trade in trades:
             self._refine(trade.scale)
-        return [_at(trade, self.scale) for trade in trades]
+        return [_rescaled_trade(trade, self.scale) for trade in trades]
 
-    def _fold(self, trades: Iterable[Trade]) -> None:
-        """Count trades at the bar's scale. Hot: every trade comes through here, so the figures are locals meanwhile."""
+    def _count(self, trades: Iterable[Trade]) -> None:
+        """Adds trades that have the bar's scale. Hot path of every trade: the figures are local variables for speed."""
         high, low, close, fills, notional = self.high, self.low, self.close, self.trade_count, self.notional
         buys, sells, lowest, highest = self.buy_volume, self.sell_volume, self.min_delta, self.max_delta
         first_at, first_seq, last_at, last_seq = self.first_at, self.first_seq, self.last_at, self.last_seq
@@ -128,19 +128,19 @@ class Bar(msgspec.Struct, gc=False, array_like=True, forbid_unknown_fields=True)
         self.first_at, self.first_seq, self.last_at, self.last_seq = first_at, first_seq, last_at, last_seq
 
     def rescaled(self, scale: Scale) -> Bar:
-        """A copy with more decimals; `ValueError` where the bar has more decimals than `scale`."""
+        """A copy at a finer scale. `ValueError` if the bar has more decimals than `scale`."""
         _check_finer(self.scale, scale)
         bar = copy(self)
         bar._refine(scale)
         return bar
 
     def then(self, later: Bar) -> Bar:
-        """This stretch and the one that follows it on the same instrument, as one. Associative; an empty bar changes nothing."""
+        """This bar and a later one of the same instrument merged into one. Associative; an empty bar changes nothing."""
         one, two = self._aligned(later)
         if one.high is None or two.high is None:
             return two if one.high is None else one
         delta, lowest, highest = one.delta, one.min_delta, one.max_delta
-        one._include(two)
+        one._merge_unordered(two)
         one.close, one.last_at, one.last_seq = two.close, two.last_at, two.last_seq
         if lowest is not None and two.min_delta is not None:
             one.min_delta = min(lowest, delta + two.min_delta)
@@ -149,14 +149,15 @@ class Bar(msgspec.Struct, gc=False, array_like=True, forbid_unknown_fields=True)
         return one
 
     def beside(self, other: Bar) -> Bar:
-        """The same stretch on two instruments, as one: exchanges order their own trades only, so min and max delta are lost.
+        """Two bars of the same time on two instruments merged into one.
 
-        Open comes from the side that traded first, close from the one that traded last; on equal times from this one.
+        Open comes from the bar that traded first, close from the bar that traded last; on equal times both come from this bar. Min and max
+        delta become None, because no common order of the trades of two exchanges exists.
         """
         one, two = self._aligned(other)
         if one.high is None or two.high is None:
             return two if one.high is None else one
-        one._include(two)
+        one._merge_unordered(two)
         if two.first_at < one.first_at:
             one.open, one.first_at, one.first_seq = two.open, two.first_at, two.first_seq
         if two.last_at > one.last_at:
@@ -164,16 +165,16 @@ class Bar(msgspec.Struct, gc=False, array_like=True, forbid_unknown_fields=True)
         return one
 
     def pack(self) -> bytes:
-        """The bar as MessagePack; `Bar.unpack` reads it back equal."""
+        """The bar as MessagePack, for `Bar.unpack`."""
         return pack(_bar_row(self))
 
     @classmethod
     def unpack(cls, data: bytes) -> Bar:
-        """A packed bar; `ValueError` with one line for anything else."""
+        """The bar that `pack` wrote. `ValueError` with one line for other data."""
         return _read_bar(unpack(data, _BAR, "bar"))
 
     def _refine(self, scale: Scale) -> None:
-        """Take on the finest of both scales, in place."""
+        """Takes the finest of both scales, in place."""
         finest = self.scale.finest(scale)
         if finest == self.scale:
             return
@@ -193,8 +194,8 @@ class Bar(msgspec.Struct, gc=False, array_like=True, forbid_unknown_fields=True)
         finest = self.scale.finest(other.scale)
         return self.rescaled(finest), other.rescaled(finest)
 
-    def _include(self, other: Bar) -> None:
-        """Take in, in place, what does not depend on order. Neither bar is empty; min and max delta are left unknown."""
+    def _merge_unordered(self, other: Bar) -> None:
+        """Adds, in place, the figures of `other` that do not depend on order. Neither bar is empty. Min and max delta become None."""
         if self.high is not None and other.high is not None:
             self.high = max(self.high, other.high)
         if self.low is not None and other.low is not None:
@@ -209,7 +210,7 @@ class Bar(msgspec.Struct, gc=False, array_like=True, forbid_unknown_fields=True)
 class Footprint:
     """A bar and its cells: volume and fills by price and side. Prices are integers at `bar.scale.price`.
 
-    One that was unpacked keeps its columns until somebody asks for a cell: most are merged into another and never looked into.
+    An unpacked footprint keeps its columns until its cells are read: most are only merged into another one.
     """
 
     __slots__ = ("_cells", "_columns", "bar")
@@ -221,7 +222,7 @@ class Footprint:
 
     @property
     def cells(self) -> dict[int, Cell]:
-        """What traded at each price."""
+        """The cell of each price with trades."""
         cells = self._cells
         if cells is None:
             assert self._columns is not None
@@ -236,24 +237,24 @@ class Footprint:
 
     @property
     def levels(self) -> int:
-        """Prices at which it traded."""
+        """Number of prices with trades."""
         return len(self.cells) if self._columns is None else len(self._columns[0])
 
     @property
     def scale(self) -> Scale:
-        """What the integers of bar and cells stand for."""
+        """Scale of the integers of bar and cells."""
         return self.bar.scale
 
     def add(self, *trades: Trade) -> None:
-        """Count trades, one after the other; see `Bar.add`."""
+        """Adds trades; see `Bar.add`."""
         before = self.scale
         bar = self.bar
-        alike = bar._alike(trades)
+        rescaled = bar._at_own_scale(trades)
         cells = self.cells
         if bar.scale != before:
-            cells = self.cells = _refined(cells, before, bar.scale)
-        bar._fold(alike)
-        for trade in alike:
+            cells = self.cells = _rescaled_cells(cells, before, bar.scale)
+        bar._count(rescaled)
+        for trade in rescaled:
             try:
                 cell = cells[trade.price]
             except KeyError:
@@ -266,115 +267,116 @@ class Footprint:
                 cell[3] += trade.fills
 
     def rescaled(self, scale: Scale) -> Footprint:
-        """The same footprint with more decimals, sharing nothing with this one; `ValueError` for fewer decimals."""
+        """A copy at a finer scale that shares nothing with this footprint. `ValueError` if the footprint has more decimals than `scale`."""
         _check_finer(self.scale, scale)
         footprint = Footprint(scale)
-        footprint._include(self)
+        footprint._add_cells(self)
         footprint.bar = self.bar.rescaled(scale)
         return footprint
 
     def at(self, scale: Scale) -> Footprint:
-        """This footprint where it is at that scale, else a copy with more decimals; for those who change neither."""
+        """This footprint if it has that scale, else a copy at it. Only for callers that change neither."""
         return self if self.scale == scale else self.rescaled(scale)
 
     def then(self, later: Footprint) -> Footprint:
-        """This stretch and the one that follows it on the same instrument, as one; see `Bar.then`."""
+        """This footprint and a later one of the same instrument merged into one; see `Bar.then`."""
         footprint = self.rescaled(self.scale.finest(later.scale))
-        footprint._include(later)
+        footprint._add_cells(later)
         footprint.bar = footprint.bar.then(later.bar)
         return footprint
 
     def beside(self, other: Footprint) -> Footprint:
-        """The same stretch on two instruments, as one; see `Bar.beside`."""
+        """Two footprints of the same time on two instruments merged into one; see `Bar.beside`."""
         footprint = self.rescaled(self.scale.finest(other.scale))
-        footprint._include(other)
+        footprint._add_cells(other)
         footprint.bar = footprint.bar.beside(other.bar)
         return footprint
 
     def take_beside(self, other: Footprint) -> None:
-        """As `beside`, in place; `other` is left as it is."""
+        """`beside` in place: merges `other` into this footprint and leaves `other` unchanged."""
         self._refine(other.scale)
-        self._include(other)
+        self._add_cells(other)
         self.bar = self.bar.beside(other.bar)
 
     @classmethod
     def consecutive(cls, footprints: Iterable[Footprint], scale: Scale, *, row: Decimal | None = None, give_up: bool = False) -> Footprint:
-        """Many stretches of one instrument, given in time order, as one at the finest scale of `scale` and theirs. Who gives them up lets
-        the merge grow in the largest of them.
+        """Merges footprints of one instrument, given in time order, at the finest scale of `scale` and theirs.
 
-        With `row` (in price units) each cell is a row of that size, at the multiple of it from which on it reaches: all that a profile of
-        such rows needs, for a tenth of the time. Bar and sums are those of the single prices.
+        With `row` (in price units) each cell of the result is a row of that size, named by its low price. This is all that a profile with
+        such rows needs, in a tenth of the time. The bar is the same as without `row`.
+
+        With `give_up` the caller does not use the footprints afterwards: the result takes over the cells of the largest one.
         """
-        stretches = list(footprints)
-        for footprint in stretches:
+        parts = list(footprints)
+        for footprint in parts:
             scale = scale.finest(footprint.scale)
         merged = cls(scale)
         if row is not None:
             size = at_decimals(row, scale.price)
-            for footprint in stretches:
-                merged._fold(footprint.at(scale), size)
+            for footprint in parts:
+                merged._add_rows(footprint.at(scale), size)
                 merged.bar = merged.bar.then(footprint.bar)
             return merged
-        largest = max((one for one in stretches if one.scale == scale), key=lambda one: one.levels, default=None) if give_up else None
+        largest = max((one for one in parts if one.scale == scale), key=lambda one: one.levels, default=None) if give_up else None
         if largest is not None:
             merged.cells = largest.cells
-        for footprint in stretches:
+        for footprint in parts:
             if footprint is not largest:
-                merged._include(footprint)
+                merged._add_cells(footprint)
             merged.bar = merged.bar.then(footprint.bar)
         return merged
 
-    def _fold(self, other: Footprint, row: int) -> None:
-        """Add the cells of a footprint of the same scale to those of the rows they lie in; the bar is left to the caller."""
-        prices, columns = other._sorted()
-        held, place, count = self.cells, 0, len(prices)
-        while place < count:
-            bottom = prices[place] - prices[place] % row
-            end = bisect_left(prices, bottom + row, place)
-            added = [sum(column[place:end]) for column in columns]
-            mine = held.get(bottom)
-            held[bottom] = added if mine is None else [*map(add, mine, added)]
-            place = end
+    def _add_rows(self, other: Footprint, row: int) -> None:
+        """Adds the cells of a footprint of the same scale to the cells of their rows. The caller merges the bars."""
+        prices, columns = other._sorted_columns()
+        rows, start, count = self.cells, 0, len(prices)
+        while start < count:
+            bottom = prices[start] - prices[start] % row
+            end = bisect_left(prices, bottom + row, start)
+            added = [sum(column[start:end]) for column in columns]
+            cell = rows.get(bottom)
+            rows[bottom] = added if cell is None else [*map(add, cell, added)]
+            start = end
 
-    def _sorted(self) -> tuple[list[int], Sequence[Sequence[int]]]:
-        """Prices from low to high, and their columns."""
+    def _sorted_columns(self) -> tuple[list[int], Sequence[Sequence[int]]]:
+        """The prices from low to high, and the columns of their cells."""
         if self._columns is not None:
             steps, *columns = self._columns
             return list(accumulate(steps)), columns
         prices = sorted(self.cells)
         return prices, list(zip(*map(self.cells.__getitem__, prices), strict=True))
 
-    def _include(self, other: Footprint) -> None:
-        """Add the cells of a footprint at a scale that is no finer, in place; the bar is left to the caller."""
-        held, finest = self.cells, self.scale
+    def _add_cells(self, other: Footprint) -> None:
+        """Adds, in place, the cells of a footprint whose scale is not finer than this one's. The caller merges the bars."""
+        mine, finest = self.cells, self.scale
         if other._columns is not None and other.scale == finest:
             steps, *columns = other._columns
             for price, buy, sell, buy_fills, sell_fills in zip(accumulate(steps), *columns, strict=True):
-                mine = held.get(price)
-                if mine is None:
-                    held[price] = [buy, sell, buy_fills, sell_fills]
+                cell = mine.get(price)
+                if cell is None:
+                    mine[price] = [buy, sell, buy_fills, sell_fills]
                 else:
-                    mine[0] += buy
-                    mine[1] += sell
-                    mine[2] += buy_fills
-                    mine[3] += sell_fills
+                    cell[0] += buy
+                    cell[1] += sell
+                    cell[2] += buy_fills
+                    cell[3] += sell_fills
             return
-        for price, cell in (other.cells if other.scale == finest else _refined(other.cells, other.scale, finest)).items():
-            mine = held.get(price)
-            if mine is None:
-                held[price] = cell.copy()
+        for price, added in (other.cells if other.scale == finest else _rescaled_cells(other.cells, other.scale, finest)).items():
+            cell = mine.get(price)
+            if cell is None:
+                mine[price] = added.copy()
             else:
-                mine[0] += cell[0]
-                mine[1] += cell[1]
-                mine[2] += cell[2]
-                mine[3] += cell[3]
+                cell[0] += added[0]
+                cell[1] += added[1]
+                cell[2] += added[2]
+                cell[3] += added[3]
 
     def _refine(self, scale: Scale) -> None:
-        """Take on the finest of both scales, in place."""
+        """Takes the finest of both scales, in place."""
         before = self.scale
         self.bar._refine(scale)
         if self.scale != before:
-            self.cells = _refined(self.cells, before, self.scale)
+            self.cells = _rescaled_cells(self.cells, before, self.scale)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Footprint) and self.bar == other.bar and self.cells == other.cells
@@ -394,12 +396,14 @@ class Footprint:
 
     @classmethod
     def unpack(cls, data: bytes, row: Decimal | None = None) -> Self:
-        """A packed footprint; `ValueError` with one line for anything else, and for cells that do not add up to their bar. `row` is the
-        one that its cells were made by in `consecutive`."""
-        outline, *packed = unpack(data, _FOOTPRINT, "footprint")
+        """The footprint that `pack` wrote. `row` is the row size that `consecutive` was given, if any.
+
+        `ValueError` with one line for other data, and for cells that do not add up to their bar.
+        """
+        bar_row, *packed = unpack(data, _FOOTPRINT, "footprint")
         steps, *columns = (integers(column) for column in packed)
         footprint = cls(Scale(0, 0))
-        bar = footprint.bar = _read_bar(outline)
+        bar = footprint.bar = _read_bar(bar_row)
         if any(len(column) != len(steps) for column in columns):
             raise ValueError(f"a packed footprint is malformed: {len(steps)} prices, but columns of {[len(column) for column in columns]}")
         if min(steps[1:], default=1) <= 0 or any(min(column, default=0) < 0 for column in columns):
@@ -410,8 +414,8 @@ class Footprint:
             size = at_decimals(row, bar.scale.price)
             if outermost == [bar.low - bar.low % size, bar.high - bar.high % size]:
                 outermost = [bar.low, bar.high]
-        found = (*outermost, buys, sells, buy_fills + sell_fills)
-        if found != (bar.low, bar.high, bar.buy_volume, bar.sell_volume, bar.trade_count):
+        totals = (*outermost, buys, sells, buy_fills + sell_fills)
+        if totals != (bar.low, bar.high, bar.buy_volume, bar.sell_volume, bar.trade_count):
             raise ValueError("a packed footprint is malformed: its cells do not add up to its bar")
         footprint._cells, footprint._columns = None, (steps, *columns)
         return footprint
@@ -419,10 +423,10 @@ class Footprint:
 
 def _check_finer(scale: Scale, finer: Scale) -> None:
     if scale.finest(finer) != finer:
-        raise ValueError(f"{scale} cannot be written at {finer} without rounding; give a scale at least as fine in both")
+        raise ValueError(f"{scale} cannot be converted to {finer} without rounding; both numbers of decimals must be at least as large")
 
 
-def _at(trade: Trade, scale: Scale) -> Trade:
+def _rescaled_trade(trade: Trade, scale: Scale) -> Trade:
     return msgspec.structs.replace(
         trade,
         price=rescale(trade.price, trade.scale.price, scale.price),
@@ -431,29 +435,29 @@ def _at(trade: Trade, scale: Scale) -> Trade:
     )
 
 
-def _refined(cells: dict[int, Cell], scale: Scale, finer: Scale) -> dict[int, Cell]:
+def _rescaled_cells(cells: dict[int, Cell], scale: Scale, finer: Scale) -> dict[int, Cell]:
     by_price, by_quantity = 10 ** (finer.price - scale.price), 10 ** (finer.quantity - scale.quantity)
     return {price * by_price: [buy * by_quantity, sell * by_quantity, *fills] for price, (buy, sell, *fills) in cells.items()}
 
 
 Packed: TypeAlias = int | bytes
-"""An integer in MessagePack: its own form up to 64 bits, beyond that big-endian two's complement bytes."""
+"""An integer in MessagePack: an integer up to 64 bits, big-endian two's complement bytes beyond that."""
 
 _Row: TypeAlias = list[Packed | None]
 _Column: TypeAlias = list[Packed]
-_LONGEST: Final = 128
-"""Bytes of the largest integer that is read: far beyond any sum of prices times quantities, small enough to be harmless."""
-_FINEST: Final = 255
-"""Decimals of the finest scale that is read."""
+_MAX_INTEGER_BYTES: Final = 128
+"""Longest packed integer that is read: more than any sum of prices times quantities needs, and short enough to be harmless."""
+_MAX_DECIMALS: Final = 255
+"""Most decimals of a scale that is read."""
 
-_SEALED: Final = msgspec.msgpack.Decoder(tuple[int, msgspec.Raw])
+_VERSIONED: Final = msgspec.msgpack.Decoder(tuple[int, msgspec.Raw])
 _BAR: Final = msgspec.msgpack.Decoder(_Row)
 _FOOTPRINT: Final = msgspec.msgpack.Decoder(tuple[_Row, _Column, _Column, _Column, _Column, _Column])
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 
 def pack(content: object) -> bytes:
-    """Lists, texts and integers of any size as versioned MessagePack."""
+    """Encodes lists, texts and integers of any size as MessagePack, preceded by the version."""
     try:
         return _encode((VERSION, content))
     except OverflowError:
@@ -464,9 +468,9 @@ T = TypeVar("T")
 
 
 def unpack(data: bytes, decoder: msgspec.msgpack.Decoder[T], what: str) -> T:
-    """The content that `decoder` expects of `what`; `ValueError` with one line for an unknown version and anything malformed."""
+    """Decodes packed data with `decoder`. `ValueError` with one line for malformed data and other versions; it names `what` was packed."""
     try:
-        version, content = _SEALED.decode(data)
+        version, content = _VERSIONED.decode(data)
         if version == VERSION:
             return decoder.decode(content)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -475,16 +479,16 @@ def unpack(data: bytes, decoder: msgspec.msgpack.Decoder[T], what: str) -> T:
 
 
 def integer(value: Packed) -> int:
-    """An integer as it was before `pack`."""
+    """The integer that `pack` was given."""
     if isinstance(value, int):
         return value
-    if len(value) > _LONGEST:
-        raise ValueError(f"a packed integer of {len(value)} bytes is malformed: at most {_LONGEST} are read")
+    if len(value) > _MAX_INTEGER_BYTES:
+        raise ValueError(f"a packed integer of {len(value)} bytes is malformed: at most {_MAX_INTEGER_BYTES} bytes are allowed")
     return int.from_bytes(value, signed=True)
 
 
 def integers(column: list[Packed]) -> list[int]:
-    """A column of integers as it was before `pack`."""
+    """The column of integers that `pack` was given."""
     return [integer(value) for value in column] if bytes in map(type, column) else cast("list[int]", column)
 
 
@@ -502,13 +506,13 @@ def _bar_row(bar: Bar) -> list[int | None]:
 def _read_bar(row: _Row) -> Bar:
     values = [None if value is None else integer(value) for value in row]
     if len(values) != 1 + len(Bar.__struct_fields__):
-        raise ValueError(f"a packed bar is malformed: {len(values)} figures where {1 + len(Bar.__struct_fields__)} belong")
+        raise ValueError(f"a packed bar is malformed: {len(values)} figures, expected {1 + len(Bar.__struct_fields__)}")
     try:
         bar = msgspec.convert([values[:2], *values[2:]], Bar)
     except msgspec.ValidationError as error:
         raise ValueError(f"a packed bar is malformed: {error}") from error
-    if not all(0 <= decimals <= _FINEST for decimals in bar.scale):
-        raise ValueError(f"a packed bar is malformed: {bar.scale} lies outside 0 to {_FINEST} decimals")
+    if not all(0 <= decimals <= _MAX_DECIMALS for decimals in bar.scale):
+        raise ValueError(f"a packed bar is malformed: {bar.scale} is outside 0 to {_MAX_DECIMALS} decimals")
     if (bar.high is None) != (bar.low is None) or (bar.high is None and bar.volume):
         raise ValueError("a packed bar is malformed: it has volume without prices")
     return bar

@@ -1,4 +1,4 @@
-"""Which of two flows moves first: correlation of one series with the other, shifted."""
+"""Which of two flows moves first: the correlation of one series with a shifted copy of the other."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from math import sqrt
 from typing import Final, NamedTuple
 
-FEWEST: Final = 30
-"""Pairs without which no correlation is told."""
+MIN_PAIRS: Final = 30
+"""With fewer pairs there is no correlation."""
 
 
 class LeadLag(NamedTuple):
-    """`same` is the correlation at no shift. `shift` is the one at which it is furthest from 0, in steps: above 0 the first series leads,
-    below 0 the second; `shifted` is the correlation there. `noise` is `2 / sqrt(pairs)`: unrelated series pass it one time in twenty."""
+    """The correlation of two series without a shift and at the shift where it is strongest.
+
+    `same` is the correlation without a shift, `shifted` the one furthest from 0, and `shift` the number of steps at which it was found:
+    above 0 the first series leads, below 0 the second. `noise` is `2 / sqrt(pairs)`, which unrelated series exceed one time in twenty.
+    """
 
     pairs: int
     same: float
@@ -21,29 +24,30 @@ class LeadLag(NamedTuple):
     noise: float
 
 
-def lead_lag(first: Sequence[float | None], second: Sequence[float | None], most: int) -> LeadLag | None:
-    """How two series of equal length go together, over shifts of up to `most` steps either way; on equal strength the smallest shift.
+def lead_lag(first: Sequence[float | None], second: Sequence[float | None], max_shift: int) -> LeadLag | None:
+    """Correlates two series of equal length at every shift of up to `max_shift` steps in both directions.
 
-    Pairs in which either is None are left out. None with fewer than `FEWEST` pairs at any shift, and where one of the series stands still.
+    Of equally strong shifts the smallest wins. Pairs in which either value is None are ignored. Returns None if any shift has fewer than
+    `MIN_PAIRS` pairs, or if one of the series is constant.
     """
-    found: dict[int, float] = {}
-    for shift in sorted(range(-most, most + 1), key=lambda shift: (abs(shift), -shift)):
-        told = correlation(first[: len(first) - shift], second[shift:]) if shift >= 0 else correlation(first[-shift:], second[:shift])
-        if told is None:
+    correlations: dict[int, float] = {}
+    for shift in sorted(range(-max_shift, max_shift + 1), key=lambda shift: (abs(shift), -shift)):
+        value = correlation(first[: len(first) - shift], second[shift:]) if shift >= 0 else correlation(first[-shift:], second[:shift])
+        if value is None:
             return None
-        found[shift] = told
-    best = max(found, key=lambda shift: abs(found[shift]))
+        correlations[shift] = value
+    best = max(correlations, key=lambda shift: abs(correlations[shift]))
     pairs = sum(one is not None and two is not None for one, two in zip(first, second, strict=True))
-    return LeadLag(pairs, found[0], best, found[best], 2 / sqrt(pairs))
+    return LeadLag(pairs, correlations[0], best, correlations[best], 2 / sqrt(pairs))
 
 
 def correlation(first: Sequence[float | None], second: Sequence[float | None]) -> float | None:
-    """Pearson's correlation of the pairs in which both are known."""
+    """Pearson's correlation of the pairs in which both values are known. None with fewer than `MIN_PAIRS`, or for a constant series."""
     pairs = [(one, two) for one, two in zip(first, second, strict=True) if one is not None and two is not None]
-    if len(pairs) < FEWEST:
+    if len(pairs) < MIN_PAIRS:
         return None
     count = len(pairs)
-    middle_one, middle_two = sum(one for one, _ in pairs) / count, sum(two for _, two in pairs) / count
-    together = sum((one - middle_one) * (two - middle_two) for one, two in pairs)
-    spread = sum((one - middle_one) ** 2 for one, _ in pairs) * sum((two - middle_two) ** 2 for _, two in pairs)
-    return together / sqrt(spread) if spread > 0 else None
+    mean_one, mean_two = sum(one for one, _ in pairs) / count, sum(two for _, two in pairs) / count
+    covariance = sum((one - mean_one) * (two - mean_two) for one, two in pairs)
+    variances = sum((one - mean_one) ** 2 for one, _ in pairs) * sum((two - mean_two) ** 2 for _, two in pairs)
+    return covariance / sqrt(variances) if variances > 0 else None

@@ -1,7 +1,7 @@
-"""Volume profiles: where the volume of a footprint lies by price. Point of control, value area, nodes.
+"""Volume profiles: the volume of a footprint by price, with point of control, value area and nodes.
 
-Pure integer arithmetic at the footprint's scale. Rows are anchored at price zero, so that profiles of different windows and
-exchanges share their rows; they are contiguous, and a row where nothing traded counts as 0.
+Pure integer arithmetic at the footprint's scale. Rows start at multiples of the row size, so that profiles of different windows and
+exchanges have the same rows. Rows are contiguous; a row without trades has volume 0.
 """
 
 from __future__ import annotations
@@ -19,14 +19,21 @@ from wadm_mcp.analytics.footprint import Bar, Footprint, Packed, integer, intege
 from wadm_mcp.model import Scale, to_decimal
 
 Method: TypeAlias = Literal["two_row", "one_row"]
-"""How many rows the value area weighs at a time on either side."""
+"""How many rows the value area adds at a time."""
+
+RULE_VERSION: Final = 1
+"""Version of the rules that place the point of control and the value area, stored with every figure they made.
+
+Raise it whenever `point_of_control`, `value_area` or `default_row` gives another result for the same trades: stored profiles then state
+which rule made them, and cached levels of the rule before are not used.
+"""
 
 MAX_ROWS: Final = 200_000
-"""Rows from the lowest to the highest price of a profile, untraded ones included."""
+"""Most rows of a profile, from its lowest to its highest price, rows without trades included."""
 
 
 class Node(NamedTuple):
-    """A row where something traded, named by its low price. `trade_count` is a sum of fills."""
+    """A row with trades. `price` is its low price, `trade_count` the sum of fills."""
 
     price: int
     buy_volume: int
@@ -43,7 +50,8 @@ class VolumeProfile(msgspec.Struct, frozen=True):
     """The profile of one window. Prices are integers at `scale.price`, volumes at `scale.quantity`, `notional` at both together.
 
     `poc` and `val` are the low prices of their rows, `vah` is the top tick of the highest row of the value area.
-    `value_area` is the percentage asked for; `nodes` are the rows where something traded, low to high.
+    `value_area` is the percentage asked for; `nodes` are the rows where something traded, low to high. `rule_version` is the
+    `RULE_VERSION` that placed `poc`, `vah` and `val`.
     """
 
     scale: Scale
@@ -60,6 +68,7 @@ class VolumeProfile(msgspec.Struct, frozen=True):
     trade_count: int
     notional: int
     nodes: tuple[Node, ...]
+    rule_version: int = RULE_VERSION
 
     @property
     def delta(self) -> int:
@@ -67,76 +76,90 @@ class VolumeProfile(msgspec.Struct, frozen=True):
         return self.buy_volume - self.sell_volume
 
     def pack(self) -> bytes:
-        """The profile as MessagePack; `VolumeProfile.unpack` reads it back equal."""
-        figures = msgspec.structs.astuple(self)[1:-1]
+        """The profile as MessagePack; `VolumeProfile.unpack` reads it back equal.
+
+        The first rule version is not written, so that releases from before rule versions read these profiles too.
+        """
+        figures = msgspec.structs.astuple(self)[1:-2]
         rows = [node.price // self.row for node in self.nodes]
         columns = ([node[column] for node in self.nodes] for column in range(1, 4))
-        return pack((self.scale, figures, [*rows[:1], *map(sub, rows[1:], rows)], *columns))
+        version = () if self.rule_version == _UNWRITTEN_VERSION else (self.rule_version,)
+        return pack((self.scale, figures, [*rows[:1], *map(sub, rows[1:], rows)], *columns, *version))
 
     @classmethod
     def unpack(cls, data: bytes) -> VolumeProfile:
         """A packed profile; `ValueError` with one line for anything else, and for nodes that do not add up to their profile."""
-        scale, (packed_tick, packed_row, method, *packed_figures), *packed = unpack(data, _PROFILE, "profile")
+        content = unpack(data, _PROFILE, "profile")
+        packed_tick, packed_row, method, *packed_figures = content.outline
+        packed = content.steps, content.buy_volumes, content.sell_volumes, content.trade_counts
         tick, row, figures = integer(packed_tick), integer(packed_row), integers(packed_figures)
         steps, *columns = (integers(column) for column in packed)
         if tick <= 0 or row <= 0 or row % tick:
-            raise ValueError(f"a packed profile is malformed: a row of {row} is no positive multiple of a tick of {tick}")
+            raise ValueError(f"a packed profile is malformed: a row of {row} is not a positive multiple of the tick {tick}")
         if any(len(column) != len(steps) for column in columns):
             raise ValueError(f"a packed profile is malformed: {len(steps)} rows, but columns of {[len(column) for column in columns]}")
         if min(steps[1:], default=1) <= 0 or any(min(column, default=0) < 0 for column in columns):
             raise ValueError("a packed profile is malformed: rows must ascend, volumes and counts must not be negative")
         prices = (index * row for index in accumulate(steps))
-        profile = cls(scale, tick, row, method, *figures, nodes=tuple(map(Node, prices, *columns)))
+        nodes = tuple(map(Node, prices, *columns))
+        profile = cls(content.scale, tick, row, method, *figures, nodes=nodes, rule_version=content.rule_version)
         totals = [profile.buy_volume, profile.sell_volume, profile.trade_count]
         if totals != [sum(column) for column in columns] or profile.volume != profile.buy_volume + profile.sell_volume:
             raise ValueError("a packed profile is malformed: its nodes do not add up to its totals")
         return profile
 
 
-_PROFILE: Final = msgspec.msgpack.Decoder(
-    tuple[
-        Scale,
-        tuple[Packed, Packed, Method, Packed, Packed, Packed, Packed, Packed, Packed, Packed, Packed, Packed],
-        list[Packed],
-        list[Packed],
-        list[Packed],
-        list[Packed],
-    ]
-)
+_UNWRITTEN_VERSION: Final = 1
+"""Rule version of a packed profile that states none."""
+
+
+class _PackedProfile(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """The content of a packed profile; `rule_version` is left out where it is the first one."""
+
+    scale: Scale
+    outline: tuple[Packed, Packed, Method, Packed, Packed, Packed, Packed, Packed, Packed, Packed, Packed, Packed]
+    steps: list[Packed]
+    buy_volumes: list[Packed]
+    sell_volumes: list[Packed]
+    trade_counts: list[Packed]
+    rule_version: int = _UNWRITTEN_VERSION
+
+
+_PROFILE: Final = msgspec.msgpack.Decoder(_PackedProfile)
 
 
 def point_of_control(volumes: Sequence[int]) -> int:
-    """The row with the greatest volume: of equal ones the nearest to the middle of the profile, of equally near ones the lower.
+    """Index of the row with the greatest volume. Of equal rows the one nearest to the middle of the profile wins, then the lower one.
 
     `volumes` are contiguous rows, low to high, at least one.
     """
-    most, middle = max(volumes), len(volumes) - 1
-    return min((row for row, volume in enumerate(volumes) if volume == most), key=lambda row: abs(2 * row - middle))
+    greatest, middle = max(volumes), len(volumes) - 1
+    return min((row for row, volume in enumerate(volumes) if volume == greatest), key=lambda row: abs(2 * row - middle))
 
 
 def value_area(volumes: Sequence[int], poc: int, percent: int = 70, method: Method = "two_row") -> tuple[int, int]:
-    """Rows that hold at least `percent` of the volume around the POC, taken two at a time (`one_row`: one at a time).
+    """The rows around the POC with at least `percent` of the volume, grown two rows at a time (`one_row`: one at a time).
 
-    `volumes` are contiguous rows, low to high, 0 where nothing traded. Returns the lowest and the highest row, both inclusive.
-    The side with more volume in its next rows is taken, the upper one of equal sides; reaching `percent` exactly is enough;
-    where only one row is left on a side it is weighed alone (Dalton, *Mind over Markets*).
+    `volumes` are contiguous rows, low to high, 0 where nothing traded. Returns the indexes of the lowest and the highest row, both
+    inclusive. Each step adds the next rows of the side where they have more volume, the upper side if they are equal. If a side has only
+    one row left, that row is compared alone. Reaching exactly `percent` is enough (Dalton, *Mind over Markets*).
     """
     step = 1 if method == "one_row" else 2
     low = high = poc
     top = len(volumes) - 1
-    held, wanted = volumes[poc], sum(volumes) * percent
-    while held * 100 < wanted:
+    inside, target = volumes[poc], sum(volumes) * percent
+    while inside * 100 < target:
         above = sum(volumes[high + 1 : high + 1 + step])
         below = sum(volumes[max(0, low - step) : low])
         if high < top and (low == 0 or above >= below):
-            held, high = held + above, min(top, high + step)
+            inside, high = inside + above, min(top, high + step)
         else:
-            held, low = held + below, max(0, low - step)
+            inside, low = inside + below, max(0, low - step)
     return low, high
 
 
 def default_row(low: int, high: int, tick: int, rows: int = 100) -> int:
-    """The smallest row of 1, 2 or 5 times a power of ten ticks that cuts `low` to `high` into at most about `rows` rows."""
+    """The smallest row of 1, 2 or 5 times a power of ten ticks that divides `low` to `high` into at most about `rows` rows."""
     power = 1
     while True:
         for step in (1, 2, 5):
@@ -146,12 +169,12 @@ def default_row(low: int, high: int, tick: int, rows: int = 100) -> int:
 
 
 def row_count(low: int, high: int, row: int) -> int:
-    """Rows from the one that holds `low` to the one that holds `high`, both included."""
+    """Number of rows from the one with price `low` to the one with price `high`, both included."""
     return high // row - low // row + 1
 
 
 def smallest_row(low: int, high: int, tick: int) -> int:
-    """A multiple of `tick` from which on every row cuts `low` to `high` into at most `MAX_ROWS` rows."""
+    """A multiple of `tick` that, like every larger row, divides `low` to `high` into at most `MAX_ROWS` rows."""
     return max(1, -((low - high) // ((MAX_ROWS - 2) * tick))) * tick
 
 
@@ -160,33 +183,35 @@ def volume_profile(
 ) -> VolumeProfile | None:
     """The profile of a footprint, None where nothing traded.
 
-    `tick` and `row` are integers at `footprint.scale.price`; without `row` it is `default_row`. `ValueError` for a row that is no
-    positive multiple of the tick or would need more than `MAX_ROWS` rows, and for a percentage outside 1 to 100.
+    `tick` and `row` are integers at `footprint.scale.price`; `row` defaults to `default_row`. `ValueError` for a row that is not a
+    positive multiple of the tick, for more than `MAX_ROWS` rows, and for a percentage outside 1 to 100.
     """
     bar = footprint.bar
     decimals = bar.scale.price
     if not 1 <= percent <= 100:
-        raise ValueError(f"a value area of {percent} percent is outside 1 to 100; the usual one is 70")
+        raise ValueError(f"a value area of {percent} percent is outside 1 to 100; 70 is usual")
     if tick <= 0:
         raise ValueError(f"a tick of {to_decimal(tick, decimals)} is not a price step; it must be above 0")
     if row is not None and (row <= 0 or row % tick):
-        raise ValueError(f"a row of {to_decimal(row, decimals)} is no positive multiple of the tick {to_decimal(tick, decimals)}")
+        raise ValueError(f"a row of {to_decimal(row, decimals)} is not a positive multiple of the tick {to_decimal(tick, decimals)}")
     if bar.low is None or bar.high is None:
         return None
     row = row or default_row(bar.low, bar.high, tick)
     rows = row_count(bar.low, bar.high, row)
     if rows > MAX_ROWS:
-        enough = to_decimal(smallest_row(bar.low, bar.high, tick), decimals)
-        raise ValueError(f"a row of {to_decimal(row, decimals)} cuts this window into {rows} rows, at most {MAX_ROWS}; {enough} would do")
+        fits = to_decimal(smallest_row(bar.low, bar.high, tick), decimals)
+        raise ValueError(
+            f"a row of {to_decimal(row, decimals)} divides this window into {rows} rows, at most {MAX_ROWS} are allowed; use {fits} or more"
+        )
     bottom = bar.low // row
     volumes = [0] * rows
-    held: dict[int, list[int]] = {}
+    traded: dict[int, list[int]] = {}
     for price, (buy, sell, buy_fills, sell_fills) in footprint.cells.items():
         index = price // row
         volumes[index - bottom] += buy + sell
-        node = held.get(index)
+        node = traded.get(index)
         if node is None:
-            held[index] = [buy, sell, buy_fills + sell_fills]
+            traded[index] = [buy, sell, buy_fills + sell_fills]
         else:
             node[0] += buy
             node[1] += sell
@@ -207,12 +232,13 @@ def volume_profile(
         sell_volume=bar.sell_volume,
         trade_count=bar.trade_count,
         notional=bar.notional,
-        nodes=tuple(Node(index * row, *held[index]) for index in sorted(held)),
+        rule_version=RULE_VERSION,
+        nodes=tuple(Node(index * row, *traded[index]) for index in sorted(traded)),
     )
 
 
 def vwap(figures: Bar | VolumeProfile) -> Decimal | None:
-    """Volume-weighted average price, rounded once, half to even, to two decimals more than prices have. None without volume."""
+    """Volume-weighted average price, rounded half to even to two decimals more than prices have. None without volume."""
     if not figures.volume:
         return None
     return to_decimal(round(Fraction(figures.notional * 100, figures.volume)), figures.scale.price + 2)

@@ -1,4 +1,4 @@
-"""`wadm-mcp audit`: audits what the store holds beside whoever records, and prints a table. Changes nothing."""
+"""`wadm-mcp audit`: audits the store, also while another process records into it, and prints a table. It changes nothing."""
 
 from __future__ import annotations
 
@@ -7,25 +7,23 @@ from typing import Final, NamedTuple
 from wadm_mcp.audit import Audited, Auditor, exchange_figures
 from wadm_mcp.clock import now_ms
 from wadm_mcp.collection.rest.client import RestClient
-from wadm_mcp.errors import ExchangeError, QueryError, SettingError, StoreError
+from wadm_mcp.errors import ExchangeError, QueryError, SettingError
 from wadm_mcp.exchanges.registry import is_called
 from wadm_mcp.model import HOUR, MINUTE, Listing, Timeframe, Window
 from wadm_mcp.process.standard_streams import print_lines
 from wadm_mcp.queries.arguments import Call, read_time
 from wadm_mcp.queries.numbers import iso
 from wadm_mcp.settings import Settings
-from wadm_mcp.storage.mongo import MongoStore
-from wadm_mcp.storage.sqlite import SqliteStore
-from wadm_mcp.storage.store import Store
+from wadm_mcp.storage.opening import open_store
 
 _HOURS: Final = 24
-_LISTED: Final = 200
-"""Differences that are printed one by one."""
+_MAX_LISTED: Final = 200
+"""Differences that are printed; further ones are counted."""
 _CALL: Final = Call("wadm-mcp audit", (("--from", "2026-06-01T00:00Z"), ("--to", "2026-06-02T00:00Z")))
 
 
 class Choice(NamedTuple):
-    """What a command is to be about, as its line gives it; None for everything, and for the command's own window."""
+    """The instruments and the window that a command line selects. None selects everything, and the command's default window."""
 
     exchange: str | None = None
     market: str | None = None
@@ -35,45 +33,36 @@ class Choice(NamedTuple):
 
 
 async def audit(settings: Settings, choice: Choice, suffix: str = "") -> int:
-    """Audit, print, and return the exit status: 0 when all is equal, 1 on a difference or where something could not be compared.
+    """Audit, print the table, and return the exit status: 0 when all is equal, 1 on a difference or a failed comparison.
 
-    `SettingError` for an argument that cannot be used; `WadmError` as of the store.
+    `SettingError` for an invalid argument; errors of the store pass through.
     """
     now = now_ms()
     window = _window(choice, now)
-    async with _opened(settings, suffix) as store, RestClient(proxied=not settings.stays_on_loopback) as rest:
+    async with open_store(settings, suffix, read_only=True) as store, RestClient(proxied=not settings.stays_on_loopback) as rest:
         listings = [listing for listing in await store.listings() if listing.listed and _chosen(listing, choice)]
         if not listings:
-            followed = ", ".join(str(listing.instrument) for listing in await store.listings() if listing.listed) or "nothing yet"
-            raise SettingError(f"nothing that is recorded matches --exchange, --market and --symbol. Recorded: {followed}")
+            recorded = ", ".join(str(listing.instrument) for listing in await store.listings() if listing.listed) or "nothing yet"
+            raise SettingError(f"no recorded instrument matches --exchange, --market and --symbol. Recorded: {recorded}")
         auditor = Auditor(store, settings.retention, lambda: now)
         found: list[Audited] = []
         failed: list[str] = []
         for listing in listings:
             venue = settings.venue(listing.instrument.exchange, listing.instrument.market)
-            told = None
-            held = await auditor.held(listing.instrument, window)
+            figures = None
+            minutes = await auditor.comparable_minutes(listing.instrument, window)
             try:
-                if held:
-                    told = await exchange_figures(rest, venue, listing, Window(held[0], held[-1] + MINUTE))
+                if minutes:
+                    figures = await exchange_figures(rest, venue, listing, Window(minutes[0], minutes[-1] + MINUTE))
             except ExchangeError as error:
                 failed.append(f"{listing.instrument} was not compared with its exchange: {error}")
-            found.append(await auditor.audit(listing, window, told))
+            found.append(await auditor.audit(listing, window, figures))
     print_lines(_table(window, found, failed))
     return 1 if failed or any(each.differences for each in found) else 0
 
 
-def _opened(settings: Settings, suffix: str) -> Store:
-    if settings.MONGODB_URL is not None:
-        return MongoStore(settings.MONGODB_URL.get_secret_value(), settings.retention, suffix=suffix, read_only=True)
-    path = settings.WADM_DATA_DIR / "wadm.sqlite"
-    if not path.exists():
-        raise StoreError(f"nothing was recorded in {path} yet: start a WADM that records there, or set WADM_DATA_DIR to another folder")
-    return SqliteStore(path, read_only=True)
-
-
 def _window(choice: Choice, now: int) -> Window:
-    """Whole minutes, none of them open."""
+    """The window to audit: whole minutes, all closed."""
     closed = Timeframe.H1.floor(now)
     try:
         start = read_time(_CALL, "--from", choice.start)
@@ -84,7 +73,7 @@ def _window(choice: Choice, now: int) -> Window:
     start = end - _HOURS * HOUR if start is None else start
     window = max(0, start - start % MINUTE), end - end % MINUTE
     if window[0] >= window[1]:
-        raise SettingError(f"--from {choice.start or iso(start)} --to {choice.end or iso(end)}: no whole minute lies between, before now")
+        raise SettingError(f"--from {choice.start or iso(start)} --to {choice.end or iso(end)}: the window has no whole minute before now")
     return Window(*window)
 
 
@@ -100,17 +89,17 @@ def _chosen(listing: Listing, choice: Choice) -> bool:
 def _table(window: Window, found: list[Audited], failed: list[str]) -> list[str]:
     width = max(len(str(each.instrument)) for each in found)
     lines = [f"{iso(window.start)} to {iso(window.end)}", ""]
-    lines.append(f"{'instrument':<{width}}  {'minutes':>8}  {'held':>8}  {'with trades':>11}  {'differences':>11}")
+    lines.append(f"{'instrument':<{width}}  {'minutes':>8}  {'covered':>8}  {'with trades':>11}  {'differences':>11}")
     for each in found:
         counts = f"{each.minutes:>8,}  {each.compared:>8,}  {each.recomputed:>11,}  {len(each.differences):>11,}"
         lines.append(f"{each.instrument!s:<{width}}  {counts}")
     differences = [difference for each in found for difference in each.differences]
-    lines += ["", *(str(difference) for difference in differences[:_LISTED])] if differences else []
-    if len(differences) > _LISTED:
-        lines.append(f"and {len(differences) - _LISTED:,} more")
+    lines += ["", *(str(difference) for difference in differences[:_MAX_LISTED])] if differences else []
+    if len(differences) > _MAX_LISTED:
+        lines.append(f"and {len(differences) - _MAX_LISTED:,} more")
     lines += ["", *failed] if failed else []
     lines += [
         "",
-        f"{len(differences):,} differences" if differences else "no difference" if not failed else "not compared with the exchange",
+        f"{len(differences):,} differences" if differences else "no differences" if not failed else "not compared with the exchange",
     ]
     return lines

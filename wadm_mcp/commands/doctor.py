@@ -1,4 +1,4 @@
-"""`wadm-mcp doctor`: are settings, store and exchanges fit to record? Prints a table; changes nothing."""
+"""`wadm-mcp doctor`: checks whether settings, store and exchanges are ready for recording. Prints a table and changes nothing."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from wadm_mcp.model import Listing
 from wadm_mcp.process.standard_streams import print_lines
 from wadm_mcp.settings import Settings, unusable_folder
 from wadm_mcp.storage.mongo import MongoStore
-from wadm_mcp.storage.opening import open_cache
+from wadm_mcp.storage.opening import open_cache, open_store, sqlite_path
 from wadm_mcp.storage.redis_cache import RedisCache
-from wadm_mcp.storage.sqlite import SqliteStore
 from wadm_mcp.suggest import nearest
 
-_FRAME_WITHIN: Final = 15.0
+_TRADE_SECONDS: Final = 15.0
+"""Time within which a subscribed stream must deliver a trade."""
 
 
 class Finding(NamedTuple):
     """One line of the table."""
 
     part: str
-    fit: bool
+    ok: bool
     detail: str
 
 
 async def examine(settings: Settings) -> int:
-    """Check everything, print the table, and return the exit status: 0 when all is fit, 1 otherwise.
+    """Check everything, print the table, and return the exit status: 0 when every check passed, 1 otherwise.
 
     `WadmError` when the table cannot be printed.
     """
@@ -77,12 +77,12 @@ async def examine(settings: Settings) -> int:
     lines: list[str] = []
     for finding in findings:
         first, *more = finding.detail.splitlines()
-        lines.append(f"{finding.part:<{width}}  {'ok  ' if finding.fit else 'FAIL'}  {first}")
+        lines.append(f"{finding.part:<{width}}  {'ok  ' if finding.ok else 'FAIL'}  {first}")
         lines += [f"{'':<{width}}        {line}" for line in more]
-    unfit = sum(not finding.fit for finding in findings)
-    lines.append(f"{unfit} of {len(findings)} need attention" if unfit else "fit to record")
+    failed = sum(not finding.ok for finding in findings)
+    lines.append(f"{failed} of {len(findings)} checks failed" if failed else "ready to record")
     print_lines(lines)
-    return 1 if unfit else 0
+    return 1 if failed else 0
 
 
 async def _folder(settings: Settings) -> str:
@@ -92,31 +92,31 @@ async def _folder(settings: Settings) -> str:
     except OSError as error:
         raise unusable_folder(folder, error) from error
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise WadmError(f"{existing} cannot be written; set WADM_DATA_DIR to a folder that can")
+        raise WadmError(f"{existing} is not a writable folder; set WADM_DATA_DIR to one")
     if not folder.exists():
-        return f"{folder} (is made at the first start)"
-    with RecorderLock(folder) as lease:
-        return f"{folder} ({'nobody records' if lease.take() else 'another process records'})"
+        return f"{folder} (created at the first start)"
+    with RecorderLock(folder) as lock:
+        return f"{folder} ({'no process records' if lock.take() else 'another process records'})"
 
 
 def _processor() -> Finding:
-    """MongoDB 5 and later need a processor with AVX, if it is to run on this machine."""
+    """MongoDB 5 and later need a processor with AVX, where they run on this machine."""
     flags = Path("/proc/cpuinfo")
     if not flags.exists() or "flags" not in (text := flags.read_text()):
-        return Finding("processor", True, "not known here; MongoDB 5 and later need AVX")
+        return Finding("processor", True, "unknown; MongoDB 5 and later need AVX")
     has = " avx " in text.replace("\n", " ")
     return Finding("processor", has, "has AVX" if has else "has no AVX, which MongoDB 5 and later need; run MongoDB on another machine")
 
 
 async def _mongodb(settings: Settings) -> str:
-    assert settings.MONGODB_URL is not None
-    async with MongoStore(settings.MONGODB_URL.get_secret_value(), settings.retention, read_only=True) as store:
+    async with open_store(settings, read_only=True) as store:
+        assert isinstance(store, MongoStore)
         state = await store.describe()
     lines = [f"{state.version} at {state.place}, {sum(each.bytes for each in state.collections) / 1e6:.1f} MB"]
     for each in state.collections:
-        lives = ", ".join(f"{name} {seconds / 3600:g} h" for name, seconds in sorted(each.lives.items()))
+        retention = ", ".join(f"{name} {seconds / 3600:g} h" for name, seconds in sorted(each.ttl_seconds.items()))
         text = f"{each.name}: {each.documents:,} documents, {each.bytes / 1e6:.1f} MB, indexes {', '.join(each.indexes)}"
-        lines.append(text + (f"; lives {lives}" if lives else ""))
+        lines.append(text + (f"; retention {retention}" if retention else ""))
     return "\n".join(lines)
 
 
@@ -124,7 +124,7 @@ async def _redis(settings: Settings) -> str:
     cache = open_cache(settings, Health(lambda: 0))
     async with cache:
         if isinstance(cache, RedisCache):
-            await cache.look()
+            await cache.probe()
         state = cache.state
     if not state.ok:
         raise WadmError(f"{state.place}: {state.detail}; check that redis-server runs there, or unset REDIS_URL")
@@ -132,13 +132,12 @@ async def _redis(settings: Settings) -> str:
 
 
 async def _sqlite(settings: Settings) -> str:
-    path = settings.WADM_DATA_DIR / "wadm.sqlite"
     try:
-        if not path.exists():
+        if not sqlite_path(settings).exists():
             return "nothing recorded yet"
     except OSError as error:
         raise unusable_folder(settings.WADM_DATA_DIR, error) from error
-    async with SqliteStore(path, read_only=True) as store:
+    async with open_store(settings, read_only=True) as store:
         state = await store.state()
         listings = await store.listings()
     return f"{state.bytes / 1e6:.1f} MB, {len(listings)} instruments"
@@ -155,7 +154,7 @@ async def _listings(rest: RestClient, settings: Settings, venue: Venue, found: l
 
 
 async def _stream(settings: Settings, venue: Venue, listings: list[Listing]) -> str:
-    """An acknowledgement proves nothing, so this waits for a frame of trades."""
+    """Subscribe and wait for a trade: an acknowledged subscription alone does not prove that trades arrive."""
     exchange, market = venue.exchange, venue.market
     url = venue.socket_url + exchange.stream_path(market)
     names = [each.instrument.symbol for each in listings][: exchange.limits(market).names_per_request]
@@ -166,12 +165,12 @@ async def _stream(settings: Settings, venue: Venue, listings: list[Listing]) -> 
             url, compression=None, open_timeout=10, close_timeout=1, proxy=None if settings.stays_on_loopback else True
         ) as socket:
             await socket.send(exchange.subscribe(market, names, 1))
-            with anyio.fail_after(_FRAME_WITHIN):
+            with anyio.fail_after(_TRADE_SECONDS):
                 while not isinstance(decoder.decode(await socket.recv(decode=False)), Trades):
                     pass
     except TimeoutError:
         raise WadmError(
-            f"{url}: connected, but no trade came within {_FRAME_WITHIN:g} s; the market may be quiet, or the route blocked"
+            f"{url}: connected, but no trade arrived within {_TRADE_SECONDS:g} s; the market may be quiet, or the network may block trades"
         ) from None
     except (OSError, WebSocketException) as error:
         raise WadmError(f"cannot connect to {url}: {error}") from error

@@ -1,4 +1,7 @@
-"""`wadm-mcp import`: leaves an order with whoever records on the data directory, or records meanwhile, and shows how far it is."""
+"""`wadm-mcp import`: hands an import job to the process that records on the data directory and shows its progress.
+
+Where no process records there, the command records itself until the job is done.
+"""
 
 from __future__ import annotations
 
@@ -31,66 +34,66 @@ from wadm_mcp.queries.numbers import iso
 from wadm_mcp.runtime import Runtime
 from wadm_mcp.settings import Settings, unusable_folder
 
-_EVERY: Final = 0.25
-_SAID_EVERY: Final = 10.0
-"""Seconds between lines where there is no terminal."""
-_PATIENCE: Final = 30.0
-_BAR: Final = 24
-_ROWS_A_SECOND: Final = 100_000
-_BYTES_A_ROW: Final = 18
-"""Packed, as spot files have them; for the plan's time, nothing else."""
+_POLL_SECONDS: Final = 0.25
+_LINE_SECONDS: Final = 10.0
+"""Time between progress lines where stderr is not a terminal."""
+_ACCEPT_SECONDS: Final = 30.0
+"""Time within which a recorder must accept the job."""
+_BAR_CHARS: Final = 24
+_ROWS_PER_SECOND: Final = 100_000
+_BYTES_PER_ROW: Final = 18
+"""Of a compressed spot file. Both rates only estimate the time of the plan."""
 _CALL: Final = Call("wadm-mcp import", (("--from", "2026-06-01"), ("--to", "2026-06-02")))
 
 
 async def import_history(settings: Settings, choice: Choice, files: Sequence[Path], *, plan: bool, suffix: str = "") -> int:
-    """Import, and return the exit status: 0 when the order is fulfilled, 1 where a file was refused or nobody took the order up.
+    """Import, and return the exit status: 0 when the job is done, 1 where a file was refused.
 
-    `SettingError` for an argument that cannot be used; `WadmError` as of the runtime.
+    `SettingError` for an invalid argument; `WadmError` where no recorder accepts the job, and as of the runtime.
     """
     now = now_ms()
-    order = _of_files(choice, files) if files else _of_window(settings, choice, now)
-    lines = await _planned(settings, order, now)
-    print_lines(lines)
+    job = _job_of_files(choice, files) if files else _job_of_window(settings, choice, now)
+    print_lines(await _plan(settings, job, now))
     if plan:
         return 0
     name, folder = f"{now}-{os.getpid()}", settings.WADM_DATA_DIR / "import"
     try:
-        await to_thread.run_sync(imports.leave_job, folder, name, order)
+        await to_thread.run_sync(imports.leave_job, folder, name, job)
     except OSError as error:
         raise unusable_folder(settings.WADM_DATA_DIR, error) from error
-    found: list[ImportProgress] = []
+    results: list[ImportProgress] = []
     try:
-        with stop_signals() as asked:
+        with stop_signals() as next_signal:
             async with AsyncExitStack() as stack:
                 tasks = await stack.enter_async_context(anyio.create_task_group())
                 stack.callback(tasks.cancel_scope.cancel)
-                tasks.start_soon(_until_asked, asked, tasks.cancel_scope)
-                if not _somebody_records(settings):
+                tasks.start_soon(_cancel_on_signal, next_signal, tasks.cancel_scope)
+                if not _is_recorded(settings):
                     runtime = await stack.enter_async_context(Runtime(settings, suffix=suffix))
-                    tasks.start_soon(_until_failed, runtime)
-                found.append(await _watch(folder, name))
+                    tasks.start_soon(_raise_failure, runtime)
+                results.append(await _watch(folder, name))
     finally:
         imports.withdraw_job(folder, name)
-    if not found:
-        print_lines(["stopped; what is imported stays, and the same command goes on from there"])
+    if not results:
+        print_lines(["stopped; imported trades stay, and the same command continues from there"])
         return 0
-    (fulfilled,) = found
-    print_lines(fulfilled.lines)
-    return 1 if fulfilled.refused else 0
+    (result,) = results
+    print_lines(result.lines)
+    return 1 if result.refused else 0
 
 
-def _of_files(choice: Choice, files: Sequence[Path]) -> ImportJob:
+def _job_of_files(choice: Choice, files: Sequence[Path]) -> ImportJob:
     for path in files:
         try:
             recognise(path.absolute(), choice.exchange, choice.market)
             if not path.is_file():
-                raise ArchiveError(f"{path.name}: there is no such file")
+                raise ArchiveError(f"{path.name}: no such file")
         except ArchiveError as error:
             raise SettingError(str(error)) from None
     return ImportJob(0, 0, choice.exchange, choice.market, files=[str(path.absolute()) for path in files])
 
 
-def _of_window(settings: Settings, choice: Choice, now: int) -> ImportJob:
+def _job_of_window(settings: Settings, choice: Choice, now: int) -> ImportJob:
     try:
         start = read_time(_CALL, "--from", choice.start)
         end = read_time(_CALL, "--to", choice.end)
@@ -100,100 +103,104 @@ def _of_window(settings: Settings, choice: Choice, now: int) -> ImportJob:
     start = end - max(1, settings.WADM_HISTORY_HOURS) * HOUR if start is None else start
     start, end = start - start % MINUTE, end - end % MINUTE
     if start >= end:
-        raise SettingError(f"--from {choice.start or iso(start)} --to {choice.end or iso(end)}: no whole minute lies between, before now")
+        raise SettingError(f"--from {choice.start or iso(start)} --to {choice.end or iso(end)}: the window has no whole minute before now")
     symbol = None if choice.symbol is None else choice.symbol.upper()
     return ImportJob(start, end, choice.exchange, choice.market, symbol)
 
 
-async def _planned(settings: Settings, order: ImportJob, now: int) -> list[str]:
-    """Days, bytes, requests and time that an order may take, were nothing of it held yet."""
-    if order.files:
-        size = sum([(await anyio.Path(file).stat()).st_size for file in order.files])
-        return [f"{len(order.files)} files, {size / 1e6:,.1f} MB, about {_duration(size / _BYTES_A_ROW / _ROWS_A_SECOND)}"]
-    lines = [f"{iso(order.start)} to {iso(order.end)}, as far as it is not held yet:"]
-    window = Window(order.start, order.end)
+async def _plan(settings: Settings, job: ImportJob, now: int) -> list[str]:
+    """Lines on the days, bytes and time of a job, as if nothing of it were stored yet."""
+    if job.files:
+        size = sum([(await anyio.Path(file).stat()).st_size for file in job.files])
+        return [f"{len(job.files)} files, {size / 1e6:,.1f} MB, about {_duration(size / _BYTES_PER_ROW / _ROWS_PER_SECOND)}"]
+    lines = [f"{iso(job.start)} to {iso(job.end)}, where it is not stored yet:"]
+    window = Window(job.start, job.end)
     async with RestClient(proxied=not settings.stays_on_loopback) as rest:
-        for instrument in _instruments(settings, order):
+        for instrument in _instruments(settings, job):
             venue = settings.venue(instrument.exchange, instrument.market)
             archive = venue.traits.archive
-            days, missing, size, paged = 0, 0, 0, 0
+            days, unavailable, size, paged = 0, 0, 0, 0
             for start in range(window.start - window.start % DAY, window.end, DAY):
                 length = min(window.end, start + DAY) - max(window.start, start)
-                found = None
+                file_bytes = None
                 if archive is not None and start + DAY <= now:
                     day = datetime.fromtimestamp(start / SECOND, UTC).date()
                     try:
-                        found = await rest.size(venue, archive.path(instrument.symbol, day))
+                        file_bytes = await rest.size(venue, archive.path(instrument.symbol, day))
                     except ExchangeError as error:
                         lines.append(f"  {instrument}: {error}")
-                if found is not None:
-                    days, size = days + 1, size + found
+                if file_bytes is not None:
+                    days, size = days + 1, size + file_bytes
                 elif venue.traits.counts_trades:
                     paged += length
                 else:
-                    missing += length
-            told = [f"{days} days from the archive, {size / 1e6:,.1f} MB"]
+                    unavailable += length
+            parts = [f"{days} days from the archive, {size / 1e6:,.1f} MB"]
             if paged:
-                told.append(f"{paged / HOUR:,.1f} hours in pages, as its budget allows")
-            if missing:
-                told.append(f"{missing / HOUR:,.1f} hours that nobody serves yet")
-            told.append(f"about {_duration(size / _BYTES_A_ROW / _ROWS_A_SECOND)} and what pages take")
-            lines.append(f"  {instrument}: {'; '.join(told)}")
+                parts.append(f"{paged / HOUR:,.1f} hours in REST pages, as the rate limit allows")
+            if unavailable:
+                parts.append(f"{unavailable / HOUR:,.1f} hours not available yet")
+            parts.append(f"about {_duration(size / _BYTES_PER_ROW / _ROWS_PER_SECOND)}, plus the time of the pages")
+            lines.append(f"  {instrument}: {'; '.join(parts)}")
     return lines
 
 
-def _instruments(settings: Settings, order: ImportJob) -> list[Instrument]:
+def _instruments(settings: Settings, job: ImportJob) -> list[Instrument]:
     every = [venue.instrument(symbol) for venue in settings.venues for symbol in settings.WADM_SYMBOLS]
-    found = [instrument for instrument in every if order.matches(instrument)]
-    if not found and order.symbol is not None and order.exchange is not None and order.market is not None:
-        # A tracked one, which the settings do not name.
-        return [Instrument(order.exchange, order.market, order.symbol)]
+    found = [instrument for instrument in every if job.matches(instrument)]
+    if not found and job.symbol is not None and job.exchange is not None and job.market is not None:
+        # It may be tracked; the settings do not name tracked instruments.
+        return [Instrument(job.exchange, job.market, job.symbol)]
     if not found:
-        raise SettingError(f"nothing that is followed matches. Followed: {', '.join(map(str, every))}")
+        raise SettingError(f"no followed instrument matches --exchange, --market and --symbol. Followed: {', '.join(map(str, every))}")
     return found
 
 
-def _somebody_records(settings: Settings) -> bool:
-    with RecorderLock(settings.WADM_DATA_DIR) as lease:
-        return not lease.take()
+def _is_recorded(settings: Settings) -> bool:
+    """Does another process record on the data directory?"""
+    with RecorderLock(settings.WADM_DATA_DIR) as lock:
+        return not lock.take()
 
 
-async def _until_asked(asked: Callable[[], Awaitable[None]], scope: anyio.CancelScope) -> None:
-    await asked()
+async def _cancel_on_signal(next_signal: Callable[[], Awaitable[None]], scope: anyio.CancelScope) -> None:
+    await next_signal()
     scope.cancel()
 
 
-async def _until_failed(runtime: Runtime) -> None:
+async def _raise_failure(runtime: Runtime) -> None:
     raise await runtime.failed()
 
 
 async def _watch(folder: Path, name: str) -> ImportProgress:
-    """Show how far an order is until it is fulfilled. `WadmError` where nobody takes it up."""
-    began, said, shown = time.monotonic(), 0.0, False
+    """Show the progress of a job until it is done. `WadmError` where no recorder accepts it."""
+    began, printed_at, shown = time.monotonic(), 0.0, False
     terminal = sys.stderr.isatty()
     try:
         while True:
-            how = await to_thread.run_sync(imports.read_progress, folder, name)
-            if how is not None and how.done:
-                return how
-            if how is None and time.monotonic() - began > _PATIENCE:
-                raise WadmError(f"nobody took the order up within {_PATIENCE:.0f} s; is the process that records on {folder.parent} well?")
-            if how is not None and (terminal or time.monotonic() - said >= _SAID_EVERY):
-                said = time.monotonic()
+            progress = await to_thread.run_sync(imports.read_progress, folder, name)
+            if progress is not None and progress.done:
+                return progress
+            if progress is None and time.monotonic() - began > _ACCEPT_SECONDS:
+                raise WadmError(
+                    f"no recorder accepted the import job within {_ACCEPT_SECONDS:.0f} s; check the process that uses {folder.parent}"
+                )
+            if progress is not None and (terminal or time.monotonic() - printed_at >= _LINE_SECONDS):
+                printed_at = time.monotonic()
                 shown = terminal
-                line = _line(how)
+                line = _line(progress)
                 sys.stderr.write(f"\r\x1b[K{line[: shutil.get_terminal_size().columns - 1]}" if terminal else f"{line}\n")
                 sys.stderr.flush()
-            await anyio.sleep(_EVERY)
+            await anyio.sleep(_POLL_SECONDS)
     finally:
         if shown:
             with suppress(OSError):
                 sys.stderr.write("\r\x1b[K")
 
 
-def _line(how: ImportProgress) -> str:
-    done = int(how.part * _BAR)
-    return f"[{'#' * done}{'-' * (_BAR - done)}] {how.part:4.0%}  {how.rate:,} trades/s, about {_duration(how.seconds)} left"
+def _line(progress: ImportProgress) -> str:
+    done = int(progress.part * _BAR_CHARS)
+    bar = "#" * done + "-" * (_BAR_CHARS - done)
+    return f"[{bar}] {progress.part:4.0%}  {progress.rate:,} trades/s, about {_duration(progress.seconds)} left"
 
 
 def _duration(seconds: float) -> str:

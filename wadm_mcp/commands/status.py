@@ -1,4 +1,4 @@
-"""What `serve` and `replay` tell the person who started them: where to connect, and one line of how it goes."""
+"""What `serve` and `replay` print for their user: where to connect, and a status line on a terminal."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ from wadm_mcp.runtime import Runtime
 from wadm_mcp.settings import Settings
 from wadm_mcp.simulator.feed import ReplayFeed
 
-_EVERY: Final = 1.0
+_REFRESH_SECONDS: Final = 1.0
+_MANY_PENDING: Final = 5_000
+"""Trades not stored yet, above which the status line shows their number."""
 
 
 def welcome(url: str, settings: Settings) -> list[str]:
-    """Lines that tell where to connect, and one call to try. A wildcard address is told as one that this machine answers to."""
+    """Lines on where to connect, with one call to try. A wildcard address is replaced by the loopback address."""
     url = url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
     key = ' -H "Authorization: Bearer $API_KEY"' if settings.API_KEY is not None else ""
     header = ' --header "Authorization: Bearer $API_KEY"' if settings.API_KEY is not None else ""
@@ -38,15 +40,15 @@ def welcome(url: str, settings: Settings) -> list[str]:
 
 
 async def show_status(runtime: Runtime, replay: ReplayFeed | None) -> None:
-    """Keep one line up to date on a terminal; elsewhere only the end of a replay is told."""
+    """Keep the status line up to date where stderr is a terminal; log the end of a replay in any case."""
     async with anyio.create_task_group() as tasks:
         if replay is not None:
-            tasks.start_soon(_tell_end, replay)
+            tasks.start_soon(_log_end, replay)
         if sys.stderr.isatty():
             tasks.start_soon(_keep_line, runtime, replay)
 
 
-async def _tell_end(replay: ReplayFeed) -> None:
+async def _log_end(replay: ReplayFeed) -> None:
     await replay.finished.wait()
     log.info("replay.finished", rows=replay.played, shifted_days=round((replay.shift or 0) / DAY, 2))
 
@@ -56,7 +58,7 @@ async def _keep_line(runtime: Runtime, replay: ReplayFeed | None) -> None:
     clear_line_first(True)
     try:
         while True:
-            await anyio.sleep(_EVERY)
+            await anyio.sleep(_REFRESH_SECONDS)
             recorded = runtime.recorded
             width = shutil.get_terminal_size().columns - 1
             sys.stderr.write(f"\r\x1b[K{status_line(runtime, recorded - before, replay)[:width]}")
@@ -71,26 +73,26 @@ async def _keep_line(runtime: Runtime, replay: ReplayFeed | None) -> None:
 
 
 def status_line(runtime: Runtime, rate: int, replay: ReplayFeed | None) -> str:
-    """One line: role, live instruments, trades a second, what waits, how far a replay is."""
-    parts = runtime.health.parts
+    """The status line: role, live instruments, trades per second, pending trades, imports, progress of a replay."""
+    reports = runtime.health.parts
     followed = [str(instrument) for instrument in runtime.followed]
-    live = sum(1 for name in followed if name in parts and parts[name].state is State.OK)
-    told = [runtime.role]
+    live = sum(1 for name in followed if name in reports and reports[name].state is State.OK)
+    parts = [runtime.role]
     if runtime.role == "starting":
-        told = ["waiting for the exchanges to tell what they list"]
+        parts = ["waiting for the exchanges' listings"]
     elif runtime.role == "recording":
-        told += [f"{live} of {len(followed)} instruments live", f"{rate} trades/s", f"{runtime.recorded:,} recorded"]
-        if runtime.waiting > 5_000:
-            told.append(f"{runtime.waiting:,} wait for the store")
+        parts += [f"{live} of {len(followed)} instruments live", f"{rate} trades/s", f"{runtime.recorded:,} recorded"]
+        if runtime.waiting > _MANY_PENDING:
+            parts.append(f"{runtime.waiting:,} pending")
     else:
-        told.append(f"{len(followed)} instruments")
+        parts.append(f"{len(followed)} instruments")
     imports = [importing for tape in runtime.tape if (importing := tape.backfill.importing) is not None]
     if imports:
         reached = datetime.fromtimestamp(max(one.reached for one in imports) / SECOND, UTC).strftime("%Y-%m-%d %H:%MZ")
         rate, seconds = max(one.rate for one in imports), max(one.seconds for one in imports)
-        told.append(f"importing before {reached}, {rate:,} trades/s, {seconds:,.0f} s left")
+        parts.append(f"importing before {reached}, {rate:,} trades/s, {seconds:,.0f} s left")
     if replay is not None:
-        told.append(f"replay {replay.played:,} of {replay.total:,}")
+        parts.append(f"replay {replay.played:,} of {replay.total:,}")
     if not runtime.health.ready and runtime.health.reasons:
-        told.append(runtime.health.reasons[0])
-    return " · ".join(told)
+        parts.append(runtime.health.reasons[0])
+    return " · ".join(parts)

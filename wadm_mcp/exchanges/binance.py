@@ -124,7 +124,7 @@ class _Wire(NamedTuple):
 _NAMES_PER_REQUEST: Final = 50
 _DAY_SECONDS: Final = 86_400.0
 
-# Spot pings every 20 s, USD-M every 3 minutes (docs/exchanges.md 1 and 2): more than two missing pings in a row are no coincidence.
+# Spot pings every 20 s, USD-M every 3 minutes (docs/exchanges.md 1.4, 2.3): more than two missing pings in a row are no coincidence.
 # USD-M serves aggTrade on its /market route only: on another route it acknowledges the stream and sends nothing.
 _WIRES: Final[Mapping[str, _Wire]] = MappingProxyType(
     {

@@ -1,8 +1,8 @@
-"""SIGTERM and SIGINT, from the first instruction of the process to its last: a stop is status 0 whenever it is asked for.
+"""SIGTERM and SIGINT, from the first instruction of the process to its last: either one ends the process with status 0.
 
-Before there is anything to save a signal ends the process at once, while something runs it is handed to whoever runs it, and after
-that it is ignored. The handlers are swapped in one step each, so that at no moment the system's own would end the process.
-Imports nothing heavy, because it comes before everything that is.
+During start-up a signal ends the process at once. While a command runs, the signal is passed to the command. Afterwards it is ignored.
+One handler replaces another directly, so that the system's default handler is never active in between.
+This module imports nothing heavy, since it is loaded first.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Final, NoReturn
 
 STOPS: Final = (signal.SIGINT, signal.SIGTERM)
-"""The signals that ask to stop."""
+"""The signals that stop the process."""
 
 
 def leave_on_signals() -> None:
@@ -26,38 +26,38 @@ def leave_on_signals() -> None:
 
 
 def ignore_signals() -> None:
-    """From now on a signal changes nothing: the process is about to end anyway."""
+    """From now on a signal is ignored: the process is about to end."""
     for number in STOPS:
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
 def stop_signals() -> Generator[Callable[[], Awaitable[None]]]:
-    """Gives what waits for the next signal. To be entered on the event loop of the main thread.
+    """Yields a function that waits for the next signal. Must be entered on the event loop of the main thread.
 
-    Afterwards signals are ignored where they would have ended the process at once: what there was to save is saved.
+    On exit the previous handlers return; where they would end the process at once, signals are ignored instead.
     """
-    import anyio  # loaded only here: the process has its handlers first
+    import anyio  # imported here, after the process has set its handlers
 
-    told, tell = socket.socketpair()
-    with closing(told), closing(tell):
-        told.setblocking(False)
-        tell.setblocking(False)
+    receiver, sender = socket.socketpair()
+    with closing(receiver), closing(sender):
+        receiver.setblocking(False)
+        sender.setblocking(False)
 
-        def note(number: int, frame: FrameType | None) -> None:
-            with suppress(BlockingIOError):  # many are waiting already
-                tell.send(b"!")
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            with suppress(BlockingIOError):  # the buffer is full of earlier signals
+                sender.send(b"!")
 
-        async def asked() -> None:
+        async def next_signal() -> None:
             while True:
-                await anyio.wait_readable(told)
+                await anyio.wait_readable(receiver)
                 with suppress(BlockingIOError):
-                    told.recv(1)
+                    receiver.recv(1)
                     return
 
-        before = {number: signal.signal(number, note) for number in STOPS}
+        before = {number: signal.signal(number, on_signal) for number in STOPS}
         try:
-            yield asked
+            yield next_signal
         finally:
             for number, handler in before.items():
                 signal.signal(number, signal.SIG_IGN if handler is _leave else handler)

@@ -1,7 +1,7 @@
-"""Standard input, output and error as whoever started the process left them: closed, full, or gone.
+"""Standard input, output and error, any of which may be closed, full or gone when the process starts.
 
-A closed one stays None in `sys`, but its descriptor is taken, or the next file or socket would get it and be written to by mistake.
-Imports nothing heavy: it comes before everything that opens a file.
+A closed one stays None in `sys`, but its descriptor is reserved: otherwise the next file or socket would get that number, and output
+would be written to it by mistake. This module imports nothing heavy, since it is loaded before anything opens a file.
 """
 
 from __future__ import annotations
@@ -16,36 +16,36 @@ from typing import TextIO
 from wadm_mcp.errors import WadmError
 
 
-def hold_standard_files() -> None:
-    """Put the null device where a standard descriptor is closed; what is said on a closed stderr goes nowhere."""
+def reserve_standard_descriptors() -> None:
+    """Open the null device for each standard descriptor that is closed. Output to a closed stderr is discarded."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor, which is this one
+            os.open(os.devnull, os.O_RDWR)  # returns the lowest free descriptor, which is this one
     if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for as long as the process lives
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - open as long as the process lives
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # the name of a folder may hold anything
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path may contain any bytes
 
 
 def say(text: str) -> None:
-    """A line on stderr, for whoever reads it."""
+    """Write a line to stderr. A failure is ignored."""
     _write(sys.stderr, text)
 
 
 def print_lines(lines: Iterable[str]) -> None:
-    """Lines on stdout. `WadmError` where they cannot be written."""
-    _demand(_write(sys.stdout, "\n".join(lines)))
+    """Write lines to stdout. `WadmError` where they cannot be written."""
+    _check(_write(sys.stdout, "\n".join(lines)))
 
 
 def flush() -> None:
-    """Get rid of what is buffered, so that no exit fails of it. `WadmError` where stdout does not take it."""
+    """Flush both streams, so that the exit cannot fail on buffered output. `WadmError` where stdout cannot be written."""
     _write(sys.stderr, "", end="")
-    _demand(_write(sys.stdout, "", end="") if sys.stdout is not None else None)
+    _check(_write(sys.stdout, "", end="") if sys.stdout is not None else None)
 
 
-def _demand(failure: str | None) -> None:
+def _check(failure: str | None) -> None:
     if failure is not None:
         raise WadmError(f"standard output cannot be written ({failure})")
 
@@ -57,13 +57,13 @@ def _write(stream: TextIO | None, text: str, end: str = "\n") -> str | None:
         stream.write(text + end)
         stream.flush()
     except OSError as error:
-        _empty(stream)
+        _discard(stream)
         return error.strerror or str(error)
     return None
 
 
-def _empty(stream: TextIO) -> None:
-    """Send what the stream still holds, and whatever comes, to the null device."""
+def _discard(stream: TextIO) -> None:
+    """Redirect the stream, its buffered output included, to the null device."""
     with suppress(OSError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())

@@ -1,7 +1,7 @@
-"""Readers of loosely typed arguments: a tool gives JSON values, an HTTP query gives texts.
+"""Readers of loosely typed arguments: tools send JSON values, HTTP queries send text.
 
-Every reader takes what was given, None for nothing, and either returns the exact value or raises a `QueryError` of one line: the
-argument, what was given, what is allowed, and a call that would work. Nothing a caller can send ends in any other error.
+Every reader takes the given value, None if there is none, and either returns the exact value or raises a `QueryError` of one line: the
+argument, the given value, what is allowed, and a call that works. No input causes any other error.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from wadm_mcp.queries.numbers import decimal_text
 from wadm_mcp.suggest import nearest, plain
 
 WINDOWS: Final = {"15m": 15 * MINUTE, "1h": HOUR, "4h": 4 * HOUR, "24h": 24 * HOUR, "7d": 7 * 24 * HOUR}
-"""Windows by name, in milliseconds; beside them stands `session`."""
+"""Length of the named windows in milliseconds, except `session`."""
 
 SESSION: Final = "session"
-"""The window from 00:00 UTC."""
+"""The window that begins at 00:00 UTC."""
 
 ALL: Final = "all"
-"""The exchange argument that asks for every exchange that follows the symbol."""
+"""The value of `exchange` that means every exchange on which the symbol is followed."""
 
-_SHOWN: Final = 60
-_NAMED: Final = 20
-_LONGEST: Final = 100
+_SHOWN_CHARS: Final = 60
+_LISTED_NAMES: Final = 20
+_MAX_CHARS: Final = 100
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_EARLIEST: Final = 946_684_800 * SECOND
-_LATEST: Final = 4_102_444_800 * SECOND
+_MIN_TIME_MS: Final = 946_684_800 * SECOND
+_MAX_TIME_MS: Final = 4_102_444_800 * SECOND
 _MS_FROM: Final = 100_000_000_000
-"""An epoch number from here on is milliseconds: as seconds it would lie beyond the year 5000."""
+"""Epoch numbers from here on are milliseconds: as seconds they would be after the year 5000."""
 
 _LENGTH: Final = re.compile(r"([0-9]{1,5})\s*(m|mins?|minutes?|h|hrs?|hours?|d|days?|w|weeks?)", re.ASCII | re.IGNORECASE)
 _UNITS: Final = {"m": MINUTE, "h": HOUR, "d": DAY, "w": 7 * DAY}
@@ -46,40 +46,40 @@ _MARKET_ALIASES: Final[Mapping[str, str]] = dict.fromkeys(
 
 _DECIMAL: Final = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?", re.ASCII)
 _OFFSET_AFTER_A_SPACE: Final = re.compile(r"(?<=[0-9]) (?=[0-9]{2}:?[0-9]{2}\Z)")
-_DECIMALS: Final = 18
+_MAX_DIGITS: Final = 18
 
 _Choice = TypeVar("_Choice", bound=str)
 
 Example: TypeAlias = str | int | Decimal
-"""A value in a call that would work."""
+"""An argument's value in an example call."""
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """The question being asked: its name, and arguments that would work, in the order in which an example shows them."""
+    """A question, for error messages: its name, and arguments that work, in the order of the example."""
 
     name: str
     examples: tuple[tuple[str, Example], ...] = ()
     how_to_follow: str = ""
-    """How somebody gets a symbol followed that is not."""
+    """Sentence that explains how to follow a symbol."""
 
     def example(self, **instead: Example | None) -> str:
-        """A call that would work; `instead` replaces arguments of the examples, with None it leaves one out."""
+        """A call that works, as text. `instead` replaces or adds arguments; None leaves one out."""
         arguments = {**dict(self.examples), **instead}
-        shown = ", ".join(f"{name}={_quoted(value)}" for name, value in arguments.items() if value is not None)
-        return f"{self.name}({shown})"
+        listing = ", ".join(f"{name}={_quoted(value)}" for name, value in arguments.items() if value is not None)
+        return f"{self.name}({listing})"
 
     def about(self, symbol: str) -> Call:
-        """The same question, its examples about `symbol`."""
+        """The same question with `symbol` in its examples."""
         return Call(self.name, tuple({**dict(self.examples), "symbol": symbol}.items()), self.how_to_follow)
 
     def refuse(self, argument: str, given: object, allowed: str, **instead: Example | None) -> QueryError:
-        """The error that says why `given` cannot be used as `argument`."""
+        """The error for a value that cannot be used: the argument, the value, what is allowed, and an example with `instead`."""
         return QueryError(f"{argument}={shown(given)}: {allowed}. Try {self.example(**instead)}")
 
 
 def shown(given: object) -> str:
-    """What was given, in one short line whatever it was: control characters escaped, at most 60 characters of it."""
+    """The given value for an error message: one line, at most 60 characters of it, with control characters escaped."""
     if given is None or isinstance(given, bool):
         return {None: "null", True: "true", False: "false"}[given]
     if isinstance(given, str):
@@ -94,8 +94,7 @@ def shown(given: object) -> str:
 
 
 def read_symbol(call: Call, given: object, followed: Iterable[str]) -> str:
-    """A followed symbol, however its assets are set apart (`btcusdt`, `BTC/USDT`, `BTC-USDT`). `UnknownSymbol` with near matches for any
-    other."""
+    """A followed symbol in any usual spelling (`btcusdt`, `BTC/USDT`, `BTC-USDT`). `UnknownSymbol` with near matches for other symbols."""
     known = sorted(set(followed))
     if given is None:
         raise QueryError(f"symbol is needed. Followed: {listed(known)}. Try {call.example()}")
@@ -108,21 +107,23 @@ def read_symbol(call: Call, given: object, followed: Iterable[str]) -> str:
 
 
 def plain_symbol(given: object) -> str:
-    """A symbol as exchanges write it, whatever was between its assets; empty for what cannot be one. What follows a colon, as in
-    `BTC/USDT:USDT`, only names what it settles in."""
-    return plain(given.split(":")[0]) if isinstance(given, str) and len(given) <= _LONGEST else ""
+    """A symbol in the spelling of the exchanges, without separators; empty for a value that cannot be a symbol.
+
+    Text after a colon, as in `BTC/USDT:USDT`, is the settlement asset and is ignored.
+    """
+    return plain(given.split(":")[0]) if isinstance(given, str) and len(given) <= _MAX_CHARS else ""
 
 
 def read_instrument(given: object) -> tuple[str, str, str] | None:
-    """Exchange, market and symbol of an instrument's whole name, as answers write it (`binance:spot:BTCUSDT`); None for anything else."""
-    parts = given.strip().split(":") if isinstance(given, str) and len(given) <= _LONGEST else []
+    """Exchange, market and symbol of an instrument's name in the form of answers (`binance:spot:BTCUSDT`). None for other values."""
+    parts = given.strip().split(":") if isinstance(given, str) and len(given) <= _MAX_CHARS else []
     if len(parts) != 3 or parts[0].lower() not in (*exchange_names(), ALL) or parts[1].lower() not in MARKETS:
         return None
     return parts[0].lower(), parts[1].lower(), parts[2]
 
 
 def _unknown_symbol(call: Call, given: str, known: Sequence[str]) -> UnknownSymbol:
-    near = nearest(given[:_SHOWN], known)
+    near = nearest(given[:_SHOWN_CHARS], known)
     meant = {"symbol": near[0]} if near else {}
     nearby = f" Nearest: {', '.join(near)}." if near else ""
     more = f" {call.how_to_follow}" if call.how_to_follow else ""
@@ -136,10 +137,10 @@ def _unknown_symbol(call: Call, given: str, known: Sequence[str]) -> UnknownSymb
 def read_choice(
     call: Call, argument: str, given: object, allowed: Sequence[_Choice], default: _Choice, *, fold: bool = True, says: str | None = None
 ) -> _Choice:
-    """One of the `allowed` names; with `fold` capitals do not matter. `says` is the name an example shows when `default` would not do."""
+    """One of the `allowed` names; with `fold` in any case. `says` is the name in the example of an error, instead of `default`."""
     if given is None:
         return default
-    if isinstance(given, str) and len(given) <= _LONGEST:
+    if isinstance(given, str) and len(given) <= _MAX_CHARS:
         text = given.strip().lower() if fold else given.strip()
         for name in allowed:
             if name == text:
@@ -148,23 +149,23 @@ def read_choice(
 
 
 Detail: TypeAlias = Literal["brief", "standard", "full"]
-"""How much an answer tells."""
+"""How much an answer contains."""
 
 DETAILS: Final[tuple[Detail, ...]] = ("brief", "standard", "full")
 
 
 def read_detail(call: Call, given: object) -> Detail:
-    """How much to tell; `standard` when nothing is given."""
+    """How much the answer contains; `standard` if nothing is given."""
     return read_choice(call, "detail", given, DETAILS, DETAILS[1])
 
 
 def read_exchange(call: Call, given: object) -> str:
-    """The name of an exchange or `all`; `all` when nothing is given."""
+    """The name of an exchange, or `all`; `all` if nothing is given."""
     return read_choice(call, "exchange", given, (*exchange_names(), ALL), ALL)
 
 
 def read_market(call: Call, given: object, followed: Sequence[str]) -> str | None:
-    """A followed market, or None when nothing is given. `perp` and its like are `linear`."""
+    """A followed market, or None if nothing is given. `perp` and similar names mean `linear`."""
     allowed = [market for market in MARKETS if market in followed] or MARKETS
     if given is None:
         return None
@@ -179,7 +180,7 @@ def read_market(call: Call, given: object, followed: Sequence[str]) -> str | Non
 
 
 def read_timeframe(call: Call, given: object, default: Timeframe = Timeframe.M5) -> Timeframe:
-    """A bar length, also as `4H`, `60m` or `15 min`. `1M` is refused: elsewhere it is a month."""
+    """A bar length, also written as `4H`, `60m` or `15 min`. `1M` is refused because it may mean a month."""
     length = read_length(given)
     for timeframe in Timeframe:
         if timeframe.ms == length:
@@ -188,15 +189,15 @@ def read_timeframe(call: Call, given: object, default: Timeframe = Timeframe.M5)
 
 
 def read_window(call: Call, given: object, default: str) -> str:
-    """The name of a window, also as `4H`, `1d` or `1 week`."""
+    """The name of a window, also written as `4H`, `1d` or `1 week`."""
     length = read_length(given)
     name = next((name for name, ms in WINDOWS.items() if ms == length), given)
     return read_choice(call, "window", name, (*WINDOWS, SESSION), default)
 
 
 def read_length(given: object) -> int | None:
-    """A length of time written as a number and a unit, in milliseconds; None for anything else, and for `1M`, which may be a month."""
-    found = _LENGTH.fullmatch(given.strip()) if isinstance(given, str) and len(given) <= _LONGEST else None
+    """A length of time, given as a number and a unit, in milliseconds. None for other values and for `1M`, which may mean a month."""
+    found = _LENGTH.fullmatch(given.strip()) if isinstance(given, str) and len(given) <= _MAX_CHARS else None
     if found is None or found[0] == "1M":
         return None
     return int(found[1]) * _UNITS[found[2][0].lower()]
@@ -213,19 +214,19 @@ def read_whole(call: Call, argument: str, given: object, low: int, high: int, de
 
 
 def read_amount(call: Call, argument: str, given: object, *, zero: bool, example: Example, **instead: Example | None) -> Decimal | None:
-    """An exact amount, as a number or as text, None when nothing is given; with `zero` 0 is one too."""
+    """An exact amount above 0, as a number or as text; None if nothing is given. With `zero`, 0 is allowed too."""
     if given is None:
         return None
     value = _decimal(given)
     if value is None or value < 0 or (not zero and value == 0):
         kind = "0 or more" if zero else "above 0"
-        allowed = f"a number {kind} is needed, at most {_DECIMALS} digits on either side of the point"
+        allowed = f"a number {kind} is needed, at most {_MAX_DIGITS} digits on either side of the point"
         raise call.refuse(argument, given, allowed, **{argument: example}, **instead)
     return value
 
 
 def read_signed(call: Call, argument: str, given: object, *, example: Example, **instead: Example | None) -> Decimal:
-    """An exact amount that is not 0, of either sign."""
+    """An exact amount above or below 0."""
     value = _decimal(given)
     if not value:
         raise call.refuse(argument, given, "a number above or below 0 is needed", **{argument: example}, **instead)
@@ -233,33 +234,33 @@ def read_signed(call: Call, argument: str, given: object, *, example: Example, *
 
 
 def read_time(call: Call, argument: str, given: object, **instead: Example | None) -> int | None:
-    """A point in time in milliseconds, None when nothing is given.
+    """A point in time in milliseconds, None if nothing is given.
 
-    ISO 8601 with offset or `Z` (without either it is UTC), or epoch seconds or milliseconds as a number or as digits.
+    Accepts ISO 8601 with an offset or `Z` (without either it is UTC), and epoch seconds or milliseconds as a number or as digits.
     """
     if given is None:
         return None
     timestamp = _time(given)
-    if timestamp is None or not _EARLIEST <= timestamp < _LATEST:
+    if timestamp is None or not _MIN_TIME_MS <= timestamp < _MAX_TIME_MS:
         allowed = "ISO 8601 with offset or Z, or epoch seconds or milliseconds, from 2000 to 2099"
         raise call.refuse(argument, given, f"a time is needed: {allowed}", **instead)
     return timestamp
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names for a sentence, cut short where they are many."""
-    more = len(names) - _NAMED
-    return f"{', '.join(names[:_NAMED])} and {more} more" if more > 0 else ", ".join(names) or "none yet"
+    """Names for a sentence; of many names the first, and the number of the others."""
+    more = len(names) - _LISTED_NAMES
+    return f"{', '.join(names[:_LISTED_NAMES])} and {more} more" if more > 0 else ", ".join(names) or "none yet"
 
 
 def _time(given: object) -> int | None:
     number = _decimal(given)
     if number is not None:
         return int(number if number >= _MS_FROM else number * SECOND)
-    if not isinstance(given, str) or len(given) > _LONGEST:
+    if not isinstance(given, str) or len(given) > _MAX_CHARS:
         return None
     try:
-        # A plus sign that a query string was not escaped for arrives as a space.
+        # A plus sign that was not escaped in a query string arrives as a space.
         moment = datetime.fromisoformat(_OFFSET_AFTER_A_SPACE.sub("+", given.strip()) if "T" in given else given.strip())
     except ValueError:
         return None
@@ -267,12 +268,12 @@ def _time(given: object) -> int | None:
 
 
 def _decimal(given: object) -> Decimal | None:
-    """The exact decimal of a number or of its text, None for anything that is no plain number of sensible size."""
+    """The exact decimal of a number or its text. None for values that are not plain numbers or are too large or too fine."""
     if isinstance(given, bool) or not isinstance(given, int | float | str | Decimal):
         return None
     if isinstance(given, int):
-        return Decimal(given) if abs(given) < 10**_DECIMALS else None
-    if isinstance(given, str) and len(given) > _LONGEST:
+        return Decimal(given) if abs(given) < 10**_MAX_DIGITS else None
+    if isinstance(given, str) and len(given) > _MAX_CHARS:
         return None
     text = str(given).strip()
     if not _DECIMAL.fullmatch(text):
@@ -280,18 +281,18 @@ def _decimal(given: object) -> Decimal | None:
     value = Decimal(text)
     digits = value.as_tuple()
     exponent = int(digits.exponent)
-    if value and (value.adjusted() >= _DECIMALS or exponent < -_DECIMALS):
+    if value and (value.adjusted() >= _MAX_DIGITS or exponent < -_MAX_DIGITS):
         return None
     return value if value else Decimal(0)
 
 
 def _plain(text: str) -> str:
-    cut = text[:_SHOWN]
+    cut = text[:_SHOWN_CHARS]
     safe = "".join(
         letter if letter.isprintable() and letter not in '"\\' else letter.encode("unicode_escape").decode() if letter != '"' else '\\"'
         for letter in cut
     )
-    return f"{safe}..." if len(text) > _SHOWN else safe
+    return f"{safe}..." if len(text) > _SHOWN_CHARS else safe
 
 
 def _quoted(value: Example) -> str:

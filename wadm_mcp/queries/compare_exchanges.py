@@ -1,4 +1,4 @@
-"""One symbol wherever it is followed, side by side: volume share, delta, lead and lag of flow, basis."""
+"""Compares all followed instruments of a symbol: volume share, delta, lead and lag of flow, basis."""
 
 from __future__ import annotations
 
@@ -48,19 +48,19 @@ PAIRS: Final = (
 )
 BROKEN: Final = ("venues", "pairs")
 
-MOST: Final = 1_500
-"""Bars that are compared at most."""
-FURTHEST: Final = 5
-"""Bars by which one flow may lead the other."""
+MAX_BARS: Final = 1_500
+"""Most bars that are compared."""
+MAX_LEAD_BARS: Final = 5
+"""Most bars by which the flow of one instrument is tested to lead the other's."""
 
 
 class _Venue(NamedTuple):
-    """One instrument's bars by start, those left out that a gap touches, and all of them as one."""
+    """One instrument: its coverage, its bars by start, the starts of the bars without a gap, and all bars merged."""
 
     name: str
     judgement: Judgement
     bars: Mapping[int, Bar]
-    held: frozenset[int]
+    complete: frozenset[int]
     total: Bar
 
 
@@ -77,40 +77,40 @@ async def compare_exchanges(
 ) -> dict[str, Any]:
     """Every followed instrument of a symbol over the same window: spot and linear, Binance and Bybit.
 
-    `volume_share` is of what all of them traded. `basis_bps` is how far the second one's newest close stands above the first one's, in
-    hundredths of a percent, and its mean over the bars in which both traded. `flow_correlation` compares the delta of bars that both hold
-    whole; `lead_bars` above 0 says that the first one's delta comes that many bars before the second one's. Below `noise` in size a
-    correlation says nothing. Null where fewer than 30 bars can be compared. `brief`
-    leaves the pairs out.
+    `volume_share` is the share of the volume of all of them. `basis_bps` is the distance of the second instrument's newest close above the
+    first one's, in hundredths of a percent; `mean_basis_bps` is its mean over the bars in which both traded. Only bars that are completely
+    covered on both sides are compared. `flow_correlation` is the correlation of their deltas. `lead_bars` above 0 means that the first
+    one's delta comes that many bars before the second one's. A correlation smaller than `noise` is not significant. Correlations are null
+    if fewer than 30 bars can be compared. The detail `brief` leaves out the pairs.
     """
     call = ask(view, "compare_exchanges", window="4h")
     every = read_scope(view, call, symbol=symbol, exchange=ALL, market=None, window=window, start=start, end=end, as_of=as_of)
     length = read_timeframe(every.call, timeframe, Timeframe.M1)
-    shown = read_detail(every.call, detail)
-    starts = bar_starts(every.call, length, every.window, MOST)
+    chosen_detail = read_detail(every.call, detail)
+    starts = bar_starts(every.call, length, every.window, MAX_BARS)
     scopes = _venues(view, every)
-    told: list[dict[str, Any]] = []
+    coverages: list[dict[str, Any]] = []
     venues: list[_Venue] = []
     lost = expired_bars(view.retention, view.clock(), every.window, length)
     for scope in scopes:
-        told.append(await coverage(view, scope, lost, figures=BROKEN))
+        coverages.append(await coverage(view, scope, lost, figures=BROKEN))
         bars = await merged_bars(view, scope, length, scope.window)
-        seen = await coverage_inputs(view, scope, (*scope.instruments, *scope.awaited)[0], scope.window)
-        judgement = seen.judge(scope.window, lost)
+        inputs = await coverage_inputs(view, scope, (*scope.instruments, *scope.awaited)[0], scope.window)
+        judgement = inputs.judge(scope.window, lost)
         total = Bar(Scale(0, 0))
-        for at in sorted(bars):
-            total = total.then(bars[at])
-        venues.append(_Venue(scope.name, judgement, bars, _whole(starts, length, judgement), total))
-    worst = min(range(len(venues)), key=lambda place: venues[place].judgement.millionths)
+        for bar_start in sorted(bars):
+            total = total.then(bars[bar_start])
+        venues.append(_Venue(scope.name, judgement, bars, _complete_bars(starts, length, judgement), total))
+    worst = min(range(len(venues)), key=lambda index: venues[index].judgement.millionths)
     names = [venue.name for venue in venues]
-    covered = {**told[worst], "broken": [*BROKEN] if any(one["broken"] for one in told) else []}
-    covered |= {"worst": names[worst], "parts": dict(zip(names, told, strict=True))}
-    for part in told:
+    covered = {**coverages[worst], "broken": [*BROKEN] if any(one["broken"] for one in coverages) else []}
+    covered |= {"worst": names[worst], "parts": dict(zip(names, coverages, strict=True))}
+    for part in coverages:
         del part["broken"]
     rows = [_row(venue, venues) for venue in venues]
     pairs = [_pair(one, two, starts) for one, two in combinations(venues, 2)]
     heading = {**every.heading(covered), "instrument": f"{ALL}:{ALL}:{canonical_instrument(every.instruments[0]).symbol}"}
-    figures = {"timeframe": length.value, "venues": table(VENUES, rows), "pairs": None if shown == "brief" else table(PAIRS, pairs)}
+    figures = {"timeframe": length.value, "venues": table(VENUES, rows), "pairs": None if chosen_detail == "brief" else table(PAIRS, pairs)}
     return {**heading, **figures, "reading": _reading(rows, covered)}
 
 
@@ -135,8 +135,8 @@ def _place(name: str, order: Sequence[str]) -> int:
     return order.index(name) if name in order else len(order)
 
 
-def _whole(starts: Sequence[int], length: Timeframe, judgement: Judgement) -> frozenset[int]:
-    """Bars that no gap touches."""
+def _complete_bars(starts: Sequence[int], length: Timeframe, judgement: Judgement) -> frozenset[int]:
+    """Starts of the bars that no gap touches."""
     touched: set[int] = set()
     for gap in judgement.gaps:
         touched.update(range(length.floor(gap.start), max(gap.end, gap.start + 1), length.ms))
@@ -165,10 +165,10 @@ def _row(venue: _Venue, venues: Sequence[_Venue]) -> list[Any]:
 
 
 def _pair(one: _Venue, two: _Venue, starts: Sequence[int]) -> list[Any]:
-    held = one.held & two.held
-    basis = [told for at in starts if at in held and (told := _basis(one.bars.get(at), two.bars.get(at))) is not None]
-    first, second = ([_delta(venue, at) if at in held else None for at in starts] for venue in (one, two))
-    flow = lead_lag(first, second, FURTHEST)
+    complete = one.complete & two.complete
+    basis = [bps for at in starts if at in complete and (bps := _basis_bps(one.bars.get(at), two.bars.get(at))) is not None]
+    first, second = ([_delta(venue, at) if at in complete else None for at in starts] for venue in (one, two))
+    flow = lead_lag(first, second, MAX_LEAD_BARS)
     correlations: list[Number | None] = [None] * 4
     if flow is not None:
         correlations = [_rounded(flow.same, 3), flow.shift, _rounded(flow.shifted, 3), _rounded(flow.noise, 3)]
@@ -178,11 +178,11 @@ def _pair(one: _Venue, two: _Venue, starts: Sequence[int]) -> list[Any]:
         _rounded(basis[-1], 2) if basis else None,
         _rounded(fmean(basis), 2) if basis else None,
         *correlations,
-        len(held),
+        len(complete),
     ]
 
 
-def _basis(one: Bar | None, two: Bar | None) -> float | None:
+def _basis_bps(one: Bar | None, two: Bar | None) -> float | None:
     if one is None or two is None or one.close is None or two.close is None:
         return None
     finest = max(one.scale.price, two.scale.price)
@@ -191,12 +191,12 @@ def _basis(one: Bar | None, two: Bar | None) -> float | None:
 
 
 def _rounded(value: float, digits: int) -> float:
-    """Without the sign of a zero."""
+    """The rounded value, never -0.0."""
     return round(value, digits) + 0.0
 
 
 def _delta(venue: _Venue, at: int) -> float:
-    """A bar's delta; 0 where a held bar has no trades."""
+    """The delta of the bar at `at`, 0 for a covered bar without trades."""
     bar = venue.bars.get(at)
     return 0.0 if bar is None else bar.delta / 10**bar.scale.quantity
 

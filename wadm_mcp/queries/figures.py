@@ -1,8 +1,9 @@
-"""What the questions about volume have in common: ticks and rows of the instruments asked about, and the merge over exchanges."""
+"""What the questions about volume share: price steps and row sizes, merges over exchanges, and tables."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from math import lcm
 from typing import Any, Final, NamedTuple
@@ -10,6 +11,7 @@ from typing import Any, Final, NamedTuple
 from anyio import to_thread
 
 from wadm_mcp.analytics.footprint import Bar, Footprint
+from wadm_mcp.analytics.volume_profile import MAX_ROWS, default_row, row_count, smallest_row
 from wadm_mcp.errors import QueryError
 from wadm_mcp.model import Listing, Timeframe, Window, at_decimals, to_decimal
 from wadm_mcp.queries.arguments import Call, read_amount
@@ -17,12 +19,12 @@ from wadm_mcp.queries.numbers import decimal_text, places
 from wadm_mcp.queries.scope import Scope
 from wadm_mcp.queries.view import View
 
-ON_LOOP: Final = 5_000
-"""Prices that are worked through on the event loop; more go to a worker thread."""
+MAX_PRICES_ON_LOOP: Final = 5_000
+"""Prices that are processed on the event loop; more go to a worker thread."""
 
 
 class Ticks(NamedTuple):
-    """The price steps of an answer over several instruments: rows are multiples of `common`, the top tick of a row is by `finest`."""
+    """The price steps of an answer about several instruments. Rows are multiples of `common`; the top tick of a row uses `finest`."""
 
     finest: Decimal
     common: Decimal
@@ -35,34 +37,69 @@ class Ticks(NamedTuple):
         return cls(to_decimal(min(ticks), decimals), to_decimal(lcm(*ticks), decimals))
 
 
-def read_row_size(call: Call, given: object, ticks: Ticks) -> Decimal | None:
-    """A row size that every instrument of the answer allows, None for nothing. Errors name the tick and the nearest legal sizes."""
-    step = ticks.common
-    row_size = read_amount(call, "row_size", given, zero=False, example=step)
-    if row_size is None:
-        return None
-    decimals = max(places(row_size), places(step))
-    size, unit = at_decimals(row_size, decimals), at_decimals(step, decimals)
-    if size % unit:
-        near = [to_decimal(count * unit, decimals) for count in (size // unit, size // unit + 1) if count]
-        raise refuse_row_size(call, given, f"it must be a whole multiple of the tick {decimal_text(step)}", near)
-    return row_size
+@dataclass(frozen=True, slots=True)
+class RowChoice:
+    """The row size of an answer: `asked` (in price units) if the caller gave one, else a default that depends on the price range.
 
+    Rows are integers at a number of price decimals, usually those of the bar that the range comes from.
+    """
 
-def refuse_row_size(call: Call, given: object, why: str, instead: Sequence[Decimal]) -> QueryError:
-    """The error for a row size that cannot be used, with those that can."""
-    sizes = " or ".join(map(decimal_text, instead))
-    return call.refuse("row_size", given, f"{why}; {sizes} would do", row_size=instead[-1])
+    call: Call
+    given: object
+    asked: Decimal | None
+    ticks: Ticks
+
+    @classmethod
+    def read(cls, call: Call, given: object, listings: Sequence[Listing]) -> RowChoice:
+        """Reads the argument `row_size`, which must suit every instrument of the answer. The error names the tick and the nearest sizes."""
+        ticks = Ticks.of(listings)
+        step = ticks.common
+        row_size = read_amount(call, "row_size", given, zero=False, example=step)
+        choice = cls(call, given, row_size, ticks)
+        if row_size is None:
+            return choice
+        decimals = max(places(row_size), places(step))
+        size, unit = at_decimals(row_size, decimals), at_decimals(step, decimals)
+        if size % unit:
+            near = [to_decimal(count * unit, decimals) for count in (size // unit, size // unit + 1) if count]
+            raise choice.refuse(f"it must be a whole multiple of the tick {decimal_text(step)}", *near)
+        return choice
+
+    def tick(self, decimals: int) -> int:
+        """The finest tick of the answer."""
+        return at_decimals(self.ticks.finest, decimals)
+
+    def row(self, low: int, high: int, decimals: int) -> int:
+        """The row for a price range: the one that was asked for, or the default."""
+        return at_decimals(self.asked, decimals) if self.asked is not None else default_row(low, high, self.common(decimals))
+
+    def row_within_limit(self, low: int, high: int, decimals: int, what: str) -> int:
+        """As `row`. `QueryError` if it divides the range into more than `MAX_ROWS` rows; `what` names the range for the error."""
+        row = self.row(low, high, decimals)
+        rows = row_count(low, high, row)
+        if rows > MAX_ROWS:
+            smallest = to_decimal(smallest_row(low, high, self.common(decimals)), decimals)
+            raise self.refuse(f"it divides {what} into {rows:,} rows, at most {MAX_ROWS:,} are allowed", smallest)
+        return row
+
+    def common(self, decimals: int) -> int:
+        """The step that every row is a multiple of."""
+        return at_decimals(self.ticks.common, decimals)
+
+    def refuse(self, why: str, *instead: Decimal) -> QueryError:
+        """The error for a row size that cannot be used, with sizes that can."""
+        sizes = " or ".join(map(decimal_text, instead))
+        return self.call.refuse("row_size", self.given, f"{why}; use {sizes}", row_size=instead[-1])
 
 
 async def merged_footprint(view: View, scope: Scope, window: Window, row: Decimal | None = None) -> Footprint:
-    """Everything traded in a window on all instruments of a scope; with `row` its cells may be rows of that size."""
+    """The trades of a window on all instruments of a scope as one footprint; with `row` its cells may be rows of that size."""
     merged: Footprint | None = None
     for instrument in scope.instruments:
         footprint = await view.footprint(instrument, window, row)
         if merged is None:
             merged = footprint
-        elif merged.levels + footprint.levels <= ON_LOOP:
+        elif merged.levels + footprint.levels <= MAX_PRICES_ON_LOOP:
             merged.take_beside(footprint)
         else:
             await to_thread.run_sync(merged.take_beside, footprint)
@@ -71,7 +108,7 @@ async def merged_footprint(view: View, scope: Scope, window: Window, row: Decima
 
 
 async def merged_bars(view: View, scope: Scope, timeframe: Timeframe, window: Window) -> dict[int, Bar]:
-    """The bars of all instruments beside each other, by start; those without trades are left out."""
+    """The bars of a window by start, merged over all instruments of a scope. Bars without trades are left out."""
     if not window.length:
         return {}
     merged: dict[int, Bar] = {}
@@ -88,11 +125,13 @@ async def merged_bars(view: View, scope: Scope, timeframe: Timeframe, window: Wi
 def table(
     columns: Sequence[str], rows: Sequence[Sequence[Any]], *, only: Sequence[str] | None = None, newest: int | None = None
 ) -> dict[str, Any]:
-    """A table as answers tell it: the names once, then the rows. `only` some of the columns, only the `newest` rows, with how many were
-    `omitted`."""
-    told = [list(row) for row in (rows if newest is None else rows[max(0, len(rows) - newest) :])]
+    """A table of an answer: the column names once, then the rows.
+
+    `only` selects columns. `newest` keeps that many rows from the end and reports the number of the others as `omitted`.
+    """
+    kept = [list(row) for row in (rows if newest is None else rows[max(0, len(rows) - newest) :])]
     if only is not None:
-        places = [columns.index(name) for name in only]
-        told = [[row[place] for place in places] for row in told]
-    omitted = len(rows) - len(told)
-    return {"columns": list(only or columns), "rows": told, **({"omitted": omitted} if omitted else {})}
+        indexes = [columns.index(name) for name in only]
+        kept = [[row[index] for index in indexes] for row in kept]
+    omitted = len(rows) - len(kept)
+    return {"columns": list(only or columns), "rows": kept, **({"omitted": omitted} if omitted else {})}

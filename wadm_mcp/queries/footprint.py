@@ -1,4 +1,4 @@
-"""Bars opened up: what takers bought and sold at each price, and where one side outweighs its diagonal opposite."""
+"""The footprint of bars: buy and sell volume at each price, and the rows where one side outweighs its diagonal opposite."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from anyio import to_thread
 from wadm_mcp.analytics.footprint import Footprint
 from wadm_mcp.analytics.order_flow import diagonal_imbalances
 from wadm_mcp.analytics.volume_profile import MAX_ROWS, default_row, row_count, volume_profile
-from wadm_mcp.model import Scale, Window, at_decimals, to_decimal
-from wadm_mcp.queries.arguments import ALL, Call, read_detail, read_timeframe, read_whole
+from wadm_mcp.model import Scale, Window, to_decimal
+from wadm_mcp.queries.arguments import ALL, read_detail, read_timeframe, read_whole
 from wadm_mcp.queries.coverage import coverage, expired_bars, nothing_traded
-from wadm_mcp.queries.figures import ON_LOOP, Ticks, merged_footprint, read_row_size, refuse_row_size, table
+from wadm_mcp.queries.figures import MAX_PRICES_ON_LOOP, RowChoice, merged_footprint, table
 from wadm_mcp.queries.numbers import decimal_number, iso, maybe, number
 from wadm_mcp.queries.order_flow import bar_starts
 from wadm_mcp.queries.scope import Scope, ask, read_scope
 from wadm_mcp.queries.view import View
 
 BROKEN: Final = ("open", "high", "low", "close", "delta", "poc", "nodes")
-"""What a gap makes wrong of the bars that it touches."""
+"""Figures that a gap makes wrong, in the bars that it touches."""
 
 COLUMNS: Final = ("price_level", "buy_volume", "sell_volume", "imbalance")
 
-MOST_BARS: Final = 100
-"""Bars of one answer."""
+MAX_BARS: Final = 100
+"""Most bars of one answer."""
 
-MOST_NODES: Final = 4_000
-"""Rows over all bars of one answer."""
+MAX_NODES: Final = 4_000
+"""Most rows of all bars of one answer together."""
 
 
 async def footprint(
@@ -44,78 +44,76 @@ async def footprint(
     as_of: object = None,
     timeframe: object = "5m",
     row_size: object = None,
-    limit: object = MOST_BARS,
+    limit: object = MAX_BARS,
     detail: object = "standard",
 ) -> dict[str, Any]:
-    """The footprint of every bar of a window, oldest first, the first and the last clipped to the window.
+    """The footprint of every bar of a window, oldest first. The first and the last bar are clipped to the window.
 
-    All bars share one `row_size`; when it is not given it cuts the whole window's range into about a hundred rows, or fewer
-    where the answer would be too long. `imbalance` is the side with at least three times its diagonal opposite. Of more than
-    `limit` bars the newest are told; `brief` tells no rows.
+    All bars share one `row_size`. The default divides the range of the whole window into about a hundred rows, or into fewer if the answer
+    would be too long. `imbalance` is the side with at least three times its diagonal opposite. Of more than `limit` bars the newest are
+    returned; the detail `brief` leaves out the rows.
     """
     call = ask(view, "get_footprint", timeframe="5m", window="1h")
     scope = read_scope(view, call, symbol=symbol, exchange=exchange, market=market, window=window, start=start, end=end, as_of=as_of)
     length = read_timeframe(scope.call, timeframe)
-    ticks = Ticks.of(scope.listings)
-    size = read_row_size(scope.call, row_size, ticks)
-    most, shown = read_whole(scope.call, "limit", limit, 1, MOST_BARS, MOST_BARS), read_detail(scope.call, detail)
-    starts = bar_starts(scope.call, length, scope.window, MOST_BARS)
+    choice = RowChoice.read(scope.call, row_size, scope.listings)
+    max_bars, chosen_detail = read_whole(scope.call, "limit", limit, 1, MAX_BARS, MAX_BARS), read_detail(scope.call, detail)
+    starts = bar_starts(scope.call, length, scope.window, MAX_BARS)
     lost = expired_bars(view.retention, view.clock(), scope.window, length)
     covered = await coverage(view, scope, lost, figures=BROKEN)
     bars: dict[int, Footprint] = {}
-    for begin in starts[-most:]:
-        clipped = Window(max(begin, scope.window.start), min(begin + length.ms, scope.window.end))
-        bars[begin] = await merged_footprint(view, scope, clipped)
+    for bar_start in starts[-max_bars:]:
+        clipped = Window(max(bar_start, scope.window.start), min(bar_start + length.ms, scope.window.end))
+        bars[bar_start] = await merged_footprint(view, scope, clipped)
 
     def figures() -> dict[str, Any]:
-        return _figures(scope.call, bars, ticks, row_size, size)
+        return _figures(bars, choice)
 
     cells = sum(bar.levels for bar in bars.values())
-    told = figures() if cells <= ON_LOOP else await to_thread.run_sync(figures)
-    if shown == "brief":
-        for bar in told["bars"]:
+    answer = figures() if cells <= MAX_PRICES_ON_LOOP else await to_thread.run_sync(figures)
+    if chosen_detail == "brief":
+        for bar in answer["bars"]:
             bar["nodes"] = None
-    omitted = len(starts) - len(told["bars"])
+    omitted = len(starts) - len(answer["bars"])
     more = {"omitted": omitted} if omitted else {}
-    return {**scope.heading(covered), "timeframe": length.value, **told, **more, "reading": _reading(scope, covered, told["bars"])}
+    return {**scope.heading(covered), "timeframe": length.value, **answer, **more, "reading": _reading(scope, covered, answer["bars"])}
 
 
-def _figures(call: Call, bars: Mapping[int, Footprint], ticks: Ticks, given: object, size: Decimal | None) -> dict[str, Any]:
+def _figures(bars: Mapping[int, Footprint], choice: RowChoice) -> dict[str, Any]:
     scale = Scale(0, 0)
     for bar in bars.values():
         scale = scale.finest(bar.scale)
     aligned = {start: bar if bar.scale == scale else bar.rescaled(scale) for start, bar in bars.items()}
     traded = [bar for bar in aligned.values() if bar.bar.trade_count]
     if not traded:
-        return {"row_size": decimal_number(size), "bars": [_empty(start) for start in aligned]}
-    row = _row(call, traded, scale, ticks, given, size)
-    tick = at_decimals(ticks.finest, scale.price)
-    told = [_bar(start, bar, tick, row) if bar.bar.trade_count else _empty(start) for start, bar in aligned.items()]
-    return {"row_size": number(row, scale.price), "bars": told}
+        return {"row_size": decimal_number(choice.asked), "bars": [_empty(start) for start in aligned]}
+    row = _row(traded, scale, choice)
+    tick = choice.tick(scale.price)
+    rows = [_bar(start, bar, tick, row) if bar.bar.trade_count else _empty(start) for start, bar in aligned.items()]
+    return {"row_size": number(row, scale.price), "bars": rows}
 
 
-def _row(call: Call, bars: Sequence[Footprint], scale: Scale, ticks: Ticks, given: object, size: Decimal | None) -> int:
-    """The row at the scale of all bars: the one asked for, or the finest default that keeps the answer short enough."""
+def _row(bars: Sequence[Footprint], scale: Scale, choice: RowChoice) -> int:
+    """The row at the scale of all bars: the one that was asked for, or the smallest default that keeps the answer short enough."""
     low = min(bar.bar.low for bar in bars if bar.bar.low is not None)
     high = max(bar.bar.high for bar in bars if bar.bar.high is not None)
-    common = at_decimals(ticks.common, scale.price)
-    row = asked = at_decimals(size, scale.price) if size is not None else default_row(low, high, common)
+    row = preferred = choice.row(low, high, scale.price)
     while not _short_enough(bars, row):
-        row = default_row(0, row * 2, common, 1)
-    if row != asked and size is not None:
-        why = f"it cuts these bars into more than {MOST_NODES:,} rows in all"
-        raise refuse_row_size(call, given, why, [to_decimal(row, scale.price)])
+        row = default_row(0, row * 2, choice.common(scale.price), 1)
+    if row != preferred and choice.asked is not None:
+        raise choice.refuse(f"it divides these bars into more than {MAX_NODES:,} rows in total", to_decimal(row, scale.price))
     return row
 
 
 def _short_enough(bars: Sequence[Footprint], row: int) -> bool:
+    """Do all bars together have at most `MAX_NODES` rows with trades, and each at most `MAX_ROWS` rows?"""
     nodes = 0
     for bar in bars:
         low, high = bar.bar.low, bar.bar.high
         if low is not None and high is not None and row_count(low, high, row) > MAX_ROWS:
             return False
         nodes += len({price // row for price in bar.cells})
-        if nodes > MOST_NODES:
+        if nodes > MAX_NODES:
             return False
     return True
 
@@ -125,10 +123,10 @@ def _bar(start: int, footprint: Footprint, tick: int, row: int) -> dict[str, Any
     assert profile is not None
     prices, quantities = footprint.scale
     bar = footprint.bar
-    marks = diagonal_imbalances(profile.nodes, row)
+    imbalances = diagonal_imbalances(profile.nodes, row)
     rows: list[list[Any]] = [
-        [number(node.price, prices), number(node.buy_volume, quantities), number(node.sell_volume, quantities), mark]
-        for node, mark in zip(profile.nodes, marks, strict=True)
+        [number(node.price, prices), number(node.buy_volume, quantities), number(node.sell_volume, quantities), imbalance]
+        for node, imbalance in zip(profile.nodes, imbalances, strict=True)
     ]
     return {
         "timestamp": iso(start),

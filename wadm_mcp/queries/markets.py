@@ -1,4 +1,4 @@
-"""Every followed instrument, and how its tape is doing."""
+"""The list of followed instruments, each with the state of its tape."""
 
 from __future__ import annotations
 
@@ -36,30 +36,31 @@ _STATUS: Final = {State.OK: "live", State.STANDBY: "standby", State.STARTING: "s
 async def markets(view: View, health: Health, *, limit: object = 100, detail: object = "standard") -> dict[str, Any]:
     """A row for each followed instrument. `status` is `live`, `starting`, `standby` (another process records) or `down`.
 
-    `open_gaps` are the gaps of the last 24 hours that are still open, `history_from` is the start of the oldest coverage.
-    `repairing` is `[missing_trades, seconds]` of a repair under way, null where there is none; `missing_trades` is null where the
-    exchange does not number its trades. `importing` is `[from, reached, trades_per_s, seconds]` of an import of the past
-    under way. `brief` tells fewer columns. While `store` is `unreachable` the rows tell of the live tape alone.
+    `open_gaps` is the number of gaps in the last 24 hours, `history_from` the start of the oldest coverage. `repairing` is
+    `[missing_trades, seconds]` of a running repair, null without one; `missing_trades` is null if the exchange does not number its trades.
+    `importing` is `[from, reached, trades_per_s, seconds]` of a running import of older trades, null without one. The detail `brief` has
+    fewer columns. While `store` is `unreachable` the rows contain only what the live tape knows.
     """
     call = Call("list_markets")
-    most, shown = read_whole(call, "limit", limit, 1, 1_000, 100), read_detail(call, detail)
+    max_rows, chosen_detail = read_whole(call, "limit", limit, 1, 1_000, 100), read_detail(call, detail)
     rows = [await _row(view, health, listing.instrument) for listing in view.listings]
     rows += [[*instrument, "starting", None, None, None, 0, 1, None, None, None] for instrument in view.awaited]
-    omitted = max(0, len(rows) - most)
-    told = table(COLUMNS, rows[:most], only=BRIEF if shown == "brief" else None) | ({"omitted": omitted} if omitted else {})
+    omitted = max(0, len(rows) - max_rows)
+    columns = BRIEF if chosen_detail == "brief" else None
+    listed = table(COLUMNS, rows[:max_rows], only=columns) | ({"omitted": omitted} if omitted else {})
     live = sum(row[3] == "live" for row in rows)
     reading = f"{live} of {len(rows)} instruments are live; {sum(row[7] == 1 for row in rows)} are held whole for the last 24 h."
-    return {"store": "unreachable" if view.alone else "ok", "markets": told, "reading": reading}
+    return {"store": "unreachable" if view.alone else "ok", "markets": listed, "reading": reading}
 
 
 async def _row(view: View, health: Health, instrument: Instrument) -> list[Any]:
     now = view.clock()
-    # It ends beyond now, as every open window does: what the exchange is still sending is not missing.
+    # As every open window it ends after now, so that trades which are still in transit do not count as missing.
     day = Window(now - DAY, now - now % MINUTE + MINUTE)
     alive_until = view.alive_until(instrument)
     spans = await view.spans(instrument, day)
     judgement = judge(spans, day, now, alive_until, revising=await view.lacking(instrument, day))
-    # Of a window before all time the store gives what comes after it: the oldest span.
+    # The store also returns the next span after the window. After a window before all recording this is the oldest span.
     oldest = min((span.start for span in await view.spans(instrument, Window(0, 1))), default=None)
     newest = view.newest(instrument)
     if newest is None:

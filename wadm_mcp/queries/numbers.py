@@ -1,4 +1,4 @@
-"""Exact figures as JSON: numbers written from the exact decimal, times as ISO 8601."""
+"""Exact figures as JSON values: numbers from exact decimals, times as ISO 8601."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from wadm_mcp.model import SECOND, at_decimals
 Number: TypeAlias = int | float | str
 
 _EXACT: Final = 10**15
-"""Up to 15 significant digits every decimal survives the way into a double and back."""
+"""Decimals of up to 15 significant digits survive the conversion to a double and back."""
 
 
 def number(value: int, decimals: int) -> Number:
-    """An integer at a scale as a JSON number that reads back as exactly that decimal; a text where a double could not hold it.
+    """An integer with a number of decimals as a JSON value that reads back as exactly that decimal.
 
-    Whole values are ints, others the float whose shortest text is the decimal; beyond 15 significant digits it is plain decimal text.
+    Whole values become an int, others the float whose shortest text is the decimal. With more than 15 significant digits, which a double
+    cannot represent exactly, the result is the decimal as text.
     """
     divisor = 10**decimals
     if -_EXACT < value < _EXACT:
@@ -32,12 +33,12 @@ def number(value: int, decimals: int) -> Number:
 
 
 def maybe(value: int | None, decimals: int) -> Number | None:
-    """`number`, or null for what cannot be computed."""
+    """As `number`; None stays None (null in JSON)."""
     return None if value is None else number(value, decimals)
 
 
 def decimal_number(value: Decimal | None) -> Number | None:
-    """A decimal as `number` gives it, null for None."""
+    """A decimal as `number` returns it; None stays None."""
     if value is None:
         return None
     decimals = places(value)
@@ -45,18 +46,18 @@ def decimal_number(value: Decimal | None) -> Number | None:
 
 
 def places(value: Decimal) -> int:
-    """Decimals a number was written with: at least as many as it needs."""
+    """Number of decimals that a value is written with, trailing zeros included."""
     return max(0, -int(value.as_tuple().exponent))
 
 
 def decimal_text(value: Decimal) -> str:
-    """A decimal in plain digits, without trailing zeros: how sizes are named in sentences."""
+    """A decimal in plain digits without trailing zeros, for sentences."""
     text = f"{value:f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def iso(timestamp: int) -> str:
-    """A time (ms) as ISO 8601 with `Z`; milliseconds only where it is not a whole second."""
+    """A time (ms) as ISO 8601 with `Z`; with milliseconds only if it is not a whole second."""
     return iso_ms(timestamp) if timestamp % SECOND else f"{_seconds(timestamp)}Z"
 
 

@@ -1,4 +1,4 @@
-"""What takers did, bar by bar: volume by side, delta, cumulative delta since 00:00 UTC."""
+"""Order flow bar by bar: volume by side, delta, cumulative delta since 00:00 UTC."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ COLUMNS: Final = (
 BRIEF: Final = ("timestamp", "close", "volume", "delta", "cumulative_delta")
 
 BROKEN: Final = tuple(column for column in COLUMNS if column not in ("timestamp", CUMULATIVE))
-"""What a gap makes wrong of the bars that it touches: volumes and counts are too low, extremes may have been missed."""
+"""Columns that a gap makes wrong in the bars that it touches: volumes and counts are too low, extremes may be missing."""
 
-MOST: Final = 1_500
-"""Bars of one answer."""
+MAX_BARS: Final = 1_500
+"""Most bars of one answer."""
 
 
 async def order_flow(
@@ -53,20 +53,20 @@ async def order_flow(
     end: object = None,
     as_of: object = None,
     timeframe: object = "5m",
-    limit: object = MOST,
+    limit: object = MAX_BARS,
     detail: object = "standard",
 ) -> dict[str, Any]:
-    """Every bar of a window, empty ones included, oldest first, the first and the last clipped to the window.
+    """Every bar of a window, empty ones included, oldest first. The first and the last bar are clipped to the window.
 
-    `cumulative_delta` counts from 00:00 UTC of each bar's day, so that it does not depend on where the window begins;
-    `coverage.anchor` says how much of the tape since then is held. Merged bars have no min and max delta: the path between
-    exchanges is unknown. Of more than `limit` bars the newest are told; `brief` tells fewer columns.
+    `cumulative_delta` starts from 0 at 00:00 UTC of each bar's day, whatever the window; `coverage.anchor` is the coverage since then.
+    Merged bars have no min and max delta, because the order of trades between exchanges is unknown. Of more than `limit` bars the newest
+    are returned; the detail `brief` has fewer columns.
     """
     call = ask(view, "get_order_flow", timeframe="5m", window="1h")
     scope = read_scope(view, call, symbol=symbol, exchange=exchange, market=market, window=window, start=start, end=end, as_of=as_of)
     length = read_timeframe(scope.call, timeframe)
-    most, shown = read_whole(scope.call, "limit", limit, 1, MOST, MOST), read_detail(scope.call, detail)
-    starts = bar_starts(scope.call, length, scope.window, MOST)
+    max_bars, chosen_detail = read_whole(scope.call, "limit", limit, 1, MAX_BARS, MAX_BARS), read_detail(scope.call, detail)
+    starts = bar_starts(scope.call, length, scope.window, MAX_BARS)
     before, now = Window(session_start(scope.window.start), scope.window.start), view.clock()
     lost = expired_bars(view.retention, now, scope.window, length)
     covered = await coverage(
@@ -83,24 +83,25 @@ async def order_flow(
         scale = scale.finest(bar.scale)
     base = sum(rescale(bar.delta, bar.scale.quantity, scale.quantity) for bar in earlier.values())
     rows: list[list[Any]] = []
-    for session, of_day in groupby(starts, session_start):
-        day, empty = list(of_day), Bar(scale)
-        held = [bars.get(start, empty) for start in day]
-        sums = cumulative(held, base if session == before.start else 0, scale)
-        rows += [_row(start, bar, total, scale) for start, bar, total in zip(day, held, sums, strict=True)]
-    told = {"timeframe": length.value, "bars": table(COLUMNS, rows, only=BRIEF if shown == "brief" else None, newest=most)}
-    return {**scope.heading(covered), **told, "reading": _reading(scope, covered, rows)}
+    for session, session_starts in groupby(starts, session_start):
+        day_starts, empty = list(session_starts), Bar(scale)
+        day_bars = [bars.get(start, empty) for start in day_starts]
+        totals = cumulative(day_bars, base if session == before.start else 0, scale)
+        rows += [_row(start, bar, total, scale) for start, bar, total in zip(day_starts, day_bars, totals, strict=True)]
+    columns = BRIEF if chosen_detail == "brief" else None
+    answer = {"timeframe": length.value, "bars": table(COLUMNS, rows, only=columns, newest=max_bars)}
+    return {**scope.heading(covered), **answer, "reading": _reading(scope, covered, rows)}
 
 
-def bar_starts(call: Call, timeframe: Timeframe, window: Window, most: int) -> range:
-    """Starts of the bars that a window touches. `QueryError` for more than `most`, naming a timeframe that fits."""
+def bar_starts(call: Call, timeframe: Timeframe, window: Window, max_bars: int) -> range:
+    """Starts of the bars that a window touches. `QueryError` for more than `max_bars`; it names a timeframe that fits."""
 
     def starts(length: Timeframe) -> range:
         return range(length.floor(window.start), window.end, length.ms) if window.length else range(0)
 
-    if len(starts(timeframe)) > most:
-        fits = next((length for length in Timeframe if len(starts(length)) <= most), None)
-        count = f"this window has {len(starts(timeframe)):,} such bars, at most {most:,} are told at once"
+    if len(starts(timeframe)) > max_bars:
+        fits = next((length for length in Timeframe if len(starts(length)) <= max_bars), None)
+        count = f"this window has {len(starts(timeframe)):,} such bars, at most {max_bars:,} are returned at once"
         if fits is None:
             raise call.refuse("timeframe", timeframe.value, f"{count}; choose a shorter window", timeframe=timeframe.value, window="1h")
         raise call.refuse("timeframe", timeframe.value, f"{count}; {fits} fits", timeframe=fits.value)

@@ -1,8 +1,8 @@
-"""What a question is about: which instruments, which stretch of market time, and what counts as now.
+"""The scope of a question: its instruments, its window of market time, and the time that counts as now.
 
-Windows are `[start, end)` widened to whole minutes. `end` beyond now means now, so that an open window may end up to a minute in
-the future; at 00:00 UTC sharp `session` is the day that ends there. With `as_of` the tape is read as far as that minute's start and no
-trade after it is told: it takes the place of now.
+Windows are `[start, end)` widened to whole minutes. An `end` after now means now, so that an open window may end up to a minute in the
+future. At exactly 00:00 UTC `session` is the day that ends then. With `as_of`, the start of that minute takes the place of now, and
+trades after it are left out.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from wadm_mcp.queries.arguments import (
 from wadm_mcp.queries.numbers import iso
 from wadm_mcp.queries.view import View
 
-LONGEST: Final = 400 * DAY
-"""Windows longer than this are refused."""
+MAX_WINDOW_MS: Final = 400 * DAY
+"""Longest window (ms)."""
 
 DEFAULT_WINDOW: Final = "1h"
-"""The window of a question that names none."""
+"""The window of a question that does not name one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """One question's instruments and window.
+    """The instruments and the window of one question.
 
-    `name` is how answers call the instrument, `all:spot:BTCUSDT` for a merged answer, even where only one exchange follows the
-    symbol. `now` is the clock's time (ms), or the minute of `as_of`. `call` shows calls that would work, for errors about other arguments.
+    `name` is the instrument's name in answers: `all:spot:BTCUSDT` for a merged answer, even if only one exchange follows the symbol. `now`
+    is the clock's time (ms), or the minute of `as_of`. `call` builds the examples in errors about further arguments.
     """
 
     name: str
@@ -55,10 +55,10 @@ class Scope:
     now: int
     as_of: bool
     asked: tuple[str | int | None, ...]
-    """What the caller chose, in one form whatever its spelling: two questions with the same `name` and `asked` are the same one."""
+    """The caller's choices in normalised form: two questions with equal `name` and `asked` are the same question."""
     call: Call
     awaited: tuple[Instrument, ...] = ()
-    """Instruments that belong to a merged answer and are not followed yet: their exchange has not told what it lists."""
+    """Configured instruments that belong to the answer but are not followed yet, because their exchange's listings are not loaded."""
 
     @property
     def instruments(self) -> tuple[Instrument, ...]:
@@ -67,22 +67,22 @@ class Scope:
 
     @property
     def merged(self) -> bool:
-        """Is the answer one over all exchanges?"""
+        """Does the answer merge all exchanges?"""
         return self.name.startswith(f"{ALL}:")
 
     @property
     def closed(self) -> bool:
-        """Does the window lie wholly in the past?"""
+        """Is the whole window in the past?"""
         return self.window.end <= self.now
 
     def heading(self, coverage: dict[str, Any]) -> dict[str, Any]:
-        """How every answer begins: coverage, instrument, window."""
+        """The first keys of every answer: coverage, instrument, window."""
         window = {"start": iso(self.window.start), "end": iso(self.window.end), "closed": self.closed}
         return {"coverage": coverage, "instrument": self.name, "window": window}
 
 
 def ask(view: View, name: str, **examples: Example) -> Call:
-    """The call of a question; its examples name the first followed symbol."""
+    """The call of a question, for error messages. Its examples use the first followed symbol."""
     symbol = next((canonical_instrument(listing.instrument).symbol for listing in view.listings), "BTCUSDT")
     return Call(name, (("symbol", symbol), *examples.items()), view.how_to_follow)
 
@@ -99,7 +99,11 @@ def read_scope(
     end: object = None,
     as_of: object = None,
 ) -> Scope:
-    """The scope of a question. `QueryError` for an argument that cannot be used, `UnknownSymbol` for a symbol not followed there."""
+    """Reads the arguments that every question shares.
+
+    `QueryError` for an argument that cannot be used, `UnknownSymbol` for a symbol that is not followed there, `NotReady` for a configured
+    symbol whose exchange's listings are not loaded yet.
+    """
     named = read_instrument(symbol)
     if named is not None:
         symbol = named[2]
@@ -108,15 +112,15 @@ def read_scope(
     name, listings, awaited = _followed(view, call, symbol, exchange, market)
     call = call.about(canonical_instrument(listings[0].instrument).symbol)
     now = clock = view.clock()
-    told = read_time(call, "as_of", as_of, as_of=iso(clock - clock % MINUTE))
-    if told is not None:
-        now = told - told % MINUTE
+    moment = read_time(call, "as_of", as_of, as_of=iso(clock - clock % MINUTE))
+    if moment is not None:
+        now = moment - moment % MINUTE
         if now > clock:
             raise call.refuse(
                 "as_of", as_of, f"it lies in the future, now is {iso(clock - clock % 1000)}", as_of=iso(clock - clock % MINUTE)
             )
-    stretch, *asked = _window(call, now, window, start, end)
-    return Scope(name, listings, stretch, now, told is not None, (*asked, None if told is None else now), call, awaited)
+    chosen_window, *asked = _window(call, now, window, start, end)
+    return Scope(name, listings, chosen_window, now, moment is not None, (*asked, None if moment is None else now), call, awaited)
 
 
 def _followed(
@@ -132,7 +136,7 @@ def _followed(
     wanted = name if name in symbols.values() else read_symbol(call, symbol, symbols.values())
     call = call.about(wanted)
     known = [listing for listing in every if symbols[listing.instrument] == wanted]
-    # What is configured counts as followed from the first moment, whichever exchange told first what it lists.
+    # Configured markets count as followed from the start, so that the choice does not depend on which exchange's listings load first.
     markets = _in_order([*(listing.instrument.market for listing in every), *(one.market for one in awaited)], view.markets)
     venue = read_exchange(call, exchange)
     there = [listing for listing in known if venue in (ALL, listing.instrument.exchange)]
@@ -154,14 +158,16 @@ def _not_ready(view: View, symbol: str, every: Sequence[Listing]) -> NotReady:
     if view.recorded_elsewhere:
         followed = ", ".join(dict.fromkeys(listing.instrument.symbol for listing in every)) or "none yet"
         return NotReady(
-            f"{symbol} is configured here, but another process records on this data directory, and of it follows {followed}: "
+            f"{symbol} is configured here, but another process records into this data directory and follows {followed}: "
             "add the symbol to that process, or give this one a WADM_DATA_DIR of its own"
         )
-    return NotReady(f"{symbol} is configured, but its exchange has not told yet what it lists; list_markets shows what is up. Ask again")
+    return NotReady(
+        f"{symbol} is configured, but the list of symbols of its exchange is not loaded yet; list_markets shows the state. Ask again"
+    )
 
 
 def _in_order(names: Iterable[str], order: Sequence[str]) -> list[str]:
-    """Each name once: those of `order` first and in it."""
+    """Each name once: first those of `order`, in its order, then the others."""
     unique = dict.fromkeys(names)
     return [*(name for name in order if name in unique), *(name for name in unique if name not in order)]
 
@@ -181,17 +187,17 @@ def _window(call: Call, now: int, window: object, start: object, end: object) ->
         if last is not None:
             raise call.refuse("end", end, "start is needed with it", **works)
         name = read_window(call, window, DEFAULT_WINDOW)
-        return _whole(session_start(now - 1) if name == SESSION else now - WINDOWS[name], now), name, None, None
+        return _whole_minutes(session_start(now - 1) if name == SESSION else now - WINDOWS[name], now), name, None, None
     if first - first % MINUTE > now:
         raise call.refuse("start", start, f"it lies in the future, now is {iso(now - now % 1000)}", **works)
     if last is not None and last < first:
         raise call.refuse("end", end, f"it lies before start={shown(start)}", **works)
     until = now if last is None else min(last, now)
-    if until - first > LONGEST:
+    if until - first > MAX_WINDOW_MS:
         raise call.refuse("start", start, "a window is at most 400 days long", **works)
-    return _whole(min(first, until), until), None, first, last
+    return _whole_minutes(min(first, until), until), None, first, last
 
 
-def _whole(start: int, end: int) -> Window:
+def _whole_minutes(start: int, end: int) -> Window:
     """The window widened to whole minutes."""
     return Window(start - start % MINUTE, -(-end // MINUTE) * MINUTE)

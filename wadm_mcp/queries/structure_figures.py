@@ -1,4 +1,4 @@
-"""A market's structure in figures: how `market_structure` tells what it gathered. Pure.
+"""The answer of `market_structure`, built from the evidence that it collected. Pure: no I/O.
 
 Ratios and scores have no unit and are rounded to two or three digits; prices, volumes and deltas are exact.
 """
@@ -15,12 +15,12 @@ from wadm_mcp.analytics.footprint import Bar, Footprint
 from wadm_mcp.analytics.market_structure import trading_range
 from wadm_mcp.analytics.market_structure.events import Event
 from wadm_mcp.analytics.market_structure.parameters import DEFAULT
-from wadm_mcp.analytics.market_structure.profile_shape import Standing, deviation, profile_shape
+from wadm_mcp.analytics.market_structure.profile_shape import ProminentNode, deviation, profile_shape
 from wadm_mcp.analytics.market_structure.series import CoveredBar, Series
 from wadm_mcp.analytics.market_structure.swings import Leg, Pivot, alternating, legs
 from wadm_mcp.analytics.market_structure.trading_range import TradingRange
 from wadm_mcp.analytics.market_structure.value_migration import SessionValue, naked_pocs, overlap, relation, streak
-from wadm_mcp.analytics.market_structure.zones import LargePrint, fading, stacks
+from wadm_mcp.analytics.market_structure.zones import TakerOrder, fading_edges, stacks
 from wadm_mcp.analytics.order_flow import imbalance_ratio
 from wadm_mcp.analytics.volume_profile import MAX_ROWS, VolumeProfile, row_count, volume_profile, vwap
 from wadm_mcp.coverage.judge import Judgement
@@ -33,15 +33,15 @@ from wadm_mcp.queries.scope import Scope
 
 SWINGS: Final = ("timestamp", "side", "price", "cumulative_delta", "leg_volume", "leg_delta")
 EVENTS: Final = ("timestamp", "known_after", "kind", "price", "delta", "volume_z", "range_z", "close_position", "more")
-"""`known_after` is how many bars after its own an event could be told: 0 at the close of its own."""
+"""`known_after` is the number of bars after its own bar at whose close an event became known; 0 is the close of its own bar."""
 EFFORT: Final = ("timestamp", "volume_z", "range_z", "progress_z", "close_position", "delta")
 PRIOR: Final = ("session", "poc", "vah", "val", "coverage")
 NAKED: Final = ("price", "session", "status")
 
-_WAVES: Final = 3
-"""Legs of each direction whose volume is compared."""
+_COMPARED_LEGS: Final = 3
+"""Newest legs of each direction whose volume is compared."""
 
-_SETS: Final = {
+_DETECTOR_PARAMETERS: Final = {
     "climax": ("climax_volume", "climax_range"),
     "effort": ("effort",),
     "ease": ("effort",),
@@ -53,15 +53,15 @@ _SETS: Final = {
     "stacked": ("diagonal", "stacked"),
     "large": ("large",),
 }
-"""Parameters of the detectors, by the first word of an event's kind."""
-_MINOR: Final = ("effort", "ease", "fading")
-"""Events so frequent that only the full detail lists them."""
-_ALWAYS: Final = ("baseline", "swing", "atr")
-_SCORES: Final = ("volume_z", "range_z", "close_position")
+"""Parameters that the answer states for a detector, by the first word of its event's kind."""
+_MINOR_EVENTS: Final = ("effort", "ease", "fading")
+"""First words of kinds that only the full detail lists, because they are frequent."""
+_COMMON_PARAMETERS: Final = ("baseline", "swing", "atr")
+_SCORE_COLUMNS: Final = ("volume_z", "range_z", "close_position")
 
 
 class _Lengths(NamedTuple):
-    """How much of each list a detail tells."""
+    """The length of each list of an answer, by detail."""
 
     events: int
     swings: int
@@ -79,12 +79,12 @@ _LENGTHS: Final[dict[Detail, _Lengths]] = {
 }
 
 
-_LONGEST: Final[dict[Detail, int]] = {"brief": 1_700, "standard": 2_350, "full": 1_000_000}
-"""Bytes of coverage and figures together: figures like these have about 2.5 bytes a token, and a standard answer must not pass 1,000."""
+_MAX_BYTES: Final[dict[Detail, int]] = {"brief": 1_700, "standard": 2_350, "full": 1_000_000}
+"""Most bytes of coverage and figures together. They have about 2.5 bytes a token; a standard answer must stay below 1,000 tokens."""
 
 
-class Outside(NamedTuple):
-    """What traded beyond the edge of a range: its share of the volume of the bars outside, and its delta."""
+class OutsideVolume(NamedTuple):
+    """The trades beyond the edge of a range: their share of the volume of the event's bars, and their delta."""
 
     share: float
     delta: int
@@ -100,82 +100,84 @@ class Levels(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Day:
-    """One session: its bar, how much of it each exchange holds, and its levels where there are any."""
+    """One session: its bar, the coverage of each exchange, and its levels (None if there are none)."""
 
     window: Window
     bar: Bar
-    judged: Sequence[Judgement]
+    judgements: Sequence[Judgement]
     levels: Levels | None = None
 
     @property
     def ratio(self) -> Number:
-        """Coverage, of the exchange that holds the least."""
-        return ratio(min(self.judged, key=lambda one: one.millionths))
+        """Coverage of the exchange with the lowest coverage."""
+        return ratio(min(self.judgements, key=lambda one: one.millionths))
 
     @property
-    def whole(self) -> bool:
-        """Is nothing of it missing?"""
-        return all(not judgement.gaps and judgement.basis is not None for judgement in self.judged)
+    def complete(self) -> bool:
+        """Is no trade of the session missing?"""
+        return all(not judgement.gaps and judgement.basis is not None for judgement in self.judgements)
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Everything that was gathered. Integers are at `scale`; `days` are the consecutive sessions before `session`, whose trades are
-    `footprint`."""
+    """Everything that an answer is computed from. Integers are at `scale`.
+
+    `footprint` has the trades of `session`, the open session; `days` are the consecutive sessions before it. `outside` belongs to `events`,
+    one for each. `inside` are the newest closed bars by start. `large` is None if the large orders are not known.
+    """
 
     scope: Scope
     timeframe: Timeframe
     scale: Scale
     tick: int
     row: int | None
-    stretch: Window
-    told: Sequence[CoveredBar]
+    covered_bars: Sequence[CoveredBar]
     series: Series
     pivots: Sequence[Pivot]
     events: Sequence[Event]
-    outside: Sequence[Outside | None]
+    outside: Sequence[OutsideVolume | None]
     inside: Sequence[tuple[int, Footprint]]
-    large: Sequence[tuple[Instrument, LargePrint]] | None
+    large: Sequence[tuple[Instrument, TakerOrder]] | None
     footprint: Footprint
     session: Day
     days: Sequence[Day]
     last_hour: Bar
 
     def price(self, value: int | None) -> Number | None:
-        """A price as answers tell it."""
+        """A price as a JSON number."""
         return maybe(value, self.scale.price)
 
     def quantity(self, value: int | None) -> Number | None:
-        """A volume or a delta as answers tell it."""
+        """A volume or a delta as a JSON number."""
         return maybe(value, self.scale.quantity)
 
 
-def tell(evidence: Evidence, covered: Mapping[str, Any], detail: Detail) -> dict[str, Any]:
-    """The answer behind its heading."""
+def structure_answer(evidence: Evidence, covered: Mapping[str, Any], detail: Detail) -> dict[str, Any]:
+    """The answer without its heading (coverage, instrument, window)."""
     lengths = _LENGTHS[detail]
     day, profile = evidence.footprint, _profile(evidence)
     session = evidence.session if profile is None else replace(evidence.session, levels=Levels(profile.poc, profile.vah, profile.val))
     values = [_value(evidence, one) for one in (*evidence.days, session)]
-    frozen = trading_range.range_before(evidence.series, evidence.pivots, len(evidence.series))
-    told: dict[str, Any] = {
+    current_range = trading_range.range_before(evidence.series, evidence.pivots, len(evidence.series))
+    answer: dict[str, Any] = {
         "bars": _bars(evidence),
         "session": _session(evidence, day),
-        "profile": _told_profile(evidence, profile, lengths),
+        "profile": _profile_answer(evidence, profile, lengths),
         "value": _migration(evidence, values, lengths),
         "flow": _flow(evidence, day.bar),
-        "range": None if frozen is None else _range(evidence, frozen, day.bar.close),
+        "range": None if current_range is None else _range(evidence, current_range, day.bar.close),
         **_lists(evidence, lengths),
     }
-    told["reading"] = _reading(evidence, profile, covered, told)
-    _shorten(told["events"], len(msgspec.json.encode((covered, told))) - _LONGEST[detail])
-    return told
+    answer["reading"] = _reading(evidence, profile, covered, answer)
+    _shorten(answer["events"], len(msgspec.json.encode((covered, answer))) - _MAX_BYTES[detail])
+    return answer
 
 
 def _bars(evidence: Evidence) -> dict[str, Any]:
     return {
         "timeframe": evidence.timeframe.value,
-        "usable": sum(one.covered >= DEFAULT.usable for one in evidence.told),
-        "of": len(evidence.told),
+        "usable": sum(one.covered >= DEFAULT.usable for one in evidence.covered_bars),
+        "of": len(evidence.covered_bars),
     }
 
 
@@ -192,7 +194,7 @@ def _session(evidence: Evidence, day: Footprint) -> dict[str, Any]:
 
 
 def levels(footprint: Footprint, tick: int, row: int) -> Levels:
-    """POC and value area of a footprint that is not empty."""
+    """POC and value area of a footprint with trades."""
     profile = volume_profile(footprint, tick=tick, row=row)
     assert profile is not None
     return Levels(profile.poc, profile.vah, profile.val)
@@ -205,11 +207,11 @@ def _profile(evidence: Evidence) -> VolumeProfile | None:
     return volume_profile(evidence.footprint, tick=evidence.tick, row=row)
 
 
-def _told_profile(evidence: Evidence, profile: VolumeProfile | None, lengths: _Lengths) -> dict[str, Any]:
+def _profile_answer(evidence: Evidence, profile: VolumeProfile | None, lengths: _Lengths) -> dict[str, Any]:
     shape = None if profile is None else profile_shape(profile, evidence.footprint.bar)
 
-    def nodes(standing: Sequence[Standing]) -> list[list[Any]]:
-        return [[evidence.price(one.price), _round(one.share, 3)] for one in standing[: lengths.nodes]]
+    def nodes(prominent: Sequence[ProminentNode]) -> list[list[Any]]:
+        return [[evidence.price(one.price), _round(one.share, 3)] for one in prominent[: lengths.nodes]]
 
     listed = {} if shape is None or not lengths.nodes else {"high_nodes": nodes(shape.high_nodes), "low_nodes": nodes(shape.low_nodes)}
     return {
@@ -227,35 +229,39 @@ def _value(evidence: Evidence, day: Day) -> SessionValue | None:
         return None
     poc, vah, val = day.levels
     top = poc + evidence.row - evidence.tick
-    return SessionValue(day.window.start, poc, top, vah, val, bar.high, bar.low, bar.close, day.whole)
+    return SessionValue(day.window.start, poc, top, vah, val, bar.high, bar.low, bar.close, day.complete)
 
 
 def _migration(evidence: Evidence, values: Sequence[SessionValue | None], lengths: _Lengths) -> dict[str, Any]:
-    """Of a day that is not known, neither value nor what price reached in it is."""
+    """The key `value`: the value areas of the sessions compared, and the naked POCs.
+
+    A session without a value area may have traded unseen unless its coverage is complete; the session before it then counts as incomplete,
+    so that the POCs up to there get the status `unknown`.
+    """
     known: list[SessionValue] = []
     for value, day in zip(values, (*evidence.days, evidence.session), strict=True):
         if value is not None:
             known.append(value)
-        elif not day.whole and known:
-            known[-1] = known[-1]._replace(whole=False)
+        elif not day.complete and known:
+            known[-1] = known[-1]._replace(complete=False)
     now, before = values[-1], values[-2]
     ratios = {day.window.start: day.ratio for day in evidence.days}
-    unbroken: list[SessionValue] = []
+    consecutive: list[SessionValue] = []
     for value in reversed(values):
         if value is None:
             break
-        unbroken.insert(0, value)
+        consecutive.insert(0, value)
     rows = [[_date(one.start), *map(evidence.price, (one.poc, one.vah, one.val)), ratios[one.start]] for one in known if one is not now]
     last = known[-1].close if known else 0
     naked = sorted(naked_pocs(known), key=lambda one: abs(one.session.poc - last))
-    near = [[evidence.price(one.session.poc), _date(one.session.start), one.status] for one in naked]
+    nearest_first = [[evidence.price(one.session.poc), _date(one.session.start), one.status] for one in naked]
     omitted = {"omitted": len(naked) - lengths.naked} if len(naked) > lengths.naked else {}
     return {
         "relation": relation(now, before) if now is not None and before is not None else None,
         "overlap": _round(overlap(now, before), 3) if now is not None and before is not None else None,
         "poc_shift": evidence.price(now.poc - before.poc) if now is not None and before is not None else None,
-        "streak": streak(unbroken) if len(unbroken) > 1 else None,
-        "naked_pocs": table(NAKED, near[: lengths.naked]) | omitted,
+        "streak": streak(consecutive) if len(consecutive) > 1 else None,
+        "naked_pocs": table(NAKED, nearest_first[: lengths.naked]) | omitted,
         **({"prior": table(PRIOR, rows[-lengths.sessions :])} if lengths.sessions else {}),
     }
 
@@ -275,70 +281,74 @@ def _flow(evidence: Evidence, day: Bar) -> dict[str, Any]:
 
 
 def _extremes(evidence: Evidence) -> tuple[list[Any] | None, list[Any] | None]:
-    """The highest and the lowest cumulative delta of the session's closed bars, each with its bar. Inside a bar where its path is known."""
+    """The highest and the lowest cumulative delta of the session's closed bars, each with the start of its bar.
+
+    Extremes inside a bar count where its min and max delta are known. Both are None if a trade of the session's closed bars is missing.
+    """
     series, start = evidence.series, evidence.scope.window.start
-    first = next((place for place, candle in enumerate(series.candles) if candle.start >= start), len(series))
-    if first == len(series) or not series.all_whole(first, len(series) - 1) or series[first].start != start:
+    first = next((index for index, bar in enumerate(series.bars) if bar.start >= start), len(series))
+    if first == len(series) or not series.all_complete(first, len(series) - 1) or series[first].start != start:
         return None, None
     total = 0
     high: tuple[int, int] | None = None
     low: tuple[int, int] | None = None
-    for candle in series.candles[first:]:
-        up = total + (candle.delta if candle.highest_delta is None else candle.highest_delta)
-        down = total + (candle.delta if candle.lowest_delta is None else candle.lowest_delta)
-        total += candle.delta
-        high = (up, candle.start) if high is None or up > high[0] else high
-        low = (down, candle.start) if low is None or down < low[0] else low
+    for bar in series.bars[first:]:
+        up = total + (bar.delta if bar.max_delta is None else bar.max_delta)
+        down = total + (bar.delta if bar.min_delta is None else bar.min_delta)
+        total += bar.delta
+        high = (up, bar.start) if high is None or up > high[0] else high
+        low = (down, bar.start) if low is None or down < low[0] else low
     assert high is not None
     assert low is not None
     return [evidence.quantity(high[0]), iso_minute(high[1])], [evidence.quantity(low[0]), iso_minute(low[1])]
 
 
-def _range(evidence: Evidence, frozen: TradingRange, last: int | None) -> dict[str, Any]:
+def _range(evidence: Evidence, current: TradingRange, last: int | None) -> dict[str, Any]:
     series = evidence.series
     atr = series.atr(len(series))
     return {
-        "high": evidence.price(frozen.high),
-        "low": evidence.price(frozen.low),
-        "tests_high": frozen.tests_high,
-        "tests_low": frozen.tests_low,
-        "since": iso_minute(series[frozen.first].start),
-        "width_atr": None if atr is None else _round(frozen.width / atr),
-        "position": None if last is None else _round(frozen.position(last)),
-        "drift": _round(trading_range.drift(series, frozen)),
-        "volume_slope": _round(trading_range.volume_slope(series, frozen), 3),
+        "high": evidence.price(current.high),
+        "low": evidence.price(current.low),
+        "tests_high": current.tests_high,
+        "tests_low": current.tests_low,
+        "since": iso_minute(series[current.first_index].start),
+        "width_atr": None if atr is None else _round(current.width / atr),
+        "position": None if last is None else _round(current.position(last)),
+        "drift": _round(trading_range.drift(series, current)),
+        "volume_slope": _round(trading_range.volume_slope(series, current), 3),
     }
 
 
 def _lists(evidence: Evidence, lengths: _Lengths) -> dict[str, Any]:
-    found = [*_candidates(evidence), *_inside(evidence), *_large(evidence)]
-    found = [event for event in found if lengths.minor or not event.row[2].startswith(_MINOR)]
-    found.sort(key=lambda event: event.known)
-    told = table(EVENTS, [event.row for event in found], newest=lengths.events)
-    kinds = {row[2].split("_")[0] for row in told["rows"]}
-    names = [*_ALWAYS, *(name for kind, sets in _SETS.items() if kind in kinds for name in sets)]
-    ways = legs(evidence.series, alternating(evidence.pivots))
-    swings = {**table(SWINGS, [_swing(evidence, leg) for leg in ways[-lengths.swings :]]), **_waves(ways)} if lengths.swings else None
+    found = [*_candidates(evidence), *_inside_bars(evidence), *_large_orders(evidence)]
+    found = [event for event in found if lengths.minor or not event.row[2].startswith(_MINOR_EVENTS)]
+    found.sort(key=lambda event: event.known_at)
+    listed = table(EVENTS, [event.row for event in found], newest=lengths.events)
+    kinds = {row[2].split("_")[0] for row in listed["rows"]}
+    names = [*_COMMON_PARAMETERS, *(name for kind, own in _DETECTOR_PARAMETERS.items() if kind in kinds for name in own)]
+    all_legs = legs(evidence.series, alternating(evidence.pivots))
+    newest = all_legs[-lengths.swings :] if lengths.swings else []
+    swings = {**table(SWINGS, [_swing(evidence, leg) for leg in newest]), **_wave_ratio(all_legs)} if lengths.swings else None
     effort = table(EFFORT, list(_effort(evidence, lengths.effort))) if lengths.effort else None
     return {
         **({"swings": swings} if swings is not None else {}),
-        "events": told,
+        "events": listed,
         **({"effort": effort} if effort is not None else {}),
         "parameters": {name: value for name, value in DEFAULT._asdict().items() if name in names},
     }
 
 
 class _Candidate(NamedTuple):
-    """An event as it is told, and when it was known (market time, ms)."""
+    """The row of an event, and the market time (ms) at which it became known."""
 
-    known: int
+    known_at: int
     row: list[Any]
 
 
 def _candidates(evidence: Evidence) -> Iterator[_Candidate]:
     for event, outside in zip(evidence.events, evidence.outside, strict=True):
-        scores = [_round(event.figures.get(name)) for name in _SCORES]
-        more: dict[str, Any] = {name: _round(value, 3) for name, value in event.figures.items() if name not in _SCORES}
+        scores = [_round(event.figures.get(name)) for name in _SCORE_COLUMNS]
+        more: dict[str, Any] = {name: _round(value, 3) for name, value in event.figures.items() if name not in _SCORE_COLUMNS}
         if event.edge is not None:
             more["edge"] = evidence.price(event.edge)
         if outside is not None:
@@ -346,28 +356,36 @@ def _candidates(evidence: Evidence) -> Iterator[_Candidate]:
                 "outside_share": _round(outside.share, 3),
                 "outside_delta": evidence.quantity(outside.delta if event.delta is not None else None),
             }
-        at = iso_minute(evidence.series[event.place].start)
-        row = [at, event.known - event.place, event.kind, evidence.price(event.price), evidence.quantity(event.delta), *scores, more]
-        yield _Candidate(evidence.series[event.known].end, row)
+        at = iso_minute(evidence.series[event.bar_index].start)
+        row = [
+            at,
+            event.known_index - event.bar_index,
+            event.kind,
+            evidence.price(event.price),
+            evidence.quantity(event.delta),
+            *scores,
+            more,
+        ]
+        yield _Candidate(evidence.series[event.known_index].end, row)
 
 
-def _inside(evidence: Evidence) -> Iterator[_Candidate]:
-    """Stacked imbalances and fading rows of the newest bars that are held whole."""
-    whole = {one.start for one in evidence.told if one.whole}
+def _inside_bars(evidence: Evidence) -> Iterator[_Candidate]:
+    """Stacked imbalances and fading edges of the newest bars that are complete."""
+    complete = {one.start for one in evidence.covered_bars if one.complete}
     if evidence.row is None:
         return
     finest = [(start, footprint.at(evidence.scale)) for start, footprint in evidence.inside]
-    for place, (start, footprint) in enumerate(finest):
+    for index, (start, footprint) in enumerate(finest):
         low, high = footprint.bar.low, footprint.bar.high
-        if start not in whole or low is None or high is None or row_count(low, high, evidence.row) > MAX_ROWS:
+        if start not in complete or low is None or high is None or row_count(low, high, evidence.row) > MAX_ROWS:
             continue
         at, end, delta = iso_minute(start), start + evidence.timeframe.ms, evidence.quantity(footprint.bar.delta)
-        later = [one.bar for _, one in finest[place + 1 :]]
+        later = [one.bar for _, one in finest[index + 1 :]]
         for stack in stacks(footprint, tick=evidence.tick, row=evidence.row):
             top = stack.high + evidence.row - evidence.tick
             more = {"to": evidence.price(top), "rows": stack.rows, "touched": any(_reaches(bar, stack.low, top) for bar in later)}
             yield _Candidate(end, [at, 0, f"stacked_{stack.side}", evidence.price(stack.low), delta, None, None, None, more])
-        for side in fading(footprint, tick=evidence.tick, row=evidence.row):
+        for side in fading_edges(footprint, tick=evidence.tick, row=evidence.row):
             yield _Candidate(end, [at, 0, f"fading_{side}", evidence.price(high if side == "high" else low), delta, None, None, None, {}])
 
 
@@ -375,7 +393,7 @@ def _reaches(bar: Bar, low: int, high: int) -> bool:
     return bar.low is not None and bar.high is not None and bar.low <= high and bar.high >= low
 
 
-def _large(evidence: Evidence) -> Iterator[_Candidate]:
+def _large_orders(evidence: Evidence) -> Iterator[_Candidate]:
     """The three largest orders."""
     for instrument, order in (evidence.large or ())[:3]:
         prices, quantities = order.scale
@@ -387,7 +405,7 @@ def _large(evidence: Evidence) -> Iterator[_Candidate]:
 
 
 def _shorten(events: dict[str, Any], excess: int) -> None:
-    """Give up the oldest events until an answer that is too long fits, but for the newest two."""
+    """Removes the oldest events of an answer that is `excess` bytes too long until it fits. The newest two stay."""
     rows = events["rows"]
     while excess > 0 and len(rows) > 2:
         excess -= len(msgspec.json.encode(rows.pop(0)))
@@ -397,44 +415,45 @@ def _shorten(events: dict[str, Any], excess: int) -> None:
 def _swing(evidence: Evidence, leg: Leg) -> list[Any]:
     pivot = leg.pivot
     return [
-        iso_minute(evidence.series[pivot.place].start),
+        iso_minute(evidence.series[pivot.bar_index].start),
         pivot.side,
         evidence.price(pivot.price),
-        evidence.quantity(evidence.series.cumulative_delta(pivot.place)),
+        evidence.quantity(evidence.series.cumulative_delta(pivot.bar_index)),
         evidence.quantity(leg.volume),
         evidence.quantity(leg.delta),
     ]
 
 
-def _waves(ways: Sequence[Leg]) -> dict[str, Any]:
-    """Volume of the newest upward legs over that of the downward ones."""
-    up = [leg.volume for leg in ways[1:] if leg.pivot.side == "high"][-_WAVES:]
-    down = [leg.volume for leg in ways[1:] if leg.pivot.side == "low"][-_WAVES:]
+def _wave_ratio(all_legs: Sequence[Leg]) -> dict[str, Any]:
+    """Volume of the newest upward legs divided by that of the newest downward legs, null if one of the volumes is not known."""
+    up = [leg.volume for leg in all_legs[1:] if leg.pivot.side == "high"][-_COMPARED_LEGS:]
+    down = [leg.volume for leg in all_legs[1:] if leg.pivot.side == "low"][-_COMPARED_LEGS:]
     rising, falling = [one for one in up if one is not None], [one for one in down if one is not None]
-    enough = len(rising) == len(falling) == _WAVES and sum(falling) > 0
+    enough = len(rising) == len(falling) == _COMPARED_LEGS and sum(falling) > 0
     return {"up_to_down_volume": _round(sum(rising) / sum(falling)) if enough else None}
 
 
 def _effort(evidence: Evidence, count: int) -> Iterator[list[Any]]:
     series = evidence.series
-    for place in range(max(0, len(series) - count), len(series)):
-        candle = series[place]
-        scores = (series.volume_z(place), series.range_z(place), series.progress_z(place), candle.close_position)
-        yield [iso_minute(candle.start), *map(_round, scores), evidence.quantity(candle.delta if candle.whole else None)]
+    for index in range(max(0, len(series) - count), len(series)):
+        bar = series[index]
+        scores = (series.volume_z(index), series.range_z(index), series.progress_z(index), bar.close_position)
+        yield [iso_minute(bar.start), *map(_round, scores), evidence.quantity(bar.delta if bar.complete else None)]
 
 
-def _reading(evidence: Evidence, profile: VolumeProfile | None, covered: Mapping[str, Any], told: Mapping[str, Any]) -> str:
-    session, events = told["session"], told["events"]
+def _reading(evidence: Evidence, profile: VolumeProfile | None, covered: Mapping[str, Any], answer: Mapping[str, Any]) -> str:
+    session, events = answer["session"], answer["events"]
     if session["last"] is None:
         return nothing_traded(evidence.scope, covered)
     count = len(events["rows"]) + events.get("omitted", 0)
-    relation = told["value"]["relation"]
+    relation = answer["value"]["relation"]
     against = f" ({relation.replace('_', ' ')} against yesterday's)" if relation else ""
-    return f"Last {session['last']}, {_place(evidence, profile)} value{against}, {count} event candidates; coverage {covered['ratio']}."
+    where = _against_value(evidence, profile)
+    return f"Last {session['last']}, {where} value{against}, {count} event candidates; coverage {covered['ratio']}."
 
 
-def _place(evidence: Evidence, profile: VolumeProfile | None) -> str:
-    """Where the last price stands against the value area."""
+def _against_value(evidence: Evidence, profile: VolumeProfile | None) -> str:
+    """The position of the last price relative to the value area, as a word of the reading."""
     last = evidence.footprint.bar.close
     if profile is None or last is None:
         return "without"

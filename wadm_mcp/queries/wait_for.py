@@ -1,4 +1,4 @@
-"""Waiting, within a bound, until the tape shows something: for clients that cannot subscribe."""
+"""Waits for a condition of the tape, up to a timeout. For clients that cannot subscribe to resources."""
 
 from __future__ import annotations
 
@@ -23,31 +23,30 @@ from wadm_mcp.queries.view import View
 Condition: TypeAlias = Literal["price_crosses", "delta_beyond", "volume_beyond", "bar_closed", "coverage_back"]
 
 CONDITIONS: Final[tuple[Condition, ...]] = ("price_crosses", "delta_beyond", "volume_beyond", "bar_closed", "coverage_back")
-LONGEST: Final = 300
-"""Seconds."""
+MAX_WAIT_SECONDS: Final = 300
 BROKEN: Final = ("price", "bar")
 
-_VALUED: Final = ("price_crosses", "delta_beyond", "volume_beyond")
-_EVERY: Final = 0.5
-"""Seconds between two looks."""
-_TOLD_EVERY: Final = 2.0
-"""Seconds between two words of progress."""
-_PAGE: Final = 5_000
+_WITH_VALUE: Final = ("price_crosses", "delta_beyond", "volume_beyond")
+_POLL_SECONDS: Final = 0.5
+"""Time between two checks of the condition."""
+_PROGRESS_SECONDS: Final = 2.0
+"""Time between two progress notifications."""
+_PAGE_TRADES: Final = 5_000
 """Trades read at once."""
 
 
 class Progress(Protocol):
-    """How far a call is: seconds done of seconds in all, and what it sees now."""
+    """Receives the progress of a call: the seconds that passed, the seconds in total, and a message about the current state."""
 
     async def __call__(self, progress: float, total: float | None = None, message: str | None = None) -> None: ...
 
 
-async def _untold(progress: float, total: float | None = None, message: str | None = None) -> None:
+async def _no_progress(progress: float, total: float | None = None, message: str | None = None) -> None:
     return None
 
 
 class _Met(NamedTuple):
-    """When the condition was met (market time, ms), and the bar (its start) in which."""
+    """When the condition was met (market time, ms), and the start of the bar in which it was met."""
 
     at: int
     bar: int
@@ -63,56 +62,57 @@ async def wait_for(
     market: object = None,
     timeframe: object = "1m",
     detail: object = "standard",
-    timeout: object = 30,  # noqa: ASYNC109 - an argument of the question; running out is an answer, not an error
-    progress: Progress = _untold,
+    timeout: object = 30,  # noqa: ASYNC109 - an argument of the question; a timeout is an answer, not an error
+    progress: Progress = _no_progress,
 ) -> dict[str, Any]:
-    """Answers as soon as the condition is met, or when `timeout` seconds are over, with `met` false.
+    """Answers as soon as the condition is met, or after `timeout` seconds with `met` false. Only trades after the question count.
 
-    `price_crosses`: a trade at or beyond `value`, from the side on which the last trade was. `delta_beyond` and `volume_beyond`: the open
-    bar of `timeframe` reaches `value`, delta below 0 downwards. `bar_closed`: the bar that is open now is over, and its trades are here.
-    `coverage_back`: nothing is missing in the last `timeframe`. Only what is traded after the question counts.
+    - `price_crosses`: a trade at or beyond `value`, seen from the side of the last trade before the question.
+    - `delta_beyond`, `volume_beyond`: the open bar of `timeframe` reaches `value`; a `value` below 0 is reached downwards.
+    - `bar_closed`: the bar that is open now has ended, and its trades have arrived.
+    - `coverage_back`: no trade is missing in the last `timeframe`.
     """
     call = ask(view, "wait_for", condition="bar_closed", timeframe="1m")
     scope = read_scope(view, call, symbol=symbol, exchange=exchange, market=market, window="15m")
     if condition is None:
-        raise scope.call.refuse("condition", None, f"one is needed: {', '.join(CONDITIONS)}")
-    wanted: Condition = read_choice(scope.call, "condition", condition, CONDITIONS, CONDITIONS[3])
+        raise scope.call.refuse("condition", None, f"it is needed; allowed are {', '.join(CONDITIONS)}")
+    chosen: Condition = read_choice(scope.call, "condition", condition, CONDITIONS, CONDITIONS[3])
     length = read_timeframe(scope.call, timeframe, Timeframe.M1)
-    seconds = read_whole(scope.call, "timeout", timeout, 1, LONGEST, 30)
-    if wanted not in _VALUED and value is not None:
-        raise scope.call.refuse("value", value, f"{wanted} takes none", condition=wanted)
+    seconds = read_whole(scope.call, "timeout", timeout, 1, MAX_WAIT_SECONDS, 30)
+    if chosen not in _WITH_VALUE and value is not None:
+        raise scope.call.refuse("value", value, f"the condition {chosen} takes no value", condition=chosen)
     level: Decimal | None = None
-    if wanted in _VALUED:
+    if chosen in _WITH_VALUE:
         example = Decimal(1)
         if value is None:
-            raise scope.call.refuse("value", None, f"{wanted} needs one", condition=wanted, value=example)
-        works: dict[str, Example | None] = {"condition": wanted}
+            raise scope.call.refuse("value", None, f"the condition {chosen} needs a value", condition=chosen, value=example)
+        works: dict[str, Example | None] = {"condition": chosen}
         level = (
             read_signed(scope.call, "value", value, example=example, **works)
-            if wanted == "delta_beyond"
+            if chosen == "delta_beyond"
             else read_amount(scope.call, "value", value, zero=False, example=example, **works)
         )
-    shown = read_detail(scope.call, detail)
-    watch = _Watch(view, scope, length, wanted, level or Decimal(0))
+    chosen_detail = read_detail(scope.call, detail)
+    watch = _Watch(view, scope, length, chosen, level or Decimal(0))
     await watch.begin()
     met = None
-    waited, told = 0.0, 0.0
+    waited, next_progress = 0.0, 0.0
     began = anyio.current_time()
     while met is None:
-        met = await watch.look()
+        met = await watch.check()
         waited = anyio.current_time() - began
         if met is not None or waited >= seconds:
             break
-        if waited >= told:
-            told = waited + _TOLD_EVERY
-            await progress(round(waited, 1), float(seconds), watch.words)
-        await anyio.sleep(min(_EVERY, seconds - waited))
-    told = await watch.tell(met, round(waited, 1))
-    return {**told, "bar": None} if shown == "brief" else told
+        if waited >= next_progress:
+            next_progress = waited + _PROGRESS_SECONDS
+            await progress(round(waited, 1), float(seconds), watch.status)
+        await anyio.sleep(min(_POLL_SECONDS, seconds - waited))
+    answer = await watch.answer(met, round(waited, 1))
+    return {**answer, "bar": None} if chosen_detail == "brief" else answer
 
 
 class _Watch:
-    """What a question waits for, and how far it has looked."""
+    """The condition that a question waits for, and the part of the tape that was already checked."""
 
     def __init__(self, view: View, scope: Scope, length: Timeframe, condition: Condition, level: Decimal) -> None:
         self._view, self._scope, self._length, self._condition, self._level = view, scope, length, condition, level
@@ -120,39 +120,40 @@ class _Watch:
         self._bar = length.floor(self._asked)
         self._last: dict[Any, Trade | None] = {}
         self._above: dict[Any, bool | None] = {}
-        self._crossed: Trade | None = None
-        self._judged: Window | None = None
-        self.words = "waiting"
+        self._crossing_trade: Trade | None = None
+        self._coverage_window: Window | None = None
+        self.status = "waiting"
 
     async def begin(self) -> None:
+        """Notes the newest trade of each instrument: later trades count, and crossings start from its side of the level."""
         for instrument in self._scope.instruments:
             newest = self._view.newest(instrument)
             self._last[instrument] = newest
-            self._above[instrument] = None if newest is None else self._side(newest)
+            self._above[instrument] = None if newest is None else self._is_above(newest)
 
-    async def look(self) -> _Met | None:
-        """Whether it is met by now. Each look is a reading of its own: while the store is away the live tape is asked."""
+    async def check(self) -> _Met | None:
+        """Checks the condition once. Each check uses a new reading of the view, so that it works from the live tape if the store fails."""
         self._view = self._view.reading()
-        looks: dict[str, Callable[[], Awaitable[_Met | None]]] = {
+        checks: dict[str, Callable[[], Awaitable[_Met | None]]] = {
             "price_crosses": self._price,
             "delta_beyond": self._sums,
             "volume_beyond": self._sums,
             "bar_closed": self._closed,
             "coverage_back": self._covered,
         }
-        return await looks[self._condition]()
+        return await checks[self._condition]()
 
-    async def tell(self, met: _Met | None, waited: float) -> dict[str, Any]:
-        """The answer, with the coverage of the bar it tells, or of the stretch whose coverage was waited for."""
+    async def answer(self, met: _Met | None, waited: float) -> dict[str, Any]:
+        """The answer, with the coverage of its bar, or of the window that `coverage_back` waited for."""
         now = self._view.clock()
         start = met.bar if met is not None else self._length.floor(now)
         end = min(start + self._length.ms, -(-now // MINUTE) * MINUTE)
-        scope = replace(self._scope, window=self._judged or Window(start, max(start, end)), now=now)
+        scope = replace(self._scope, window=self._coverage_window or Window(start, max(start, end)), now=now)
         covered = await coverage(self._view, scope, figures=BROKEN)
         bar = (await merged_bars(self._view, scope, self._length, scope.window)).get(start, Bar(Scale(0, 0)))
-        trade = self._crossed or self._newest()
-        value = self._level if self._condition in _VALUED else None
-        told = {
+        trade = self._crossing_trade or self._newest()
+        value = self._level if self._condition in _WITH_VALUE else None
+        answer = {
             "condition": self._condition,
             "value": decimal_number(value),
             "met": met is not None,
@@ -160,46 +161,46 @@ class _Watch:
             "waited_s": waited,
             "price": number(trade.price, trade.scale.price) if trade is not None else None,
             "timeframe": self._length.value,
-            "bar": _told(start, bar),
+            "bar": _bar_answer(start, bar),
         }
         what = self._condition.replace("_", " ") + (f" {decimal_text(value)}" if value is not None else "")
-        ended = f"met after {waited} s" if met is not None else f"not met in {waited} s"
-        reading = f"{scope.name}: {what} {ended}; last price {told['price']}; coverage {covered['ratio']}."
-        return {**scope.heading(covered), **told, "reading": reading}
+        outcome = f"met after {waited} s" if met is not None else f"not met in {waited} s"
+        reading = f"{scope.name}: {what} {outcome}; last price {answer['price']}; coverage {covered['ratio']}."
+        return {**scope.heading(covered), **answer, "reading": reading}
 
     async def _price(self) -> _Met | None:
-        """Every trade since the question, in order, so that no spike between two looks is missed."""
+        """Reads every trade since the last check, so that no spike in between is missed."""
         for instrument in self._scope.instruments:
             while True:
                 last = self._last[instrument]
                 since = self._asked if last is None else last.timestamp
                 window = Window(since, max(since, self._view.clock()) + MINUTE)
-                fresh = await self._view.trades(instrument, window, after=None if last is None else last.order, limit=_PAGE)
-                for trade in fresh:
-                    side = self._side(trade)
+                trades = await self._view.trades(instrument, window, after=None if last is None else last.order, limit=_PAGE_TRADES)
+                for trade in trades:
+                    above = self._is_above(trade)
                     if self._above[instrument] is None:
-                        self._above[instrument] = side
-                    if side is None or side != self._above[instrument]:
-                        self._crossed = trade
+                        self._above[instrument] = above
+                    if above is None or above != self._above[instrument]:
+                        self._crossing_trade = trade
                         return _Met(trade.timestamp, self._length.floor(trade.timestamp))
-                if fresh:
-                    self._last[instrument] = fresh[-1]
-                    self.words = f"last price {number(fresh[-1].price, fresh[-1].scale.price)}"
-                if len(fresh) < _PAGE:
+                if trades:
+                    self._last[instrument] = trades[-1]
+                    self.status = f"last price {number(trades[-1].price, trades[-1].scale.price)}"
+                if len(trades) < _PAGE_TRADES:
                     break
         return None
 
     async def _sums(self) -> _Met | None:
-        """The bar that was open at the last look, in its final form too, then the one that is open now."""
+        """Checks the bar that was open at the last check and the bars since then, up to the one that is open now."""
         now = self._view.clock()
         newest = self._length.floor(now)
         bars = await merged_bars(self._view, self._scope, self._length, Window(self._bar, newest + self._length.ms))
         for start, bar in sorted(bars.items()):
             reached = bar.volume if self._condition == "volume_beyond" else bar.delta
-            self.words = f"{'volume' if self._condition == 'volume_beyond' else 'delta'} {number(reached, bar.scale.quantity)}"
-            if _beyond(reached, bar.scale.quantity, self._level):
+            self.status = f"{'volume' if self._condition == 'volume_beyond' else 'delta'} {number(reached, bar.scale.quantity)}"
+            if _reached(reached, bar.scale.quantity, self._level):
                 return _Met(min(now, max(bar.last_at, self._asked)), start)
-        # A closed bar is looked at once more: its last trades may come late by as much as they are in transit.
+        # A closed bar is checked until its last trades can no longer be in transit.
         if now >= self._bar + self._length.ms + IN_TRANSIT:
             self._bar = newest
         return None
@@ -207,23 +208,23 @@ class _Watch:
     async def _closed(self) -> _Met | None:
         now, end = self._view.clock(), self._bar + self._length.ms
         if now < end:
-            self.words = f"bar closes in {(end - now) // SECOND} s"
+            self.status = f"bar closes in {(end - now) // SECOND} s"
             return None
-        seen = [self._view.alive_until(instrument) for instrument in self._scope.instruments]
-        here = all(until is not None and until >= end for until in seen)
-        return _Met(end, self._bar) if here or now >= end + IN_TRANSIT else None
+        known_until = [self._view.alive_until(instrument) for instrument in self._scope.instruments]
+        arrived = all(until is not None and until >= end for until in known_until)
+        return _Met(end, self._bar) if arrived or now >= end + IN_TRANSIT else None
 
     async def _covered(self) -> _Met | None:
         end = self._view.clock()
         now = -(-end // MINUTE) * MINUTE
         scope = replace(self._scope, window=Window(now - self._length.ms, now), now=end)
-        self._judged = scope.window
+        self._coverage_window = scope.window
         ratio = (await coverage(self._view, scope))["ratio"]
-        self.words = f"coverage {ratio} since {iso(scope.window.start)}"
+        self.status = f"coverage {ratio} since {iso(scope.window.start)}"
         return _Met(end, self._length.floor(now - 1)) if ratio == 1 else None
 
-    def _side(self, trade: Trade) -> bool | None:
-        """Is the trade above the level? None at it."""
+    def _is_above(self, trade: Trade) -> bool | None:
+        """Is the trade above the level? None if it is at the level."""
         decimals = max(places(self._level), trade.scale.price)
         price, level = trade.price * 10 ** (decimals - trade.scale.price), at_decimals(self._level, decimals)
         return None if price == level else price > level
@@ -233,13 +234,13 @@ class _Watch:
         return max(known, key=lambda trade: trade.timestamp, default=None)
 
 
-def _beyond(reached: int, decimals: int, level: Decimal) -> bool:
+def _reached(figure: int, decimals: int, level: Decimal) -> bool:
     finest = max(decimals, places(level))
-    value, bound = reached * 10 ** (finest - decimals), at_decimals(level, finest)
+    value, bound = figure * 10 ** (finest - decimals), at_decimals(level, finest)
     return value >= bound if bound > 0 else value <= bound
 
 
-def _told(start: int, bar: Bar) -> dict[str, Any]:
+def _bar_answer(start: int, bar: Bar) -> dict[str, Any]:
     prices, quantities = bar.scale
     return {
         "timestamp": iso(start),

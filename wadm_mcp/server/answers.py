@@ -1,6 +1,6 @@
-"""The shape of each answer, as `tools/list` publishes it and every answer is checked against before it leaves.
+"""The schema of each answer. `tools/list` publishes it, and every answer is validated against it before it is sent.
 
-Scalars are typed strictly, rows loosely: a typed row costs a client milliseconds to check. What rows hold is said by their `columns`.
+Scalars are typed strictly, rows loosely: typed rows would cost a client milliseconds to validate. `columns` names what a row contains.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Parts: TypeAlias = Annotated[dict[str, Any], WithJsonSchema({"type": "object"})]
 
 
 class _Table(BaseModel):
-    """Rows under named columns. Of a longer list `omitted` rows are not told."""
+    """Rows under named columns. `omitted` counts the rows that a limit cut off."""
 
     columns: list[StrictStr]
     rows: list[Any]
@@ -26,7 +26,7 @@ class _Table(BaseModel):
 
 
 class _Span(BaseModel):
-    """The window used, [start, end)."""
+    """The window that was used, `[start, end)`."""
 
     start: StrictStr
     end: StrictStr
@@ -34,7 +34,7 @@ class _Span(BaseModel):
 
 
 class _Coverage(BaseModel):
-    """How much of the window the tape holds."""
+    """How much of the window is covered."""
 
     ratio: Number
     basis: Text
@@ -53,7 +53,7 @@ class _Anchored(_Coverage):
 
 
 def _object(words: str = "", *, null: bool = False) -> WithJsonSchema:
-    """A published schema in words: what answers share would cost an agent its tokens again in every tool."""
+    """A schema published as a description alone: the full schema of the shared parts would cost an agent tokens in every tool."""
     return WithJsonSchema({"type": ["object", "null"] if null else "object", **({"description": words} if words else {})})
 
 

@@ -1,4 +1,4 @@
-"""Completions of what prompts and resource templates ask for: exchange, market, symbol, timeframe, window, language."""
+"""Completions of the arguments of prompts and resource templates: exchange, market, symbol, timeframe, window, language."""
 
 from __future__ import annotations
 
@@ -10,41 +10,41 @@ from mcp_types import Completion, CompletionArgument, CompletionContext
 
 from wadm_mcp.model import Instrument, Timeframe
 from wadm_mcp.queries.arguments import ALL, SESSION, WINDOWS, plain_symbol
-from wadm_mcp.server.context import Runtime
+from wadm_mcp.server.context import ServedRuntime
 from wadm_mcp.server.prompts import LANGUAGES
 
-_MOST: Final = 100
-"""Values of one answer, as the protocol has it."""
+_MAX_VALUES: Final = 100
+"""Values in one completion, the limit of the protocol."""
 
 
-def declare(server: MCPServer[Any], runtime: Runtime) -> None:
+def declare(server: MCPServer[Any], runtime: ServedRuntime) -> None:
     """Register the completions."""
 
     @server.completion()
     async def complete(_: object, argument: CompletionArgument, context: CompletionContext | None) -> Completion:
-        """Values that begin with what was typed, of those that the arguments given already allow; none for an argument without choices."""
+        """The values that start with what was typed and fit the other arguments given; none for an argument without choices."""
         chosen = (context.arguments if context is not None else None) or {}
         typed = plain_symbol(argument.value) if argument.name == "symbol" else argument.value.strip().lower()
         values = _values(argument.name, runtime.followed, chosen)
         found = [value for value in values if (plain_symbol(value) if argument.name == "symbol" else value.lower()).startswith(typed)]
-        return Completion(values=found[:_MOST], total=len(found), has_more=len(found) > _MOST)
+        return Completion(values=found[:_MAX_VALUES], total=len(found), has_more=len(found) > _MAX_VALUES)
 
 
 def _values(name: str, followed: Iterable[Instrument], chosen: dict[str, str]) -> Sequence[str]:
-    """Every value of an argument, of the instruments that the other arguments leave."""
+    """All values of an argument, taken from the followed instruments that match the other arguments."""
     others = {other: value.lower() for other, value in chosen.items() if other != name and value.lower() != ALL}
-    left = [
+    matching = [
         one
         for one in followed
         if all(value == getattr(one, other).lower() for other, value in others.items() if other in Instrument._fields)
     ]
     match name:
         case "exchange":
-            return [*dict.fromkeys(one.exchange for one in left), ALL] if left else []
+            return [*dict.fromkeys(one.exchange for one in matching), ALL] if matching else []
         case "market":
-            return list(dict.fromkeys(one.market for one in left))
+            return list(dict.fromkeys(one.market for one in matching))
         case "symbol":
-            return list(dict.fromkeys(one.symbol for one in left))
+            return list(dict.fromkeys(one.symbol for one in matching))
         case "timeframe":
             return list(Timeframe)
         case "window":

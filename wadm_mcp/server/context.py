@@ -1,13 +1,13 @@
-"""What the faces need of the process they speak for, and how the outermost scope keeps it alive.
+"""What MCP and HTTP need of the runtime that they serve, and the scope that keeps it running.
 
-The SDK enters an MCP lifespan once per connection. The runtime is therefore entered by `running` alone, once per process;
-the MCP lifespan only hands it out.
+The SDK enters an MCP lifespan once per connection. `running` therefore enters the runtime, once per process, and the MCP lifespan only
+hands it out.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -23,8 +23,9 @@ from wadm_mcp.storage.cached import CachedAnswers
 from wadm_mcp.tracking import Tracking
 
 
-class Runtime(Protocol):
-    """What lives as long as the process. Entered exactly once; leaving it flushes what is not durable yet."""
+class ServedRuntime(Protocol):
+    """The parts of a runtime that are served. It lives as long as the process: entered exactly once, and leaving it flushes what is not
+    durable yet."""
 
     @property
     def view(self) -> View: ...
@@ -46,7 +47,7 @@ class Runtime(Protocol):
 
     @property
     def role(self) -> str:
-        """`recording`, or `standby` while another process records."""
+        """`starting`, `recording`, or `standby` while another process records."""
         ...
 
     @property
@@ -57,26 +58,14 @@ class Runtime(Protocol):
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> Any: ...
 
     async def failed(self) -> WadmError:
-        """Waits until the runtime cannot go on, and says why."""
+        """Wait until the runtime cannot continue; returns the reason."""
         ...
 
 
 @asynccontextmanager
-async def running(runtime: Runtime, publish: Callable[[], Coroutine[Any, Any, None]]) -> AsyncGenerator[None]:
-    """The runtime, and beside it the loop that publishes resource updates. For the outermost scope."""
+async def running(runtime: ServedRuntime, publish: Callable[[], Coroutine[Any, Any, None]]) -> AsyncGenerator[None]:
+    """Enter the runtime and run the loop that publishes resource updates. The outermost scope of a server uses this once."""
     async with runtime, anyio.create_task_group() as tasks:
         tasks.start_soon(publish)
         yield
         tasks.cancel_scope.cancel()
-
-
-@contextmanager
-def one_error() -> Generator[None]:
-    """Task groups wrap what leaves them. A lone error comes out as itself, so that a `WadmError` reaches whoever prints it."""
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-            error = error.exceptions[0]
-        raise error from None

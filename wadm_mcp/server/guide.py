@@ -12,11 +12,11 @@ Every figure comes from recorded public trades, and every answer begins with how
 ## Coverage first
 
 - `coverage.ratio`: covered time over window time; 1 means that nothing is missing. Below 1 say so before any figure: volumes are too low,
-  levels and cumulative delta may be wrong; `broken` names them. 0: the tape holds nothing there, its zero volumes are no quiet market.
+  levels and cumulative delta may be wrong; `broken` names them. 0: nothing was recorded there; its zero volumes do not mean a quiet market.
 - `basis`: `exact` is proven by the exchange's ids (Binance); `observed` rests on an unbroken connection (Bybit).
-- `gaps`: `[start, end, missing_trades, reason]`, the newest; `more_gaps` counts the rest. `not_recorded`, `start`: nobody was recording.
-  `expired`: outlived its life. `store_unreachable`: only the live tape answers. `importing`, `being_revised`, `missing_ids`: trades are
-  being added, ask again. `absent`: the exchange does not have them.
+- `gaps`: `[start, end, missing_trades, reason]`, the newest; `more_gaps` counts the rest. `not_recorded`, `start`: no process
+  was recording. `expired`: older than the retention. `store_unreachable`: only the live tape answers. `importing`, `being_revised`,
+  `missing_ids`: trades are being added, ask again. `absent`: the exchange does not have them.
 - `lag_ms`: age of the newest trade. `window.closed` false: the last bar still grows.
 
 ## Units
@@ -37,7 +37,7 @@ Every figure comes from recorded public trades, and every answer begins with how
 - `range`: medians of the newest 5 pivots on each side, frozen before the open bar; null without two tests (within 0.1 widths) of each
   edge. `position`: 0 at the low edge, 1 at the high. `width_atr`, `drift` (in widths), `volume_slope` (log per bar).
 - `swings`: pivots higher (lower) than 5 bars on each side, with volume and delta of the leg to them.
-- `events`: candidates, oldest first. `known_after`: bars after its own at whose close it could be told. `volume_z`, `range_z`: robust
+- `events`: candidates, oldest first. `known_after`: bars after its own until it was known. `volume_z`, `range_z`: robust
   deviations from the 96 bars before; `close_position`: 0 at the low, 1 at the high; `more`: the rest of its figures; `parameters`: limits.
   climax_down/up: extreme volume and range at a new extreme. spring/upthrust: beyond the edge, closed inside again; `penetration_atr`,
   `bars` outside, `outside_share` of volume. break_up/down: closed beyond the edge with volume and delta. retest_climax/break: back with

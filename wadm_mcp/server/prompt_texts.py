@@ -1,4 +1,4 @@
-"""What the prompts say, in English and in Spanish. `{about}`, `{stretch}`, `{structure}` and `{compared}` are arguments of calls."""
+"""The texts of the prompts, in English and in Spanish. `{about}`, `{stretch}`, `{structure}`, `{compared}` are arguments of calls."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Ask, in this order:
     + _RULES["en"]
     + """
 Then write:
-1. Coverage: what was held of each window, and what the gaps make uncertain.
+1. Coverage: how much of each window was covered, and what the gaps make uncertain.
 2. Facts: levels, value migration, delta, range, swings and events, each with its figure and window.
 3. Judgement, marked as yours: trend or trading range, possible phase, effort against result, supply and demand; for each the facts it
    rests on, the contrary evidence, and how sure you are.
@@ -67,7 +67,7 @@ Pregunta, en este orden:
     + _RULES["es"]
     + """
 Después escribe:
-1. Cobertura: qué se tuvo de cada ventana y qué vuelven incierto los huecos.
+1. Cobertura: cuánto de cada ventana quedó cubierto y qué queda incierto por los huecos.
 2. Hechos: niveles, migración del valor, delta, rango, oscilaciones y eventos, cada uno con su cifra y su ventana.
 3. Juicio, marcado como tuyo: tendencia o rango, fase posible, esfuerzo frente a resultado, oferta y demanda; de cada uno los hechos en
    que se apoya, la evidencia contraria y cuán seguro estás.
@@ -129,7 +129,7 @@ Ask, in this order:
   one bar on 1m bars may be seconds.
 
 Then write: coverage of each venue; shares of volume; whose takers bought and sold; spot against perpetuals and the basis; who moved
-first, if that can be told; what the venues disagree on, what speaks against your reading, and which figure would prove it wrong.
+first, if the figures show it; what the venues disagree on, what speaks against your reading, and which figure would prove it wrong.
 """,
     "es": """\
 Compara en español dónde se negocia {symbol}, en la ventana {window}, solo con las operaciones que WADM ha registrado.

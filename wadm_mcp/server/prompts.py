@@ -1,5 +1,5 @@
-"""The prompts: which questions to ask, in which order, and how honest what is written from the answers has to be. The texts are in
-`prompt_texts`, in each language."""
+"""The prompts: which questions to ask in which order, and the rules for a report written from the answers. `prompt_texts` has the texts
+in each language."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def declare(server: MCPServer[Any], clock: Callable[[], int]) -> None:
         language: _Language = "en",
     ) -> str:
         """What one session did: where value went, who was aggressive, what the events led to within the session."""
-        over = session if session and _end_of(session) <= clock() else ""
-        return _filled(SESSION_REVIEW, symbol, exchange, market, language, session=over)
+        closed = session if session and _end_of(session) <= clock() else ""
+        return _filled(SESSION_REVIEW, symbol, exchange, market, language, session=closed)
 
     @server.prompt(title="Compare venues")
     async def compare_venues(symbol: _Symbol, window: _Window = "4h", language: _Language = "en") -> str:
@@ -54,7 +54,7 @@ def declare(server: MCPServer[Any], clock: Callable[[], int]) -> None:
 
 
 def check(name: str, arguments: dict[str, str]) -> None:
-    """`QueryError` for a value that a prompt cannot use."""
+    """Check the values of a prompt's arguments. `QueryError` for an invalid one."""
     if "language" in arguments:
         _language(name, arguments["language"])
     day = arguments.get("session", "")
@@ -92,7 +92,7 @@ def _language(name: str, given: str) -> str:
 
 
 def _end_of(day: str) -> int:
-    """When a day is over (ms)."""
+    """The end of a day in UTC (ms)."""
     start = datetime.combine(date.fromisoformat(day), time(), UTC)
     return round((start + timedelta(1)).timestamp() * SECOND)
 

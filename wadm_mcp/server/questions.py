@@ -1,7 +1,7 @@
-"""Every question by name, as both faces ask it: `get_trades` over MCP is `/api/trades` over HTTP.
+"""Every question by name: `get_trades` over MCP is `/api/trades` over HTTP.
 
-A question's arguments are those of its query. What is wrong with their names is said here, what is wrong with their values there;
-either way it is a `QueryError` whose text is the same on both faces.
+A question takes the arguments of its query. Argument names are checked here, argument values in the query; either way the error is a
+`QueryError` with the same text over MCP and HTTP.
 """
 
 from __future__ import annotations
@@ -21,37 +21,36 @@ from wadm_mcp.queries.scope import DEFAULT_WINDOW, ask
 from wadm_mcp.queries.trades import trades
 from wadm_mcp.queries.volume_profile import volume_profile
 from wadm_mcp.queries.wait_for import Progress, wait_for
-from wadm_mcp.server.context import Runtime
+from wadm_mcp.server.context import ServedRuntime
+from wadm_mcp.server.reply import Answer, Reply
 from wadm_mcp.suggest import nearest
 
-Answer = dict[str, Any]
-"""A finished answer, JSON-ready, coverage first."""
-
 NEEDED: Final = inspect.Parameter.empty
-"""Stands for the default of an argument that has none."""
-_SERVED: Final = ("view", "health", "progress")
-"""Parameters of a query that the runtime fills."""
+"""The default of an argument that is required."""
+_RUNTIME_PARAMETERS: Final = ("view", "health", "progress")
+"""Parameters of a query that are filled from the runtime or the call, not by the client."""
 
 
 class Question(NamedTuple):
-    """One question: the tool's name, the JSON route's path (None for one that only MCP asks), and the query that answers it."""
+    """One question: the name of its tool, the path of its JSON route (None for a question of MCP alone), and the query that answers it."""
 
     name: str
     path: str | None
     query: Callable[..., Awaitable[Answer]]
     costly: bool = False
-    """Is an answer about an open window worth giving again to whoever asks within a second?"""
+    """Is the answer about an open window cached for a second?"""
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Its arguments' names and defaults; `NEEDED` where there is none."""
-        return {name: parameter.default for name, parameter in self._parameters.items() if name not in _SERVED}
+        """Names and defaults of its arguments; the default of a required one is `NEEDED`."""
+        return {name: parameter.default for name, parameter in self._parameters.items() if name not in _RUNTIME_PARAMETERS}
 
-    async def ask(self, runtime: Runtime, given: Mapping[str, Any], *, anew: bool = False, progress: Progress | None = None) -> Answer:
-        """The answer; with `anew` never one that was made a moment ago. `progress` hears of a long one. An argument given as null counts as
-        not given.
+    async def ask(
+        self, runtime: ServedRuntime, given: Mapping[str, Any], *, fresh: bool = False, progress: Progress | None = None
+    ) -> Reply:
+        """Answer the question. With `fresh` the answer never comes from the cache; `progress` is called while a long one is computed.
 
-        `QueryError` says what was wrong with an argument.
+        An argument given as None counts as not given. `QueryError` for an invalid argument.
         """
         arguments = self.arguments
         for name in given:
@@ -60,22 +59,22 @@ class Question(NamedTuple):
         await runtime.view.begun()
         asked = {name: value for name, value in given.items() if value is not None}
         missing = {name: None for name, default in arguments.items() if default is NEEDED and name not in asked}
-        served: dict[str, Any] = {"view": runtime.view.reading(), "health": runtime.health}
+        context: dict[str, Any] = {"view": runtime.view.reading(), "health": runtime.health}
         if progress is not None:
-            served["progress"] = progress
+            context["progress"] = progress
 
         async def answer() -> Answer:
-            return await self.query(**{name: served[name] for name in served if name in self._parameters}, **missing, **asked)
+            return await self.query(**{name: context[name] for name in context if name in self._parameters}, **missing, **asked)
 
-        return await runtime.answers.ask(self.name, asked, answer) if self.costly and not anew else await answer()
+        return Reply(await runtime.answers.ask(self.name, asked, answer) if self.costly and not fresh else await answer())
 
-    def _unknown(self, argument: str, runtime: Runtime) -> QueryError:
+    def _unknown(self, argument: str, runtime: ServedRuntime) -> QueryError:
         allowed, call = self.arguments, Call(self.name)
         if "symbol" in allowed:
             call = ask(runtime.view, self.name, window=DEFAULT_WINDOW)
         near = f" Nearest: {', '.join(found)}." if (found := nearest(argument, allowed, 1)) else ""
-        takes = f"Allowed: {', '.join(allowed)}." if allowed else "It takes none."
-        return QueryError(f"{self.name} has no argument {shown(argument)}.{near} {takes} Try {call.example()}")
+        names = f"Allowed: {', '.join(allowed)}." if allowed else "It takes no arguments."
+        return QueryError(f"{self.name} has no argument {shown(argument)}.{near} {names} Try {call.example()}")
 
     @property
     def _parameters(self) -> Mapping[str, inspect.Parameter]:

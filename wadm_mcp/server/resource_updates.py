@@ -1,7 +1,8 @@
-"""Resource updates, pushed to whoever subscribed, in both protocol eras: on trades and when a bar closes, at most once a second per URI.
+"""Resource updates, sent to subscribed clients of both protocol versions: on trades and when a bar closes, at most once a second per URI.
 
-Since 2026-07-28 a client opens a `subscriptions/listen` stream, which the SDK serves from the runtime's bus; before, it sends
-`resources/subscribe` and is notified on its own connection, for which the SDK has no hook. An update is a cue to read again.
+Since 2026-07-28 a client opens a `subscriptions/listen` stream, which the SDK serves from the runtime's bus. An older client sends
+`resources/subscribe` and is notified on its own connection, for which the SDK has no hook. An update has no content: the client reads
+the resource again.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ from wadm_mcp.model import Instrument, Timeframe
 from wadm_mcp.queries.arguments import ALL
 from wadm_mcp.queries.view import View
 
-_EVERY: Final = 1.0
-"""Seconds between two rounds of updates."""
-_SENT_WITHIN: Final = 1.0
-"""Seconds a client may take to accept its updates before it is left out of this round."""
-_MOST_URIS: Final = 256
-"""URIs one client may subscribe to."""
-_LONGEST_URI: Final = 256
+_PUBLISH_SECONDS: Final = 1.0
+"""Time between two rounds of updates."""
+_SEND_SECONDS: Final = 1.0
+"""Time in which a client must accept its updates; the rest of this round is then skipped for it."""
+_MAX_URIS: Final = 256
+"""URIs that one client may subscribe to."""
+_MAX_URI_CHARS: Final = 256
 
 
 class _Source(Protocol):
-    """Where the publisher looks. The runtime is one."""
+    """What the publisher needs of the runtime."""
 
     @property
     def view(self) -> View: ...
@@ -45,23 +46,23 @@ class _Source(Protocol):
 
 
 class Publisher:
-    """Knows who subscribed to what, and tells them when an instrument's newest trade has changed or a bar of theirs has closed; of market
-    structure, which is judged on closed bars, only when one has. Subscriptions are by exact URI."""
+    """Keeps the subscriptions, by exact URI, and sends updates: when an instrument has a new trade and when a bar of the URI's timeframe
+    closes. Market structure is computed on closed bars, so it is updated only when one closes."""
 
     def __init__(self, source: _Source) -> None:
         self._source = source
         self._listening: Counter[str] = Counter()
         self._subscribed: dict[Connection, set[str]] = {}
-        self._seen: dict[Instrument, object] = {}
-        self._looked_at = source.view.clock() - IN_TRANSIT
+        self._published: dict[Instrument, object] = {}
+        self._closed_until = source.view.clock() - IN_TRANSIT
 
     def serve(self, server: Server[Any]) -> None:
-        """Serve `resources/subscribe` and `resources/unsubscribe`, the way of the protocol before 2026-07-28."""
+        """Handle `resources/subscribe` and `resources/unsubscribe` of the protocol before 2026-07-28."""
         server.add_request_handler("resources/subscribe", SubscribeRequestParams, self._subscribe)
         server.add_request_handler("resources/unsubscribe", UnsubscribeRequestParams, self._unsubscribe)
 
     async def watch(self, ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
-        """Middleware: a `subscriptions/listen` call lasts as long as its stream, and so does the interest in its URIs."""
+        """Middleware: counts the URIs of a `subscriptions/listen` call, which lasts as long as its stream."""
         if ctx.method != "subscriptions/listen":
             return await call_next(ctx)
         with self._interest(_listened_to(ctx.params)):
@@ -69,20 +70,20 @@ class Publisher:
 
     @property
     def watched(self) -> set[str]:
-        """Every URI that somebody subscribed to."""
+        """All URIs that a client is subscribed to."""
         return set(self._listening).union(*self._subscribed.values())
 
     async def run(self) -> None:
-        """Rounds of updates, until cancelled."""
+        """Send updates round by round, until cancelled."""
         while True:
             try:
                 await self.publish()
-            except Exception as error:  # noqa: BLE001 - updates are a courtesy; recording goes on without them
+            except Exception as error:  # noqa: BLE001 - recording must go on without updates
                 log.error("updates.failed", exc_info=error)
-            await anyio.sleep(_EVERY)
+            await anyio.sleep(_PUBLISH_SECONDS)
 
     async def publish(self) -> None:
-        """One round: tell every subscriber of an instrument that traded, or of a bar that closed, since the last one."""
+        """One round: notify the subscribers of instruments that traded and of bars that closed since the last round."""
         changed, closed = self._changed(), self._closed()
         if not changed and not closed:
             return
@@ -90,24 +91,24 @@ class Publisher:
             await self._source.bus.publish(ResourceUpdated(uri=uri))
         async with anyio.create_task_group() as tasks:
             for connection, uris in self._subscribed.items():
-                if told := [uri for uri in uris if _concerns(uri, changed, closed)]:
-                    tasks.start_soon(_tell, connection, told)
+                if due := [uri for uri in uris if _concerns(uri, changed, closed)]:
+                    tasks.start_soon(_notify, connection, due)
 
     def _changed(self) -> set[Instrument]:
-        """Instruments with a new newest trade; each also under the exchange `all`, as merged answers name it."""
+        """Instruments that traded since the last round; each also with the exchange `all`, as in the URIs of merged answers."""
         view, changed = self._source.view, set[Instrument]()
         for listing in view.listings:
             instrument = listing.instrument
             newest = view.newest(instrument)
-            if newest is not None and self._seen.get(instrument) != newest.order:
-                self._seen[instrument] = newest.order
+            if newest is not None and self._published.get(instrument) != newest.order:
+                self._published[instrument] = newest.order
                 changed |= {instrument, instrument._replace(exchange=ALL)}
         return changed
 
     def _closed(self) -> set[str]:
-        """Timeframes of which a bar has closed, and long enough ago for its last trades to be here."""
-        before, self._looked_at = self._looked_at, self._source.view.clock() - IN_TRANSIT
-        return {str(one) for one in Timeframe if one.floor(before) < one.floor(self._looked_at)}
+        """Timeframes of which a bar has closed, long enough ago for its last trades to have arrived."""
+        before, self._closed_until = self._closed_until, self._source.view.clock() - IN_TRANSIT
+        return {str(one) for one in Timeframe if one.floor(before) < one.floor(self._closed_until)}
 
     @contextmanager
     def _interest(self, uris: Iterable[str]) -> Generator[None]:
@@ -124,7 +125,7 @@ class Publisher:
         if uris is None:
             uris = self._subscribed[connection] = set()
             connection.exit_stack.callback(self._subscribed.pop, connection, None)
-        _bounded({*uris, uri})
+        _checked({*uris, uri})
         uris.add(uri)
         return EmptyResult()
 
@@ -133,8 +134,8 @@ class Publisher:
         return EmptyResult()
 
 
-async def _tell(connection: Connection, uris: Iterable[str]) -> None:
-    with anyio.move_on_after(_SENT_WITHIN):
+async def _notify(connection: Connection, uris: Iterable[str]) -> None:
+    with anyio.move_on_after(_SEND_SECONDS):
         for uri in uris:
             await connection.send_resource_updated(uri)
 
@@ -154,15 +155,15 @@ def _concerns(uri: str, changed: set[Instrument], closed: set[str]) -> bool:
 
 
 def _listened_to(params: Mapping[str, Any] | None) -> set[str]:
-    """URIs of a listen request that the SDK has not yet validated."""
+    """The URIs of a listen request, which the SDK has not validated yet."""
     wanted = (params or {}).get("notifications")
     uris = wanted.get("resourceSubscriptions") if isinstance(wanted, Mapping) else None
-    return _bounded({uri for uri in uris if isinstance(uri, str)}) if isinstance(uris, list) else set()
+    return _checked({uri for uri in uris if isinstance(uri, str)}) if isinstance(uris, list) else set()
 
 
-def _bounded(uris: set[str]) -> set[str]:
-    if len(uris) > _MOST_URIS:
-        raise MCPError(INVALID_PARAMS, f"too many subscriptions: one client may have {_MOST_URIS} URIs")
-    if any(len(uri) > _LONGEST_URI for uri in uris):
-        raise MCPError(INVALID_PARAMS, f"a resource URI of WADM has at most {_LONGEST_URI} characters; see resources/templates/list")
+def _checked(uris: set[str]) -> set[str]:
+    if len(uris) > _MAX_URIS:
+        raise MCPError(INVALID_PARAMS, f"too many subscriptions: one client may have {_MAX_URIS} URIs; unsubscribe from some first")
+    if any(len(uri) > _MAX_URI_CHARS for uri in uris):
+        raise MCPError(INVALID_PARAMS, f"a resource URI of WADM has at most {_MAX_URI_CHARS} characters; see resources/templates/list")
     return uris

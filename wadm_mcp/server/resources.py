@@ -1,4 +1,4 @@
-"""The resources: the same answers as the tools', at addresses a client can read again and subscribe to. No market logic."""
+"""The resources: the answers of the tools at URIs that a client can read again and subscribe to. No market logic."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from wadm_mcp.model import Instrument, Timeframe
 from wadm_mcp.queries.arguments import shown
 from wadm_mcp.queries.numbers import iso
 from wadm_mcp.queries.trades import newest_trades
-from wadm_mcp.server.context import Runtime
+from wadm_mcp.server.context import ServedRuntime
 from wadm_mcp.server.guide import GUIDE
 from wadm_mcp.server.questions import MARKETS, ORDER_FLOW, STRUCTURE, VOLUME_PROFILE
-from wadm_mcp.server.tools import compact
+from wadm_mcp.server.reply import Reply
 
 _JSON: Final = "application/json"
 _WINDOW: Final = "15m"
 _TRADES: Final = 100
-"""Trades of that window a trades resource shows: the newest."""
+"""Trades of that window in a trades resource: the newest."""
 _BARS: Final = 60
-"""Bars an order-flow resource shows."""
+"""Bars in an order-flow resource."""
 
 
-def declare(server: MCPServer[Any], runtime: Runtime) -> None:
-    """Register the resources and templates. Their errors are `WadmError`s; the server words them for its protocol."""
+def declare(server: MCPServer[Any], runtime: ServedRuntime) -> None:
+    """Register the resources and templates. They raise `WadmError`s, which the server turns into errors of the protocol."""
 
     @server.resource("wadm://markets", title="Markets followed", mime_type=_JSON)
     async def markets() -> str:
         """What list_markets answers: instruments followed, freshness, coverage."""
-        return compact(await MARKETS.ask(runtime, {}))
+        return (await MARKETS.ask(runtime, {})).text
 
     @server.resource("wadm://guide", title="How to read the answers", mime_type="text/markdown")
     async def guide() -> str:
@@ -44,7 +44,7 @@ def declare(server: MCPServer[Any], runtime: Runtime) -> None:
         """The last 100 trades of the last 15 minutes, oldest first. exchange: binance, bybit or all."""
         await runtime.view.begun()
         asked = {"symbol": symbol, "exchange": exchange, "market": market, "window": _WINDOW}
-        return compact(await newest_trades(runtime.view.reading(), limit=_TRADES, **asked))
+        return Reply(await newest_trades(runtime.view.reading(), limit=_TRADES, **asked)).text
 
     @server.resource(
         "wadm://{exchange}/{market}/{symbol}/volume-profile/{timeframe}", title="Volume profile of the open bar", mime_type=_JSON
@@ -53,7 +53,7 @@ def declare(server: MCPServer[Any], runtime: Runtime) -> None:
         """The volume profile of the bar that is open now (1m 5m 15m 30m 1h 4h 1d), from its start to now."""
         start = _timeframe(runtime, "volume-profile", timeframe).floor(runtime.view.clock())
         asked = {"symbol": symbol, "exchange": exchange, "market": market, "start": iso(start)}
-        return compact(await VOLUME_PROFILE.ask(runtime, asked, anew=True))
+        return (await VOLUME_PROFILE.ask(runtime, asked, fresh=True)).text
 
     @server.resource("wadm://{exchange}/{market}/{symbol}/order-flow/{timeframe}", title="Order flow", mime_type=_JSON)
     async def order_flow(exchange: str, market: str, symbol: str, timeframe: str) -> str:
@@ -61,18 +61,18 @@ def declare(server: MCPServer[Any], runtime: Runtime) -> None:
         bar = _timeframe(runtime, "order-flow", timeframe)
         start = bar.floor(runtime.view.clock()) - (_BARS - 1) * bar.ms
         asked = {"symbol": symbol, "exchange": exchange, "market": market, "timeframe": str(bar), "start": iso(start)}
-        return compact(await ORDER_FLOW.ask(runtime, asked, anew=True))
+        return (await ORDER_FLOW.ask(runtime, asked, fresh=True)).text
 
     @server.resource("wadm://{exchange}/{market}/{symbol}/market-structure/{timeframe}", title="Market structure", mime_type=_JSON)
     async def market_structure(exchange: str, market: str, symbol: str, timeframe: str) -> str:
         """Session, value, flow, range, swings and event candidates, judged on closed bars of the timeframe; updated when one closes."""
         bar = _timeframe(runtime, "market-structure", timeframe)
         asked = {"symbol": symbol, "exchange": exchange, "market": market, "timeframe": str(bar)}
-        return compact(await STRUCTURE.ask(runtime, asked, anew=True))
+        return (await STRUCTURE.ask(runtime, asked, fresh=True)).text
 
 
-def concrete(followed: Iterable[Instrument]) -> list[Resource]:
-    """The addresses worth listing of each followed instrument; the templates reach the others."""
+def resources_of(followed: Iterable[Instrument]) -> list[Resource]:
+    """The resources that are listed for each followed instrument; the templates reach the others."""
     return [
         Resource(uri=f"wadm://{exchange}/{market}/{symbol}/{kind}", name=f"{exchange}:{market}:{symbol} {kind}", mime_type=_JSON)
         for exchange, market, symbol in followed
@@ -80,10 +80,10 @@ def concrete(followed: Iterable[Instrument]) -> list[Resource]:
     ]
 
 
-def _timeframe(runtime: Runtime, kind: str, given: str) -> Timeframe:
+def _timeframe(runtime: ServedRuntime, kind: str, given: str) -> Timeframe:
     try:
         return Timeframe(given)
     except ValueError:
-        works = next((f"{one.exchange}/{one.market}/{one.symbol}" for one in runtime.followed), "all/spot/BTCUSDT")
+        path = next((f"{one.exchange}/{one.market}/{one.symbol}" for one in runtime.followed), "all/spot/BTCUSDT")
         allowed = ", ".join(Timeframe)
-        raise QueryError(f"timeframe={shown(given)}: allowed are {allowed}. Try wadm://{works}/{kind}/{Timeframe.H1}") from None
+        raise QueryError(f"timeframe={shown(given)}: allowed are {allowed}. Try wadm://{path}/{kind}/{Timeframe.H1}") from None

@@ -1,4 +1,4 @@
-"""The MCP face: one server object that every transport shares, and what the SDK would word in its own way said in ours."""
+"""The MCP server: one object that every transport shares. It replaces the SDK's error texts with WADM's own."""
 
 from __future__ import annotations
 
@@ -19,31 +19,32 @@ from wadm_mcp.errors import QueryError, UnknownSymbol, WadmError
 from wadm_mcp.logs import log
 from wadm_mcp.queries.arguments import shown
 from wadm_mcp.server import completions, prompts, resources
-from wadm_mcp.server.context import Runtime
+from wadm_mcp.server.context import ServedRuntime
+from wadm_mcp.server.reply import error_result
 from wadm_mcp.server.resource_updates import Publisher
-from wadm_mcp.server.tools import refused, tools
+from wadm_mcp.server.tools import tools
 from wadm_mcp.suggest import nearest
 
 INSTRUCTIONS: Final = """\
 WADM records the public trades of Binance and Bybit and answers with market structure, volume profiles and order flow. Every answer \
-starts with coverage: how much of the window the tape holds. Read and state it first; below ratio 1 the figures in coverage.broken are \
+starts with coverage: how much of the window was recorded. Read and state it first; below ratio 1 the figures in coverage.broken are \
 incomplete.
 list_markets: what is followed, how fresh. get_market_structure: the evidence of a report in one call. get_volume_profile, get_order_flow, \
 get_footprint, get_trades: closer. compare_exchanges: venues side by side. wait_for: until something happens.
 Times are UTC, volumes base units. Figures are facts; phase and intent are your judgement. wadm://guide explains the fields; the prompts \
 waickoff_report, session_review and compare_venues say what to ask in which order."""
 
-_HOUR: Final = 3_600_000
-_LASTING: Final = CacheHint(_HOUR, "public")
-_READ: Final = CacheHint(1_000, "private")
+_DEFINITIONS: Final = CacheHint(3_600_000, "public")
+_LISTED_RESOURCES: Final = CacheHint(60_000, "private")
+_READ_RESOURCE: Final = CacheHint(1_000, "private")
 
 
-class WadmServer(MCPServer[Runtime]):
-    """An `MCPServer` whose errors are WADM's in every word. `publisher` pushes resource updates while its `run` runs."""
+class WadmServer(MCPServer[ServedRuntime]):
+    """An `MCPServer` whose error texts are all WADM's. `publisher` sends resource updates while its `run` runs."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: ServedRuntime) -> None:
         @asynccontextmanager
-        async def hand_out(_: MCPServer[Runtime]) -> AsyncGenerator[Runtime]:
+        async def lifespan(_: MCPServer[ServedRuntime]) -> AsyncGenerator[ServedRuntime]:
             yield runtime
 
         self.publisher = Publisher(runtime)
@@ -54,15 +55,15 @@ class WadmServer(MCPServer[Runtime]):
             version=__version__,
             instructions=INSTRUCTIONS,
             tools=[*tools(tracking=bool(runtime.settings.WADM_ALLOW_TRACKING))],
-            lifespan=hand_out,
+            lifespan=lifespan,
             subscriptions=runtime.bus,
             middleware=[self.publisher.watch],
             cache_hints={
-                "tools/list": _LASTING,
-                "prompts/list": _LASTING,
-                "resources/templates/list": _LASTING,
-                "resources/list": CacheHint(60_000, "private"),
-                "resources/read": _READ,
+                "tools/list": _DEFINITIONS,
+                "prompts/list": _DEFINITIONS,
+                "resources/templates/list": _DEFINITIONS,
+                "resources/list": _LISTED_RESOURCES,
+                "resources/read": _READ_RESOURCE,
             },
         )
         resources.declare(self, runtime)
@@ -71,22 +72,22 @@ class WadmServer(MCPServer[Runtime]):
         self.publisher.serve(self._lowlevel_server)
 
     async def call_tool(
-        self, name: str, arguments: dict[str, Any], context: Context[Runtime, Any] | None = None
+        self, name: str, arguments: dict[str, Any], context: Context[ServedRuntime, Any] | None = None
     ) -> CallToolResult | InputRequiredResult:
-        """The tool's answer; a name that is no tool is refused like any other mistake, for the model to read."""
+        """Call a tool. An unknown name is an error result, which the model reads like any other."""
         known = [tool.name for tool in await self.list_tools()]
         if name not in known:
-            return refused(f"tool {shown(name)} does not exist.{_near(name, known)} Tools: {', '.join(known)}. Try list_markets()")
+            return error_result(f"tool {shown(name)} does not exist.{_near(name, known)} Tools: {', '.join(known)}. Try list_markets()")
         return await super().call_tool(name, arguments, context)
 
     async def list_resources(self) -> list[Resource]:
-        """The fixed resources, then those of the instruments followed now."""
-        return [*await super().list_resources(), *resources.concrete(self._runtime.followed)]
+        """The fixed resources, then those of the instruments that are followed now."""
+        return [*await super().list_resources(), *resources.resources_of(self._runtime.followed)]
 
     async def read_resource(
-        self, uri: Any, context: Context[Runtime, Any] | None = None
+        self, uri: Any, context: Context[ServedRuntime, Any] | None = None
     ) -> Iterable[ReadResourceContents] | InputRequiredResult:
-        """The resource's content. `ResourceError` with WADM's own line; `ResourceNotFoundError` where what the URI names does not exist."""
+        """Read a resource. `ResourceNotFoundError` where the URI or its symbol does not exist, `ResourceError` for every other failure."""
         try:
             return await super().read_resource(uri, context)
         except UnexpectedResourceError as error:
@@ -106,22 +107,23 @@ class WadmServer(MCPServer[Runtime]):
             ) from None
 
     async def get_prompt(
-        self, name: str, arguments: dict[str, Any] | None = None, context: Context[Runtime, Any] | None = None
+        self, name: str, arguments: dict[str, Any] | None = None, context: Context[ServedRuntime, Any] | None = None
     ) -> GetPromptResult | InputRequiredResult:
-        """The prompt's text. Invalid params with WADM's own line for a wrong name or argument."""
+        """Fill in a prompt. `MCPError` with the code for invalid params where the name or an argument is wrong."""
         known = {prompt.name: prompt.arguments or [] for prompt in await self.list_prompts()}
         if name not in known:
             raise MCPError(INVALID_PARAMS, f"prompt {shown(name)} does not exist. Prompts: {', '.join(known)}")
         allowed = [argument.name for argument in known[name]]
-        works = f'Try {name}(symbol="BTCUSDT")'
+        example = f'Try {name}(symbol="BTCUSDT")'
         for given in arguments or {}:
             if given not in allowed:
                 raise MCPError(
-                    INVALID_PARAMS, f"{name} has no argument {shown(given)}.{_near(given, allowed)} Allowed: {', '.join(allowed)}. {works}"
+                    INVALID_PARAMS,
+                    f"{name} has no argument {shown(given)}.{_near(given, allowed)} Allowed: {', '.join(allowed)}. {example}",
                 )
         for argument in known[name]:
             if argument.required and not str((arguments or {}).get(argument.name, "")).strip():
-                raise MCPError(INVALID_PARAMS, f"{name} needs the argument {argument.name}. {works}")
+                raise MCPError(INVALID_PARAMS, f"{name} needs the argument {argument.name}. {example}")
         try:
             prompts.check(name, arguments or {})
         except QueryError as error:
@@ -129,8 +131,8 @@ class WadmServer(MCPServer[Runtime]):
         return await super().get_prompt(name, arguments, context)
 
 
-def build_server(runtime: Runtime) -> WadmServer:
-    """The MCP server of a runtime. It owns nothing: whoever serves it enters the runtime, once."""
+def build_server(runtime: ServedRuntime) -> WadmServer:
+    """The MCP server of a runtime. Building it starts nothing: the transport that serves it enters the runtime."""
     return WadmServer(runtime)
 
 

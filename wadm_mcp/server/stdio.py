@@ -1,7 +1,7 @@
-"""MCP over standard input and output: what an MCP client launches. Only MCP goes to stdout.
+"""MCP over stdin and stdout, for the client that launched this process. Only MCP goes to stdout.
 
-It ends on end of input, on SIGTERM or SIGINT, or when the runtime cannot go on. The runtime is left, and so has flushed, before
-the transport is waited for: a client that neither reads nor closes must not cost a trade.
+Serving ends at the end of input, on SIGTERM or SIGINT, or when the runtime fails. The runtime is left, which flushes it, before the
+transport ends: a client that neither reads nor closes its streams must not cost a trade.
 """
 
 from __future__ import annotations
@@ -21,62 +21,63 @@ from mcp.shared.message import SessionMessage
 from mcp_types import INVALID_REQUEST, PARSE_ERROR, ErrorData, JSONRPCError
 from pydantic import ValidationError
 
-from wadm_mcp.errors import WadmError, printable
+from wadm_mcp.errors import WadmError, printable, ungrouped
 from wadm_mcp.logs import RateLimitedWarning, log
 from wadm_mcp.process.signals import stop_signals
 from wadm_mcp.process.standard_streams import say
-from wadm_mcp.server.context import Runtime, one_error, running
+from wadm_mcp.server.context import ServedRuntime, running
 from wadm_mcp.server.server import WadmServer
 
 _STDIN: Final = 0
-_CHUNK: Final = 1 << 16
-_WAITING_LINES: Final = 16
-_LAST_WORDS: Final = 0.5
-"""Seconds the transport may take to end once everything is flushed."""
+_CHUNK_BYTES: Final = 1 << 16
+_QUEUED_LINES: Final = 16
+_CLOSE_SECONDS: Final = 0.5
+"""Time the transport may take to end once everything is flushed."""
 
 
-async def serve_stdio(server: WadmServer, runtime: Runtime) -> None:
-    """Serve one client over stdin and stdout until it leaves or a signal asks to stop; then return.
+async def serve_stdio(server: WadmServer, runtime: ServedRuntime) -> None:
+    """Serve one client over stdin and stdout until it leaves or a signal arrives; then return.
 
-    Enters the runtime, once. Raises the `WadmError` the runtime failed with.
+    Enters the runtime, once. Raises the `WadmError` that the runtime failed with.
     """
     failures: list[WadmError] = []
-    with one_error(), stop_signals() as asked:
-        leave = threading.Timer(_LAST_WORDS, _leave, (failures,))
-        leave.daemon = True
+    with ungrouped(), stop_signals() as next_signal:
+        # A thread may hang in a write to stdout that the client does not read; only ending the process ends that.
+        forced_exit = threading.Timer(_CLOSE_SECONDS, _exit_now, (failures,))
+        forced_exit.daemon = True
         async with anyio.create_task_group() as session:
             async with running(runtime, server.publisher.run):
                 ended = anyio.Event()
 
-                async def talk() -> None:
+                async def run_session() -> None:
                     try:
-                        await _talk(server)
+                        await _run_session(server)
                     except WadmError as error:
                         failures.append(error)
                     finally:
                         ended.set()
 
-                async def heed_signals() -> None:
+                async def stop_on_signal() -> None:
                     while True:
-                        await asked()
+                        await next_signal()
                         ended.set()
 
-                async def heed_failure() -> None:
+                async def stop_on_failure() -> None:
                     failures.append(await runtime.failed())
                     ended.set()
 
-                for task in (talk, heed_signals, heed_failure):
+                for task in (run_session, stop_on_signal, stop_on_failure):
                     session.start_soon(task)
                 await ended.wait()
             session.cancel_scope.cancel()
-            leave.start()
-        leave.cancel()
+            forced_exit.start()
+        forced_exit.cancel()
     if failures:
         raise failures[0]
 
 
-async def _talk(server: WadmServer) -> None:
-    """One session. A client that closed its end of stdout has left, as one that closed stdin has.
+async def _run_session(server: WadmServer) -> None:
+    """Run one session. It ends when the client closes its end of stdin or of stdout.
 
     `WadmError` when stdout cannot be written for another reason.
     """
@@ -89,9 +90,9 @@ async def _talk(server: WadmServer) -> None:
             read,
             anyio.create_task_group() as tasks,
         ):
-            pass_on, messages = anyio.create_memory_object_stream[SessionMessage | Exception]()
-            with messages, pass_on:
-                tasks.start_soon(_screen, read, pass_on, write.send)
+            valid, messages = anyio.create_memory_object_stream[SessionMessage | Exception]()
+            with messages, valid:
+                tasks.start_soon(_filter, read, valid, write.send)
                 await lowlevel.run(messages, write, lowlevel.create_initialization_options())
                 tasks.cancel_scope.cancel()
     except* BrokenPipeError:
@@ -99,34 +100,34 @@ async def _talk(server: WadmServer) -> None:
     except* OSError as group:
         failed = next(each for each in _leaves(group) if isinstance(each, OSError))
     if failed is not None:
-        raise WadmError(f"standard output cannot be written ({failed.strerror}), and MCP is spoken over it")
+        raise WadmError(f"standard output cannot be written ({failed.strerror}), and MCP needs it")
 
 
-async def _screen(
+async def _filter(
     read: AsyncIterable[SessionMessage | Exception],
-    pass_on: MemoryObjectSendStream[SessionMessage | Exception],
+    valid: MemoryObjectSendStream[SessionMessage | Exception],
     answer: Callable[[SessionMessage], Awaitable[None]],
 ) -> None:
-    """Pass a client's messages on. A line that is none is answered and logged, where the SDK would pass over it without a word."""
-    tell = RateLimitedWarning("stdio.line_refused")
+    """Pass on a client's valid messages. An invalid line is answered with an error and logged; the SDK would ignore it silently."""
+    log_refusal = RateLimitedWarning("stdio.line_refused")
     try:
-        async with pass_on:
+        async with valid:
             async for item in read:
                 if isinstance(item, Exception):
                     refusal = _refusal(item)
-                    tell(code=refusal.error.code, why=refusal.error.message)
+                    log_refusal(code=refusal.error.code, why=refusal.error.message)
                     await answer(SessionMessage(refusal))
                 else:
-                    await pass_on.send(item)
+                    await valid.send(item)
     except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-        return  # The session is over.
+        return  # The session has ended.
 
 
 def _refusal(error: Exception) -> JSONRPCError:
-    # The SDK hands on what pydantic found: either a line is no JSON, or it is JSON and no message of the protocol.
+    # The SDK passes on pydantic's error: the line is not JSON, or it is JSON but not a message of the protocol.
     unparsed = isinstance(error, ValidationError) and error.errors()[0]["type"] == "json_invalid"
-    code, text = (PARSE_ERROR, "no JSON text") if unparsed else (INVALID_REQUEST, "no JSON-RPC 2.0 message")
-    message = f"a line is {text}; each line has to be one JSON-RPC 2.0 message in UTF-8"
+    code, text = (PARSE_ERROR, "not valid JSON") if unparsed else (INVALID_REQUEST, "not a JSON-RPC 2.0 message")
+    message = f"the line is {text}; each line must be one JSON-RPC 2.0 message in UTF-8"
     return JSONRPCError(jsonrpc="2.0", id=None, error=ErrorData(code=code, message=message))
 
 
@@ -138,7 +139,7 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
         yield error
 
 
-def _leave(failures: Sequence[WadmError]) -> NoReturn:
+def _exit_now(failures: Sequence[WadmError]) -> NoReturn:
     for failure in failures[:1]:
         say(f"wadm-mcp: {printable(failure)}")
     os._exit(failures[0].status if failures else 0)
@@ -146,8 +147,8 @@ def _leave(failures: Sequence[WadmError]) -> NoReturn:
 
 @asynccontextmanager
 async def _lines(fd: int) -> AsyncGenerator[MemoryObjectReceiveStream[str]]:
-    """Lines of a file descriptor, read by a daemon thread: nothing can interrupt a read, and no exit may wait for one."""
-    send, receive = anyio.create_memory_object_stream[str](_WAITING_LINES)
+    """Lines of a file descriptor. A daemon thread reads them: a blocked read cannot be interrupted, and must not delay the exit."""
+    send, receive = anyio.create_memory_object_stream[str](_QUEUED_LINES)
     async with BlockingPortal() as portal:
         threading.Thread(target=_pump, args=(fd, portal, send), name="stdin", daemon=True).start()
         try:
@@ -165,7 +166,7 @@ def _pump(fd: int, portal: BlockingPortal, send: MemoryObjectSendStream[str]) ->
                 portal.call(send.send, line)
         portal.call(send.aclose)
     except (RuntimeError, CancelledError, anyio.ClosedResourceError, anyio.BrokenResourceError):
-        return  # The session is over, and with it the portal.
+        return  # The session and its portal have ended.
 
 
 def _read_lines(fd: int) -> Iterator[str]:
@@ -181,8 +182,8 @@ def _read_lines(fd: int) -> Iterator[str]:
 
 
 def _read(fd: int) -> bytes:
-    """What there is to read; nothing at the end, and nothing where there is no such descriptor or its terminal went away."""
+    """The next bytes; none at the end of input, without such a descriptor, and when its terminal has gone."""
     try:
-        return os.read(fd, _CHUNK)
+        return os.read(fd, _CHUNK_BYTES)
     except OSError:
         return b""

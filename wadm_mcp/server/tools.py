@@ -1,18 +1,17 @@
-"""The tools: names, descriptions and schemas of the questions an agent may ask. No market logic.
+"""The tools: names, descriptions and schemas of the questions that an agent may ask. No market logic.
 
-A tool takes the arguments of its question's query and describes each the same way wherever it appears. Values are not checked here:
-the query says in WADM's own words what is wrong with one.
+A tool takes the arguments of its question's query, and an argument has one description in all tools. Argument values are validated by
+the query, which raises a `QueryError`.
 """
 
 from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
 
-import msgspec
 from mcp.server.mcpserver.context import Context
 from mcp.server.mcpserver.tools import Tool
 from mcp.server.mcpserver.utilities.func_metadata import ArgModelBase, FuncMetadata
-from mcp_types import CallToolResult, TextContent, ToolAnnotations
+from mcp_types import ToolAnnotations
 from pydantic import BaseModel, Field
 
 from wadm_mcp.errors import WadmError
@@ -22,8 +21,9 @@ from wadm_mcp.model import MARKETS, Timeframe
 from wadm_mcp.queries.arguments import ALL, DETAILS, SESSION, WINDOWS, shown
 from wadm_mcp.queries.wait_for import CONDITIONS
 from wadm_mcp.server import answers, questions
-from wadm_mcp.server.context import Runtime
-from wadm_mcp.server.questions import NEEDED, Answer, Question
+from wadm_mcp.server.context import ServedRuntime
+from wadm_mcp.server.questions import NEEDED, Question
+from wadm_mcp.server.reply import Reply, error_result, tool_result
 from wadm_mcp.tracking import WAIT, Tracking
 
 _READ_ONLY: Final = ToolAnnotations(read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
@@ -109,7 +109,7 @@ _DECLARATIONS: Final = (
         "Trades",
         answers.Trades,
         "Single public trades of a window, oldest first; trade_type is the aggressor's side. min_notional finds large prints. Follow "
-        "next_cursor until it is null. Do not add trades up: get_order_flow holds the sums.",
+        "next_cursor until it is null. Do not add trades up: get_order_flow has the sums.",
     ),
     _Declaration(
         questions.COMPARE,
@@ -122,69 +122,59 @@ _DECLARATIONS: Final = (
         questions.WAIT,
         "Wait for",
         answers.Waited,
-        "Wait until the tape shows something, at most timeout seconds, and tell what it was. Not met is an answer (met: false); ask again "
+        "Wait until a condition is met, at most timeout seconds, and return what was seen. Not met is an answer (met: false); ask again "
         "to go on waiting. Clients that can subscribe to resources need it less.",
     ),
 )
 
 
 class QuestionTool(Tool):
-    """A tool that asks a question and words every failure itself."""
+    """A tool that asks a question. Every failure becomes an error result with a text of WADM."""
 
     question: Question = Field(exclude=True)
 
     async def run(self, arguments: dict[str, Any], context: Context[Any, Any], convert_result: bool = False) -> Any:
-        """The answer as text and as structure, the same facts in both; an `is_error` result of one line when there is none."""
-        runtime: Runtime = context.request_context.lifespan_context
+        """Ask the question: the answer as text and as structured content, or an error result of one line."""
+        runtime: ServedRuntime = context.request_context.lifespan_context
         try:
-            return self.fn_metadata.convert_result(told(await self.question.ask(runtime, arguments, progress=context.report_progress)))
+            reply = await self.question.ask(runtime, arguments, progress=context.report_progress)
+            return self.fn_metadata.convert_result(tool_result(reply))
         except WadmError as error:
-            return refused(str(error))
-        except Exception as error:  # noqa: BLE001 - whatever went wrong, the log gets it all and the client one line
+            return error_result(str(error))
+        except Exception as error:  # noqa: BLE001 - the log gets the traceback, the client one line
             log.error("tool.failed", tool=self.name, exc_info=error)
-            return refused(f"{self.name} failed inside WADM; the log has the details")
+            return error_result(f"{self.name} failed inside WADM; the log has the details")
 
 
 class TrackingTool(Tool):
-    """A tool that changes what is followed."""
+    """A tool that changes which instruments are followed."""
 
     async def run(self, arguments: dict[str, Any], context: Context[Any, Any], convert_result: bool = False) -> Any:
-        """The answer as a question's, with progress notifications on the way; an `is_error` result of one line when there is none."""
-        runtime: Runtime = context.request_context.lifespan_context
+        """Track or untrack: the answer as for a question, with progress notifications meanwhile, or an error result of one line."""
+        runtime: ServedRuntime = context.request_context.lifespan_context
         try:
             unknown = [name for name in arguments if name not in self.parameters["properties"]]
             if unknown:
-                takes = ", ".join(self.parameters["properties"])
-                return refused(f'{self.name} has no argument {shown(unknown[0])}. Allowed: {takes}. Try {self.name}(symbol="ETHUSDT")')
+                allowed = ", ".join(self.parameters["properties"])
+                return error_result(
+                    f'{self.name} has no argument {shown(unknown[0])}. Allowed: {allowed}. Try {self.name}(symbol="ETHUSDT")'
+                )
             given = {name: value for name, value in arguments.items() if value is not None}
             if self.name == _TRACK:
-                return self.fn_metadata.convert_result(told(await runtime.tracking.track(context.report_progress, **given)))
-            return self.fn_metadata.convert_result(told(await runtime.tracking.untrack(**given)))
+                reply = Reply(await runtime.tracking.track(context.report_progress, **given))
+            else:
+                reply = Reply(await runtime.tracking.untrack(**given))
+            return self.fn_metadata.convert_result(tool_result(reply))
         except WadmError as error:
-            return refused(str(error))
-        except Exception as error:  # noqa: BLE001 - as of a question
+            return error_result(str(error))
+        except Exception as error:  # noqa: BLE001 - as for a question
             log.error("tool.failed", tool=self.name, exc_info=error)
-            return refused(f"{self.name} failed inside WADM; the log has the details")
+            return error_result(f"{self.name} failed inside WADM; the log has the details")
 
 
 def tools(*, tracking: bool = False) -> list[Tool]:
-    """Every tool, its schemas without what pydantic adds to them; with `tracking` those that change what is followed too."""
+    """Every tool, its schemas stripped of what pydantic adds; with `tracking` also those that change which instruments are followed."""
     return [*(_tool(declaration) for declaration in _DECLARATIONS), *((_track(), _untrack()) if tracking else ())]
-
-
-def told(answer: Answer) -> CallToolResult:
-    """An answer for a model: clients feed it either half, so both say the same."""
-    return CallToolResult(content=[TextContent(type="text", text=compact(answer))], structured_content=answer)
-
-
-def refused(text: str) -> CallToolResult:
-    """One line for the model to read and act on."""
-    return CallToolResult(content=[TextContent(type="text", text=text)], is_error=True)
-
-
-def compact(answer: Answer) -> str:
-    """An answer as JSON text without spaces."""
-    return msgspec.json.encode(answer).decode()
 
 
 def _track() -> Tool:
@@ -192,7 +182,7 @@ def _track() -> Tool:
         _TRACK,
         "Follow a symbol",
         "Start recording a symbol that list_markets does not show yet, wherever the exchanges list it, and import its recent past. Waits "
-        "for live trades and history and tells progress; asking again tells how far it is. Kept across restarts.",
+        "for live trades and history and reports progress; asking again shows how far it is. Kept across restarts.",
         answers.Tracked,
         {"wait": {"type": "integer", "description": "seconds to wait for it, 0-300", "default": WAIT}},
     )
@@ -202,7 +192,7 @@ def _untrack() -> Tool:
     return _tracking_tool(
         _UNTRACK,
         "Stop following a symbol",
-        "Stop recording a symbol that track_market added. What is held stays.",
+        "Stop recording a symbol that track_market added. Stored data stays.",
         answers.Untracked,
         {},
     )
@@ -248,7 +238,7 @@ def _tool(declaration: _Declaration) -> QuestionTool:
 
 
 def _parameters(question: Question) -> dict[str, Any]:
-    """The input schema. Defaults are the query's own, so that the two cannot drift apart."""
+    """The input schema. Its defaults are those of the query's parameters, so that the two cannot differ."""
     properties = {
         name: _schema(name) if default in (None, NEEDED) else {**_schema(name), "default": default}
         for name, default in question.arguments.items()
@@ -264,8 +254,8 @@ def _schema(argument: str) -> dict[str, Any]:
 
 
 def _lean(schema: Any) -> Any:
-    """The schema without what only repeats names (titles, the docstrings of models) or what every answer has: an answer is checked against
-    the whole model before it leaves, and a list of required names in every tool would cost an agent its tokens."""
+    """The schema without its titles, model docstrings and lists of required names, which would cost an agent tokens in every tool. Answers
+    are validated against the whole model before they are sent."""
     if isinstance(schema, list):
         return [_lean(item) for item in schema]
     if not isinstance(schema, dict):

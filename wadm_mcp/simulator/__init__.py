@@ -1,1 +1,1 @@
-"""Loopback Binance and Bybit that speak the real wires. It knows `model` and `errors` and nothing else of the house."""
+"""Loopback Binance and Bybit that speak the exchanges' real protocols. Imports only `model` and `errors` of this project."""

@@ -1,6 +1,6 @@
-"""Loopback archives: the daily files that both exchanges publish of finished days (exchanges.md 4.4), made of the ledger.
+"""Loopback archives: the daily files that both exchanges publish (docs/exchanges.md 4.4), generated from the simulated trades.
 
-A file is the same bytes whenever it is asked for. It is made beside the loop, from a tape of its own, and kept for a while.
+A file has the same bytes each time it is requested. It is generated off the event loop, from a copy of the tape, and cached.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from wadm_mcp.simulator.state import SimulatorState
 from wadm_mcp.simulator.tape import Aggregate, Tape
 
 _DATE: Final = r"([0-9]{4}-[0-9]{2}-[0-9]{2})"
-_MICROSECONDS_SINCE: Final = 1_735_689_600_000
-"""2025-01-01: spot tells microseconds from then on."""
-_KEPT: Final = 8
-_BUSY: Final = 100_000
-"""Prints of a day from which on its file is made in another process."""
+_MICROSECONDS_FROM_MS: Final = 1_735_689_600_000
+"""2025-01-01: spot files have times in microseconds from this day on."""
+_MAX_FILES: Final = 8
+_BUSY_PRINTS_PER_DAY: Final = 100_000
+"""A day with more prints than this is generated in another process."""
 
 
-class _Kind(NamedTuple):
-    """One kind of file: where it lies, of which market, and its lines."""
+class _FileKind(NamedTuple):
+    """One kind of file: its path, its market, and the generator of its lines."""
 
     path: re.Pattern[str]
     market: str
@@ -40,39 +40,42 @@ class _Kind(NamedTuple):
 
 
 class Archives:
-    """The archive of one exchange, whichever of its hosts is asked."""
+    """The archive of one exchange; every host of the exchange serves it."""
 
-    def __init__(self, stage: SimulatorState, exchange: str) -> None:
-        self._stage = stage
+    def __init__(self, state: SimulatorState, exchange: str) -> None:
+        self._state = state
         self._exchange = exchange
         self._files: OrderedDict[tuple[Instrument, str], bytes] = OrderedDict()
         self._making = CapacityLimiter(1)
         self.asked: OrderedDict[str, int] = OrderedDict()
-        """Bytes sent of each file so far, by path."""
+        """Bytes sent so far, by path of the file."""
 
     async def answer(self, path: str, headers: Mapping[str, str]) -> Reply | None:
-        """The file of a path, from the byte that a `Range` names; 404 where there is none, None for a path of another kind."""
-        stated = path.removesuffix(".CHECKSUM")
-        for kind in _KINDS[self._exchange]:
-            found = kind.path.fullmatch(stated)
+        """The reply with the file at a path, or the part that a `Range` header requests.
+
+        404 if there is no such file, None if the path is not one of an archive.
+        """
+        file_path = path.removesuffix(".CHECKSUM")
+        for kind in _FILE_KINDS[self._exchange]:
+            found = kind.path.fullmatch(file_path)
             if found is None:
                 continue
-            body = await self._file(kind, stated, Instrument(self._exchange, kind.market, found[1]), found[2])
+            body = await self._file(kind, file_path, Instrument(self._exchange, kind.market, found[1]), found[2])
             if body is None:
                 return Reply(404, {"message": "NoSuchKey"})
-            if stated != path:
+            if file_path != path:
                 if not kind.zipped:
                     return Reply(404, {"message": "NoSuchKey"})
-                return Reply(200, f"{sha256(body).hexdigest()}  {stated.rpartition('/')[2]}\n".encode())
+                return Reply(200, f"{sha256(body).hexdigest()}  {file_path.rpartition('/')[2]}\n".encode())
             return self._ranged(path, body, headers.get("Range", ""))
         return None
 
     def size(self, path: str) -> int:
-        """Bytes of a file that was asked for."""
+        """Size in bytes of a file that was requested before."""
         return max((len(body) for (_, name), body in self._files.items() if name == path), default=0)
 
-    def _ranged(self, path: str, body: bytes, wanted: str) -> Reply:
-        first = re.fullmatch(r"bytes=([0-9]{1,15})-([0-9]{0,15})", wanted)
+    def _ranged(self, path: str, body: bytes, requested: str) -> Reply:
+        first = re.fullmatch(r"bytes=([0-9]{1,15})-([0-9]{0,15})", requested)
         if first is None:
             part, reply = body, Reply(200, body)
         elif int(first[1]) >= len(body):
@@ -84,20 +87,20 @@ class Archives:
         self.asked[path] = self.asked.get(path, 0) + len(part)
         return reply
 
-    async def _file(self, kind: _Kind, path: str, instrument: Instrument, day: str) -> bytes | None:
+    async def _file(self, kind: _FileKind, path: str, instrument: Instrument, day: str) -> bytes | None:
         start = _start(day)
-        tape = self._stage.tapes.get(instrument)
-        if start is None or tape is None or start + DAY + self._stage.faults.archive_delay > self._stage.clock():
+        tape = self._state.tapes.get(instrument)
+        if start is None or tape is None or start + DAY + self._state.faults.archive_delay > self._state.clock():
             return None
         key = instrument, path
         if key not in self._files:
             async with self._making:
                 if key not in self._files:
-                    # What is simulated must not hold up what is real: a busy day has a core of its own.
-                    run = to_process.run_sync if tape.daily > _BUSY else to_thread.run_sync
-                    body = await run(_made, path, tape.apart(), instrument, start)
+                    # The simulator must not slow down the process it serves, so a busy day is generated in another process.
+                    run = to_process.run_sync if tape.prints_per_day > _BUSY_PRINTS_PER_DAY else to_thread.run_sync
+                    body = await run(_file_bytes, path, tape.copy(), instrument, start)
                     self._files[key] = body
-                    if len(self._files) > _KEPT:
+                    if len(self._files) > _MAX_FILES:
                         self._files.popitem(last=False)
         return self._files[key] or None
 
@@ -109,9 +112,9 @@ def _start(day: str) -> int | None:
         return None
 
 
-def _made(path: str, tape: Tape, instrument: Instrument, start: int) -> bytes:
-    """The bytes of a file; empty where nothing was traded that day."""
-    kind = next(kind for kind in _KINDS[instrument.exchange] if kind.path.fullmatch(path))
+def _file_bytes(path: str, tape: Tape, instrument: Instrument, start: int) -> bytes:
+    """The bytes of a file; empty if nothing was traded that day."""
+    kind = next(kind for kind in _FILE_KINDS[instrument.exchange] if kind.path.fullmatch(path))
     lines = kind.lines(tape, instrument, start, start + DAY)
     text = "".join(lines).encode()
     if not text:
@@ -127,7 +130,7 @@ def _made(path: str, tape: Tape, instrument: Instrument, start: int) -> bytes:
 
 
 def _spot_time(at: int) -> int:
-    return at * 1_000 if at >= _MICROSECONDS_SINCE else at
+    return at * 1_000 if at >= _MICROSECONDS_FROM_MS else at
 
 
 def _spot_trades(tape: Tape, instrument: Instrument, start: int, end: int) -> Iterator[str]:
@@ -137,13 +140,13 @@ def _spot_trades(tape: Tape, instrument: Instrument, start: int, end: int) -> It
 
 
 def _spot_aggregates(tape: Tape, instrument: Instrument, start: int, end: int) -> Iterator[str]:
-    for row in _of_day(tape, start, end):
+    for row in _aggregates_of_day(tape, start, end):
         yield f"{row.number},{row.price},{row.quantity},{row.first},{row.last},{_spot_time(row.time)},{not row.buy},True\n"
 
 
 def _linear_aggregates(tape: Tape, instrument: Instrument, start: int, end: int) -> Iterator[str]:
     header = "agg_trade_id,price,quantity,first_trade_id,last_trade_id,transact_time,is_buyer_maker\n"
-    for row in _of_day(tape, start, end):
+    for row in _aggregates_of_day(tape, start, end):
         yield header
         header = ""
         yield f"{row.number},{row.price},{row.quantity},{row.first},{row.last},{row.time},{'false' if row.buy else 'true'}\n"
@@ -169,12 +172,12 @@ def _bybit_spot(tape: Tape, instrument: Instrument, start: int, end: int) -> Ite
         yield f"{number},{row.time},{row.price},{row.quantity},{'buy' if row.buy else 'sell'},0\n"
 
 
-def _of_day(tape: Tape, start: int, end: int) -> Iterable[Aggregate]:
+def _aggregates_of_day(tape: Tape, start: int, end: int) -> Iterable[Aggregate]:
     return (row for row in tape.aggregates(start, end + 1_000) if start <= row.time < end)
 
 
 def _product(price: str, quantity: str) -> str:
-    """Price times quantity, cut to eight decimals."""
+    """Price times quantity, truncated to eight decimals."""
     whole, _, fraction = price.partition(".")
     units, _, part = quantity.partition(".")
     decimals = len(fraction) + len(part)
@@ -183,19 +186,19 @@ def _product(price: str, quantity: str) -> str:
     return f"{value // 100_000_000}.{value % 100_000_000:08d}"
 
 
-def _kind(path: str, market: str, zipped: bool, lines: Callable[[Tape, Instrument, int, int], Iterator[str]]) -> _Kind:
-    return _Kind(re.compile(path, re.ASCII), market, zipped, lines)
+def _file_kind(path: str, market: str, zipped: bool, lines: Callable[[Tape, Instrument, int, int], Iterator[str]]) -> _FileKind:
+    return _FileKind(re.compile(path, re.ASCII), market, zipped, lines)
 
 
 _SYMBOL: Final = r"([A-Z0-9]{1,40})"
-_KINDS: Final = {
+_FILE_KINDS: Final = {
     "binance": (
-        _kind(rf"/data/spot/daily/trades/{_SYMBOL}/\1-trades-{_DATE}\.zip", "spot", True, _spot_trades),
-        _kind(rf"/data/spot/daily/aggTrades/{_SYMBOL}/\1-aggTrades-{_DATE}\.zip", "spot", True, _spot_aggregates),
-        _kind(rf"/data/futures/um/daily/aggTrades/{_SYMBOL}/\1-aggTrades-{_DATE}\.zip", "linear", True, _linear_aggregates),
+        _file_kind(rf"/data/spot/daily/trades/{_SYMBOL}/\1-trades-{_DATE}\.zip", "spot", True, _spot_trades),
+        _file_kind(rf"/data/spot/daily/aggTrades/{_SYMBOL}/\1-aggTrades-{_DATE}\.zip", "spot", True, _spot_aggregates),
+        _file_kind(rf"/data/futures/um/daily/aggTrades/{_SYMBOL}/\1-aggTrades-{_DATE}\.zip", "linear", True, _linear_aggregates),
     ),
     "bybit": (
-        _kind(rf"/trading/{_SYMBOL}/\1{_DATE}\.csv\.gz", "linear", False, _bybit_linear),
-        _kind(rf"/spot/{_SYMBOL}/\1_{_DATE}\.csv\.gz", "spot", False, _bybit_spot),
+        _file_kind(rf"/trading/{_SYMBOL}/\1{_DATE}\.csv\.gz", "linear", False, _bybit_linear),
+        _file_kind(rf"/spot/{_SYMBOL}/\1_{_DATE}\.csv\.gz", "spot", False, _bybit_spot),
     ),
 }

@@ -1,4 +1,4 @@
-"""Loopback Binance WebSockets, spot and USD-M (exchanges.md 1 and 2). REST is in `binance_rest`."""
+"""Loopback Binance WebSockets, spot and USD-M (docs/exchanges.md 1 and 2). REST is in `binance_rest`."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from wadm_mcp.simulator.state import Batch, Frame, Route, SimulatorState
 from wadm_mcp.simulator.tape import Aggregate, Print
 from wadm_mcp.simulator.venue import Venue
 
-STREAMS: Final = 1_024
-"""Streams of one connection (exchanges.md 1.4)."""
+MAX_STREAMS: Final = 1_024
+"""Most streams of one connection (docs/exchanges.md 1.4)."""
 
-_FRAME: Final = 4_096
-"""A larger client frame is dropped without a word (exchanges.md 1.3)."""
+_MAX_FRAME_BYTES: Final = 4_096
+"""A larger frame from a client is ignored without an error (docs/exchanges.md 1.3)."""
 
 _PUBLIC_STREAMS: Final = re.compile(r".+@(trade|bookTicker|depth.*|rpiDepth@500ms)")
-"""USD-M streams of `/public`, and of URLs without a route; all others belong to `/market` (exchanges.md 2.1)."""
+"""USD-M streams of `/public`, and of URLs without a route; all others belong to `/market` (docs/exchanges.md 2.1)."""
 
 _METHODS: Final = ("SUBSCRIBE", "UNSUBSCRIBE", "LIST_SUBSCRIPTIONS", "SET_PROPERTY", "GET_PROPERTY")
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9]{0,36}")
 
 
 class BinanceVenue(Venue):
-    """What both Binance hosts share: control messages, heartbeats, and the two stream forms."""
+    """The common part of both Binance hosts: control messages, heartbeats, raw and combined streams."""
 
     exchange = "binance"
 
-    def __init__(self, stage: SimulatorState) -> None:
-        super().__init__(stage)
+    def __init__(self, state: SimulatorState) -> None:
+        super().__init__(state)
         (self.market,) = self.markets
-        self._rest = BinanceRest(stage, self.market)
-        timing = stage.timing
+        self._rest = BinanceRest(state, self.market)
+        timing = state.timing
         spot = self.market == "spot"
         self._ping = timing.binance_spot_ping if spot else timing.binance_linear_ping
         self._pong = timing.binance_spot_pong if spot else timing.binance_linear_pong
@@ -51,16 +51,16 @@ class BinanceVenue(Venue):
         return self._rest.answer(path, params, headers)
 
     def instrument_of(self, market: str, topic: str) -> Instrument | None:
-        """Streams carry lower-case symbols; an upper-case name is another stream, and silent."""
+        """Stream names have lower-case symbols; a name in upper case is a different stream, which never delivers."""
         symbol, _, stream = topic.partition("@")
         return Instrument(self.exchange, market, symbol.upper()) if stream in ("trade", "aggTrade") and symbol == symbol.lower() else None
 
     def _named(self, path: str, query: Mapping[str, str], name: str) -> Route | None:
         if path == "/stream":
             streams = [stream for stream in query.get("streams", "").split("/") if stream]
-            return Route(self.market, name, combined=True, topics=streams[:STREAMS])
+            return Route(self.market, name, combined=True, topics=streams[:MAX_STREAMS])
         if path == "/ws" or path.startswith("/ws/"):
-            return Route(self.market, name, topics=[stream for stream in path.split("/")[2:] if stream][:STREAMS])
+            return Route(self.market, name, topics=[stream for stream in path.split("/")[2:] if stream][:MAX_STREAMS])
         return None
 
     def join(self, client: Client, topic: str) -> None:
@@ -70,25 +70,25 @@ class BinanceVenue(Venue):
         return False
 
     async def heartbeat(self, client: Client) -> None:
-        """Pings with the time as payload; ends the connection without a pong, and at the end of its life."""
+        """Pings with the time as payload. Closes the connection if a pong is missing, and at its maximum age."""
         connection, reason = client.connection, "Pong timeout"
         try:
-            with anyio.move_on_after(self.stage.timing.binance_lifetime) as life:
+            with anyio.move_on_after(self.state.timing.binance_lifetime) as lifetime:
                 while True:
                     await anyio.sleep(self._ping)
-                    pong = await connection.ping(str(self.stage.clock()))
+                    pong = await connection.ping(str(self.state.clock()))
                     with anyio.move_on_after(self._pong) as wait:
                         await pong
                     if wait.cancelled_caught:
                         break
-            if life.cancelled_caught:
+            if lifetime.cancelled_caught:
                 reason = "Connection reached its maximum age"
             await client.close(1008, reason)
         except ConnectionClosed:
             return
 
     async def receive(self, client: Client, message: bytes) -> None:
-        if len(message) > _FRAME:
+        if len(message) > _MAX_FRAME_BYTES:
             return
         try:
             request = msgspec.json.decode(message)
@@ -111,14 +111,14 @@ class BinanceVenue(Venue):
             return self._subscribe(client, method == "SUBSCRIBE", params, number)
         return _property(client, method, params, number)
 
-    def _subscribe(self, client: Client, wanted: bool, params: Any, number: object) -> dict[str, object]:
-        """Any name is acknowledged, known or not, on its route or not."""
+    def _subscribe(self, client: Client, subscribe: bool, params: Any, number: object) -> dict[str, object]:
+        """Acknowledges any stream name, also unknown ones and those of another route."""
         if not isinstance(params, list) or not all(isinstance(name, str) and name for name in params):
             return {"error": {"code": 2, "msg": "Invalid request: invalid stream"}, "id": number}
-        if wanted and len(client.topics.keys() | set(params)) > STREAMS:
+        if subscribe and len(client.topics.keys() | set(params)) > MAX_STREAMS:
             return {"error": {"code": 4, "msg": "Too many subscriptions"}, "id": number}
         for name in params:
-            if wanted:
+            if subscribe:
                 self.join(client, name)
             else:
                 self.remove_topic(client, name)
@@ -126,7 +126,7 @@ class BinanceVenue(Venue):
 
 
 class BinanceSpot(BinanceVenue):
-    """The spot host: `/ws` and `/stream`, one `@trade` frame per fill, `@aggTrade` beside it."""
+    """The spot host: `/ws` and `/stream`, one `@trade` frame per fill, and `@aggTrade`."""
 
     markets = ("spot",)
     messages_per_second = 5
@@ -145,7 +145,7 @@ class BinanceSpot(BinanceVenue):
 
 
 class BinanceLinear(BinanceVenue):
-    """The USD-M host with its routes: `@aggTrade` on `/market`, `@trade` on `/public` and where no route is named."""
+    """The USD-M host with its routes: `@aggTrade` on `/market`, `@trade` on `/public` and on URLs without a route."""
 
     markets = ("linear",)
     messages_per_second = 10

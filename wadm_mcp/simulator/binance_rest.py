@@ -1,4 +1,4 @@
-"""Loopback Binance REST, spot and USD-M: listings and trade history, weights, and the documented refusals (exchanges.md 4.1, 4.2, 6)."""
+"""Loopback Binance REST, spot and USD-M: listings, trade history, request weights, errors (docs/exchanges.md 4.1, 4.2, 6)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from wadm_mcp.simulator.candles import binance_row, candles
 from wadm_mcp.simulator.faults import Reply
 from wadm_mcp.simulator.listings import assets_of, steps_of, symbols_of
 from wadm_mcp.simulator.state import SimulatorState
-from wadm_mcp.simulator.tape import MARKET_PRINTS, Aggregate, HeldTape, Print, Tape
+from wadm_mcp.simulator.tape import MARKET_PRINTS, Aggregate, Print, PushedTape, Tape
 
-_WEIGHTS: Final = {
+_REQUEST_WEIGHTS: Final = {
     "/api/v3/time": 1,
     "/api/v3/exchangeInfo": 20,
     "/api/v3/historicalTrades": 25,
@@ -31,19 +31,19 @@ _WEIGHTS: Final = {
     "/fapi/v1/aggTrades": 20,
     "/fapi/v1/klines": 5,
 }
-_BUDGETS: Final = {"spot": 6_000, "linear": 2_400}
-_PATIENCE: Final = 10
-"""Requests over the budget that earn 429 before the address is banned with 418."""
+_WEIGHT_PER_MINUTE: Final = {"spot": 6_000, "linear": 2_400}
+_REFUSALS_BEFORE_BAN: Final = 10
+"""Requests over the limit that are answered with 429 before the address is banned with 418."""
 
 _ADVICE: Final = "Please use WebSocket Streams for live updates to avoid"
-_BAN: Final = 2 * MINUTE
-_LINEAR_REACH: Final = 48 * HOUR
-"""USD-M serves aggregates of the last 48 hours only."""
+_BAN_MS: Final = 2 * MINUTE
+_LINEAR_HISTORY_MS: Final = 48 * HOUR
+"""USD-M serves only aggregates of the last 48 hours."""
 
 _NUMBER: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
 
 
-class _RefusalError(Exception):
+class _RefusedError(Exception):
     def __init__(self, code: int, message: str, status: int = 400) -> None:
         super().__init__(message)
         self.reply = Reply(status, {"code": code, "msg": message})
@@ -61,15 +61,15 @@ class _Page(NamedTuple):
 class BinanceRest:
     """The REST side of one Binance market."""
 
-    def __init__(self, stage: SimulatorState, market: str) -> None:
-        self._stage = stage
+    def __init__(self, state: SimulatorState, market: str) -> None:
+        self._state = state
         self._market = market
         self._prefix = "/api/v3" if market == "spot" else "/fapi/v1"
         self._minute, self._used, self._over, self._banned_until = 0, 0, 0, 0
 
     def answer(self, path: str, params: Mapping[str, str], headers: Headers) -> Reply:
-        """The reply to a GET; every reply says how much weight the minute has used."""
-        weight = _WEIGHTS.get(path)
+        """The reply to a GET request; its headers state the request weight used in this minute."""
+        weight = _REQUEST_WEIGHTS.get(path)
         if weight is None or not path.startswith(self._prefix):
             return Reply(404, {"code": -5000, "msg": f"Path {path}, Method GET is invalid"})
         refusal = self._spend(weight)
@@ -78,31 +78,31 @@ class BinanceRest:
             return refusal._replace(headers={**used, **refusal.headers})
         try:
             reply = Reply(200, self._body(path.removeprefix(self._prefix), params, headers))
-        except _RefusalError as refused:
+        except _RefusedError as refused:
             reply = refused.reply
         return reply._replace(headers=used)
 
     def _spend(self, weight: int) -> Reply | None:
-        now, budget = self._stage.wall(), _BUDGETS[self._market]
+        now, limit = self._state.wall(), _WEIGHT_PER_MINUTE[self._market]
         if now // MINUTE != self._minute:
             self._minute, self._used, self._over = now // MINUTE, 0, 0
         if now < self._banned_until:
             text = f"Way too much request weight used; IP banned until {self._banned_until}. {_ADVICE} bans."
             return Reply(418, {"code": -1003, "msg": text}, {"Retry-After": str(-(-(self._banned_until - now) // SECOND))})
         self._used += weight
-        if self._used <= budget:
+        if self._used <= limit:
             return None
         self._over += 1
-        if self._over > _PATIENCE:
-            self._banned_until = now + _BAN
-        text = f"Too much request weight used; current limit is {budget} request weight per 1 MINUTE. {_ADVICE} polling the API."
+        if self._over > _REFUSALS_BEFORE_BAN:
+            self._banned_until = now + _BAN_MS
+        text = f"Too much request weight used; current limit is {limit} request weight per 1 MINUTE. {_ADVICE} polling the API."
         return Reply(429, {"code": -1003, "msg": text}, {"Retry-After": str(max(1, (MINUTE - now % MINUTE) // SECOND))})
 
     def _body(self, name: str, params: Mapping[str, str], headers: Headers) -> object:
         spot = self._market == "spot"
         match name:
             case "/time":
-                return {"serverTime": self._stage.clock()}
+                return {"serverTime": self._state.clock()}
             case "/exchangeInfo":
                 return self._exchange_info(params)
             case "/aggTrades":
@@ -112,7 +112,7 @@ class BinanceRest:
             case "/trades":
                 return [self._trade_row(row) for row in self._prints(self._page(params, 1000)._replace(from_id=None))]
             case "/historicalTrades" if not spot and not headers.get("X-MBX-APIKEY"):
-                raise _RefusalError(-2014, "API-key format invalid.", 401)
+                raise _RefusedError(-2014, "API-key format invalid.", 401)
             case _:
                 page = self._page(params, 1000 if spot else 500, default=500 if spot else 100)
                 return [self._trade_row(row) for row in self._prints(page)]
@@ -120,30 +120,30 @@ class BinanceRest:
     def _page(self, params: Mapping[str, str], most: int, default: int = 500) -> _Page:
         symbol = params.get("symbol", "")
         if not symbol:
-            raise _RefusalError(-1102, "Mandatory parameter 'symbol' was not sent, was empty/null, or malformed.")
-        tape = self._stage.tapes.get(Instrument("binance", self._market, symbol))
+            raise _RefusedError(-1102, "Mandatory parameter 'symbol' was not sent, was empty/null, or malformed.")
+        tape = self._state.tapes.get(Instrument("binance", self._market, symbol))
         if tape is None:
-            raise _RefusalError(-1121, "Invalid symbol.")
+            raise _RefusedError(-1121, "Invalid symbol.")
         limit = _number(params, "limit")
         if limit == 0:
-            raise _RefusalError(-1130, "Data sent for parameter 'limit' is not valid.")
-        now = self._stage.clock() - self._stage.faults.lag("binance", self._market)
+            raise _RefusedError(-1130, "Data sent for parameter 'limit' is not valid.")
+        now = self._state.clock() - self._state.faults.lag("binance", self._market)
         return _Page(
             tape, min(limit or default, most), _number(params, "fromId"), _number(params, "startTime"), _number(params, "endTime"), now
         )
 
     def _klines(self, params: Mapping[str, str]) -> list[list[object]]:
-        """Minutes that open from `startTime` to `endTime`, oldest first; without a start the newest. Other intervals are not served."""
+        """Minute candles that open from `startTime` to `endTime`, oldest first; without a start the newest. No other interval is served."""
         page = self._page(params, 1_000)
         if params.get("interval") != "1m":
-            raise _RefusalError(-1120, "Invalid interval.")
+            raise _RefusedError(-1120, "Invalid interval.")
         last = min(page.now, page.now if page.end is None else page.end)
         last -= last % MINUTE
         first = last - (page.limit - 1) * MINUTE if page.start is None else -(-page.start // MINUTE) * MINUTE
         return [binance_row(candle) for candle in candles(page.tape, range(first, last + 1, MINUTE)[: page.limit], page.now)]
 
     def _prints(self, page: _Page) -> list[Print]:
-        """USD-M leaves out prints that are not market trades, so a page may skip ids."""
+        """USD-M omits prints that are not market trades, so a page may skip ids."""
         if page.from_id is not None:
             rows = page.tape.prints_from(page.from_id, page.now)
             return list(islice((row for row in rows if row.kind in MARKET_PRINTS), page.limit))
@@ -152,8 +152,8 @@ class BinanceRest:
 
     def _aggregates(self, page: _Page) -> list[Aggregate]:
         tape, now = page.tape, page.now
-        held = isinstance(tape, HeldTape)
-        oldest = now - _LINEAR_REACH if self._market == "linear" and not held else 0
+        pushed = isinstance(tape, PushedTape)
+        oldest = now - _LINEAR_HISTORY_MS if self._market == "linear" and not pushed else 0
         rows: Iterator[Aggregate]
         if page.from_id is not None:
             rows = tape.aggregates_from(page.from_id, now)
@@ -164,15 +164,15 @@ class BinanceRest:
             start, last = max(page.start, oldest), now if page.end is None else page.end
             rows = takewhile(lambda row: row.time <= last, (row for row in tape.aggregates(start, now) if row.time >= start))
         else:
-            end = now if page.end is None or held else min(now, page.end + 1)
+            end = now if page.end is None or pushed else min(now, page.end + 1)
             rows = (row for row in tape.newest_aggregates(page.limit, end) if row.time >= oldest)
         return list(islice(rows, page.limit))
 
     def _check_span(self, start: int, end: int | None) -> None:
         if end is not None and start > end:
-            raise _RefusalError(-1127, "startTime must not be after endTime.")
+            raise _RefusedError(-1127, "startTime must not be after endTime.")
         if end is not None and self._market == "linear" and end - start >= HOUR:
-            raise _RefusalError(-1127, "More than 1 hours between startTime and endTime.")
+            raise _RefusedError(-1127, "More than 1 hours between startTime and endTime.")
 
     def _trade_row(self, row: Print) -> dict[str, object]:
         price, quantity = Decimal(row.price), Decimal(row.quantity)
@@ -194,16 +194,16 @@ class BinanceRest:
         return common | ({"M": True} if self._market == "spot" else {})
 
     def _exchange_info(self, params: Mapping[str, str]) -> dict[str, object]:
-        listed = symbols_of(self._stage.tapes, "binance", self._market)
+        listed = symbols_of(self._state.tapes, "binance", self._market)
         wanted = listed
         if self._market == "spot" and ("symbol" in params or "symbols" in params):
             wanted = [params["symbol"]] if "symbol" in params else re.findall(r'"([^"]*)"', params["symbols"])
             if not wanted or any(symbol not in listed for symbol in wanted):
-                raise _RefusalError(-1121, "Invalid symbol.")
-        limits = {"rateLimitType": "REQUEST_WEIGHT", "interval": "MINUTE", "intervalNum": 1, "limit": _BUDGETS[self._market]}
+                raise _RefusedError(-1121, "Invalid symbol.")
+        limits = {"rateLimitType": "REQUEST_WEIGHT", "interval": "MINUTE", "intervalNum": 1, "limit": _WEIGHT_PER_MINUTE[self._market]}
         return {
             "timezone": "UTC",
-            "serverTime": self._stage.clock(),
+            "serverTime": self._state.clock(),
             "rateLimits": [limits],
             "exchangeFilters": [],
             "symbols": [self._listing(symbol) for symbol in wanted],
@@ -229,7 +229,7 @@ def _number(params: Mapping[str, str], name: str) -> int | None:
     if text is None:
         return None
     if not text:
-        raise _RefusalError(-1105, f"Parameter '{name}' was empty.")
+        raise _RefusedError(-1105, f"Parameter '{name}' was empty.")
     if _NUMBER.fullmatch(text) is None:
-        raise _RefusalError(-1100, f"Illegal characters found in parameter '{name}'; legal range is '^[0-9]{{1,20}}$'.")
+        raise _RefusedError(-1100, f"Illegal characters found in parameter '{name}'; legal range is '^[0-9]{{1,20}}$'.")
     return int(text)

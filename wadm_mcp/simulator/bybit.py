@@ -1,4 +1,4 @@
-"""Loopback Bybit v5 public WebSockets, spot and linear on one host (exchanges.md 3). REST is in `bybit_rest`."""
+"""Loopback Bybit v5 public WebSockets, spot and linear on one host (docs/exchanges.md 3). REST is in `bybit_rest`."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ _NAMESPACE: Final = UUID("5d0bc6ab-6df4-5b7a-8d6a-3a0a9e4f2c11")
 _SPOT_BASE: Final = 2_290_000_000_000_000_000
 _SEQ_BASE: Final = {"spot": 0, "linear": 1 << 44}
 _SEQ_PER_MS: Final = 32
-"""The cross sequence grew by about 32,000 a second (exchanges.md 3.2)."""
+"""The cross sequence grows by about 32,000 a second (docs/exchanges.md 3.2)."""
 
 _SLOTS: Final = {symbol: slot for slot, symbol in enumerate(PRICES)}
 _OTHER_TOPICS: Final = ("orderbook", "tickers", "kline", "allLiquidation")
 
 
-def name_spot(symbol: str, fill: Fill) -> tuple[str, int]:
-    """Id and seq of a spot fill: a 19-digit counter that all symbols share, following from time alone."""
+def spot_ids(symbol: str, fill: Fill) -> tuple[str, int]:
+    """Id and seq of a spot fill: a 19-digit number shared by all symbols, a function of time, symbol and rank."""
     slot = _SLOTS.get(symbol, len(_SLOTS) + crc32(symbol.encode()) % 90)
     return str(_SPOT_BASE + (fill.time - EPOCH) * 100_000 + slot * 1_000 + fill.rank), _seq("spot", fill)
 
 
-def name_linear(symbol: str, fill: Fill) -> tuple[str, int]:
-    """Id and seq of a linear fill: a version-5 UUID of symbol and number."""
+def linear_ids(symbol: str, fill: Fill) -> tuple[str, int]:
+    """Id and seq of a linear fill: a version-5 UUID of symbol and fill number."""
     return str(uuid5(_NAMESPACE, f"{symbol}:{fill.id}")), _seq("linear", fill)
 
 
-def name_pushed(market: str, symbol: str, number: int) -> tuple[str, int]:
+def pushed_ids(market: str, symbol: str, number: int) -> tuple[str, int]:
     """Id and seq of a trade that a test pushes; `number` counts all symbols of the market."""
     trade_id = str(_SPOT_BASE + number) if market == "spot" else str(uuid5(_NAMESPACE, f"{symbol}:pushed:{number}"))
     return trade_id, _SEQ_BASE[market] + number * 7
@@ -59,9 +59,9 @@ class Bybit(Venue):
     exchange = "bybit"
     markets = ("spot", "linear")
 
-    def __init__(self, stage: SimulatorState) -> None:
-        super().__init__(stage)
-        self._rest = BybitRest(stage)
+    def __init__(self, state: SimulatorState) -> None:
+        super().__init__(state)
+        self._rest = BybitRest(state)
 
     def rest(self, path: str, params: Mapping[str, str], headers: Headers) -> Reply:
         return self._rest.answer(path, params)
@@ -74,8 +74,8 @@ class Bybit(Venue):
         return Instrument(self.exchange, market, symbol) if kind == "publicTrade" else None
 
     async def heartbeat(self, client: Client) -> None:
-        """Ends a connection that neither pinged nor was sent anything for too long."""
-        idle = self.stage.timing.bybit_idle
+        """Closes a connection on which nothing was received or sent for too long."""
+        idle = self.state.timing.bybit_idle
         try:
             deadline = client.last_used + idle
             while deadline > anyio.current_time():
@@ -115,7 +115,7 @@ class Bybit(Venue):
         return {"success": True, "ret_msg": op if spot else "", "conn_id": _conn_id(client), "req_id": number, "op": op}
 
     def _refused(self, client: Client, topics: Sequence[str]) -> str | None:
-        """Why the batch is refused: one topic that is unknown or held already voids them all."""
+        """Why a request is refused: a single topic that is unknown or already subscribed fails the whole request."""
         seen: set[str] = set()
         for topic in topics:
             if not self._is_topic(client.route.market, topic):
@@ -128,7 +128,7 @@ class Bybit(Venue):
     def _is_topic(self, market: str, topic: str) -> bool:
         kind, _, rest = topic.partition(".")
         symbol = rest.rpartition(".")[2]
-        known = Instrument(self.exchange, market, symbol) in self.stage.tapes
+        known = Instrument(self.exchange, market, symbol) in self.state.tapes
         return known and (rest == symbol if kind == "publicTrade" else kind in _OTHER_TOPICS)
 
     def _pong(self, client: Client, number: str) -> dict[str, object]:
@@ -141,7 +141,7 @@ class Bybit(Venue):
         return {"success": False, "ret_msg": message, "conn_id": _conn_id(client), "req_id": number, "op": op}
 
     def frames(self, instrument: Instrument, batch: Batch, event_time: int | None) -> Iterator[Frame]:
-        """Up to 1,024 trades a message, so that a longer burst is several messages of one moment."""
+        """Up to 1,024 trades a message; a longer burst is sent as several messages at once."""
         topic = f"publicTrade.{instrument.symbol}"
         for first in range(0, len(batch.prints), TRADES_PER_MESSAGE):
             rows = batch.prints[first : first + TRADES_PER_MESSAGE]
@@ -183,5 +183,5 @@ def _conn_id(client: Client) -> str:
 
 
 def _text(answer: dict[str, object]) -> str:
-    # Bybit's encoder writes `>` as an escape (exchanges.md 3.3).
+    # Bybit's encoder escapes `>` (docs/exchanges.md 3.3).
     return msgspec.json.encode(answer).decode().replace(">", "\\u003e")

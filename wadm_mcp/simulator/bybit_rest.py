@@ -1,4 +1,7 @@
-"""Loopback Bybit v5 REST: listings, newest trades, minutes, time (exchanges.md 4.3, 6). Numbers are text; errors are HTTP 200."""
+"""Loopback Bybit v5 REST: listings, recent trades, minute candles, time (docs/exchanges.md 4.3, 6).
+
+Numbers are sent as text, errors with HTTP status 200.
+"""
 
 from __future__ import annotations
 
@@ -14,31 +17,31 @@ from wadm_mcp.simulator.state import SimulatorState
 from wadm_mcp.simulator.tape import Print
 
 RECENT: Final = {"spot": 60, "linear": 1_000}
-"""Most trades that recent-trade returns."""
+"""Most trades that `recent-trade` returns."""
 
 _DEFAULT: Final = {"spot": 60, "linear": 500}
-_REQUESTS: Final = 600
-_INSTRUMENTS: Final = 1_000
+_MAX_REQUESTS: Final = 600
+_MAX_INSTRUMENTS: Final = 1_000
 
 
-class _RefusalError(Exception):
+class _RefusedError(Exception):
     pass
 
 
 class BybitRest:
-    """The REST side of Bybit. Over 600 requests in 5 seconds it answers 403."""
+    """The REST side of Bybit. More than 600 requests in 5 seconds are answered with 403."""
 
-    def __init__(self, stage: SimulatorState) -> None:
-        self._stage = stage
-        self._asked: deque[int] = deque(maxlen=_REQUESTS)
+    def __init__(self, state: SimulatorState) -> None:
+        self._state = state
+        self._requests: deque[int] = deque(maxlen=_MAX_REQUESTS)
 
     def answer(self, path: str, params: Mapping[str, str]) -> Reply:
-        """The reply to a GET."""
-        now = self._stage.clock()
-        wall = self._stage.wall()
-        if len(self._asked) == _REQUESTS and wall - self._asked[0] < 5 * SECOND:
+        """The reply to a GET request."""
+        now = self._state.clock()
+        wall = self._state.wall()
+        if len(self._requests) == _MAX_REQUESTS and wall - self._requests[0] < 5 * SECOND:
             return Reply(403, {"retCode": 10018, "retMsg": "access too frequent", "result": {}, "retExtInfo": {}, "time": now})
-        self._asked.append(wall)
+        self._requests.append(wall)
         try:
             match path:
                 case "/v5/market/time":
@@ -51,49 +54,49 @@ class BybitRest:
                     result = self._klines(params, now)
                 case _:
                     return Reply(404, {})
-        except _RefusalError as refused:
+        except _RefusedError as refused:
             return Reply(200, {"retCode": 10001, "retMsg": f"params error: {refused}", "result": {}, "retExtInfo": {}, "time": now})
         return Reply(200, {"retCode": 0, "retMsg": "OK", "result": result, "retExtInfo": {}, "time": now})
 
     def _recent(self, params: Mapping[str, str], now: int) -> dict[str, object]:
         category = _category(params)
-        tape = self._stage.tapes.get(Instrument("bybit", category, params.get("symbol", "")))
+        tape = self._state.tapes.get(Instrument("bybit", category, params.get("symbol", "")))
         if tape is None:
-            raise _RefusalError("symbol invalid")
+            raise _RefusedError("symbol invalid")
         limit = _limit(params, RECENT[category], _DEFAULT[category])
-        until = now - self._stage.faults.lag("bybit", category)
+        until = now - self._state.faults.lag("bybit", category)
         newest = [_recent_row(params["symbol"], row) for row in reversed(tape.newest_prints(limit, until))]
         return {"category": category, "list": newest}
 
     def _klines(self, params: Mapping[str, str], now: int) -> dict[str, object]:
-        """Minutes that open from `start` to `end`, newest first, the newest ones of too many. Other intervals are not served."""
+        """Minute candles that open from `start` to `end`, newest first; the newest ones if they exceed the limit. No other interval."""
         category = _category(params)
-        tape = self._stage.tapes.get(Instrument("bybit", category, params.get("symbol", "")))
+        tape = self._state.tapes.get(Instrument("bybit", category, params.get("symbol", "")))
         if tape is None:
-            raise _RefusalError("symbol invalid")
+            raise _RefusedError("symbol invalid")
         if params.get("interval") != "1":
-            raise _RefusalError("interval invalid")
+            raise _RefusedError("interval invalid")
         limit = _limit(params, 1_000, 200)
         last = min(now, _time(params, "end", now))
         last -= last % MINUTE
         first = max(last - (limit - 1) * MINUTE, -(-_time(params, "start", 0) // MINUTE) * MINUTE)
-        until = now - self._stage.faults.lag("bybit", category)
+        until = now - self._state.faults.lag("bybit", category)
         rows = [bybit_row(candle) for candle in candles(tape, range(first, last + 1, MINUTE), until)]
         return {"category": category, "symbol": params["symbol"], "list": rows[::-1]}
 
     def _instruments(self, params: Mapping[str, str]) -> dict[str, object]:
         category = _category(params)
-        symbols = symbols_of(self._stage.tapes, "bybit", category)
+        symbols = symbols_of(self._state.tapes, "bybit", category)
         if "symbol" in params:
             symbols = [symbol for symbol in symbols if symbol == params["symbol"]]
             if not symbols:
-                raise _RefusalError("symbol invalid")
+                raise _RefusedError("symbol invalid")
         if category == "spot":
             return {"category": category, "list": [_spot_listing(symbol) for symbol in symbols]}
-        limit = _limit(params, _INSTRUMENTS, 500)
+        limit = _limit(params, _MAX_INSTRUMENTS, 500)
         cursor = params.get("cursor", "")
         if cursor and cursor not in symbols:
-            raise _RefusalError("cursor invalid")
+            raise _RefusedError("cursor invalid")
         first = symbols.index(cursor) if cursor else 0
         following = symbols[first + limit : first + limit + 1]
         page = [_linear_listing(symbol) for symbol in symbols[first : first + limit]]
@@ -103,21 +106,21 @@ class BybitRest:
 def _category(params: Mapping[str, str]) -> str:
     category = params.get("category", "")
     if category not in RECENT:
-        raise _RefusalError("category invalid" if category else "category is required")
+        raise _RefusedError("category invalid" if category else "category is required")
     return category
 
 
 def _time(params: Mapping[str, str], name: str, default: int) -> int:
     text = params.get(name, str(default))
     if not text.isascii() or not text.isdigit() or len(text) > 15:
-        raise _RefusalError(f"{name} invalid")
+        raise _RefusedError(f"{name} invalid")
     return int(text)
 
 
 def _limit(params: Mapping[str, str], most: int, default: int) -> int:
     text = params.get("limit", str(default))
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 1_000:
-        raise _RefusalError("limit invalid")
+        raise _RefusedError("limit invalid")
     return min(int(text), most)
 
 

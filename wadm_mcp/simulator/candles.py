@@ -1,6 +1,6 @@
-"""Minutes as the exchanges' REST states them, summed from the ledger. Binance's rows carry no trade ids; of Bybit's every figure is text.
+"""Minute candles as the exchanges' REST serves them, computed from the simulated trades.
 
-Beyond exchanges.md: a minute without a trade has the last price before it in all its prices, here the one it finds in the hour before.
+A minute without trades has the last price before it as all four prices; here that price is searched in the hour before.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import NamedTuple
 from wadm_mcp.model import MINUTE
 from wadm_mcp.simulator.tape import MARKET_PRINTS, Aggregate, Print, Tape
 
-_LOOK_BACK = 60
+_LOOK_BACK_MINUTES = 60
 
 
 class Candle(NamedTuple):
-    """One minute: prices, volume in base and turnover in quote units, number of executions, and what takers bought of both."""
+    """One minute: prices, volume (base asset), turnover (quote asset), number of fills, and takers' buys of both (`bought`, `paid`)."""
 
     start: int
     open: Decimal
@@ -31,7 +31,7 @@ class Candle(NamedTuple):
 
 
 def candles(tape: Tape, starts: Iterable[int], now: int) -> Iterator[Candle]:
-    """The minutes that begin at `starts`, the last perhaps still open `now`."""
+    """The candles of the minutes that begin at `starts`; the last may still be open at `now`."""
     close: Decimal | None = None
     for start in starts:
         found = _candle(tape, start, min(now, start + MINUTE))
@@ -45,18 +45,18 @@ def candles(tape: Tape, starts: Iterable[int], now: int) -> Iterator[Candle]:
 
 
 def binance_row(candle: Candle) -> list[object]:
-    """A row of `klines`."""
+    """A row of Binance's `klines`. It has no trade ids."""
     texts = [f"{value:f}" for value in candle[1:7]]
     return [candle.start, *texts[:5], candle.start + MINUTE - 1, texts[5], candle.fills, f"{candle.bought:f}", f"{candle.paid:f}", "0"]
 
 
 def bybit_row(candle: Candle) -> list[str]:
-    """A row of `kline`."""
+    """A row of Bybit's `kline`. Every figure is text."""
     return [str(candle.start), *(f"{value:f}" for value in candle[1:7])]
 
 
 def _candle(tape: Tape, start: int, end: int) -> Candle | None:
-    # What is replayed on USD-M has aggregates alone.
+    # A replay of USD-M has only aggregates.
     rows: list[tuple[Print | Aggregate, int]] = [(row, 1) for row in tape.prints(start, end) if row.kind in MARKET_PRINTS]
     rows = rows or [(row, row.last - row.first + 1) for row in tape.aggregates(start, end) if start <= row.time < end]
     if not rows:
@@ -79,7 +79,7 @@ def _candle(tape: Tape, start: int, end: int) -> Candle | None:
 
 
 def _close_before(tape: Tape, start: int, now: int) -> Decimal | None:
-    for minute in range(start - MINUTE, start - (_LOOK_BACK + 1) * MINUTE, -MINUTE):
+    for minute in range(start - MINUTE, start - (_LOOK_BACK_MINUTES + 1) * MINUTE, -MINUTE):
         found = _candle(tape, minute, min(now, minute + MINUTE))
         if found is not None:
             return found.close

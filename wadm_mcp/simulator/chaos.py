@@ -1,7 +1,7 @@
-"""Faults on order: one by one, or as a plan that a seed repeats.
+"""Injects faults into the simulated exchanges: single ones, or a plan that is reproducible from a seed.
 
-A plan is a list of `Fault`s with their times; what really happened, and to which connection, is kept in `happened`. Faults of one
-market's sockets come one after the other, so that a connection that stands beside another never fails with it.
+A plan is a list of `Fault`s with their times; `happened` records which faults took place and on which connection. Faults on the sockets
+of one market never overlap, so that redundant connections do not fail at the same time.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from wadm_mcp.simulator.faults import Cut, Faults, Reply
 
 
 class Kind(StrEnum):
-    """What can go wrong, as exchanges.md has seen it."""
+    """The kinds of faults; all of them occur on the real exchanges (docs/exchanges.md)."""
 
     DROP = "drop"
     """The connection is cut without a closing handshake."""
     DAY = "day"
     """It is closed with a handshake, as after 24 hours."""
     SHUTDOWN = "shutdown"
-    """`serverShutdown`, and a second later the end."""
+    """A `serverShutdown` event, and the connection is closed a second later."""
     MUTE = "mute"
-    """The socket stays open and answers pings, and no trade comes any more."""
+    """The socket stays open and answers pings, but no trades are sent."""
     LOSE = "lose"
-    """Some frames never come."""
+    """Some frames are not sent."""
     REPEAT = "repeat"
-    """Frames come twice."""
+    """Frames are sent twice."""
     REORDER = "reorder"
-    """Trades of one millisecond come in another order."""
+    """Trades of one millisecond are sent in another order."""
     REPLAY = "replay"
-    """An old frame comes again."""
+    """An old frame is sent again."""
     GARBAGE = "garbage"
-    """Frames that are no JSON, or JSON of another shape, come in between."""
+    """Frames that are not JSON, or JSON with other fields, are sent in between."""
     OVERSIZED = "oversized"
     """A frame of eight million bytes."""
     REFUSE = "refuse"
@@ -47,13 +47,13 @@ class Kind(StrEnum):
     TOO_MANY = "too_many"
     """REST answers 429 with `Retry-After` (Bybit: code 10006)."""
     BANNED = "banned"
-    """REST answers 418 with `Retry-After` until it ends (Bybit: 403)."""
+    """REST answers 418 with `Retry-After` until the ban ends (Bybit: 403)."""
     ERROR = "error"
     """REST answers 503."""
     SLOW = "slow"
     """REST answers late."""
     LAG = "lag"
-    """REST does not know the newest trades yet."""
+    """REST does not serve the newest trades yet."""
     SKEW = "skew"
     """The exchange's clock is wrong."""
 
@@ -61,7 +61,7 @@ class Kind(StrEnum):
 ON_SOCKETS: Final = tuple(Kind)[: list(Kind).index(Kind.REFUSE)]
 ON_REST: Final = (Kind.TOO_MANY, Kind.BANNED, Kind.ERROR, Kind.SLOW, Kind.LAG)
 
-_LASTS: Final = {
+_DURATIONS: Final = {
     Kind.MUTE: (2.0, 15.0),
     Kind.LOSE: (0.1, 1.0),
     Kind.REPEAT: (0.2, 1.0),
@@ -76,14 +76,14 @@ _LASTS: Final = {
     Kind.LAG: (1.0, 5.0),
     Kind.SKEW: (2.0, 5.0),
 }
-"""Seconds, least and most; what is not here is over at once."""
+"""Shortest and longest duration in seconds; other faults have none."""
 
-_BESIDE: Final = 2.0
-"""Seconds within which a connection brought something and counts as alive."""
-_REST_BETWEEN: Final = 4.0
-"""Seconds of peace that connections which stand in for one another get between two faults, to be complete again."""
-_OLD: Final = 200
-"""Frames of a market remembered to come again."""
+_ALIVE_SECONDS: Final = 2.0
+"""A connection counts as alive if it carried trades within this time."""
+_RECOVERY_SECONDS: Final = 4.0
+"""Time without faults between two faults of redundant connections, so that both deliver again before the next one."""
+_FRAMES_REMEMBERED: Final = 200
+"""Frames of a market that are kept for `REPLAY`."""
 _TRADES: Final = re.compile(rb'"T":(\d{10,})', re.ASCII)
 _GARBAGE: Final = (
     "not json",
@@ -101,7 +101,7 @@ _TOO_MANY_VISITS: Final = Reply(200, {"retCode": 10006, "retMsg": "Too many visi
 
 
 class Fault(NamedTuple):
-    """One fault: `at` so many seconds after `begin` and for as long as it `lasts`, on a market's sockets or its REST host."""
+    """One fault on a market's sockets or REST host, from `at` seconds after `begin` on, for `lasts` seconds."""
 
     kind: Kind
     at: float
@@ -111,7 +111,7 @@ class Fault(NamedTuple):
 
 
 class Happened(NamedTuple):
-    """A fault that took place: when (seconds after `begin`), and to which connection where it was one's."""
+    """A fault that took place: when (seconds after `begin`), and on which connection if it was a socket fault."""
 
     fault: Fault
     at: float
@@ -119,30 +119,33 @@ class Happened(NamedTuple):
 
 
 def plan(seed: int, seconds: float, *, every: float = 1.5, kinds: Iterable[Kind] = tuple(Kind)) -> list[Fault]:
-    """Faults for so many seconds: on each market's sockets one about every `every` seconds, on REST and the clock a few. By seed."""
-    random, wanted = Random(seed), set(kinds)
-    sockets = [kind for kind in ON_SOCKETS if kind in wanted]
-    rare = {"rest": [kind for kind in ON_REST if kind in wanted], "": [kind for kind in (Kind.REFUSE, Kind.SKEW) if kind in wanted]}
+    """Faults for a run of `seconds`, reproducible by `seed`.
+
+    Each market's sockets get one about every `every` seconds; REST, new connections and the clock get a few.
+    """
+    random, allowed = Random(seed), set(kinds)
+    sockets = [kind for kind in ON_SOCKETS if kind in allowed]
+    rare = {"rest": [kind for kind in ON_REST if kind in allowed], "": [kind for kind in (Kind.REFUSE, Kind.SKEW) if kind in allowed]}
     faults: list[Fault] = []
 
-    def order(exchange: str, market: str, choices: Sequence[Kind], pause: float) -> None:
-        at, turn = 1.0, list(choices)
-        random.shuffle(turn)
+    def add(exchange: str, market: str, choices: Sequence[Kind], pause: float) -> None:
+        at, remaining = 1.0, list(choices)
+        random.shuffle(remaining)
         while choices and (at := at + random.uniform(0.5, 1.5) * pause) < seconds:
-            # Every kind has its turn, in an order of its own each round.
-            if not turn:
-                turn = list(choices)
-                random.shuffle(turn)
-            kind = turn.pop()
-            lasts = random.uniform(*_LASTS.get(kind, (0.0, 0.0)))
+            # Every kind is used once, in random order, before one is used again.
+            if not remaining:
+                remaining = list(choices)
+                random.shuffle(remaining)
+            kind = remaining.pop()
+            lasts = random.uniform(*_DURATIONS.get(kind, (0.0, 0.0)))
             faults.append(Fault(kind, at, min(lasts, seconds - at), exchange, market))
 
     for exchange in ("binance", "bybit"):
         for market in ("spot", "linear"):
-            order(exchange, market, sockets, every)
-            # Bybit's ban is ten minutes to whoever keeps its rules.
-            order(exchange, market, [kind for kind in rare["rest"] if exchange == "binance" or kind is not Kind.BANNED], 6 * every)
-        order(exchange, "", rare[""], 8 * every)
+            add(exchange, market, sockets, every)
+            # A ban by Bybit lasts ten minutes, too long for a run.
+            add(exchange, market, [kind for kind in rare["rest"] if exchange == "binance" or kind is not Kind.BANNED], 6 * every)
+        add(exchange, "", rare[""], 8 * every)
     return sorted(faults, key=lambda fault: fault.at)
 
 
@@ -153,7 +156,7 @@ class _Active(NamedTuple):
 
 
 class Chaos(Faults):
-    """Follows a plan from `begin` on. `redundant` markets have several connections, of which one at a time fails."""
+    """Executes faults from `begin` on. Markets in `redundant` have several connections, of which only one fails at a time."""
 
     def __init__(
         self,
@@ -164,37 +167,37 @@ class Chaos(Faults):
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.happened: list[Happened] = []
-        """What took place, in order."""
+        """The faults that took place, in order."""
         self.requests: list[tuple[float, str, str, int]] = []
-        """Every REST request: seconds after `begin`, exchange, path, and the status if a fault answered it, else 200."""
+        """Every REST request: seconds after `begin`, exchange, path, and the status that a fault caused, otherwise 200."""
         self._redundant = set(redundant)
         self._monotonic = monotonic
         self._random = Random(seed)
         self._began: float | None = None
         self._sockets: dict[tuple[str, str], deque[Fault]] = defaultdict(deque)
         self._others: list[Fault] = []
-        self._told: set[Fault] = set()
+        self._recorded: set[Fault] = set()
         self._active: dict[tuple[str, str], _Active] = {}
         self._ended: dict[tuple[str, str], float] = {}
         self._alive: dict[tuple[str, str], dict[int, float]] = defaultdict(dict)
-        self._old: dict[tuple[str, str], deque[tuple[float, str | bytes]]] = defaultdict(lambda: deque(maxlen=_OLD))
-        self._kept: dict[int, str | bytes] = {}
+        self._old: dict[tuple[str, str], deque[tuple[float, str | bytes]]] = defaultdict(lambda: deque(maxlen=_FRAMES_REMEMBERED))
+        self._delayed: dict[int, str | bytes] = {}
         for fault in faults:
             self.order(fault)
 
     def order(self, fault: Fault) -> None:
-        """One fault more; a socket fault whose time has passed comes with the next frame."""
+        """Add a fault. A socket fault whose time has passed takes place at the next frame."""
         if fault.kind in ON_SOCKETS:
             self._sockets[fault.exchange, fault.market].append(fault)
         else:
             self._others.append(fault)
 
     def begin(self) -> None:
-        """From now on time counts."""
+        """Start the clock of the faults."""
         self._began = self._monotonic()
 
     def end(self) -> None:
-        """From now on nothing happens any more; what is under way ends."""
+        """Drop all pending faults and end the active ones."""
         self._sockets.clear()
         self._active.clear()
         self._others.clear()
@@ -206,10 +209,10 @@ class Chaos(Faults):
         return self._monotonic() - self._began if self._began is not None else -1.0
 
     async def connecting(self, exchange: str, path: str) -> Reply | None:
-        return Reply(503, {}) if self._during(Kind.REFUSE, exchange, "") is not None else None
+        return Reply(503, {}) if self._active_fault(Kind.REFUSE, exchange, "") is not None else None
 
     async def sending(self, exchange: str, market: str, connection: int, frame: str | bytes) -> Sequence[str | bytes]:
-        self._keep_clock()
+        self._update_skew()
         text = frame if isinstance(frame, bytes) else frame.encode()
         found = _TRADES.search(text)
         if found is None:
@@ -225,23 +228,23 @@ class Chaos(Faults):
             active = self._next(key, connection, now)
         self._old[key].append((now, frame))
         if active is None or active.connection != connection:
-            return self._with_kept(connection, (frame,))
-        return self._done(active, connection, frame, int(found[1]), now)
+            return self._with_delayed(connection, (frame,))
+        return self._apply(active, connection, frame, int(found[1]), now)
 
     def _next(self, key: tuple[str, str], connection: int, now: float) -> _Active | None:
         due = self._sockets[key]
         if not due or due[0].at > now or now < 0:
             return None
         if key in self._redundant:
-            alive = sum(now - at < _BESIDE for at in self._alive[key].values())
-            if alive < 2 or now - self._ended.get(key, -_REST_BETWEEN) < _REST_BETWEEN or self._random.random() < 0.5:
+            alive = sum(now - at < _ALIVE_SECONDS for at in self._alive[key].values())
+            if alive < 2 or now - self._ended.get(key, -_RECOVERY_SECONDS) < _RECOVERY_SECONDS or self._random.random() < 0.5:
                 return None
         fault = due.popleft()
         self.happened.append(Happened(fault, now, connection))
         active = self._active[key] = _Active(fault, connection, now + fault.lasts)
         return active
 
-    def _done(self, active: _Active, connection: int, frame: str | bytes, traded_at: int, now: float) -> Sequence[str | bytes]:
+    def _apply(self, active: _Active, connection: int, frame: str | bytes, traded_at: int, now: float) -> Sequence[str | bytes]:
         fault = active.fault
         match fault.kind:
             case Kind.DROP:
@@ -262,7 +265,7 @@ class Chaos(Faults):
             case Kind.REPEAT:
                 return (frame, frame)
             case Kind.REORDER:
-                return self._reordered(connection, frame, traded_at)
+                return self._reorder(connection, frame, traded_at)
             case Kind.REPLAY:
                 old = [each for at, each in self._old[fault.exchange, fault.market] if now - at > 0.5]
                 return (self._random.choice(old), frame) if old else (frame,)
@@ -271,56 +274,56 @@ class Chaos(Faults):
             case _:
                 return ("x" * 8_000_000, frame)
 
-    def _reordered(self, connection: int, frame: str | bytes, traded_at: int) -> Sequence[str | bytes]:
-        """Two neighbours of one millisecond change places."""
-        kept = self._kept.pop(connection, None)
-        if kept is None:
-            self._kept[connection] = frame
+    def _reorder(self, connection: int, frame: str | bytes, traded_at: int) -> Sequence[str | bytes]:
+        """Swaps two consecutive frames whose trades have the same millisecond."""
+        delayed = self._delayed.pop(connection, None)
+        if delayed is None:
+            self._delayed[connection] = frame
             return ()
-        text = kept if isinstance(kept, bytes) else kept.encode()
+        text = delayed if isinstance(delayed, bytes) else delayed.encode()
         found = _TRADES.search(text)
-        return (frame, kept) if found is not None and int(found[1]) == traded_at else (kept, frame)
+        return (frame, delayed) if found is not None and int(found[1]) == traded_at else (delayed, frame)
 
-    def _with_kept(self, connection: int, frames: Sequence[str | bytes]) -> Sequence[str | bytes]:
-        kept = self._kept.pop(connection, None)
-        return frames if kept is None else (kept, *frames)
+    def _with_delayed(self, connection: int, frames: Sequence[str | bytes]) -> Sequence[str | bytes]:
+        delayed = self._delayed.pop(connection, None)
+        return frames if delayed is None else (delayed, *frames)
 
     async def requested(self, exchange: str, path: str, params: Mapping[str, str]) -> Reply | None:
-        self._keep_clock()
+        self._update_skew()
         market = params.get("category", "linear" if path.startswith("/fapi") else "spot")
         reply = None
-        if (fault := self._during(Kind.SLOW, exchange, market)) is not None:
+        if (fault := self._active_fault(Kind.SLOW, exchange, market)) is not None:
             await anyio.sleep(self._random.uniform(0.2, max(0.2, fault.lasts)))
-        if (fault := self._during(Kind.BANNED, exchange, market)) is not None:
+        if (fault := self._active_fault(Kind.BANNED, exchange, market)) is not None:
             left = max(1, round(fault.at + fault.lasts - self.now + 0.5))
             text = {"code": -1003, "msg": "Way too much request weight used; IP banned."}
             reply = Reply(418, text, {"Retry-After": str(left)}) if exchange == "binance" else _denied()
-        elif self._during(Kind.TOO_MANY, exchange, market) is not None:
+        elif self._active_fault(Kind.TOO_MANY, exchange, market) is not None:
             text = {"code": -1003, "msg": "Too much request weight used."}
             reply = Reply(429, text, {"Retry-After": "1"}) if exchange == "binance" else _TOO_MANY_VISITS
-        elif self._during(Kind.ERROR, exchange, market) is not None:
+        elif self._active_fault(Kind.ERROR, exchange, market) is not None:
             reply = Reply(503, {"code": -1000, "msg": "Service unavailable."})
         self.requests.append((self.now, exchange, path, reply.status if reply is not None else 200))
         return reply
 
     def lag(self, exchange: str, market: str) -> int:
-        fault = self._during(Kind.LAG, exchange, market)
+        fault = self._active_fault(Kind.LAG, exchange, market)
         return round(fault.lasts * 1_000) if fault is not None else 0
 
-    def _during(self, kind: Kind, exchange: str, market: str) -> Fault | None:
+    def _active_fault(self, kind: Kind, exchange: str, market: str) -> Fault | None:
         now = self.now
         for fault in self._others:
             if fault.kind is kind and (fault.exchange, fault.market) == (exchange, market) and fault.at <= now < fault.at + fault.lasts:
-                if fault not in self._told:
-                    self._told.add(fault)
+                if fault not in self._recorded:
+                    self._recorded.add(fault)
                     self.happened.append(Happened(fault, now, None))
                 return fault
         return None
 
-    def _keep_clock(self) -> None:
-        wrong = self._during(Kind.SKEW, "binance", "") or self._during(Kind.SKEW, "bybit", "")
-        # A second ahead or behind, by the fault's own numbers.
-        self.skew = 0 if wrong is None else 1_000 if int(wrong.at * 10) % 2 else -1_000
+    def _update_skew(self) -> None:
+        fault = self._active_fault(Kind.SKEW, "binance", "") or self._active_fault(Kind.SKEW, "bybit", "")
+        # One second ahead or behind, depending on the fault's time, so that it is reproducible.
+        self.skew = 0 if fault is None else 1_000 if int(fault.at * 10) % 2 else -1_000
 
 
 def _denied() -> Reply:

@@ -1,4 +1,4 @@
-"""One WebSocket connection of a simulated venue: its queue, its tasks, and the count of what the client sends."""
+"""One WebSocket connection of a simulated venue: its send queue, its tasks, and the rate limit on the client's frames."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from wadm_mcp.simulator.state import Route, SimulatorState
 
 
 class Host(Protocol):
-    """What a connection needs of its venue."""
+    """The part of a venue that a connection uses."""
 
     exchange: str
-    stage: SimulatorState
+    state: SimulatorState
     connections: int
 
     async def receive(self, client: Client, message: bytes) -> None: ...
@@ -29,7 +29,7 @@ class Host(Protocol):
 
 
 class Connection(ServerConnection):
-    """A server connection that counts every frame the client sends: pings, pongs and messages alike."""
+    """A server connection that counts all frames of the client: messages, pings and pongs."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -37,12 +37,12 @@ class Connection(ServerConnection):
         self.arrivals: deque[float] = deque(maxlen=1)
 
     def allow(self, per_second: int) -> None:
-        """Sets how many frames a second are tolerated."""
+        """Sets how many frames a second are allowed."""
         self.arrivals = deque(maxlen=per_second + 1)
 
     def process_event(self, event: Any) -> None:
         now, limit = time.monotonic(), self.arrivals.maxlen or 1
-        # The first event is the handshake's request.
+        # The first event is the request of the handshake.
         if self.request is not None and limit > 1:
             self.arrivals.append(now)
             if len(self.arrivals) == limit and now - self.arrivals[0] < 1:
@@ -62,21 +62,21 @@ class Client:
         venue.connections += 1
         self.number = venue.connections
         self._venue = venue
-        self._queue, self._unsent = anyio.create_memory_object_stream[str | bytes](venue.stage.queue)
+        self._queue, self._unsent = anyio.create_memory_object_stream[str | bytes](venue.state.queue)
 
     def offer(self, frame: str | bytes) -> bool:
-        """Queues a frame; a client whose queue is full is dropped."""
-        taken = self._put(frame)
-        if taken is None:
+        """Queues a frame; a client whose queue is full is dropped. Returns whether the frame was queued."""
+        queued = self._put(frame)
+        if queued is None:
             self.drop()
-        return taken is True
+        return queued is True
 
-    async def wait_to_offer(self, frame: str | bytes, patience: float) -> bool:
-        """Queues a frame when there is room for it; a client that makes none in `patience` seconds is dropped."""
-        taken = self._put(frame)
-        if taken is not None:
-            return taken
-        with anyio.move_on_after(patience):
+    async def wait_to_offer(self, frame: str | bytes, timeout_seconds: float) -> bool:
+        """Queues a frame as soon as the queue has room; a client whose queue stays full for `timeout_seconds` is dropped."""
+        queued = self._put(frame)
+        if queued is not None:
+            return queued
+        with anyio.move_on_after(timeout_seconds):
             try:
                 await self._queue.send(frame)
             except (anyio.ClosedResourceError, anyio.BrokenResourceError):
@@ -106,7 +106,7 @@ class Client:
         await self.connection.close(code, reason)
 
     async def serve(self) -> None:
-        """Lives until the connection ends, for whichever reason."""
+        """Serves the connection until it ends."""
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._write)
@@ -128,7 +128,7 @@ class Client:
             return
 
     async def _write(self) -> None:
-        sending, exchange, market = self._venue.stage.faults.sending, self._venue.exchange, self.route.market
+        sending, exchange, market = self._venue.state.faults.sending, self._venue.exchange, self.route.market
         try:
             async for queued in self._unsent:
                 for frame in await sending(exchange, market, self.number, queued):
@@ -143,7 +143,7 @@ class Client:
                 await self.close(cut.code, cut.reason)
 
     async def _watch(self) -> None:
-        """Closes a connection over its message limit, as soon as it is."""
+        """Closes the connection when the client exceeds its message limit."""
         assert isinstance(self.connection, Connection)
         await self.connection.flooded.wait()
         await self.close(1008, "Too many requests")

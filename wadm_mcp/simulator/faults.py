@@ -1,6 +1,6 @@
-"""Where a simulated exchange can be made to misbehave. Nothing does by default: subclass `Faults` and hand it to the simulator.
+"""Hooks for injecting faults into a simulated exchange. By default there are no faults: subclass `Faults` and pass it to the simulator.
 
-`chaos.py` is the subclass that follows a plan.
+`chaos.py` has a subclass that executes a plan.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Reply(NamedTuple):
-    """An HTTP answer; `body` is what JSON is made of, or bytes as they are. A `Content-Length` among the headers is believed."""
+    """An HTTP reply. `body` is bytes, or a value that is encoded as JSON. A `Content-Length` in `headers` replaces the real one."""
 
     status: int
     body: object
@@ -18,7 +18,7 @@ class Reply(NamedTuple):
 
 
 class Cut(Exception):
-    """Ends the connection: at once and without a closing handshake, or with a close frame of a `code`."""
+    """Ends the connection: without a closing handshake, or, with a `code`, by a close frame."""
 
     def __init__(self, code: int | None = None, reason: str = "") -> None:
         super().__init__(reason)
@@ -27,35 +27,35 @@ class Cut(Exception):
 
 
 class Faults:
-    """The points at which a venue asks whether to behave."""
+    """The hooks that a venue calls; the defaults change nothing."""
 
     skew: int = 0
-    """Milliseconds by which the exchanges' clocks go ahead of ours."""
+    """Milliseconds by which the exchanges' clocks are ahead of ours."""
     absent_every: int = 0
-    """Every so many ids the exchange itself does not have one: neither its streams nor its history tell it. 0 for none."""
+    """The exchange itself lacks every id that is a multiple of this number, in its streams and its history. 0 for none."""
 
     archive_delay: int = 0
-    """Milliseconds after the end of a day before its file is in the archive."""
+    """Milliseconds from the end of a day until its file is in the archive."""
 
     async def connecting(self, exchange: str, path: str) -> Reply | None:
-        """Before a WebSocket is accepted; a reply refuses it."""
+        """Called before a WebSocket is accepted; returning a reply refuses it."""
         return None
 
     async def sending(self, exchange: str, market: str, connection: int, frame: str | bytes) -> Sequence[str | bytes]:
-        """Before a frame goes to one client, by the number of its connection; what is returned goes instead, nothing to swallow it.
+        """Called before a frame is sent to one client, identified by the number of its connection.
 
-        `Cut` ends the connection.
+        The returned frames are sent instead, none if it is empty. Raising `Cut` ends the connection.
         """
         return (frame,)
 
     async def requested(self, exchange: str, path: str, params: Mapping[str, str]) -> Reply | None:
-        """Before a REST request is answered; a reply goes instead of the answer."""
+        """Called before a REST request is answered; a returned reply is sent instead of the answer."""
         return None
 
     async def archived(self, exchange: str, path: str, reply: Reply) -> Reply:
-        """Before a file of an archive, or its checksum, is sent: what is sent instead."""
+        """Called before a file of an archive, or its checksum, is sent; the returned reply is sent instead."""
         return reply
 
     def lag(self, exchange: str, market: str) -> int:
-        """Milliseconds by which the trades that REST tells are behind the stream."""
+        """Milliseconds by which the trades that REST serves are behind the stream."""
         return 0

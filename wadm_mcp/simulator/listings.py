@@ -1,4 +1,4 @@
-"""The instruments the loopback exchanges list: price step, quantity step, and how a number is written on each wire."""
+"""The instruments that the loopback exchanges list: tick, lot, and how each exchange writes numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from zlib import crc32
 from wadm_mcp.model import Instrument
 
 SPOT_DECIMALS: Final = 8
-"""Binance spot pads every price and quantity to this many decimals; the other wires use the instrument's own."""
+"""Binance spot pads prices and quantities to this many decimals; the other markets use the decimals of the instrument."""
 
 PRICES: Final = {
     "BTCUSDT": 60_000.0,
@@ -24,7 +24,7 @@ PRICES: Final = {
     "DOGEUSDT": 0.12,
     "LTCUSDT": 70.0,
 }
-"""Roughly where the market of each known symbol hovers, in its quote asset."""
+"""Approximate price of each known symbol, in its quote asset."""
 
 _STEPS: Final = {
     ("binance", "spot"): {
@@ -69,9 +69,9 @@ _STEPS: Final = {
 
 
 class Steps(NamedTuple):
-    """Tick and lot of one instrument, as text for REST and as integers for the wire.
+    """Tick and lot of one instrument, as text for REST and as integers for computing.
 
-    `tick` is the tick in units of 10**-`price_decimals`, `lot` the lot in units of 10**-`quantity_decimals`.
+    `tick` is in units of 10**-`price_decimals`, `lot` in units of 10**-`quantity_decimals`.
     """
 
     tick_text: str
@@ -100,19 +100,19 @@ def decimal_text(value: int, decimals: int) -> str:
 
 
 def base_price(symbol: str) -> float:
-    """Where a symbol's price hovers; an unknown symbol gets one between 0.01 and 1,000 from its name."""
+    """Approximate price of a symbol; that of an unknown symbol is between 0.01 and 1,000, derived from its name."""
     return PRICES.get(symbol) or round(10 ** (crc32(symbol.encode()) % 5000 / 1000 - 2), 4)
 
 
 def known_instruments() -> list[Instrument]:
-    """Every instrument the simulator lists when it is not told otherwise. BNBUSDT is not on Bybit."""
+    """The instruments that the simulator lists by default. BNBUSDT is not listed on Bybit."""
     return [Instrument(exchange, market, symbol) for (exchange, market), symbols in _STEPS.items() for symbol in symbols]
 
 
 def steps_of(instrument: Instrument) -> Steps:
-    """Tick and lot of an instrument; of an unknown one they follow from the size of its price."""
+    """Tick and lot of an instrument; those of an unknown one are derived from the size of its price."""
     exchange, market, symbol = instrument
-    tick, lot = _STEPS[exchange, market].get(symbol) or _plausible(base_price(symbol))
+    tick, lot = _STEPS[exchange, market].get(symbol) or _default_steps(base_price(symbol))
     padded = exchange == "binance" and market == "spot"
     price_decimals, quantity_decimals = (SPOT_DECIMALS, SPOT_DECIMALS) if padded else (_decimals(tick), _decimals(lot))
     tick_units, lot_units = _units(tick, price_decimals), _units(lot, quantity_decimals)
@@ -122,7 +122,7 @@ def steps_of(instrument: Instrument) -> Steps:
 
 
 def assets_of(symbol: str) -> tuple[str, str]:
-    """Base and quote asset of a symbol's name."""
+    """Base and quote asset of a symbol, from its name."""
     for quote in ("USDT", "USDC", "BTC", "ETH"):
         if symbol.endswith(quote) and symbol != quote:
             return symbol.removesuffix(quote), quote
@@ -134,7 +134,7 @@ def symbols_of(instruments: Iterable[Instrument], exchange: str, market: str) ->
     return [one.symbol for one in instruments if one.exchange == exchange and one.market == market]
 
 
-def _plausible(price: float) -> tuple[str, str]:
+def _default_steps(price: float) -> tuple[str, str]:
     decimals = min(7, max(2, 4 - math.floor(math.log10(price))))
     return decimal_text(1, decimals), decimal_text(1, min(5, 6 - decimals + 1) if decimals < 5 else 0)
 

@@ -1,10 +1,10 @@
 """A plausible market that is a pure function of time.
 
-Trades of a minute follow from (seed, instrument, minute) alone, so that the market is always there: whoever asks, whenever, before
-or after a restart, in two processes at once, sees the same trades with the same ids.
+The trades of a minute are a function of (seed, instrument, minute) alone. So every process sees the same trades with the same ids, at any
+time, also after a restart.
 
-Ids are contiguous by construction. A day has a fixed number of aggregates, shared out over its minutes by a seeded intensity; the
-number of fills follows from the number of aggregates, so a minute's first id is a sum of table entries, never a count of trades.
+Ids are contiguous by construction. A day has a fixed number of aggregates, distributed over its minutes by a seeded intensity, and the
+number of fills is a function of the number of aggregates. So the first id of a minute is a sum of table entries; no trades are counted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ EPOCH: Final = 1_577_836_800_000
 
 _MINUTES: Final = DAY // MINUTE
 _EXTRA_FILLS: Final = (4, 5)
-"""Fills beyond the first per aggregate, as a fraction: the captures hold 1.2 to 3 raw trades per aggregate (exchanges.md 7)."""
+"""Fills beyond the first per aggregate, as a fraction: real markets have 1.2 to 3 trades per aggregate (docs/exchanges.md 7)."""
 _ACTIVITY: Final = {("binance", "spot"): 900, ("binance", "linear"): 1_100, ("bybit", "spot"): 180, ("bybit", "linear"): 300}
 _SHARE: Final = {
     "BTCUSDT": 1.0,
@@ -45,9 +45,9 @@ _Value = TypeVar("_Value")
 
 
 class Fill(NamedTuple):
-    """One execution. `price` is in ticks, `quantity` in lots, `time` in ms since the epoch, `buy` the taker's side.
+    """One execution. `price` is in ticks, `quantity` in lots, `time` in ms since the epoch; `buy` if the taker bought.
 
-    `order` numbers the taker orders of one ms and `rank` its fills, both from 0. `kind` is USD-M's `X`.
+    `order` numbers the taker orders of one ms and `rank` the fills of that ms, both from 0. `kind` is the field `X` of USD-M.
     """
 
     time: int
@@ -60,8 +60,8 @@ class Fill(NamedTuple):
     kind: str = "MARKET"
 
 
-class Folded(NamedTuple):
-    """Consecutive fills of one price and taker side within the market's aggregation window. `plain` is the quantity without RPI fills."""
+class MarketAggregate(NamedTuple):
+    """Consecutive fills of one price and side within the market's aggregation window. `plain` is the quantity without RPI fills."""
 
     id: int
     time: int
@@ -74,61 +74,61 @@ class Folded(NamedTuple):
 
 
 class Market:
-    """The market of one instrument. `rate` is its mean number of fills a minute; the default is `usual_rate`."""
+    """The market of one instrument. `rate` is its mean number of fills a minute, `default_rate` if not given."""
 
     def __init__(self, exchange: str, market: str, symbol: str, seed: int = 1, *, rate: float | None = None) -> None:
         self.instrument = Instrument(exchange, market, symbol)
         self.steps: Steps = steps_of(self.instrument)
-        self.rate = usual_rate(self.instrument) if rate is None else rate
+        self.rate = default_rate(self.instrument) if rate is None else rate
         self.window = 100 if (exchange, market) == ("binance", "linear") else 1
-        """Fills are folded within aligned windows of this many ms: 100 on USD-M, the ms itself on spot (exchanges.md 1.2, 2.2)."""
-        self._odd_prints = self.window > 1
+        """Fills are aggregated within aligned windows of this many ms: 100 on USD-M, 1 on spot (docs/exchanges.md 1.2, 2.2)."""
+        self._has_odd_prints = self.window > 1
         self._number = seed
         self._seed = f"{seed}:{self.instrument}"
         self._path = _Path(f"{seed}:{symbol}", self._seed, base_price(symbol))
         self._per_day = max(1, round(self.rate * _MINUTES * _EXTRA_FILLS[1] / sum(_EXTRA_FILLS)))
         self._days: OrderedDict[int, list[int]] = OrderedDict()
         self._minutes: OrderedDict[int, list[Fill]] = OrderedDict()
-        self._folds: OrderedDict[int, list[Folded]] = OrderedDict()
+        self._folds: OrderedDict[int, list[MarketAggregate]] = OrderedDict()
 
-    def apart(self) -> Market:
-        """The same market with nothing remembered, for another thread."""
+    def copy(self) -> Market:
+        """The same market with empty caches, for use in another thread."""
         return Market(*self.instrument, self._number, rate=self.rate)
 
     def trades(self, minute_start_ms: int) -> list[Fill]:
-        """The minute's fills in the exchange's order; empty before `EPOCH`. The list is shared: do not change it."""
+        """The fills of a minute in the exchange's order; empty before `EPOCH`. The list is shared: do not change it."""
         minute = (minute_start_ms - EPOCH) // MINUTE
-        return _kept(self._minutes, minute, self._generate, _MINUTES_KEPT) if minute >= 0 else []
+        return _cached(self._minutes, minute, self._generate, _MINUTES_KEPT) if minute >= 0 else []
 
-    def aggregates(self, minute_start_ms: int) -> list[Folded]:
-        """The minute's fills folded as Binance folds them, market prints only; no aggregate crosses a minute."""
+    def aggregates(self, minute_start_ms: int) -> list[MarketAggregate]:
+        """The fills of a minute aggregated as Binance does, market prints only; no aggregate crosses a minute."""
         minute = (minute_start_ms - EPOCH) // MINUTE
-        return _kept(self._folds, minute, self._fold, _MINUTES_KEPT) if minute >= 0 else []
+        return _cached(self._folds, minute, self._fold, _MINUTES_KEPT) if minute >= 0 else []
 
     def minute_of_trade(self, trade_id: int) -> int:
-        """Start (ms) of the minute whose fills hold `trade_id`; ids before the first belong to the first minute."""
+        """Start (ms) of the minute that contains the fill `trade_id`; lower ids than the first belong to the first minute."""
         day, within = divmod(max(0, trade_id), self._first_trade(1, 0))
         after = bisect_right(range(_MINUTES), within, key=lambda minute: self._first_trade(0, minute, of_day=day))
         return EPOCH + day * DAY + (after - 1) * MINUTE
 
     def minute_of_aggregate(self, aggregate_id: int) -> int:
-        """Start (ms) of the minute whose aggregates hold `aggregate_id`."""
+        """Start (ms) of the minute that contains the aggregate `aggregate_id`."""
         day, within = divmod(max(0, aggregate_id), self._per_day)
         return EPOCH + day * DAY + (bisect_right(self._table(day), within) - 1) * MINUTE
 
     def _first_trade(self, day: int, minute: int, *, of_day: int | None = None) -> int:
-        """Id of the first fill of a minute, counted from the start of day `of_day` where one is given."""
+        """Id of the first fill of a minute; with `of_day` counted from the start of that day."""
         aggregates = self._table(day if of_day is None else of_day)[minute]
         return day * self._fills(self._per_day, _MINUTES) + self._fills(aggregates, minute)
 
     def _fills(self, aggregates: int, minutes: int) -> int:
-        """Fills of so many aggregates, with the odd prints of the first `minutes` of a day."""
+        """Number of fills of this many aggregates, including the odd prints of the first `minutes` of a day."""
         more, of = _EXTRA_FILLS
-        return aggregates + aggregates * more // of + ((minutes + 3) // 7 if self._odd_prints else 0)
+        return aggregates + aggregates * more // of + ((minutes + 3) // 7 if self._has_odd_prints else 0)
 
     def _table(self, day: int) -> list[int]:
-        """Aggregates of the day before each of its minutes, 1,441 entries."""
-        return _kept(self._days, day, self._tabulate, _DAYS_KEPT)
+        """Number of aggregates of the day before each of its minutes, 1,441 entries."""
+        return _cached(self._days, day, self._tabulate, _DAYS_KEPT)
 
     def _tabulate(self, day: int) -> list[int]:
         random = Random(f"{self._seed}:day:{day}")
@@ -147,8 +147,8 @@ class Market:
             random = Random(f"{self._seed}:{minute}")
             sizes = self._fills_of_aggregates(random, many, table[of_day], table[of_day + 1])
             self._walk(random, fills, sizes, minute, number, start)
-        if self._odd_prints and of_day % 7 == 3:
-            # Beside the book: id taken, outside every aggregate. Last of the minute, so that no aggregate spans its id.
+        if self._has_odd_prints and of_day % 7 == 3:
+            # Not a trade of the book: it takes an id and is in no aggregate. It is last in the minute, so that no aggregate spans its id.
             kind = "NA" if of_day % 2 else "INSURANCE_FUND"
             price = 0 if kind == "NA" else max(1, round(self._path.at(minute) / self._tick * 1.02))
             fills.append(Fill(start + MINUTE - 1, price, 0 if kind == "NA" else 1, False, number + len(fills), 0, 0, kind))
@@ -167,7 +167,7 @@ class Market:
         return sizes
 
     def _walk(self, random: Random, fills: list[Fill], sizes: list[int], minute: int, number: int, start: int) -> None:
-        """Appends the minute's taker orders. Neighbouring aggregates always differ in window, price or side, so folding counts them all."""
+        """Appends the fills of the minute's taker orders. Consecutive aggregates always differ in window, price or side."""
         orders = _orders(random, len(sizes))
         times = _times(random, len(orders))
         mids = self._path.bridge(random, minute, times)
@@ -186,20 +186,20 @@ class Market:
                 last_key = (offset // self.window, price, buy)
                 for _ in range(sizes[aggregate]):
                     quantity = max(1, int(typical * random.lognormvariate(0, 1.4)))
-                    kind = "RPI" if self._odd_prints and number % 41 == 0 else "MARKET"
+                    kind = "RPI" if self._has_odd_prints and number % 41 == 0 else "MARKET"
                     fills.append(Fill(start + offset, price, quantity, buy, number, order, rank, kind))
                     number, rank = number + 1, rank + 1
                 aggregate += 1
                 price = max(1, price + direction * (1 + int(random.expovariate(1.2))))
 
     def _typical_lots(self) -> float:
-        """Lots of a median fill: worth about 80 units of the quote asset, and a few lots where the lot is coarse."""
+        """Median fill in lots: worth about 80 units of the quote asset, and at least four lots."""
         return max(4.0, 80 / base_price(self.instrument.symbol) * 10**self.steps.quantity_decimals / self.steps.lot)
 
-    def _fold(self, minute: int) -> list[Folded]:
+    def _fold(self, minute: int) -> list[MarketAggregate]:
         day, of_day = divmod(minute, _MINUTES)
         number = day * self._per_day + self._table(day)[of_day]
-        folded: list[Folded] = []
+        folded: list[MarketAggregate] = []
         window = self.window
         whole: Fill | None = None
         aligned = quantity = plain = last = 0
@@ -210,13 +210,13 @@ class Market:
                 quantity, last = quantity + fill.quantity, fill.id
             else:
                 if whole is not None:
-                    folded.append(Folded(number, whole.time, whole.price, quantity, plain, whole.id, last, whole.buy))
+                    folded.append(MarketAggregate(number, whole.time, whole.price, quantity, plain, whole.id, last, whole.buy))
                     number += 1
                 whole, aligned, quantity, plain, last = fill, fill.time // window, fill.quantity, 0, fill.id
             if fill.kind != "RPI":
                 plain += fill.quantity
         if whole is not None:
-            folded.append(Folded(number, whole.time, whole.price, quantity, plain, whole.id, last, whole.buy))
+            folded.append(MarketAggregate(number, whole.time, whole.price, quantity, plain, whole.id, last, whole.buy))
         return folded
 
     def slice_of(self, minute_start_ms: int, start: int, end: int) -> list[Fill]:
@@ -224,20 +224,20 @@ class Market:
         fills = self.trades(minute_start_ms)
         return fills[bisect_left(fills, start, key=_time) : bisect_left(fills, end, key=_time)]
 
-    def folded_slice_of(self, minute_start_ms: int, start: int, end: int) -> list[Folded]:
+    def folded_slice_of(self, minute_start_ms: int, start: int, end: int) -> list[MarketAggregate]:
         """The minute's aggregates with `start <= time < end`."""
         folded = self.aggregates(minute_start_ms)
         return folded[bisect_left(folded, start, key=_time) : bisect_left(folded, end, key=_time)]
 
 
-def usual_rate(instrument: Instrument) -> float:
-    """Mean fills a minute of an instrument."""
+def default_rate(instrument: Instrument) -> float:
+    """Mean number of fills a minute of an instrument."""
     exchange, market, symbol = instrument
     return _ACTIVITY[exchange, market] * _SHARE.get(symbol, 0.1)
 
 
 class _Path:
-    """The price in quote units: slow waves and noise shared by all venues of a symbol, and a small basis of the venue's own."""
+    """The price in quote units: slow waves and noise shared by all markets of a symbol, and a small basis of each market."""
 
     def __init__(self, shared: str, own: str, base: float) -> None:
         self._shared, self._base = shared, base
@@ -249,8 +249,8 @@ class _Path:
         self._anchors: OrderedDict[int, float] = OrderedDict()
 
     def at(self, minute: int) -> float:
-        """The price at the start of a minute, where the minute before it ends."""
-        return _kept(self._anchors, minute, self._anchor, 64)
+        """The price at the start of a minute, which is the price at the end of the minute before."""
+        return _cached(self._anchors, minute, self._anchor, 64)
 
     def _anchor(self, minute: int) -> float:
         wave = sum(size * math.sin(minute * math.tau / period + phase) for size, period, phase in self._waves)
@@ -259,7 +259,7 @@ class _Path:
         return self._base * math.exp(wave + noise + basis)
 
     def bridge(self, random: Random, minute: int, times: list[int]) -> list[float]:
-        """A random walk between two anchors, one value per time (ms within the minute)."""
+        """A random walk from the minute's first price to its last, one value per time (ms within the minute)."""
         low, high = self.at(minute), self.at(minute + 1)
         walk = list(accumulate(random.gauss(0, 1) for _ in range(len(times) + 1)))
         last, size = walk[-1], 1.2e-4 * self._base / math.sqrt(len(walk))
@@ -271,7 +271,7 @@ _WAVES: Final = ((0.05, 60_000.0), (0.025, 9_700.0), (0.012, 1_440.0), (0.006, 3
 
 
 def _orders(random: Random, many: int) -> list[int]:
-    """Price levels of each taker order, summing to `many`: most take one, some walk the book."""
+    """Number of price levels that each taker order fills, with the sum `many`: most fill one, some several."""
     orders: list[int] = []
     while many:
         levels = min(many, 1 + int(random.expovariate(1.1)), 12)
@@ -281,7 +281,7 @@ def _orders(random: Random, many: int) -> list[int]:
 
 
 def _times(random: Random, many: int) -> list[int]:
-    """When the orders come, ms within the minute, ascending: half of them in a few bursts."""
+    """Times of the orders, ms within the minute, ascending: half of them are in a few bursts."""
     bursts = [random.randrange(MINUTE) for _ in range(1 + many // 12)]
     times = [
         random.randrange(MINUTE) if random.random() < 0.5 else min(MINUTE - 1, random.choice(bursts) + int(random.expovariate(1 / 40)))
@@ -290,12 +290,12 @@ def _times(random: Random, many: int) -> list[int]:
     return sorted(times)
 
 
-def _time(row: Fill | Folded) -> int:
+def _time(row: Fill | MarketAggregate) -> int:
     return row.time
 
 
-def _kept(cache: OrderedDict[_Key, _Value], key: _Key, make: Callable[[_Key], _Value], limit: int) -> _Value:
-    """The cached value, made where it is missing; the least recently asked for leaves."""
+def _cached(cache: OrderedDict[_Key, _Value], key: _Key, make: Callable[[_Key], _Value], limit: int) -> _Value:
+    """The value of a least-recently-used cache, computed by `make` if it is missing."""
     if key in cache:
         cache.move_to_end(key)
         return cache[key]

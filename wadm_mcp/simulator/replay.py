@@ -1,8 +1,8 @@
-"""Recordings of Binance frames: `<receive time> <JSON frame>` a line, plain or gzipped, into the rows a venue plays.
+"""Reads recordings of Binance frames into the rows that a venue plays.
 
-Frames are combined-stream frames; only `@trade` ones are used, the rest (book, mark price, REST snapshots) is passed over. Spot
-trades are played as recorded. USD-M prints are folded to the aggregates Binance would have sent: market prints of one price and side
-with neighbouring ids within one aligned window of 100 ms.
+A recording has one `<receive time> <JSON frame>` per line, plain or gzipped. Frames are those of a combined stream; only `@trade` frames
+are used, all others (book, mark price, REST snapshots) are ignored. Spot trades are played as recorded. USD-M prints are aggregated as
+Binance does: consecutive market prints with one price and side within an aligned window of 100 ms.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ import msgspec
 
 from wadm_mcp.errors import WadmError
 from wadm_mcp.model import parse_decimal
-from wadm_mcp.simulator.tape import MARKET_PRINTS, Aggregate, Print, joined, joins, single
+from wadm_mcp.simulator.tape import MARKET_PRINTS, Aggregate, Print, aggregate_of, extended, extends
 
-MOST_TRADES: Final = 2_000_000
-"""Trades of one recording; they are held in memory, some 500 bytes each."""
+MAX_TRADES: Final = 2_000_000
+"""Most trades of one recording; they are kept in memory, some 500 bytes each."""
 
 WINDOW: Final = 100
-_LINE: Final = 4 << 20
-_NOTES: Final = 20
+_MAX_LINE_BYTES: Final = 4 << 20
+_MAX_NOTES: Final = 20
 _EXPECTED: Final = "expected lines `<receive time> <JSON>` with combined-stream frames of Binance @trade"
 _GZIP: Final = b"\x1f\x8b"
 _TIME_UNITS: Final = ((10**18, 1_000), (10**15, 1))
-"""From which size on a receive time is in ns (then us), and what divides it to us."""
+"""A receive time of at least the first number is in ns, of at least the second in us; divided by the other number it is in us."""
 
 
 class Recorded(NamedTuple):
-    """A row to play: when it was received (us), the event time (ms) of its frame, and the row itself with its recorded time."""
+    """A row to play: its receive time (us), the event time (ms) of its frame, and the row with its recorded time."""
 
     receive_us: int
     event: int
@@ -45,10 +45,10 @@ class Recorded(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """What the files held. `rows` are spot prints or USD-M aggregates in order of time; `fills` counts the market prints behind them.
+    """The content of the files. `rows` are spot prints or USD-M aggregates in order of time; `fills` counts the market prints in them.
 
-    `set_aside` counts prints that are not trades of the book, `skipped` the lines (and cut-off ends) that could not be used; `notes`
-    names the first of these.
+    `set_aside` counts prints that are not trades of the book, `skipped` the lines (and truncated ends) that could not be read; `notes`
+    describes the first of these.
     """
 
     market: str
@@ -82,7 +82,7 @@ class _Frame(msgspec.Struct, gc=False):
     stream: str = ""
 
 
-class _Raw(NamedTuple):
+class _RecordedPrint(NamedTuple):
     receive_us: int
     event: int
     symbol: str
@@ -96,15 +96,15 @@ class _Report:
 
     def skip(self, note: str) -> None:
         self.skipped += 1
-        if len(self.notes) < _NOTES:
+        if len(self.notes) < _MAX_NOTES:
             self.notes.append(note)
 
 
 def read_recording(paths: Iterable[str | Path]) -> Recording:
-    """Reads files, in whatever order they are given, into one recording. Blocking: call it before the loop, or in a thread.
+    """Reads files, given in any order, into one recording. Blocks: call it before the event loop starts, or in a thread.
 
-    `WadmError` for a file that holds no `@trade`, or trades of another market than the others. A bad line, a torn end and a repeated
-    trade are skipped and counted.
+    Raises `WadmError` for a file without `@trade` frames, or with trades of another market than the others. Invalid lines, a truncated
+    end and repeated trades are skipped and counted.
     """
     report = _Report()
     files = [(Path(path), _read(Path(path), report)) for path in paths]
@@ -114,19 +114,19 @@ def read_recording(paths: Iterable[str | Path]) -> Recording:
     market, (first, _) = files[0][1][0], files[0]
     for path, (other, _) in files:
         if other != market:
-            raise WadmError(f"{path}: line 1: holds {other} trades while {first} holds {market} ones; replay one market at a time")
+            raise WadmError(f"{path}: line 1: contains {other} trades, but {first} contains {market} trades; replay one market at a time")
     prints = _in_order([raws for _, (_, raws) in files], report)
-    if len(prints) > MOST_TRADES:
-        raise WadmError(f"{first}: {len(prints)} trades in {len(files)} files; a replay takes at most {MOST_TRADES}, give fewer files")
+    if len(prints) > MAX_TRADES:
+        raise WadmError(f"{first}: {len(prints)} trades in {len(files)} files; a replay takes at most {MAX_TRADES}, give fewer files")
     kept = [one for one in prints if one.row.kind in MARKET_PRINTS]
     rows = _fold(kept) if market == "linear" else [Recorded(*one) for one in kept]
     symbols = list(dict.fromkeys(row.symbol for row in rows))
     return Recording(market, symbols, rows, len(kept), len(prints) - len(kept), report.skipped, report.notes)
 
 
-def _read(path: Path, report: _Report) -> tuple[str, list[_Raw]]:
-    """Market and trades of one file, in its own order; receive times never run backwards."""
-    raws: list[_Raw] = []
+def _read(path: Path, report: _Report) -> tuple[str, list[_RecordedPrint]]:
+    """Market and trades of one file, in the file's order; a receive time lower than one before it is raised to that one."""
+    raws: list[_RecordedPrint] = []
     market, bad, number, newest = "", 0, 0, 0
     for number, line in _lines(path, report):
         try:
@@ -141,8 +141,8 @@ def _read(path: Path, report: _Report) -> tuple[str, list[_Raw]]:
             raise WadmError(f"{path}: line {number}: a {found} trade among {market} ones; expected one market a file")
         market, newest = found, max(newest, raw.receive_us)
         raws.append(raw._replace(receive_us=newest))
-        if len(raws) > MOST_TRADES:
-            raise WadmError(f"{path}: line {number}: more than {MOST_TRADES} trades; a replay takes at most that many")
+        if len(raws) > MAX_TRADES:
+            raise WadmError(f"{path}: line {number}: more than {MAX_TRADES} trades; a replay takes at most that many")
     if not any(raw.row.kind in MARKET_PRINTS for raw in raws):
         raise WadmError(f"{path}: line {bad or max(1, number)}: no trade to replay; {_EXPECTED}")
     return market, raws
@@ -152,11 +152,11 @@ def _lines(path: Path, report: _Report) -> Iterator[tuple[int, bytes]]:
     number = 0
     try:
         with _opened(path) as file:
-            while line := file.readline(_LINE):
+            while line := file.readline(_MAX_LINE_BYTES):
                 number += 1
                 yield number, line
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        report.skip(f"{path}: line {number + 1}: the file is cut off here ({error}); what comes before is kept")
+        report.skip(f"{path}: line {number + 1}: the file is truncated here ({error}); the lines before are used")
     except OSError as error:
         raise WadmError(f"{path}: line {number + 1}: cannot be read ({error.strerror or error}); {_EXPECTED}") from error
 
@@ -167,11 +167,11 @@ def _opened(path: Path) -> gzip.GzipFile | BufferedReader:
     return gzip.GzipFile(path) if zipped else path.open("rb")
 
 
-def _parse(line: bytes) -> tuple[_Raw | None, str]:
-    """A line's trade and market; no trade for a lawful line of another stream. `ValueError` or msgspec's errors for a bad line."""
+def _parse(line: bytes) -> tuple[_RecordedPrint | None, str]:
+    """A line's trade and market; no trade for a valid line of another stream. Raises `ValueError` or msgspec's errors if invalid."""
     head, _, body = line.partition(b" ")
     if not head.isdigit() or not body.endswith(b"\n"):
-        raise ValueError("torn" if head.isdigit() else "no receive time")
+        raise ValueError("it is truncated" if head.isdigit() else "it has no receive time")
     if b'"stream"' not in body[:16]:
         msgspec.json.decode(body, type=msgspec.Raw)
         return None, ""
@@ -180,32 +180,35 @@ def _parse(line: bytes) -> tuple[_Raw | None, str]:
         return None, ""
     event = msgspec.json.decode(frame.data, type=_Event)
     if (event.X is None) == (event.M is None):
-        raise ValueError("a trade has either `M` (spot) or `X` (USD-M)")
+        raise ValueError("a trade must have either `M` (spot) or `X` (USD-M)")
     parse_decimal(event.p, 0)
     parse_decimal(event.q, 0)
     received = next((int(head) // divisor for size, divisor in _TIME_UNITS if int(head) >= size), None)
     if received is None:
-        raise ValueError("a receive time is in us or ns")
+        raise ValueError("its receive time must be in us or ns since the epoch")
     row = Print(event.t, str(event.t), event.t, event.T, event.p, event.q, not event.m, event.X or "MARKET", event.M is not False)
-    return _Raw(received, event.E, event.s, row), "spot" if event.X is None else "linear"
+    return _RecordedPrint(received, event.E, event.s, row), "spot" if event.X is None else "linear"
 
 
-def _in_order(files: Sequence[Sequence[_Raw]], report: _Report) -> list[_Raw]:
-    """Trades of all files by the time they were received; one seen before is left out."""
+def _in_order(files: Sequence[Sequence[_RecordedPrint]], report: _Report) -> list[_RecordedPrint]:
+    """Trades of all files by receive time, without repeated ones."""
     ordered = sorted((raw for raws in files for raw in raws), key=attrgetter("receive_us"))
     newest: dict[str, int] = {}
-    fresh: list[_Raw] = []
+    fresh: list[_RecordedPrint] = []
     for raw in ordered:
         if raw.row.number <= newest.get(raw.symbol, -1):
-            report.skip(f"{raw.symbol} trade {raw.row.number}: repeated or out of order, left out")
+            report.skip(f"{raw.symbol} trade {raw.row.number}: repeated or out of order, skipped")
             continue
         newest[raw.symbol] = raw.row.number
         fresh.append(raw)
     return fresh
 
 
-def _fold(prints: Iterable[_Raw]) -> list[Recorded]:
-    """USD-M prints as aggregates, numbered per symbol from the id of its first print; time of the first fill, event time of the last."""
+def _fold(prints: Iterable[_RecordedPrint]) -> list[Recorded]:
+    """USD-M prints as aggregates, numbered per symbol from the id of its first print.
+
+    An aggregate has the time of its first print and the event time of its last.
+    """
     rows: list[Recorded] = []
     latest: dict[str, int] = {}
     for one in prints:
@@ -213,12 +216,12 @@ def _fold(prints: Iterable[_Raw]) -> list[Recorded]:
         if place is not None:
             before = rows[place].row
             assert isinstance(before, Aggregate)
-            if joins(before, one.row, WINDOW):
-                rows[place] = Recorded(one.receive_us, one.event, one.symbol, joined(before, one.row))
+            if extends(before, one.row, WINDOW):
+                rows[place] = Recorded(one.receive_us, one.event, one.symbol, extended(before, one.row))
                 continue
             number = before.number + 1
         else:
             number = one.row.number
         latest[one.symbol] = len(rows)
-        rows.append(Recorded(one.receive_us, one.event, one.symbol, single(number, one.row)))
+        rows.append(Recorded(one.receive_us, one.event, one.symbol, aggregate_of(number, one.row)))
     return rows

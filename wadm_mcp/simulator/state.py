@@ -1,4 +1,4 @@
-"""What the venues of one simulator share: timing, tapes, clock, ledger, and the small values they pass around."""
+"""The state that the venues of one simulator share, and the values that they exchange."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from wadm_mcp.simulator.faults import Faults
 from wadm_mcp.simulator.tape import Aggregate, Print, Tape
 
 QUEUE: Final = 20_000
-"""Frames a client may leave unread before it is dropped: a few times the largest burst on record (exchanges.md 7)."""
+"""Frames that a client may leave unread before it is dropped: a few times the largest recorded burst (docs/exchanges.md 7)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Heartbeats, lifetimes and limits of the venues, in seconds, as documented (exchanges.md 1.4, 2.3, 3.4); tests shorten them."""
+    """Heartbeats, lifetimes and limits of the exchanges, in seconds (docs/exchanges.md 1.4, 2.3, 3.4); tests shorten them."""
 
     binance_spot_ping: float = 20
     binance_spot_pong: float = 60
@@ -26,14 +26,15 @@ class Timing:
     binance_lifetime: float = 86_400
     bybit_idle: float = 600
     tick: float = 0.02
-    """How often the live feed looks at the clock."""
+    """Interval of the live feed."""
 
 
 @dataclass(slots=True)
 class SimulatorState:
-    """What every venue of one simulator works with: the instruments' tapes, the clock (ms), and the ledger of what was pushed.
+    """State shared by all venues of one simulator: the instruments' tapes, the clock (ms), and counters of what was sent.
 
-    `wall` is the clock by which requests are limited: it goes on where a market is made to stand still.
+    `wall` is the clock of the rate limits: it runs even if a test stops the market's `clock`. `sent` counts rows by instrument that were
+    sent to a client; `skips` is how many of the next rows are not sent.
     """
 
     tapes: Mapping[Instrument, Tape]
@@ -47,14 +48,14 @@ class SimulatorState:
 
 
 class Batch(NamedTuple):
-    """Rows of one instrument that the exchange publishes together, in its order."""
+    """Rows of one instrument that are published together, in the exchange's order."""
 
     prints: Sequence[Print] = ()
     aggregates: Sequence[Aggregate] = ()
 
 
 class Route(NamedTuple):
-    """What a WebSocket URL chose: market, part of its streams, whether events are wrapped, and the streams it names."""
+    """What a WebSocket URL selects: the market, the route `name`, combined or raw events, and the streams to subscribe."""
 
     market: str
     name: str = ""
@@ -63,7 +64,7 @@ class Route(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """A frame of a topic. `counted` is how many ledger rows it holds; `text` writes it wrapped (True) or raw."""
+    """A frame of a topic. `counted` is the number of rows in it that count in `sent`; `text` encodes it as combined (True) or raw."""
 
     topic: str
     counted: int

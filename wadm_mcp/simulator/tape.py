@@ -1,4 +1,4 @@
-"""What one simulated instrument has traded, as text ready for the wire: computed from the market, or held because somebody pushed it."""
+"""The trades of one simulated instrument, as text ready to send: computed from the market, or pushed by a test or a replay."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from itertools import islice
 from typing import Final, NamedTuple, Protocol, TypeVar
 
 from wadm_mcp.model import DAY, MINUTE
-from wadm_mcp.simulator.market import EPOCH, Fill, Folded, Market
+from wadm_mcp.simulator.market import EPOCH, Fill, Market, MarketAggregate
 
 MARKET_PRINTS: Final = ("MARKET", "RPI")
-"""USD-M prints that are trades of the book; the others take an id and are nowhere in aggregates or REST (exchanges.md 2.2, 4.2)."""
+"""USD-M prints that are trades of the book; others take an id but are not in aggregates or REST (docs/exchanges.md 2.2, 4.2)."""
 
-_HELD: Final = 200_000
-_QUIET_MINUTES: Final = 24 * 60
+_MAX_ROWS: Final = 200_000
+_MAX_QUIET_MINUTES: Final = 24 * 60
 
 
 class Print(NamedTuple):
-    """One execution as the exchange writes it. `number` counts without holes; `trade_id` and `seq` are what the wire shows."""
+    """One execution as the exchange sends it. `number` counts without gaps; `trade_id` and `seq` are the ones that are sent."""
 
     number: int
     trade_id: str
@@ -33,7 +33,7 @@ class Print(NamedTuple):
 
 
 class Aggregate(NamedTuple):
-    """Executions folded by Binance. `plain` is the quantity without retail-price-improvement fills (`nq`)."""
+    """An aggregate trade of Binance. `plain` is the quantity without retail-price-improvement fills (`nq`)."""
 
     number: int
     time: int
@@ -47,17 +47,17 @@ class Aggregate(NamedTuple):
 
 _Row = TypeVar("_Row")
 _Numbered = TypeVar("_Numbered", Print, Aggregate)
-Naming = Callable[[str, Fill], tuple[str, int]]
-"""A symbol's fill to its id and seq on the wire."""
+IdsOfFill = Callable[[str, Fill], tuple[str, int]]
+"""Gives the id and the seq that are sent for a symbol's fill."""
 
 
 class Tape(Protocol):
-    """The history of one instrument. Times are ms, half-open `[start, end)`; every answer is in the exchange's order."""
+    """The history of one instrument. Times are ms, half-open `[start, end)`; results are in the exchange's order."""
 
     def prints(self, start: int, end: int) -> Iterator[Print]: ...
 
     def aggregates(self, start: int, end: int) -> Iterator[Aggregate]:
-        """Aggregates whose window has ended at `end` and had not at `start`."""
+        """Aggregates whose window has ended by `end`, but not by `start`."""
         ...
 
     def prints_from(self, number: int, end: int) -> Iterator[Print]: ...
@@ -68,28 +68,28 @@ class Tape(Protocol):
 
     def newest_aggregates(self, limit: int, end: int) -> list[Aggregate]: ...
 
-    def apart(self) -> Tape:
+    def copy(self) -> Tape:
         """The same history for another thread or process."""
         ...
 
     @property
-    def daily(self) -> float:
-        """About how many prints a day has."""
+    def prints_per_day(self) -> float:
+        """Approximate number of prints a day."""
         ...
 
 
 class MarketTape:
-    """A tape computed from a `Market`, as far back as its ids go."""
+    """A tape computed from a `Market`, back to its first id."""
 
-    def __init__(self, market: Market, naming: Naming) -> None:
+    def __init__(self, market: Market, naming: IdsOfFill) -> None:
         self.market = market
         self._naming = naming
 
-    def apart(self) -> MarketTape:
-        return MarketTape(self.market.apart(), self._naming)
+    def copy(self) -> MarketTape:
+        return MarketTape(self.market.copy(), self._naming)
 
     @property
-    def daily(self) -> float:
+    def prints_per_day(self) -> float:
         return self.market.rate * (DAY // MINUTE)
 
     def prints(self, start: int, end: int) -> Iterator[Print]:
@@ -111,7 +111,7 @@ class MarketTape:
         return (one for one in self.prints(start, end) if one.number >= number)
 
     def aggregates_from(self, number: int, end: int) -> Iterator[Aggregate]:
-        """Aggregates from an id, inclusive, whose window has ended at `end`."""
+        """Aggregates from an id, inclusive, whose window has ended by `end`."""
         start = self.market.minute_of_aggregate(number)
         return (one for one in self.aggregates(start, end) if one.number >= number)
 
@@ -125,8 +125,8 @@ class MarketTape:
         return [self._print(fill) for fill in found[-limit:]]
 
     def newest_aggregates(self, limit: int, end: int) -> list[Aggregate]:
-        """The last `limit` aggregates closed at `end`, oldest first."""
-        found: list[Folded] = []
+        """The last `limit` aggregates whose window has ended by `end`, oldest first."""
+        found: list[MarketAggregate] = []
         end = self._closed(end)
         for minute in _backwards(end):
             found = self.market.folded_slice_of(minute, minute, end)[-limit:] + found
@@ -143,7 +143,7 @@ class MarketTape:
         price, quantity = ("0", "0") if fill.kind == "NA" else (steps.price(fill.price), steps.quantity(fill.quantity))
         return Print(fill.id, trade_id, seq, fill.time, price, quantity, fill.buy, fill.kind)
 
-    def _aggregate(self, folded: Folded) -> Aggregate:
+    def _aggregate(self, folded: MarketAggregate) -> Aggregate:
         price, quantity, plain = (
             self.market.steps.price,
             self.market.steps.quantity(folded.quantity),
@@ -152,42 +152,42 @@ class MarketTape:
         return Aggregate(folded.id, folded.time, price(folded.price), quantity, plain, folded.first, folded.last, folded.buy)
 
 
-class HeldTape:
-    """The newest rows somebody pushed, at most 200,000 of each kind, with the text they were pushed with.
+class PushedTape:
+    """The newest pushed rows, at most 200,000 of each kind, with the text of their push.
 
-    What was pushed is visible whatever time it bears: `end` limits ranges of time, not pages by id and not the newest rows.
-    Prints are folded into aggregates of `window` ms as they come, except where aggregates are added themselves.
+    Pushed rows are visible whatever their time: `end` limits only ranges of time, not pages by id and not the newest rows.
+    Prints are aggregated within `window` ms as they are added; with None aggregates are added by the caller.
     """
 
     def __init__(self, window: int | None = 1) -> None:
         self.window = window
-        self._prints: deque[Print] = deque(maxlen=_HELD)
-        self._aggregates: deque[Aggregate] = deque(maxlen=_HELD)
+        self._prints: deque[Print] = deque(maxlen=_MAX_ROWS)
+        self._aggregates: deque[Aggregate] = deque(maxlen=_MAX_ROWS)
         self._aggregate_number = 1
 
-    def apart(self) -> HeldTape:
-        """A copy as it is now."""
-        copy = HeldTape(self.window)
+    def copy(self) -> PushedTape:
+        """A copy of the present rows."""
+        copy = PushedTape(self.window)
         copy._prints, copy._aggregates = self._prints.copy(), self._aggregates.copy()
         return copy
 
     @property
-    def daily(self) -> float:
+    def prints_per_day(self) -> float:
         return 0.0
 
     def add(self, row: Print) -> None:
-        """Appends a print, and folds it."""
+        """Appends a print, and adds it to the aggregates."""
         self._prints.append(row)
         if self.window is not None:
             last = self._aggregates[-1] if self._aggregates else None
-            if last is not None and joins(last, row, self.window):
-                self._aggregates[-1] = joined(last, row)
+            if last is not None and extends(last, row, self.window):
+                self._aggregates[-1] = extended(last, row)
             else:
-                self._aggregates.append(single(self._aggregate_number, row))
+                self._aggregates.append(aggregate_of(self._aggregate_number, row))
                 self._aggregate_number += 1
 
     def add_aggregate(self, row: Aggregate) -> None:
-        """Appends an aggregate as it is."""
+        """Appends an aggregate."""
         self._aggregates.append(row)
 
     def prints(self, start: int, end: int) -> Iterator[Print]:
@@ -209,56 +209,56 @@ class HeldTape:
         return _last(self._aggregates, limit)
 
 
-class LackingTape:
-    """A tape of which the exchange itself does not have every `every`-th id."""
+class TapeWithMissingIds:
+    """A tape whose exchange lacks every id that is a multiple of `every`."""
 
     def __init__(self, tape: Tape, every: int) -> None:
         self._tape = tape
         self._every = every
 
-    def apart(self) -> LackingTape:
-        return LackingTape(self._tape.apart(), self._every)
+    def copy(self) -> TapeWithMissingIds:
+        return TapeWithMissingIds(self._tape.copy(), self._every)
 
     @property
-    def daily(self) -> float:
-        return self._tape.daily
+    def prints_per_day(self) -> float:
+        return self._tape.prints_per_day
 
     def prints(self, start: int, end: int) -> Iterator[Print]:
-        return self._known(self._tape.prints(start, end))
+        return self._existing(self._tape.prints(start, end))
 
     def aggregates(self, start: int, end: int) -> Iterator[Aggregate]:
-        return self._known(self._tape.aggregates(start, end))
+        return self._existing(self._tape.aggregates(start, end))
 
     def prints_from(self, number: int, end: int) -> Iterator[Print]:
-        return self._known(self._tape.prints_from(number, end))
+        return self._existing(self._tape.prints_from(number, end))
 
     def aggregates_from(self, number: int, end: int) -> Iterator[Aggregate]:
-        return self._known(self._tape.aggregates_from(number, end))
+        return self._existing(self._tape.aggregates_from(number, end))
 
     def newest_prints(self, limit: int, end: int) -> list[Print]:
-        return list(self._known(self._tape.newest_prints(limit + limit // self._every + 1, end)))[-limit:]
+        return list(self._existing(self._tape.newest_prints(limit + limit // self._every + 1, end)))[-limit:]
 
     def newest_aggregates(self, limit: int, end: int) -> list[Aggregate]:
-        return list(self._known(self._tape.newest_aggregates(limit + limit // self._every + 1, end)))[-limit:]
+        return list(self._existing(self._tape.newest_aggregates(limit + limit // self._every + 1, end)))[-limit:]
 
-    def _known(self, rows: Iterable[_Numbered]) -> Iterator[_Numbered]:
+    def _existing(self, rows: Iterable[_Numbered]) -> Iterator[_Numbered]:
         return (row for row in rows if row.number % self._every)
 
 
-def joins(whole: Aggregate, row: Print, window: int) -> bool:
-    """Does the next print belong to the aggregate: same price and side, the id after its last, within one aligned window of `window` ms."""
+def extends(whole: Aggregate, row: Print, window: int) -> bool:
+    """Whether a print continues the aggregate: same price and side, the next id, within one aligned window of `window` ms."""
     same = (whole.price, whole.buy, whole.time // window) == (row.price, row.buy, row.time // window)
     return same and row.number == whole.last + 1
 
 
-def joined(whole: Aggregate, row: Print) -> Aggregate:
-    """The aggregate with one more print, summed exactly; its time stays that of the first."""
+def extended(whole: Aggregate, row: Print) -> Aggregate:
+    """The aggregate with one more print; its time stays that of its first print."""
     quantity = Decimal(whole.quantity) + Decimal(row.quantity)
     plain = Decimal(whole.plain) + (0 if row.kind == "RPI" else Decimal(row.quantity))
     return whole._replace(quantity=f"{quantity:f}", plain=f"{plain:f}", last=row.number)
 
 
-def single(number: int, row: Print) -> Aggregate:
+def aggregate_of(number: int, row: Print) -> Aggregate:
     """An aggregate of one print."""
     plain = f"{Decimal(row.quantity) * 0:f}" if row.kind == "RPI" else row.quantity
     return Aggregate(number, row.time, row.price, row.quantity, plain, row.number, row.number, row.buy)
@@ -274,6 +274,6 @@ def _minutes(start: int, end: int) -> range:
 
 
 def _backwards(end: int) -> range:
-    """Starts of the minutes before `end`, newest first, a day of them at most."""
+    """Starts of the minutes before `end`, newest first, at most one day."""
     newest = (end - 1) - (end - 1) % MINUTE
-    return range(newest, max(EPOCH, newest - _QUIET_MINUTES * MINUTE) - 1, -MINUTE)
+    return range(newest, max(EPOCH, newest - _MAX_QUIET_MINUTES * MINUTE) - 1, -MINUTE)

@@ -1,7 +1,7 @@
-"""What the loopback exchanges have in common: one port for WebSocket and REST, and who listens to what.
+"""The common part of the loopback exchanges: a server for WebSocket and REST on one port, and the subscriptions.
 
-A venue serves both protocols of one host on one port of 127.0.0.1. The sockets are the `websockets` library's own, without its
-keepalive: heartbeats are the exchange's business. A client that does not read fills its queue and is dropped; nobody waits for it.
+A venue serves both protocols of one host on one port of 127.0.0.1. It uses the server of the `websockets` library without its keepalive,
+because each exchange has heartbeats of its own. A client that does not read fills its queue and is dropped; other clients do not wait.
 """
 
 from __future__ import annotations
@@ -31,33 +31,33 @@ _LOGGER.setLevel(logging.WARNING)
 
 
 class Venue:
-    """A loopback exchange host. Subclasses speak the wire; this serves it.
+    """A host of a loopback exchange. Subclasses implement the exchange's protocol; this class serves it.
 
-    `listen` binds and serves; `publish` gives rows to whoever subscribed them.
+    `listen` binds a port and serves; `publish` sends rows to their subscribers.
     """
 
     exchange: str
     markets: tuple[str, ...]
     messages_per_second: int = 0
-    """Client frames a second before the connection is closed; 0 where there is no such limit."""
+    """Most frames a second from a client; a connection that exceeds it is closed. 0 for no limit."""
 
-    def __init__(self, stage: SimulatorState) -> None:
-        self.stage = stage
+    def __init__(self, state: SimulatorState) -> None:
+        self.state = state
         self.port = 0
         self.connections = 0
-        """Connections so far: each has the number it came as."""
+        """Number of connections so far; each connection has its number."""
         self.clients: set[Client] = set()
         self.muted: set[str] = set()
-        self.archives = Archives(stage, self.exchange)
+        self.archives = Archives(state, self.exchange)
         self._listeners: dict[tuple[str, str], dict[Client, None]] = {}
         self._following: Counter[Instrument] = Counter()
         self._followed: dict[Instrument, anyio.Event] = {}
         self._connections: set[ServerConnection] = set()
 
-    # The wire, by subclasses.
+    # The exchange's protocol, implemented by subclasses.
 
     def route(self, path: str, query: Mapping[str, str]) -> Route | None:
-        """What a WebSocket URL asks for; None is 404."""
+        """What a WebSocket URL selects; None for an unknown URL (404)."""
         raise NotImplementedError
 
     async def receive(self, client: Client, message: bytes) -> None:
@@ -65,15 +65,15 @@ class Venue:
         raise NotImplementedError
 
     async def heartbeat(self, client: Client) -> None:
-        """Keeps or ends a connection as the exchange does; returns or is cancelled with it."""
+        """Sends and expects heartbeats as the exchange does; returns when it closes the connection, and is cancelled with it."""
         raise NotImplementedError
 
     def instrument_of(self, market: str, topic: str) -> Instrument | None:
-        """The instrument whose trades a topic carries; None for anything else."""
+        """The instrument whose trades a topic carries; None for other topics."""
         raise NotImplementedError
 
     def ledger(self, market: str) -> Literal["prints", "aggregates"]:
-        """Which rows of the market are the ones a collector keeps: those are counted and those can be skipped."""
+        """Which rows of the market a collector records: those are counted in `sent` and can be skipped."""
         return "prints"
 
     def frames(self, instrument: Instrument, batch: Batch, event_time: int | None) -> Iterator[Frame]:
@@ -87,19 +87,19 @@ class Venue:
     # Subscriptions.
 
     def add_topic(self, client: Client, topic: str, *, silent: bool = False) -> None:
-        """Subscribes a client; `silent` where the exchange acknowledges and never delivers."""
+        """Subscribes a client; with `silent` nothing is delivered, as for topics that the exchange acknowledges but never sends."""
         if topic in client.topics:
             return
         client.topics[topic] = None
         instrument = self.instrument_of(client.route.market, topic)
-        if silent or instrument is None or instrument not in self.stage.tapes:
+        if silent or instrument is None or instrument not in self.state.tapes:
             return
         self._listeners.setdefault((client.route.market, topic), {})[client] = None
         self._following[instrument] += 1
         self._event(instrument).set()
 
     def remove_topic(self, client: Client, topic: str) -> None:
-        """Ends a subscription; nothing where there was none."""
+        """Ends a subscription; does nothing if there is none."""
         if topic not in client.topics:
             return
         del client.topics[topic]
@@ -117,11 +117,11 @@ class Venue:
             del self._followed[instrument]
 
     def following(self) -> list[Instrument]:
-        """Instruments somebody listens to."""
+        """Instruments that a client is subscribed to."""
         return list(self._following)
 
     async def followed(self, instrument: Instrument) -> None:
-        """Returns as soon as somebody listens to the instrument's trades."""
+        """Returns when a client is subscribed to the instrument's trades."""
         await self._event(instrument).wait()
 
     def _event(self, instrument: Instrument) -> anyio.Event:
@@ -129,12 +129,12 @@ class Venue:
 
     # Publishing.
 
-    async def publish(self, instrument: Instrument, batch: Batch, *, event_time: int | None = None, patience: float = 0) -> None:
-        """Sends rows to their listeners. With `patience` it waits for room in their queues; without, a full client is dropped."""
+    async def publish(self, instrument: Instrument, batch: Batch, *, event_time: int | None = None, timeout_seconds: float = 0) -> None:
+        """Sends rows to their subscribers. With `timeout_seconds` it waits for room in their queues; else a full client is dropped."""
         rows = self.ledger(instrument.market)
-        skipped = min(self.stage.skips[instrument], len(getattr(batch, rows)))
+        skipped = min(self.state.skips[instrument], len(getattr(batch, rows)))
         if skipped:
-            self.stage.skips[instrument] -= skipped
+            self.state.skips[instrument] -= skipped
             batch = batch._replace(**{rows: getattr(batch, rows)[skipped:]})
         if instrument.market in self.muted:
             return
@@ -143,10 +143,10 @@ class Venue:
             reached = False
             for client in list(self._listeners.get((instrument.market, frame.topic), ())):
                 text = texts.get(client.combined) or texts.setdefault(client.combined, frame.text(client.combined))
-                taken = await client.wait_to_offer(text, patience) if patience else client.offer(text)
+                taken = await client.wait_to_offer(text, timeout_seconds) if timeout_seconds else client.offer(text)
                 reached = reached or taken
             if reached:
-                self.stage.sent[instrument] += frame.counted
+                self.state.sent[instrument] += frame.counted
 
     def members(self, market: str) -> list[Client]:
         """Open connections of a market."""
@@ -156,7 +156,7 @@ class Venue:
 
     @asynccontextmanager
     async def listen(self) -> AsyncGenerator[None]:
-        """Serves on a free port until the block ends, then drops whoever is connected."""
+        """Serves on a free port until the block ends, then drops all connections."""
         server = await serve(
             self._handle,
             "127.0.0.1",
@@ -167,7 +167,7 @@ class Venue:
             ping_interval=None,
             ping_timeout=None,
             close_timeout=1,
-            # A file of an archive is made while it is waited for.
+            # A file of an archive is generated while its client waits.
             open_timeout=60,
             server_header=None,
             logger=_LOGGER,
@@ -204,14 +204,14 @@ class Venue:
         url = urlsplit(request.path)
         path, query = unquote(url.path), dict(parse_qsl(url.query, keep_blank_values=True))
         if request.headers.get("Upgrade", "").lower() != "websocket":
-            refused = await self.stage.faults.requested(self.exchange, path, query)
+            refused = await self.state.faults.requested(self.exchange, path, query)
             if refused is not None:
                 return _response(refused)
             file = await self.archives.answer(path, request.headers)
             if file is not None:
-                return _response(await self.stage.faults.archived(self.exchange, path, file))
+                return _response(await self.state.faults.archived(self.exchange, path, file))
             return _response(self.rest(path, query, request.headers))
-        refusal = await self.stage.faults.connecting(self.exchange, path)
+        refusal = await self.state.faults.connecting(self.exchange, path)
         if refusal is None and self.route(path, query) is None:
             refusal = Reply(404, {})
         return None if refusal is None else _response(refusal)
@@ -231,13 +231,13 @@ class Venue:
             self.forget(client)
 
     def forget(self, client: Client) -> None:
-        """Takes a connection out of the house; harmless where it is gone already."""
+        """Removes a connection and its subscriptions; does nothing if it is removed already."""
         self.clients.discard(client)
         for topic in list(client.topics):
             self.remove_topic(client, topic)
 
     def join(self, client: Client, topic: str) -> None:
-        """Subscribes a client to a stream that its URL names."""
+        """Subscribes a client to a stream that is named in its URL."""
         self.add_topic(client, topic)
 
 

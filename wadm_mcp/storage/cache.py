@@ -1,7 +1,8 @@
-"""What may be forgotten at any time: the contract of a cache, and the one in process.
+"""The contract of a cache, and the cache in process.
 
-A cache holds MessagePack under short keys, each entry with a life. It never fails: what it cannot give is a miss, what it cannot take is
-dropped. Whoever reads an entry proves it before use (`cached.py`), so a cache can make an answer late but never wrong.
+A cache stores MessagePack under short keys, each entry with a time to live (TTL). It never fails: a value it cannot return is a miss, a
+value it cannot store is dropped. Callers check each entry against the store before use (`cached.py`), so a cache can delay an answer but
+never make it wrong.
 """
 
 from __future__ import annotations
@@ -14,18 +15,21 @@ from types import TracebackType
 from typing import Final, NamedTuple, Protocol, Self
 
 VERSION: Final = 1
-"""Of keys and values. Each value begins with it as one byte; a value of another version is a miss."""
+"""Version of keys and values. Each value begins with it as one byte; a value of another version is a miss."""
 
 DEFAULT_BYTES: Final = 32 << 20
-"""Room of the cache in process."""
+"""Default size limit of the cache in process."""
 
-_MARK: Final = bytes((VERSION,))
-_ENTRY: Final = 256
-"""Bytes counted for an entry beside its key and value: about what the objects around them take."""
+_VERSION_BYTE: Final = bytes((VERSION,))
+_ENTRY_OVERHEAD_BYTES: Final = 256
+"""Bytes counted for each entry in addition to key and value: about the size of the Python objects around them."""
 
 
 class CacheState(NamedTuple):
-    """What a health page says of a cache. `place` and `detail` hold no secret; `failures` are calls that got no answer or a refusal."""
+    """A cache's state, for the health page.
+
+    `place` and `detail` contain no secret. `failures` counts calls that got an error or no answer.
+    """
 
     kind: str
     place: str
@@ -37,32 +41,32 @@ class CacheState(NamedTuple):
 
 
 class Cache(Protocol):
-    """Entered once as a context manager. No method raises for what is wrong with the cache, and none waits for it long."""
+    """A key-value cache, entered once as a context manager. No method raises when the cache fails, and none waits long for it."""
 
     async def __aenter__(self) -> Self: ...
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None: ...
 
     async def get(self, keys: Sequence[str]) -> list[bytes | None]:
-        """The values of these keys in their order, None for each that is not held."""
+        """The values of these keys in their order; None for a miss."""
         ...
 
-    async def put(self, key: str, value: bytes, life: float) -> None:
-        """Hold a value for `life` seconds at most, in place of what the key held."""
+    async def put(self, key: str, value: bytes, ttl: float) -> None:
+        """Store a value for at most `ttl` seconds, in place of the key's earlier value."""
         ...
 
-    async def forget(self, keys: Sequence[str]) -> None:
-        """Drop these entries where they are held and can be reached."""
+    async def delete(self, keys: Sequence[str]) -> None:
+        """Delete these entries if they exist and the cache can be reached."""
         ...
 
     @property
     def state(self) -> CacheState:
-        """How the cache is doing; in memory, never waits."""
+        """The cache's state as of its last call; does no I/O."""
         ...
 
 
 class InProcessCache(Cache):
-    """The least recently used entries that fit `limit` bytes of keys and values. Time is `monotonic`, in seconds."""
+    """A least-recently-used cache in memory, of at most `limit` bytes of keys and values. `monotonic` is its clock, in seconds."""
 
     def __init__(self, limit: int = DEFAULT_BYTES, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._limit = limit
@@ -70,7 +74,7 @@ class InProcessCache(Cache):
         self._entries: OrderedDict[str, tuple[float, bytes]] = OrderedDict()
         self._hits = self._misses = 0
         self.bytes = 0
-        """What the entries held are counted as; never more than the limit."""
+        """Size of all entries; never more than the limit."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -82,17 +86,17 @@ class InProcessCache(Cache):
     async def get(self, keys: Sequence[str]) -> list[bytes | None]:
         return [self._get(key) for key in keys]
 
-    async def put(self, key: str, value: bytes, life: float) -> None:
+    async def put(self, key: str, value: bytes, ttl: float) -> None:
         self._drop(key)
         size = _size(key, value)
-        if size > self._limit or life <= 0:
+        if size > self._limit or ttl <= 0:
             return
         while self.bytes + size > self._limit:
             self._drop(next(iter(self._entries)))
-        self._entries[key] = self._monotonic() + life, value
+        self._entries[key] = self._monotonic() + ttl, value
         self.bytes += size
 
-    async def forget(self, keys: Sequence[str]) -> None:
+    async def delete(self, keys: Sequence[str]) -> None:
         for key in keys:
             self._drop(key)
 
@@ -102,8 +106,8 @@ class InProcessCache(Cache):
         return CacheState("in process", "memory", True, detail, self._hits, self._misses, 0)
 
     def _get(self, key: str) -> bytes | None:
-        until, value = self._entries.get(key, (0.0, None))
-        if value is not None and self._monotonic() >= until:
+        expires_at, value = self._entries.get(key, (0.0, None))
+        if value is not None and self._monotonic() >= expires_at:
             self._drop(key)
             value = None
         if value is None:
@@ -120,19 +124,19 @@ class InProcessCache(Cache):
 
 
 def tape_name(place: str) -> str:
-    """A short name for the tape at a place (a database's host and name, a data directory), so that two never share an entry."""
+    """A short name for the tape at a place (a database's host and name, or a data directory), for keys that no other tape uses."""
     return blake2b(place.encode(), digest_size=8).hexdigest()
 
 
-def seal(value: bytes) -> bytes:
-    """A value as it leaves the process: behind its version."""
-    return _MARK + value
+def add_version(value: bytes) -> bytes:
+    """The value with the version byte in front, as it is stored outside the process."""
+    return _VERSION_BYTE + value
 
 
-def unseal(data: bytes) -> bytes | None:
-    """The value that was sealed, None for one of another version."""
-    return data[len(_MARK) :] if data.startswith(_MARK) else None
+def strip_version(data: bytes) -> bytes | None:
+    """The value without its version byte; None if it has another version."""
+    return data[len(_VERSION_BYTE) :] if data.startswith(_VERSION_BYTE) else None
 
 
 def _size(key: str, value: bytes) -> int:
-    return len(key.encode()) + len(value) + _ENTRY
+    return len(key.encode()) + len(value) + _ENTRY_OVERHEAD_BYTES

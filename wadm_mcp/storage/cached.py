@@ -1,7 +1,8 @@
-"""What earns its place in a cache, and how it is kept right.
+"""Cached merges of footprints, cached figures, and cached answers.
 
-Measured (`benchmarks/cache.py`): reading packed hours and days is cheap in every store, unpacking and merging them is what costs. So
-whole stretches of closed hours are cached merged, and whole answers of open windows for a second. Single bars are not.
+Measured with `benchmarks/cache.py`: reading packed hours and days is cheap in every store, while unpacking and merging them is slow. So
+two things are cached: the merged footprint of a stretch of closed hours, and the answer to a question about an open window for one
+second. Single bars are not cached.
 """
 
 from __future__ import annotations
@@ -16,43 +17,46 @@ import anyio
 import msgspec
 from anyio import to_thread
 
+from wadm_mcp.analytics import volume_profile
 from wadm_mcp.analytics.footprint import Bar, Footprint
 from wadm_mcp.model import HOUR, Instrument, Scale, Window
 from wadm_mcp.storage.cache import Cache
 
-LIFE: Final = 3_600.0
-"""Seconds a merged stretch is held; the whole hours of a window that ends now are others by then."""
+MERGED_TTL_SECONDS: Final = 3_600.0
+"""Time to live of a merged stretch; an hour later, a window that ends now has other whole hours."""
 
-SHORTEST: Final = 6 * HOUR
-"""Fewer hours are merged from the store about as fast."""
+MIN_CACHED_MS: Final = 6 * HOUR
+"""Shortest stretch that is cached, in ms; shorter ones are merged from the store about as fast."""
 
-HOT: Final = 1.0
-"""Seconds an answer is given again."""
+ANSWER_TTL_SECONDS: Final = 1.0
+"""Time to live of an answer."""
 
-_ON_LOOP: Final = 16_384
-"""Bytes of a packed footprint that is unpacked on the event loop; a larger one goes to a worker thread."""
+_MAX_BYTES_ON_LOOP: Final = 16_384
+"""Largest packed footprint that is unpacked on the event loop; a larger one goes to a worker thread."""
 
-_PAST: Final = frozenset(("end", "as_of", "cursor"))
-"""Arguments that tie a question to a time of its own: its answer must be the tape's, whatever was said a moment ago."""
+_FIXED_TIME_ARGUMENTS: Final = frozenset(("end", "as_of", "cursor"))
+"""Arguments that set a point in time: such a question is always answered from the tape, never from a recent answer."""
 
 Answer: TypeAlias = dict[str, Any]
 
 
 def closed_hours(window: Window, live: Iterable[int]) -> Window | None:
-    """The whole hours at the head of a window that hold none of the live minutes; None for fewer than are worth a cache."""
+    """The whole hours at the start of a window that contain no live minute; None if they are shorter than `MIN_CACHED_MS`."""
     start = -(-window.start // HOUR) * HOUR
     end = min((window.end, *live))
     end -= end % HOUR
-    return Window(start, end) if end - start >= SHORTEST else None
+    return Window(start, end) if end - start >= MIN_CACHED_MS else None
 
 
 class CachedFootprints:
-    """Merged footprints of whole closed hours.
+    """Merged footprints of whole closed hours, and figures computed from them.
 
-    No entry needs to be invalidated, since none is believed: each is given only where its own bar equals the bar that the store's order
-    flow has for the stretch right now, to the last figure. Trades are only ever added to an hour, so whatever revises one (a late or
-    repaired trade, in this process or another, reported to the cache or not) changes fills, volumes and notional of that bar, and makes
-    exactly the stretches that hold the hour misses. The same check keeps a merge out that a revision overtook.
+    No entry is ever invalidated. Instead each entry is checked when it is read: it is used only if its own bar equals, in every figure,
+    the bar that the store's order flow gives for the stretch now. Trades are only ever added to an hour, so every revision (a late or
+    repaired trade, stored by this process or another) changes fills, volumes and notional of that bar, and makes exactly the stretches
+    that contain the hour misses. The same check prevents caching a merge during which the store changed.
+
+    A merged footprint is a sum of trades, which no rule of ours can change; figures carry the version of their rule in the key.
     """
 
     def __init__(self, cache: Cache) -> None:
@@ -67,131 +71,142 @@ class CachedFootprints:
         merge: Callable[[Window], Awaitable[Footprint]],
         row: Decimal | None = None,
     ) -> Footprint:
-        """The footprint of a window whose minutes `live` are not, or not only, in the store.
+        """The footprint of a window whose minutes `live` are not, or not completely, in the store.
 
-        For any part of the window `bars` gives the store's order flow in time order, whatever the bars' lengths, and `merge` makes the
-        footprint, in rows of `row` where there is one. They are called for parts without live minutes, but for the last part.
+        For a part of the window, `bars` returns the store's order flow in time order (of any timeframes), and `merge` computes the
+        footprint, in rows of `row` if it is given. Only the last part may contain live minutes.
         """
         closed = closed_hours(window, live)
         if closed is None:
             return await merge(window)
-        proof = Bar(Scale(0, 0))
+        expected = Bar(Scale(0, 0))
         for bar in (await bars(closed)).values():
-            proof = proof.then(bar)
-        parts = [await self._proven(instrument, closed, proof, merge, row)]
+            expected = expected.then(bar)
+        parts = [await self._merged_hours(instrument, closed, expected, merge, row)]
         if window.start < closed.start:
             parts.insert(0, await merge(Window(window.start, closed.start)))
         if closed.end < window.end:
             parts.append(await merge(Window(closed.end, window.end)))
-        return parts[0] if len(parts) == 1 else await to_thread.run_sync(_joined, parts)
+        return parts[0] if len(parts) == 1 else await to_thread.run_sync(_join, parts)
 
-    async def _proven(
+    async def _merged_hours(
         self,
         instrument: Instrument,
         window: Window,
-        proof: Bar,
+        expected: Bar,
         merge: Callable[[Window], Awaitable[Footprint]],
         row: Decimal | None,
     ) -> Footprint:
         key = f"footprint:{instrument}:{window.start}:{window.end}" + (f":{row.normalize()}" if row is not None else "")
         (packed,) = await self._cache.get([key])
         if packed is not None:
-            held = await self._unpacked(key, packed, row)
-            if held is not None and _equal(held.bar, proof):
-                return held
+            cached = await self._unpack(key, packed, row)
+            if cached is not None and _equal(cached.bar, expected):
+                return cached
         merged = await merge(window)
-        if merged.bar.trade_count and _equal(merged.bar, proof):
-            await self._cache.put(key, await to_thread.run_sync(merged.pack), LIFE)
+        if merged.bar.trade_count and _equal(merged.bar, expected):
+            await self._cache.put(key, await to_thread.run_sync(merged.pack), MERGED_TTL_SECONDS)
         return merged
 
-    async def figures(self, key: str, proof: Bar, make: Callable[[], Awaitable[list[int]]]) -> list[int]:
-        """Three integers that were worked out of the footprint of a closed stretch; believed only while the stretch's bar is `proof`."""
+    async def figures(self, key: str, expected: Bar, make: Callable[[], Awaitable[list[int]]]) -> list[int]:
+        """Three integers computed by `make` from the footprint of a closed stretch whose bar is `expected`.
+
+        Cached ones are used only if they were computed while the stretch had the same bar, by the same value-area rule: the cache key
+        contains the rule's version, so that figures of another rule are not found.
+        """
+        key = f"{key}:rule-{volume_profile.RULE_VERSION}"
         (packed,) = await self._cache.get([key])
         if packed is not None:
             try:
-                bar, one, two, three = _FIGURES.decode(packed)
-                if _equal(Bar.unpack(bar), proof):
+                bar, one, two, three = _FIGURES_DECODER.decode(packed)
+                if _equal(Bar.unpack(bar), expected):
                     return [one, two, three]
             except (msgspec.DecodeError, ValueError):
-                await self._cache.forget([key])
+                await self._cache.delete([key])
         made = await make()
-        await self._cache.put(key, msgspec.msgpack.encode((proof.pack(), *made)), LIFE)
+        await self._cache.put(key, msgspec.msgpack.encode((expected.pack(), *made)), MERGED_TTL_SECONDS)
         return made
 
-    async def _unpacked(self, key: str, packed: bytes, row: Decimal | None) -> Footprint | None:
+    async def _unpack(self, key: str, packed: bytes, row: Decimal | None) -> Footprint | None:
         try:
-            return Footprint.unpack(packed, row) if len(packed) <= _ON_LOOP else await to_thread.run_sync(Footprint.unpack, packed, row)
+            if len(packed) <= _MAX_BYTES_ON_LOOP:
+                return Footprint.unpack(packed, row)
+            return await to_thread.run_sync(Footprint.unpack, packed, row)
         except ValueError:
-            await self._cache.forget([key])
+            await self._cache.delete([key])
             return None
 
 
 class CachedAnswers:
-    """Answers of open windows, given again for a second, and made once for all who ask at the same time.
+    """Answers to questions about open windows. Each is reused for a second, and computed once for concurrent callers.
 
-    An answer is counted from when its making began, so it is never more than `HOT` seconds older than the question it is given to. The
-    cache must be this process's own: another process's tape may be behind. Questions that name `end`, `as_of` or a `cursor` pass through.
+    The age of an answer is counted from when its computation started, so no caller gets an answer that is more than
+    `ANSWER_TTL_SECONDS` older than the question. The cache must be private to this process, because the tape of another process may be
+    behind. Questions that name `end`, `as_of` or a `cursor` are not cached.
     """
 
     def __init__(self, cache: Cache, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._cache = cache
         self._monotonic = monotonic
-        self._making: dict[str, _Making] = {}
+        self._pending: dict[str, _PendingAnswer] = {}
 
-    async def ask(self, question: str, arguments: Mapping[str, object], answer: Callable[[], Awaitable[Answer]]) -> Answer:
-        """The answer of a question with these arguments, None as good as left out; `answer` makes it. Its errors pass through."""
+    async def ask(self, question: str, arguments: Mapping[str, object], compute: Callable[[], Awaitable[Answer]]) -> Answer:
+        """The answer to a question with these arguments, computed by `compute`, whose errors are raised to the caller.
+
+        An argument of None counts as one that was left out.
+        """
         key = _key(question, {name: value for name, value in arguments.items() if value is not None})
         if key is None:
-            return await answer()
-        asked = self._monotonic()
+            return await compute()
+        asked_at = self._monotonic()
         while True:
             (packed,) = await self._cache.get([key])
             if packed is not None:
                 return _decode(packed)
-            making = self._making.get(key)
-            if making is None or asked - making.began > HOT:
-                return await self._make(key, asked, answer)
-            await making.done.wait()
-            if making.packed is not None:
-                return _decode(making.packed)
-            if not making.abandoned:
-                return await answer()
+            pending = self._pending.get(key)
+            if pending is None or asked_at - pending.started > ANSWER_TTL_SECONDS:
+                return await self._compute(key, asked_at, compute)
+            await pending.done.wait()
+            if pending.packed is not None:
+                return _decode(pending.packed)
+            if not pending.abandoned:
+                return await compute()
 
-    async def _make(self, key: str, asked: float, answer: Callable[[], Awaitable[Answer]]) -> Answer:
-        began = self._monotonic()
-        making = self._making[key] = _Making(began)
+    async def _compute(self, key: str, asked_at: float, compute: Callable[[], Awaitable[Answer]]) -> Answer:
+        started = self._monotonic()
+        pending = self._pending[key] = _PendingAnswer(started)
         try:
             try:
-                told = await answer()
+                answer = await compute()
             except Exception:
-                making.abandoned = False
+                pending.abandoned = False
                 raise
-            making.abandoned = False
-            making.packed = _encode(told)
+            pending.abandoned = False
+            pending.packed = _encode(answer)
         finally:
-            if self._making.get(key) is making:
-                del self._making[key]
-            making.done.set()
-        left = began + HOT - self._monotonic()
-        if making.packed is not None and left > 0:
-            await self._cache.put(key, making.packed, left)
-        return told
+            if self._pending.get(key) is pending:
+                del self._pending[key]
+            pending.done.set()
+        ttl = started + ANSWER_TTL_SECONDS - self._monotonic()
+        if pending.packed is not None and ttl > 0:
+            await self._cache.put(key, pending.packed, ttl)
+        return answer
 
 
-class _Making:
-    """An answer on its way. `abandoned` where whoever made it was cancelled, so that another must."""
+class _PendingAnswer:
+    """An answer that is being computed. `abandoned` if its task was cancelled, so that a waiting caller computes it instead."""
 
-    def __init__(self, began: float) -> None:
-        self.began = began
+    def __init__(self, started: float) -> None:
+        self.started = started
         self.done = anyio.Event()
         self.packed: bytes | None = None
         self.abandoned = True
 
 
-_FIGURES: Final = msgspec.msgpack.Decoder(tuple[bytes, int, int, int])
+_FIGURES_DECODER: Final = msgspec.msgpack.Decoder(tuple[bytes, int, int, int])
 
 
-def _joined(parts: list[Footprint]) -> Footprint:
+def _join(parts: list[Footprint]) -> Footprint:
     return Footprint.consecutive(parts, parts[0].scale, give_up=True)
 
 
@@ -201,21 +216,21 @@ def _equal(one: Bar, two: Bar) -> bool:
 
 
 def _key(question: str, arguments: Mapping[str, object]) -> str | None:
-    """A question in one form whatever the order of its arguments; None where its answer is not to be held or it has no such form."""
-    if _PAST & arguments.keys():
+    """A cache key that does not depend on the order of the arguments; None if the question must not be cached or cannot be encoded."""
+    if _FIXED_TIME_ARGUMENTS & arguments.keys():
         return None
     try:
-        asked = msgspec.msgpack.encode((question, sorted(arguments.items())))
+        encoded = msgspec.msgpack.encode((question, sorted(arguments.items())))
     except (TypeError, ValueError, OverflowError, RecursionError):
         return None
-    return f"answer:{blake2b(asked, digest_size=16).hexdigest()}"
+    return f"answer:{blake2b(encoded, digest_size=16).hexdigest()}"
 
 
 def _encode(answer: Answer) -> bytes | None:
     try:
         return msgspec.msgpack.encode(answer)
     except (TypeError, OverflowError):
-        # What MessagePack does not have, such as an integer beyond 64 bits: this answer is made anew each time.
+        # MessagePack cannot hold every value, such as an integer beyond 64 bits: such an answer is computed each time.
         return None
 
 

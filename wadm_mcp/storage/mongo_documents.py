@@ -1,9 +1,9 @@
-"""The one place that turns values into documents of the MongoDB store and back.
+"""Converts values to documents of the MongoDB store and back.
 
-`trades`, `volume_profiles` and `order_flow` are the owner's data model: prices and quantities are Decimal128 whose exponent is the
-scale, never normalised, so that the integers come back as they were; times are UTC dates. `footprints`, `bars` and `pieces` are packed
-and ours.
-A document that cannot be read raises `ValueError`, `TypeError` or `KeyError`; the store says which document that was.
+`trades`, `volume_profiles` and `order_flow` are a data model that other programs read. Prices and quantities are Decimal128 with the
+scale as exponent, never normalised, so that the same integers are read back; times are UTC dates. `footprints`, `bars` and `pieces` are
+packed, for WADM alone.
+A document that cannot be read raises `ValueError`, `TypeError` or `KeyError`; the store adds which document it was.
 """
 
 from __future__ import annotations
@@ -32,97 +32,97 @@ from wadm_mcp.storage.store import DirtyMinute, OrderFlow, PartialFootprint, Pro
 Document: TypeAlias = dict[str, Any]
 
 TRADE_FIELDS: Final = {"_id": 0, "price": 1, "quantity": 1, "timestamp": 1, "trade_type": 1, "trade_id": 1, "fills": 1, "seq": 1}
-"""What `trade_of` reads of a document."""
+"""The fields that `trade_of` reads."""
 
-_DIGITS: Final = 34
-"""Decimal digits that a Decimal128 holds."""
+_DECIMAL_DIGITS: Final = 34
+"""Decimal digits of a Decimal128."""
 _BIAS: Final = 6176
-_COEFFICIENT: Final = 113
-"""Bits of the coefficient; above it lie 14 bits of exponent and the sign."""
-_HIGH: Final = _COEFFICIENT - 64
-_LARGEST: Final = 10**_DIGITS
+_COEFFICIENT_BITS: Final = 113
+"""Bits of the coefficient; the 14 bits of the exponent and the sign follow above."""
+_HIGH_SHIFT: Final = _COEFFICIENT_BITS - 64
+_COEFFICIENT_LIMIT: Final = 10**_DECIMAL_DIGITS
 _BUY: Final = TradeType.BUY
-_NUMBER: Final = 36
-"""Bits of a trade's number in an `_id`, beside 28 of its instrument. Binance counts in 33 today."""
-_NUMBERS: Final = 1 << _NUMBER
-_DIGITS_OF_NUMBER: Final = len(str(_NUMBERS))
+_NUMBER_BITS: Final = 36
+"""Bits of a trade's number in an `_id`, next to 28 bits of its instrument. The ids of Binance need 33 bits today."""
+_NUMBER_LIMIT: Final = 1 << _NUMBER_BITS
+_MAX_NUMBER_DIGITS: Final = len(str(_NUMBER_LIMIT))
 _SIDES: Final = {side.value: side for side in TradeType}
 
 
 def date(timestamp: int) -> DatetimeMS:
-    """A time in milliseconds as a BSON date; beyond 64 bits the last date there is."""
+    """A time in milliseconds as a BSON date, limited to 64 bits."""
     return DatetimeMS(max(-(1 << 63), min(timestamp, (1 << 63) - 1)))
 
 
 def decimal128(value: int, decimals: int) -> Decimal128:
-    """An integer at a scale as Decimal128, exact up to 34 digits; longer ones, only ever sums, are rounded half to even.
+    """An integer at a scale as Decimal128, exact up to 34 digits; longer ones, which are always sums, are rounded half to even.
 
-    Encoded from the integer (IEEE 754-2008, binary integer decimal): by way of text it takes five times as long.
+    Encoded directly from the integer (IEEE 754-2008, binary integer decimal), which is five times faster than through text.
     """
     coefficient, exponent = abs(value), -decimals
-    if coefficient >= _LARGEST:
-        coefficient, exponent = _rounded(coefficient, exponent)
-    bits = (value < 0) << 127 | (exponent + _BIAS) << _COEFFICIENT | coefficient
+    if coefficient >= _COEFFICIENT_LIMIT:
+        coefficient, exponent = _round_to_34_digits(coefficient, exponent)
+    bits = (value < 0) << 127 | (exponent + _BIAS) << _COEFFICIENT_BITS | coefficient
     return Decimal128.from_bid(bits.to_bytes(16, "little"))
 
 
 def integer_of(value: Decimal128) -> tuple[int, int]:
-    """The integer and its decimals that a Decimal128 stands for; `ValueError` for one that is no number."""
+    """Integer and number of decimals of a Decimal128; `ValueError` for NaN and infinity."""
     bits = int.from_bytes(value.bid, "little")
-    exponent = (bits >> _COEFFICIENT & 0x3FFF) - _BIAS
+    exponent = (bits >> _COEFFICIENT_BITS & 0x3FFF) - _BIAS
     if bits >> 125 & 3 == 3:
-        raise ValueError(f"{value} is not a number that is stored")
-    coefficient = bits & (1 << _COEFFICIENT) - 1
+        raise ValueError(f"{value} is not a number")
+    coefficient = bits & (1 << _COEFFICIENT_BITS) - 1
     integer = -coefficient if bits >> 127 else coefficient
     return (integer, -exponent) if exponent <= 0 else (integer * 10**exponent, 0)
 
 
 def trade_documents(trades: Iterable[Trade]) -> list[RawBSONDocument]:
-    """Documents of `trades`, their BSON written straight from the integers: trades are what there are most of.
+    """Documents of `trades`. Their BSON is written directly from the integers, as trades are by far the most documents.
 
-    The `_id` is the trade's second and 64 bits of its identity, so that a trade stored twice is one document. They come in the order of
-    the trades, nearly: what grows at its end costs the server less, and less disk.
-    `ValueError` for a number that 64 bits (`fills`: 32) cannot hold.
+    The `_id` is the trade's second and 64 bits of its identity, so that a trade stored twice is one document. Ids ascend nearly in the
+    order of the trades: appending to the end of a collection costs the server less time and disk.
+    `ValueError` for a number that exceeds 64 bits (`fills`: 32).
     """
     rows: list[RawBSONDocument] = []
     for trade in trades:
-        instrument, at, name = trade.instrument, trade.timestamp, trade.trade_id
-        trade_id = name.encode()
-        form = _form(instrument, trade.trade_type is _BUY, trade.scale, len(trade_id))
-        number = trade.seq if name == str(trade.seq) else _number(name)
-        if 0 < number < _NUMBERS:
-            identity = form.code | number
+        instrument, at, text_id = trade.instrument, trade.timestamp, trade.trade_id
+        trade_id = text_id.encode()
+        template = _trade_template(instrument, trade.trade_type is _BUY, trade.scale, len(trade_id))
+        number = trade.seq if text_id == str(trade.seq) else _positive_number(text_id)
+        if 0 < number < _NUMBER_LIMIT:
+            identity = template.instrument_bits | number
         else:
-            hashed = form.identity.copy()
+            hashed = template.instrument_hash.copy()
             hashed.update(trade_id)
             identity = int.from_bytes(hashed.digest())
         try:
-            row = form.pack(
-                form.begin,
+            row = template.pack(
+                template.begin,
                 ((at // SECOND & 0xFFFFFFFF) << 64 | identity).to_bytes(12),
-                form.before_price,
+                template.before_price,
                 trade.price,
-                form.before_quantity,
+                template.before_quantity,
                 trade.quantity,
-                form.before_time,
+                template.before_time,
                 at,
-                form.before_id,
+                template.before_id,
                 trade_id,
-                form.after_id,
+                template.after_id,
                 trade.fills,
                 b"\x12seq\0",
                 trade.seq,
             )
         except struct_error as error:
-            raise ValueError(f"trade {name} of {instrument} has a number that is too large or negative ({error})") from None
+            raise ValueError(f"trade {text_id} of {instrument} has a number that is too large or negative ({error})") from None
         rows.append(RawBSONDocument(row))
     return rows
 
 
-def _number(name: str) -> int:
-    """The number above zero that a trade is called by, 0 where it has another name."""
-    number = int(name) if len(name) <= _DIGITS_OF_NUMBER and name.isdecimal() and name.isascii() else 0
-    return number if name == str(number) else 0
+def _positive_number(trade_id: str) -> int:
+    """A trade id as a positive integer; 0 if it is not exactly such a number."""
+    number = int(trade_id) if len(trade_id) <= _MAX_NUMBER_DIGITS and trade_id.isdecimal() and trade_id.isascii() else 0
+    return number if trade_id == str(number) else 0
 
 
 def trade_of(instrument: Instrument, document: Mapping[str, Any]) -> Trade:
@@ -143,7 +143,10 @@ def trade_of(instrument: Instrument, document: Mapping[str, Any]) -> Trade:
 
 
 def profile_document(stored: Profile) -> Document:
-    """A document of `volume_profiles`. A bar without trades has no POC, VAH, VAL and no nodes."""
+    """A document of `volume_profiles`. A bar without trades has no POC, VAH, VAL and no nodes.
+
+    `rule_version` is the version of the rule that placed POC, VAH and VAL; a document without the field was made by version 1.
+    """
     profile = stored.profile
     document: Document = {
         "_id": derived_id(stored.instrument, stored.timeframe, stored.start),
@@ -159,6 +162,7 @@ def profile_document(stored: Profile) -> Document:
         "market": stored.instrument.market,
         "row_size": None,
         "method": None,
+        "rule_version": None,
         "revision": stored.revision,
     }
     if profile is not None:
@@ -170,12 +174,13 @@ def profile_document(stored: Profile) -> Document:
             nodes=[_node(node, profile.scale) for node in profile.nodes],
             row_size=decimal128(profile.row, decimals),
             method=profile.method,
+            rule_version=profile.rule_version,
         )
     return document
 
 
 def order_flow_document(stored: OrderFlow) -> Document:
-    """A document of `order_flow`. `imbalance_ratio` is a double of six decimals; what cannot be computed is null."""
+    """A document of `order_flow`. `imbalance_ratio` is a double of six decimals; figures that cannot be computed are null."""
     bar = stored.bar
     prices, quantities = bar.scale
     imbalance = imbalance_ratio(bar.buy_volume, bar.sell_volume)
@@ -205,7 +210,7 @@ def order_flow_document(stored: OrderFlow) -> Document:
 
 def footprint_document(stored: StoredFootprint) -> Document:
     """A document of `footprints`."""
-    return {**_packed(stored), "packed": Binary(stored.footprint.pack())}
+    return {**_packed_document(stored), "packed": Binary(stored.footprint.pack())}
 
 
 def footprint_of(instrument: Instrument, timeframe: Timeframe, document: Mapping[str, Any]) -> StoredFootprint:
@@ -216,8 +221,8 @@ def footprint_of(instrument: Instrument, timeframe: Timeframe, document: Mapping
 
 
 def bar_document(stored: OrderFlow) -> Document:
-    """A document of `bars`: what `order_flow` cannot give back. A cumulative delta may pass 64 bits, so it rests as text."""
-    return {**_packed(stored), "packed": Binary(stored.bar.pack()), "cumulative_delta": str(stored.cumulative_delta)}
+    """A document of `bars`: what cannot be read back from `order_flow`. A cumulative delta may exceed 64 bits, so it is stored as text."""
+    return {**_packed_document(stored), "packed": Binary(stored.bar.pack()), "cumulative_delta": str(stored.cumulative_delta)}
 
 
 def bar_of(instrument: Instrument, timeframe: Timeframe, document: Mapping[str, Any]) -> OrderFlow:
@@ -229,7 +234,7 @@ def bar_of(instrument: Instrument, timeframe: Timeframe, document: Mapping[str, 
 def piece_document(piece: PartialFootprint) -> Document:
     """A document of `pieces`. Its `_id` is its identity, so that a piece stored twice is one document."""
     return {
-        "_id": _hashed(piece.minute, piece.instrument, f"piece {piece.first_seq}"),
+        "_id": _hashed_id(piece.minute, piece.instrument, f"piece {piece.first_seq}"),
         **piece.instrument._asdict(),
         "minute": date(piece.minute),
         "first_seq": Int64(piece.first_seq),
@@ -246,11 +251,11 @@ def piece_of(instrument: Instrument, document: Mapping[str, Any]) -> PartialFoot
 
 def span_id(instrument: Instrument, span: Span) -> ObjectId:
     """`_id` of a document of `coverage`."""
-    return _hashed(span.start, instrument, f"coverage\0{span.first_seq}")
+    return _hashed_id(span.start, instrument, f"coverage\0{span.first_seq}")
 
 
 def span_of(document: Mapping[str, Any]) -> Span:
-    """A span from its document. One without `raw` was written by a WADM that knew only spans with rows."""
+    """A span from its document. One without `raw` is from an earlier release, in which all spans had rows."""
     return Span(
         int(document["start"]),
         int(document["end"]),
@@ -264,7 +269,7 @@ def span_of(document: Mapping[str, Any]) -> Span:
 
 
 def mark_id(instrument: Instrument, minute: int) -> Document:
-    """`_id` of a document of `marks`: sorted by it they come oldest first."""
+    """`_id` of a document of `marks`; sorting by it gives the oldest first."""
     return {"minute": date(minute), **instrument._asdict()}
 
 
@@ -276,7 +281,7 @@ def mark_of(document: Mapping[str, Any]) -> DirtyMinute:
 
 
 def listing_document(listing: Listing) -> Document:
-    """A document of `listings`; its steps rest as text, which holds any decimal."""
+    """A document of `listings`; tick and lot are stored as text, which is exact for any decimal."""
     return {
         "_id": str(listing.instrument),
         **listing.instrument._asdict(),
@@ -305,24 +310,24 @@ def tracked_of(document: Mapping[str, Any]) -> Instrument:
     return Instrument(document["exchange"], document["market"], document["symbol"])
 
 
-def described(document: Mapping[str, Any]) -> str:
-    """Which document of its collection this is, for an error."""
-    name = next(name for name in ("trade_id", "start_time", "start", "minute", "_id") if name in document)
-    value = document[name]
-    return f"{name} {int(value) if isinstance(value, DatetimeMS) else value}"
+def describe(document: Mapping[str, Any]) -> str:
+    """Identifies a document within its collection, for an error text."""
+    field = next(field for field in ("trade_id", "start_time", "start", "minute", "_id") if field in document)
+    value = document[field]
+    return f"{field} {int(value) if isinstance(value, DatetimeMS) else value}"
 
 
 def derived_id(instrument: Instrument, timeframe: Timeframe, start: int) -> ObjectId:
-    """`_id` of whatever is derived for one bar: the same each time it is derived."""
-    return _hashed(start, instrument, timeframe.value)
+    """`_id` of the documents derived for one bar: the same each time they are derived."""
+    return _hashed_id(start, instrument, timeframe.value)
 
 
-def _hashed(start: int, instrument: Instrument, kind: str) -> ObjectId:
+def _hashed_id(start: int, instrument: Instrument, kind: str) -> ObjectId:
     digest = blake2b(f"{instrument}\0{kind}\0{start}".encode(), digest_size=8).digest()
     return ObjectId((start // SECOND & 0xFFFFFFFF).to_bytes(4, "big") + digest)
 
 
-def _packed(stored: StoredFootprint | OrderFlow) -> Document:
+def _packed_document(stored: StoredFootprint | OrderFlow) -> Document:
     return {
         "_id": derived_id(stored.instrument, stored.timeframe, stored.start),
         **stored.instrument._asdict(),
@@ -346,23 +351,23 @@ def _optional(value: int | None, decimals: int) -> Decimal128 | None:
     return None if value is None else decimal128(value, decimals)
 
 
-def _rounded(coefficient: int, exponent: int) -> tuple[int, int]:
-    """The nearest coefficient of 34 digits, half to even, and its exponent."""
-    surplus = len(str(coefficient)) - _DIGITS
+def _round_to_34_digits(coefficient: int, exponent: int) -> tuple[int, int]:
+    """The nearest coefficient of 34 digits, rounded half to even, and its exponent."""
+    surplus = len(str(coefficient)) - _DECIMAL_DIGITS
     whole, rest = divmod(coefficient, 10**surplus)
     half = 5 * 10 ** (surplus - 1)
     whole += rest > half or (rest == half and whole & 1)
-    return (whole, exponent + surplus) if whole < _LARGEST else (whole // 10, exponent + surplus + 1)
+    return (whole, exponent + surplus) if whole < _COEFFICIENT_LIMIT else (whole // 10, exponent + surplus + 1)
 
 
 @lru_cache(maxsize=1024)
 def _scale(price: int, quantity: int) -> Scale:
-    """Shared, for a page of trades holds thousands of them."""
+    """Shared objects, as a page of trades needs thousands of scales."""
     return Scale(price, quantity)
 
 
-class _Form(NamedTuple):
-    """What is constant in the documents of one instrument's trades of one side, scale and length of id."""
+class _TradeTemplate(NamedTuple):
+    """The constant bytes in the documents of all trades with one instrument, side, scale and length of id."""
 
     pack: Callable[..., bytes]
     begin: bytes
@@ -371,34 +376,38 @@ class _Form(NamedTuple):
     before_time: bytes
     before_id: bytes
     after_id: bytes
-    identity: blake2b
-    """Hash of the instrument, to be gone on with a trade's id."""
-    code: int
-    """The first bits of that hash, where a trade's number has the last: together they are one of all instruments' trades."""
+    instrument_hash: blake2b
+    """Hash of the instrument, to be continued with a trade id that is not a number."""
+    instrument_bits: int
+    """The first 28 bits of that hash; a trade's number fills the other 36 bits."""
 
 
 @lru_cache(maxsize=8192)
-def _form(instrument: Instrument, bought: bool, scale: Scale, id_size: int) -> _Form:
-    before_price = _text("symbol", instrument.symbol) + b"\x13price\0"
-    before_quantity = _high(scale.price) + b"\x13quantity\0"
-    before_time = _high(scale.quantity) + b"\x09timestamp\0"
-    before_id = _text("trade_type", TradeType.BUY if bought else TradeType.SELL) + b"\x02trade_id\0" + (id_size + 1).to_bytes(4, "little")
-    after_id = b"\0" + _text("exchange", instrument.exchange) + _text("market", instrument.market) + b"\x10fills\0"
-    # The pad byte at the end is the one that ends a document.
+def _trade_template(instrument: Instrument, bought: bool, scale: Scale, id_size: int) -> _TradeTemplate:
+    before_price = _bson_string("symbol", instrument.symbol) + b"\x13price\0"
+    before_quantity = _decimal_high_bits(scale.price) + b"\x13quantity\0"
+    before_time = _decimal_high_bits(scale.quantity) + b"\x09timestamp\0"
+    before_id = (
+        _bson_string("trade_type", TradeType.BUY if bought else TradeType.SELL) + b"\x02trade_id\0" + (id_size + 1).to_bytes(4, "little")
+    )
+    after_id = b"\0" + _bson_string("exchange", instrument.exchange) + _bson_string("market", instrument.market) + b"\x10fills\0"
+    # The pad byte at the end is the zero byte that ends a document.
     layout = Struct(
         f"<9s12s{len(before_price)}sQ{len(before_quantity)}sQ{len(before_time)}sq{len(before_id)}s{id_size}s{len(after_id)}si5sqx"
     )
-    identity = blake2b(f"{instrument}\0".encode(), digest_size=8)
-    code = int.from_bytes(identity.digest()) >> _NUMBER << _NUMBER
+    instrument_hash = blake2b(f"{instrument}\0".encode(), digest_size=8)
+    instrument_bits = int.from_bytes(instrument_hash.digest()) >> _NUMBER_BITS << _NUMBER_BITS
     begin = layout.size.to_bytes(4, "little") + b"\x07_id\0"
-    return _Form(layout.pack, begin, before_price, before_quantity, before_time, before_id, after_id, identity, code)
+    return _TradeTemplate(
+        layout.pack, begin, before_price, before_quantity, before_time, before_id, after_id, instrument_hash, instrument_bits
+    )
 
 
-def _high(decimals: int) -> bytes:
-    """The upper half of a Decimal128 whose coefficient fits the lower one."""
-    return (_BIAS - decimals << _HIGH).to_bytes(8, "little")
+def _decimal_high_bits(decimals: int) -> bytes:
+    """The upper 64 bits of a Decimal128 whose coefficient fits into the lower 64."""
+    return (_BIAS - decimals << _HIGH_SHIFT).to_bytes(8, "little")
 
 
-def _text(name: str, value: str) -> bytes:
+def _bson_string(name: str, value: str) -> bytes:
     encoded = value.encode()
     return b"\x02" + name.encode() + b"\0" + (len(encoded) + 1).to_bytes(4, "little") + encoded + b"\0"

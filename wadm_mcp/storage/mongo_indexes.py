@@ -1,7 +1,7 @@
 """The collections of the MongoDB store and their indexes: pure data.
 
-An index stands here because a query of the store uses it, or because it is what ends a life (TTL). Where one collection holds
-several timeframes, each has its own partial TTL index over the same key, so that each has a life of its own.
+An index is here because a query of the store uses it, or because it is a TTL index, which implements retention. A collection of several
+timeframes has one partial TTL index per timeframe over the same key, so that each timeframe has its own retention.
 """
 
 from __future__ import annotations
@@ -14,44 +14,47 @@ from wadm_mcp.model import HOUR, SECOND, Retention, Timeframe
 SCHEMA_VERSION: Final = 3
 
 SCHEMA: Final = "schema"
-"""The collection whose one document says which WADM the others are for."""
+"""The collection whose only document states the schema version of all others."""
 
-_BLOCKS: Final = {"wiredTiger": {"configString": "block_compressor=zstd"}}
-"""How blocks are compressed, those of documents and those of indexes, which the server would leave as they are."""
+_ZSTD_BLOCKS: Final = {"wiredTiger": {"configString": "block_compressor=zstd"}}
+"""Block compression of documents and of indexes; by default the server does not compress index blocks."""
 
-_LONGEST: Final = (1 << 31) - 1
-"""Seconds of the longest life that the server takes, 68 years."""
+_MAX_TTL_SECONDS: Final = (1 << 31) - 1
+"""The longest TTL that the server accepts, 68 years."""
 
 _INSTRUMENT: Final = (("exchange", 1), ("market", 1), ("symbol", 1))
 _BAR: Final = (*_INSTRUMENT, ("timeframe", 1), ("start_time", 1))
 
 
 class Index(NamedTuple):
-    """One index. `expires` is the life in seconds after which a document leaves, `timeframe` the one it is partial to."""
+    """One index. With `ttl_seconds` it is a TTL index; with `timeframe` it contains only documents of that timeframe."""
 
     name: str
     keys: tuple[tuple[str, int], ...]
-    expires: int | None = None
+    ttl_seconds: int | None = None
     timeframe: Timeframe | None = None
 
 
-def collections(lives: Retention) -> Mapping[str, Sequence[Index]]:
-    """Every collection by name, with its indexes besides the one on `_id`."""
+def collections(retention: Retention) -> Mapping[str, Sequence[Index]]:
+    """Every collection by name, with its indexes other than the one on `_id`."""
     return {
-        "trades": (Index("instrument_time", (*_INSTRUMENT, ("timestamp", 1))), Index("life", (("timestamp", 1),), _seconds(lives.trades))),
+        "trades": (
+            Index("instrument_time", (*_INSTRUMENT, ("timestamp", 1))),
+            Index("life", (("timestamp", 1),), _ttl_seconds(retention.trades)),
+        ),
         "pieces": (
             Index("instrument_minute", (*_INSTRUMENT, ("minute", 1), ("first_seq", 1))),
-            Index("life", (("minute", 1),), _seconds(lives.minutes)),
+            Index("life", (("minute", 1),), _ttl_seconds(retention.minutes)),
         ),
-        "footprints": (Index("instrument_start", _BAR), *_lives("start_time", lives)),
-        "bars": (Index("instrument_start", _BAR), *_lives("start_time", lives)),
-        "volume_profiles": _lives("start_time", lives),
-        "order_flow": _lives("timestamp", lives),
-        # Spans may overlap, so both ends are searched. A span lives by its end: while it reaches into what is kept it says something.
+        "footprints": (Index("instrument_start", _BAR), *_bar_ttls("start_time", retention)),
+        "bars": (Index("instrument_start", _BAR), *_bar_ttls("start_time", retention)),
+        "volume_profiles": _bar_ttls("start_time", retention),
+        "order_flow": _bar_ttls("timestamp", retention),
+        # Spans may overlap, so both ends are searched. A span expires by its end, as until then it covers data that is kept.
         "coverage": (
             Index("instrument_start", (*_INSTRUMENT, ("start", 1))),
             Index("instrument_end", (*_INSTRUMENT, ("end", 1), ("start", 1))),
-            Index("life", (("end", 1),), _seconds(lives.hours)),
+            Index("life", (("end", 1),), _ttl_seconds(retention.hours)),
         ),
         "marks": (),
         "counters": (),
@@ -62,19 +65,21 @@ def collections(lives: Retention) -> Mapping[str, Sequence[Index]]:
 
 
 def options(name: str) -> dict[str, Any]:
-    """How a collection is made. Trades lie in the order of their `_id`, so that no index of it lies beside them: that takes a third less
-    disk (`benchmarks/mongo_size.py`). A collection that an earlier version made otherwise stays as it is.
+    """Options with which a collection is created.
+
+    `trades` is clustered by `_id`, so that it needs no separate index of `_id`: this takes a third less disk
+    (`benchmarks/mongo_size.py`). A collection that an earlier version created without these options stays as it is.
     """
-    made: dict[str, Any] = {"storageEngine": _BLOCKS, "indexOptionDefaults": {"storageEngine": _BLOCKS}}
-    return made | ({"clusteredIndex": {"key": {"_id": 1}, "unique": True}} if name == "trades" else {})
+    compressed: dict[str, Any] = {"storageEngine": _ZSTD_BLOCKS, "indexOptionDefaults": {"storageEngine": _ZSTD_BLOCKS}}
+    return compressed | ({"clusteredIndex": {"key": {"_id": 1}, "unique": True}} if name == "trades" else {})
 
 
-def _lives(field: str, lives: Retention) -> tuple[Index, ...]:
+def _bar_ttls(field: str, retention: Retention) -> tuple[Index, ...]:
     return tuple(
-        Index(f"life_{timeframe}", ((field, 1),), _seconds(lives.minutes if timeframe.ms < HOUR else lives.hours), timeframe)
+        Index(f"life_{timeframe}", ((field, 1),), _ttl_seconds(retention.minutes if timeframe.ms < HOUR else retention.hours), timeframe)
         for timeframe in Timeframe
     )
 
 
-def _seconds(life: int) -> int:
-    return min(life // SECOND, _LONGEST)
+def _ttl_seconds(milliseconds: int) -> int:
+    return min(milliseconds // SECOND, _MAX_TTL_SECONDS)

@@ -1,6 +1,6 @@
-"""What the MongoDB server works out itself, in one step that it makes alone: updates as pipelines, pure data.
+"""Updates that the MongoDB server computes itself, atomically: aggregation pipelines as pure data.
 
-Every expression of a step sees the document as it was before, and nothing where there is none yet.
+Every expression of a stage sees the document as it was before the stage; if there is no document yet, all fields are missing.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from wadm_mcp.model import Instrument, Span
 from wadm_mcp.storage.mongo_documents import Document, date
 
 
-def span_growth(instrument: Instrument, span: Span) -> list[Document]:
-    """The update that makes a document of `coverage`, or grows the one that is there as `grown` has it.
+def span_upsert(instrument: Instrument, span: Span) -> list[Document]:
+    """The update that creates a document of `coverage`, or merges the span into the existing one as `merge_spans` does.
 
-    Of what is missing `$max` takes no notice.
+    `$max` ignores missing fields.
     """
-    told = {**instrument._asdict(), "basis": span.basis.value, "reason": span.reason.value, "opened_by": span.opened_by.value}
+    texts = {**instrument._asdict(), "basis": span.basis.value, "reason": span.reason.value, "opened_by": span.opened_by.value}
     return [
         {
             "$set": {
-                **{name: {"$literal": text} for name, text in told.items()},
+                **{name: {"$literal": text} for name, text in texts.items()},
                 "start": date(span.start),
                 "end": {"$max": ["$end", date(span.end)]},
                 "first_seq": Int64(span.first_seq),
@@ -31,21 +31,19 @@ def span_growth(instrument: Instrument, span: Span) -> list[Document]:
     ]
 
 
-def lease_taking(owner: str, life: float) -> list[Document]:
-    """The update that gives a document of `leases` to an owner for `life` seconds, unless another still holds it.
+def lease_acquisition(owner: str, seconds: float) -> list[Document]:
+    """The update that leases a document of `leases` to an owner for `seconds`, unless it is leased to another owner.
 
-    `epoch` grows whenever it goes to another owner, from 1 on. The time is the server's own.
+    The time is the server's own. A field `epoch`, in which earlier releases count the owners, is left unchanged.
     """
     name = {"$literal": owner}
     mine = {"$eq": [{"$ifNull": ["$owner", name]}, name]}
     free = {"$or": [mine, {"$lt": ["$until", "$$NOW"]}]}
-    until = {"$dateAdd": {"startDate": "$$NOW", "unit": "millisecond", "amount": round(life * 1000)}}
-    changes = {"$and": [free, {"$ne": ["$owner", name]}]}
+    until = {"$dateAdd": {"startDate": "$$NOW", "unit": "millisecond", "amount": round(seconds * 1000)}}
     return [
         {
             "$set": {
                 "owner": {"$cond": [free, name, "$owner"]},
-                "epoch": {"$cond": [changes, {"$add": [{"$ifNull": ["$epoch", 0]}, 1]}, "$epoch"]},
                 "until": {"$cond": [free, until, "$until"]},
             }
         }

@@ -1,7 +1,8 @@
-"""Which store and which cache the settings name."""
+"""Opens the store and the cache that the settings name."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from socket import gethostname
 
 from wadm_mcp.health import Health
@@ -10,18 +11,25 @@ from wadm_mcp.storage.cache import Cache, InProcessCache, tape_name
 from wadm_mcp.storage.mongo import MongoStore
 from wadm_mcp.storage.redis_cache import RedisCache
 from wadm_mcp.storage.sqlite import SqliteStore
-from wadm_mcp.storage.store import Store
 
 
-def open_store(settings: Settings, suffix: str = "") -> Store:
-    """The store, not entered yet. `suffix` is added to a database's name: it sets the data of demo and replay apart."""
+def open_store(settings: Settings, suffix: str = "", *, read_only: bool = False) -> MongoStore | SqliteStore:
+    """The store that the settings name, not entered yet: MongoDB where `MONGODB_URL` is set, otherwise SQLite in the data directory.
+
+    `suffix` is added to the name of a MongoDB database: it keeps the data of demo and replay apart.
+    """
     if settings.MONGODB_URL is not None:
-        return MongoStore(settings.MONGODB_URL.get_secret_value(), settings.retention, suffix=suffix)
-    return SqliteStore(settings.WADM_DATA_DIR / "wadm.sqlite")
+        return MongoStore(settings.MONGODB_URL.get_secret_value(), settings.retention, suffix=suffix, read_only=read_only)
+    return SqliteStore(sqlite_path(settings), read_only=read_only)
+
+
+def sqlite_path(settings: Settings) -> Path:
+    """The file of the SQLite store."""
+    return settings.WADM_DATA_DIR / "wadm.sqlite"
 
 
 def open_cache(settings: Settings, health: Health, suffix: str = "") -> Cache:
-    """The cache, not entered yet. Its keys bear the tape's name, so that two tapes on one Redis never mix."""
+    """The cache, not entered yet. Its keys carry a name made from the store's place, so that two tapes on one Redis never mix."""
     if settings.REDIS_URL is None:
         return InProcessCache()
     if settings.MONGODB_URL is not None:
@@ -32,7 +40,7 @@ def open_cache(settings: Settings, health: Health, suffix: str = "") -> Cache:
 
 
 def _without_user(url: str) -> str:
-    """Hosts and database of a URL: a tape stays the same one when its password changes, and no name is made of a password."""
+    """Hosts and database of a URL. User and password are left out: a new password keeps the name, and no secret goes into it."""
     _, _, rest = url.partition("://")
     hosts, slash, database = rest.partition("/")
     return f"{hosts.rpartition('@')[2]}{slash}{database.partition('?')[0]}"

@@ -1,7 +1,7 @@
-"""The embedded store: one SQLite file in the data directory, for whoever configured nothing.
+"""The default store: one SQLite file in the data directory.
 
-One process records, others may read the same file meanwhile (`read_only`). Every statement runs in a worker thread, one at a time
-on the connection that writes and on each of two that read; a statement that runs is waited for, never abandoned.
+One process writes; others may read the same file at the same time (`read_only`). Every statement runs in a worker thread, one at a time
+on the writing connection and on each of the two reading ones. A running statement is always awaited, also on cancellation.
 """
 
 from __future__ import annotations
@@ -21,32 +21,31 @@ from wadm_mcp.errors import StoreError
 from wadm_mcp.model import MINUTE, Instrument, Listing, Span, Timeframe, Trade, Window
 from wadm_mcp.storage import sqlite_expiry, sqlite_rows
 from wadm_mcp.storage.sqlite_rows import Row
-from wadm_mcp.storage.sqlite_schema import damaged, open_readers, open_writer, plain_words, transaction
+from wadm_mcp.storage.sqlite_schema import damaged_message, open_readers, open_writer, transaction, translate_errors
 from wadm_mcp.storage.store import (
     CommitBarrier,
     Derived,
     DirtyMinute,
     OrderFlow,
     PartialFootprint,
-    Profile,
     Retention,
     Store,
     StoredFootprint,
     StoreState,
-    at_once,
+    no_barrier,
 )
 
-_READERS: Final = 2
-_FIND_INSTRUMENT: Final = "SELECT id FROM instruments WHERE exchange = ? AND market = ? AND symbol = ?"
+_READER_COUNT: Final = 2
+_SELECT_INSTRUMENT: Final = "SELECT id FROM instruments WHERE exchange = ? AND market = ? AND symbol = ?"
 
 T = TypeVar("T")
 
 
 class SqliteStore(Store):
-    """A `Store` in one file at `path`, whose folder is made where it is missing.
+    """A `Store` in the file at `path`, whose folder is created if missing.
 
-    With `read_only` the file is only read: it must exist already, it sees what another process commits to it, and every method
-    that writes is refused. A trade's price and id are not 0 and not empty.
+    With `read_only` the file must exist; commits of another process are seen, and every method that writes raises `StoreError`.
+    Prices of trades must not be 0, and their ids not empty.
     """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
@@ -54,10 +53,10 @@ class SqliteStore(Store):
         self._read_only = read_only
         self._writer: sqlite3.Connection | None = None
         self._readers: list[sqlite3.Connection] = []
-        """Those that nobody uses right now."""
+        """Connections that are not in use."""
 
     async def __aenter__(self) -> Self:
-        self._writing, self._reading = CapacityLimiter(1), CapacityLimiter(_READERS)
+        self._writing, self._reading = CapacityLimiter(1), CapacityLimiter(_READER_COUNT)
         try:
             await to_thread.run_sync(self._open, limiter=self._writing)
         except BaseException:
@@ -74,68 +73,69 @@ class SqliteStore(Store):
         spans: Sequence[tuple[Instrument, Span]],
         pieces: Sequence[PartialFootprint] = (),
         *,
-        turn: CommitBarrier = at_once,
+        barrier: CommitBarrier = no_barrier,
     ) -> None:
-        def keep(db: sqlite3.Connection) -> None:
-            ids = _register(db, chain((one.instrument for one in chain(trades, pieces)), (instrument for instrument, _ in spans)))
-            db.executemany(sqlite_rows.KEEP_TRADE, (sqlite_rows.trade_row(ids[trade.instrument], trade) for trade in trades))
-            db.executemany(sqlite_rows.KEEP_PIECE, (sqlite_rows.piece_row(ids[piece.instrument], piece) for piece in pieces))
+        def insert(db: sqlite3.Connection) -> None:
+            instruments = chain((row.instrument for row in chain(trades, pieces)), (instrument for instrument, _ in spans))
+            ids = _register_instruments(db, instruments)
+            db.executemany(sqlite_rows.INSERT_TRADE, (sqlite_rows.trade_row(ids[trade.instrument], trade) for trade in trades))
+            db.executemany(sqlite_rows.INSERT_PIECE, (sqlite_rows.piece_row(ids[piece.instrument], piece) for piece in pieces))
             minutes = {(trade.timestamp - trade.timestamp % MINUTE, ids[trade.instrument]) for trade in trades}
             minutes.update((piece.minute, ids[piece.instrument]) for piece in pieces)
             if minutes:
                 db.execute("UPDATE counter SET writes = writes + 1 WHERE id = 1")
                 (writes,) = db.execute("SELECT writes FROM counter WHERE id = 1").fetchone()
-                db.executemany(sqlite_rows.KEEP_MARK, ((*minute, writes) for minute in sorted(minutes)))
-            db.executemany(sqlite_rows.KEEP_SPAN, (sqlite_rows.span_row(ids[instrument], span) for instrument, span in spans))
+                db.executemany(sqlite_rows.UPSERT_MARK, ((*minute, writes) for minute in sorted(minutes)))
+            db.executemany(sqlite_rows.UPSERT_SPAN, (sqlite_rows.span_row(ids[instrument], span) for instrument, span in spans))
 
-        await turn()
+        await barrier()
         if trades or spans or pieces:
-            await self._write(keep)
+            await self._write(insert)
 
     async def pieces(self, instrument: Instrument, window: Window) -> list[PartialFootprint]:
         def find(db: sqlite3.Connection) -> list[PartialFootprint]:
-            rows = db.execute(sqlite_rows.FIND_PIECES, (_known(db, instrument), window.start, window.end)).fetchall()
-            return self._read_rows("pieces", instrument, rows, partial(sqlite_rows.piece_of, instrument))
+            rows = db.execute(sqlite_rows.SELECT_PIECES, (_instrument_id(db, instrument), window.start, window.end)).fetchall()
+            return self._decode_rows("pieces", instrument, rows, partial(sqlite_rows.piece_of, instrument))
 
         return await self._read(find)
 
     async def derive(self, derived: Derived) -> None:
-        """As the contract says, in one transaction. A footprint or profile whose bar is not in the pass stands by its own revision."""
+        """As the contract says, in one transaction. A footprint or profile without a bar in this pass is compared by its own revision."""
 
-        def keep(db: sqlite3.Connection) -> None:
-            offered = chain(derived.footprints, derived.profiles, derived.order_flow)
-            ids = _register(db, chain((row.instrument for row in offered), (mark.instrument for mark in derived.settles)))
+        def replace(db: sqlite3.Connection) -> None:
+            derived_rows = chain(derived.footprints, derived.profiles, derived.order_flow)
+            ids = _register_instruments(db, chain((row.instrument for row in derived_rows), (mark.instrument for mark in derived.settles)))
             bars = (sqlite_rows.order_flow_row(ids[bar.instrument], bar) for bar in derived.order_flow)
             footprints = (sqlite_rows.footprint_row(ids[row.instrument], row) for row in derived.footprints)
             profiles = (sqlite_rows.profile_row(ids[row.instrument], row) for row in derived.profiles)
-            refused = _refused(db, sqlite_rows.KEEP_ORDER_FLOW, bars)
-            stale = bool(refused)
-            for statement, rows in ((sqlite_rows.KEEP_FOOTPRINT, footprints), (sqlite_rows.KEEP_PROFILE, profiles)):
-                stale |= bool(_refused(db, statement, (row for row in rows if row[:3] not in refused)))
+            rejected = _rejected(db, sqlite_rows.UPSERT_ORDER_FLOW, bars)
+            stale = bool(rejected)
+            for statement, rows in ((sqlite_rows.UPSERT_FOOTPRINT, footprints), (sqlite_rows.UPSERT_PROFILE, profiles)):
+                stale |= bool(_rejected(db, statement, (row for row in rows if row[:3] not in rejected)))
             if not stale:
                 settled = ((mark.minute, ids[mark.instrument], mark.writes) for mark in derived.settles)
                 db.executemany("DELETE FROM marks WHERE minute = ? AND instrument = ? AND writes = ?", settled)
 
         if derived.footprints or derived.profiles or derived.order_flow or derived.settles:
-            await self._write(keep)
+            await self._write(replace)
 
     async def dirty_minutes(self) -> list[DirtyMinute]:
-        rows = await self._read(lambda db: db.execute(sqlite_rows.FIND_MARKS).fetchall())
+        rows = await self._read(lambda db: db.execute(sqlite_rows.SELECT_MARKS).fetchall())
         return [DirtyMinute(Instrument(*names), minute, writes) for minute, writes, *names in rows]
 
     async def save_listings(self, listings: Sequence[Listing]) -> None:
-        def keep(db: sqlite3.Connection) -> None:
-            ids = _register(db, (listing.instrument for listing in listings))
+        def update(db: sqlite3.Connection) -> None:
+            ids = _register_instruments(db, (listing.instrument for listing in listings))
             rows = ((str(listing.tick), str(listing.lot), listing.trading, ids[listing.instrument]) for listing in listings)
             db.executemany("UPDATE instruments SET tick = ?, lot = ?, trading = ? WHERE id = ?", rows)
 
         if listings:
-            await self._write(keep)
+            await self._write(update)
 
     async def listings(self) -> list[Listing]:
         def find(db: sqlite3.Connection) -> list[Listing]:
-            rows = db.execute(sqlite_rows.FIND_LISTINGS).fetchall()
-            return self._read_rows("instruments", "every exchange", rows, sqlite_rows.listing_of)
+            rows = db.execute(sqlite_rows.SELECT_LISTINGS).fetchall()
+            return self._decode_rows("instruments", "every exchange", rows, sqlite_rows.listing_of)
 
         return await self._read(find)
 
@@ -160,88 +160,84 @@ class SqliteStore(Store):
         newest: bool = False,
     ) -> list[Trade]:
         def find(db: sqlite3.Connection) -> list[Trade]:
-            known = _known(db, instrument)
-            if known is None:
+            instrument_id = _instrument_id(db, instrument)
+            if instrument_id is None:
                 return []
-            rows = db.execute(*sqlite_rows.find_trades(known, window, after, limit, newest)).fetchall()
-            return self._read_rows("trades", instrument, reversed(rows) if newest else rows, partial(sqlite_rows.trade_of, instrument))
+            rows = db.execute(*sqlite_rows.select_trades(instrument_id, window, after, limit, newest)).fetchall()
+            return self._decode_rows("trades", instrument, reversed(rows) if newest else rows, partial(sqlite_rows.trade_of, instrument))
 
         return await self._read(find) if limit > 0 else []
 
     async def count(self, instrument: Instrument, window: Window) -> int:
         def find(db: sqlite3.Connection) -> int:
-            key = {"instrument": _known(db, instrument), "start": window.start, "end": window.end}
-            return int(db.execute(sqlite_rows.COUNT, key).fetchone()[0])
+            key = {"instrument": _instrument_id(db, instrument), "start": window.start, "end": window.end}
+            return int(db.execute(sqlite_rows.COUNT_TRADES, key).fetchone()[0])
 
         return await self._read(find)
 
     async def footprints(self, instrument: Instrument, timeframe: Timeframe, window: Window) -> list[StoredFootprint]:
-        return await self._derived("footprints", sqlite_rows.FIND_FOOTPRINTS, sqlite_rows.footprint_of, instrument, timeframe, window)
+        return await self._read_bars("footprints", sqlite_rows.SELECT_FOOTPRINTS, sqlite_rows.footprint_of, instrument, timeframe, window)
 
     async def order_flow(self, instrument: Instrument, timeframe: Timeframe, window: Window) -> list[OrderFlow]:
-        return await self._derived("order_flow", sqlite_rows.FIND_ORDER_FLOW, sqlite_rows.order_flow_of, instrument, timeframe, window)
-
-    async def profiles(self, instrument: Instrument, timeframe: Timeframe, window: Window) -> list[Profile]:
-        """Volume profiles whose start lies in the window, oldest first."""
-        return await self._derived("profiles", sqlite_rows.FIND_PROFILES, sqlite_rows.profile_of, instrument, timeframe, window)
+        return await self._read_bars("order_flow", sqlite_rows.SELECT_ORDER_FLOW, sqlite_rows.order_flow_of, instrument, timeframe, window)
 
     async def spans(self, instrument: Instrument, window: Window) -> list[Span]:
         def find(db: sqlite3.Connection) -> list[Span]:
-            key = {"instrument": _known(db, instrument), "start": window.start, "end": window.end}
-            return self._read_rows("coverage", instrument, db.execute(sqlite_rows.FIND_SPANS, key).fetchall(), sqlite_rows.span_of)
+            key = {"instrument": _instrument_id(db, instrument), "start": window.start, "end": window.end}
+            return self._decode_rows("coverage", instrument, db.execute(sqlite_rows.SELECT_SPANS, key).fetchall(), sqlite_rows.span_of)
 
         return await self._read(find)
 
-    async def expire(self, now: int, lives: Retention) -> int:
-        """As the contract says, and the file shrinks with it. Trades and pieces of a minute that still has its mark are kept."""
-        deleted = await self._write(lambda db: sqlite_expiry.delete(db, now, lives))
+    async def expire(self, now: int, retention: Retention) -> int:
+        """As the contract says, and shrinks the file. Trades and pieces of a minute that still has a mark are kept."""
+        deleted = await self._write(lambda db: sqlite_expiry.delete(db, now, retention))
         await self._write(sqlite_expiry.shrink, atomic=False)
         return deleted
 
-    async def acquire_leases(self, owner: str, instruments: Sequence[Instrument], life: float) -> dict[Instrument, int]:
-        """As the contract says: the lock on the data directory has decided."""
-        return dict.fromkeys(instruments, 0)
+    async def acquire_leases(self, owner: str, instruments: Sequence[Instrument], seconds: float) -> set[Instrument]:
+        """All of them: the lock on the data directory lets one process record."""
+        return set(instruments)
 
     async def release_leases(self, owner: str) -> None:
-        """As the contract says: there is nothing to let go but the lock on the data directory."""
+        """Does nothing: the lock on the data directory stands for all leases."""
 
     async def state(self) -> StoreState:
-        def look(db: sqlite3.Connection) -> int:
+        def measure(db: sqlite3.Connection) -> int:
             db.execute("SELECT id FROM instruments LIMIT 1").fetchone()
-            log = self._path.with_name(f"{self._path.name}-wal")
-            return self._path.stat().st_size + (log.stat().st_size if log.exists() else 0)
+            wal = self._path.with_name(f"{self._path.name}-wal")
+            return self._path.stat().st_size + (wal.stat().st_size if wal.exists() else 0)
 
-        return StoreState("sqlite", str(self._path), await self._read(look))
+        return StoreState("sqlite", str(self._path), await self._read(measure))
 
-    async def _derived(
+    async def _read_bars(
         self,
         table: str,
         statement: str,
-        value_of: Callable[[Instrument, Timeframe, Row], T],
+        decode: Callable[[Instrument, Timeframe, Row], T],
         instrument: Instrument,
         timeframe: Timeframe,
         window: Window,
     ) -> list[T]:
         def find(db: sqlite3.Connection) -> list[T]:
-            rows = db.execute(statement, (_known(db, instrument), timeframe.ms, window.start, window.end)).fetchall()
-            return self._read_rows(f"{table} {timeframe}", instrument, rows, partial(value_of, instrument, timeframe))
+            rows = db.execute(statement, (_instrument_id(db, instrument), timeframe.ms, window.start, window.end)).fetchall()
+            return self._decode_rows(f"{table} {timeframe}", instrument, rows, partial(decode, instrument, timeframe))
 
         return await self._read(find)
 
-    def _read_rows(self, table: str, subject: object, rows: Iterable[Row], value_of: Callable[[Row], T]) -> list[T]:
+    def _decode_rows(self, table: str, subject: object, rows: Iterable[Row], decode: Callable[[Row], T]) -> list[T]:
         values: list[T] = []
         for row in rows:
             try:
-                values.append(value_of(row))
+                values.append(decode(row))
             except (ValueError, TypeError) as error:
-                raise StoreError(damaged(self._path, f"{table} of {subject}, row {row[0]}: {error}")) from error
+                raise StoreError(damaged_message(self._path, f"{table} of {subject}, row {row[0]}: {error}")) from error
         return values
 
     async def _write(self, work: Callable[[sqlite3.Connection], T], atomic: bool = True) -> T:
         def run() -> T:
             if self._writer is None:
                 raise StoreError(f"{self._path} {'was opened for reading only' if self._read_only else 'is closed'}: nothing was written")
-            with plain_words(self._path), transaction(self._writer, "BEGIN IMMEDIATE") if atomic else nullcontext():
+            with translate_errors(self._path), transaction(self._writer, "BEGIN IMMEDIATE") if atomic else nullcontext():
                 return work(self._writer)
 
         return await to_thread.run_sync(run, limiter=self._writing)
@@ -252,8 +248,8 @@ class SqliteStore(Store):
                 raise StoreError(f"{self._path} is closed: nothing can be read from it")
             db = self._readers.pop()
             try:
-                # One snapshot for all statements of a question.
-                with plain_words(self._path), transaction(db, "BEGIN"):
+                # One snapshot for all statements of one read.
+                with translate_errors(self._path), transaction(db, "BEGIN"):
                     return work(db)
             finally:
                 self._readers.append(db)
@@ -263,16 +259,16 @@ class SqliteStore(Store):
     def _open(self) -> None:
         if not self._read_only:
             self._writer = open_writer(self._path)
-        self._readers = open_readers(self._path, _READERS, check=self._read_only)
+        self._readers = open_readers(self._path, _READER_COUNT, check=self._read_only)
 
     async def _close(self) -> None:
         with CancelScope(shield=True):
-            for _ in range(_READERS):
+            for _ in range(_READER_COUNT):
                 await to_thread.run_sync(self._close_reader, limiter=self._reading)
             await to_thread.run_sync(self._close_writer, limiter=self._writing)
 
     def _close_reader(self) -> None:
-        # There are as many tokens as readers, so whoever holds one finds a reader until all are closed.
+        # The limiter has as many tokens as there are readers, so a task with a token finds a reader until all are closed.
         if self._readers:
             self._readers.pop().close()
 
@@ -282,20 +278,20 @@ class SqliteStore(Store):
             self._writer = None
 
 
-def _known(db: sqlite3.Connection, instrument: Instrument) -> int | None:
-    row = db.execute(_FIND_INSTRUMENT, instrument).fetchone()
+def _instrument_id(db: sqlite3.Connection, instrument: Instrument) -> int | None:
+    row = db.execute(_SELECT_INSTRUMENT, instrument).fetchone()
     return None if row is None else int(row[0])
 
 
-def _refused(db: sqlite3.Connection, statement: str, rows: Iterable[Row]) -> set[Row]:
-    """Which of these, by instrument, timeframe and start, were refused, being no newer than what is stored?"""
+def _rejected(db: sqlite3.Connection, statement: str, rows: Iterable[Row]) -> set[Row]:
+    """Writes rows and returns the keys (instrument, timeframe, start) of those that are not newer than the stored row."""
     return {row[:3] for row in rows if not db.execute(statement, row).rowcount}
 
 
-def _register(db: sqlite3.Connection, instruments: Iterable[Instrument]) -> dict[Instrument, int]:
-    """The ids of these instruments, new ones included. Not remembered: a transaction that fails takes its new ids back."""
+def _register_instruments(db: sqlite3.Connection, instruments: Iterable[Instrument]) -> dict[Instrument, int]:
+    """The ids of these instruments; new ones are inserted. Not cached, because a transaction that fails removes the new ids again."""
     ids: dict[Instrument, int] = {}
     for instrument in dict.fromkeys(instruments):
         db.execute("INSERT INTO instruments (exchange, market, symbol) VALUES (?, ?, ?) ON CONFLICT DO NOTHING", instrument)
-        (ids[instrument],) = db.execute(_FIND_INSTRUMENT, instrument).fetchone()
+        (ids[instrument],) = db.execute(_SELECT_INSTRUMENT, instrument).fetchone()
     return ids

@@ -1,4 +1,4 @@
-"""What leaves the SQLite store and how: bounded deletes along the keys, oldest first, and a file that shrinks with them."""
+"""Retention of the SQLite store: deletes expired rows in bounded steps along the keys, oldest first, and shrinks the file."""
 
 from __future__ import annotations
 
@@ -8,80 +8,80 @@ from typing import Final
 from wadm_mcp.model import HOUR, MINUTE, Timeframe
 from wadm_mcp.storage.store import Retention
 
-ROWS: Final = 4_000
-"""Rows that one call deletes from one table at most."""
+MAX_ROWS: Final = 4_000
+"""Most rows that one call deletes from one table."""
 
-PAGES: Final = 4_000
-"""Free pages that one call gives back to the disk at most; 16 MiB."""
+MAX_PAGES: Final = 4_000
+"""Most free pages that one call returns to the file system; 16 MiB."""
 
-_SPARE: Final = 16
-"""One page in so many stays free: new rows take them at once, and nothing is moved about to give them back before."""
+_FREE_PAGE_SHARE: Final = 16
+"""One page in this many stays free for new rows, so that pages are not released and allocated again all the time."""
 
-_DELETE_DERIVED: Final = {
+_DELETE_BARS: Final = {
     table: f"""DELETE FROM {table} WHERE instrument = :instrument AND timeframe = :timeframe AND start IN (
-        SELECT start FROM {table} WHERE instrument = :instrument AND timeframe = :timeframe AND start < :horizon
+        SELECT start FROM {table} WHERE instrument = :instrument AND timeframe = :timeframe AND start < :cutoff
         ORDER BY start LIMIT :rows)"""
     for table in ("footprints", "profiles", "order_flow")
 }
 
-# As of trades, what a mark stands for needs its pieces.
+# Pieces of a minute with a mark are kept, as trades are: its figures are not derived yet.
 _DELETE_PIECES: Final = """DELETE FROM pieces WHERE rowid IN (
-    SELECT rowid FROM pieces WHERE instrument = :instrument AND minute < :horizon AND NOT EXISTS (
+    SELECT rowid FROM pieces WHERE instrument = :instrument AND minute < :cutoff AND NOT EXISTS (
         SELECT 1 FROM marks WHERE marks.minute = pieces.minute AND marks.instrument = pieces.instrument)
     ORDER BY minute LIMIT :rows)"""
 
-# A span that straddles the horizon still says something of what is kept.
+# A span that reaches over the cutoff still covers data that is kept.
 _DELETE_COVERAGE: Final = """DELETE FROM coverage WHERE instrument = :instrument AND start IN (
-    SELECT start FROM coverage WHERE instrument = :instrument AND end <= :horizon ORDER BY end LIMIT :rows)"""
+    SELECT start FROM coverage WHERE instrument = :instrument AND end <= :cutoff ORDER BY end LIMIT :rows)"""
 
 _RANGE: Final = "instrument = ? AND timestamp >= ? AND timestamp < ?"
 _KEY: Final = "timestamp, seq, trade_id"
 _NTH_TRADE: Final = f"SELECT {_KEY} FROM trades WHERE {_RANGE} ORDER BY {_KEY} LIMIT 1 OFFSET ?"
 _DELETE_TRADES: Final = f"DELETE FROM trades WHERE {_RANGE}"
-_DELETE_TRADES_BEFORE: Final = f"DELETE FROM trades WHERE instrument = ? AND timestamp >= ? AND ({_KEY}) < (?, ?, ?)"
+_DELETE_TRADES_BEFORE_KEY: Final = f"DELETE FROM trades WHERE instrument = ? AND timestamp >= ? AND ({_KEY}) < (?, ?, ?)"
 
 
-def delete(db: sqlite3.Connection, now: int, lives: Retention) -> int:
-    """Deletes a bounded amount of what outlived its life; how many rows went."""
+def delete(db: sqlite3.Connection, now: int, retention: Retention) -> int:
+    """Deletes a bounded number of rows that are older than their retention; returns how many."""
     instruments = [int(row[0]) for row in db.execute("SELECT id FROM instruments ORDER BY id")]
-    left = ROWS
+    left = MAX_ROWS
     for instrument in instruments:
-        left -= _delete_trades(db, instrument, now - lives.trades, left)
-    deleted = ROWS - left
-    for statement in _DELETE_DERIVED.values():
-        left = ROWS
+        left -= _delete_trades(db, instrument, now - retention.trades, left)
+    deleted = MAX_ROWS - left
+    for statement in _DELETE_BARS.values():
+        left = MAX_ROWS
         for instrument in instruments:
             for timeframe in Timeframe:
-                horizon = now - (lives.minutes if timeframe.ms < HOUR else lives.hours)
-                key = {"instrument": instrument, "timeframe": timeframe.ms, "horizon": horizon, "rows": left}
+                cutoff = now - (retention.minutes if timeframe.ms < HOUR else retention.hours)
+                key = {"instrument": instrument, "timeframe": timeframe.ms, "cutoff": cutoff, "rows": left}
                 left -= db.execute(statement, key).rowcount
-        deleted += ROWS - left
-    for statement, horizon in ((_DELETE_PIECES, now - lives.minutes), (_DELETE_COVERAGE, now - lives.hours)):
-        left = ROWS
+        deleted += MAX_ROWS - left
+    for statement, cutoff in ((_DELETE_PIECES, now - retention.minutes), (_DELETE_COVERAGE, now - retention.hours)):
+        left = MAX_ROWS
         for instrument in instruments:
-            left -= db.execute(statement, {"instrument": instrument, "horizon": horizon, "rows": left}).rowcount
-        deleted += ROWS - left
+            left -= db.execute(statement, {"instrument": instrument, "cutoff": cutoff, "rows": left}).rowcount
+        deleted += MAX_ROWS - left
     return deleted
 
 
 def shrink(db: sqlite3.Connection) -> None:
-    """Gives a bounded amount of free pages back to the disk. Not within a transaction."""
+    """Returns a bounded number of free pages to the file system. Must not run within a transaction."""
     (pages,) = db.execute("PRAGMA page_count").fetchone()
     (free,) = db.execute("PRAGMA freelist_count").fetchone()
-    spare = free - pages // _SPARE
+    spare = free - pages // _FREE_PAGE_SHARE
     if spare > 0:
-        # It frees one page a step and its steps are rows without columns, at the first of which `execute` stops.
-        db.executescript(f"PRAGMA incremental_vacuum({min(spare, PAGES)})")
-        # The file itself is cut by a checkpoint.
+        # This pragma frees one page per result row, and `execute` stops at the first row because it has no columns.
+        db.executescript(f"PRAGMA incremental_vacuum({min(spare, MAX_PAGES)})")
+        # A checkpoint truncates the file itself.
         db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
 
-def _delete_trades(db: sqlite3.Connection, instrument: int, horizon: int, rows: int) -> int:
-    # What a mark stands for was not derived yet, as in an import older than a trade's life: it needs its trades.
-    found = db.execute("SELECT minute FROM marks WHERE minute < ? AND instrument = ? ORDER BY minute", (horizon, instrument))
+def _delete_trades(db: sqlite3.Connection, instrument: int, cutoff: int, rows: int) -> int:
+    # A minute with a mark is not derived yet and needs its trades, even if they are expired (an import can be that old).
+    found = db.execute("SELECT minute FROM marks WHERE minute < ? AND instrument = ? ORDER BY minute", (cutoff, instrument))
     marked = [int(row[0]) for row in found]
     left = rows
-    for start, end in zip([0, *(minute + MINUTE for minute in marked)], [*marked, horizon], strict=True):
+    for start, end in zip([0, *(minute + MINUTE for minute in marked)], [*marked, cutoff], strict=True):
         if left <= 0:
             break
         if start < end:
@@ -89,5 +89,5 @@ def _delete_trades(db: sqlite3.Connection, instrument: int, horizon: int, rows: 
             if beyond is None:
                 left -= db.execute(_DELETE_TRADES, (instrument, start, end)).rowcount
             else:
-                left -= db.execute(_DELETE_TRADES_BEFORE, (instrument, start, *beyond)).rowcount
+                left -= db.execute(_DELETE_TRADES_BEFORE_KEY, (instrument, start, *beyond)).rowcount
     return rows - left

@@ -1,6 +1,6 @@
-"""The file under the SQLite store: its tables, how it is opened, and what its troubles mean in plain words.
+"""The file of the SQLite store: its tables, how it is opened and migrated, and the text of its errors.
 
-A file that is not ours, is damaged or comes from a newer WADM is refused by name and left exactly as it is.
+A file of another program, a damaged one, or one of a newer WADM is refused by name and not changed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ APPLICATION_ID: Final = int.from_bytes(b"WADM", "big")
 SCHEMA_VERSION: Final = 3
 
 CHECK_SECONDS: Final = 1.0
-"""How long an opening file is checked: a small one is checked whole, a huge one as far as this goes."""
+"""Time limit of the check when a file is opened: a small file is checked completely, a huge one in part."""
 
 BUSY_SECONDS: Final = 2.0
 """How long a statement waits for another process that is writing."""
@@ -36,10 +36,10 @@ _PIECES: Final = """CREATE TABLE IF NOT EXISTS pieces (
 _TRACKED: Final = """CREATE TABLE IF NOT EXISTS tracked (
         exchange TEXT NOT NULL, market TEXT NOT NULL, symbol TEXT NOT NULL, PRIMARY KEY (exchange, market, symbol)) WITHOUT ROWID"""
 
-# Key columns stand in the order every question asks by. The key of `trades` holds what never changes of a trade: its price does,
-# by its scale, when a finer price made a decoder widen it between two deliveries. The price carries the side as its sign, and an
-# empty `trade_id` stands for one that is the seq, ten bytes less a trade. Packed footprints and profiles are too big for a
-# clustered key (WITHOUT ROWID wants rows well below a page).
+# Key columns have the order in which every query uses them. The key of `trades` contains only what never changes: the price integer
+# does, when a decoder widens the scale between two deliveries of the same trade. The sign of the price is the side, and an empty
+# `trade_id` means that it equals the seq, which saves ten bytes a trade. Packed footprints and profiles are too big for a clustered
+# key (WITHOUT ROWID needs rows well below a page).
 _TABLES: Final = (
     """CREATE TABLE IF NOT EXISTS instruments (
         id INTEGER PRIMARY KEY, exchange TEXT NOT NULL, market TEXT NOT NULL, symbol TEXT NOT NULL,
@@ -52,7 +52,7 @@ _TABLES: Final = (
         minute INTEGER NOT NULL, instrument INTEGER NOT NULL, writes INTEGER NOT NULL,
         PRIMARY KEY (minute, instrument)) WITHOUT ROWID""",
     _PIECES,
-    # One row. Marks take their `writes` from it, so that a mark set anew never repeats a number that was already settled.
+    # One row. Marks take their `writes` from it, so that a new mark never repeats a number that was already cleared.
     "CREATE TABLE IF NOT EXISTS counter (id INTEGER PRIMARY KEY CHECK (id = 1), writes INTEGER NOT NULL)",
     "INSERT OR IGNORE INTO counter (id, writes) VALUES (1, 0)",
     """CREATE TABLE IF NOT EXISTS footprints (
@@ -72,7 +72,7 @@ _TABLES: Final = (
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
 
-# What turns a file of one version into the next. All spans of version 1 have rows.
+# Statements that migrate a file from one version to the next. All spans of version 1 have rows.
 _MIGRATIONS: Final = {
     1: (
         _PIECES,
@@ -86,38 +86,38 @@ _MIGRATIONS: Final = {
     2: (_TRACKED,),
 }
 
-_ELSEWHERE: Final = "or set WADM_DATA_DIR to another folder"
-_UNTOUCHED: Final = f"it was left as it is; move it away, restore a backup, {_ELSEWHERE}"
+_OTHER_FOLDER: Final = "or set WADM_DATA_DIR to another folder"
+_NOT_CHANGED: Final = f"it was not changed; move it away, restore a backup, {_OTHER_FOLDER}"
 
 
 def open_writer(path: Path) -> sqlite3.Connection:
-    """The one connection that writes; makes the folder, the file and its tables where they are missing, and migrates an older file.
+    """The only writing connection. Creates the folder, the file and its tables if missing, and migrates an older file. Blocks.
 
-    `StoreError` for a file that is damaged, foreign, from a newer WADM, or out of reach. Blocks.
+    Raises `StoreError` for a file that is damaged, of another program, of a newer WADM, or cannot be reached.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         exists = path.exists() and (path.is_dir() or path.stat().st_size > 0)
     except OSError as error:
-        raise StoreError(f"{path} cannot be opened ({error.strerror}): make its folder writable, {_ELSEWHERE}") from None
-    with plain_words(path):
+        raise StoreError(f"{path} cannot be opened ({error.strerror}): make its folder writable, {_OTHER_FOLDER}") from None
+    with translate_errors(path):
         if exists:
             _inspect(path)
         db = _connect(path, "rwc")
         try:
-            # Takes effect only while the file is empty; it is what lets the file shrink after deletes.
+            # Has an effect only while the file is empty; without it the file would not shrink after deletes.
             db.execute("PRAGMA auto_vacuum = INCREMENTAL")
             if db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
                 raise StoreError(f"{path} lies where files cannot be shared (a network folder?): set WADM_DATA_DIR to a local folder")
             for pragma in ("synchronous = FULL", "fullfsync = ON", "cache_size = -16384", f"journal_size_limit = {8 << 20}"):
                 db.execute(f"PRAGMA {pragma}")
-            if _is_fresh(db):
+            if _is_empty(db):
                 with transaction(db, "BEGIN IMMEDIATE"):
                     for statement in _TABLES:
                         db.execute(statement)
             if _version(db) < SCHEMA_VERSION:
                 with transaction(db, "BEGIN IMMEDIATE"):
-                    # Looked at again: another process may have been faster.
+                    # The version is read again, as another process may have migrated the file meanwhile.
                     for older in range(_version(db), SCHEMA_VERSION):
                         for statement in (*_MIGRATIONS[older], f"PRAGMA user_version = {older + 1}"):
                             db.execute(statement)
@@ -128,15 +128,15 @@ def open_writer(path: Path) -> sqlite3.Connection:
 
 
 def open_readers(path: Path, count: int, *, check: bool) -> list[sqlite3.Connection]:
-    """Connections that only read; they never create or change the file. With `check` the file is first looked over.
+    """Read-only connections, which never create or change the file. With `check` the file is inspected first. Blocks.
 
-    `StoreError` as of `open_writer`, and where nothing was recorded yet or an older WADM's file was not migrated yet. Blocks.
+    Raises `StoreError` as `open_writer` does, and also if nothing was recorded yet or the file of an older WADM is not migrated yet.
     """
     readers: list[sqlite3.Connection] = []
-    with plain_words(path):
+    with translate_errors(path):
         try:
             if check and not (path.exists() and _inspect(path, oldest=SCHEMA_VERSION)):
-                raise StoreError(f"nothing was recorded in {path} yet: start a WADM that records there, {_ELSEWHERE}")
+                raise StoreError(f"nothing was recorded in {path} yet: start a WADM that records there, {_OTHER_FOLDER}")
             for _ in range(count):
                 readers.append(_connect(path, "ro"))
                 readers[-1].execute("PRAGMA cache_size = -4096")
@@ -149,57 +149,57 @@ def open_readers(path: Path, count: int, *, check: bool) -> list[sqlite3.Connect
 
 @contextmanager
 def transaction(db: sqlite3.Connection, begin: str) -> Generator[None]:
-    """All or nothing, also when the commit itself fails."""
+    """Runs the block in a transaction, which is rolled back when the block or the commit fails."""
     db.execute(begin)
     try:
         yield
         db.execute("COMMIT")
     except BaseException:
-        # A full disk may have ended the transaction already.
+        # SQLite may have rolled back by itself, for example on a full disk.
         if db.in_transaction:
             db.execute("ROLLBACK")
         raise
 
 
 @contextmanager
-def plain_words(path: Path) -> Generator[None]:
-    """Turns what the file's library or the system says into a `StoreError` for the reader."""
+def translate_errors(path: Path) -> Generator[None]:
+    """Translates errors of SQLite and of the operating system into a `StoreError` that says what to do."""
     try:
         yield
     except sqlite3.ProgrammingError:
         raise
     except sqlite3.Error as error:
-        raise StoreError(_explained(error, path)) from error
+        raise StoreError(_explain(error, path)) from error
     except OSError as error:
-        raise StoreError(f"{path} cannot be reached ({error.strerror}): make its folder readable, {_ELSEWHERE}") from error
+        raise StoreError(f"{path} cannot be reached ({error.strerror}): make its folder readable, {_OTHER_FOLDER}") from error
     except OverflowError as error:
-        raise StoreError(f"{path} holds whole numbers of up to 64 bits, and one of these is larger; nothing was changed") from error
+        raise StoreError(f"{path} stores integers of up to 64 bits, and one of these is larger; nothing was changed") from error
 
 
-def damaged(path: Path, what: str) -> str:
-    """What to say of a damaged file."""
-    return f"{path} is damaged ({what}): {_UNTOUCHED}"
+def damaged_message(path: Path, what: str) -> str:
+    """The error text for a damaged file."""
+    return f"{path} is damaged ({what}): {_NOT_CHANGED}"
 
 
-def _explained(error: sqlite3.Error, path: Path) -> str:
+def _explain(error: sqlite3.Error, path: Path) -> str:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     match code:
         case sqlite3.SQLITE_FULL:
-            return f"the disk that holds {path} is full: nothing of this write was kept; free some space, {_ELSEWHERE}"
+            return f"the disk of {path} is full: nothing of this write was stored; free some space, {_OTHER_FOLDER}"
         case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM:
-            return f"{path} cannot be written, its file or file system is read-only: nothing was changed; make it writable, {_ELSEWHERE}"
+            return f"{path} cannot be written, its file or file system is read-only: nothing was changed; make it writable, {_OTHER_FOLDER}"
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
-            return f"{path} is locked by another program: nothing was changed; wait for it or stop it, {_ELSEWHERE}"
+            return f"{path} is locked by another program: nothing was changed; wait for it or stop it, {_OTHER_FOLDER}"
         case sqlite3.SQLITE_NOTADB:
-            return f"{path} is not a database, or its beginning is damaged: {_UNTOUCHED}"
+            return f"{path} is not a database, or its beginning is damaged: {_NOT_CHANGED}"
         case sqlite3.SQLITE_CORRUPT:
-            return damaged(path, str(error))
+            return damaged_message(path, str(error))
         case sqlite3.SQLITE_CANTOPEN:
-            return f"{path} cannot be opened: make its folder readable and writable, {_ELSEWHERE}"
+            return f"{path} cannot be opened: make its folder readable and writable, {_OTHER_FOLDER}"
         case sqlite3.SQLITE_IOERR:
-            return f"the disk failed to read or write {path} ({error}): nothing was changed; check the disk, {_ELSEWHERE}"
+            return f"the disk failed to read or write {path} ({error}): nothing was changed; check the disk, {_OTHER_FOLDER}"
         case _:
-            return f"{path} cannot be used ({error}): {_UNTOUCHED}"
+            return f"{path} cannot be used ({error}): {_NOT_CHANGED}"
 
 
 def _connect(path: Path, mode: str) -> sqlite3.Connection:
@@ -216,8 +216,8 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
     return db
 
 
-def _is_fresh(db: sqlite3.Connection) -> bool:
-    """Has nobody made tables here yet?"""
+def _is_empty(db: sqlite3.Connection) -> bool:
+    """Whether the file has no tables and no owner yet."""
     return db.execute("PRAGMA application_id").fetchone()[0] == 0 and _count_tables(db) == 0
 
 
@@ -230,31 +230,31 @@ def _count_tables(db: sqlite3.Connection) -> int:
 
 
 def _inspect(path: Path, oldest: int = 1) -> bool:
-    """Looks a file over without changing it: are our tables in it? `StoreError` when WADM must not use it.
+    """Inspects a file without changing it. Returns whether it has our tables; raises `StoreError` if WADM must not use it.
 
-    `oldest` is the schema that is old enough for whoever opens it: one who writes migrates, one who only reads cannot.
+    `oldest` is the lowest schema version that the caller can use: a writer migrates older ones, a reader cannot.
     """
     with closing(_connect(path, "ro")) as db:
-        if _is_fresh(db):
+        if _is_empty(db):
             return False
         (application,) = db.execute("PRAGMA application_id").fetchone()
         version = _version(db)
         if application != APPLICATION_ID:
-            raise StoreError(f"{path} is another program's database: {_UNTOUCHED}")
+            raise StoreError(f"{path} is another program's database: {_NOT_CHANGED}")
         if version > SCHEMA_VERSION:
             known = f"its schema is {version}, this one knows {SCHEMA_VERSION}"
-            raise StoreError(f"{path} was written by a newer WADM ({known}): upgrade wadm-mcp, {_ELSEWHERE}")
+            raise StoreError(f"{path} was written by a newer WADM ({known}): upgrade wadm-mcp, {_OTHER_FOLDER}")
         if version < 1:
-            raise StoreError(damaged(path, f"schema {version}"))
+            raise StoreError(damaged_message(path, f"schema {version}"))
         if version < oldest:
             known = f"its schema is {version}, this one reads {SCHEMA_VERSION}"
-            raise StoreError(f"{path} was written by an older WADM ({known}): start a WADM that records there once, {_ELSEWHERE}")
+            raise StoreError(f"{path} was written by an older WADM ({known}): start a WADM that records there once, {_OTHER_FOLDER}")
         _check(db, path)
     return True
 
 
 def _check(db: sqlite3.Connection, path: Path) -> None:
-    # A timer rather than a progress handler: older SQLite does not call that one while it walks a table's pages.
+    # A timer, not a progress handler: older versions of SQLite do not call the handler while they check a table's pages.
     timer = threading.Timer(CHECK_SECONDS, db.interrupt)
     timer.start()
     try:
@@ -267,4 +267,4 @@ def _check(db: sqlite3.Connection, path: Path) -> None:
         timer.cancel()
         timer.join()
     if finding != "ok":
-        raise StoreError(damaged(path, " ".join(str(finding).split())))
+        raise StoreError(damaged_message(path, " ".join(str(finding).split())))

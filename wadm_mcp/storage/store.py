@@ -1,7 +1,7 @@
-"""The contract of what is kept: trades, footprints, volume profiles, order flow, coverage. Every store fulfils it alike.
+"""The contract of a store: trades, footprints, volume profiles, order flow and coverage. Every store behaves the same.
 
-Order within a write: trades and pieces first, what is derived from them next, coverage last, so that coverage never claims what is not
-there. When a write returns it is durable. Writing the same again changes nothing.
+Writes follow an order: trades and pieces first, then what is derived from them, coverage last, so that coverage never claims data that
+is not stored. A write is durable when it returns. Writing the same data again changes nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from wadm_mcp.model import Instrument, Listing, Retention, Span, Timeframe, Trad
 
 
 class OrderFlow(msgspec.Struct, frozen=True):
-    """One closed bar of order flow. `cumulative_delta` counts from 00:00 UTC, at the bar's scale; `revision` starts at 0."""
+    """The order flow of one closed bar. `cumulative_delta` starts at 00:00 UTC and has the bar's scale; `revision` starts at 0."""
 
     instrument: Instrument
     timeframe: Timeframe
@@ -49,17 +49,18 @@ class StoredFootprint(msgspec.Struct, frozen=True):
 
 
 WHOLE: Final = -1
-"""In place of a piece's ids: see `Piece`."""
+"""Stands in place of both ids of a `PartialFootprint` that covers its whole minute."""
 
 
 class PartialFootprint(msgspec.Struct, frozen=True):
-    """Trades of one minute that are held as their footprint alone, without rows: the consecutive ids `first_seq` to `last_seq`.
+    """A piece: trades of one minute, stored as one footprint without rows. They have the consecutive ids `first_seq` to `last_seq`.
 
-    A history that an exchange tells in aggregates becomes pieces, since rows and aggregates may not share an instrument's ids. The
-    figures of a minute are derived from its rows and its pieces together; no id is in both. A piece is known by its instrument, `minute`
-    (its start, ms) and `first_seq`; storing it again changes nothing.
+    Where an exchange publishes its history as aggregates, they are stored as pieces, because the ids of aggregates and of trades are not
+    the same. The figures of a minute are derived from its trade rows and its pieces together; no id is in both. A piece is identified
+    by its instrument, `minute` (its start, ms) and `first_seq`; storing it again changes nothing.
 
-    With `WHOLE` in place of both ids it is all of its minute, told by a record that has no ids to join by: it stands above the rows.
+    With `WHOLE` in place of both ids the piece holds all trades of its minute, from a source without ids that could be matched with
+    rows. Such a piece replaces the rows of the minute.
     """
 
     instrument: Instrument
@@ -75,9 +76,9 @@ class PartialFootprint(msgspec.Struct, frozen=True):
 
 
 class DirtyMinute(NamedTuple):
-    """A minute whose stored figures lack trades that are stored: open, late or recovered after a crash.
+    """A mark: stored trades of this minute are not in its stored figures yet. It is open, got late trades, or was recovered.
 
-    `writes` grows with each write to the minute, so that a mark is only cleared by whoever saw its newest trade.
+    `writes` grows with each write to the minute. A pass clears a mark only if it read the mark's newest `writes`.
     """
 
     instrument: Instrument
@@ -86,7 +87,7 @@ class DirtyMinute(NamedTuple):
 
 
 class Derived(msgspec.Struct, frozen=True):
-    """What rollup derived in one pass, and the marks which that settles."""
+    """What rollup derived in one pass, and the marks that the pass clears."""
 
     footprints: Sequence[StoredFootprint] = ()
     profiles: Sequence[Profile] = ()
@@ -95,7 +96,7 @@ class Derived(msgspec.Struct, frozen=True):
 
 
 class StoreState(NamedTuple):
-    """What a health page says of a store."""
+    """A store's kind, place and size on disk, for the health page."""
 
     kind: str
     place: str
@@ -106,22 +107,26 @@ _PAGE_TRADES: Final = 10_000
 """Trades that `all_trades` reads at a time."""
 
 CommitBarrier: TypeAlias = Callable[[], Awaitable[None]]
-"""Returns once everything written before is durable."""
+"""Returns when all batches before this one are durable."""
 
 
-async def at_once() -> None:
-    """The turn of a batch that is written alone."""
+async def no_barrier() -> None:
+    """The barrier of a batch that is written alone: nothing to wait for."""
 
 
-def grown(known: Span, newer: Span) -> Span:
-    """A stored span and one that is written over it, with the same start and first id, as one: the longer of both, told as by the newer."""
-    return msgspec.structs.replace(newer, end=max(known.end, newer.end), last_seq=max(known.last_seq, newer.last_seq))
+def merge_spans(stored: Span, newer: Span) -> Span:
+    """A stored span and a newer one with the same start and first id, as one span.
+
+    It has the later end and the higher last id of the two; all else comes from the newer one.
+    """
+    return msgspec.structs.replace(newer, end=max(stored.end, newer.end), last_seq=max(stored.last_seq, newer.last_seq))
 
 
 class Store(Protocol):
-    """Where things rest, entered as a context manager; `StoreError` when the store cannot be used, by name and with what to do.
+    """Durable storage, entered as a context manager.
 
-    Volume profiles are written for those who read the store itself; answers come from footprints.
+    Every method raises `StoreError` when the store cannot be used; the error names the store and what to do.
+    Volume profiles are written for programs that read the database itself; answers are computed from footprints.
     """
 
     async def __aenter__(self) -> Self: ...
@@ -134,14 +139,13 @@ class Store(Protocol):
         spans: Sequence[tuple[Instrument, Span]],
         pieces: Sequence[PartialFootprint] = (),
         *,
-        turn: CommitBarrier = at_once,
+        barrier: CommitBarrier = no_barrier,
     ) -> None:
-        """Keep a batch: trades and pieces (known ones are ignored), a mark on each of their minutes, then coverage. Durable on return.
+        """Store a batch: trades and pieces (those already stored are ignored), a mark for each of their minutes, then coverage.
 
-        Several may be written at once, for coverage rests on all that came before it: who does so has each batch await its `turn` before
-        it claims anything. What waits for the turn may be there earlier, or not.
-        A span that is stored already under its instrument, start and first id grows to the longer of both, whoever writes last: see
-        `grown`.
+        The batch is durable on return. Several batches may be written concurrently: each awaits its `barrier` before it stores coverage,
+        so that coverage never precedes the trades of an earlier batch. A batch's own trades may be stored before its barrier returns.
+        A span with the instrument, start and first id of a stored one is merged with it: see `merge_spans`.
         """
         ...
 
@@ -150,39 +154,39 @@ class Store(Protocol):
         ...
 
     async def count(self, instrument: Instrument, window: Window) -> int:
-        """How many trades of the window are stored, pieces of its minutes counted as one each."""
+        """Number of stored trades of the window; a piece counts as one."""
         ...
 
     async def derive(self, derived: Derived) -> None:
-        """Keep what rollup derived in place of what stood there; clear the marks it settles unless they grew since. Durable on return.
+        """Replace stored figures with newly derived ones and clear the marks in `settles` that have not grown since. Durable on return.
 
-        Compare-and-set: a bar is taken only if its revision is higher than the stored one, and its footprint and profile with it. A pass
-        in which any bar is refused is stale (another holder of the lease was there first): no mark is cleared.
+        Compare-and-set: a bar is written, with its footprint and profile, only if its revision is higher than the stored one. If any bar
+        is rejected, another lease owner has derived it before, the pass is stale, and no mark is cleared.
         """
         ...
 
     async def dirty_minutes(self) -> list[DirtyMinute]:
-        """Every minute whose stored figures are not up to date, oldest first."""
+        """Every minute whose stored figures lack stored trades, oldest first."""
         ...
 
     async def save_listings(self, listings: Sequence[Listing]) -> None:
-        """Remember how the exchanges list these instruments."""
+        """Store the exchanges' listings of these instruments, in place of earlier ones."""
         ...
 
     async def listings(self) -> list[Listing]:
-        """Every listing ever kept, newest form."""
+        """The newest listing of every instrument that was ever stored."""
         ...
 
     async def track(self, instruments: Sequence[Instrument]) -> None:
-        """Remember that somebody asked for these instruments to be followed."""
+        """Store that these instruments were asked to be recorded."""
         ...
 
     async def untrack(self, instruments: Sequence[Instrument]) -> None:
-        """Nobody asks for these any more. What is held of them stays."""
+        """Remove these instruments from the tracked ones. Their stored data stays."""
         ...
 
     async def tracked(self) -> list[Instrument]:
-        """Every instrument that was asked for and not taken back, in no order."""
+        """Every tracked instrument, in no order."""
         ...
 
     async def trades(
@@ -196,7 +200,7 @@ class Store(Protocol):
     ) -> list[Trade]:
         """Up to `limit` trades of the window in ascending `Trade.order`.
 
-        `after` is the `Trade.order` of a trade: only later ones are given. With `newest` the last `limit` ones instead of the first.
+        `after` is the `Trade.order` of a trade: only later trades are returned. With `newest` the last `limit` trades, not the first.
         """
         ...
 
@@ -209,27 +213,30 @@ class Store(Protocol):
         ...
 
     async def spans(self, instrument: Instrument, window: Window) -> list[Span]:
-        """Coverage that touches the window, oldest first, and the nearest span before it and after it where there is one."""
+        """Spans that touch the window, and the nearest one before it and after it, oldest first."""
         ...
 
-    async def expire(self, now: int, lives: Retention) -> int:
-        """Delete a bounded amount of what outlived its life; how many rows went. 0 where the store's own server deletes."""
+    async def expire(self, now: int, retention: Retention) -> int:
+        """Delete a bounded number of rows that are older than their retention; returns how many.
+
+        Returns 0 where the database server deletes by itself.
+        """
         ...
 
-    async def acquire_leases(self, owner: str, instruments: Sequence[Instrument], life: float) -> dict[Instrument, int]:
-        """Be, or go on to be, the one that records these instruments, for `life` seconds from now by the store's own clock.
+    async def acquire_leases(self, owner: str, instruments: Sequence[Instrument], seconds: float) -> set[Instrument]:
+        """Acquire or renew the leases of these instruments, for `seconds` from now by the store's own clock.
 
-        Those that are held, each with the epoch of its lease: a number that grows whenever another owner takes it. What is missing
-        another owner holds. A store that one machine's lock guards already (SQLite's data directory) says yes to all, at epoch 0.
+        Returns the instruments whose lease `owner` has now; the others are leased to another owner. A store that a lock on one machine
+        guards already (SQLite's data directory) returns all of them.
         """
         ...
 
     async def release_leases(self, owner: str) -> None:
-        """Record nothing more, so that another owner may at once."""
+        """End all leases of this owner, so that another one can acquire them immediately."""
         ...
 
     async def state(self) -> StoreState:
-        """Proof that the store answers; `StoreError` when it does not."""
+        """The store's state, read from the store itself; `StoreError` when it does not answer."""
         ...
 
 

@@ -1,7 +1,7 @@
-"""Who may speak to the HTTP face: one check outside every route, before anything reads the request.
+"""The access check of every HTTP request, made before any route reads it.
 
-A foreign Host is 421 and a foreign Origin 403, so that no page in a browser can reach a server on loopback (DNS rebinding).
-With `API_KEY` set, every route but the health routes needs it.
+A Host that is not allowed is answered with 421 and an Origin that is not allowed with 403, so that no page in a browser can reach a
+server on loopback (DNS rebinding). With `API_KEY` set, every route but the health routes requires it.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from collections.abc import Iterable
 from typing import Final
 from urllib.parse import urlsplit
 
-from starlette.responses import JSONResponse
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from wadm_mcp.settings import Settings, is_loopback
+from wadm_mcp.web.responses import error_response
 
 OPEN_PATHS: Final = ("/health", "/health/live")
-"""Routes that need no key: a probe has none."""
+"""Routes that need no key, since a health probe has none."""
 
-_SHOWN: Final = 60
+_MAX_SHOWN_CHARS: Final = 60
 
 
 class Guard:
@@ -35,7 +36,7 @@ class Guard:
         refusal = self._refusal(scope) if scope["type"] == "http" else None
         await (refusal or self._app)(scope, receive, send)
 
-    def _refusal(self, scope: Scope) -> JSONResponse | None:
+    def _refusal(self, scope: Scope) -> Response | None:
         hosts, origins = _values(scope, b"host"), _values(scope, b"origin")
         if not hosts or not all(self._accepts(_name_of(host)) for host in hosts):
             return _refuse(421, "Host", hosts)
@@ -43,7 +44,7 @@ class Guard:
             return _refuse(403, "Origin", origins)
         if self._key is not None and scope["path"] not in OPEN_PATHS and not self._knows_key(scope):
             text = "API_KEY is needed: send it as Authorization: Bearer KEY, or as X-API-Key: KEY"
-            return JSONResponse({"error": text}, 401, {"WWW-Authenticate": "Bearer"})
+            return error_response(401, text, {"WWW-Authenticate": "Bearer"})
         return None
 
     def _accepts(self, name: str) -> bool:
@@ -58,9 +59,9 @@ class Guard:
         return any(hmac.compare_digest(value, self._key or b"") for value in given)
 
 
-def _refuse(status: int, header: str, given: Iterable[str]) -> JSONResponse:
-    value = ", ".join(given)[:_SHOWN] or "(none)"
-    return JSONResponse({"error": f"{header} {value} is not accepted here: loopback names are, and those in WADM_ALLOWED_HOSTS"}, status)
+def _refuse(status: int, header: str, given: Iterable[str]) -> Response:
+    value = ", ".join(given)[:_MAX_SHOWN_CHARS] or "(none)"
+    return error_response(status, f"{header} {value} is not accepted here; allowed are loopback names and those in WADM_ALLOWED_HOSTS")
 
 
 def _values(scope: Scope, header: bytes) -> list[str]:
@@ -68,17 +69,17 @@ def _values(scope: Scope, header: bytes) -> list[str]:
 
 
 def _name_of(host: str) -> str:
-    """`wadm.example:443` and `[::1]:8920` without their port, in lower case. Empty for anything that is no host."""
+    """The name in `wadm.example:443` or `[::1]:8920`, without the port, in lower case. Empty for anything that is not a host."""
     try:
         parts = urlsplit(f"//{host}")
-        parts.port  # noqa: B018  raises ValueError for a port that is none
+        parts.port  # noqa: B018  raises ValueError for an invalid port
     except ValueError:
         return ""
-    plain = parts.netloc == host and "@" not in host
-    return (parts.hostname or "").rstrip(".") if plain else ""
+    is_host = parts.netloc == host and "@" not in host
+    return (parts.hostname or "").rstrip(".") if is_host else ""
 
 
 def _name_of_origin(origin: str) -> str:
-    """Host name of `https://wadm.example:443`. Empty for `null` and whatever else is no web origin."""
+    """The host name in `https://wadm.example:443`. Empty for `null` and everything else that is not a web origin."""
     scheme, separator, host = origin.partition("://")
     return _name_of(host) if separator and scheme.lower() in ("http", "https") else ""

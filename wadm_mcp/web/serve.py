@@ -1,7 +1,7 @@
-"""uvicorn inside the caller's own scope: it binds, serves, and stops on the first SIGINT or SIGTERM with exit status 0.
+"""Serving the application with uvicorn, in the caller's own scope. It stops on the first SIGINT or SIGTERM with exit status 0.
 
-The runtime is entered around uvicorn and not by it, so that a start that fails is an error here and not an exit there, and what is
-recorded is flushed whatever the last connections do.
+The runtime is entered around uvicorn and not by it: a failed start is then an error of the caller and not an exit of uvicorn, and
+recorded trades are flushed whatever state the last connections are in.
 """
 
 from __future__ import annotations
@@ -16,25 +16,27 @@ import anyio
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from wadm_mcp.errors import SettingError, WadmError, printable
+from wadm_mcp.errors import SettingError, WadmError, printable, ungrouped
 from wadm_mcp.process.signals import stop_signals
-from wadm_mcp.server.context import Runtime, one_error
+from wadm_mcp.server.context import ServedRuntime
 from wadm_mcp.settings import Settings
 from wadm_mcp.web.streams import Streams
 
-_ANSWERED_WITHIN: Final = 0.3
-"""Seconds that open requests get once a stop is asked for; then streams are ended."""
-_CLOSED_WITHIN: Final = 1
-"""Seconds after which uvicorn drops the connections that are left."""
-_PAUSE: Final = 0.01
-_CONNECTIONS: Final = 1_000
-"""Connections at once; one more gets 503."""
+_ANSWER_SECONDS: Final = 0.3
+"""Time that open requests get after a stop signal; then event streams are ended."""
+_CLOSE_SECONDS: Final = 1
+"""Time after which uvicorn drops the remaining connections."""
+_FAILURE_PAUSE_SECONDS: Final = 0.01
+_MAX_CONNECTIONS: Final = 1_000
+"""Connections at once; a further one gets 503."""
 
 
 class WebApp:
-    """A whole ASGI application and what it takes to serve it: `running` enters the runtime, once, `streams` ends what would not end."""
+    """The ASGI application with what serving it needs: `running` enters the runtime, once; `streams` ends the open event streams."""
 
-    def __init__(self, app: ASGIApp, runtime: Runtime, streams: Streams, running: Callable[[], AbstractAsyncContextManager[None]]) -> None:
+    def __init__(
+        self, app: ASGIApp, runtime: ServedRuntime, streams: Streams, running: Callable[[], AbstractAsyncContextManager[None]]
+    ) -> None:
         self._app = app
         self.runtime = runtime
         self.streams = streams
@@ -45,11 +47,11 @@ class WebApp:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers, which would raise the signal again once it has stopped."""
+    """uvicorn without its signal handlers, which would raise the signal again after the stop."""
 
     def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
         super().__init__(config)
-        self._tell_started = started
+        self._on_started = started
 
     @contextmanager
     def capture_signals(self) -> Generator[None]:
@@ -57,22 +59,22 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        # A runtime that failed while it was entered says so in this pause, and nothing has started then.
-        await anyio.sleep(_PAUSE)
+        # A runtime that failed while it was entered reports it during this pause; the server then counts as not started.
+        await anyio.sleep(_FAILURE_PAUSE_SECONDS)
         if not self.should_exit:
-            self._tell_started()
+            self._on_started()
 
 
 async def serve_http(app: WebApp, settings: Settings, *, on_started: Callable[[str], None] | None = None) -> None:
-    """Serve until a signal asks to stop, or the caller's scope is cancelled; then return. A second signal drops open connections.
+    """Serve until a signal arrives or the caller's scope is cancelled; then return. A second signal drops open connections.
 
-    `on_started` is called with the base URL once the port answers. `SettingError` when host and port cannot be used as they are set;
-    the `WadmError` the runtime failed with, once all is shut down.
+    `on_started` is called with the base URL once the port answers. `SettingError` when the host or port cannot be used. The `WadmError`
+    that the runtime failed with is raised after the shutdown.
     """
     if not settings.binds_loopback and settings.API_KEY is None:
-        raise SettingError(f"WADM_HOST={settings.WADM_HOST}: beyond loopback API_KEY must be set, so that nobody else can ask")
+        raise SettingError(f"WADM_HOST={settings.WADM_HOST}: API_KEY must be set when the host is not loopback")
     failures: list[WadmError] = []
-    with one_error(), stop_signals() as asked, ExitStack() as bound:
+    with ungrouped(), stop_signals() as next_signal, ExitStack() as bound:
         sockets = [bound.enter_context(closing(one)) for one in await _bind(settings.WADM_HOST, settings.WADM_PORT)]
         url = _url(settings.WADM_HOST, sockets[0])
         config = uvicorn.Config(
@@ -83,20 +85,20 @@ async def serve_http(app: WebApp, settings: Settings, *, on_started: Callable[[s
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            limit_concurrency=_CONNECTIONS,
-            timeout_graceful_shutdown=_CLOSED_WITHIN,
+            limit_concurrency=_MAX_CONNECTIONS,
+            timeout_graceful_shutdown=_CLOSE_SECONDS,
         )
         server = _Server(config, lambda: on_started(url) if on_started is not None else None)
         async with app.running(), anyio.create_task_group() as tasks:
             stop = anyio.Event()
 
-            async def heed_signals() -> None:
+            async def stop_on_signal() -> None:
                 while True:
-                    await asked()
+                    await next_signal()
                     server.force_exit = stop.is_set()
                     stop.set()
 
-            async def heed_failure() -> None:
+            async def stop_on_failure() -> None:
                 failures.append(await app.runtime.failed())
                 stop.set()
 
@@ -104,13 +106,13 @@ async def serve_http(app: WebApp, settings: Settings, *, on_started: Callable[[s
                 try:
                     await stop.wait()
                     server.should_exit = True
-                    await anyio.sleep(_ANSWERED_WITHIN)
+                    await anyio.sleep(_ANSWER_SECONDS)
                 finally:
-                    # Reached on cancellation too: uvicorn itself is shielded, since a cut one leaves its sockets open.
+                    # Runs on cancellation too. uvicorn itself is shielded: a cancelled one would leave its sockets open.
                     server.should_exit = True
                     app.streams.end()
 
-            for task in (heed_signals, heed_failure, end):
+            for task in (stop_on_signal, stop_on_failure, end):
                 tasks.start_soon(task)
             with anyio.CancelScope(shield=True):
                 await server.serve(sockets)
@@ -120,7 +122,7 @@ async def serve_http(app: WebApp, settings: Settings, *, on_started: Callable[[s
 
 
 async def _bind(host: str, port: int) -> list[socket.socket]:
-    """Sockets bound to the host's addresses, before anything starts: a taken port must not cost a start."""
+    """Sockets bound to the host's addresses. They are bound before anything starts, so that a port in use is found first."""
     try:
         found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
@@ -129,16 +131,16 @@ async def _bind(host: str, port: int) -> list[socket.socket]:
         sockets: list[socket.socket] = []
         for family, kind, protocol, _, address in dict.fromkeys(found):
             try:
-                sockets.append(bound.enter_context(closing(_bound(family, kind, protocol, address))))
+                sockets.append(bound.enter_context(closing(_bound_socket(family, kind, protocol, address))))
             except OSError as error:
-                # A name may stand for an address of a family that this machine has switched off.
+                # A host name may resolve to an address family that is disabled on this machine.
                 if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) or (address == found[-1][4] and not sockets):
                     raise _bind_error(host, port, error) from error
         bound.pop_all()
         return sockets
 
 
-def _bound(family: int, kind: int, protocol: int, address: tuple[object, ...]) -> socket.socket:
+def _bound_socket(family: int, kind: int, protocol: int, address: tuple[object, ...]) -> socket.socket:
     one = socket.socket(family, kind, protocol)
     try:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -155,12 +157,14 @@ def _bound(family: int, kind: int, protocol: int, address: tuple[object, ...]) -
 def _bind_error(host: str, port: int, error: OSError) -> SettingError:
     match error.errno:
         case errno.EADDRINUSE:
-            return SettingError(f"WADM_PORT={port}: the port is already in use on {host}; stop what holds it or set another WADM_PORT")
+            return SettingError(
+                f"WADM_PORT={port}: the port is already in use on {host}; stop the process that uses it or set another WADM_PORT"
+            )
         case errno.EACCES | errno.EPERM:
             return SettingError(f"WADM_PORT={port}: this user may not use the port; set a WADM_PORT of 1024 or more")
         case _:
             return SettingError(
-                f"WADM_HOST={printable(host, 80)}: this is no address of this machine; 127.0.0.1 is loopback, 0.0.0.0 every address"
+                f"WADM_HOST={printable(host, 80)}: this is not an address of this machine; use 127.0.0.1 for loopback, 0.0.0.0 for all"
             )
 
 

@@ -1,4 +1,4 @@
-"""HTTP responses that would last as long as their client: event streams. A server that stops has to end them itself."""
+"""Event streams: HTTP responses that last as long as their client. A server that stops has to end them itself."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from wadm_mcp.logs import log
 
 
 class Streams:
-    """Knows the work in progress that has no end of its own, and can end it."""
+    """The open event streams, which `end` ends."""
 
     def __init__(self) -> None:
         self._open: set[anyio.CancelScope] = set()
@@ -21,7 +21,7 @@ class Streams:
 
     @contextmanager
     def endable(self) -> Generator[anyio.CancelScope]:
-        """A stretch of work that `end` cuts short."""
+        """A scope that `end` cancels."""
         with anyio.CancelScope() as scope:
             self._open.add(scope)
             try:
@@ -32,32 +32,32 @@ class Streams:
                 self._open.discard(scope)
 
     def wrap(self, app: ASGIApp) -> ASGIApp:
-        """An application whose requests `end` cuts short; what was sent of a response is then closed as a whole one."""
+        """An application whose requests `end` cancels; a response that was started is then completed."""
 
         async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
             unfinished = False
 
-            async def note(message: Message) -> None:
+            async def send_noted(message: Message) -> None:
                 nonlocal unfinished
                 unfinished = message["type"] == "http.response.start" or bool(message.get("more_body"))
                 await send(message)
 
             with self.endable() as request:
-                await app(scope, receive, note)
+                await app(scope, receive, send_noted)
             if request.cancelled_caught and unfinished:
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
 
         return Endpoint(wrapped)
 
     def end(self) -> None:
-        """End what is in progress, and from now on whatever begins."""
+        """End all open streams, and from now on each new one at once."""
         self._ended = True
         for scope in list(self._open):
             scope.cancel()
 
 
 class Endpoint:
-    """A route's bare ASGI application, for which a client that leaves in the middle is no error."""
+    """A route's bare ASGI application. A client that disconnects during a response is not an error."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""Bars made by hand, each simple enough to judge without a computer, and their mirror image."""
+"""Bars made by hand, simple enough to check without a computer, and their mirror images."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ SOME_ROWS: Final = st.lists(
     min_size=60,
     max_size=110,
 )
-"""Bars that jump about."""
+"""Bars with varying prices."""
 PLACES: Final = st.sets(st.integers(0, 109), max_size=6)
 
 
 def series(rows: Sequence[Row | None], *, unusable: Collection[int] = (), torn: Collection[int] = (), start: int = DAY) -> Series:
-    """Consecutive bars; None is a bar without trades. Of an `unusable` one too little is held, of a `torn` one all but a trade."""
-    told = [
+    """Consecutive bars; None is a bar without trades. An `unusable` bar has too little coverage, a `torn` bar lacks one trade."""
+    covered_bars = [
         CoveredBar(
             start + place * LENGTH,
             start + (place + 1) * LENGTH,
@@ -68,7 +68,7 @@ def series(rows: Sequence[Row | None], *, unusable: Collection[int] = (), torn: 
         )
         for place, row in enumerate(rows)
     ]
-    return Series(told, SCALE)
+    return Series(covered_bars, SCALE)
 
 
 def bar(row: Row) -> Bar:
@@ -121,7 +121,7 @@ def walk(seed: int, count: int = 130) -> list[Row]:
 
 
 def prices(rows: Sequence[Row]) -> list[Ohlc]:
-    """Bars as the second codings take them."""
+    """Bars in the form that the oracles take."""
     return [Ohlc(*row[:4]) for row in rows]
 
 

@@ -1,5 +1,5 @@
-"""Every candidate, in both directions: when it fires and with which figures, when it just does not, what silences it, and that nothing
-looks ahead."""
+"""Every event candidate, in both directions: when it fires and with which figures, when it just does not fire, which missing data
+suppresses it, and that no detector looks ahead."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from wadm_mcp.analytics.market_structure.swings import pivots
 from wadm_mcp.analytics.market_structure.trading_range import TradingRange
 
 _LAST = 60
-"""Place of the bar that is put behind the quiet ones."""
+"""Index of the bar that is added after the quiet bars."""
 _AT = 61
-"""Where the wave stands one step above its low, with three highs and three lows behind it."""
+"""Index at which the wave is one step above its low, after three highs and three lows."""
 _TOP = 50
-"""Where it stands at its high."""
+"""Index at which the wave is at its high."""
 _LOW, _HIGH = MIDDLE - 101, MIDDLE + 101
 """Edges of the wave's range."""
 
@@ -48,7 +48,7 @@ def _climax(volume: int = 3_000, reach: int = 40) -> list[Row]:
 
 
 def _under(low: int, close: int = MIDDLE - 20) -> list[Row]:
-    """A climax behind a bar that was as low as this."""
+    """A climax after a bar with this low."""
     rows = _climax()
     return [*rows[:58], Row(MIDDLE, MIDDLE + 1, low, MIDDLE - 1, 100, 100), rows[59], rows[_LAST]._replace(close=close)]
 
@@ -66,7 +66,7 @@ def _spring(low: int = _LOW - 10, close: int = MIDDLE - 90) -> list[Row]:
 
 
 def _returned(closes: Sequence[int], back: int = MIDDLE - 50, first_low: int = _LOW - 30) -> list[Row]:
-    """Bars that close below the edge, the first of which goes furthest, and one that closes inside."""
+    """Bars that close below the edge, the first of them the lowest, and one that closes inside."""
     rows = [*wave(_AT)]
     for place, close in enumerate(closes):
         rows.append(Row(rows[-1].close, rows[-1].close + 1, first_low + 5 * place, close, 90, 120))
@@ -74,7 +74,7 @@ def _returned(closes: Sequence[int], back: int = MIDDLE - 50, first_low: int = _
 
 
 def _followed(low: int) -> list[Row]:
-    """A spring whose bar before was as low as this."""
+    """A spring after a bar with this low."""
     rows = _spring()
     rows[_AT - 1] = rows[_AT - 1]._replace(low=low)
     return rows
@@ -89,7 +89,7 @@ def _break(
 
 
 def _slow_break(low: int) -> list[Row]:
-    """A break whose bar is as high as it must be, from as low as this."""
+    """A break whose bar is just high enough and begins at this low."""
     return _break(MIDDLE + 118, low=low)
 
 
@@ -167,7 +167,7 @@ def _ratios(rows: list[Row], place: int, tested: int) -> dict[str, float]:
 
 
 class _Fires(NamedTuple):
-    """Bars in which one event of a kind is found, and all that is told of it."""
+    """Bars in which one event of a kind is found, and all that is expected of it."""
 
     rows: list[Row]
     place: int
@@ -246,26 +246,26 @@ _FIRES: dict[str, list[_Fires]] = {
 }
 
 
-@pytest.mark.parametrize(("kind", "told"), [(kind, one) for kind, every in _FIRES.items() for one in every])
-def test_it_fires_with_its_figures(kind: str, told: _Fires) -> None:
-    (event,) = kinds(told.rows, kind)
-    assert event._replace(figures={}) == Event(told.place, told.known, kind, told.price, told.delta, {}, told.edge, told.first)
-    assert event.figures == pytest.approx(told.figures)
+@pytest.mark.parametrize(("kind", "fires"), [(kind, one) for kind, every in _FIRES.items() for one in every])
+def test_it_fires_with_its_figures(kind: str, fires: _Fires) -> None:
+    (event,) = kinds(fires.rows, kind)
+    assert event._replace(figures={}) == Event(fires.place, fires.known, kind, fires.price, fires.delta, {}, fires.edge, fires.first)
+    assert event.figures == pytest.approx(fires.figures)
 
 
-@pytest.mark.parametrize(("kind", "told"), [(kind, one) for kind, every in _FIRES.items() for one in every])
-def test_its_mirror_image_fires_with_the_mirrored_figures(kind: str, told: _Fires) -> None:
-    (event,) = kinds(mirrored(told.rows), mirror_kind(kind))
-    edge = None if told.edge is None else 2 * MIDDLE - told.edge
-    figures = {name: 1 - value if name == "close_position" else value for name, value in told.figures.items()}
+@pytest.mark.parametrize(("kind", "fires"), [(kind, one) for kind, every in _FIRES.items() for one in every])
+def test_its_mirror_image_fires_with_the_mirrored_figures(kind: str, fires: _Fires) -> None:
+    (event,) = kinds(mirrored(fires.rows), mirror_kind(kind))
+    edge = None if fires.edge is None else 2 * MIDDLE - fires.edge
+    figures = {name: 1 - value if name == "close_position" else value for name, value in fires.figures.items()}
     assert event._replace(figures={}) == Event(
-        told.place, told.known, mirror_kind(kind), 2 * MIDDLE - told.price, -told.delta, {}, edge, told.first
+        fires.place, fires.known, mirror_kind(kind), 2 * MIDDLE - fires.price, -fires.delta, {}, edge, fires.first
     )
     assert event.figures == pytest.approx(figures)
 
 
 class _Bound(NamedTuple):
-    """A figure of the bars that just makes a kind fire on the way from `silent` to `firing`, and the rule it follows."""
+    """The smallest figure between `silent` and `firing` at which a kind fires, and the rule that it follows."""
 
     kind: str
     rows: Callable[[int], list[Row]]
@@ -389,18 +389,18 @@ _RESTS_ON: dict[str, tuple[Collection[int], Collection[int]]] = {
     "delta_divergence_high": ((_FIRST_HIGH - 5, _FIRST_HIGH + 1, _SECOND_HIGH, _SECOND_HIGH + 5), (_FIRST_HIGH - 11, _SECOND_HIGH + 6)),
     "exhaustion_high": ((0, _FIRST_HIGH, _SECOND_HIGH, _SECOND_HIGH + 5), (_SECOND_HIGH + 6,)),
 }
-"""Bars of the first case without which a kind is silent, and bars it can do without."""
+"""Bars of the first case that a kind needs to be usable, and bars that it does not need."""
 _WHOLE: dict[str, tuple[Collection[int], Collection[int]]] = {
     "absorbed_buying": ((_LAST,), (_LAST - 1,)),
     "delta_divergence_high": ((_FIRST_HIGH + 1, _FALLEN, _SECOND_HIGH), (_FIRST_HIGH, _SECOND_HIGH + 1)),
     "exhaustion_high": ((6, _FIRST_HIGH, _FALLEN + 1, _SECOND_HIGH), (5, _FIRST_HIGH + 1, _FALLEN, _SECOND_HIGH + 1)),
 }
-"""Bars of it that must be held to the last trade, and bars that need not."""
+"""Bars of the first case that must be complete, and bars that need not be."""
 
 
 @pytest.mark.parametrize("turned", [False, True], ids=["", "mirrored"])
 @pytest.mark.parametrize("kind", _FIRES)
-def test_an_unusable_bar_that_it_rests_on_silences_it(kind: str, turned: bool) -> None:
+def test_an_event_is_not_found_if_a_bar_that_it_needs_is_unusable(kind: str, turned: bool) -> None:
     rows, silent = _FIRES[kind][0].rows, _RESTS_ON[kind][0]
     rows, kind = (mirrored(rows), mirror_kind(kind)) if turned else (rows, kind)
     assert [gap for gap in silent if kinds(rows, kind, unusable=[gap])] == []
@@ -414,7 +414,7 @@ def test_an_unusable_bar_elsewhere_does_not(kind: str) -> None:
 
 @pytest.mark.parametrize("turned", [False, True], ids=["", "mirrored"])
 @pytest.mark.parametrize("kind", _WHOLE)
-def test_a_trade_missing_from_the_delta_it_rests_on_silences_it(kind: str, turned: bool) -> None:
+def test_an_event_is_not_found_if_a_trade_of_its_delta_is_missing(kind: str, turned: bool) -> None:
     rows, (silent, heard) = _FIRES[kind][0].rows, _WHOLE[kind]
     rows, kind = (mirrored(rows), mirror_kind(kind)) if turned else (rows, kind)
     assert [gap for gap in silent if kinds(rows, kind, torn=[gap])] == []
@@ -446,16 +446,16 @@ def test_nothing_is_compared_with_fewer_than_48_bars() -> None:
     ],
 )
 def test_nothing_is_said_where_the_bars_before_are_all_alike(kind: str, alike: Callable[[Row], Row]) -> None:
-    told = _FIRES[kind][0]
-    rows = [alike(row) if place < told.place else row for place, row in enumerate(told.rows)]
+    fires = _FIRES[kind][0]
+    rows = [alike(row) if place < fires.place else row for place, row in enumerate(fires.rows)]
     assert kinds(rows, kind) == []
 
 
 def test_no_delta_among_none_is_not_absorbed() -> None:
-    for delta, told in ((0, []), (1, ["absorbed_buying"])):
+    for delta, expected in ((0, []), (1, ["absorbed_buying"])):
         rows = [row._replace(buy=row.sell) for row in quiet(_LAST)]
         found = events(series([*rows, Row(MIDDLE, MIDDLE + 3, MIDDLE - 3, MIDDLE, 100 + delta, 100)]), _LAST)
-        assert [event.kind for event in found if event.kind.startswith("absorbed")] == told
+        assert [event.kind for event in found if event.kind.startswith("absorbed")] == expected
 
 
 def test_a_break_may_be_retested_on_more_volume_and_range() -> None:
@@ -466,32 +466,32 @@ def test_a_break_may_be_retested_on_more_volume_and_range() -> None:
 
 
 @pytest.mark.parametrize("kind", ["spring", "upthrust"])
-def test_only_the_bar_that_comes_back_is_told_of(kind: str) -> None:
+def test_only_the_bar_that_closes_inside_again_is_an_event(kind: str) -> None:
     rows = [*_spring(), Row(MIDDLE - 90, MIDDLE - 80, _LOW - 20, MIDDLE - 85, 100, 100), *path([MIDDLE - 85, MIDDLE - 60])]
-    assert [one.known for one in kinds(rows if kind == "spring" else mirrored(rows), kind)] == [_AT]
+    assert [one.known_index for one in kinds(rows if kind == "spring" else mirrored(rows), kind)] == [_AT]
 
 
 def test_an_extreme_is_where_a_spring_went_furthest() -> None:
     rows = _returned([_LOW - 5, _LOW - 5])
     rows[_AT + 1] = rows[_AT + 1]._replace(low=_LOW - 31)
     (event,) = kinds(rows, "spring")
-    assert (event.place, event.price, event.first) == (_AT + 1, _LOW - 31, _AT)
+    assert (event.bar_index, event.price, event.first_index) == (_AT + 1, _LOW - 31, _AT)
     rows[_AT + 1] = rows[_AT + 1]._replace(low=_LOW - 30)
-    assert [one.place for one in kinds(rows, "spring")] == [_AT]
+    assert [one.bar_index for one in kinds(rows, "spring")] == [_AT]
 
 
 @pytest.mark.parametrize("kind", ["spring", "upthrust"])
 def test_a_bar_that_closes_inside_is_back_and_one_that_closes_at_the_edge_is_not(kind: str) -> None:
-    for close, told in ((_LOW, [(_AT + 1, _AT)]), (_LOW + 1, [(_AT, _AT)])):
+    for close, expected in ((_LOW, [(_AT + 1, _AT)]), (_LOW + 1, [(_AT, _AT)])):
         rows = _returned([close])
-        assert [(one.known, one.first) for one in kinds(rows if kind == "spring" else mirrored(rows), kind)] == told
+        assert [(one.known_index, one.first_index) for one in kinds(rows if kind == "spring" else mirrored(rows), kind)] == expected
 
 
 @pytest.mark.parametrize("kind", ["spring", "upthrust"])
 def test_the_first_bar_outside_follows_one_that_was_not(kind: str) -> None:
-    for low, told in ((_LOW, [_AT]), (_LOW - 1, [_AT - 1])):
+    for low, expected in ((_LOW, [_AT]), (_LOW - 1, [_AT - 1])):
         rows = _followed(low)
-        assert [one.first for one in kinds(rows if kind == "spring" else mirrored(rows), kind)] == told
+        assert [one.first_index for one in kinds(rows if kind == "spring" else mirrored(rows), kind)] == expected
 
 
 _STEPPED = [
@@ -521,23 +521,23 @@ def test_a_spring_comes_back_into_the_range_that_was_frozen_before_it_left(
         return TradingRange(*((2 * MIDDLE - low, 2 * MIDDLE - high) if turned else (high, low)), 2, 2, 0, place - 1)
 
     (event,) = springs(series(mirrored(_STEPPED) if turned else _STEPPED), before, 21)
-    assert (event.kind, event.first) == ("upthrust" if turned else "spring", first)
+    assert (event.kind, event.first_index) == ("upthrust" if turned else "spring", first)
     assert event.edge == (2 * MIDDLE - edge if turned else edge)
 
 
-@pytest.mark.parametrize(("gap", "told"), [(4, True), (5, False), (19, False), (20, False), (21, False)])
-def test_a_spring_is_measured_by_bars_that_are_all_usable(gap: int, told: bool) -> None:
+@pytest.mark.parametrize(("gap", "expected"), [(4, True), (5, False), (19, False), (20, False), (21, False)])
+def test_a_spring_is_measured_by_bars_that_are_all_usable(gap: int, expected: bool) -> None:
     frozen = TradingRange(MIDDLE + 50, MIDDLE - 10, 2, 2, 0, 19)
-    assert bool(list(springs(series(_STEPPED, unusable=[gap]), lambda _: frozen, 21))) is told
+    assert bool(list(springs(series(_STEPPED, unusable=[gap]), lambda _: frozen, 21))) is expected
 
 
 def test_of_two_pivots_after_a_break_only_the_first_tests_it() -> None:
-    for price, told in ((MIDDLE + 151, [MIDDLE + 151]), (MIDDLE + 160, [])):
+    for price, expected in ((MIDDLE + 151, [MIDDLE + 151]), (MIDDLE + 160, [])):
         rows = _break_retested(price)
         again = path([rows[-1].close - 14 * step for step in range(9)])
         rows += [*again, *path([again[-1].close + 15 * step for step in range(7)])]
         assert _HIGH < again[-1].low < MIDDLE + 151
-        assert [event.price for event in kinds(rows, "retest_break_low")] == told
+        assert [event.price for event in kinds(rows, "retest_break_low")] == expected
 
 
 @pytest.mark.parametrize("kind", ["retest_break_high", "retest_break_low"])
@@ -549,26 +549,26 @@ def test_a_spring_is_no_break_that_could_be_retested(kind: str) -> None:
 
 def test_a_divergence_does_not_span_two_sessions() -> None:
     rows = _FIRES["delta_divergence_high"][0].rows
-    for bars, told in ((_FIRST_HIGH, True), (_FIRST_HIGH + 1, False), (_SECOND_HIGH, False), (_SECOND_HIGH + 1, True)):
+    for bars, expected in ((_FIRST_HIGH, True), (_FIRST_HIGH + 1, False), (_SECOND_HIGH, False), (_SECOND_HIGH + 1, True)):
         one = series(rows, start=DAY - bars * LENGTH)
-        assert bool(of_kind(one, "delta_divergence_high")) is told
+        assert bool(of_kind(one, "delta_divergence_high")) is expected
         one = series([*quiet(97, rows[0].open), *rows], start=DAY - (97 + bars) * LENGTH)
-        assert (MIDDLE + 140 in [event.price for event in of_kind(one, "delta_divergence_high")]) is told
+        assert (MIDDLE + 140 in [event.price for event in of_kind(one, "delta_divergence_high")]) is expected
 
 
 @given(st.integers(0, 10**6), st.sets(st.integers(0, 129), max_size=4), st.sets(st.integers(0, 129), max_size=4), st.integers(40, 129))
 @settings(max_examples=20, deadline=None)
-def test_later_bars_change_nothing_of_what_was_told(seed: int, unusable: set[int], torn: set[int], cut: int) -> None:
+def test_later_bars_do_not_change_earlier_events(seed: int, unusable: set[int], torn: set[int], cut: int) -> None:
     one = series(walk(seed), unusable=unusable, torn=torn)
-    assert events(one.until(cut)) == [event for event in events(one) if event.known <= cut]
+    assert events(one.until(cut)) == [event for event in events(one) if event.known_index <= cut]
 
 
 @pytest.mark.parametrize("kind", _FIRES)
-def test_it_is_told_at_the_close_of_the_bar_that_makes_it_known(kind: str) -> None:
-    told = _FIRES[kind][0]
-    one = series([*told.rows, *quiet(6, told.rows[-1].close)])
-    assert told.known in [event.known for event in of_kind(one.until(told.known), kind)]
-    assert told.known not in [event.known for event in of_kind(one.until(told.known - 1), kind)]
+def test_an_event_appears_at_the_close_of_the_bar_that_makes_it_known(kind: str) -> None:
+    fires = _FIRES[kind][0]
+    one = series([*fires.rows, *quiet(6, fires.rows[-1].close)])
+    assert fires.known in [event.known_index for event in of_kind(one.until(fires.known), kind)]
+    assert fires.known not in [event.known_index for event in of_kind(one.until(fires.known - 1), kind)]
 
 
 def _turned(event: Event) -> Event:
@@ -584,22 +584,23 @@ def test_the_mirrored_market_has_the_mirrored_events(seed: int, unusable: set[in
     rows = walk(seed)
     found = events(series(rows, unusable=unusable, torn=torn))
     mirror = sorted(
-        map(_turned, events(series(mirrored(rows), unusable=unusable, torn=torn))), key=lambda event: (event.known, event.place, event.kind)
+        map(_turned, events(series(mirrored(rows), unusable=unusable, torn=torn))),
+        key=lambda event: (event.known_index, event.bar_index, event.kind),
     )
     assert [event._replace(figures={}) for event in mirror] == [event._replace(figures={}) for event in found]
     for one, other in zip(mirror, found, strict=True):
         assert one.figures == pytest.approx(other.figures)
 
 
-def test_only_what_became_known_since_is_told() -> None:
+def test_only_events_that_became_known_since_a_bar_are_returned() -> None:
     one = series(walk(3))
     every = events(one)
-    assert [event.known for event in every] == sorted(event.known for event in every)
-    since = every[len(every) // 2].known
-    assert events(one, since) == [event for event in every if event.known >= since] != every
+    assert [event.known_index for event in every] == sorted(event.known_index for event in every)
+    since = every[len(every) // 2].known_index
+    assert events(one, since) == [event for event in every if event.known_index >= since] != every
 
 
-def test_a_bar_that_lacks_a_trade_has_no_delta_to_tell_and_breaks_nothing() -> None:
+def test_a_bar_that_lacks_a_trade_has_no_delta_and_is_no_break() -> None:
     (climax,) = of_kind(series(_climax(), torn=[_LAST]), "climax_down")
     assert climax.delta is None
     (spring,) = of_kind(series(_spring(), torn=[_AT]), "spring")

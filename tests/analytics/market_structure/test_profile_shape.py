@@ -1,4 +1,4 @@
-"""What stands out of a profile, against second codings in fractions and sets of rows."""
+"""Nodes and shape of a profile, compared with oracles that use fractions and sets of rows."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from tests.analytics import structure_oracles as oracles
 from tests.analytics.oracles import SCALES, footprint_of, tapes, trade
-from wadm_mcp.analytics.market_structure.profile_shape import ProfileShape, Standing, deviation, profile_shape
+from wadm_mcp.analytics.market_structure.profile_shape import ProfileShape, ProminentNode, deviation, profile_shape
 from wadm_mcp.analytics.volume_profile import volume_profile
 from wadm_mcp.model import Trade
 
 
 def _shape(volumes: list[int]) -> ProfileShape:
-    """Of rows of ten ticks that hold so much each."""
+    """The shape of rows of ten ticks with these volumes."""
     trades = [trade(100 + 10 * place, quantity, seq=place) for place, quantity in enumerate(volumes) if quantity]
     footprint = footprint_of(trades)
     profile = volume_profile(footprint, tick=1, row=10)
@@ -25,7 +25,7 @@ def _shape(volumes: list[int]) -> ProfileShape:
     return profile_shape(profile, footprint.bar)
 
 
-def _rows(nodes: tuple[Standing, ...]) -> list[int]:
+def _rows(nodes: tuple[ProminentNode, ...]) -> list[int]:
     return [(one.price - 100) // 10 for one in nodes]
 
 
@@ -39,9 +39,9 @@ _LUMPS = st.lists(st.sampled_from((0, 0, 1, 9, 60)).flatmap(lambda volume: st.ju
 @settings(max_examples=60, deadline=None)
 def test_nodes_are_those_that_a_second_coding_finds(volumes: list[int]) -> None:
     high, low = oracles.nodes(volumes)
-    told = _shape(volumes)
-    assert (_rows(told.high_nodes), _rows(told.low_nodes)) == (high[:5], low[:5])
-    for one in (*told.high_nodes, *told.low_nodes):
+    shape = _shape(volumes)
+    assert (_rows(shape.high_nodes), _rows(shape.low_nodes)) == (high[:5], low[:5])
+    for one in (*shape.high_nodes, *shape.low_nodes):
         assert one.share == pytest.approx(volumes[(one.price - 100) // 10] / sum(volumes))
 
 
@@ -60,10 +60,10 @@ def test_rows_that_are_all_alike_have_no_node() -> None:
     assert (_shape([5]).high_nodes, _shape([5]).low_nodes) == ((), ())
 
 
-def test_at_most_five_nodes_are_told_largest_first() -> None:
-    told = _shape([10 + place if place % 4 == 0 else 1 for place in range(33)])
-    assert _rows(told.high_nodes) == [32, 28, 24, 20, 16]
-    assert len(told.low_nodes) == 5
+def test_at_most_five_nodes_are_returned_largest_first() -> None:
+    shape = _shape([10 + place if place % 4 == 0 else 1 for place in range(33)])
+    assert _rows(shape.high_nodes) == [32, 28, 24, 20, 16]
+    assert len(shape.low_nodes) == 5
 
 
 def test_a_plateau_stands_for_its_middle_the_lower_of_two() -> None:
@@ -98,8 +98,8 @@ def test_a_shape_is_named_by_where_the_volume_lies(volumes: list[int], shape: st
 
 
 def test_skew_is_the_distance_of_the_vwap_from_the_middle_of_what_traded() -> None:
-    told = _shape([3, 0, 1]).skew
-    assert told == pytest.approx((Fraction(100 * 3 + 120, 4) - Fraction(100 + 120, 2)) / 20)
+    skew = _shape([3, 0, 1]).skew
+    assert skew == pytest.approx((Fraction(100 * 3 + 120, 4) - Fraction(100 + 120, 2)) / 20)
     assert _shape([5]).skew is None
 
 

@@ -1,4 +1,4 @@
-"""Pivots and legs against second codings, and what a gap does to them."""
+"""Pivots and legs compared with oracles, and the effect of a gap on them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from wadm_mcp.analytics.market_structure.swings import Pivot, Side, alternating,
 def _peak(*tops: int, unusable: tuple[int, ...] = ()) -> list[tuple[int, str, int]]:
     """The pivots among bars whose highs are these, and whose lows fall."""
     rows = [Row(MIDDLE, MIDDLE + top, MIDDLE - 1 - place, MIDDLE, 1, 1) for place, top in enumerate(tops)]
-    return [(one.place, one.side, one.price - MIDDLE) for one in pivots(series(rows, unusable=unusable))]
+    return [(one.bar_index, one.side, one.price - MIDDLE) for one in pivots(series(rows, unusable=unusable))]
 
 
 @given(SOME_ROWS, PLACES)
 @settings(max_examples=20, deadline=None)
 def test_pivots_stand_out_of_five_bars_on_each_side(rows: list[Row], unusable: set[int]) -> None:
     found = pivots(series(rows, unusable=unusable))
-    assert [(one.place, one.side, one.price) for one in found] == oracles.turns(prices(rows), unusable)
-    assert all(one.known == one.place + 5 for one in found)
+    assert [(one.bar_index, one.side, one.price) for one in found] == oracles.turns(prices(rows), unusable)
+    assert all(one.known_index == one.bar_index + 5 for one in found)
 
 
 def test_the_first_of_equals_is_the_pivot() -> None:
@@ -57,7 +57,9 @@ def test_a_falling_bar_was_at_its_high_before_its_low_and_its_mirror_image_the_o
 @given(st.lists(st.tuples(st.sampled_from(("high", "low")), st.integers(1, 9)), max_size=12))
 def test_of_neighbours_on_one_side_the_furthest_stays(sides: list[tuple[Side, int]]) -> None:
     found = [Pivot(place, side, price, place + 5) for place, (side, price) in enumerate(sides)]
-    assert [(one.place, one.side, one.price) for one in alternating(found)] == oracles.furthest([oracles.Turn(*one[:3]) for one in found])
+    assert [(one.bar_index, one.side, one.price) for one in alternating(found)] == oracles.furthest(
+        [oracles.Turn(*one[:3]) for one in found]
+    )
 
 
 @given(SOME_ROWS, PLACES)
@@ -69,7 +71,7 @@ def test_legs_run_from_extreme_to_extreme_and_hold_what_traded_between(rows: lis
     assert [leg.pivot for leg in found] == turns
     assert [(leg.bars, leg.volume, leg.delta) for leg in found[:1]] == [(None, None, None)] * len(turns[:1])
     for (before, pivot), leg in zip(pairwise(turns), found[1:], strict=True):
-        way = set(range(before.place + 1, pivot.place + 1))
+        way = set(range(before.bar_index + 1, pivot.bar_index + 1))
         assert leg.bars == len(way)
         assert leg.volume == (None if way & torn else sum(rows[at].volume for at in way))
         assert leg.delta == (None if way & torn else sum(rows[at].delta for at in way))
@@ -77,7 +79,7 @@ def test_legs_run_from_extreme_to_extreme_and_hold_what_traded_between(rows: lis
 
 def test_a_trade_missing_at_the_pivot_before_is_no_part_of_the_leg() -> None:
     rows = [*path(range(MIDDLE, MIDDLE + 8)), *path(range(MIDDLE + 7, MIDDLE - 3, -1)), *path(range(MIDDLE - 2, MIDDLE + 8))]
-    high, low = (one.place for one in pivots(series(rows)))
-    for torn, held in ((high, True), (high + 1, False), (low, False), (low + 1, True)):
+    high, low = (one.bar_index for one in pivots(series(rows)))
+    for torn, expected in ((high, True), (high + 1, False), (low, False), (low + 1, True)):
         one = series(rows, torn=[torn])
-        assert (legs(one, pivots(one))[1].volume is not None) is held
+        assert (legs(one, pivots(one))[1].volume is not None) is expected

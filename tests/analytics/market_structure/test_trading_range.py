@@ -1,4 +1,4 @@
-"""The frozen range against a second coding: what draws it, what ends it, and that nothing later does."""
+"""The trading range compared with an oracle: what defines it, what ends it, and that later bars do not change it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,15 @@ _AFTER = 40
 
 
 def _drawn(highs: list[int], lows: list[int], *, place: int = _AFTER, unusable: tuple[int, ...] = ()) -> tuple[int, int, int, int] | None:
-    """Edges above and below the middle, and tests, of a range between pivots at such distances from it."""
+    """Edges (as distances from the middle) and tests of the range between pivots at these distances."""
     found = [Pivot(place, "high", MIDDLE + price, place + 5) for place, price in enumerate(highs, 3)]
     found += [Pivot(place, "low", MIDDLE - price, place + 5) for place, price in enumerate(lows, 3)]
-    told = range_before(series(wave(130), unusable=unusable), sorted(found), place)
-    return None if told is None else (told.high - MIDDLE, MIDDLE - told.low, told.tests_high, told.tests_low)
+    found_range = range_before(series(wave(130), unusable=unusable), sorted(found), place)
+    return (
+        None
+        if found_range is None
+        else (found_range.high - MIDDLE, MIDDLE - found_range.low, found_range.tests_high, found_range.tests_low)
+    )
 
 
 @given(st.integers(0, 10**6), st.sets(st.integers(0, 129), max_size=2), st.integers(20, 130))
@@ -29,10 +33,10 @@ def _drawn(highs: list[int], lows: list[int], *, place: int = _AFTER, unusable: 
 def test_a_range_lies_between_the_medians_of_the_newest_pivots_before_it(seed: int, unusable: set[int], place: int) -> None:
     rows = walk(seed)
     one = series(rows, unusable=unusable)
-    told = range_before(one, pivots(one), place)
+    found_range = range_before(one, pivots(one), place)
     expected = oracles.range_before(oracles.turns(prices(rows), unusable), place, unusable)
-    assert (None if told is None else told[:5]) == expected
-    assert told is None or told.frozen == place - 1
+    assert (None if found_range is None else found_range[:5]) == expected
+    assert found_range is None or found_range.last_index == place - 1
 
 
 def test_each_edge_is_the_inner_one_of_two_middle_pivots() -> None:
@@ -81,11 +85,13 @@ def test_a_gap_ends_the_range_it_lies_in(gap: int, stands: bool) -> None:
 def test_the_mirrored_market_has_the_mirrored_range(seed: int, place: int) -> None:
     rows = walk(seed)
     one, other = series(rows), series(mirrored(rows))
-    told, turned = range_before(one, pivots(one), place), range_before(other, pivots(other), place)
-    if told is None or turned is None:
-        assert told is turned
+    found_range, turned = range_before(one, pivots(one), place), range_before(other, pivots(other), place)
+    if found_range is None or turned is None:
+        assert found_range is turned
     else:
-        assert turned == TradingRange(2 * MIDDLE - told.low, 2 * MIDDLE - told.high, told.tests_low, told.tests_high, *told[4:])
+        assert turned == TradingRange(
+            2 * MIDDLE - found_range.low, 2 * MIDDLE - found_range.high, found_range.tests_low, found_range.tests_high, *found_range[4:]
+        )
 
 
 def test_position_and_drift_are_in_widths() -> None:
@@ -98,8 +104,8 @@ def test_position_and_drift_are_in_widths() -> None:
 @given(SOME_ROWS, st.sets(st.integers(10, 59), max_size=20))
 @settings(max_examples=10, deadline=None)
 def test_the_slope_of_volume_is_the_median_of_all_slopes(rows: list[Row], empty: set[int]) -> None:
-    told = volume_slope(series([None if at in empty else row for at, row in enumerate(rows)]), TradingRange(1, 0, 2, 2, 10, 59))
-    assert told == pytest.approx(
+    slope = volume_slope(series([None if at in empty else row for at, row in enumerate(rows)]), TradingRange(1, 0, 2, 2, 10, 59))
+    assert slope == pytest.approx(
         oracles.median_slope((at, math.log(row.volume)) for at, row in enumerate(rows[:60]) if at >= 10 and at not in empty)
     )
 

@@ -1,4 +1,4 @@
-"""Value areas as sets of ticks, and points of control as rows that a path from trade to trade meets or not."""
+"""Value areas compared with sets of ticks, and naked POCs with the path of price from trade to trade."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _value(val: int, vah: int, poc: int | None = None, *, whole: bool = True) ->
 
 
 @pytest.mark.parametrize(
-    ("now", "told", "shared"),
+    ("now", "expected", "shared"),
     [
         ((21, 30), "higher", 0.0),
         ((20, 30), "overlapping_higher", 0.0),
@@ -34,9 +34,9 @@ def _value(val: int, vah: int, poc: int | None = None, *, whole: bool = True) ->
         ((30, 30), "higher", 0.0),
     ],
 )
-def test_value_lies_against_the_value_before(now: tuple[int, int], told: str, shared: float) -> None:
+def test_value_lies_against_the_value_before(now: tuple[int, int], expected: str, shared: float) -> None:
     before = _value(10, 20)
-    assert relation(_value(*now), before) == told
+    assert relation(_value(*now), before) == expected
     assert overlap(_value(*now), before) == shared
 
 
@@ -51,7 +51,7 @@ def test_relation_and_overlap_are_those_of_sets_of_ticks(now: tuple[int, int], b
 
 
 @pytest.mark.parametrize(
-    ("pocs", "told"),
+    ("pocs", "expected"),
     [
         ([], 0),
         ([1], 0),
@@ -64,8 +64,8 @@ def test_relation_and_overlap_are_those_of_sets_of_ticks(now: tuple[int, int], b
         ([3, 1, 2, 4], 2),
     ],
 )
-def test_a_streak_counts_the_moves_in_one_direction(pocs: list[int], told: int) -> None:
-    assert streak([_value(0, 9, poc) for poc in pocs]) == told
+def test_a_streak_counts_the_moves_in_one_direction(pocs: list[int], expected: int) -> None:
+    assert streak([_value(0, 9, poc) for poc in pocs]) == expected
 
 
 _DAY = st.tuples(st.lists(st.integers(0, 40), min_size=1, max_size=8), st.integers(0, 7), st.booleans())
@@ -87,21 +87,21 @@ def test_a_poc_is_naked_as_long_as_no_step_between_two_trades_meets_its_row(days
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "told"), [(10, 19, ["naked"]), (10, 20, []), (24, 24, []), (25, 40, []), (5, 9, ["naked"]), (22, 22, [])]
+    ("low", "high", "expected"), [(10, 19, ["naked"]), (10, 20, []), (24, 24, []), (25, 40, []), (5, 9, ["naked"]), (22, 22, [])]
 )
-def test_a_row_that_is_touched_at_its_edge_or_jumped_across_is_not_naked(low: int, high: int, told: list[str]) -> None:
+def test_a_row_that_is_touched_at_its_edge_or_jumped_across_is_not_naked(low: int, high: int, expected: list[str]) -> None:
     first = SessionValue(0, 20, 24, 24, 20, 30, 10, 15, True)
     later = SessionValue(1, low, low, high, low, high, low, high, True)
-    assert [one.status for one in naked_pocs([first, later])] == told
+    assert [one.status for one in naked_pocs([first, later])] == expected
 
 
 @pytest.mark.parametrize(
-    ("torn", "told"),
+    ("torn", "expected"),
     [(None, ["naked", "naked"]), (0, ["unknown", "naked"]), (1, ["unknown", "unknown"]), (2, ["unknown", "unknown"])],
 )
-def test_missing_trades_since_or_in_its_own_session_leave_a_poc_unknown(torn: int | None, told: list[str]) -> None:
+def test_missing_trades_since_or_in_its_own_session_leave_a_poc_unknown(torn: int | None, expected: list[str]) -> None:
     sessions = [SessionValue(day, poc, poc, poc, poc, 90, 90, 90, day != torn) for day, poc in enumerate((50, 60, 90))]
-    assert [one.status for one in naked_pocs(sessions)] == told
+    assert [one.status for one in naked_pocs(sessions)] == expected
 
 
 def test_the_open_session_has_no_naked_poc_yet() -> None:

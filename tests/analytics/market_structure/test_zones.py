@@ -1,4 +1,4 @@
-"""What is seen inside bars and in single trades: when it is told, when it just is not, and second codings."""
+"""Detectors that need price rows or single trades: when they fire, when they just do not, and a comparison with oracles."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ from tests.analytics import structure_oracles as oracles
 from tests.analytics.oracles import SCALE, SCALES, footprint_of, price_of, quantity_of, tapes, trade
 from wadm_mcp.analytics.footprint import Footprint
 from wadm_mcp.analytics.market_structure.parameters import Parameters
-from wadm_mcp.analytics.market_structure.zones import FEWEST_ORDERS, LargePrint, beyond, fading, large, orders, stacks
+from wadm_mcp.analytics.market_structure.zones import (
+    MIN_ORDERS,
+    TakerOrder,
+    fading_edges,
+    large_orders,
+    stacks,
+    taker_orders,
+    traded_beyond,
+)
 from wadm_mcp.model import Scale, Trade
 
 _Ladder = list[tuple[int, int]]
@@ -73,7 +81,7 @@ def test_a_row_that_outweighs_both_its_diagonals_belongs_to_both_zones() -> None
 
 def test_nothing_traded_has_neither_zones_nor_fading_rows() -> None:
     assert list(stacks(footprint_of([]), tick=1, row=1)) == []
-    assert list(fading(footprint_of([]), tick=1, row=1)) == []
+    assert list(fading_edges(footprint_of([]), tick=1, row=1)) == []
 
 
 _FADED: _Ladder = [(40, 1), (40, 1), (40, 1), (20, 1), (10, 1), (6, 1)]
@@ -97,14 +105,14 @@ _FADED: _Ladder = [(40, 1), (40, 1), (40, 1), (20, 1), (10, 1), (6, 1)]
     ],
 )
 def test_takers_fade_where_they_thin_out_over_three_rows_to_a_quarter_of_a_row(rows: _Ladder, fades: bool) -> None:
-    assert list(fading(_ladder(rows), tick=1, row=1)) == ["high"] * fades
-    assert list(fading(_ladder(_turned(rows)), tick=1, row=1)) == ["low"] * fades
+    assert list(fading_edges(_ladder(rows), tick=1, row=1)) == ["high"] * fades
+    assert list(fading_edges(_ladder(_turned(rows)), tick=1, row=1)) == ["low"] * fades
 
 
 def test_fading_counts_the_untraded_rows_between() -> None:
     rows: _Ladder = [(40, 1), (0, 0), (40, 1), (20, 1), (10, 1), (5, 1)]
-    assert list(fading(_ladder(rows), tick=1, row=1)) == []
-    assert list(fading(_ladder([*rows[:-1], (4, 1)]), tick=1, row=1)) == ["high"]
+    assert list(fading_edges(_ladder(rows), tick=1, row=1)) == []
+    assert list(fading_edges(_ladder([*rows[:-1], (4, 1)]), tick=1, row=1)) == ["high"]
 
 
 @given(tapes(scales=SCALES), st.integers(1, 80), st.booleans())
@@ -116,22 +124,22 @@ def test_what_traded_beyond_an_edge_is_what_traded_there(trades: list[Trade], ed
     lots = 10**footprint.scale.quantity
     volume = sum((quantity_of(one) for one in outside), Fraction(0)) * lots
     delta = sum((quantity_of(one) * (1 if one.trade_type == "BUY" else -1) for one in outside), Fraction(0)) * lots
-    assert beyond(footprint, edge, above=above) == (volume, delta)
+    assert traded_beyond(footprint, edge, above=above) == (volume, delta)
 
 
 def test_what_traded_at_an_edge_is_not_beyond_it() -> None:
     footprint = _ladder([(1, 2), (4, 8), (16, 32)])
-    assert beyond(footprint, 101, above=True) == (48, -16)
-    assert beyond(footprint, 101, above=False) == (3, -1)
+    assert traded_beyond(footprint, 101, above=True) == (48, -16)
+    assert traded_beyond(footprint, 101, above=False) == (3, -1)
 
 
 @given(tapes(scales=SCALES))
 @settings(max_examples=60, deadline=None)
 def test_trades_of_one_millisecond_and_side_in_a_row_are_one_order(trades: list[Trade]) -> None:
-    assert [_written(one) for one in orders(trades)] == oracles.taker_orders(trades)
+    assert [_written(one) for one in taker_orders(trades)] == oracles.taker_orders(trades)
 
 
-def _written(one: LargePrint) -> oracles.TakerOrder:
+def _written(one: TakerOrder) -> oracles.TakerOrder:
     prices, lots = one.scale
     notional = Fraction(one.notional, 10 ** (prices + lots))
     return oracles.TakerOrder(
@@ -141,7 +149,7 @@ def _written(one: LargePrint) -> oracles.TakerOrder:
 
 def test_an_order_ends_with_its_millisecond_and_with_its_side() -> None:
     tape = [trade(10, 1, "BUY", at=5), trade(12, 2, "BUY", at=5, fills=3), trade(11, 4, "SELL", at=5), trade(12, 8, "BUY", at=5)]
-    found = orders([*tape, trade(13, 16, "BUY", at=6)])
+    found = taker_orders([*tape, trade(13, 16, "BUY", at=6)])
     assert [(one.price, one.quantity, one.notional, one.fills) for one in found] == [
         (12, 3, 34, 4),
         (11, 4, 44, 1),
@@ -151,7 +159,7 @@ def test_an_order_ends_with_its_millisecond_and_with_its_side() -> None:
 
 
 def _large(sizes: list[int]) -> tuple[int, list[int]] | None:
-    found = large(orders([trade(10, size, at=place) for place, size in enumerate(sizes)]))
+    found = large_orders(taker_orders([trade(10, size, at=place) for place, size in enumerate(sizes)]))
     return None if found is None else (found[0].quantity, [one.quantity for one in found[1]])
 
 
@@ -169,15 +177,15 @@ def test_one_order_in_a_thousand_and_the_one_at_the_threshold_are_large(count: i
 
 
 def test_one_in_a_thousand_needs_a_thousand_orders() -> None:
-    sizes = list(range(1, FEWEST_ORDERS + 1))
+    sizes = list(range(1, MIN_ORDERS + 1))
     assert _large(sizes) == (999, [1_000, 999])
     assert _large(sizes[:-1]) is None
 
 
 def test_orders_of_different_scales_are_ranked_by_what_they_are_worth() -> None:
-    fine = [trade(100, 100 * size, at=size) for size in range(1, FEWEST_ORDERS)]
+    fine = [trade(100, 100 * size, at=size) for size in range(1, MIN_ORDERS)]
     for coarse, reached in ((1_995, [999, 998]), (1_997, [999, 1_997]), (1_999, [1_999, 999])):
-        found = large(orders([*fine, trade(5, coarse, at=FEWEST_ORDERS, scale=Scale(0, 0))]))
+        found = large_orders(taker_orders([*fine, trade(5, coarse, at=MIN_ORDERS, scale=Scale(0, 0))]))
         assert found is not None
         assert found[0] == found[1][-1]
         assert [one.quantity // 100 if one.scale == SCALE else one.quantity for one in found[1]] == reached

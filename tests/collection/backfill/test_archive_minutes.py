@@ -108,7 +108,7 @@ def test_a_row_of_another_day_is_refused(at: int) -> None:
 def test_ids_of_another_time_than_the_tape_tells_are_of_another_symbol(number: int) -> None:
     held = [span(1_000, 2_000, START + 6 * MINUTE, START + 9 * MINUTE)]
     at = START + 10 * MINUTE if number < 1_000 else START
-    with pytest.raises(ArchiveError, match="another time than the tape's ids beside it; give a file of this symbol"):
+    with pytest.raises(ArchiveError, match="at another time than its neighbours on the tape; give a file of this symbol"):
         spot_pieces([spot_line(number, at)], held)
 
 
@@ -159,5 +159,5 @@ def test_a_repeated_row_of_an_unnumbered_file_counts_once() -> None:
 
 def test_a_file_in_no_order_is_refused() -> None:
     lines = [linear_line(START + minute * MINUTE, f"id-{place}") for place, minute in enumerate((0, 1, 2, 3, 0))]
-    with pytest.raises(ArchiveError, match="row 5: it comes minutes out of turn; the file is in no order"):
+    with pytest.raises(ArchiveError, match="row 5: out of time order by minutes; the file is not sorted"):
         list(whole_minutes(BybitLinearTrades(), BYBIT, lines, TODAY, {START}, {}))

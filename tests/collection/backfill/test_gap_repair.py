@@ -137,7 +137,7 @@ async def test_the_newest_gap_comes_first_and_the_oldest_is_not_left_for_good() 
 
 
 async def test_what_the_exchanges_database_does_not_have_yet_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repair_module, "_PAUSES", (0.05,))
+    monkeypatch.setattr(repair_module, "_PAUSES_SECONDS", (0.05,))
     chaos = Chaos([Fault(Kind.LAG, 0.0, 30.0, "binance", "spot")])
     async with repairing(faults=chaos) as r:
         chaos.begin()
@@ -153,7 +153,7 @@ async def test_what_the_exchanges_database_does_not_have_yet_is_asked_for_again(
 async def test_ids_that_the_exchange_itself_does_not_have_are_recorded_as_absent_and_asked_for_no_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(repair_module, "_PAUSES", (0.01,))
+    monkeypatch.setattr(repair_module, "_PAUSES_SECONDS", (0.01,))
     faults = Faults()
     faults.absent_every = 97
     async with repairing(faults=faults) as r:

@@ -104,7 +104,7 @@ def archived(listing: Listing, events: Sequence[Event], folder: Path) -> dict[in
 
 
 def file_lines(exchange: str, market: str, events: Sequence[Event]) -> Iterator[str]:
-    """As the exchange writes them (exchanges.md 4.4)."""
+    """As the exchange writes them (docs/exchanges.md 4.4)."""
     for number, event in enumerate(events, 1):
         price, quantity, at, sold = event["p"], event["q"], event["T"], event["m"]
         value = Decimal(price) * Decimal(quantity)

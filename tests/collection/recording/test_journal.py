@@ -63,8 +63,8 @@ spans = st.builds(
     first_seq=seqs,
     last_seq=seqs,
     basis=st.sampled_from(Basis),
-    reason=st.sampled_from(["live", "repaired", "imported", "absent"]),
-    opened_by=names,
+    reason=st.sampled_from(SpanReason),
+    opened_by=st.sampled_from(GapReason),
     raw=st.booleans(),
 )
 

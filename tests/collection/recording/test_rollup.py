@@ -10,6 +10,7 @@ import pytest
 
 from tests.market import NOON, SPOT, ManualClock, listing, trade
 from tests.recording import ALWAYS, Recording, recording
+from tests.storage import sqlite_profiles
 from wadm_mcp.analytics.footprint import Bar, Footprint
 from wadm_mcp.analytics.volume_profile import volume_profile
 from wadm_mcp.collection.follower import Follower
@@ -69,8 +70,7 @@ async def test_a_quiet_minute_on_a_living_connection_has_an_empty_bar(tmp_path: 
         first, quiet = await r.bars()
         assert quiet.bar == Bar(listing().scale)
         assert quiet.cumulative_delta == first.cumulative_delta
-        assert isinstance(r.store, SqliteStore)
-        (_, profile) = await r.store.profiles(SPOT, Timeframe.M1, ALWAYS)
+        (_, profile) = sqlite_profiles(tmp_path / "wadm.sqlite", SPOT)
         assert profile.profile is None
 
 
@@ -107,8 +107,7 @@ async def test_every_timeframe_equals_what_its_trades_give(tmp_path: Path) -> No
         await r.write()
         for timeframe in Timeframe:
             rows = await r.bars(timeframe)
-            assert isinstance(r.store, SqliteStore)
-            profiles = {row.start: row.profile for row in await r.store.profiles(SPOT, timeframe, ALWAYS)}
+            profiles = {row.start: row.profile for row in sqlite_profiles(tmp_path / "wadm.sqlite", SPOT, timeframe)}
             whole = [row for row in rows if row.start >= start]
             assert whole or timeframe in (Timeframe.D1, Timeframe.H4)
             for row in rows:
@@ -462,14 +461,17 @@ async def test_figures_that_cannot_be_derived_do_not_keep_trades_from_the_store(
         async def fail(*_: object) -> None:
             raise StoreError("one row is damaged")
 
-        monkeypatch.setattr(r.rollup, "run", fail)
-        monkeypatch.setattr("wadm_mcp.collection.recording.writer._ROLLUP_EVERY", -1.0)
+        monkeypatch.setattr(r.rollup, "begin", fail)
+        monkeypatch.setattr("wadm_mcp.collection.recording.maintenance._ROLLUP_SECONDS", -1.0)
         with anyio.fail_after(30):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(r.writer.run)
+                tasks.start_soon(r.maintenance.run)
                 for number in range(1, 4):
                     await r.trade(trade(number))
                     while r.tape[SPOT].unstored:
                         await anyio.sleep(0.02)
+                while "rollup" not in r.health.parts:
+                    await anyio.sleep(0.02)
                 tasks.cancel_scope.cancel()
         assert r.health.parts["rollup"].detail == "one row is damaged"

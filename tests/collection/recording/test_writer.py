@@ -32,7 +32,7 @@ class Watched:
         self.second = anyio.Event()
         monkeypatch.setattr(r.store, "write", self.write)
 
-    async def write(self, trades: Sequence[Trade], *others: Any, turn: CommitBarrier) -> None:
+    async def write(self, trades: Sequence[Trade], *others: Any, barrier: CommitBarrier) -> None:
         first = trades[0].seq
         self.began.append(first)
         if len(self.began) == 2:
@@ -43,10 +43,10 @@ class Watched:
             raise StoreError("disk full")
 
         async def told() -> None:
-            await turn()
+            await barrier()
             self.had_turn.append(first)
 
-        await self._write(trades, *others, turn=told)
+        await self._write(trades, *others, barrier=told)
 
 
 async def waiting(r: Recording, count: int) -> None:

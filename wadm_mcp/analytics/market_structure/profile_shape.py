@@ -1,4 +1,4 @@
-"""What a profile looks like: nodes that stand out, and the shape traders name it by."""
+"""The shape of a volume profile: its high and low volume nodes, and the letter by which traders call it."""
 
 from __future__ import annotations
 
@@ -13,38 +13,40 @@ from wadm_mcp.analytics.volume_profile import VolumeProfile
 from wadm_mcp.model import to_decimal
 
 Shape: TypeAlias = Literal["P", "b", "D", "B"]
-"""P: the POC lies in the upper third, b: in the lower, D: in the middle, B: two high nodes with a low one between."""
+"""P: the POC is in the upper third. b: in the lower third. D: in the middle third. B: two high nodes with a low node in between."""
 
-_HIGH: Final = Fraction(6, 5)
-"""Of the mean smoothed row, from which a peak is a high volume node."""
-_LOW: Final = Fraction(1, 2)
-"""Of it, up to which a valley is a low volume node."""
-_MOST: Final = 5
+_HIGH_NODE_RATIO: Final = Fraction(6, 5)
+"""Multiple of the mean smoothed row from which a peak is a high volume node."""
+_LOW_NODE_RATIO: Final = Fraction(1, 2)
+"""Multiple of the mean smoothed row up to which a valley is a low volume node."""
+_MAX_NODES: Final = 5
 
 
-class Standing(NamedTuple):
-    """A node that stands out: the low price of its row, and the row's share of the profile's volume."""
+class ProminentNode(NamedTuple):
+    """A high or low volume node: the low price of its row, and the row's share of the profile's volume."""
 
     price: int
     share: float
 
 
 class ProfileShape(NamedTuple):
-    """High and low volume nodes, largest (smallest) first, at most five of each. `skew` is the distance from the middle to the VWAP, in
-    ranges; None for a profile without range."""
+    """Up to five high volume nodes, largest first, and up to five low ones, smallest first.
 
-    high_nodes: tuple[Standing, ...]
-    low_nodes: tuple[Standing, ...]
+    `skew` is the distance from the middle of the range to the VWAP, as a fraction of the range; None if high and low are equal.
+    """
+
+    high_nodes: tuple[ProminentNode, ...]
+    low_nodes: tuple[ProminentNode, ...]
     skew: float | None
     shape: Shape
 
 
 def profile_shape(profile: VolumeProfile, bar: Bar) -> ProfileShape:
-    """The shape of a profile of the trades of `bar`, from rows smoothed by (1, 2, 1) and compared with their neighbours on either side.
+    """The shape of a profile of the trades of `bar`. Rows are smoothed by (1, 2, 1) and compared with their neighbours on both sides.
 
-    No standard exists for nodes. A peak is the strict maximum over a twentieth of the rows (at least two) on each side and at least 1.2
-    times the mean row; a plateau stands for its middle, the lower one of two. A low node mirrors that at half the mean, and lies between
-    two high ones, so that a tail is none.
+    No standard definition of nodes exists; this is ours. A high node is the strict maximum among a twentieth of the rows (at least two) on
+    each side, and at least 1.2 times the mean row. A plateau counts as its middle row, the lower one of two. A low node is the strict
+    minimum, at most half the mean row, and must lie between two high nodes, so that a tail of the profile is not a low node.
     """
     row, bottom = profile.row, profile.nodes[0].price
     count = (profile.nodes[-1].price - bottom) // row + 1
@@ -52,28 +54,30 @@ def profile_shape(profile: VolumeProfile, bar: Bar) -> ProfileShape:
     for node in profile.nodes:
         volumes[(node.price - bottom) // row] = node.volume
     padded = [0, *volumes, 0]
-    smooth = [padded[place] + 2 * padded[place + 1] + padded[place + 2] for place in range(count)]
+    smooth = [padded[index] + 2 * padded[index + 1] + padded[index + 2] for index in range(count)]
     reach, mean = max(2, count // 20), Fraction(sum(smooth), count)
-    high = [place for place in _peaks(smooth, reach) if smooth[place] >= _HIGH * mean]
+    high = [index for index in _peaks(smooth, reach) if smooth[index] >= _HIGH_NODE_RATIO * mean]
     low = [
-        place
-        for place in _peaks([-value for value in smooth], reach)
-        if smooth[place] <= _LOW * mean and any(one < place for one in high) and any(one > place for one in high)
+        index
+        for index in _peaks([-value for value in smooth], reach)
+        if smooth[index] <= _LOW_NODE_RATIO * mean and any(one < index for one in high) and any(one > index for one in high)
     ]
-    high.sort(key=lambda place: -smooth[place])
-    low.sort(key=lambda place: smooth[place])
+    high.sort(key=lambda index: -smooth[index])
+    low.sort(key=lambda index: smooth[index])
     third = Fraction((profile.poc - bottom) // row * 2 + 1, count * 2)
     shape: Shape = "B" if len(high) > 1 and low else "P" if third > Fraction(2, 3) else "b" if third < Fraction(1, 3) else "D"
 
-    def standing(places: Iterable[int]) -> tuple[Standing, ...]:
-        return tuple(Standing(bottom + place * row, volumes[place] / profile.volume if profile.volume else 0.0) for place in places)
+    def nodes(indexes: Iterable[int]) -> tuple[ProminentNode, ...]:
+        return tuple(ProminentNode(bottom + index * row, volumes[index] / profile.volume if profile.volume else 0.0) for index in indexes)
 
-    return ProfileShape(standing(high[:_MOST]), standing(low[:_MOST]), _skew(bar), shape)
+    return ProfileShape(nodes(high[:_MAX_NODES]), nodes(low[:_MAX_NODES]), _skew(bar), shape)
 
 
 def deviation(footprint: Footprint) -> Decimal | None:
-    """Volume-weighted standard deviation of price, `sqrt(E[p^2] - E[p]^2)` over every trade, truncated to two decimals more than prices
-    have. None without volume."""
+    """Volume-weighted standard deviation of price, `sqrt(E[p^2] - E[p]^2)`, truncated to two decimals more than prices have.
+
+    None without volume.
+    """
     volume = footprint.bar.volume
     if not volume:
         return None
@@ -90,8 +94,8 @@ def _skew(bar: Bar) -> float | None:
 
 
 def _peaks(values: list[int], reach: int) -> list[int]:
-    """Middles of the plateaus that are higher than everything within `reach` of them."""
-    found: list[int] = []
+    """Middle indexes of the plateaus (of one row or more) that are higher than all values within `reach` of them."""
+    peaks: list[int] = []
     first = 0
     while first < len(values):
         last = first
@@ -99,6 +103,6 @@ def _peaks(values: list[int], reach: int) -> list[int]:
             last += 1
         around = [*values[max(0, first - reach) : first], *values[last + 1 : last + 1 + reach]]
         if all(value < values[first] for value in around) and around:
-            found.append((first + last) // 2)
+            peaks.append((first + last) // 2)
         first = last + 1
-    return found
+    return peaks

@@ -1,6 +1,6 @@
-"""Closed bars in a row, what may be said of each, and how it compares with those before it.
+"""A series of closed bars, with statistics that compare each bar with the bars before it.
 
-Everything that judges a bar looks at earlier bars alone: the bar itself is no part of its own baseline.
+The baseline of a bar never contains the bar itself.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from wadm_mcp.analytics.order_flow import session_start
 from wadm_mcp.model import Scale
 
 _MAD_TO_SIGMA: Final = 1.4826
-"""Makes the median absolute deviation of a normal distribution its standard deviation."""
+"""Factor from the median absolute deviation of a normal distribution to its standard deviation."""
 
 
-class Candle(NamedTuple):
-    """One closed bar `[start, end)`: integers at the series' scale. A bar without trades stands still at the close before it.
+class SeriesBar(NamedTuple):
+    """One closed bar `[start, end)`, integers at the series' scale. The prices of a bar without trades are the close before it.
 
-    `covered` is the share of its time that the tape holds, `whole` says that not one trade of it is known to be missing.
+    `covered` is the share of its time that is recorded completely. `complete` is true if no trade is known to be missing. `min_delta` and
+    `max_delta` are those of the trades' bar; None where they cannot be computed.
     """
 
     start: int
@@ -34,9 +35,9 @@ class Candle(NamedTuple):
     volume: int
     delta: int
     covered: float
-    whole: bool
-    lowest_delta: int | None = None
-    highest_delta: int | None = None
+    complete: bool
+    min_delta: int | None = None
+    max_delta: int | None = None
 
     @property
     def range(self) -> int:
@@ -50,131 +51,137 @@ class Candle(NamedTuple):
 
     @property
     def close_position(self) -> float:
-        """Where it closed, 0 at its low and 1 at its high; the middle of a bar without range."""
+        """The position of the close in the range: 0 at the low, 1 at the high, 0.5 in a bar without range."""
         return (self.close - self.low) / self.range if self.range else 0.5
 
 
 class CoveredBar(NamedTuple):
-    """A bar of the tape and how much of it is held. `bar` is None, or empty, where nothing traded."""
+    """A bar of the tape and its coverage. `bar` is None, or empty, where nothing traded."""
 
     start: int
     end: int
     bar: Bar | None
     covered: float
-    whole: bool
+    complete: bool
 
 
 class Series:
-    """Consecutive bars of one timeframe, oldest first, with the statistics detectors ask for. Every one is null rather than a guess."""
+    """Consecutive bars of one timeframe, oldest first, with the statistics that detectors need.
 
-    def __init__(self, told: Sequence[CoveredBar], scale: Scale, parameters: Parameters = DEFAULT) -> None:
-        """Bars at `scale`. Those before the first trade are left out: they have no price to stand still at."""
+    A statistic is None where the coverage is too low to compute it.
+    """
+
+    def __init__(self, covered_bars: Sequence[CoveredBar], scale: Scale, parameters: Parameters = DEFAULT) -> None:
+        """Takes bars at `scale`. Bars before the first trade are left out because they have no price."""
         self.scale = scale
         self.parameters = parameters
-        self.candles: list[Candle] = []
-        for one in told:
+        self.bars: list[SeriesBar] = []
+        for one in covered_bars:
             if one.bar is not None and one.bar.trade_count:
-                self.candles.append(_candle(one, one.bar.rescaled(scale)))
-            elif self.candles:
-                close = self.candles[-1].close
-                self.candles.append(Candle(one.start, one.end, close, close, close, close, 0, 0, one.covered, one.whole, 0, 0))
+                self.bars.append(_series_bar(one, one.bar.rescaled(scale)))
+            elif self.bars:
+                close = self.bars[-1].close
+                self.bars.append(SeriesBar(one.start, one.end, close, close, close, close, 0, 0, one.covered, one.complete, 0, 0))
 
     def __len__(self) -> int:
-        return len(self.candles)
+        return len(self.bars)
 
-    def __getitem__(self, place: int) -> Candle:
-        return self.candles[place]
+    def __getitem__(self, index: int) -> SeriesBar:
+        return self.bars[index]
 
-    def until(self, place: int) -> Series:
-        """The series as it was when the bar at `place` closed."""
+    def until(self, index: int) -> Series:
+        """The series as it was when the bar at `index` closed."""
         earlier = Series((), self.scale, self.parameters)
-        earlier.candles = self.candles[: place + 1]
+        earlier.bars = self.bars[: index + 1]
         return earlier
 
-    def usable(self, place: int) -> bool:
-        """Is enough of the bar held to be compared?"""
-        return self.candles[place].covered >= self.parameters.usable
+    def usable(self, index: int) -> bool:
+        """Is enough of the bar covered to compare it with others?"""
+        return self.bars[index].covered >= self.parameters.usable
 
     def all_usable(self, first: int, last: int) -> bool:
-        """Are the bars from `first` to `last`, both included?"""
+        """Are all bars from `first` to `last` usable, both included?"""
         return first >= 0 and all(map(self.usable, range(first, last + 1)))
 
-    def all_whole(self, first: int, last: int) -> bool:
-        """Is not one trade missing from `first` to `last`, both included?"""
-        return first >= 0 and all(candle.whole for candle in self.candles[first : last + 1])
+    def all_complete(self, first: int, last: int) -> bool:
+        """Are all bars from `first` to `last` complete, both included?"""
+        return first >= 0 and all(bar.complete for bar in self.bars[first : last + 1])
 
-    def volume_z(self, place: int) -> float | None:
-        """Volume against the baseline, in robust standard deviations of its logarithm."""
-        return self._z(place, lambda candle: candle.volume)
+    def volume_z(self, index: int) -> float | None:
+        """Difference of the volume from the baseline, in robust standard deviations of the logarithm."""
+        return self._z(index, lambda bar: bar.volume)
 
-    def range_z(self, place: int) -> float | None:
-        """High minus low, likewise."""
-        return self._z(place, lambda candle: candle.range)
+    def range_z(self, index: int) -> float | None:
+        """Difference of the range (high minus low) from the baseline, in the unit of `volume_z`."""
+        return self._z(index, lambda bar: bar.range)
 
-    def progress_z(self, place: int) -> float | None:
-        """The distance from open to close, whatever its direction, likewise."""
-        return self._z(place, lambda candle: abs(candle.move))
+    def progress_z(self, index: int) -> float | None:
+        """Difference of the absolute move (open to close) from the baseline, in the unit of `volume_z`."""
+        return self._z(index, lambda bar: abs(bar.move))
 
-    def percentile(self, place: int, percent: int, figure: Callable[[Candle], int]) -> int | None:
-        """The smallest figure of the baseline that `percent` of it do not pass (nearest rank)."""
-        held = self._baseline(place)
-        if held is None:
+    def percentile(self, index: int, percent: int, figure: Callable[[SeriesBar], int]) -> int | None:
+        """Percentile of a figure over the baseline, by nearest rank."""
+        baseline = self._baseline(index)
+        if baseline is None:
             return None
-        figures = sorted(map(figure, held))
+        figures = sorted(map(figure, baseline))
         return figures[ceil(percent * len(figures) / 100) - 1]
 
-    def atr(self, place: int) -> float | None:
-        """Mean true range of the bars before this one (Wilder's true range, a plain mean). None where one of them is not usable or flat."""
+    def atr(self, index: int) -> float | None:
+        """Mean true range of the bars before this one (Wilder's true range, arithmetic mean).
+
+        None if one of those bars is not usable, or if all of them are flat.
+        """
         length = self.parameters.atr
-        if not self.all_usable(place - length - 1, place - 1):
+        if not self.all_usable(index - length - 1, index - 1):
             return None
         total = 0
-        for candle, before in zip(self.candles[place - length : place], self.candles[place - length - 1 :], strict=False):
-            total += max(candle.high, before.close) - min(candle.low, before.close)
+        for bar, before in zip(self.bars[index - length : index], self.bars[index - length - 1 :], strict=False):
+            total += max(bar.high, before.close) - min(bar.low, before.close)
         return total / length if total else None
 
-    def cumulative_delta(self, place: int) -> int | None:
-        """Delta since 00:00 UTC at the bar's close. None where the series does not reach back so far or a trade since then is missing."""
-        first = self.session(place)
-        if first is None or not self.all_whole(first, place):
+    def cumulative_delta(self, index: int) -> int | None:
+        """Delta from 00:00 UTC to the bar's close. None if the series begins later, or if a trade since then is missing."""
+        first = self.session_first(index)
+        if first is None or not self.all_complete(first, index):
             return None
-        return sum(candle.delta for candle in self.candles[first : place + 1])
+        return sum(bar.delta for bar in self.bars[first : index + 1])
 
-    def session(self, place: int) -> int | None:
-        """Place of the first bar of this bar's day, None where the series begins later."""
-        start = session_start(self.candles[place].start)
-        first = place
-        while first > 0 and self.candles[first - 1].start >= start:
+    def session_first(self, index: int) -> int | None:
+        """Index of the first bar of this bar's day. None if the series begins after the start of the day."""
+        start = session_start(self.bars[index].start)
+        first = index
+        while first > 0 and self.bars[first - 1].start >= start:
             first -= 1
-        return first if self.candles[first].start == start else None
+        return first if self.bars[first].start == start else None
 
-    def _z(self, place: int, figure: Callable[[Candle], int]) -> float | None:
+    def _z(self, index: int, figure: Callable[[SeriesBar], int]) -> float | None:
         """`(ln(1 + x) - median) / (1.4826 MAD)`, x in the smallest steps of price or quantity."""
-        held = self._baseline(place)
-        if held is None:
+        baseline = self._baseline(index)
+        if baseline is None:
             return None
-        logs = [log1p(figure(candle)) for candle in held]
+        logs = [log1p(figure(bar)) for bar in baseline]
         middle = median(logs)
         spread = median(abs(value - middle) for value in logs)
         if not spread:
             return None
-        return (log1p(figure(self.candles[place])) - middle) / (_MAD_TO_SIGMA * spread)
+        return (log1p(figure(self.bars[index])) - middle) / (_MAD_TO_SIGMA * spread)
 
-    def _baseline(self, place: int) -> list[Candle] | None:
-        """The usable bars that this one is compared with; None where they are too few or it is not usable itself."""
-        if not self.usable(place):
+    def _baseline(self, index: int) -> list[SeriesBar] | None:
+        """The usable bars that this bar is compared with. None if they are too few, or if this bar is not usable."""
+        if not self.usable(index):
             return None
-        first = max(0, place - self.parameters.baseline)
-        held = [self.candles[one] for one in range(first, place) if self.usable(one)]
-        return held if len(held) >= self.parameters.least else None
+        first = max(0, index - self.parameters.baseline)
+        bars = [self.bars[one] for one in range(first, index) if self.usable(one)]
+        return bars if len(bars) >= self.parameters.least else None
 
 
-def _candle(one: CoveredBar, bar: Bar) -> Candle:
+def _series_bar(one: CoveredBar, bar: Bar) -> SeriesBar:
     assert bar.open is not None
     assert bar.high is not None
     assert bar.low is not None
     assert bar.close is not None
-    return Candle(
+    return SeriesBar(
         one.start,
         one.end,
         bar.open,
@@ -184,7 +191,7 @@ def _candle(one: CoveredBar, bar: Bar) -> Candle:
         bar.volume,
         bar.delta,
         one.covered,
-        one.whole,
+        one.complete,
         bar.min_delta,
         bar.max_delta,
     )

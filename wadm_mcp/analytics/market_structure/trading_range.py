@@ -1,4 +1,4 @@
-"""The trading range as it stood before a bar, so that a bar is never tested against a range it helped to draw."""
+"""The trading range that was known before a bar began, so that no bar is compared with a range that it helped to define."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from wadm_mcp.analytics.market_structure.swings import Pivot, Side
 
 
 class TradingRange(NamedTuple):
-    """Edges at the series' scale. `first` is the bar of its oldest pivot, `frozen` the last bar that it knows."""
+    """A range with its edges at the series' scale. It reaches from the bar of its oldest pivot to the last bar before it was determined."""
 
     high: int
     low: int
     tests_high: int
     tests_low: int
-    first: int
-    frozen: int
+    first_index: int
+    last_index: int
 
     @property
     def width(self) -> int:
@@ -28,21 +28,21 @@ class TradingRange(NamedTuple):
         return self.high - self.low
 
     def position(self, price: int) -> float:
-        """Where a price stands, 0 at the low edge and 1 at the high one."""
+        """The position of a price in the range: 0 at the low edge, 1 at the high edge."""
         return (price - self.low) / self.width
 
 
-def range_before(series: Series, found: Sequence[Pivot], place: int) -> TradingRange | None:
-    """The range known when the bar at `place` began; `found` are pivots, oldest first.
+def range_before(series: Series, all_pivots: Sequence[Pivot], index: int) -> TradingRange | None:
+    """The range known when the bar at `index` began, or None. `all_pivots` are oldest first.
 
-    Each edge is the median of its side's newest pivots among the bars of the baseline, of two middle ones the inner. None without enough
-    tests of both edges (the structure of niyoh120's range finder, its counts ours), and behind a bar that is not usable: a gap ends the
-    range it lies in.
+    Each edge is the median of the newest pivots of its side within the baseline; of two middle pivots the one nearer to the other edge.
+    There is no range without enough tests of both edges (after niyoh120's range finder, with counts of our own). Pivots before a bar that
+    is not usable are ignored: a gap ends the range.
     """
     parameters = series.parameters
-    begin = max(0, place - parameters.baseline)
-    gap = next((one for one in range(place - 1, begin - 1, -1) if not series.usable(one)), begin - 1)
-    known = [pivot for pivot in found if pivot.place > gap and pivot.known < place]
+    begin = max(0, index - parameters.baseline)
+    gap = next((one for one in range(index - 1, begin - 1, -1) if not series.usable(one)), begin - 1)
+    known = [pivot for pivot in all_pivots if pivot.bar_index > gap and pivot.known_index < index]
     highs, lows = _newest(known, "high", parameters.pivots), _newest(known, "low", parameters.pivots)
     if len(highs) < parameters.tests or len(lows) < parameters.tests:
         return None
@@ -52,20 +52,24 @@ def range_before(series: Series, found: Sequence[Pivot], place: int) -> TradingR
     tests_low = sum(abs(pivot.price - low) <= near for pivot in lows)
     if high <= low or tests_high < parameters.tests or tests_low < parameters.tests:
         return None
-    return TradingRange(high, low, tests_high, tests_low, min(highs[0].place, lows[0].place), place - 1)
+    return TradingRange(high, low, tests_high, tests_low, min(highs[0].bar_index, lows[0].bar_index), index - 1)
 
 
-def drift(series: Series, found: TradingRange) -> float:
-    """How far the close has moved from the range's first bar to its last, in widths."""
-    return (series[found.frozen].close - series[found.first].close) / found.width
+def drift(series: Series, trading_range: TradingRange) -> float:
+    """The move of the close from the range's first bar to its last, in widths of the range."""
+    return (series[trading_range.last_index].close - series[trading_range.first_index].close) / trading_range.width
 
 
-def volume_slope(series: Series, found: TradingRange) -> float | None:
-    """Theil-Sen slope of the logarithm of volume per bar: the median of the slopes between all pairs. Bars without volume have none."""
-    points = [(place, log(series[place].volume)) for place in range(found.first, found.frozen + 1) if series[place].volume]
+def volume_slope(series: Series, trading_range: TradingRange) -> float | None:
+    """Theil-Sen slope of the logarithm of volume per bar: the median of the slopes between all pairs of bars with volume.
+
+    None with fewer than two such bars.
+    """
+    indexes = range(trading_range.first_index, trading_range.last_index + 1)
+    points = [(index, log(series[index].volume)) for index in indexes if series[index].volume]
     slopes = [(two[1] - one[1]) / (two[0] - one[0]) for one, two in combinations(points, 2)]
     return median(slopes) if slopes else None
 
 
-def _newest(known: Sequence[Pivot], side: Side, most: int) -> list[Pivot]:
-    return [pivot for pivot in known if pivot.side == side][-most:]
+def _newest(known: Sequence[Pivot], side: Side, count: int) -> list[Pivot]:
+    return [pivot for pivot in known if pivot.side == side][-count:]

@@ -1,4 +1,4 @@
-"""How value moves from session to session, and which points of control nobody has traded at since."""
+"""Value migration: how value areas and POCs move from session to session, and which POCs price has not reached since."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ Status: TypeAlias = Literal["naked", "unknown"]
 
 
 class SessionValue(NamedTuple):
-    """A session's profile and path, prices as integers at one scale. `poc` is the low price of its row, `poc_top` the row's top tick.
+    """A session's profile levels and prices, as integers at one scale.
 
-    `whole` says that nothing of it is missing. `close` is its last price.
+    `start` is the time of its start (ms). `poc` is the low price of the POC's row, `poc_top` the row's top tick. `complete` is true if no
+    trade of the session is missing.
     """
 
     start: int
@@ -23,18 +24,18 @@ class SessionValue(NamedTuple):
     high: int
     low: int
     close: int
-    whole: bool
+    complete: bool
 
 
-class Naked(NamedTuple):
-    """A session's point of control at which price has not traded since; `unknown` where missing trades may have."""
+class NakedPoc(NamedTuple):
+    """A session's POC that price has not reached since. The status is `unknown` if missing trades may have reached it."""
 
     session: SessionValue
     status: Status
 
 
 def relation(now: SessionValue, before: SessionValue) -> Relation:
-    """Where the value area lies against the one before (Dalton): wholly above or below it, inside or around it, or overlapping."""
+    """The position of a value area relative to the one before (Dalton): above, below, inside or around it, or overlapping."""
     if now.val > before.vah:
         return "higher"
     if now.vah < before.val:
@@ -49,7 +50,7 @@ def relation(now: SessionValue, before: SessionValue) -> Relation:
 
 
 def overlap(now: SessionValue, before: SessionValue) -> float:
-    """The part of the narrower value area that the other covers, from 0 to 1. An area of one price is covered or not."""
+    """The share of the narrower value area that lies inside the other, from 0 to 1. For an area of a single price it is 0 or 1."""
     shared = min(now.vah, before.vah) - max(now.val, before.val)
     narrower = min(now.vah - now.val, before.vah - before.val)
     if not narrower:
@@ -58,7 +59,7 @@ def overlap(now: SessionValue, before: SessionValue) -> float:
 
 
 def streak(sessions: Sequence[SessionValue]) -> int:
-    """Sessions in a row, the newest last, whose POC moved the same way: above 0 upward, below 0 downward."""
+    """Number of newest consecutive sessions whose POC moved in the same direction: above 0 upward, below 0 downward. Oldest first."""
     count = 0
     for now, before in zip(reversed(sessions), reversed(sessions[:-1]), strict=False):
         step = (now.poc > before.poc) - (now.poc < before.poc)
@@ -68,20 +69,20 @@ def streak(sessions: Sequence[SessionValue]) -> int:
     return count
 
 
-def naked_pocs(sessions: Sequence[SessionValue]) -> list[Naked]:
-    """POCs of closed sessions, oldest first, that no later trade reached; `sessions` are consecutive days, the open one last.
+def naked_pocs(sessions: Sequence[SessionValue]) -> list[NakedPoc]:
+    """POCs of closed sessions, oldest first, that no later trade reached. `sessions` are consecutive days, the open one last.
 
-    Reached means that the price path between consecutive trades met the row, a jump across it included. Where a session since then, or its
-    own, is not whole, the missing trades may have reached it, or moved the POC: then it is `unknown`.
+    A POC is reached if the price path between consecutive trades touched its row or jumped across it. If its own session or a later one is
+    not complete, missing trades may have moved or reached the POC: its status is then `unknown`.
     """
-    found: list[Naked] = []
-    for place, session in enumerate(sessions[:-1]):
-        later = sessions[place + 1 :]
+    naked: list[NakedPoc] = []
+    for index, session in enumerate(sessions[:-1]):
+        later = sessions[index + 1 :]
         last = session.close
         for one in later:
             if min(last, one.low) <= session.poc_top and max(last, one.high) >= session.poc:
                 break
             last = one.close
         else:
-            found.append(Naked(session, "naked" if session.whole and all(one.whole for one in later) else "unknown"))
-    return found
+            naked.append(NakedPoc(session, "naked" if session.complete and all(one.complete for one in later) else "unknown"))
+    return naked

@@ -1,4 +1,4 @@
-"""What is seen inside bars and in single trades: stacked imbalances, fading rows, large orders, what traded beyond an edge."""
+"""Detectors that need price rows or single trades: stacked imbalances, fading rows, large orders, volume beyond a price."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from wadm_mcp.analytics.order_flow import Imbalance, diagonal_imbalances
 from wadm_mcp.analytics.volume_profile import volume_profile
 from wadm_mcp.model import Scale, Trade, TradeType
 
-FEWEST_ORDERS: Final = 1_000
-"""Orders without which no threshold is told: one in a thousand would be a guess."""
+MIN_ORDERS: Final = 1_000
+"""With fewer orders there is no threshold of large orders, because it is reached by about one order in a thousand."""
 
 
 class Stack(NamedTuple):
-    """Adjacent rows in which one side outweighs its diagonal opposite, from the low price of the lowest to the low price of the highest."""
+    """Adjacent rows with an imbalance on the same side. `low` and `high` are the low prices of the lowest and the highest row."""
 
     side: Imbalance
     low: int
@@ -27,9 +27,11 @@ class Stack(NamedTuple):
     rows: int
 
 
-class LargePrint(NamedTuple):
-    """Consecutive trades of one millisecond and one aggressor's side: one taker's order, as far as the tape tells. `notional` is exact, at
-    `scale.price + scale.quantity` decimals; `price` is the last one it reached."""
+class TakerOrder(NamedTuple):
+    """Consecutive trades of one millisecond and one aggressor's side: probably one taker's order.
+
+    `price` is the price of the last trade. `notional` is exact, at `scale.price + scale.quantity` decimals.
+    """
 
     timestamp: int
     side: TradeType
@@ -41,26 +43,30 @@ class LargePrint(NamedTuple):
 
 
 def stacks(footprint: Footprint, *, tick: int, row: int, parameters: Parameters = DEFAULT) -> list[Stack]:
-    """Runs of at least `parameters.stacked` rows, low to high."""
+    """Runs of at least `parameters.stacked` adjacent rows with an imbalance on one side, low to high."""
     profile = volume_profile(footprint, tick=tick, row=row)
     if profile is None:
         return []
-    marks = dict(zip((node.price for node in profile.nodes), diagonal_imbalances(profile.nodes, row, parameters.diagonal), strict=True))
+    imbalances = diagonal_imbalances(profile.nodes, row, parameters.diagonal)
+    by_price = {node.price: imbalance for node, imbalance in zip(profile.nodes, imbalances, strict=True)}
     found: list[Stack] = []
     for side in ("buy", "sell"):
         run: list[int] = []
-        for price in (*sorted(marks), None):
-            if run and (price is None or price != run[-1] + row or marks[price] not in (side, "both")):
+        for price in (*sorted(by_price), None):
+            if run and (price is None or price != run[-1] + row or by_price[price] not in (side, "both")):
                 found += [Stack(side, run[0], run[-1], len(run))] if len(run) >= parameters.stacked else []
                 run = []
-            if price is not None and marks[price] in (side, "both"):
+            if price is not None and by_price[price] in (side, "both"):
                 run.append(price)
     return sorted(found, key=lambda stack: (stack.low, stack.side))
 
 
-def fading(footprint: Footprint, *, tick: int, row: int) -> Iterator[str]:
-    """`high` where takers who bought thin out over the three highest rows, to at most a quarter of a row's mean in the highest; `low` the
-    same of sellers. A bar of fewer than four rows says nothing."""
+def fading_edges(footprint: Footprint, *, tick: int, row: int) -> Iterator[str]:
+    """The edges (`high`, `low`) of a bar at which aggressive volume fades out.
+
+    At the high, buy volume falls over the three highest rows, and the highest row has at most a quarter of the mean row's buy volume. At
+    the low the same holds for sell volume and the three lowest rows. A bar of fewer than four rows has no fading edge.
+    """
     profile = volume_profile(footprint, tick=tick, row=row)
     if profile is None:
         return
@@ -76,44 +82,48 @@ def fading(footprint: Footprint, *, tick: int, row: int) -> Iterator[str]:
             yield side
 
 
-def beyond(footprint: Footprint, edge: int, *, above: bool) -> tuple[int, int]:
-    """Volume and delta of what traded beyond a price (at the footprint's scale), not at it."""
+def traded_beyond(footprint: Footprint, edge: int, *, above: bool) -> tuple[int, int]:
+    """Volume and delta of the trades above (or below) a price, without the price itself. `edge` is at the footprint's scale."""
     outside = [cell for price, cell in footprint.cells.items() if (price > edge if above else price < edge)]
     return sum(cell[0] + cell[1] for cell in outside), sum(cell[0] - cell[1] for cell in outside)
 
 
-def orders(trades: Sequence[Trade]) -> list[LargePrint]:
-    """Taker orders put together from trades of one instrument in `Trade.order`. One order at several prices arrives as several trades, and
-    on some exchanges every resting order that it met is one of its own."""
-    found: list[LargePrint] = []
+def taker_orders(trades: Sequence[Trade]) -> list[TakerOrder]:
+    """Taker orders, assembled from trades of one instrument in `Trade.order`.
+
+    An order that executes at several prices arrives as several trades; some exchanges even send one trade for every resting order.
+    """
+    orders: list[TakerOrder] = []
     last: Trade | None = None
     for trade in trades:
         notional = trade.price * trade.quantity
         joined = last is not None and (last.timestamp, last.trade_type, last.scale) == (trade.timestamp, trade.trade_type, trade.scale)
         last = trade
         if joined:
-            one = found[-1]
-            found[-1] = one._replace(
+            one = orders[-1]
+            orders[-1] = one._replace(
                 price=trade.price, quantity=one.quantity + trade.quantity, notional=one.notional + notional, fills=one.fills + trade.fills
             )
         else:
-            found.append(LargePrint(trade.timestamp, trade.trade_type, trade.price, trade.quantity, notional, trade.fills, trade.scale))
-    return found
+            orders.append(TakerOrder(trade.timestamp, trade.trade_type, trade.price, trade.quantity, notional, trade.fills, trade.scale))
+    return orders
 
 
-def large(found: Sequence[LargePrint], parameters: Parameters = DEFAULT) -> tuple[LargePrint, list[LargePrint]] | None:
-    """The order at the threshold, which `parameters.large` percent of all do not pass (nearest rank), and those that reach it, largest
-    first. None where they are too few."""
-    if len(found) < FEWEST_ORDERS:
+def large_orders(orders: Sequence[TakerOrder], parameters: Parameters = DEFAULT) -> tuple[TakerOrder, list[TakerOrder]] | None:
+    """The order at the percentile `parameters.large` (nearest rank), and all orders of at least its notional, largest first.
+
+    None with fewer than `MIN_ORDERS` orders.
+    """
+    if len(orders) < MIN_ORDERS:
         return None
     finest = Scale(0, 0)
-    for order in found:
+    for order in orders:
         finest = finest.finest(order.scale)
 
-    def size(order: LargePrint) -> int:
+    def size(order: TakerOrder) -> int:
         return order.notional * 10 ** (finest.price + finest.quantity - order.scale.price - order.scale.quantity)
 
-    ranked = sorted(found, key=size)
+    ranked = sorted(orders, key=size)
     threshold = ranked[ceil(Fraction(str(parameters.large)) * len(ranked) / 100) - 1]
     least = size(threshold)
     return threshold, [*takewhile(lambda order: size(order) >= least, reversed(ranked))]

@@ -2,7 +2,7 @@
 
 A collector follows some instruments of one market over one socket. It never gives up. A connection that is about to reach the
 exchange's age limit, or whose end the exchange announces, is relieved: the new one delivers before the old one goes.
-Acknowledgements prove nothing: USD-M acknowledges a stream on the wrong route and stays silent (exchanges.md 2.1). Only frames do.
+Acknowledgements prove nothing: USD-M acknowledges a stream on the wrong route and stays silent (docs/exchanges.md 2.1). Only frames do.
 """
 
 from __future__ import annotations
@@ -295,7 +295,7 @@ class Connection:
                     return
 
     def _refused_request(self, refused: Refused) -> None:
-        """One bad topic voids its whole batch (exchanges.md 3.3): ask for each instrument alone, then only the bad one stays out."""
+        """One bad topic voids its whole batch (docs/exchanges.md 3.3): ask for each instrument alone, then only the bad one stays out."""
         self._collector.health.count("requests.refused")
         if refused.already_subscribed:
             return

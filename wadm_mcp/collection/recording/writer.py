@@ -166,7 +166,7 @@ class Writer:
                 backoff.reset()
 
     async def _store_batch(self, batch: Batch, barrier: CommitBarrier, stored: anyio.Event, room: anyio.Semaphore) -> None:
-        await self._store.write(batch.trades, batch.spans, batch.pieces, turn=barrier)
+        await self._store.write(batch.trades, batch.spans, batch.pieces, barrier=barrier)
         with anyio.CancelScope(shield=True):
             # A batch that is read again would be counted as stored again.
             self._recorder.mark_durable(batch.trades, batch.pieces)
