@@ -118,7 +118,11 @@ class Toy:
 
     name = "toy"
     traits: Mapping[str, MarketTraits] = MappingProxyType(
-        {"spot": MarketTraits(counts_trades=False, folds_history=False, archive=None, rest_reach=0, redundant_connections=False)}
+        {
+            "spot": MarketTraits(
+                counts_trades=False, folds_history=False, archive=None, rest_reach=0, page_rows=_NEWEST, redundant_connections=False
+            )
+        }
     )
     hosts: Mapping[str, Hosts] = MappingProxyType(
         {"spot": Hosts(Host("WADM_TOY_WS", "wss://stream.toy.invalid"), Host("WADM_TOY_REST", "https://api.toy.invalid"), None)}

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from wadm_mcp.exchanges.binance_archive import BinanceAggregates, BinanceSpotTrades
-from wadm_mcp.exchanges.binance_rest import BinanceRest
+from wadm_mcp.exchanges.binance_rest import ROWS_PER_REPLY, BinanceRest
 from wadm_mcp.exchanges.exchange import (
     Acknowledged,
     ArchiveFormat,
@@ -253,7 +253,12 @@ class Binance(BinanceRest):
     traits: Mapping[str, MarketTraits] = MappingProxyType(
         {
             "spot": MarketTraits(
-                counts_trades=True, folds_history=True, archive=_SPOT_TRADES, rest_reach=None, redundant_connections=False
+                counts_trades=True,
+                folds_history=True,
+                archive=_SPOT_TRADES,
+                rest_reach=None,
+                page_rows=ROWS_PER_REPLY,
+                redundant_connections=False,
             ),
             # REST serves the last 48 hours (docs/exchanges.md 4.2). One hour less leaves time for the requests themselves.
             "linear": MarketTraits(
@@ -261,6 +266,7 @@ class Binance(BinanceRest):
                 folds_history=False,
                 archive=_LINEAR_AGGREGATES,
                 rest_reach=47 * HOUR,
+                page_rows=ROWS_PER_REPLY,
                 redundant_connections=False,
             ),
         }

@@ -34,7 +34,8 @@ from wadm_mcp.exchanges.wire import (
 )
 from wadm_mcp.model import Instrument, Listing, Trade, TradeType, Window
 
-_ROWS_PER_REPLY: Final = 1_000
+ROWS_PER_REPLY: Final = 1_000
+"""Rows of one reply at most, on every endpoint of trades."""
 _USED_WEIGHT: Final = "X-MBX-USED-WEIGHT-1M"
 BAN_END: Final = re.compile(rb"until ([0-9]{13})(?![0-9])")
 """The end of a ban in the text of its reply, in ms."""
@@ -241,7 +242,7 @@ class BinanceRest:
 
 def _page(symbol: str, **places: int | None) -> dict[str, str]:
     """The parameters of a page of history from one of the `places` on; without any it is the newest page."""
-    return {"symbol": symbol, "limit": str(_ROWS_PER_REPLY), **{name: str(place) for name, place in places.items() if place is not None}}
+    return {"symbol": symbol, "limit": str(ROWS_PER_REPLY), **{name: str(place) for name, place in places.items() if place is not None}}
 
 
 def _rows(reply: list[_Row] | _Error, venue: str, what: str) -> list[_Row]:

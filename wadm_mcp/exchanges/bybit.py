@@ -13,7 +13,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from wadm_mcp.exchanges.bybit_archive import BybitLinearTrades, BybitSpotTrades
-from wadm_mcp.exchanges.bybit_rest import SIDES, BybitRest
+from wadm_mcp.exchanges.bybit_rest import ROWS_PER_REPLY, SIDES, BybitRest
 from wadm_mcp.exchanges.exchange import (
     Acknowledged,
     ArchiveFormat,
@@ -160,7 +160,14 @@ class Bybit(BybitRest):
 
     traits: Mapping[str, MarketTraits] = MappingProxyType(
         {
-            market: MarketTraits(counts_trades=False, folds_history=False, archive=archive, rest_reach=0, redundant_connections=True)
+            market: MarketTraits(
+                counts_trades=False,
+                folds_history=False,
+                archive=archive,
+                rest_reach=0,
+                page_rows=ROWS_PER_REPLY[market],
+                redundant_connections=True,
+            )
             for market, archive in (("spot", _SPOT_TRADES), ("linear", _LINEAR_TRADES))
         }
     )

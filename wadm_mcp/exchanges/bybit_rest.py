@@ -33,7 +33,7 @@ from wadm_mcp.model import Instrument, Listing, Trade, TradeType, Window
 SIDES: Final = {"Buy": TradeType.BUY, "Sell": TradeType.SELL}
 """The taker's side, as socket and REST call it."""
 
-_ROWS_PER_REPLY: Final = {"spot": 60, "linear": 1_000}
+ROWS_PER_REPLY: Final = {"spot": 60, "linear": 1_000}
 """Rows of `recent-trade` at most."""
 
 # One address has 600 requests in 5 s for the whole host; after more than that it answers 403 until ten minutes pass without a request.
@@ -140,7 +140,7 @@ class BybitRest:
 
     def trades_request(self, market: str, symbol: str, first: int | None = None) -> Request:
         """The newest trades, with or without `first`: at most 60 of spot, 1,000 of linear."""
-        return Request("/v5/market/recent-trade", {"category": market, "symbol": symbol, "limit": str(_ROWS_PER_REPLY[market])})
+        return Request("/v5/market/recent-trade", {"category": market, "symbol": symbol, "limit": str(ROWS_PER_REPLY[market])})
 
     def read_trades(self, listing: Listing, body: bytes) -> list[Trade]:
         """Ordered by time and cross sequence, trades with the same sequence as in the list.

@@ -163,6 +163,8 @@ class MarketTraits:
     the seq that counts."""
     rest_reach: int | None
     """How far back (ms) REST serves trades by seq; None: all of them. 0 where it serves the newest trades only."""
+    page_rows: int
+    """Trades, or aggregates, in one REST reply at most."""
     redundant_connections: bool
     """Do several connections cover each other? They do where a missed trade cannot be noticed on one connection alone."""
 

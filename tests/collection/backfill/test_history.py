@@ -8,11 +8,13 @@ import zipfile
 import zlib
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import date
 from decimal import Decimal
 from hashlib import sha256
 from itertools import count
 from pathlib import Path
+from types import MappingProxyType
 
 import anyio
 import msgspec
@@ -37,6 +39,8 @@ from wadm_mcp.collection.recording.writer import Writer
 from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.coverage.judge import judge
 from wadm_mcp.errors import ExchangeError
+from wadm_mcp.exchanges.binance import Binance
+from wadm_mcp.exchanges.bybit import Bybit
 from wadm_mcp.exchanges.exchange import Trades
 from wadm_mcp.exchanges.registry import find_exchange
 from wadm_mcp.health import Health
@@ -452,6 +456,37 @@ async def test_single_trades_are_kept_of_what_is_imported_where_that_is_asked_fo
         spans = await one.store.spans(instrument, window)
         assert all(span.raw for span in spans)
         assert judge(spans, window, one.clock.at, raw=True).millionths == 1_000_000
+
+
+async def test_without_an_archive_a_finished_day_comes_from_pages_where_ids_count(tmp_path: Path) -> None:
+    class WithoutArchive(Binance):
+        traits = MappingProxyType({market: replace(traits, archive=None) for market, traits in Binance.traits.items()})
+
+    clock = ManualClock(MIDNIGHT)
+    async with (
+        simulated(SPOT, clock, activity=0.01) as simulator,
+        world(SPOT, tmp_path, simulator, clock, now=MIDNIGHT + MINUTE) as one,
+    ):
+        one.venue = replace(one.venue, exchange=WithoutArchive(), archive_url="")
+        await one.live(MIDNIGHT + MINUTE, MIDNIGHT + 5 * MINUTE)
+        await one.bring_in(one.history(3 * HOUR))
+        window = Window(MIDNIGHT - 3 * HOUR, MIDNIGHT + 5 * MINUTE)
+        await one.compare(window)
+        assert await one.covered(window) == 1
+        assert not simulator.archive("binance").asked
+
+
+async def test_without_an_archive_the_past_stays_away_where_ids_do_not_count(tmp_path: Path) -> None:
+    class WithoutArchive(Bybit):
+        traits = MappingProxyType({market: replace(traits, archive=None) for market, traits in Bybit.traits.items()})
+
+    clock = ManualClock(MIDNIGHT)
+    async with simulated(BYBIT_SPOT, clock) as simulator, world(BYBIT_SPOT, tmp_path, simulator, clock, now=MIDNIGHT + MINUTE) as one:
+        one.venue = replace(one.venue, exchange=WithoutArchive(), archive_url="")
+        await one.live(MIDNIGHT + MINUTE, MIDNIGHT + 5 * MINUTE)
+        await one.bring_in(one.history(3 * HOUR), repair=False)
+        assert await one.covered(Window(MIDNIGHT - 3 * HOUR, MIDNIGHT)) == 0
+        assert one.health.parts["bybit spot history"].detail == ""
 
 
 async def test_a_source_without_ids_of_its_own_gives_figures_alone(tmp_path: Path) -> None:

@@ -30,8 +30,6 @@ from wadm_mcp.tape import Repairing
 
 RAW_LIMIT: Final = 100_000
 """Trades of one gap that are fetched as rows; on Binance spot this is 2,500 of the 6,000 weight granted a minute."""
-PAGE_ROWS: Final = 1_000
-"""Rows in one reply at most, on every endpoint that is asked here."""
 LONG_GAP: Final = 2 * HOUR
 """A longer gap may be left to the import of history: an archive file costs less than a day's pages."""
 FILLS_PER_AGGREGATE: Final = 2
@@ -85,6 +83,7 @@ class GapRepairer:
         self._clock = clock
         self._trades_retention = trades_retention
         self._long_gaps = long_gaps
+        self._page_rows = venue.traits.page_rows
         self._limiter = rest.limiter(venue)
         self._part = f"{venue.name} repair"
         self._turn = 0
@@ -164,7 +163,7 @@ class GapRepairer:
         missing = sum(gap.trades for gap in gaps)
         ranges = self._folded_ranges.get(instrument, [])
         folded = sum(max(0, min(gap.last, last) - max(gap.first, first) + 1) for gap in gaps for first, last in ranges)
-        seconds = self._seconds(instrument.symbol, _pages(gaps) - folded // PAGE_ROWS, folded)
+        seconds = self._seconds(instrument.symbol, _pages(gaps, self._page_rows) - folded // self._page_rows, folded)
         tape.report_repair(Repairing(missing, folded, seconds))
         how = f", {folded:,} of them from aggregates" if folded else ""
         return [f"{instrument.symbol}: {missing:,} trades are missing{how}, about {seconds:,.0f} s are needed"]
@@ -174,7 +173,7 @@ class GapRepairer:
         exchange, market = self._venue.exchange, self._venue.market
         weight = pages * exchange.trades_request(market, symbol, 1).weight
         if folded:
-            pages = -(-folded // (FILLS_PER_AGGREGATE * PAGE_ROWS))
+            pages = -(-folded // (FILLS_PER_AGGREGATE * self._page_rows))
             weight += pages * exchange.aggregates_request(market, symbol, start=0).weight
         return weight * exchange.allowance(market).seconds / self._limiter.allowed
 
@@ -196,7 +195,7 @@ class GapRepairer:
         """Fetch the newest page of a gap, by id, and with it the small gaps that the page includes."""
         first = self._first(recorded, gap)
         instrument = recorded.instrument
-        small = [one for one in recorded.coverage.missing() if gap.last - PAGE_ROWS < one.first and one.last < first]
+        small = [one for one in recorded.coverage.missing() if gap.last - self._page_rows < one.first and one.last < first]
         start = min([first, *(one.first for one in small)])
         rows = await self._rest.trades(self._venue, recorded.tape.listing, first=start)
         gaps = [*small, gap._replace(first=first)]
@@ -238,7 +237,7 @@ class GapRepairer:
         while rows:
             inside = [row for row in rows if row.trade.seq >= gap.first and row.last <= gap.last and self._plausible(row.trade, gap)]
             new += await self._recorder.record_repaired(instrument, (), partial_footprints(instrument, inside))
-            if _beyond(rows[-1], gap) or len(rows) < PAGE_ROWS:
+            if _beyond(rows[-1], gap) or len(rows) < self._page_rows:
                 break
             after = rows[-1].number + 1
             rows = await self._rest.aggregates(self._venue, listing, first=after, priority=Priority.REPAIR)
@@ -253,7 +252,7 @@ class GapRepairer:
         """The id from which on a gap's newest page is fetched."""
         ranges = self._folded_ranges.get(recorded.instrument, [])
         above = [last + 1 for first, last in ranges if first <= gap.last and gap.first <= last < gap.last]
-        return max(gap.first, gap.last - PAGE_ROWS + 1, *above)
+        return max(gap.first, gap.last - self._page_rows + 1, *above)
 
     def _key(self, recorded: RecordedInstrument, gap: MissingRange) -> _GapKey:
         return recorded.instrument, self._first(recorded, gap), gap.last
@@ -273,14 +272,14 @@ class GapRepairer:
         return False
 
 
-def _pages(gaps: Sequence[MissingRange]) -> int:
-    """Requests that gaps need, oldest first, when each fetches a page of ids that ends with a missing one."""
+def _pages(gaps: Sequence[MissingRange], rows: int) -> int:
+    """Requests that gaps need, oldest first, when each fetches a page of so many ids that ends with a missing one."""
     pages, reached = 0, None
     for gap in reversed(gaps):
         last = gap.last if reached is None else min(gap.last, reached - 1)
         if last >= gap.first:
-            more = -(-(last - gap.first + 1) // PAGE_ROWS)
-            pages, reached = pages + more, last - more * PAGE_ROWS + 1
+            more = -(-(last - gap.first + 1) // rows)
+            pages, reached = pages + more, last - more * rows + 1
     return pages
 
 

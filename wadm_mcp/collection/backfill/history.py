@@ -17,7 +17,6 @@ import anyio
 from wadm_mcp.backoff import Backoff
 from wadm_mcp.clock import CLOCK_SKEW, Clock
 from wadm_mcp.collection.backfill.archive_import import PARTIALS_AT_ONCE, ArchiveImport
-from wadm_mcp.collection.backfill.gap_repair import PAGE_ROWS
 from wadm_mcp.collection.backfill.history_plan import HistoryPlan, ImportStep, StepKey
 from wadm_mcp.collection.recording.minute import partial_footprints
 from wadm_mcp.collection.recording.recorded_instrument import RecordedInstrument
@@ -275,7 +274,8 @@ class History:
             least, most, end = first or 0, last if last is not None else page[-1].last, chunk.end + CLOCK_SKEW
             pending += [row for row in page if row.trade.seq >= least and row.last <= most and row.trade.timestamp < end]
             newest = page[-1]
-            if len(page) < PAGE_ROWS or (last is not None and newest.last >= last) or newest.trade.timestamp >= chunk.end:
+            complete = newest.trade.timestamp >= chunk.end or (last is not None and newest.last >= last)
+            if complete or len(page) < self._venue.traits.page_rows:
                 break
             minute = newest.trade.timestamp - newest.trade.timestamp % MINUTE
             whole = [row for row in pending if row.trade.timestamp < minute]

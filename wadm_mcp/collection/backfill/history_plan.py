@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import NamedTuple, TypeAlias
 
 from wadm_mcp.clock import Clock
-from wadm_mcp.collection.backfill.gap_repair import FILLS_PER_AGGREGATE, LONG_GAP, PAGE_ROWS
+from wadm_mcp.collection.backfill.gap_repair import FILLS_PER_AGGREGATE, LONG_GAP
 from wadm_mcp.collection.recording.recorded_instrument import RecordedInstrument
 from wadm_mcp.coverage.judge import uncovered
 from wadm_mcp.exchanges.exchange import Venue
@@ -163,7 +163,7 @@ class HistoryPlan:
         ids = sum(span.last_seq - span.first_seq + 1 for span in covered)
         lasted = max(MINUTE, sum(span.end - span.start for span in covered))
         fold = FILLS_PER_AGGREGATE if self._traits.folds_history else 1
-        pages = ids * window.length / lasted / fold / PAGE_ROWS
+        pages = ids * window.length / lasted / fold / self._traits.page_rows
         exchange, market = self._venue.exchange, self._venue.market
         weight = exchange.aggregates_request(market, recorded.instrument.symbol, start=0).weight
         return max(1.0, pages * weight * exchange.allowance(market).seconds / self._weight_per_window)
