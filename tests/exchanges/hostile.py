@@ -1,4 +1,4 @@
-"""What a broken or hostile peer may send: noise, lawful JSON of any shape, and lawful frames with something changed."""
+"""What a broken or hostile peer may send: noise, valid JSON of any shape, and valid frames with something changed."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ JSON_VALUES: Final = st.recursive(
 
 
 @st.composite
-def mutated(draw: st.DrawFn, lawful: list[str]) -> bytes:
-    """One of the lawful frames with a value replaced or a key removed, or with bytes changed, cut out or put in."""
-    frame = draw(st.sampled_from(lawful))
+def mutated(draw: st.DrawFn, valid: list[str]) -> bytes:
+    """One of the valid frames with a value replaced or a key removed, or with bytes changed, cut out or put in."""
+    frame = draw(st.sampled_from(valid))
     if draw(st.booleans()):
         tree: Any = json.loads(frame)
         node, key = draw(st.sampled_from(_places(tree)))
@@ -43,8 +43,8 @@ def _places(node: Any) -> list[tuple[Any, Any]]:
     return [(node, key) for key in keys] + [place for key in keys for place in _places(node[key])]
 
 
-def hostile(lawful: list[str]) -> st.SearchStrategy[bytes]:
-    """Frames of every unlawful kind, and now and then a lawful one."""
+def hostile(valid: list[str]) -> st.SearchStrategy[bytes]:
+    """Frames of every invalid kind, and now and then a valid one."""
     noise = st.binary(max_size=64)
     any_json = JSON_VALUES.map(lambda value: json.dumps(value).encode())
-    return noise | any_json | mutated(lawful)
+    return noise | any_json | mutated(valid)

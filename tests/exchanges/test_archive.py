@@ -34,7 +34,7 @@ SPOT_HEADER = "id,timestamp,price,volume,side,rpi\n"
 BYBIT_SPOT_ROW = "1,1784851200054,64000.1,0.000250,buy,0\n"
 
 
-def test_a_spot_aggregate_is_told_by_the_raw_ids_it_folds_and_microseconds_become_milliseconds() -> None:
+def test_a_spot_aggregate_has_the_seq_of_its_first_raw_id_and_microseconds_become_milliseconds() -> None:
     (row,) = BinanceAggregates("spot").rows(SPOT, [SPOT_ROW])
     trade = row.trade
     assert (row.number, trade.seq, row.last, trade.fills) == (39001, 700, 702, 3)
@@ -42,7 +42,7 @@ def test_a_spot_aggregate_is_told_by_the_raw_ids_it_folds_and_microseconds_becom
     assert trade.trade_type is TradeType.SELL
 
 
-def test_a_raw_spot_trade_is_read_as_the_socket_told_it() -> None:
+def test_a_raw_spot_trade_equals_that_of_the_socket() -> None:
     (row,) = BinanceSpotTrades().rows(SPOT, [TRADE_ROW])
     trade = row.trade
     assert (row.number, row.last, trade.seq, trade.trade_id, trade.fills) == (701, 701, 701, "701", 1)
@@ -111,9 +111,9 @@ def test_columns_that_come_and_go_change_nothing() -> None:
 )
 def test_a_line_that_cannot_be_read_is_named(form: ArchiveFormat, listing: Listing, row: str, given: str, needed: str, why: str) -> None:
     assert given in row
-    with pytest.raises(ArchiveError) as told:
+    with pytest.raises(ArchiveError) as caught:
         list(form.rows(listing, row.replace(given, needed).splitlines(keepends=True)))
-    said = str(told.value)
+    said = str(caught.value)
     assert why in said
     assert f"{listing.instrument} archive, line " in said
     assert "\n" not in said

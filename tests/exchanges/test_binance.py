@@ -197,7 +197,7 @@ def test_an_announced_shutdown_is_understood_raw_and_combined() -> None:
         assert decoder(market).decode(f'{{"stream":"!serverShutdown","data":{raw}}}') == ShuttingDown()
 
 
-def test_other_lawful_events_concern_nobody() -> None:
+def test_other_valid_events_are_ignored() -> None:
     assert decoder("spot").decode(json.dumps(AGGREGATE)) is None
     assert decoder("linear").decode(json.dumps(SPOT)) is None
     assert decoder("spot").decode('{"e":"24hrTicker","E":1785060230818,"s":"BTCUSDT"}') is None
@@ -278,14 +278,14 @@ def test_every_recorded_aggregate_is_read_exactly(captures: Path) -> None:
         assert ids == list(range(ids[0], ids[0] + len(ids)))
 
 
-def test_the_other_recorded_frames_concern_nobody(captures: Path) -> None:
+def test_the_other_recorded_frames_are_ignored(captures: Path) -> None:
     path = captures / "binance-linear" / "cryptofeed_aggtrade_20210722.txt"
     others = [frame for kind in ("depth", "kline", "bookTicker") for frame in frames(path, kind)]
     assert len(others) > 100
     assert {decoder("linear").decode(frame) for frame in others} == {None}
 
 
-LAWFUL = {
+VALID = {
     market: [
         json.dumps(event),
         json.dumps({"stream": f"btcusdt@{event['e']}", "data": event}),
@@ -299,9 +299,9 @@ LAWFUL = {
 
 @settings(deadline=None)
 @given(st.data(), st.sampled_from(["spot", "linear"]))
-def test_whatever_arrives_the_next_lawful_frame_reads_as_before(data: st.DataObject, market: str) -> None:
+def test_whatever_arrives_the_next_valid_frame_reads_as_before(data: st.DataObject, market: str) -> None:
     wire = decoder(market)
-    frame = data.draw(hostile(LAWFUL[market]))
+    frame = data.draw(hostile(VALID[market]))
     said, message = "", None
     try:
         message = wire.decode(frame)
@@ -314,7 +314,7 @@ def test_whatever_arrives_the_next_lawful_frame_reads_as_before(data: st.DataObj
         assert 0 < trade.quantity < 1 << 63
         assert 0 <= trade.seq < 1 << 63
         assert trade.fills > 0
-    (before,), (after,) = (trades_of(each.decode(LAWFUL[market][0])).trades for each in (decoder(market), wire))
+    (before,), (after,) = (trades_of(each.decode(VALID[market][0])).trades for each in (decoder(market), wire))
     assert to_decimal(after.price, after.scale.price) == to_decimal(before.price, before.scale.price)
     assert to_decimal(after.quantity, after.scale.quantity) == to_decimal(before.quantity, before.scale.quantity)
     assert (after.order[:2], after.trade_id, after.trade_type) == (before.order[:2], before.trade_id, before.trade_type)

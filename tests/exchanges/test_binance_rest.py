@@ -106,7 +106,7 @@ def test_a_finer_figure_widens_its_own_row_and_rounds_nothing() -> None:
         (SPOT_AGGREGATE, {"f": -2, "l": -2}, "$[1].f"),
     ],
 )
-def test_a_wrong_value_refuses_the_reply_and_is_told_with_its_place(row: dict[str, Any], change: dict[str, Any], path: str) -> None:
+def test_a_wrong_value_refuses_the_reply_and_is_reported_with_its_path(row: dict[str, Any], change: dict[str, Any], path: str) -> None:
     read = BINANCE.read_trades if row is RAW_ROW else BINANCE.read_aggregates
     with pytest.raises(ExchangeError) as caught:
         read(SPOT, body(row, {**row, **change}))
@@ -117,7 +117,7 @@ def test_a_wrong_value_refuses_the_reply_and_is_told_with_its_place(row: dict[st
 
 
 @pytest.mark.parametrize("key", ["id", "price", "qty", "time", "isBuyerMaker"])
-def test_a_missing_key_is_told_by_name(key: str) -> None:
+def test_a_missing_key_is_reported_by_name(key: str) -> None:
     with pytest.raises(ExchangeError, match=f"`{key}`"):
         BINANCE.read_trades(SPOT, body({name: value for name, value in RAW_ROW.items() if name != key}))
 
@@ -152,10 +152,10 @@ READERS = [BINANCE.read_trades, BINANCE.read_aggregates, BINANCE.read_candles]
 
 
 @pytest.mark.parametrize("read", READERS)
-@pytest.mark.parametrize("unlawful", [b"", b"<html>", b"{}", b"7", b"null", b"[[", b"[null]", b"\xff", b"[" * 100_000, b'{"code":"no"}'])
-def test_what_is_no_reply_is_told_in_one_line_that_says_whose(read: Any, unlawful: bytes) -> None:
+@pytest.mark.parametrize("invalid", [b"", b"<html>", b"{}", b"7", b"null", b"[[", b"[null]", b"\xff", b"[" * 100_000, b'{"code":"no"}'])
+def test_an_invalid_reply_is_one_error_line_that_names_the_market(read: Any, invalid: bytes) -> None:
     with pytest.raises(ExchangeError, match=r"^binance spot sent \w+ of BTCUSDT that cannot be read: .* Check that") as caught:
-        read(SPOT, unlawful)
+        read(SPOT, invalid)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 300
 
@@ -166,7 +166,7 @@ def test_an_error_body_instead_of_rows_is_an_error_in_the_exchanges_words(read: 
         read(SPOT, b'{"code":-1121,"msg":"Invalid\\nsymbol."}')
 
 
-def test_history_is_asked_for_by_id_as_much_as_one_reply_holds() -> None:
+def test_history_is_asked_for_by_id_as_much_as_one_reply_has() -> None:
     spot = BINANCE.trades_request("spot", "BTCUSDT", 28457)
     assert spot == ("/api/v3/historicalTrades", {"symbol": "BTCUSDT", "limit": "1000", "fromId": "28457"}, 25)
     linear = BINANCE.trades_request("linear", "BTCUSDT", 0)
@@ -306,7 +306,7 @@ def test_one_malformed_record_costs_only_itself() -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b"{}", b"\xff", b'{"symbols":{}}', b'{"retCode":0}'])
-def test_an_unreadable_reply_is_an_error_that_says_whose(body: bytes) -> None:
+def test_an_unreadable_reply_is_an_error_that_names_the_market(body: bytes) -> None:
     with pytest.raises(ExchangeError, match=r"^binance linear sent .* Check that"):
         BINANCE.read_listings("linear", body)
 

@@ -64,7 +64,7 @@ def test_a_row_without_a_cross_sequence_is_ordered_by_its_time() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 1024])
-def test_a_frame_holds_many_trades_in_the_order_of_the_wire(count: int) -> None:
+def test_a_frame_has_many_trades_in_the_order_of_the_wire(count: int) -> None:
     rows = [{**LINEAR_ROW, "i": f"id-{place}", "v": f"0.{place + 1:04}"} for place in range(count)]
     message = trades_of(decoder("linear").decode(frame(*rows)))
     assert [trade.trade_id for trade in message.trades] == [f"id-{place}" for place in range(count)]
@@ -135,7 +135,7 @@ def test_a_missing_key_is_refused_by_name(key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "unlawful",
+    "invalid",
     [
         b"", b"{", b"null", b"[]", b"{}", b"\xff", b"[" * 100_000, "\ud800", '{"op":"ping"}', '{"success":1}', '{"topic":5}',
         '{"topic":"publicTrade.BTCUSDT"}', '{"topic":"publicTrade.BTCUSDT","ts":1785060230819,"data":[]}',
@@ -143,14 +143,14 @@ def test_a_missing_key_is_refused_by_name(key: str) -> None:
         frame({**LINEAR_ROW, "s": "XRPUSDT"}, topic="publicTrade.XRPUSDT"), frame(LINEAR_ROW, ts=5),
     ],
 )  # fmt: skip
-def test_what_is_neither_trades_nor_an_answer_is_refused(unlawful: str | bytes) -> None:
+def test_what_is_neither_trades_nor_an_answer_is_refused(invalid: str | bytes) -> None:
     with pytest.raises(FrameError) as caught:
-        decoder("linear").decode(unlawful)
+        decoder("linear").decode(invalid)
     assert len(str(caught.value)) < 300
     assert str(caught.value).isprintable()
 
 
-def test_another_topic_concerns_nobody() -> None:
+def test_another_topic_is_ignored() -> None:
     assert decoder("linear").decode('{"topic":"orderbook.1.BTCUSDT","type":"snapshot","ts":1785060230819,"data":{"s":"BTCUSDT"}}') is None
     assert decoder("linear").decode(frame(LINEAR_ROW, topic="somethingElse.BTCUSDT")) is None
 
@@ -202,7 +202,7 @@ def test_a_full_connection_keeps_to_the_documented_limits(market: str, names: in
     assert not BYBIT.traits[market].counts_trades
 
 
-LAWFUL = {
+VALID = {
     market: [
         frame(row),
         frame(row, {**row, "i": "2", "BT": True}, {**row, "i": "3"}),
@@ -216,9 +216,9 @@ LAWFUL = {
 
 @settings(deadline=None)
 @given(st.data(), st.sampled_from(["spot", "linear"]))
-def test_whatever_arrives_the_next_lawful_frame_reads_as_before(data: st.DataObject, market: str) -> None:
+def test_whatever_arrives_the_next_valid_frame_reads_as_before(data: st.DataObject, market: str) -> None:
     wire = decoder(market)
-    received = data.draw(hostile(LAWFUL[market]))
+    received = data.draw(hostile(VALID[market]))
     said, message = "", None
     try:
         message = wire.decode(received)
@@ -230,7 +230,7 @@ def test_whatever_arrives_the_next_lawful_frame_reads_as_before(data: st.DataObj
         assert 0 < trade.price < 1 << 63
         assert 0 < trade.quantity < 1 << 63
         assert 0 <= trade.seq < 1 << 63
-    (before,), (after,) = (trades_of(each.decode(LAWFUL[market][0])).trades for each in (decoder(market), wire))
+    (before,), (after,) = (trades_of(each.decode(VALID[market][0])).trades for each in (decoder(market), wire))
     assert to_decimal(after.price, after.scale.price) == to_decimal(before.price, before.scale.price)
     assert to_decimal(after.quantity, after.scale.quantity) == to_decimal(before.quantity, before.scale.quantity)
     assert (after.order[:2], after.trade_id, after.trade_type) == (before.order[:2], before.trade_id, before.trade_type)

@@ -28,16 +28,16 @@ RECENT_ROW: dict[str, Any] = {
 MINUTE_ROW = ["1785060180000", "64474.20", "64480.00", "64470.10", "64475.00", "12.345", "795950.3"]
 
 
-def told(result: Any) -> bytes:
+def envelope(result: Any) -> bytes:
     return json.dumps({"retCode": 0, "retMsg": "OK", "result": result, "retExtInfo": {}, "time": 1785060231000}).encode()
 
 
 def recent(*rows: Any, category: str = "linear") -> bytes:
-    return told({"category": category, "list": rows})
+    return envelope({"category": category, "list": rows})
 
 
 def minutes(*rows: Any, category: str = "linear") -> bytes:
-    return told({"symbol": "BTCUSDT", "category": category, "list": rows})
+    return envelope({"symbol": "BTCUSDT", "category": category, "list": rows})
 
 
 def as_rest(row: dict[str, Any]) -> dict[str, Any]:
@@ -84,8 +84,8 @@ def test_the_recorded_trades_are_equal_by_socket_and_by_rest_whatever_the_lists_
     listing = Listing(Instrument("bybit", "linear", "BTCUSD"), Decimal("0.5"), Decimal(1))
     wire = BYBIT.decoder("linear", [listing])
     by_socket = [trade for row in rows for trade in trades_of(wire.decode(frame(row, topic="publicTrade.BTCUSD"))).trades]
-    for held in (rows, rows[::-1]):
-        by_rest = BYBIT.read_trades(listing, recent(*map(as_rest, held)))
+    for order in (rows, rows[::-1]):
+        by_rest = BYBIT.read_trades(listing, recent(*map(as_rest, order)))
         assert by_rest == sorted(by_socket, key=lambda trade: (trade.timestamp, trade.seq))
 
 
@@ -135,7 +135,7 @@ def test_a_finer_figure_widens_its_own_row_and_rounds_nothing() -> None:
         ({"symbol": "ETHUSDT"}, "$.result.list"),
     ],
 )
-def test_a_wrong_value_refuses_the_reply_and_is_told_with_its_place(change: dict[str, Any], path: str) -> None:
+def test_a_wrong_value_refuses_the_reply_and_is_reported_with_its_path(change: dict[str, Any], path: str) -> None:
     with pytest.raises(ExchangeError) as caught:
         BYBIT.read_trades(LINEAR, recent(RECENT_ROW, {**RECENT_ROW, **change}))
     assert str(caught.value).startswith("bybit linear sent trades of BTCUSDT that cannot be read: ")
@@ -169,12 +169,23 @@ READERS = [BYBIT.read_trades, BYBIT.read_candles]
 
 @pytest.mark.parametrize("read", READERS)
 @pytest.mark.parametrize(
-    "unlawful",
-    [b"", b"<html>", b"[]", b"{}", b"\xff", b"[" * 100_000, b'{"retCode":"0"}', b'{"retCode":0}', b'{"retCode":0,"result":[]}', told({})],
+    "invalid",
+    [
+        b"",
+        b"<html>",
+        b"[]",
+        b"{}",
+        b"\xff",
+        b"[" * 100_000,
+        b'{"retCode":"0"}',
+        b'{"retCode":0}',
+        b'{"retCode":0,"result":[]}',
+        envelope({}),
+    ],
 )
-def test_what_is_no_reply_is_told_in_one_line_that_says_whose(read: Any, unlawful: bytes) -> None:
+def test_an_invalid_reply_is_one_error_line_that_names_the_market(read: Any, invalid: bytes) -> None:
     with pytest.raises(ExchangeError, match=r"^bybit linear sent \w+ of BTCUSDT that cannot be read: .* Check that") as caught:
-        read(LINEAR, unlawful)
+        read(LINEAR, invalid)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 300
 
@@ -264,7 +275,7 @@ def test_one_malformed_record_costs_only_itself() -> None:
 @pytest.mark.parametrize(
     "body", [b"", b"<html>", b"[]", b"{}", b'{"retCode":"0"}', b'{"retCode":0}', b'{"retCode":0,"result":{}}', b"\xff"]
 )
-def test_an_unreadable_reply_is_an_error_that_says_whose(body: bytes) -> None:
+def test_an_unreadable_reply_is_an_error_that_names_the_market(body: bytes) -> None:
     with pytest.raises(ExchangeError, match=r"^bybit spot sent .* Check that"):
         BYBIT.read_listings("spot", body)
 

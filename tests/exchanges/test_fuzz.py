@@ -40,15 +40,15 @@ _RAW: Final = (
 
 
 class Subject(NamedTuple):
-    """A decoder, lawful examples of what it reads, and the one error it may raise."""
+    """A decoder, valid examples of what it reads, and the one error it may raise."""
 
     read: Callable[[bytes], object]
-    lawful: Sequence[bytes]
+    valid: Sequence[bytes]
     error: type[WadmError]
 
 
-def _frames(decoder: Callable[[], Any], lawful: Sequence[str]) -> Subject:
-    return Subject(decoder().decode, [frame.encode() for frame in lawful], FrameError)
+def _frames(decoder: Callable[[], Any], valid: Sequence[str]) -> Subject:
+    return Subject(decoder().decode, [frame.encode() for frame in valid], FrameError)
 
 
 _SPOT, _LINEAR = test_binance_rest.SPOT, test_binance_rest.LINEAR
@@ -72,10 +72,10 @@ _TOLD = {
 }
 
 SUBJECTS: Final = {
-    "binance spot frames": _frames(partial(test_binance.decoder, "spot"), test_binance.LAWFUL["spot"]),
-    "binance linear frames": _frames(partial(test_binance.decoder, "linear"), test_binance.LAWFUL["linear"]),
-    "bybit spot frames": _frames(partial(test_bybit.decoder, "spot"), test_bybit.LAWFUL["spot"]),
-    "bybit linear frames": _frames(partial(test_bybit.decoder, "linear"), test_bybit.LAWFUL["linear"]),
+    "binance spot frames": _frames(partial(test_binance.decoder, "spot"), test_binance.VALID["spot"]),
+    "binance linear frames": _frames(partial(test_binance.decoder, "linear"), test_binance.VALID["linear"]),
+    "bybit spot frames": _frames(partial(test_bybit.decoder, "spot"), test_bybit.VALID["spot"]),
+    "bybit linear frames": _frames(partial(test_bybit.decoder, "linear"), test_bybit.VALID["linear"]),
     "binance spot trades": Subject(partial(BINANCE.read_trades, _SPOT), [_ROWS["raw"], _ROWS["error"]], ExchangeError),
     "binance linear trades": Subject(partial(BINANCE.read_trades, _LINEAR), [_ROWS["linear"], _ROWS["error"]], ExchangeError),
     "binance spot aggregates": Subject(partial(BINANCE.read_aggregates, _SPOT), [_ROWS["spot"], _ROWS["error"]], ExchangeError),
@@ -88,13 +88,13 @@ SUBJECTS: Final = {
 }
 
 
-def _hostile(chance: random.Random, lawful: Sequence[bytes], trees: Sequence[Any]) -> bytes:
-    """Noise, a lawful body with bytes changed, or one with values exchanged, repeated or removed; now and then a lawful one."""
+def _hostile(chance: random.Random, valid: Sequence[bytes], trees: Sequence[Any]) -> bytes:
+    """Noise, a valid body with bytes changed, or one with values exchanged, repeated or removed; now and then a valid one."""
     kind = chance.random()
     if kind < 0.05:
         return chance.randbytes(chance.randrange(80))
     if kind < 0.35:
-        return _scratched(chance, chance.choice(lawful))
+        return _scratched(chance, chance.choice(valid))
     tree = deepcopy(chance.choice(trees))
     for _ in range(chance.choice((0, 1, 1, 1, 2, 3))):
         tree = _changed(chance, tree)
@@ -148,12 +148,12 @@ def _check(found: object) -> None:
 
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_a_decoder_reads_it_or_says_in_one_line_why_not(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    read, lawful, error = SUBJECTS[name]
+    read, valid, error = SUBJECTS[name]
     chance = random.Random(f"{SEED} {name}")
-    trees = [json.loads(body) for body in lawful]
+    trees = [json.loads(body) for body in valid]
     refused = 0
     for number in range(TRIED):
-        body = _hostile(chance, lawful, trees)
+        body = _hostile(chance, valid, trees)
         said = ""
         try:
             _check(read(body))

@@ -143,14 +143,14 @@ async def test_what_is_stored_of_it_is_merged_after_a_restart_while_it_cannot_be
             assert (merged["instrument"], merged["trade_count"]) == ("all:spot:BTCUSDT", 20)
 
 
-async def test_a_symbol_of_it_is_tracked_by_its_canonical_name_and_let_go_again(tmp_path: Path) -> None:
+async def test_a_symbol_of_it_is_tracked_by_its_canonical_name_and_untracked_again(tmp_path: Path) -> None:
     async def ignore(*_: object) -> None:
         pass
 
     async with house(tmp_path, WADM_ALLOW_TRACKING=True) as h, Runtime(h.settings) as runtime:
         await until(lambda: h.toy.subscribers("BTC-USDT") == 1)
-        told = await runtime.tracking.track(ignore, symbol="ethusdt", exchange="toy", wait=0)
-        assert told["tracked"] == ["toy:spot:ETH-USDT"]
+        answer = await runtime.tracking.track(ignore, symbol="ethusdt", exchange="toy", wait=0)
+        assert answer["tracked"] == ["toy:spot:ETH-USDT"]
         await until(lambda: h.toy.subscribers("ETH-USDT") == 1)
         assert (await runtime.tracking.untrack(symbol="ETH-USDT"))["untracked"] == ["toy:spot:ETH-USDT"]
         await until(lambda: h.toy.subscribers("ETH-USDT") == 0)

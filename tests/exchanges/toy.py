@@ -180,7 +180,7 @@ class Toy:
 
 
 class ToyServer:
-    """The exchange's sockets and REST on one loopback port. What is pushed is sent to whoever is subscribed, and served by REST."""
+    """The exchange's sockets and REST on one loopback port. What is pushed is sent to the subscribers and served by REST."""
 
     def __init__(self, *symbols: str) -> None:
         self.trades: dict[str, list[_Row]] = {symbol: [] for symbol in symbols}

@@ -75,7 +75,7 @@ async def refusal(base_url: str, rest: RestClient | None = None) -> str:
     return str(caught.value)
 
 
-async def test_one_reply_lists_a_market_and_the_client_says_who_asks() -> None:
+async def test_one_reply_lists_a_market_and_the_client_names_itself() -> None:
     asked: list[Request] = []
 
     async def answer(request: Request) -> Response:
@@ -141,7 +141,7 @@ async def test_a_list_without_end_is_given_up(cursors: dict[str, str], most: int
         (599, {}, ["HTTP 599"]),
     ],
 )
-async def test_an_error_status_is_told_with_the_exchanges_own_words(status: int, headers: dict[str, str], parts: list[str]) -> None:
+async def test_an_error_status_is_reported_with_the_exchanges_own_text(status: int, headers: dict[str, str], parts: list[str]) -> None:
     body = b'{"code":-1121,"msg":"Invalid symbol.\n"}' + b" and so on" * 100_000
     with serving(answering(status, body, headers)) as base_url:
         said = await refusal(base_url)
@@ -149,7 +149,7 @@ async def test_an_error_status_is_told_with_the_exchanges_own_words(status: int,
     assert len(said) < 400
 
 
-async def test_an_error_without_words_is_told_too() -> None:
+async def test_an_error_without_text_is_reported_too() -> None:
     with serving(answering(500, b"")) as base_url:
         assert await refusal(base_url) == f"binance spot answered HTTP 500 to {SPOT}"
 
@@ -172,7 +172,7 @@ async def test_a_body_beyond_the_bound_is_not_read_to_its_end(packed: bool) -> N
         assert "more than 100,000 bytes" in await refusal(base_url, RestClient(body_limit=100_000))
 
 
-async def test_a_body_that_cannot_be_decompressed_is_told() -> None:
+async def test_a_body_that_cannot_be_decompressed_is_reported() -> None:
     with serving(answering(200, b"not gzip at all", {"Content-Encoding": "gzip"})) as base_url:
         assert "cannot be decompressed" in await refusal(base_url)
 
@@ -213,7 +213,7 @@ async def test_waiting_for_an_answer_can_be_cancelled() -> None:
                 assert scope.cancelled_caught
 
 
-async def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_proxy_of_the_environment_is_not_used_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     with serving(answering(200, LISTED)) as base_url:
         assert len(await spot_listings(base_url)) == 1
@@ -224,13 +224,13 @@ async def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(monkeypa
 
 
 @pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "nonsense://127.0.0.1", "http://127.0.0.1:notaport"])
-async def test_a_proxy_that_cannot_be_used_is_told_by_the_names_of_its_variables(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+async def test_a_proxy_that_cannot_be_used_is_reported_by_the_names_of_its_variables(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
     monkeypatch.setenv("ALL_PROXY", proxy)
     with pytest.raises(SettingError, match=r"^ALL_PROXY, HTTPS_PROXY, HTTP_PROXY: .*http://host:port"):
         await spot_listings("http://127.0.0.1:9")
 
 
-async def test_a_refused_connection_is_told_without_the_password_of_the_url() -> None:
+async def test_a_refused_connection_is_reported_without_the_password_of_the_url() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     said = await refusal(f"http://user:secret@127.0.0.1:{port}")
@@ -238,7 +238,7 @@ async def test_a_refused_connection_is_told_without_the_password_of_the_url() ->
     assert "secret" not in said
 
 
-async def test_a_name_that_does_not_resolve_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_name_that_does_not_resolve_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(*_: object, **__: object) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
@@ -246,7 +246,7 @@ async def test_a_name_that_does_not_resolve_is_told(monkeypatch: pytest.MonkeyPa
     assert "http://api.exchange.invalid does not resolve" in await refusal("http://api.exchange.invalid")
 
 
-async def test_a_server_that_hangs_up_is_told() -> None:
+async def test_a_server_that_hangs_up_is_reported() -> None:
     async with await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=0) as listener, anyio.create_task_group() as group:
 
         async def hang_up(stream: anyio.abc.SocketStream) -> None:
@@ -260,5 +260,5 @@ async def test_a_server_that_hangs_up_is_told() -> None:
 
 
 @pytest.mark.parametrize("base_url", ["ftp://127.0.0.1:1", "127.0.0.1:1", "http://127.0.0.1:notaport", "http://\x00"])
-async def test_what_is_no_base_url_is_told(base_url: str) -> None:
+async def test_an_invalid_base_url_is_reported(base_url: str) -> None:
     assert "https://host:port" in await refusal(base_url)

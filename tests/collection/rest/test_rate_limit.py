@@ -107,22 +107,22 @@ async def test_a_ban_sends_nothing_until_it_ends_and_says_so_at_once(
     await one.request(1)
 
 
-async def test_those_who_wait_when_a_ban_comes_are_told() -> None:
+async def test_requests_that_wait_when_a_ban_comes_fail_at_once() -> None:
     one = Timed()
-    told: list[str] = []
+    refusals: list[str] = []
 
     async def ask() -> None:
         try:
             await one.request(1)
         except ExchangeError as error:
-            told.append(str(error))
+            refusals.append(str(error))
 
     async with anyio.create_task_group() as tasks, one.limiter.request(1) as first:
         for _ in range(AT_ONCE + 2):
             tasks.start_soon(ask)
         one.limiter.note_reply(first, 418, {"Retry-After": "600"})
         await anyio.wait_all_tasks_blocked()
-    assert len(told) == AT_ONCE + 2
+    assert len(refusals) == AT_ONCE + 2
 
 
 async def test_failures_of_the_exchange_are_met_with_growing_pauses_and_forgotten_at_once() -> None:
@@ -156,7 +156,7 @@ async def test_no_more_than_a_few_requests_are_unanswered_at_once() -> None:
     assert most == AT_ONCE
 
 
-async def test_who_matters_more_goes_first_and_nobody_waits_for_good() -> None:
+async def test_a_higher_priority_goes_first_and_no_request_waits_for_ever() -> None:
     one = Timed()
     order: list[str] = []
 
@@ -164,8 +164,8 @@ async def test_who_matters_more_goes_first_and_nobody_waits_for_good() -> None:
         await one.limiter.spend(1, priority)
         order.append(name)
 
-    held = [one.limiter.request(1) for _ in range(AT_ONCE)]
-    for each in held:
+    unanswered = [one.limiter.request(1) for _ in range(AT_ONCE)]
+    for each in unanswered:
         await each.__aenter__()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(ask, "an old audit", Priority.HISTORY)
@@ -174,6 +174,6 @@ async def test_who_matters_more_goes_first_and_nobody_waits_for_good() -> None:
         for name, priority in (("audit", Priority.HISTORY), ("repair", Priority.REPAIR), ("listings", Priority.LISTINGS)):
             tasks.start_soon(ask, name, priority)
             await anyio.wait_all_tasks_blocked()
-        for each in held:
+        for each in unanswered:
             await each.__aexit__(None, None, None)
     assert order == ["an old audit", "listings", "repair", "audit"]

@@ -25,7 +25,7 @@ from wadm_mcp.exchanges.exchange import Allowance
 from wadm_mcp.model import SECOND
 
 SHARE: Final = 0.5
-"""The part of an exchange's allowance that WADM uses. Not a setting: the rest is for others at this address, whom a ban hits too."""
+"""The part of an exchange's allowance that WADM uses. Not a setting: the rest is for other users of this address; a ban hits them too."""
 
 AT_ONCE: Final = 4
 """Requests that may be unanswered at once: the weight used or a ban in a reply must be known before many more are sent."""
