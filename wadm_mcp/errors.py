@@ -22,7 +22,7 @@ def printable(given: object, max_chars: int | None = None) -> str:
     return f"{safe}... ({len(text):,} characters)" if len(cut) < len(text) else safe
 
 
-def ours(group: BaseExceptionGroup[BaseException]) -> WadmError | None:
+def _only_error(group: BaseExceptionGroup[BaseException]) -> WadmError | None:
     """The first `WadmError` of an exception group; None where the group contains any other error."""
     found, rest = group.split(WadmError)
     if found is None or rest is not None:
@@ -42,7 +42,7 @@ def ungrouped() -> Generator[None]:
     try:
         yield
     except BaseExceptionGroup as group:
-        error = ours(group)
+        error = _only_error(group)
         if error is None:
             raise
         raise error from error.__cause__

@@ -31,7 +31,7 @@ from wadm_mcp.collection.recording.rollup import Rollup
 from wadm_mcp.collection.recording.writer import Writer
 from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.collection.subscriptions import SubscriptionManager
-from wadm_mcp.errors import StoreError, StoreUnreachable, WadmError, ours
+from wadm_mcp.errors import StoreError, StoreUnreachable, WadmError, ungrouped
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
 from wadm_mcp.model import Instrument, Listing, Window
@@ -166,22 +166,18 @@ class Runtime:
         """Open cache and store and collect, until cancelled or something fails that no restart can mend."""
         try:
             self.settings.WADM_DATA_DIR.mkdir(parents=True, exist_ok=True)
-            async with self.cache, AsyncExitStack() as stack, anyio.create_task_group() as inner:
-                if isinstance(self.cache, RedisCache):
-                    tasks.start_soon(self._supervise, "cache watch", self.cache.watch)
-                inner.start_soon(self.health.log_changes)
-                inner.start_soon(self._open_store, stack)
-                with anyio.move_on_after(_RECORD_SECONDS):
-                    await self._opened.wait()
-                await self._take_turns()
+            with ungrouped():
+                async with self.cache, AsyncExitStack() as stack, anyio.create_task_group() as inner:
+                    if isinstance(self.cache, RedisCache):
+                        tasks.start_soon(self._supervise, "cache watch", self.cache.watch)
+                    inner.start_soon(self.health.log_changes)
+                    inner.start_soon(self._open_store, stack)
+                    with anyio.move_on_after(_RECORD_SECONDS):
+                        await self._opened.wait()
+                    await self._take_turns()
         except OSError as error:
             self._fail(unusable_folder(self.settings.WADM_DATA_DIR, error))
         except WadmError as error:
-            self._fail(error)
-        except BaseExceptionGroup as group:
-            error = ours(group)
-            if error is None:
-                raise
             self._fail(error)
         finally:
             self._opened.set()

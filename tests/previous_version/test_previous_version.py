@@ -26,6 +26,7 @@ from filelock import FileLock
 from pymongo.database import Database
 
 from tests.servers import mongodb_url
+from wadm_mcp.clock import Clock
 from wadm_mcp.model import MINUTE, Instrument, Timeframe, Window
 from wadm_mcp.runtime import Runtime
 from wadm_mcp.server.questions import QUESTIONS
@@ -135,9 +136,9 @@ def _restore(database: Database[dict[str, Any]], folder: Path) -> None:
 @asynccontextmanager
 async def running(tape: PreviousTape) -> AsyncGenerator[Runtime]:
     """The present version on a tape, at the time at which the previous one was asked. No exchange can be reached."""
-    async with Runtime(tape.settings, clock=lambda: int(recorded()["now"])) as runtime:
+    async with Runtime(tape.settings, clock=Clock(lambda: int(recorded()["now"]))) as runtime:
         with anyio.fail_after(60):
-            await runtime.tape.begun.wait()
+            await runtime.tape.begun()
         yield runtime
 
 
@@ -217,7 +218,7 @@ async def _assert_answers(runtime: Runtime, expected: Iterable[Mapping[str, Any]
     """Ask again what was asked. `reading` is left out: it is prose. Of `list_markets` the columns that were recorded are compared."""
     asked = {question.name: question for question in QUESTIONS}
     for each in expected:
-        answer = await asked[each["question"]].ask(runtime, each["arguments"])
+        answer = dict((await asked[each["question"]].ask(runtime, each["arguments"])).answer)
         answer.pop("reading", None)
         if each["question"] == "list_markets":
             table, columns = answer["markets"], each["answer"]["columns"]
