@@ -183,7 +183,7 @@ async def test_files_are_imported_by_a_command_that_records_itself_where_no_othe
 async def test_a_file_with_an_unrecognised_name_is_refused_before_the_import_starts(tmp_path: Path) -> None:
     status, _, said = await run(tmp_path, {}, "import", "trades.zip")
     assert status == 2
-    assert "trades.zip: no daily file is called so; give it under its exchange's own name" in said
+    assert "trades.zip: unrecognised file name; expected the exchange's own" in said
     status, _, said = await run(tmp_path, {}, "import", "BTCUSDT-aggTrades-2026-07-25.zip")
     assert status == 2
     assert "a file of spot and one of linear are called so; say which with --market" in said
