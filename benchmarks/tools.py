@@ -33,7 +33,7 @@ from mcp_types import CallToolResult, TextContent
 from tests.queries.world import Held
 from tests.server.fake import FakeRuntime
 from wadm_mcp.analytics.footprint import Footprint
-from wadm_mcp.cli import quieten_collector
+from wadm_mcp.cli import tune_garbage_collector
 from wadm_mcp.health import Health
 from wadm_mcp.model import DAY, HOUR, MINUTE, Basis, Instrument, Listing, Span, Timeframe, Trade, TradeType
 from wadm_mcp.queries.arguments import DETAILS
@@ -145,7 +145,7 @@ class _Runtime(FakeRuntime):
 
 async def serve(transport: str, folder: str) -> None:
     """WADM's own server with two more tools: one that does nothing, one that forgets."""
-    quieten_collector()
+    tune_garbage_collector()
     async with SqliteStore(Path(folder) / "tape.sqlite") as store:
         runtime = _Runtime(store)
         server = _with_more(build_server(runtime), runtime)

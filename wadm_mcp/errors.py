@@ -1,4 +1,4 @@
-"""The one family of errors a user or an agent may see. Each message is one line that names what was wrong and what would be right."""
+"""The errors that a user or an agent may see. Each message is one line: what was wrong, the value, what is allowed."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import ClassVar
 
 
 class WadmError(Exception):
-    """Anything WADM says no to. The text is written for the reader, never a library's own."""
+    """Base of every error that WADM words itself. The message is written for its reader and never a library's own text."""
 
     status: ClassVar = 1
-    """What the process ends with when it ends of this."""
+    """The process's exit status where this error ends it."""
 
 
-def printable(given: object, most: int | None = None) -> str:
-    """What was given as one line, control characters escaped; of one longer than `most` characters the beginning and the length."""
+def printable(given: object, max_chars: int | None = None) -> str:
+    """The text of a value as one line, control characters escaped; longer than `max_chars` it is cut and its length added."""
     text = str(given)
-    cut = text if most is None else text[:most]
+    cut = text if max_chars is None else text[:max_chars]
     safe = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in cut)
     return f"{safe}... ({len(text):,} characters)" if len(cut) < len(text) else safe
 
 
 def ours(group: BaseExceptionGroup[BaseException]) -> WadmError | None:
-    """The one error of ours that a task group wrapped, None where it holds anything else beside."""
+    """The first `WadmError` of an exception group; None where the group contains any other error."""
     found, rest = group.split(WadmError)
     if found is None or rest is not None:
         return None
@@ -35,10 +35,13 @@ def ours(group: BaseExceptionGroup[BaseException]) -> WadmError | None:
 
 @contextmanager
 def ungrouped() -> Generator[None]:
-    """What task groups within raise is raised as itself where it is one error of ours; see `ours`."""
+    """Raise the `WadmError` of an exception group, as task groups raise them, instead of the group.
+
+    Of several the first is raised. A group that contains any other error is raised unchanged.
+    """
     try:
         yield
-    except ExceptionGroup as group:
+    except BaseExceptionGroup as group:
         error = ours(group)
         if error is None:
             raise
@@ -46,42 +49,42 @@ def ungrouped() -> Generator[None]:
 
 
 class SettingError(WadmError):
-    """A setting or a command-line argument cannot be used; the start stops with status 2."""
+    """A setting or a command-line argument is invalid. The process exits with status 2 before it starts."""
 
     status: ClassVar = 2
 
 
 class FrameError(WadmError):
-    """An exchange sent something that is not what its documents say. Counted; nothing else changes."""
+    """A message of an exchange that does not match its documentation. It is counted and dropped."""
 
 
 class ExchangeError(WadmError):
-    """An exchange could not be reached or refused a request."""
+    """An exchange is unreachable or refused a request."""
 
 
 class ArchiveError(WadmError):
-    """A file of an exchange's archive is not what it should be. Nothing of it is kept."""
+    """An invalid file of an exchange's archive. None of its trades are imported."""
 
 
 class StoreError(WadmError):
-    """The store cannot be used as it is: damaged, of another schema, or out of reach."""
+    """The store cannot be used: it is damaged, unreachable, or has another schema."""
 
 
 class StoreUnreachable(StoreError):
-    """The store cannot be used for now: it does not answer, is changing over, or its disk is full. Trying again later may succeed."""
+    """The store is unavailable for now: no answer, a failover under way, or a full disk. A retry may succeed."""
 
 
 class JournalFull(StoreError):
-    """The journal takes no more for now: its bound is reached, or its disk is full or cannot be written. Nothing of the batch was kept."""
+    """The journal accepts no batch for now: its size limit is reached, or its disk is full or not writable. The batch was not kept."""
 
 
 class QueryError(WadmError):
-    """A question cannot be answered as asked; the text names the argument, what was given, what is allowed, and a call that would work."""
+    """A question with an invalid argument. The text names the argument, its value, what is allowed, and a call that would work."""
 
 
 class NotReady(WadmError):
-    """The symbol asked for is configured, but no exchange has told yet what it lists. Asking again later may succeed."""
+    """The symbol is configured, but its exchange has not answered yet with the symbols that it lists. A retry may succeed."""
 
 
 class UnknownSymbol(QueryError):
-    """The symbol asked for is not followed; the text names near matches."""
+    """The symbol is not followed. The text names near matches."""

@@ -17,7 +17,7 @@ from tests.end_to_end.process import COMMAND, ended, environment, free_port, sta
 from wadm_mcp.simulator.simulator import Simulator
 
 PING = b'{"jsonrpc":"2.0","id":1,"method":"ping"}\n'
-CLOSED = "is closed. wadm-mcp speaks MCP on stdin and stdout, for a client to launch. For a terminal there is: wadm-mcp serve"
+CLOSED = "is closed. wadm-mcp speaks MCP on stdin and stdout, for a client to launch. In a terminal, use: wadm-mcp serve"
 
 
 def in_shell(line: str) -> list[str]:
