@@ -23,9 +23,10 @@ demo: $(VENV)/ready ## serve loopback exchanges on port 8920, no network needed
 test: $(VENV)/ready ## run the tests
 	$(BIN)/python -m pytest -q -n 4 --dist worksteal
 
-lint: $(VENV)/ready ## ruff, format check, strict types
+lint: $(VENV)/ready ## ruff, format check, import contract, strict types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 reference: $(VENV)/ready ## write the pages and the snapshot that are made from the code

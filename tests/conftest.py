@@ -13,6 +13,9 @@ from hypothesis import Phase, settings
 settings.register_profile("wadm", deadline=None, phases=set(Phase) - {Phase.target})
 settings.load_profile("wadm")
 
+# Tests start a few hundred processes of ours; where bytecode may not be written each would compile the whole package for itself.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 _BESIDE = Path(__file__).parents[2] / "shared" / "captures"
 
 

@@ -2,6 +2,9 @@
 
 Exit status: 0 after a signal or the end of input, 1 on failure, 2 on a bad setting or argument. Only MCP and the commands' own tables go
 to stdout.
+
+Settings, and after them all that commands are made of, are imported where they are needed: --version, --help, a wrong argument and a wrong
+setting are answered at once, not after the second that loading takes.
 """
 
 from __future__ import annotations
@@ -11,27 +14,19 @@ import gc
 import logging
 import sys
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Final, NoReturn
-
-import anyio
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from wadm_mcp import __version__
-from wadm_mcp.commands.audit import Choice, audit
-from wadm_mcp.commands.demo import DEMO_SUFFIX, demo
-from wadm_mcp.commands.doctor import examine
-from wadm_mcp.commands.import_history import import_history
-from wadm_mcp.commands.replay import REPLAY_SUFFIX, replay
-from wadm_mcp.commands.serve import check_stdio, serve, serve_client
-from wadm_mcp.errors import WadmError, printable, ungrouped
+from wadm_mcp.errors import WadmError, printable
 from wadm_mcp.exchanges.registry import exchange_names
 from wadm_mcp.logs import configure_logs, log
 from wadm_mcp.model import MARKETS
 from wadm_mcp.process.signals import ignore_signals
 from wadm_mcp.process.standard_streams import flush, say
-from wadm_mcp.runtime import Runtime
-from wadm_mcp.settings import Settings, data_dotenv, environment, read_settings, unknown_settings
+
+if TYPE_CHECKING:
+    from wadm_mcp.settings import Settings
 
 _MAX_ERROR_CHARS: Final = 300
 
@@ -53,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     tune_garbage_collector()
     try:
         try:
-            status = anyio.run(_run, _arguments(argv))
+            status = _run(_arguments(argv))
         except SystemExit as exited:  # raised by argparse: --help, --version, a wrong argument
             status = exited.code
         ignore_signals()
@@ -117,36 +112,21 @@ def _speed(text: str) -> float:
     return speed
 
 
-async def _run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace) -> int:
     """Read the settings, run the command, and return the exit status."""
     settings = _settings(arguments)
-    if arguments.command is None:
-        check_stdio()
-    suffix, feed = "", None
-    with ungrouped():
-        async with AsyncExitStack() as stack:
-            if arguments.command == "replay":
-                settings, feed = await stack.enter_async_context(replay(settings, arguments.files, arguments.speed))
-                suffix = REPLAY_SUFFIX
-            elif arguments.demo:
-                settings = await stack.enter_async_context(demo(settings))
-                suffix = DEMO_SUFFIX
-            match arguments.command:
-                case "doctor":
-                    return await examine(settings)
-                case "audit":
-                    return await audit(settings, _choice(arguments), suffix)
-                case "import":
-                    return await import_history(settings, _choice(arguments), arguments.files, plan=arguments.plan, suffix=suffix)
-                case None:
-                    await serve_client(Runtime(settings, suffix=suffix))
-                case _:
-                    await serve(Runtime(settings, suffix=suffix), feed)
-    return 0
+    import anyio
+
+    from wadm_mcp.commands.run import run_command
+
+    gc.freeze()  # what has just been loaded stays as long as the process
+    return anyio.run(run_command, settings, arguments)
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
     """Read the settings and configure the logs by them."""
+    from wadm_mcp.settings import data_dotenv, environment, read_settings, unknown_settings
+
     environ = environment()
     # An MCP client starts the process in some project's folder, whose .env is not ours; `serve` is started by its own operator.
     dotenv = Path(".env") if arguments.command == "serve" else data_dotenv(environ)
@@ -158,7 +138,3 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     for hint in unknown_settings(environ, dotenv):
         log.warning("setting.unknown", hint=hint)
     return settings
-
-
-def _choice(arguments: argparse.Namespace) -> Choice:
-    return Choice(arguments.exchange, arguments.market, arguments.symbol, arguments.start, arguments.end)

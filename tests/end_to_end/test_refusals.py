@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -74,6 +76,13 @@ def test_a_bad_argument_is_one_line_and_status_2(tmp_path: Path, arguments: tupl
     ended = run(tmp_path, *arguments)
     assert ended.returncode == 2
     assert len(ended.stderr.strip().splitlines()) == 1
+
+
+def test_a_wrong_argument_or_setting_is_refused_before_a_server_or_a_store_is_loaded() -> None:
+    script = "import sys, wadm_mcp.cli, wadm_mcp.settings; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert "pydantic" in loaded
+    assert not {"mcp", "motor", "redis", "anyio", "wadm_mcp.runtime"} & set(loaded)
 
 
 def test_a_secret_is_never_shown(tmp_path: Path) -> None:

@@ -33,15 +33,14 @@ async def test_a_real_store_gives_the_same_answers_to_every_question(tmp_path: P
             Span(NOON - 2 * DAY, NOON - HOUR, 9, 20, Basis.EXACT, SpanReason.LIVE, GapReason.DISCONNECT),
             Span(NOON - HOUR + MINUTE, now, 24, 30, Basis.EXACT, SpanReason.LIVE, GapReason.MUTE),
         ]
+    bars = [StoredFootprint(*of, start, made) for of, found in world.store.bars.items() for start, made in found.items()]
     async with SqliteStore(tmp_path / "tape.sqlite") as store:
         spans = [(instrument, span) for instrument, held in world.store.held.items() for span in held]
         await store.write([one for kept in world.store.kept.values() for one in kept], spans)
         await store.derive(
             Derived(
-                footprints=[
-                    StoredFootprint(*key, footprint) for key, footprint in world.store.bars.items() if key[1] in ("1m", "1h", "1d")
-                ],
-                order_flow=[OrderFlow(*key, footprint.bar, 0) for key, footprint in world.store.bars.items()],
+                footprints=[bar for bar in bars if bar.timeframe in ("1m", "1h", "1d")],
+                order_flow=[OrderFlow(bar.instrument, bar.timeframe, bar.start, bar.footprint.bar, 0) for bar in bars],
                 settles=[mark for mark in await store.dirty_minutes() if mark.minute < NOON],
             )
         )

@@ -36,7 +36,7 @@ class MemoryStore(Store):
 
     def __init__(self) -> None:
         self.kept: dict[Instrument, list[Trade]] = defaultdict(list)
-        self.bars: dict[tuple[Instrument, Timeframe, int], Footprint] = {}
+        self.bars: dict[tuple[Instrument, Timeframe], dict[int, Footprint]] = defaultdict(dict)
         self.held: dict[Instrument, list[Span]] = defaultdict(list)
         self.asked = 0
 
@@ -98,8 +98,8 @@ class MemoryStore(Store):
     async def footprints(self, instrument: Instrument, timeframe: Timeframe, window: Window) -> list[StoredFootprint]:
         return [
             StoredFootprint(instrument, timeframe, start, footprint.rescaled(footprint.scale))
-            for (of, length, start), footprint in sorted(self.bars.items())
-            if of == instrument and length is timeframe and start in window
+            for start, footprint in sorted(self.bars[instrument, timeframe].items())
+            if start in window
         ]
 
     async def order_flow(self, instrument: Instrument, timeframe: Timeframe, window: Window) -> list[OrderFlow]:
@@ -165,8 +165,10 @@ class World:
             for length in Timeframe:
                 start = length.floor(one.timestamp)
                 if start + length.ms <= settled_until:
-                    key = (one.instrument, length, start)
-                    self.store.bars.setdefault(key, Footprint(one.scale)).add(one)
+                    bars = self.store.bars[one.instrument, length]
+                    if start not in bars:
+                        bars[start] = Footprint(one.scale)
+                    bars[start].add(one)
         return self
 
     def cover(self, instrument: Instrument, start: int, end: int, *, alive: int | None = None, basis: Basis = Basis.OBSERVED) -> Self:
