@@ -9,6 +9,7 @@ from pathlib import Path
 
 from benchmarks.table import table
 from wadm_mcp import __version__
+from wadm_mcp.model import GapReason
 from wadm_mcp.server.questions import QUESTIONS
 from wadm_mcp.settings import dotenv_example, settings_table
 
@@ -56,6 +57,13 @@ def test_every_figure_of_the_example_report_is_in_the_answer_of_its_call() -> No
     assert len(re.findall(r"^\d\. `(\w+)\(", listed, re.MULTILINE)) == len(calls)
     prose = re.sub(r"\S+ \[\d\]|\d{4}-\d\d-\d\dT\S+", "", report.split("## Facts")[1].split("## Scenarios")[0])
     assert re.findall(r"(?<![\w.])-?\d+\.\d+(?![\w.])", prose) == []
+
+
+def test_the_page_about_answers_explains_every_gap_reason_as_the_code_does() -> None:
+    (section,) = re.findall(r"<!-- gap reasons -->\n(.*)<!-- /gap reasons -->", text("docs/answers.md"), re.DOTALL)
+    rows = section.splitlines()[2:]
+    assert rows == [f"| `{reason}` | {reason.meaning} |" for reason in GapReason]
+    assert all(reason.meaning for reason in GapReason)
 
 
 def test_the_readme_names_every_tool() -> None:

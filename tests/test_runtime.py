@@ -55,7 +55,7 @@ async def test_pushed_trades_are_recorded_and_survive_a_restart(tmp_path: Path) 
         assert runtime.role == "recording"
         assert runtime.health.parts[str(SPOT)].state is State.OK
     async with running(tmp_path) as (runtime, _):
-        await runtime.view.begun()
+        await runtime.view.until_ready()
         now = now_ms()
         window = Window(now - now % 60_000 - 600_000, now + 60_000)
         assert (await runtime.view.footprint(SPOT, window)).bar.trade_count == 5
@@ -73,11 +73,11 @@ async def test_a_symbol_that_no_exchange_lists_is_reported_with_its_near_matches
 async def test_a_symbol_that_was_delisted_does_not_keep_the_others_from_being_recorded(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    gone = Instrument("binance", "spot", "ETHUSDT")
+    delisted = Instrument("binance", "spot", "ETHUSDT")
     async with running(tmp_path, WADM_SYMBOLS=("BTCUSDT", "ETHUSDT")) as (runtime, simulator):
         with anyio.fail_after(15):
-            await simulator.subscribed(*gone)
-        await simulator.push(*gone, [(now_ms(), "3000.5", "0.1", "BUY")])
+            await simulator.subscribed(*delisted)
+        await simulator.push(*delisted, [(now_ms(), "3000.5", "0.1", "BUY")])
         await until(lambda: runtime.recorded == 1)
     async with (
         Simulator(instruments=[SPOT], manual=True) as simulator,
@@ -139,14 +139,14 @@ async def test_an_unusable_store_ends_the_runtime_with_an_error_that_names_it(tm
         assert "wadm.sqlite" in str(error)
 
 
-async def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+async def test_the_error_names_a_folder_that_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     async with running(tmp_path / "file" / "data") as (runtime, _):
         with anyio.fail_after(15):
             assert "file/data" in str(await runtime.failed())
 
 
-async def test_of_two_bybit_connections_either_may_die_without_a_gap(tmp_path: Path) -> None:
+async def test_either_of_two_bybit_connections_may_end_without_a_gap(tmp_path: Path) -> None:
     bybit = Instrument("bybit", "spot", "BTCUSDT")
     async with running(tmp_path, WADM_EXCHANGES=("bybit",)) as (runtime, simulator):
         await until(lambda: simulator.connections("bybit", "spot") == 2)
@@ -170,7 +170,7 @@ async def test_of_two_bybit_connections_either_may_die_without_a_gap(tmp_path: P
         assert simulator.connections("bybit", "spot") == 2
 
 
-async def test_one_bybit_connection_is_enough_where_the_settings_ask_for_one(tmp_path: Path) -> None:
+async def test_one_bybit_connection_is_opened_if_the_settings_ask_for_one(tmp_path: Path) -> None:
     async with running(tmp_path, WADM_EXCHANGES=("bybit",), WADM_BYBIT_CONNECTIONS=1) as (_, simulator):
         with anyio.fail_after(15):
             await simulator.subscribed("bybit", "spot", "BTCUSDT")

@@ -1,4 +1,4 @@
-"""The tape in memory of an instrument, above the store."""
+"""The trades and minutes of an instrument that the tape keeps in memory."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ TRADES = st.lists(
 
 
 @given(TRADES, st.integers(0, 9), st.integers(0, 10), st.booleans(), st.one_of(st.none(), st.integers(1, 45)), st.data())
-def test_unsaved_trades_are_returned_in_the_order_of_a_plain_sort(
+def test_pending_trades_are_returned_in_the_order_of_a_plain_sort(
     trades: list[Trade], start: int, length: int, newest: bool, limit: int | None, data: st.DataObject
 ) -> None:
     tape = InstrumentTape(listing())
     tape.pending = {trade.trade_id: trade for trade in trades}
-    behind = data.draw(st.sampled_from(trades)).order if trades and data.draw(st.booleans()) else None
+    after = data.draw(st.sampled_from(trades)).order if trades and data.draw(st.booleans()) else None
     plain = sorted(
-        (one for one in trades if one.timestamp in Window(start, start + length) and (behind is None or one.order > behind)),
+        (one for one in trades if one.timestamp in Window(start, start + length) and (after is None or one.order > after)),
         key=lambda one: one.order,
     )
     if limit is not None:
         plain = plain[-limit:] if newest else plain[:limit]
-    assert tape.pending_in(Window(start, start + length), after=behind, limit=limit, newest=newest) == plain
+    assert tape.pending_in(Window(start, start + length), after=after, limit=limit, newest=newest) == plain
 
 
-def test_unsaved_trades_are_dropped_once_all_instruments_together_have_too_many() -> None:
+def test_pending_trades_are_evicted_once_all_instruments_together_have_too_many() -> None:
     tape = Tape()
     tape.pending_limit = 100
     busy, quiet = tape.follow(listing()), tape.follow(listing(BYBIT))

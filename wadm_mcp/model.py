@@ -190,7 +190,7 @@ class SpanReason(StrEnum):
 
 
 class GapReason(StrEnum):
-    """Why a stretch is not covered, as spans store it and answers report it. `meaning` explains it in a sentence."""
+    """Why a stretch is not covered, as spans store it and answers report it. `meaning` explains it, in docs/answers.md too."""
 
     _value_: str
     meaning: str
@@ -202,20 +202,29 @@ class GapReason(StrEnum):
         member.meaning = meaning
         return member
 
-    START = "start", "recording began after it"
-    DISCONNECT = "disconnect", "the connection closed"
-    MUTE = "mute", "the connection stayed open and delivered no data"
-    BAD_FRAME = "bad_frame", "a frame could not be read and may have contained trades"
-    MISSING_IDS = "missing_ids", "ids are missing between the trades on both sides"
-    ABSENT = "absent", "the exchange itself does not have the trades with these ids"
-    NOT_RECORDED = "not_recorded", "nothing was recorded"
-    NOT_YET_SEEN = "not_yet_seen", "the connection is open, and no trade has confirmed this time yet"
-    IMPORTING = "importing", "the import of history has not reached it yet"
-    EXPIRED = "expired", "it is older than the retention of this kind of data"
-    BEING_REVISED = "being_revised", "late trades are stored and not yet in the figures; this lasts seconds"
-    WITHOUT_ROWS = "without_rows", "the figures are complete, the single trades are not stored"
-    EXCHANGE_UNREACHABLE = "exchange_unreachable", "the exchange has not answered yet which symbols it lists"
-    STORE_UNREACHABLE = "store_unreachable", "the store does not answer; only the live tape is known"
+    START = "start", "No process was recording at this time: WADM was not running, or it had just started and no trade had arrived yet."
+    DISCONNECT = "disconnect", "The connection closed. The gap ends with the first trade of the next connection."
+    MUTE = "mute", "The connection stayed open but delivered no data, so WADM closed it."
+    BAD_FRAME = "bad_frame", "WADM could not decode a frame that may have contained trades, and the exchange does not number its trades."
+    MISSING_IDS = "missing_ids", "The exchange's trade ids show that trades are missing. WADM is requesting them from the exchange."
+    ABSENT = "absent", "The exchange itself does not have these trade ids, so this gap cannot be repaired."
+    NOT_RECORDED = "not_recorded", "The time lies before recording began, or after it ended and no connection is live."
+    NOT_YET_SEEN = "not_yet_seen", "The most recent moments of a live recording: no trade has confirmed them yet."
+    IMPORTING = "importing", "History of this time is being imported."
+    EXPIRED = "expired", "The data was recorded and has been deleted because its retention period is over."
+    BEING_REVISED = "being_revised", "Late trades are being added to the figures of this minute. This takes a few seconds."
+    WITHOUT_ROWS = (
+        "without_rows",
+        "In `get_trades` only: the figures of this time are complete, but it was imported or repaired as aggregates without single trades.",
+    )
+    EXCHANGE_UNREACHABLE = (
+        "exchange_unreachable",
+        "The exchange has not answered since WADM was first started, so WADM does not know whether it lists the symbol.",
+    )
+    STORE_UNREACHABLE = (
+        "store_unreachable",
+        "The store does not answer. Only the live data in memory is available, and it does not reach back this far.",
+    )
 
 
 class Span(msgspec.Struct, frozen=True):

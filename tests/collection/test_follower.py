@@ -22,27 +22,27 @@ pytestmark = pytest.mark.anyio
 ALWAYS = Window(NOON - DAY, NOON + DAY)
 
 
-async def test_what_another_process_records_can_be_asked_for_here_minute_by_minute(tmp_path: Path) -> None:
+async def test_trades_that_another_process_records_are_in_the_answers_of_this_one(tmp_path: Path) -> None:
     clock, tape = ManualClock(), Tape()
     async with recording(tmp_path, clock) as one, SqliteStore(tmp_path / "wadm.sqlite") as ours:
         await one.store.save_listings([listing()])
         follower = Follower(tape, ours, Health(clock.now), clock)
         view = View(ours, tape, clock.now, ["spot"], ["binance"])
-        told = 0
+        recorded = 0
         for minute in range(4):
             for _ in range(3):
-                told += 1
-                await one.trade(trade(told, clock.now()))
+                recorded += 1
+                await one.trade(trade(recorded, clock.now()))
                 await one.write()
                 await follower.follow()
                 footprint = await view.footprint(SPOT, ALWAYS)
-                assert footprint.bar.trade_count == told
+                assert footprint.bar.trade_count == recorded
                 clock.pass_seconds(20)
             assert len(tape[SPOT].minutes) <= 3, minute
-        assert [each.seq for each in await view.trades(SPOT, ALWAYS, limit=100)] == list(range(1, told + 1))
+        assert [each.seq for each in await view.trades(SPOT, ALWAYS, limit=100)] == list(range(1, recorded + 1))
 
 
-async def test_a_late_trade_of_an_old_minute_does_not_hide_what_that_minute_holds(tmp_path: Path) -> None:
+async def test_a_late_trade_of_an_old_minute_does_not_hide_the_other_trades_of_that_minute(tmp_path: Path) -> None:
     clock, tape = ManualClock(), Tape()
     async with recording(tmp_path, clock) as one:
         store = one.store
@@ -74,11 +74,11 @@ async def test_minutes_that_the_recorder_does_not_derive_do_not_pile_up(tmp_path
             await follower.follow()
             clock.pass_minutes(1)
         assert len(tape[SPOT].minutes) == 8
-        lacking = await view.lacking(SPOT, ALWAYS)
-        assert all(any(one.start <= minute < one.end for one in lacking) for minute in range(NOON, NOON + 4 * MINUTE, MINUTE))
+        being_revised = await view.being_revised(SPOT, ALWAYS)
+        assert all(any(one.start <= minute < one.end for one in being_revised) for minute in range(NOON, NOON + 4 * MINUTE, MINUTE))
 
 
-async def test_a_new_instrument_can_be_asked_for_before_its_open_minutes_were_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_new_instrument_answers_before_its_open_minutes_were_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock, tape = ManualClock(NOON + 30_000), Tape()
     async with SqliteStore(tmp_path / "wadm.sqlite") as store:
         await store.save_listings([listing()])
@@ -93,10 +93,10 @@ async def test_a_new_instrument_can_be_asked_for_before_its_open_minutes_were_re
             await follower.follow()
         view = View(store, tape, clock.now, ["spot"], ["binance"])
         assert [each.seq for each in await view.trades(SPOT, ALWAYS, limit=9)] == [1, 2]
-        assert await view.lacking(SPOT, ALWAYS) == [Window(NOON, NOON + MINUTE)]
+        assert await view.being_revised(SPOT, ALWAYS) == [Window(NOON, NOON + MINUTE)]
 
 
-async def test_an_instrument_that_another_process_records_stands_by(tmp_path: Path) -> None:
+async def test_an_instrument_that_another_process_records_is_on_standby(tmp_path: Path) -> None:
     clock = ManualClock()
     async with SqliteStore(tmp_path / "wadm.sqlite") as store:
         await store.save_listings([listing(), listing(BYBIT)])
@@ -112,7 +112,7 @@ async def test_an_instrument_that_another_process_records_stands_by(tmp_path: Pa
         assert str(BYBIT) not in health.parts
 
 
-async def test_a_trade_that_is_stored_behind_newer_ones_is_seen_at_once(tmp_path: Path) -> None:
+async def test_a_trade_that_is_stored_after_newer_ones_is_seen_at_once(tmp_path: Path) -> None:
     clock, tape = ManualClock(), Tape()
     async with SqliteStore(tmp_path / "wadm.sqlite") as store:
         await store.save_listings([listing()])
@@ -149,7 +149,7 @@ async def test_a_minute_that_gained_nothing_is_not_counted_again(tmp_path: Path,
         assert tape[SPOT].minutes[NOON + MINUTE].bar.trade_count == 2
 
 
-async def test_a_trade_that_comes_in_while_its_minute_is_compared_counts_once_though_no_mark_tells_of_it_yet(
+async def test_a_trade_stored_while_its_minute_is_read_counts_once_although_the_minute_is_not_marked_dirty(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock, tape = ManualClock(), Tape()
@@ -159,14 +159,14 @@ async def test_a_trade_that_comes_in_while_its_minute_is_compared_counts_once_th
         marks = await store.dirty_minutes()
         count = SqliteStore.count
 
-        async def told_before(store: SqliteStore) -> list[DirtyMinute]:
+        async def marked_before(store: SqliteStore) -> list[DirtyMinute]:
             return marks
 
         async def counting(store: SqliteStore, instrument: Instrument, window: Window) -> int:
             await store.write([trade(2, NOON + 1)], [])
             return await count(store, instrument, window)
 
-        monkeypatch.setattr(SqliteStore, "dirty_minutes", told_before)
+        monkeypatch.setattr(SqliteStore, "dirty_minutes", marked_before)
         monkeypatch.setattr(SqliteStore, "count", counting)
         follower = Follower(tape, store, Health(clock.now), clock)
         for _ in range(3):
@@ -174,7 +174,7 @@ async def test_a_trade_that_comes_in_while_its_minute_is_compared_counts_once_th
             assert tape[SPOT].minutes[NOON].bar.trade_count == 2
 
 
-async def test_coverage_is_claimed_only_as_far_as_the_trades_were_read(tmp_path: Path) -> None:
+async def test_coverage_ends_where_the_trades_that_were_read_end(tmp_path: Path) -> None:
     clock, tape = ManualClock(), Tape()
     async with SqliteStore(tmp_path / "wadm.sqlite") as store:
         await store.save_listings([listing()])

@@ -9,7 +9,7 @@ import pytest
 from wadm_mcp.collection.recorder_lock import RecorderLock
 from wadm_mcp.errors import StoreError
 
-HOLD = """
+HOLDER = """
 import sys
 from pathlib import Path
 from wadm_mcp.collection.recorder_lock import RecorderLock
@@ -19,25 +19,25 @@ sys.stdin.read()
 """
 
 
-def test_of_two_processes_one_records_and_the_other_takes_over_when_it_is_killed(tmp_path: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+def test_the_second_process_acquires_the_lock_when_the_first_is_killed(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "True\n"
-        with RecorderLock(tmp_path) as lease:
-            assert not lease.take()
+        with RecorderLock(tmp_path) as lock:
+            assert not lock.take()
             holder.kill()
             holder.wait()
-            assert lease.take()
+            assert lock.take()
 
 
-def test_a_released_lease_can_be_taken_again(tmp_path: Path) -> None:
-    with RecorderLock(tmp_path) as lease:
-        assert lease.take()
-    with RecorderLock(tmp_path) as lease:
-        assert lease.take()
+def test_a_released_lock_can_be_acquired_again(tmp_path: Path) -> None:
+    with RecorderLock(tmp_path) as lock:
+        assert lock.take()
+    with RecorderLock(tmp_path) as lock:
+        assert lock.take()
 
 
-def test_a_folder_that_allows_no_lock_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_lock_file_that_cannot_be_locked(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with RecorderLock(tmp_path / "file") as lease, pytest.raises(StoreError, match=r"recorder\.lock: cannot be locked"):
-        lease.take()
+    with RecorderLock(tmp_path / "file") as lock, pytest.raises(StoreError, match=r"recorder\.lock: cannot be locked"):
+        lock.take()

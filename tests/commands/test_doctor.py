@@ -66,7 +66,7 @@ async def test_mongodb_and_redis_are_described_without_their_secrets(tmp_path: P
             settings = settings_for(tmp_path, simulator, WADM_EXCHANGES=("binance",), MONGODB_URL=f"{url}/doctor", REDIS_URL=given)
             async with Runtime(settings) as runtime:
                 with anyio.fail_after(20):
-                    await runtime.view.begun()
+                    await runtime.view.until_ready()
                 assert await examine(settings) == 0
     printed = capsys.readouterr().out
     assert "hidden-word" not in printed

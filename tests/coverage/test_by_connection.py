@@ -15,238 +15,240 @@ from wadm_mcp.coverage.by_connection import ConnectionCoverage
 from wadm_mcp.model import SECOND, Basis, GapReason, Span, SpanReason, Trade
 
 
-def made(number: int, at: int) -> Trade:
+def trade_at(number: int, at: int) -> Trade:
     return trade(number, at, instrument=BYBIT)
 
 
-def heard(continuity: ConnectionCoverage, connection: int, *trades: Trade, at: int | None = None) -> None:
-    """One frame."""
-    continuity.frame_received(connection, trades[-1].timestamp if at is None else at)
+def deliver_frame(coverage: ConnectionCoverage, connection: int, *trades: Trade, at: int | None = None) -> None:
+    """A connection delivers one frame."""
+    coverage.frame_received(connection, trades[-1].timestamp if at is None else at)
     for each in trades:
-        continuity.take(each)
+        coverage.take(each)
 
 
-def observed() -> ConnectionCoverage:
-    continuity = ConnectionCoverage()
-    heard(continuity, 1, made(1, NOON + 5))
-    heard(continuity, 1, made(2, NOON + 50))
-    return continuity
+def two_trades_on_one_connection() -> ConnectionCoverage:
+    coverage = ConnectionCoverage()
+    deliver_frame(coverage, 1, trade_at(1, NOON + 5))
+    deliver_frame(coverage, 1, trade_at(2, NOON + 50))
+    return coverage
 
 
-def stretches(continuity: ConnectionCoverage) -> list[tuple[int, int]]:
-    return [(span.start - NOON, span.end - NOON) for span in continuity.spans]
+def stretches(coverage: ConnectionCoverage) -> list[tuple[int, int]]:
+    return [(span.start - NOON, span.end - NOON) for span in coverage.spans]
 
 
-def test_a_connection_covers_from_just_after_its_first_trade_to_its_last() -> None:
-    assert observed().spans == [Span(NOON + 6, NOON + 50, 1, 2, Basis.OBSERVED, SpanReason.LIVE, GapReason.START)]
+def test_a_connection_covers_the_time_between_its_first_and_its_last_trade() -> None:
+    assert two_trades_on_one_connection().spans == [Span(NOON + 6, NOON + 50, 1, 2, Basis.OBSERVED, SpanReason.LIVE, GapReason.START)]
 
 
-def test_an_old_trade_repeated_at_subscribe_is_held_and_claims_no_time() -> None:
-    continuity = ConnectionCoverage()
-    continuity.frame_received(1, NOON)
-    assert continuity.take(made(1, NOON - 42_000))
-    assert continuity.spans == []
+def test_an_old_trade_repeated_at_subscribe_is_recorded_and_covers_no_time() -> None:
+    coverage = ConnectionCoverage()
+    coverage.frame_received(1, NOON)
+    assert coverage.take(trade_at(1, NOON - 42_000))
+    assert coverage.spans == []
 
 
 def test_every_reconnect_is_a_gap_where_ids_do_not_count() -> None:
-    continuity = observed()
-    continuity.connection_lost(1, GapReason.DISCONNECT)
-    assert not continuity.alive
-    heard(continuity, 2, made(3, NOON + 900))
-    first, second = continuity.spans
+    coverage = two_trades_on_one_connection()
+    coverage.connection_lost(1, GapReason.DISCONNECT)
+    assert not coverage.alive
+    deliver_frame(coverage, 2, trade_at(3, NOON + 900))
+    first, second = coverage.spans
     assert (first.end, second.start, second.opened_by) == (NOON + 50, NOON + 901, "disconnect")
-    assert [(gap.first, gap.last, gap.start, gap.end) for gap in continuity.missing()] == [(-1, -1, NOON + 50, NOON + 901)]
+    assert [(gap.first, gap.last, gap.start, gap.end) for gap in coverage.missing()] == [(-1, -1, NOON + 50, NOON + 901)]
 
 
 def test_connections_that_overlap_leave_no_gap() -> None:
-    continuity = observed()
-    heard(continuity, 2, made(3, NOON + 60))
-    heard(continuity, 1, made(3, NOON + 60))
-    continuity.connection_lost(1, GapReason.DISCONNECT)
-    heard(continuity, 2, made(4, NOON + 90))
-    assert stretches(continuity) == [(6, 90)]
+    coverage = two_trades_on_one_connection()
+    deliver_frame(coverage, 2, trade_at(3, NOON + 60))
+    deliver_frame(coverage, 1, trade_at(3, NOON + 60))
+    coverage.connection_lost(1, GapReason.DISCONNECT)
+    deliver_frame(coverage, 2, trade_at(4, NOON + 90))
+    assert stretches(coverage) == [(6, 90)]
 
 
-def test_connections_that_met_in_one_trade_alone_overlap() -> None:
-    continuity = observed()
-    heard(continuity, 2, made(3, NOON + 60))
-    assert stretches(continuity) == [(6, 50), (61, 61)]
-    heard(continuity, 1, made(3, NOON + 60))
-    assert stretches(continuity) == [(6, 60)]
+def test_connections_that_share_only_one_trade_overlap() -> None:
+    coverage = two_trades_on_one_connection()
+    deliver_frame(coverage, 2, trade_at(3, NOON + 60))
+    assert stretches(coverage) == [(6, 50), (61, 61)]
+    deliver_frame(coverage, 1, trade_at(3, NOON + 60))
+    assert stretches(coverage) == [(6, 60)]
 
 
-def test_a_connection_that_went_mute_beside_a_living_one_is_no_gap() -> None:
-    continuity = observed()
-    heard(continuity, 2, made(2, NOON + 50))
-    heard(continuity, 2, made(3, NOON + 900))
-    continuity.connection_lost(1, GapReason.MUTE)
-    assert stretches(continuity) == [(6, 900)]
+def test_a_stale_connection_beside_a_live_one_is_no_gap() -> None:
+    coverage = two_trades_on_one_connection()
+    deliver_frame(coverage, 2, trade_at(2, NOON + 50))
+    deliver_frame(coverage, 2, trade_at(3, NOON + 900))
+    coverage.connection_lost(1, GapReason.MUTE)
+    assert stretches(coverage) == [(6, 900)]
 
 
-def test_the_newest_trades_of_the_exchange_that_reach_over_a_gap_close_it() -> None:
-    continuity = observed()
-    continuity.connection_lost(1, GapReason.DISCONNECT)
-    heard(continuity, 2, made(5, NOON + 900), made(6, NOON + 950))
-    newest = [made(2, NOON + 50), made(3, NOON + 70), made(4, NOON + 200), made(5, NOON + 900)]
-    assert continuity.prove(newest)
-    assert continuity.missing() == []
-    assert [span.reason for span in continuity.spans] == ["live", "repaired", "live"]
+def test_newest_trades_that_span_a_gap_close_it() -> None:
+    coverage = two_trades_on_one_connection()
+    coverage.connection_lost(1, GapReason.DISCONNECT)
+    deliver_frame(coverage, 2, trade_at(5, NOON + 900), trade_at(6, NOON + 950))
+    newest = [trade_at(2, NOON + 50), trade_at(3, NOON + 70), trade_at(4, NOON + 200), trade_at(5, NOON + 900)]
+    assert coverage.prove(newest)
+    assert coverage.missing() == []
+    assert [span.reason for span in coverage.spans] == ["live", "repaired", "live"]
 
 
-def test_newest_trades_that_reach_over_a_part_of_a_gap_close_that_part() -> None:
-    continuity = observed()
-    continuity.connection_lost(1, GapReason.DISCONNECT)
-    heard(continuity, 2, made(5, NOON + 900), made(6, NOON + 950))
-    assert continuity.prove([made(4, NOON + 200), made(5, NOON + 900)])
-    assert [(gap.start - NOON, gap.end - NOON) for gap in continuity.missing()] == [(50, 201)]
+def test_newest_trades_that_span_a_part_of_a_gap_close_that_part() -> None:
+    coverage = two_trades_on_one_connection()
+    coverage.connection_lost(1, GapReason.DISCONNECT)
+    deliver_frame(coverage, 2, trade_at(5, NOON + 900), trade_at(6, NOON + 950))
+    assert coverage.prove([trade_at(4, NOON + 200), trade_at(5, NOON + 900)])
+    assert [(gap.start - NOON, gap.end - NOON) for gap in coverage.missing()] == [(50, 201)]
 
 
-def test_while_nothing_followed_a_first_trade_its_millisecond_is_not_proven() -> None:
-    continuity = observed()
-    continuity.connection_lost(1, GapReason.DISCONNECT)
-    heard(continuity, 2, made(5, NOON + 900))
-    assert not continuity.prove([made(2, NOON + 50), made(5, NOON + 900)])
-    heard(continuity, 2, made(6, NOON + 901))
-    assert continuity.prove([made(2, NOON + 50), made(5, NOON + 900), made(6, NOON + 901)])
-    assert continuity.missing() == []
+def test_the_millisecond_of_a_first_trade_is_not_proven_until_a_later_trade_arrives() -> None:
+    coverage = two_trades_on_one_connection()
+    coverage.connection_lost(1, GapReason.DISCONNECT)
+    deliver_frame(coverage, 2, trade_at(5, NOON + 900))
+    assert not coverage.prove([trade_at(2, NOON + 50), trade_at(5, NOON + 900)])
+    deliver_frame(coverage, 2, trade_at(6, NOON + 901))
+    assert coverage.prove([trade_at(2, NOON + 50), trade_at(5, NOON + 900), trade_at(6, NOON + 901)])
+    assert coverage.missing() == []
 
 
-def test_of_two_connections_that_met_in_a_millisecond_each_may_have_missed_what_lies_between() -> None:
-    continuity = observed()
-    heard(continuity, 2, made(4, NOON + 50))
-    continuity.connection_lost(1, GapReason.DISCONNECT)
-    heard(continuity, 2, made(5, NOON + 90))
-    assert stretches(continuity) == [(6, 50), (51, 90)]
+def test_connections_that_share_only_a_millisecond_leave_a_gap() -> None:
+    coverage = two_trades_on_one_connection()
+    deliver_frame(coverage, 2, trade_at(4, NOON + 50))
+    coverage.connection_lost(1, GapReason.DISCONNECT)
+    deliver_frame(coverage, 2, trade_at(5, NOON + 90))
+    assert stretches(coverage) == [(6, 50), (51, 90)]
 
 
-def test_newest_trades_that_lag_behind_the_stream_prove_nothing_yet() -> None:
-    continuity = observed()
-    continuity.connection_lost(1, GapReason.DISCONNECT)
-    heard(continuity, 2, made(5, NOON + 900))
-    assert not continuity.prove([made(2, NOON + 50), made(3, NOON + 70)])
-    assert len(continuity.missing()) == 1
+def test_newest_trades_that_lag_behind_the_stream_prove_nothing() -> None:
+    coverage = two_trades_on_one_connection()
+    coverage.connection_lost(1, GapReason.DISCONNECT)
+    deliver_frame(coverage, 2, trade_at(5, NOON + 900))
+    assert not coverage.prove([trade_at(2, NOON + 50), trade_at(3, NOON + 70)])
+    assert len(coverage.missing()) == 1
 
 
-def test_a_frame_that_could_not_be_read_may_have_held_trades() -> None:
-    continuity = observed()
-    continuity.frame_unreadable(1)
-    heard(continuity, 1, made(4, NOON + 90))
-    heard(continuity, 1, made(5, NOON + 99))
-    assert stretches(continuity) == [(6, 50), (91, 99)]
-    assert [span.opened_by for span in continuity.spans] == ["start", "bad_frame"]
+def test_an_unreadable_frame_is_a_gap_since_it_may_have_contained_trades() -> None:
+    coverage = two_trades_on_one_connection()
+    coverage.frame_unreadable(1)
+    deliver_frame(coverage, 1, trade_at(4, NOON + 90))
+    deliver_frame(coverage, 1, trade_at(5, NOON + 99))
+    assert stretches(coverage) == [(6, 50), (91, 99)]
+    assert [span.opened_by for span in coverage.spans] == ["start", "bad_frame"]
 
 
-def test_a_frame_that_could_not_be_read_beside_another_connection_is_no_gap() -> None:
-    continuity = observed()
-    heard(continuity, 2, made(2, NOON + 50))
-    continuity.frame_unreadable(1)
-    heard(continuity, 2, made(3, NOON + 70))
-    heard(continuity, 1, made(4, NOON + 90))
-    heard(continuity, 2, made(4, NOON + 90))
-    heard(continuity, 1, made(5, NOON + 99))
-    assert stretches(continuity) == [(6, 99)]
+def test_an_unreadable_frame_beside_another_connection_is_no_gap() -> None:
+    coverage = two_trades_on_one_connection()
+    deliver_frame(coverage, 2, trade_at(2, NOON + 50))
+    coverage.frame_unreadable(1)
+    deliver_frame(coverage, 2, trade_at(3, NOON + 70))
+    deliver_frame(coverage, 1, trade_at(4, NOON + 90))
+    deliver_frame(coverage, 2, trade_at(4, NOON + 90))
+    deliver_frame(coverage, 1, trade_at(5, NOON + 99))
+    assert stretches(coverage) == [(6, 99)]
 
 
-def test_a_connection_that_never_delivered_covers_nothing_and_ends_nothing() -> None:
-    continuity = observed()
-    continuity.connection_lost(7, GapReason.DISCONNECT)
-    assert continuity.alive
+def test_the_end_of_a_connection_that_never_delivered_changes_nothing() -> None:
+    coverage = two_trades_on_one_connection()
+    coverage.connection_lost(7, GapReason.DISCONNECT)
+    assert coverage.alive
 
 
-def test_repeats_are_known_by_their_id_also_after_a_restart() -> None:
-    continuity = ConnectionCoverage((), [made(1, NOON)])
-    assert not continuity.take(made(1, NOON))
-    assert continuity.take(made(2, NOON))
+def test_repeated_trades_are_recognised_by_their_id_also_after_a_restart() -> None:
+    coverage = ConnectionCoverage((), [trade_at(1, NOON)])
+    assert not coverage.take(trade_at(1, NOON))
+    assert coverage.take(trade_at(2, NOON))
 
 
-def remembered(continuity: ConnectionCoverage) -> int:
-    return len(continuity._recent_ids) + len(continuity._older_ids)
+def remembered(coverage: ConnectionCoverage) -> int:
+    return len(coverage._recent_ids) + len(coverage._older_ids)
 
 
-def test_repeats_are_dropped_for_as_long_as_connections_may_be_apart_and_no_longer() -> None:
-    continuity = ConnectionCoverage()
+def test_ids_are_remembered_for_as_long_as_connections_may_lag_and_no_longer() -> None:
+    coverage = ConnectionCoverage()
     for number in range(1_000):
-        continuity.frame_received(1, NOON + 100 * number)
-        assert continuity.take(made(number, NOON + 100 * number))
+        coverage.frame_received(1, NOON + 100 * number)
+        assert coverage.take(trade_at(number, NOON + 100 * number))
         behind = max(0, number - 199)
-        assert not continuity.take(made(behind, NOON + 100 * behind))
+        assert not coverage.take(trade_at(behind, NOON + 100 * behind))
         # Two times twenty seconds of ten trades each.
-        assert remembered(continuity) <= 400
+        assert remembered(coverage) <= 400
 
 
-def test_of_a_quiet_instrument_the_newest_repeats_are_dropped_however_old() -> None:
-    continuity = ConnectionCoverage()
+def test_the_newest_ids_of_a_quiet_instrument_are_remembered_at_any_age() -> None:
+    coverage = ConnectionCoverage()
     for number in range(500):
-        continuity.frame_received(1, NOON + 60_000 * number)
-        assert continuity.take(made(number, NOON + 60_000 * number))
-        assert not continuity.take(made(max(0, number - 49), NOON))
-    assert remembered(continuity) <= 100
+        coverage.frame_received(1, NOON + 60_000 * number)
+        assert coverage.take(trade_at(number, NOON + 60_000 * number))
+        assert not coverage.take(trade_at(max(0, number - 49), NOON))
+    assert remembered(coverage) <= 100
 
 
-def test_what_is_remembered_is_bounded_however_fast_trades_come(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_remembered_ids_is_bounded_at_any_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(by_connection_module, "_REMEMBERED_MAX", 300)
-    continuity = ConnectionCoverage()
+    coverage = ConnectionCoverage()
     for number in range(5_000):
-        assert continuity.take(made(number, NOON))
-        assert not continuity.take(made(max(0, number - 299), NOON))
-    assert remembered(continuity) <= 600
+        assert coverage.take(trade_at(number, NOON))
+        assert not coverage.take(trade_at(max(0, number - 299), NOON))
+    assert remembered(coverage) <= 600
 
 
-def test_an_old_trade_that_the_exchange_tells_late_is_new() -> None:
-    continuity = ConnectionCoverage()
+def test_an_old_trade_that_arrives_late_is_new() -> None:
+    coverage = ConnectionCoverage()
     for number in range(1_000):
-        heard(continuity, 1, made(number, NOON + 100 * number))
-    assert continuity.take(made(2_000, NOON + 50))
+        deliver_frame(coverage, 1, trade_at(number, NOON + 100 * number))
+    assert coverage.take(trade_at(2_000, NOON + 50))
 
 
-def test_of_the_newest_trades_those_are_wanted_that_no_span_claims_and_each_once() -> None:
-    continuity = observed()
-    heard(continuity, 1, made(3, NOON + 60_000))
-    continuity.connection_lost(1, GapReason.DISCONNECT)
-    heard(continuity, 2, made(5, NOON + 90_000))
-    heard(continuity, 2, made(6, NOON + 120_000))
-    newest = [made(10 + number, NOON + at) for number, at in enumerate((2, 5, 6, 30_000, 60_000, 75_000, 90_000, 90_001, 120_000, 130_000))]
-    newest += [made(3, NOON + 60_000), made(5, NOON + 90_000), made(6, NOON + 120_000)]
-    assert [trade.timestamp - NOON for trade in continuity.unclaimed(newest)] == [2, 5, 60_000, 75_000, 90_000, 120_000, 130_000]
-    later = made(30, NOON + 140_000)
-    assert continuity.unclaimed([*newest, later]) == [later]
+def test_unclaimed_returns_each_trade_outside_all_spans_once() -> None:
+    coverage = two_trades_on_one_connection()
+    deliver_frame(coverage, 1, trade_at(3, NOON + 60_000))
+    coverage.connection_lost(1, GapReason.DISCONNECT)
+    deliver_frame(coverage, 2, trade_at(5, NOON + 90_000))
+    deliver_frame(coverage, 2, trade_at(6, NOON + 120_000))
+    newest = [
+        trade_at(10 + number, NOON + at) for number, at in enumerate((2, 5, 6, 30_000, 60_000, 75_000, 90_000, 90_001, 120_000, 130_000))
+    ]
+    newest += [trade_at(3, NOON + 60_000), trade_at(5, NOON + 90_000), trade_at(6, NOON + 120_000)]
+    assert [trade.timestamp - NOON for trade in coverage.unclaimed(newest)] == [2, 5, 60_000, 75_000, 90_000, 120_000, 130_000]
+    later = trade_at(30, NOON + 140_000)
+    assert coverage.unclaimed([*newest, later]) == [later]
     assert ConnectionCoverage().unclaimed(newest) == newest
 
 
-def test_a_repair_that_has_to_be_tried_again_brings_each_trade_once() -> None:
-    """A slow instrument, an outage of minutes, and newest trades that reach over it before they prove anything."""
-    continuity = ConnectionCoverage()
+def test_a_repair_that_is_retried_records_each_trade_once() -> None:
+    """After an outage of minutes the newest trades span the gap of a slow instrument, but at first they cannot prove it closed."""
+    coverage = ConnectionCoverage()
     for number in range(60):
-        heard(continuity, 1, made(number, NOON + 1_000 * number))
-    continuity.connection_lost(1, GapReason.DISCONNECT)
-    heard(continuity, 2, made(180, NOON + 180_000))
-    newest = [made(number, NOON + 1_000 * number) for number in range(20, 181)]
-    assert sum(continuity.take(each, SpanReason.REPAIRED) for each in continuity.unclaimed(newest)) == 120
-    assert not continuity.prove(newest)
-    heard(continuity, 2, made(181, NOON + 181_000))
-    continuity.frame_received(3, NOON + 181_000)
-    assert not continuity.take(made(180, NOON + 180_000))
-    newest.append(made(181, NOON + 181_000))
-    assert sum(continuity.take(each, SpanReason.REPAIRED) for each in continuity.unclaimed(newest)) == 0
-    assert continuity.prove(newest)
-    assert continuity._reported_ids == set()
+        deliver_frame(coverage, 1, trade_at(number, NOON + 1_000 * number))
+    coverage.connection_lost(1, GapReason.DISCONNECT)
+    deliver_frame(coverage, 2, trade_at(180, NOON + 180_000))
+    newest = [trade_at(number, NOON + 1_000 * number) for number in range(20, 181)]
+    assert sum(coverage.take(each, SpanReason.REPAIRED) for each in coverage.unclaimed(newest)) == 120
+    assert not coverage.prove(newest)
+    deliver_frame(coverage, 2, trade_at(181, NOON + 181_000))
+    coverage.frame_received(3, NOON + 181_000)
+    assert not coverage.take(trade_at(180, NOON + 180_000))
+    newest.append(trade_at(181, NOON + 181_000))
+    assert sum(coverage.take(each, SpanReason.REPAIRED) for each in coverage.unclaimed(newest)) == 0
+    assert coverage.prove(newest)
+    assert coverage._reported_ids == set()
 
 
-class ObservedMachine(RuleBasedStateMachine):
-    """`Observed` against an exchange that knows every trade it made, and the stretch that each connection really brought.
+class ConnectionCoverageMachine(RuleBasedStateMachine):
+    """`ConnectionCoverage` against an exchange that knows all its trades and which of them each connection delivered.
 
-    Connections deliver in order, each at its own pace; they are cut with frames on their way, or go mute and lose what comes.
+    Connections deliver in order, each at its own pace. When one ends, the frames that it has not delivered are lost.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.continuity = ConnectionCoverage()
+        self.coverage = ConnectionCoverage()
         self.now = NOON
-        self.made: list[Trade] = []
-        self.held: set[str] = set()
+        self.traded: list[Trade] = []
+        self.taken: set[str] = set()
         self.pipes: dict[int, deque[Trade]] = {}
-        self.brought: dict[int, list[Trade]] = {}
-        """What each connection brought, ended ones included."""
+        self.delivered: dict[int, list[Trade]] = {}
+        """Trades that each connection delivered, by connection, ended ones included."""
         self.ended: list[list[Trade]] = []
         self.connections = 0
         self.proven = False
@@ -255,18 +257,18 @@ class ObservedMachine(RuleBasedStateMachine):
     @rule(gap=st.sampled_from([0, 0, 1, 40, 700, 2_500]))
     def trade(self, gap: int) -> None:
         self.now += gap
-        self.made.append(made(len(self.made) + 1, self.now))
+        self.traded.append(trade_at(len(self.traded) + 1, self.now))
         for pipe in self.pipes.values():
-            pipe.append(self.made[-1])
+            pipe.append(self.traded[-1])
 
     @precondition(lambda self: len(self.pipes) < 3)
     @rule(replays=st.booleans())
     def connect(self, replays: bool) -> None:
         self.connections += 1
         pipe = self.pipes[self.connections] = deque()
-        self.brought[self.connections] = []
-        if replays and self.made:
-            pipe.append(self.made[-1])
+        self.delivered[self.connections] = []
+        if replays and self.traded:
+            pipe.append(self.traded[-1])
 
     @precondition(lambda self: any(self.pipes.values()))
     @rule(data=st.data())
@@ -274,86 +276,86 @@ class ObservedMachine(RuleBasedStateMachine):
         connection = data.draw(st.sampled_from([name for name, pipe in self.pipes.items() if pipe]))
         pipe = self.pipes[connection]
         count = data.draw(st.integers(1, len(pipe)))
-        self.continuity.frame_received(connection, self.now)
+        self.coverage.frame_received(connection, self.now)
         for _ in range(count):
             each = pipe.popleft()
-            assert self.continuity.take(each) == (each.trade_id not in self.held)
-            self.held.add(each.trade_id)
-            if self.brought[connection] or self.now - each.timestamp <= 2 * SECOND:
-                self.brought[connection].append(each)
+            assert self.coverage.take(each) == (each.trade_id not in self.taken)
+            self.taken.add(each.trade_id)
+            if self.delivered[connection] or self.now - each.timestamp <= 2 * SECOND:
+                self.delivered[connection].append(each)
 
     @precondition(lambda self: self.pipes)
     @rule(data=st.data(), reason=st.sampled_from([GapReason.DISCONNECT, GapReason.MUTE]))
     def cut(self, data: st.DataObject, reason: GapReason) -> None:
         connection = data.draw(st.sampled_from(sorted(self.pipes)))
         del self.pipes[connection]
-        self.continuity.connection_lost(connection, reason)
+        self.coverage.connection_lost(connection, reason)
 
     @precondition(lambda self: any(self.pipes.values()))
     @rule(data=st.data())
-    def garble(self, data: st.DataObject) -> None:
-        """A frame that cannot be read: nobody knows what was in it."""
+    def deliver_unreadable_frame(self, data: st.DataObject) -> None:
+        """A frame that cannot be read, so that its trade is unknown."""
         connection = data.draw(st.sampled_from([name for name, pipe in self.pipes.items() if pipe]))
         self.pipes[connection].popleft()
-        self.continuity.frame_unreadable(connection)
-        # What it brings from now on is a stretch of its own.
-        self.ended.append(self.brought[connection])
-        self.brought[connection] = []
+        self.coverage.frame_unreadable(connection)
+        # What it delivers from now on is a stretch of its own.
+        self.ended.append(self.delivered[connection])
+        self.delivered[connection] = []
 
-    @precondition(lambda self: self.made)
+    @precondition(lambda self: self.traded)
     @rule(count=st.integers(1, 8), lags=st.integers(0, 4))
     def prove(self, count: int, lags: int) -> None:
-        """The exchange's newest trades as its REST tells them, behind the stream or not."""
-        newest = self.made[: len(self.made) - lags][-count:]
+        """The newest trades as REST returns them, which may lag behind the stream."""
+        newest = self.traded[: len(self.traded) - lags][-count:]
         for each in newest:
-            self.continuity.take(each, SpanReason.REPAIRED)
-            self.held.add(each.trade_id)
-        self.continuity.prove(newest)
+            self.coverage.take(each, SpanReason.REPAIRED)
+            self.taken.add(each.trade_id)
+        self.coverage.prove(newest)
         self.proven = True
 
     @rule()
     def restart(self) -> None:
-        for span in self.continuity.changed():
+        for span in self.coverage.changed():
             self.stored[span.start, span.first_seq] = span
-        recent = sorted((each for each in self.made if each.trade_id in self.held), key=lambda each: each.order)
+        recent = sorted((each for each in self.traded if each.trade_id in self.taken), key=lambda each: each.order)
         self.pipes.clear()
-        self.brought.clear()
+        self.delivered.clear()
         self.ended.clear()
-        self.continuity = ConnectionCoverage(self.stored.values(), recent)
+        self.coverage = ConnectionCoverage(self.stored.values(), recent)
         self.proven = True
 
     @invariant()
-    def time_is_claimed_only_where_all_of_its_trades_are_held(self) -> None:
-        for span in self.continuity.spans:
-            lacking = [each for each in self.made if span.start <= each.timestamp < span.end and each.trade_id not in self.held]
-            assert not lacking, (span, lacking)
+    def time_is_covered_only_where_all_of_its_trades_were_taken(self) -> None:
+        for span in self.coverage.spans:
+            missing = [each for each in self.traded if span.start <= each.timestamp < span.end and each.trade_id not in self.taken]
+            assert not missing, (span, missing)
 
     @invariant()
-    def what_connections_brought_is_claimed_and_nothing_else(self) -> None:
+    def covered_time_is_exactly_what_connections_delivered(self) -> None:
         if self.proven:
             return
         groups = [
-            _Brought({each.trade_id for each in run}, {run[0].trade_id}, run[0].timestamp + 1, run[-1].timestamp)
-            for run in (*self.brought.values(), *self.ended)
+            _Delivered({each.trade_id for each in run}, {run[0].trade_id}, run[0].timestamp + 1, run[-1].timestamp)
+            for run in (*self.delivered.values(), *self.ended)
             if run
         ]
         while (pair := next((pair for pair in permutations(groups, 2) if pair[0].joins(pair[1])), None)) is not None:
             one, other = pair
             groups = [group for group in groups if group is not one and group is not other]
-            groups.append(_Brought(one.ids | other.ids, one.first | other.first, min(one[2], other[2]), max(one[3], other[3])))
-        told = [(span.start, span.end) for span in self.continuity.spans]
-        assert _milliseconds(told) == _milliseconds([(group.start, group.end) for group in groups])
+            groups.append(_Delivered(one.ids | other.ids, one.first | other.first, min(one[2], other[2]), max(one[3], other[3])))
+        spans = [(span.start, span.end) for span in self.coverage.spans]
+        assert _milliseconds(spans) == _milliseconds([(group.start, group.end) for group in groups])
 
 
-class _Brought(NamedTuple):
-    """What connections brought that overlap: all ids, those that each began with, and the time they vouch for."""
+class _Delivered(NamedTuple):
+    """What overlapping connections delivered: all ids, the first id of each, and the time that they cover."""
 
     ids: set[str]
     first: set[str]
     start: int
     end: int
 
-    def joins(self, other: _Brought) -> bool:
+    def joins(self, other: _Delivered) -> bool:
         return bool(self.ids & other.first) or self.start <= other.start <= self.end
 
 
@@ -361,4 +363,4 @@ def _milliseconds(stretches: Iterable[tuple[int, int]]) -> set[int]:
     return {at for start, end in stretches for at in range(start, end)}
 
 
-TestObserved = ObservedMachine.TestCase
+TestConnectionCoverage = ConnectionCoverageMachine.TestCase

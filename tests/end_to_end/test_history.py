@@ -146,7 +146,7 @@ async def test_an_import_command_prints_its_plan_survives_kills_and_takes_files_
             assert good.startswith(f"{name}: ")
             assert good.endswith(" trades were new")
             assert "nothing is imported of it" in bad
-            assert "is not of the file's day" in bad
+            assert "is not on the day in the file's name" in bad
             whole = {"start": day.isoformat(), "end": (day + timedelta(days=1)).isoformat()}
 
             async def imported() -> bool:

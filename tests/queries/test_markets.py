@@ -82,7 +82,7 @@ async def test_without_its_store_the_table_says_that_it_shows_only_the_live_tape
     world = World(now=NOON)
     world.tape[SPOT].start_recording(Held([Span(NOON - 30 * HOUR, NOON, 1, 9, Basis.EXACT)]))
     world.tape[SPOT].settled_until = NOON - 6 * HOUR
-    world.view.alone = True
+    world.view.without_store = True
     answer = await markets(world.view, Health(world.clock.now))
     assert answer["store"] == "unreachable"
     assert [row["coverage_24h"] for row in rows_of(answer["markets"])] == [0.25, 0]

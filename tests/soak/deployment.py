@@ -1,4 +1,4 @@
-"""A market that can be stopped, and a WADM process on it that can be killed and started again."""
+"""Simulated exchanges that can be stopped, and WADM processes on them that can be killed and restarted."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from wadm_mcp.simulator.faults import Faults
 from wadm_mcp.simulator.simulator import Simulator
 
 SOAK: Final = os.environ.get("WADM_SOAK") == "1"
-"""`make soak`: at full rate, for as long and as often as a bad day would have it."""
+"""Set by `make soak`: full rates, long outages and many kills."""
 SEED: Final = int(os.environ.get("WADM_SOAK_SEED", "1"))
 SYMBOLS: Final = ("BTCUSDT", "ETHUSDT")
 INSTRUMENTS: Final = tuple(
     Instrument(exchange, market, symbol) for exchange in ("binance", "bybit") for market in ("spot", "linear") for symbol in SYMBOLS
 )
 ACTIVITY: Final = 33.0 if SOAK else 4.0
-"""How much livelier than usual the markets are: 33 makes about 2,000 trades a second of them, Binance's folded ones counted once."""
+"""Multiple of the usual trade rate: 33 gives about 2,000 trades a second, with each aggregate of Binance counted once."""
 
 
 class MarketClock:
-    """The exchanges' clock: now, until it is stopped. What was traded until then is all there is."""
+    """The exchanges' clock: now, until it is stopped. After that nothing is traded."""
 
     def __init__(self) -> None:
         self.stopped: int | None = None
@@ -44,7 +44,7 @@ class MarketClock:
 
 
 class Wadm:
-    """One `wadm-mcp serve` on a data folder of its own."""
+    """One `wadm-mcp serve` with its own data folder. It can be started several times."""
 
     def __init__(self, folder: Path, number: int, settings: Mapping[str, str]) -> None:
         self._folder = folder
@@ -62,7 +62,7 @@ class Wadm:
 
     @property
     def log(self) -> str:
-        """Everything that its processes logged."""
+        """The log of all its processes."""
         return "".join(path.read_text() for path in sorted(self._folder.parent.glob(f"{self._folder.name}-{self._number}-*.txt")))
 
     async def start(self) -> None:
@@ -73,7 +73,7 @@ class Wadm:
         )
 
     async def kill(self) -> None:
-        """As a power cut would end it."""
+        """End the process with `kill -9`."""
         self.served.process.kill()
         await self.served.process.wait()
         await self._stack.aclose()
@@ -85,7 +85,7 @@ class Wadm:
 
 
 class Deployment:
-    """The exchanges, and as many WADM processes as a test starts on them."""
+    """The simulated exchanges and the WADM processes that a test starts on them."""
 
     def __init__(self, simulator: Simulator, clock: MarketClock, folder: Path, settings: Mapping[str, str]) -> None:
         self.simulator = simulator
@@ -106,7 +106,7 @@ class Deployment:
             await one._stack.aclose()
 
     async def live(self, wadm: Wadm, within: float = 90) -> None:
-        """Returns once every instrument is told as it trades, by connections that outlived whatever happened before the call."""
+        """Wait until every instrument has new trades, on connections that are stable after the faults before this call."""
         since = now_ms() + SECOND
 
         async def every_one() -> bool:
@@ -122,7 +122,7 @@ class Deployment:
                 await anyio.sleep(0.3)
 
     async def settled(self, wadm: Wadm, within: float = 120) -> None:
-        """Returns once the market is stopped and nothing is left to be written, repaired or derived."""
+        """Stop the market, and wait until nothing is left to be written, repaired or derived."""
         self.clock.stop()
         quiet, left = 0, ""
         with anyio.move_on_after(within):
@@ -133,11 +133,11 @@ class Deployment:
         assert quiet == 4, f"not settled within {within} s: {left}"
 
     async def _left(self, wadm: Wadm) -> str:
-        """What is still to be written, repaired or derived; nothing where there is nothing."""
+        """What is still to be written, repaired or derived; an empty text if there is nothing."""
         health = (await wadm.served.client.get("/health")).json()
         markets = (await wadm.served.get("/api/markets"))["markets"]
         rows = [dict(zip(markets["columns"], row, strict=True)) for row in markets["rows"]]
-        # Where ids do not count, a connection proves its first millisecond with its next trade, which a stopped market never makes.
+        # Where ids do not count, a gap closes only with a later trade, which a stopped market does not have. So wait for Binance alone.
         if health["parts"]["store"]["state"] != "ok":
             return f"the store is {health['parts']['store']}"
         if under_repair := [row for row in rows if row["exchange"] == "binance" and row["repairing"]]:
@@ -146,10 +146,10 @@ class Deployment:
         for row in rows:
             question = {name: row[name] for name in ("exchange", "market", "symbol")}
             window = {"start": self.clock.began - MINUTE, "end": now}
-            # Rows that the journal alone has, and figures that late trades are missing from.
+            # Trades that only the journal has, and figures without their late trades.
             raw = await wadm.served.get("/api/trades", **question, **window, limit=1)
             flow = await wadm.served.get("/api/order-flow", **question, **window, timeframe="1m")
-            # On Binance everything comes back; elsewhere only what is under way is waited for.
+            # Binance is repaired completely; elsewhere only running repairs are waited for.
             settled = {"not_recorded", "not_yet_seen", "without_rows"}
             for coverage in (raw["coverage"], flow["coverage"]):
                 reasons = {gap[3] for gap in coverage["gaps"]}
@@ -158,9 +158,9 @@ class Deployment:
         return ""
 
     async def check(self, wadm: Wadm) -> dict[Instrument, Found]:
-        """Everything that is answered against everything that was traded."""
+        """Compare all answers with all trades of the exchanges."""
         assert self.clock.stopped is not None
-        # Bybit's newest trades, asked for at the start, reach back a little.
+        # Bybit's newest trades, requested at the start, are from a little earlier.
         start = self.clock.began - self.clock.began % MINUTE - 5 * MINUTE
         end = self.clock.stopped - self.clock.stopped % MINUTE + MINUTE
         found = {
@@ -168,8 +168,8 @@ class Deployment:
             for instrument in self.simulator.instruments
         }
         for instrument, one in found.items():
-            held, whole = f"{one.held:,} of {one.made:,} trades held", f"{one.whole} of {one.minutes} minutes whole"
-            print(f"{instrument}: {held}, {whole}, {one.lost:,} lost in gaps")
+            stored, covered = f"{one.stored:,} of {one.traded:,} trades stored", f"{one.covered} of {one.minutes} minutes covered"
+            print(f"{instrument}: {stored}, {covered}, {one.lost:,} lost in gaps")
         return found
 
 
@@ -182,7 +182,7 @@ async def deployment(
     activity: float = ACTIVITY,
     **settings: Any,
 ) -> AsyncGenerator[Deployment]:
-    """The simulated exchanges up and trading; whatever was started on them ends with the block."""
+    """Simulated exchanges that trade, and a deployment whose processes end with the block."""
     print(f"seed {SEED}")
     clock = MarketClock()
     async with Simulator(seed=SEED, instruments=instruments, activity=activity, clock=clock, wall=now_ms, faults=faults) as simulator:

@@ -1,4 +1,4 @@
-"""Everything that can go wrong between the exchanges and WADM, by a plan that its seed repeats."""
+"""Every simulated fault between the exchanges and WADM, at random times that a seed reproduces."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.anyio
 SECONDS = 330.0 if SOAK else 14.0
 
 
-async def test_whatever_goes_wrong_what_is_claimed_is_what_was_traded_and_binance_comes_back_whole(tmp_path: Path) -> None:
+async def test_covered_data_is_exact_under_all_faults_and_binance_is_repaired_completely(tmp_path: Path) -> None:
     chaos = Chaos(plan(SEED, SECONDS, every=1.6 if SOAK else 0.5), seed=SEED)
     async with deployment(tmp_path, faults=chaos) as one:
         wadm = one.wadm()

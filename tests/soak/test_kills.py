@@ -1,4 +1,4 @@
-"""`kill -9` at random instants: whatever was claimed before is still there, and every trade of Binance comes back."""
+"""`kill -9` at random times: everything reported as covered stays correct, and all trades of Binance are repaired."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.anyio
 KILLS = 100 if SOAK else 4
 
 
-async def killed_again_and_again(one: Deployment) -> None:
+async def check_after_kills(one: Deployment) -> None:
     wadm = one.wadm()
     await wadm.start()
     for _ in range(KILLS):
@@ -23,7 +23,7 @@ async def killed_again_and_again(one: Deployment) -> None:
         await wadm.kill()
         await wadm.start()
     await one.live(wadm)
-    # What the budget of each host lets through takes its minutes after so many interruptions.
+    # After so many interruptions the rate limit of each host makes repairs take minutes.
     await one.settled(wadm, within=600)
     found = await one.check(wadm)
     assert "Traceback" not in wadm.log
@@ -33,12 +33,12 @@ async def killed_again_and_again(one: Deployment) -> None:
     assert await wadm.stop() == 0
 
 
-async def test_kills_on_sqlite_lose_nothing_and_double_nothing(tmp_path: Path) -> None:
+async def test_kills_on_sqlite_lose_and_duplicate_nothing(tmp_path: Path) -> None:
     async with deployment(tmp_path) as one:
-        await killed_again_and_again(one)
+        await check_after_kills(one)
 
 
-async def test_kills_on_mongodb_lose_nothing_and_double_nothing(tmp_path: Path) -> None:
+async def test_kills_on_mongodb_lose_and_duplicate_nothing(tmp_path: Path) -> None:
     with own_mongod() as mongod:
         async with deployment(tmp_path, MONGODB_URL=f"{mongod.url}/wadm") as one:
-            await killed_again_and_again(one)
+            await check_after_kills(one)

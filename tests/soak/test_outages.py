@@ -1,4 +1,4 @@
-"""The store away for long, the journal full, the exchange closed to us: what that costs is time, or it is stated."""
+"""The store is unreachable for long, the journal is full, the exchange bans the address: nothing is lost, or the gap is reported."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from wadm_mcp.simulator.chaos import Chaos, Fault, Kind
 
 pytestmark = pytest.mark.anyio
 
-AWAY = 600.0 if SOAK else 6.0
-BANNED = 60.0 if SOAK else 4.0
+OUTAGE_SECONDS = 600.0 if SOAK else 6.0
+BAN_SECONDS = 60.0 if SOAK else 4.0
 
 
 async def _health(wadm: Wadm) -> tuple[int, dict[str, object]]:
@@ -27,7 +27,7 @@ async def _journal(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("data/**/journal/*.seg"))
 
 
-async def test_a_store_that_is_away_costs_no_trade_and_no_memory(tmp_path: Path) -> None:
+async def test_an_unreachable_store_loses_no_trade_and_takes_bounded_memory(tmp_path: Path) -> None:
     with own_mongod() as mongod:
         async with deployment(tmp_path, MONGODB_URL=f"{mongod.url}/wadm") as one:
             wadm = one.wadm()
@@ -35,14 +35,14 @@ async def test_a_store_that_is_away_costs_no_trade_and_no_memory(tmp_path: Path)
             await one.live(wadm)
             mongod.stop()
 
-            async def told() -> bool:
+            async def reported() -> bool:
                 return (await _health(wadm))[0] == 503
 
-            await until(told)
+            await until(reported)
             sizes: list[int] = []
-            with anyio.move_on_after(AWAY):
+            with anyio.move_on_after(OUTAGE_SECONDS):
                 while True:
-                    await anyio.sleep(AWAY / 20)
+                    await anyio.sleep(OUTAGE_SECONDS / 20)
                     sizes.append(resident(wadm.served) >> 20)
             journal = await _journal(tmp_path)
             print(f"memory {sizes} MB, journal {journal >> 20} MB")
@@ -58,7 +58,7 @@ async def test_a_store_that_is_away_costs_no_trade_and_no_memory(tmp_path: Path)
             assert "Traceback" not in wadm.log
 
 
-async def test_a_journal_that_is_full_is_stated_and_ends_nothing(tmp_path: Path) -> None:
+async def test_a_full_journal_is_reported_and_recording_continues_after_it(tmp_path: Path) -> None:
     with own_mongod() as mongod:
         async with deployment(tmp_path, MONGODB_URL=f"{mongod.url}/wadm", activity=19, WADM_JOURNAL_MAX_MB="16" if SOAK else "1") as one:
             wadm = one.wadm()
@@ -71,15 +71,15 @@ async def test_a_journal_that_is_full_is_stated_and_ends_nothing(tmp_path: Path)
                 return dict(health["parts"])["journal"]["state"] == "down"  # type: ignore[call-overload]
 
             await until(full, within=600)
-            await anyio.sleep(AWAY / 10)
+            await anyio.sleep(OUTAGE_SECONDS / 10)
             assert await _journal(tmp_path) <= (16 if SOAK else 1) << 20
             mongod.start()
             await one.live(wadm, within=300)
             await one.settled(wadm, within=300)
-            await _whole_on_binance(one, wadm)
+            await _complete_on_binance(one, wadm)
 
 
-async def test_a_ban_is_kept_to_the_second_and_everything_is_repaired_after_it(tmp_path: Path) -> None:
+async def test_no_request_is_sent_during_a_ban_and_everything_is_repaired_after_it(tmp_path: Path) -> None:
     chaos = Chaos(seed=SEED)
     async with deployment(tmp_path, faults=chaos) as one:
         wadm = one.wadm()
@@ -87,23 +87,23 @@ async def test_a_ban_is_kept_to_the_second_and_everything_is_repaired_after_it(t
         await one.live(wadm)
         chaos.begin()
         for market in ("spot", "linear"):
-            chaos.order(Fault(Kind.BANNED, 0.0, BANNED, "binance", market))
+            chaos.order(Fault(Kind.BANNED, 0.0, BAN_SECONDS, "binance", market))
             chaos.order(Fault(Kind.LOSE, 0.1, 1.0, "binance", market))
-            chaos.order(Fault(Kind.DROP, BANNED / 2, 0.0, "binance", market))
-        await anyio.sleep(BANNED + 1)
+            chaos.order(Fault(Kind.DROP, BAN_SECONDS / 2, 0.0, "binance", market))
+        await anyio.sleep(BAN_SECONDS + 1)
         await one.live(wadm)
         await one.settled(wadm, within=180)
         refused = [(at, path) for at, _, path, status in chaos.requests if status == 418]
         for host in ("/api/v3", "/fapi/v1"):
             of_host = [at for at, path in refused if path.startswith(host)]
-            # Requests that were under way with the first one could not know.
+            # Only requests that were sent at the same time as the first one may be refused too.
             assert of_host
             assert max(of_host) - min(of_host) < 0.5
             assert len(of_host) <= 4
-        await _whole_on_binance(one, wadm)
+        await _complete_on_binance(one, wadm)
 
 
-async def _whole_on_binance(one: Deployment, wadm: Wadm) -> None:
+async def _complete_on_binance(one: Deployment, wadm: Wadm) -> None:
     found = await one.check(wadm)
     for instrument, each in found.items():
         if instrument.exchange == "binance":

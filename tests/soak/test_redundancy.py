@@ -1,4 +1,4 @@
-"""Two connections of which one is always alive, and several processes of which one always records."""
+"""Two connections of which one is always live, and several processes of which one always records."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KILLS = 30 if SOAK else 3
 BYBIT = tuple(instrument for instrument in INSTRUMENTS if instrument.exchange == "bybit")
 
 
-async def test_of_two_bybit_connections_each_cut_at_random_but_never_both_no_trade_is_missed(tmp_path: Path) -> None:
+async def test_no_trade_is_missed_while_two_bybit_connections_are_cut_at_random_but_never_both(tmp_path: Path) -> None:
     cuts = (Kind.DROP, Kind.DAY, Kind.SHUTDOWN, Kind.MUTE, Kind.GARBAGE, Kind.OVERSIZED, Kind.REPLAY)
     chaos = Chaos(plan(SEED, SECONDS, every=0.5, kinds=cuts), seed=SEED)
     async with deployment(tmp_path, instruments=BYBIT, faults=chaos, activity=19 if SOAK else 8) as one:
@@ -39,13 +39,13 @@ async def test_of_two_bybit_connections_each_cut_at_random_but_never_both_no_tra
         assert len(chaos.happened) >= (30 if SOAK else 2)
         assert health["counts"].get("trades.repeated", 0) > 0
         if not SOAK:
-            # In a long run the stretch that REST's newest trades can prove is not all there is to see.
+            # In a long run some gaps are longer than the newest trades of REST span.
             await _no_gap_after_the_first(one, wadm)
         assert await wadm.stop() == 0
 
 
 async def _no_gap_after_the_first(one: Deployment, wadm: Wadm) -> None:
-    """Nothing but the time before the first trade, and the tail of a market that was stopped."""
+    """Assert that the only gaps are the time before the first trade and the time after the market stopped."""
     assert one.clock.stopped is not None
     for instrument in BYBIT:
         question = {"exchange": instrument.exchange, "market": instrument.market, "symbol": instrument.symbol}
@@ -56,8 +56,8 @@ async def _no_gap_after_the_first(one: Deployment, wadm: Wadm) -> None:
         assert not between, (instrument, coverage)
 
 
-async def two_or_more(one: Deployment, wadms: list[Wadm]) -> None:
-    """One records, the others follow; the one that records is killed again and again, and everybody answers all along."""
+async def check_takeovers(one: Deployment, wadms: list[Wadm]) -> None:
+    """One process records and the others follow. The recording one is killed repeatedly, and the others answer all the time."""
     for wadm in wadms:
         await wadm.start()
     await one.live(wadms[-1])
@@ -67,7 +67,7 @@ async def two_or_more(one: Deployment, wadms: list[Wadm]) -> None:
         nonlocal answered
         question = {"symbol": "BTCUSDT", "exchange": "binance", "market": "spot", "window": "15m", "detail": "brief"}
         response = await wadm.served.client.get("/api/volume-profile", params=question)
-        # One that has just been started may ask for a moment's patience.
+        # A process that has just started may answer that it is not ready yet.
         if response.status_code == 503 and anyio.current_time() - wadm.started_at < 10:
             return
         assert response.status_code == 200, response.text
@@ -103,19 +103,19 @@ async def _role(wadm: Wadm) -> str:
     return (await wadm.served.client.get("/health")).json()["role"]
 
 
-async def test_of_two_processes_on_one_data_directory_the_recording_one_may_die_at_any_time(tmp_path: Path) -> None:
+async def test_the_recording_one_of_two_processes_on_a_data_directory_may_be_killed_at_any_time(tmp_path: Path) -> None:
     async with deployment(tmp_path) as one:
         first = one.wadm()
-        await two_or_more(one, [first, one.wadm()])
+        await check_takeovers(one, [first, one.wadm()])
 
 
-async def test_of_three_processes_on_one_mongodb_the_recording_one_may_die_at_any_time(tmp_path: Path) -> None:
+async def test_the_recording_one_of_three_processes_on_a_mongodb_may_be_killed_at_any_time(tmp_path: Path) -> None:
     with own_mongod() as mongod:
         async with deployment(tmp_path, MONGODB_URL=f"{mongod.url}/wadm") as one:
-            await two_or_more(one, [one.wadm(name) for name in ("first", "second", "third")])
+            await check_takeovers(one, [one.wadm(name) for name in ("first", "second", "third")])
 
 
-async def test_a_recording_process_that_slept_changes_nothing_newer_when_it_wakes(tmp_path: Path) -> None:
+async def test_a_recording_process_that_was_suspended_overwrites_nothing_newer_when_it_continues(tmp_path: Path) -> None:
     with own_mongod() as mongod:
         async with deployment(tmp_path, MONGODB_URL=f"{mongod.url}/wadm") as one:
             first, second = one.wadm("first"), one.wadm("second")

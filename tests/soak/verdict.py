@@ -1,6 +1,6 @@
-"""What WADM answers against what the simulated exchanges really traded: every trade, every figure, every gap.
+"""Compares the answers of WADM with the trades of the simulated exchanges: every trade, every figure, every gap.
 
-Read over HTTP as any client would, and counted again here from the exchanges' own ledger with nothing of WADM's arithmetic.
+The answers are read over HTTP, as any client does. The expected figures are computed here from the exchanges' ledger, without WADM's code.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TIMEFRAMES = {"1m": MINUTE, "5m": 5 * MINUTE, "15m": 15 * MINUTE, "1h": 60 * MIN
 
 
 class Traded(NamedTuple):
-    """A trade as the exchange has it."""
+    """A trade of the simulated exchange, or one that WADM returned."""
 
     trade_id: str
     at: int
@@ -35,25 +35,25 @@ class Traded(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What one instrument came to."""
+    """The result of one instrument."""
 
-    made: int
+    traded: int
     """Trades of the exchange in the window."""
-    held: int
-    """Those that WADM has rows of."""
-    whole: int
-    """Minutes that are claimed whole."""
+    stored: int
+    """Single trades that WADM returned."""
+    covered: int
+    """Minutes with coverage 1."""
     minutes: int
     gaps: int
     lost: int
-    """Trades after the first one held that are not held: each lies in a stated gap."""
+    """Trades after the first stored one that are not stored. Each is in a reported gap."""
 
 
 def ledger(simulator: Simulator, instrument: Instrument, start: int, end: int) -> list[Traded]:
-    """Everything the exchange traded and published by `end`, in the order in which WADM tells it, by `seq`."""
+    """All trades that the exchange published before `end`, in the order of WADM's answers."""
     tape = simulator.tape(instrument)
     if instrument[:2] == ("binance", "linear"):
-        # An aggregate bears the time of its first execution, and is known once its window is over.
+        # An aggregate has the time of its first execution, and is published after its window has ended.
         folded = (one for one in tape.aggregates(start - MINUTE, end) if start <= one.time)
         return [
             Traded(str(one.number), one.time, Decimal(one.price), Decimal(one.quantity), one.buy, one.last - one.first + 1, one.number)
@@ -64,8 +64,8 @@ def ledger(simulator: Simulator, instrument: Instrument, start: int, end: int) -
     return [Traded(one.trade_id, one.time, Decimal(one.price), Decimal(one.quantity), one.buy, 1, one.seq) for one in prints]
 
 
-async def held(served: Served, instrument: Instrument, start: int, end: int) -> list[Traded]:
-    """Every trade that WADM tells of a window, page by page."""
+async def returned(served: Served, instrument: Instrument, start: int, end: int) -> list[Traded]:
+    """All trades that WADM returns for a window, read page by page."""
     question: dict[str, Any] = {**_of(instrument), "start": start, "end": end, "limit": 1_000}
     rows: list[Traded] = []
     cursor: str | None = None
@@ -79,38 +79,38 @@ async def held(served: Served, instrument: Instrument, start: int, end: int) -> 
 
 
 async def check(served: Served, simulator: Simulator, instrument: Instrument, start: int, end: int, *, traded_until: int) -> Found:
-    """Nothing invented, nothing twice, nothing missing outside a stated gap; every figure that of the trades it claims.
+    """Assert that no trade is invented, repeated or missing outside a reported gap, and that every figure equals that of its trades.
 
-    `start` and `end` are whole minutes; the exchange traded nothing after `traded_until`.
+    `start` and `end` are whole minutes. The exchange traded nothing after `traded_until`.
     """
-    made = ledger(simulator, instrument, start, min(end, traded_until))
-    rows = await held(served, instrument, start, end)
-    by_id = {one.trade_id: one for one in made}
-    assert len({one.trade_id for one in rows}) == len(rows), f"{instrument}: a trade is told twice"
+    traded = ledger(simulator, instrument, start, min(end, traded_until))
+    rows = await returned(served, instrument, start, end)
+    by_id = {one.trade_id: one for one in traded}
+    assert len({one.trade_id for one in rows}) == len(rows), f"{instrument}: a trade is returned twice"
     for row in rows:
         assert row.trade_id in by_id, f"{instrument}: {row} was never traded"
         assert row == by_id[row.trade_id]._replace(fills=0, seq=0), f"{instrument}: {row} was traded as {by_id[row.trade_id]}"
     known = {row.trade_id for row in rows}
-    of_minute = _by_minute(made)
-    first = next((place for place, one in enumerate(made) if one.trade_id in known), len(made))
-    # Where nothing counts, the newest trades that REST told may begin in the middle of a millisecond.
-    began = made[first].at if first < len(made) and instrument.exchange == "bybit" else -1
-    missed = {one.trade_id: one for one in made[first:] if one.trade_id not in known and one.at > began}
-    gaps = whole = 0
+    of_minute = _by_minute(traded)
+    first = next((place for place, one in enumerate(traded) if one.trade_id in known), len(traded))
+    # Where ids do not count, the newest trades that REST returned may begin in the middle of a millisecond.
+    began = traded[first].at if first < len(traded) and instrument.exchange == "bybit" else -1
+    missed = {one.trade_id: one for one in traded[first:] if one.trade_id not in known and one.at > began}
+    gaps = covered = 0
     counted: dict[int, list[Traded]] = {}
     open_minutes: set[int] = set()
     for minute in range(start, end, MINUTE):
         missing = [one for one in of_minute[minute] if one.trade_id not in known]
         raw = (await served.get("/api/trades", **_of(instrument), start=minute, end=minute + MINUTE, limit=1))["coverage"]
-        stated = [(ms(first), ms(last)) for first, last, *_ in raw["gaps"]]
+        reported = [(ms(first), ms(last)) for first, last, *_ in raw["gaps"]]
         folded = [(ms(first), ms(last)) for first, last, _, reason in raw["gaps"] if reason == "without_rows"]
         for one in missing:
             if any(first <= one.at < last for first, last in folded):
-                # Held as figures, which are compared below.
+                # Stored as figures without single trades. The figures are compared below.
                 missed.pop(one.trade_id, None)
         if "more_gaps" not in raw:
             for one in missing:
-                assert any(first <= one.at < last or (first == last and first - 1 <= one.at <= last) for first, last in stated), (
+                assert any(first <= one.at < last or (first == last and first - 1 <= one.at <= last) for first, last in reported), (
                     f"{instrument}: {one} is missing outside every gap of {raw}"
                 )
         assert not missing or raw["ratio"] < 1
@@ -118,20 +118,20 @@ async def check(served: Served, simulator: Simulator, instrument: Instrument, st
         profile = await served.get(
             "/api/volume-profile", **_of(instrument), start=minute, end=minute + MINUTE, detail="full", row_size=_row(instrument)
         )
-        claimed = profile["coverage"]["ratio"] == 1
-        whole += claimed
-        # What is claimed is what the exchange traded; what is not is, all the same, exactly the sum of the trades that are told.
-        counted[minute] = of_minute[minute] if claimed else [one for one in of_minute[minute] if one.trade_id in known]
-        if not claimed and minute + MINUTE > now_ms() - 5_000:
-            # An open minute that is not claimed may lack what another process has stored of it; it is derived from all when it closes.
+        is_covered = profile["coverage"]["ratio"] == 1
+        covered += is_covered
+        # A covered minute has all trades of the exchange. Any other one has exactly those that WADM returns.
+        counted[minute] = of_minute[minute] if is_covered else [one for one in of_minute[minute] if one.trade_id in known]
+        if not is_covered and minute + MINUTE > now_ms() - 5_000:
+            # An open minute that is not covered may be without trades that another process stored. It is derived again when it closes.
             open_minutes.add(minute)
-        elif claimed or raw["gaps"] == profile["coverage"]["gaps"]:
+        elif is_covered or raw["gaps"] == profile["coverage"]["gaps"]:
             _check_profile(instrument, minute, profile, counted[minute])
     if missed:
-        print(f"{instrument}: of those lost the first is {next(iter(missed.values()))}; held from {made[first].at}")
+        print(f"{instrument}: of those lost the first is {next(iter(missed.values()))}; stored from {traded[first].at}")
     for timeframe, length in TIMEFRAMES.items():
         await _check_bars(served, instrument, timeframe, length, start, min([end, *open_minutes]), counted)
-    return Found(len(made), len(rows), whole, (end - start) // MINUTE, gaps, len(missed))
+    return Found(len(traded), len(rows), covered, (end - start) // MINUTE, gaps, len(missed))
 
 
 def _check_profile(instrument: Instrument, minute: int, profile: Mapping[str, Any], trades: Sequence[Traded]) -> None:
@@ -142,9 +142,9 @@ def _check_profile(instrument: Instrument, minute: int, profile: Mapping[str, An
         row[0] += one.quantity
         row[1 if one.buys else 2] += one.quantity
         row[3] += one.fills
-    told = {exact(level): [exact(one) for one in figures] for level, *figures in profile["nodes"]["rows"]}
-    other = {level: (told.get(level), rows.get(level)) for level in told.keys() | rows.keys() if told.get(level) != rows.get(level)}
-    assert not other, f"{instrument} at {minute}: nodes told, and those of its trades: {other}; {profile['coverage']}"
+    nodes = {exact(level): [exact(one) for one in figures] for level, *figures in profile["nodes"]["rows"]}
+    other = {level: (nodes.get(level), rows.get(level)) for level in nodes.keys() | rows.keys() if nodes.get(level) != rows.get(level)}
+    assert not other, f"{instrument} at {minute}: nodes of the answer and of its trades differ: {other}; {profile['coverage']}"
     assert exact(profile["volume"] or 0) == sum((one.quantity for one in trades), Decimal(0))
 
 
@@ -154,15 +154,15 @@ async def _check_bars(
     first = start - start % length
     answer = await served.get("/api/order-flow", **_of(instrument), timeframe=timeframe, start=start, end=end)
     columns = answer["bars"]["columns"]
-    told = {ms(row[0]): dict(zip(columns, row, strict=True)) for row in answer["bars"]["rows"]}
+    bars = {ms(row[0]): dict(zip(columns, row, strict=True)) for row in answer["bars"]["rows"]}
     total = Decimal(0)
     for opened in range(first, end, length):
         trades = [one for minute in range(max(opened, start), min(opened + length, end), MINUTE) for one in counted[minute]]
         total += sum((_signed(one) for one in trades), Decimal(0))
-        if opened not in told:
+        if opened not in bars:
             assert not trades, f"{instrument} {timeframe}: there is no bar at {opened}"
             continue
-        bar = told[opened]
+        bar = bars[opened]
         figures = _figures(trades)
         for name, value in figures.items():
             if name in ("min_delta", "max_delta") and bar[name] is None:
@@ -175,7 +175,7 @@ async def _check_bars(
 
 def _figures(trades: Sequence[Traded]) -> dict[str, Decimal | None]:
     deltas = list(accumulate(_signed(one) for one in trades))
-    # What shares time and seq is one event.
+    # Trades with the same time and seq are one event.
     events = [(one.at, one.seq) for one in trades]
     path = [delta for place, delta in enumerate(deltas) if events[place : place + 1] != events[place + 1 : place + 2]]
     bought = sum((one.quantity for one in trades if one.buys), Decimal(0))
@@ -212,7 +212,7 @@ def _of(instrument: Instrument) -> dict[str, str]:
 
 
 def _row(instrument: Instrument) -> str:
-    """A row size that is a multiple of every tick: small minutes have few rows then."""
+    """A row size that is a multiple of every tick, so that a minute has few rows."""
     return "1" if instrument.symbol.startswith("ETH") else "10"
 
 

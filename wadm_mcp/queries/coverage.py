@@ -1,4 +1,4 @@
-"""The coverage that stands before every figure of an answer: asks `coverage.judge` about every instrument of a scope and writes it down."""
+"""The `coverage` of an answer: computed by `coverage.judge` for every instrument of a scope, and written as answers have it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from wadm_mcp.queries.view import View
 
 CUMULATIVE: Final = "cumulative_delta"
 
-LISTED: Final = 20
-"""Gaps that an answer lists: the newest. It counts the others."""
+MAX_LISTED_GAPS: Final = 20
+"""Gaps that an answer lists, the newest ones. The others are counted in `more_gaps`."""
 
 
 def ratio(judgement: Judgement) -> Number:
@@ -23,15 +23,15 @@ def ratio(judgement: Judgement) -> Number:
 
 
 async def coverage_inputs(view: View, scope: Scope, instrument: Instrument, window: Window, *, raw: bool = False) -> CoverageInputs:
-    """What is known of one instrument's coverage in a window. An awaited instrument is not covered at all."""
+    """Everything that `judge` needs to know of one instrument in a window. An awaited instrument is not covered at all."""
     if instrument in scope.awaited:
         return CoverageInputs((), scope.now, before=GapReason.EXCHANGE_UNREACHABLE)
     alive_until = view.alive_until(instrument)
     spans = await view.spans(instrument, window, raw=raw)
-    under_way = view.importing(instrument)
-    importing = under_way is not None and window.start < under_way.reached
-    before = GapReason.STORE_UNREACHABLE if view.alone else GapReason.IMPORTING if importing else GapReason.NOT_RECORDED
-    return CoverageInputs(spans, scope.now, alive_until, before, await view.lacking(instrument, window, raw=raw))
+    progress = view.importing(instrument)
+    importing = progress is not None and window.start < progress.reached
+    before = GapReason.STORE_UNREACHABLE if view.without_store else GapReason.IMPORTING if importing else GapReason.NOT_RECORDED
+    return CoverageInputs(spans, scope.now, alive_until, before, await view.being_revised(instrument, window, raw=raw))
 
 
 def expired_trades(retention: Retention | None, now: int, window: Window) -> list[Window]:
@@ -40,36 +40,37 @@ def expired_trades(retention: Retention | None, now: int, window: Window) -> lis
 
 
 def expired_bars(retention: Retention | None, now: int, window: Window, unit: Timeframe) -> list[Window]:
-    """The stretches of a window whose figures are older than their retention, when they are read in whole units where those are kept.
+    """The stretches of a window whose figures are older than their retention, if figures are read in bars of `unit`.
 
-    Units below one hour are kept as long as minutes. Of older whole hours and days only the ragged edges of the window are missing.
+    Bars below one hour are kept as long as minutes, longer ones as long as hours. Where the window begins or ends inside a longer bar,
+    that part is read in minutes.
     """
     if retention is None:
         return []
-    minutes = now - retention.minutes
+    minutes_from = now - retention.minutes
     if unit.ms < Timeframe.H1.ms:
-        return _before(window, minutes)
+        return _before(window, minutes_from)
     first, last = unit.floor(window.start + unit.ms - 1), unit.floor(window.end)
     if first > last:
-        return _before(window, minutes)
+        return _before(window, minutes_from)
     edges = (Window(window.start, min(first, window.end)), Window(max(last, window.start), window.end))
-    return [*_before(window, now - retention.hours), *(part for edge in edges for part in _before(edge, minutes))]
+    return [*_before(window, now - retention.hours), *(part for edge in edges for part in _before(edge, minutes_from))]
 
 
-def _before(window: Window, horizon: int) -> list[Window]:
-    """The part of a window whose minutes began before `horizon`."""
-    end = min(window.end, -(-horizon // MINUTE) * MINUTE)
+def _before(window: Window, timestamp: int) -> list[Window]:
+    """The part of a window whose minutes began before a time (ms)."""
+    end = min(window.end, -(-timestamp // MINUTE) * MINUTE)
     return [Window(window.start, end)] if window.start < end else []
 
 
 async def newest_trade_at(view: View, instrument: Instrument, before: int | None = None) -> int | None:
-    """Time (ms) of the newest trade, or of the newest one `before` a time (ms)."""
+    """Time (ms) of the newest trade, or of the newest one `before` a time (ms). None without one."""
     newest = view.newest(instrument)
     if newest is not None and (before is None or newest.timestamp < before):
         return newest.timestamp
     until = before if before is not None else view.clock() + MINUTE
-    found = await view.trades(instrument, Window(0, max(0, until)), limit=1, newest=True)
-    return found[-1].timestamp if found else None
+    trades = await view.trades(instrument, Window(0, max(0, until)), limit=1, newest=True)
+    return trades[-1].timestamp if trades else None
 
 
 async def coverage(
@@ -81,13 +82,13 @@ async def coverage(
     anchor_expired: Sequence[Window] = (),
     raw: bool = False,
     figures: Sequence[str] = (),
-    listed: int = LISTED,
+    max_gaps: int = MAX_LISTED_GAPS,
 ) -> dict[str, Any]:
-    """Coverage of a scope's window, as answers write it; of a merged scope the worst part's values on top, and every part by exchange.
+    """Coverage of a scope's window as answers have it. For a merged scope: the values of the worst part, and every part by exchange.
 
-    With `raw` it is the coverage of single trades and not of figures. With `anchor`, the stretch that cumulative delta sums over, the
-    coverage of that stretch is added. `figures` are the names of those that a gap makes wrong: `broken` lists them where there is a gap.
-    At most `listed` gaps are listed, the newest.
+    With `raw` it is the coverage of single trades instead of figures. With `anchor`, the stretch that cumulative delta sums over, the
+    coverage of that stretch is added. `figures` are the names of the figures that a gap makes wrong; `broken` lists them if there is a
+    gap. Only the newest `max_gaps` gaps are listed.
     """
     parts: dict[str, tuple[Judgement, dict[str, Any]]] = {}
     anchors: list[Judgement] = []
@@ -96,7 +97,7 @@ async def coverage(
         inputs = await coverage_inputs(view, scope, instrument, window, raw=raw)
         judgement = inputs.judge(scope.window, expired, raw=raw)
         newest = None if instrument in scope.awaited else await newest_trade_at(view, instrument, scope.now if scope.as_of else None)
-        part = _part(judgement, newest, scope.now, listed)
+        part = _part(judgement, newest, scope.now, max_gaps)
         importing = None if instrument in scope.awaited else view.importing(instrument)
         if importing is not None and window.start < importing.reached:
             part["importing"] = {"from": iso(importing.target), "reached": iso(importing.reached), "seconds": round(importing.seconds)}
@@ -115,18 +116,18 @@ async def coverage(
 
 
 def nothing_traded(scope: Scope, covered: Mapping[str, Any]) -> str:
-    """The sentence for a window without a trade: only its coverage says whether the market was quiet."""
+    """The sentence for a window without a recorded trade. Its coverage says whether the market was quiet or not recorded."""
     return f"{scope.name}: no trade is held in this window; coverage {covered['ratio']}."
 
 
 def _rank(part: tuple[Judgement, Mapping[str, Any]]) -> tuple[int, float]:
-    """Sort key: the least covered part first, of equal ones the one that lags most."""
+    """Sort key: the least covered part first; of equally covered parts the one with the largest lag."""
     lag = part[1]["lag_ms"]
     return part[0].millionths, -lag if lag is not None else float("-inf")
 
 
-def _part(judgement: Judgement, newest: int | None, now: int, most: int) -> dict[str, Any]:
-    listed = judgement.gaps[-most:]
+def _part(judgement: Judgement, newest: int | None, now: int, max_gaps: int) -> dict[str, Any]:
+    listed = judgement.gaps[-max_gaps:]
     more = len(judgement.gaps) - len(listed)
     return {
         "ratio": ratio(judgement),

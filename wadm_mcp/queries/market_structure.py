@@ -21,7 +21,7 @@ from wadm_mcp.analytics.volume_profile import MAX_ROWS, row_count
 from wadm_mcp.coverage.judge import Judgement
 from wadm_mcp.model import DAY, HOUR, Instrument, Scale, Timeframe, Window
 from wadm_mcp.queries.arguments import ALL, read_detail, read_timeframe
-from wadm_mcp.queries.coverage import LISTED, coverage, coverage_inputs, expired_bars, expired_trades
+from wadm_mcp.queries.coverage import MAX_LISTED_GAPS, coverage, coverage_inputs, expired_bars, expired_trades
 from wadm_mcp.queries.figures import RowChoice, merged_bars, merged_footprint
 from wadm_mcp.queries.scope import SESSION, Scope, ask, read_scope
 from wadm_mcp.queries.structure_figures import Day, Evidence, Levels, OutsideVolume, levels, structure_answer
@@ -68,7 +68,7 @@ async def market_structure(
     choice = RowChoice.read(scope.call, row_size, scope.listings)
     session, bars_end = scope.window, length.floor(scope.now)
     lost = expired_bars(view.retention, view.clock(), session, Timeframe.H1)
-    covered = await coverage(view, scope, lost, figures=BROKEN, listed=LISTED if chosen_detail == "full" else LISTED_GAPS)
+    covered = await coverage(view, scope, lost, figures=BROKEN, max_gaps=MAX_LISTED_GAPS if chosen_detail == "full" else LISTED_GAPS)
     if chosen_detail != "full" and scope.merged:
         covered["parts"] = {name: {"ratio": part["ratio"], "lag_ms": part["lag_ms"]} for name, part in covered["parts"].items()}
     bars_window = Window(bars_end - CLOSED_BARS * length.ms, bars_end)

@@ -50,7 +50,7 @@ async def markets(view: View, health: Health, *, limit: object = 100, detail: ob
     listed = table(COLUMNS, rows[:max_rows], only=columns) | ({"omitted": omitted} if omitted else {})
     live = sum(row[3] == "live" for row in rows)
     reading = f"{live} of {len(rows)} instruments are live; {sum(row[7] == 1 for row in rows)} are held whole for the last 24 h."
-    return {"store": "unreachable" if view.alone else "ok", "markets": listed, "reading": reading}
+    return {"store": "unreachable" if view.without_store else "ok", "markets": listed, "reading": reading}
 
 
 async def _row(view: View, health: Health, instrument: Instrument) -> list[Any]:
@@ -59,7 +59,7 @@ async def _row(view: View, health: Health, instrument: Instrument) -> list[Any]:
     day = Window(now - DAY, now - now % MINUTE + MINUTE)
     alive_until = view.alive_until(instrument)
     spans = await view.spans(instrument, day)
-    judgement = judge(spans, day, now, alive_until, revising=await view.lacking(instrument, day))
+    judgement = judge(spans, day, now, alive_until, revising=await view.being_revised(instrument, day))
     # The store also returns the next span after the window. After a window before all recording this is the oldest span.
     oldest = min((span.start for span in await view.spans(instrument, Window(0, 1))), default=None)
     newest = view.newest(instrument)

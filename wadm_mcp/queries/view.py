@@ -1,6 +1,6 @@
-"""The tape and the store seen as one: what every question reads from.
+"""One view of tape and store, which every question reads from.
 
-The tape is read first and the store second, so that what moves from one to the other in between is seen, at worst, in both.
+The tape is read first and the store second. What moves from tape to store in between is then found in both, and never in neither.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ from wadm_mcp.storage.store import Store
 from wadm_mcp.tape import Importing, Repairing, Tape
 
 _Row = TypeVar("_Row")
-_FIRST_WITHIN: Final = 3.0
-_MERGED_ON_LOOP: Final = 20
-"""Footprints up to this many are merged at once; more go to a worker thread."""
+_MAX_WAIT_SECONDS: Final = 3.0
+"""How long a first question waits for the exchanges to answer."""
+_MAX_MERGED_ON_LOOP: Final = 20
+"""Footprints that are merged on the event loop; more go to a worker thread."""
 
 
 class View:
-    """Reads the tape of followed instruments. `clock` gives now (ms). `markets` is the configured order; the first is the default.
+    """Reads what was recorded of the followed instruments. `clock` returns now (ms). The first of `markets` is the default market.
 
-    `retention` is how long the store keeps data, None for ever; `symbols` are the configured ones. A question reads through a
-    `reading` of its own: if `store_down` says so, or the store does not answer its first look, the whole question is answered from the
-    live tape, and claims no more than that holds.
+    `retention` is how long the store keeps data, None for ever; `symbols` are the configured ones. Each question uses a `reading` of its
+    own. If `store_down()` is true, or the first read from the store fails, the whole question is answered from the live tape alone, and
+    its coverage includes only what the tape has.
     """
 
     def __init__(
@@ -58,19 +59,19 @@ class View:
         self.symbols = tuple(symbols)
         self._store_down = store_down
         self.how_to_follow = how_to_follow
-        """What to tell somebody who asks about a symbol that is not followed."""
-        self.alone: bool | None = None
-        """Does this reading do without the store? None until the store was first asked."""
+        """What an error about a symbol that is not followed advises to do."""
+        self.without_store: bool | None = None
+        """Is this question answered without the store? None before its first read from the store."""
 
     def reading(self) -> View:
         """A view for one question."""
         one = copy(self)
-        one.alone = True if self._store_down() else None
+        one.without_store = True if self._store_down() else None
         return one
 
     @property
     def awaited(self) -> list[Instrument]:
-        """Configured instruments of which it is not known yet whether their exchange lists them."""
+        """Configured instruments whose exchange has not answered yet whether it lists them."""
         return sorted(self._tape.awaited)
 
     @property
@@ -78,9 +79,9 @@ class View:
         """Does another process record into this data directory?"""
         return self._tape.recorded_elsewhere
 
-    async def begun(self) -> None:
-        """Waits, for a moment only, until something is followed: a first question may come before the exchanges told what they list."""
-        with anyio.move_on_after(_FIRST_WITHIN):
+    async def until_ready(self) -> None:
+        """Waits a few seconds at most until every exchange has answered what it lists, since a first question may come before that."""
+        with anyio.move_on_after(_MAX_WAIT_SECONDS):
             await self._tape.begun()
 
     @property
@@ -89,7 +90,7 @@ class View:
         return list(self._tape.listings)
 
     def newest(self, instrument: Instrument) -> Trade | None:
-        """The newest trade held in memory of this instrument."""
+        """The newest trade of this instrument in memory."""
         return self._tape[instrument].newest
 
     async def trades(
@@ -104,16 +105,16 @@ class View:
         return both[-limit:] if newest else both[:limit]
 
     async def footprint(self, instrument: Instrument, window: Window, row: Decimal | None = None) -> Footprint:
-        """The merge of everything traded in a window of whole minutes; with `row` (in price units) its cells may be rows of that size."""
+        """One footprint of a window of whole minutes. With `row` (in price units) its cells may be rows of that size."""
         live = self._live(instrument, window)
         merge = partial(self._merged, instrument, live, row)
-        if self._cached is None or self.alone:
+        if self._cached is None or self.without_store:
             return await merge(window)
         return await self._cached.footprint(instrument, window, live, partial(self.bars, instrument, Timeframe.D1), merge, row)
 
     async def figures(self, key: str, proof: Bar, make: Callable[[], Awaitable[list[int]]]) -> list[int]:
-        """Three integers of a closed stretch whose bar is `proof`: those worked out before, or what `make` finds."""
-        return await make() if self._cached is None or self.alone else await self._cached.figures(key, proof, make)
+        """Three integers of a closed stretch: those cached with the same bar (`proof`), else what `make` returns."""
+        return await make() if self._cached is None or self.without_store else await self._cached.figures(key, proof, make)
 
     async def _merged(self, instrument: Instrument, live: Mapping[int, Footprint], row: Decimal | None, window: Window) -> Footprint:
         async def stored(timeframe: Timeframe, part: Window) -> dict[int, Footprint]:
@@ -121,125 +122,124 @@ class View:
             return {row.start: row.footprint for row in rows}
 
         inside = {minute: footprint for minute, footprint in live.items() if minute in window}
-        pieces = await _coarsest((Timeframe.D1, Timeframe.H1, Timeframe.M1), window, inside, stored)
+        parts = await _coarsest((Timeframe.D1, Timeframe.H1, Timeframe.M1), window, inside, stored)
         scale = self._tape[instrument].listing.scale
-        if len(pieces) == 1 and (alone := next(iter(pieces.values()))).scale.finest(scale) == alone.scale:
-            return alone
-        if len(pieces) <= _MERGED_ON_LOOP:
-            return Footprint.consecutive(pieces.values(), scale, row=row, give_up=True)
-        return await to_thread.run_sync(partial(Footprint.consecutive, pieces.values(), scale, row=row, give_up=True))
+        if len(parts) == 1 and (only := next(iter(parts.values()))).scale.finest(scale) == only.scale:
+            return only
+        if len(parts) <= _MAX_MERGED_ON_LOOP:
+            return Footprint.consecutive(parts.values(), scale, row=row, give_up=True)
+        return await to_thread.run_sync(partial(Footprint.consecutive, parts.values(), scale, row=row, give_up=True))
 
     async def bars(self, instrument: Instrument, timeframe: Timeframe, window: Window) -> dict[int, Bar]:
-        """Bars by the start of their timeframe's bar, each made only of the window's minutes; those without trades are left out."""
+        """The bars of a window by their start, without those that had no trades. The first and last contain only the window's minutes."""
         live = {start: footprint.bar for start, footprint in self._live(instrument, window).items()}
 
         async def stored(timeframe: Timeframe, part: Window) -> dict[int, Bar]:
             return {row.start: row.bar for row in await self._stored(lambda: self._store.order_flow(instrument, timeframe, part))}
 
         bars: dict[int, Bar] = {}
-        for start, bar in (await _coarsest(_LADDERS[timeframe], window, live, stored)).items():
-            of = timeframe.floor(start)
-            bars[of] = bars[of].then(bar) if of in bars else bar
+        for start, bar in (await _coarsest(_STORED_TIMEFRAMES[timeframe], window, live, stored)).items():
+            bar_start = timeframe.floor(start)
+            bars[bar_start] = bars[bar_start].then(bar) if bar_start in bars else bar
         return {start: bar for start, bar in bars.items() if bar.trade_count}
 
     async def spans(self, instrument: Instrument, window: Window, *, raw: bool = False) -> list[Span]:
-        """Coverage that touches the window, oldest first, with the nearest neighbours: the recorder's own knowledge above the store's.
+        """Spans that touch the window and the nearest ones beside it, oldest first. The recorder's newer spans replace those of the store.
 
-        Without the store it is what the live tape backs: of its figures, or with `raw` of its single trades.
+        Without the store they are the spans of what the live tape has: of its figures, or with `raw` of its single trades.
         """
         tape = self._tape[instrument]
         stored = await self._stored(lambda: self._store.spans(instrument, window))
-        return tape.covered_here(stored, raw=raw, store_known=not self.alone)
+        return tape.covered_here(stored, raw=raw, store_known=not self.without_store)
 
     async def _stored(self, read: Callable[[], Awaitable[list[_Row]]]) -> list[_Row]:
-        """What the store says; nothing where this reading does without it. `StoreError` when it fails in the middle of a question."""
-        if self.alone:
+        """Rows from the store; none if the question is answered without it. `StoreError` if a read fails after another succeeded."""
+        if self.without_store:
             return []
         try:
             rows = await read()
         except StoreError:
-            if self.alone is False:
+            if self.without_store is False:
                 raise
-            self.alone = True
+            self.without_store = True
             return []
-        self.alone = False
+        self.without_store = False
         return rows
 
     def _live(self, instrument: Instrument, window: Window) -> dict[int, Footprint]:
-        """Copies of the tape's minutes: the tape goes on while a question waits for the store or a thread."""
+        """Copies of the tape's minutes, since the tape changes while a question waits for the store or a thread."""
         return {start: minute.rescaled(minute.scale) for start, minute in self._tape[instrument].minutes_in(window).items()}
 
-    async def lacking(self, instrument: Instrument, window: Window, *, raw: bool = False) -> list[Window]:
-        """Stretches of the window whose figures lack late trades for a moment; with `raw` those of which some trades are in the journal
-        alone.
+    async def being_revised(self, instrument: Instrument, window: Window, *, raw: bool = False) -> list[Window]:
+        """Stretches of the window whose figures do not include late trades yet; with `raw` those with trades that only the journal has.
 
-        Read after coverage and before figures: what the store then marks as dirty may be covered and not derived yet.
+        Read it after coverage and before figures: a minute that the store marks as dirty may be covered and not derived yet.
         """
         tape = self._tape[instrument]
         if raw:
             minutes = set(tape.evicted)
         else:
-            marks = [] if self.alone else await self._stored(self._store.dirty_minutes)
-            minutes = tape.outdated((mark.minute for mark in marks if mark.instrument == instrument), window.end)
+            dirty = [] if self.without_store else await self._stored(self._store.dirty_minutes)
+            minutes = tape.outdated((each.minute for each in dirty if each.instrument == instrument), window.end)
         return _stretches(minute for minute in sorted(minutes) if minute in window)
 
     def repairing(self, instrument: Instrument) -> Repairing | None:
-        """What this process is doing about the instrument's gaps now."""
+        """Progress of this process in repairing the instrument's gaps; None if it repairs none."""
         return self._tape[instrument].backfill.repairing
 
     def follows(self, instrument: Instrument) -> bool:
-        """Can it be asked about?"""
+        """Is there a tape of this instrument?"""
         return self._tape.get(instrument) is not None
 
     def importing(self, instrument: Instrument) -> Importing | None:
-        """What this process is bringing in of the time before."""
+        """Progress of this process in importing the instrument's history; None if it imports none."""
         return self._tape[instrument].backfill.importing
 
     def alive_until(self, instrument: Instrument) -> int | None:
-        """How far past the newest trade this process may claim quiet (ms), None when it may not."""
+        """Until when (ms) a live connection proves that there was no newer trade; None without one."""
         recorded = self._tape[instrument].coverage
         return recorded.alive_until() if recorded is not None else None
 
 
 def _stretches(minutes: Iterable[int]) -> list[Window]:
-    """Minutes in order as the stretches that they make up."""
-    found: list[Window] = []
+    """Sorted minutes, joined into stretches."""
+    stretches: list[Window] = []
     for minute in minutes:
-        if found and found[-1].end == minute:
-            found[-1] = Window(found[-1].start, minute + MINUTE)
+        if stretches and stretches[-1].end == minute:
+            stretches[-1] = Window(stretches[-1].start, minute + MINUTE)
         else:
-            found.append(Window(minute, minute + MINUTE))
-    return found
+            stretches.append(Window(minute, minute + MINUTE))
+    return stretches
 
 
-_Piece = TypeVar("_Piece")
-_LADDERS: Final = {
+_Part = TypeVar("_Part")
+_STORED_TIMEFRAMES: Final = {
     timeframe: tuple(dict.fromkeys((timeframe, Timeframe.H1, Timeframe.M1) if timeframe.ms > HOUR else (timeframe, Timeframe.M1)))
     for timeframe in Timeframe
 }
-"""Where a bar's minutes may be found, coarsest first."""
+"""The stored timeframes that a bar can be composed of, coarsest first."""
 
 
 async def _coarsest(
     timeframes: Sequence[Timeframe],
     window: Window,
-    live: Mapping[int, _Piece],
-    stored: Callable[[Timeframe, Window], Awaitable[dict[int, _Piece]]],
-) -> dict[int, _Piece]:
-    """The window as few pieces, oldest first: the coarsest that are stored and hold no live minute, finer ones between them."""
+    live: Mapping[int, _Part],
+    stored: Callable[[Timeframe, Window], Awaitable[dict[int, _Part]]],
+) -> dict[int, _Part]:
+    """The window in few parts by start, oldest first: the coarsest stored ones that contain no `live` minute, and finer ones between."""
     timeframe, finer = timeframes[0], timeframes[1:]
     if not finer:
         return dict(sorted({**await stored(timeframe, window), **live}.items()))
     first, end = timeframe.floor(window.start + timeframe.ms - 1), timeframe.floor(window.end)
     if first >= end:
         return await _coarsest(finer, window, live, stored)
-    busy = {timeframe.floor(minute) for minute in live}
-    pieces = {start: piece for start, piece in (await stored(timeframe, Window(first, end))).items() if start not in busy}
+    with_live = {timeframe.floor(minute) for minute in live}
+    parts = {start: part for start, part in (await stored(timeframe, Window(first, end))).items() if start not in with_live}
     reached = window.start
-    for start in [*sorted(pieces), window.end]:
+    for start in [*sorted(parts), window.end]:
         if start > reached:
-            part = Window(reached, start)
-            inside = {minute: piece for minute, piece in live.items() if minute in part}
-            pieces.update(await _coarsest(finer, part, inside, stored))
+            between = Window(reached, start)
+            inside = {minute: part for minute, part in live.items() if minute in between}
+            parts.update(await _coarsest(finer, between, inside, stored))
         reached = start + timeframe.ms
-    return dict(sorted(pieces.items()))
+    return dict(sorted(parts.items()))

@@ -56,7 +56,7 @@ class Question(NamedTuple):
         for name in given:
             if name not in arguments:
                 raise self._unknown(name, runtime)
-        await runtime.view.begun()
+        await runtime.view.until_ready()
         asked = {name: value for name, value in given.items() if value is not None}
         missing = {name: None for name, default in arguments.items() if default is NEEDED and name not in asked}
         context: dict[str, Any] = {"view": runtime.view.reading(), "health": runtime.health}

@@ -42,7 +42,7 @@ def declare(server: MCPServer[Any], runtime: ServedRuntime) -> None:
     @server.resource("wadm://{exchange}/{market}/{symbol}/trades", title="Newest trades", mime_type=_JSON)
     async def trades(exchange: str, market: str, symbol: str) -> str:
         """The last 100 trades of the last 15 minutes, oldest first. exchange: binance, bybit or all."""
-        await runtime.view.begun()
+        await runtime.view.until_ready()
         asked = {"symbol": symbol, "exchange": exchange, "market": market, "window": _WINDOW}
         return Reply(await newest_trades(runtime.view.reading(), limit=_TRADES, **asked)).text
 

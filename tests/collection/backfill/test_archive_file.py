@@ -34,25 +34,25 @@ def plain(folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("made", [zipped, gzipped, plain])
-def test_a_file_gives_its_lines_packed_or_not(tmp_path: Path, made: Callable[[Path], Path]) -> None:
-    path = made(tmp_path)
+@pytest.mark.parametrize("build", [zipped, gzipped, plain])
+def test_a_file_gives_its_lines_compressed_or_not(tmp_path: Path, build: Callable[[Path], Path]) -> None:
+    path = build(tmp_path)
     assert list(lines(path)) == ROWS
 
 
-@pytest.mark.parametrize("made", [zipped, gzipped])
+@pytest.mark.parametrize("build", [zipped, gzipped])
 @pytest.mark.parametrize("part", [0.01, 0.5, 0.9, 0.9999])
-def test_a_file_that_is_cut_anywhere_is_told(tmp_path: Path, made: Callable[[Path], Path], part: float) -> None:
-    path = made(tmp_path)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(len(whole) * part)])
-    with pytest.raises(ArchiveError, match=f"{path.name}: it is cut short or damaged"):
+def test_a_file_that_is_incomplete_is_an_error(tmp_path: Path, build: Callable[[Path], Path], part: float) -> None:
+    path = build(tmp_path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * part)])
+    with pytest.raises(ArchiveError, match=f"{path.name}: it is incomplete or damaged"):
         list(lines(path))
 
 
-@pytest.mark.parametrize("made", [zipped, gzipped])
-def test_a_file_with_a_changed_byte_is_told(tmp_path: Path, made: Callable[[Path], Path]) -> None:
-    path = made(tmp_path)
+@pytest.mark.parametrize("build", [zipped, gzipped])
+def test_a_file_with_a_changed_byte_is_an_error(tmp_path: Path, build: Callable[[Path], Path]) -> None:
+    path = build(tmp_path)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0x55
     path.write_bytes(content)
@@ -60,20 +60,20 @@ def test_a_file_with_a_changed_byte_is_told(tmp_path: Path, made: Callable[[Path
         list(lines(path))
 
 
-def test_a_checksum_proves_the_file_it_was_made_of_and_no_other(tmp_path: Path) -> None:
+def test_a_checksum_accepts_its_own_file_and_no_other(tmp_path: Path) -> None:
     path = zipped(tmp_path)
-    right = hashlib.sha256(path.read_bytes()).hexdigest()
-    verify(path, f"{right}  {path.name}\n")
-    verify(path, right.upper())
-    with pytest.raises(ArchiveError, match=r"the exchange states 0{12}\.{3}; fetch it again"):
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    verify(path, f"{digest}  {path.name}\n")
+    verify(path, digest.upper())
+    with pytest.raises(ArchiveError, match=r"the exchange publishes 0{12}\.{3}; download it again"):
         verify(path, "0" * 64)
     for text in ("", "<html>not found</html>"):
-        with pytest.raises(ArchiveError, match="holds no SHA-256"):
+        with pytest.raises(ArchiveError, match="has no SHA-256"):
             verify(path, text)
 
 
-def test_what_is_no_archive_of_a_day_is_told_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ArchiveError, match="holds 2 files"):
+def test_a_file_that_is_not_a_daily_archive_is_refused_with_its_reason(tmp_path: Path) -> None:
+    with pytest.raises(ArchiveError, match="contains 2 files"):
         list(lines(zipped(tmp_path, "one.csv", "two.csv")))
     long = tmp_path / "long.csv"
     long.write_text("1" * 5_000)
@@ -81,7 +81,7 @@ def test_what_is_no_archive_of_a_day_is_told_in_one_line(tmp_path: Path) -> None
         list(lines(long))
     binary = tmp_path / "binary.csv"
     binary.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ArchiveError, match="it is damaged or no text"):
+    with pytest.raises(ArchiveError, match="it is damaged or not a text"):
         list(lines(binary))
     with pytest.raises(ArchiveError, match="cannot be read \\(No such file or directory\\)"):
         list(lines(tmp_path / "absent.csv"))

@@ -28,88 +28,88 @@ def spot_line(number: int, at: int, *, price: str = "61837.63000000", sold: bool
     return f"{number},{price},0.00100000,61.83763000,{at * 1000},{sold},True\n"
 
 
-def spot_pieces(lines: Iterable[str], held: Sequence[Span] = ()) -> list[PackedPartial]:
-    return list(counted_minutes(BinanceSpotTrades(), SPOT, lines, TODAY, held))
+def spot_partials(lines: Iterable[str], covered: Sequence[Span] = ()) -> list[PackedPartial]:
+    return list(counted_minutes(BinanceSpotTrades(), SPOT, lines, TODAY, covered))
 
 
 def span(first: int, last: int, start: int, end: int) -> Span:
     return Span(start, end, first, last, Basis.EXACT)
 
 
-def test_a_day_becomes_a_piece_for_each_minute() -> None:
-    pieces = spot_pieces([spot_line(7, START), spot_line(8, START + 59_999, sold=True), spot_line(9, START + MINUTE)])
-    assert [(one.minute, one.first_seq, one.last_seq, one.trades) for one in pieces] == [(START, 7, 8, 2), (START + MINUTE, 9, 9, 1)]
-    bar = pieces[0].unpack(SPOT).footprint.bar
+def test_a_day_becomes_a_partial_footprint_for_each_minute() -> None:
+    partials = spot_partials([spot_line(7, START), spot_line(8, START + 59_999, sold=True), spot_line(9, START + MINUTE)])
+    assert [(one.minute, one.first_seq, one.last_seq, one.trades) for one in partials] == [(START, 7, 8, 2), (START + MINUTE, 9, 9, 1)]
+    bar = partials[0].unpack(SPOT).footprint.bar
     assert (bar.first_seq, bar.last_seq, bar.min_delta, bar.max_delta, bar.delta) == (7, 8, 0, 100, 0)
 
 
-def test_a_hole_in_a_file_stays_one_and_a_repeat_counts_once() -> None:
+def test_a_hole_in_a_file_stays_a_hole_and_a_repeated_row_counts_once() -> None:
     lines = [spot_line(7, START), spot_line(7, START), spot_line(9, START + 1), spot_line(8, START + 2), spot_line(10, START + 3)]
-    assert [(one.first_seq, one.last_seq, one.trades) for one in spot_pieces(lines)] == [(7, 7, 1), (9, 10, 2)]
+    assert [(one.first_seq, one.last_seq, one.trades) for one in spot_partials(lines)] == [(7, 7, 1), (9, 10, 2)]
 
 
-def test_what_is_held_already_is_left_out() -> None:
-    held = [span(3, 4, START - 9, START - 1), span(8, 9, START + 1, START + 2), span(12, 99, START + 5, START + 9)]
+def test_ids_that_are_covered_already_are_left_out() -> None:
+    covered = [span(3, 4, START - 9, START - 1), span(8, 9, START + 1, START + 2), span(12, 99, START + 5, START + 9)]
     lines = [spot_line(7 + number, START + number) for number in range(8)]
-    assert [(one.first_seq, one.last_seq) for one in spot_pieces(lines, held)] == [(7, 7), (10, 11)]
+    assert [(one.first_seq, one.last_seq) for one in spot_partials(lines, covered)] == [(7, 7), (10, 11)]
 
 
 @given(
     st.sets(st.integers(0, 300), min_size=1), st.lists(st.tuples(st.integers(0, 300), st.integers(0, 40)), max_size=5), st.integers(0, 9)
 )
-def test_every_id_of_the_file_that_is_not_held_is_in_one_piece(ids: set[int], runs: list[tuple[int, int]], repeats: int) -> None:
+def test_every_id_of_the_file_that_is_not_covered_is_in_one_partial(ids: set[int], runs: list[tuple[int, int]], repeats: int) -> None:
     def at(number: int) -> int:
         return START + number * 700
 
-    taken = {number for first, length in runs for number in range(first, first + length)}
-    edges = sorted(number for number in taken if number - 1 not in taken), sorted(number for number in taken if number + 1 not in taken)
-    held = [span(first, last, at(first), at(last)) for first, last in zip(*edges, strict=True)]
+    known = {number for first, length in runs for number in range(first, first + length)}
+    edges = sorted(number for number in known if number - 1 not in known), sorted(number for number in known if number + 1 not in known)
+    covered = [span(first, last, at(first), at(last)) for first, last in zip(*edges, strict=True)]
     rows = sorted(ids)
     lines = [spot_line(number, at(number)) for number in sorted([*rows, *rows[:repeats]])]
-    pieces = spot_pieces(lines, held)
-    told = [number for one in pieces for number in range(one.first_seq, one.last_seq + 1)]
-    assert told == [number for number in rows if number not in taken]
-    assert sum(one.trades for one in pieces) == len(told)
-    assert all(one.minute <= at(number) < one.minute + MINUTE for one in pieces for number in (one.first_seq, one.last_seq))
+    partials = spot_partials(lines, covered)
+    new = [number for one in partials for number in range(one.first_seq, one.last_seq + 1)]
+    assert new == [number for number in rows if number not in known]
+    assert sum(one.trades for one in partials) == len(new)
+    assert all(one.minute <= at(number) < one.minute + MINUTE for one in partials for number in (one.first_seq, one.last_seq))
 
 
-def test_aggregates_of_spot_join_by_the_raw_ids_they_fold() -> None:
+def test_aggregates_of_spot_are_joined_by_the_ids_of_their_fills() -> None:
     lines = [
         f"1,61837.63,0.002,7,8,{START * 1000},False,True\n",
         f"2,61837.64,0.001,9,9,{(START + 1) * 1000},True,True\n",
         f"3,61837.64,0.001,10,12,{(START + 2) * 1000},True,True\n",
     ]
-    pieces = list(counted_minutes(BinanceAggregates("spot"), SPOT, lines, TODAY, [span(12, 20, START + 2, START + 9)]))
-    assert [(one.first_seq, one.last_seq, one.trades) for one in pieces] == [(7, 9, 3)]
-    # Its first fill alone may have been the lowest that delta was.
-    assert pieces[0].unpack(SPOT).footprint.bar.min_delta is None
+    partials = list(counted_minutes(BinanceAggregates("spot"), SPOT, lines, TODAY, [span(12, 20, START + 2, START + 9)]))
+    assert [(one.first_seq, one.last_seq, one.trades) for one in partials] == [(7, 9, 3)]
+    # The lowest delta may have been after the first fill of the first aggregate, which is unknown.
+    assert partials[0].unpack(SPOT).footprint.bar.min_delta is None
 
 
-def test_rows_of_usd_m_are_what_its_socket_tells_so_their_path_is_known() -> None:
+def test_rows_of_binance_linear_are_those_of_its_socket_so_their_delta_path_is_known() -> None:
     lines = [
         "agg_trade_id,price,quantity,first_trade_id,last_trade_id,transact_time,is_buyer_maker\n",
         f"5,61837.6,0.002,70,78,{START},false\n",
         f"6,61837.5,0.001,90,90,{START + 1},true\n",
     ]
-    (piece,) = counted_minutes(BinanceAggregates("linear"), LINEAR, lines, TODAY, [])
-    bar = piece.unpack(LINEAR).footprint.bar
-    assert (piece.first_seq, piece.last_seq, piece.trades, bar.min_delta, bar.max_delta) == (5, 6, 10, 1, 2)
+    (partial,) = counted_minutes(BinanceAggregates("linear"), LINEAR, lines, TODAY, [])
+    bar = partial.unpack(LINEAR).footprint.bar
+    assert (partial.first_seq, partial.last_seq, partial.trades, bar.min_delta, bar.max_delta) == (5, 6, 10, 1, 2)
 
 
 @pytest.mark.parametrize("at", [START - 1, START + DAY])
 def test_a_row_of_another_day_is_refused(at: int) -> None:
-    with pytest.raises(ArchiveError, match=r"binance:spot:BTCUSDT archive, row 1: its time .* is not of the file's day"):
-        spot_pieces([spot_line(7, at)])
-    with pytest.raises(ArchiveError, match="is not of the file's day"):
+    with pytest.raises(ArchiveError, match=r"binance:spot:BTCUSDT archive, row 1: its time .* is not on the day in the file's name"):
+        spot_partials([spot_line(7, at)])
+    with pytest.raises(ArchiveError, match="is not on the day in the file's name"):
         list(whole_minutes(BybitLinearTrades(), BYBIT, [linear_line(at, "a")], TODAY, {START}, {}))
 
 
 @pytest.mark.parametrize("number", [5, 5_000])
-def test_ids_of_another_time_than_the_tape_tells_are_of_another_symbol(number: int) -> None:
-    held = [span(1_000, 2_000, START + 6 * MINUTE, START + 9 * MINUTE)]
+def test_an_id_whose_time_does_not_fit_the_tape_is_of_another_symbol(number: int) -> None:
+    covered = [span(1_000, 2_000, START + 6 * MINUTE, START + 9 * MINUTE)]
     at = START + 10 * MINUTE if number < 1_000 else START
-    with pytest.raises(ArchiveError, match="at another time than its neighbours on the tape; give a file of this symbol"):
-        spot_pieces([spot_line(number, at)], held)
+    with pytest.raises(ArchiveError, match=f"the time of id {number} does not fit the recorded ids around it; use a file of this symbol"):
+        spot_partials([spot_line(number, at)], covered)
 
 
 def linear_line(at: int, trade_id: str, *, side: str = "Buy", price: str = "61837.6") -> str:
@@ -120,16 +120,16 @@ def bybit_trade(at: int, trade_id: str, price: int = 618_380) -> Trade:
     return Trade(BYBIT.instrument, at, at, trade_id, price, 2, TradeType.SELL, 1, BYBIT.scale)
 
 
-def test_unnumbered_rows_become_whole_minutes_of_those_wanted() -> None:
+def test_rows_without_counting_ids_become_the_wanted_minutes_each_complete() -> None:
     lines = [linear_line(START + second * SECOND, f"id-{second}") for second in range(0, 300, 10)]
-    pieces = list(whole_minutes(BybitLinearTrades(), BYBIT, lines, TODAY, {START + MINUTE, START + 3 * MINUTE, START + 9 * MINUTE}, {}))
-    assert [(one.minute, one.first_seq, one.last_seq, one.trades) for one in pieces] == [
+    partials = list(whole_minutes(BybitLinearTrades(), BYBIT, lines, TODAY, {START + MINUTE, START + 3 * MINUTE, START + 9 * MINUTE}, {}))
+    assert [(one.minute, one.first_seq, one.last_seq, one.trades) for one in partials] == [
         (START + MINUTE, WHOLE, WHOLE, 6),
         (START + 3 * MINUTE, WHOLE, WHOLE, 6),
     ]
 
 
-def test_a_file_that_runs_newest_first_tells_the_same() -> None:
+def test_a_file_in_newest_first_order_gives_the_same_minutes() -> None:
     lines = [
         linear_line(START + second * SECOND, f"id-{second}", side="Sell" if second % 3 else "Buy", price=f"{61_837 + second % 7}.0")
         for second in range(0, 300, 7)
@@ -142,22 +142,22 @@ def test_a_file_that_runs_newest_first_tells_the_same() -> None:
 
 def test_a_linear_minute_is_joined_with_the_tape_by_trade_id() -> None:
     lines = [linear_line(START, "a"), linear_line(START + 500, "b")]
-    beside = {START: [bybit_trade(START + 500, "b"), bybit_trade(START + 100, "c")]}
-    (piece,) = whole_minutes(BybitLinearTrades(), BYBIT, lines, TODAY, {START}, beside)
+    tape_trades = {START: [bybit_trade(START + 500, "b"), bybit_trade(START + 100, "c")]}
+    (partial,) = whole_minutes(BybitLinearTrades(), BYBIT, lines, TODAY, {START}, tape_trades)
     expected = Footprint(BYBIT.scale)
     rows = list(BybitLinearTrades().rows(BYBIT, lines))
     for trade in (rows[0].trade, bybit_trade(START + 100, "c"), rows[1].trade):
         expected.add(trade)
-    assert piece.unpack(BYBIT).footprint == expected
+    assert partial.unpack(BYBIT).footprint == expected
 
 
-def test_a_repeated_row_of_an_unnumbered_file_counts_once() -> None:
+def test_a_repeated_row_counts_once_where_ids_do_not_count() -> None:
     spot = ["id,timestamp,price,volume,side,rpi\n", *(f"{row},{START + 5},61837.6,0.000001,buy,0\n" for row in (1, 2, 2, 3))]
-    (piece,) = whole_minutes(BybitSpotTrades(), BYBIT_SPOT, spot, TODAY, {START}, {})
-    assert piece.trades == 3
+    (partial,) = whole_minutes(BybitSpotTrades(), BYBIT_SPOT, spot, TODAY, {START}, {})
+    assert partial.trades == 3
 
 
-def test_a_file_in_no_order_is_refused() -> None:
+def test_an_unsorted_file_is_refused() -> None:
     lines = [linear_line(START + minute * MINUTE, f"id-{place}") for place, minute in enumerate((0, 1, 2, 3, 0))]
     with pytest.raises(ArchiveError, match="row 5: out of time order by minutes; the file is not sorted"):
         list(whole_minutes(BybitLinearTrades(), BYBIT, lines, TODAY, {START}, {}))

@@ -1,4 +1,4 @@
-"""Repair over real loopback REST: the recorder is given a part of what the simulated exchange traded, and gets the rest back."""
+"""Gap repair over loopback REST: the recorder gets a part of what the simulated exchange traded, and repair brings the rest."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ UNTIL = NOON + 50 * DAY
 
 
 class Repairing:
-    """A recorder and its repairer on a market that stands still, a minute ago."""
+    """A recorder and its repairer on a market that stopped trading a minute ago."""
 
-    def __init__(self, simulator: Simulator, rest: RestClient, instrument: Instrument, until: int, trades_life: int) -> None:
+    def __init__(self, simulator: Simulator, rest: RestClient, instrument: Instrument, until: int, trades_retention: int) -> None:
         self.clock = ManualClock(until + MINUTE)
         self.simulator = simulator
         self.instrument = instrument
@@ -51,11 +51,11 @@ class Repairing:
         self.recorder = Recorder(self.tape, self.health, clock)
         trades = self.traded(until - MINUTE)
         self.listing = Listing(instrument, Decimal(1).scaleb(-trades[0].scale.price), Decimal(1).scaleb(-trades[0].scale.quantity))
-        self.followed = self.recorder.start(self.listing, counts_trades=True)
-        arguments = (rest, self.recorder, self.health, clock, trades_life)
+        self.recorded = self.recorder.start(self.listing, counts_trades=True)
+        arguments = (rest, self.recorder, self.health, clock, trades_retention)
         self.repairer = GapRepairer(simulated_venue(simulator, "binance", instrument.market), *arguments)
         self.written: list[Trade] = []
-        self.pieces: list[PartialFootprint] = []
+        self.partials: list[PartialFootprint] = []
 
     def traded(self, since: int, until: int | None = None) -> list[Trade]:
         return ledger(self.simulator, self.instrument, Window(since, self.until if until is None else until))
@@ -64,50 +64,55 @@ class Repairing:
         for trade in trades:
             await self.recorder.take(1, Trades(self.instrument, (trade,), trade.timestamp + 1))
 
-    async def run_until(self, holds: Callable[[], bool], within: float = 20) -> None:
+    async def run_until(self, condition: Callable[[], bool], within: float = 20) -> None:
         with anyio.fail_after(within):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self.repairer.run)
-                while not holds():
+                while not condition():
                     await anyio.sleep(0.01)
                 tasks.cancel_scope.cancel()
         entry = self.recorder.take_batch()
         self.written += entry.trades
-        self.pieces += entry.pieces
+        self.partials += entry.pieces
 
     @property
     def missing(self) -> int:
-        return sum(gap.trades for gap in self.followed.coverage.missing())
+        return sum(gap.trades for gap in self.recorded.coverage.missing())
 
 
 @asynccontextmanager
 async def repairing(
-    instrument: Instrument = SPOT, *, activity: float = 2.0, faults: Faults | None = None, trades_life: int = 3 * DAY
+    instrument: Instrument = SPOT, *, activity: float = 2.0, faults: Faults | None = None, trades_retention: int = 3 * DAY
 ) -> AsyncGenerator[Repairing]:
     async with (
         Simulator(seed=5, instruments=[instrument], activity=activity, clock=lambda: UNTIL + SECOND, faults=faults) as simulator,
         RestClient(proxied=False) as rest,
     ):
-        yield Repairing(simulator, rest, instrument, UNTIL, trades_life)
+        yield Repairing(simulator, rest, instrument, UNTIL, trades_retention)
 
 
 @pytest.mark.parametrize("instrument", [SPOT, LINEAR])
-async def test_every_gap_comes_back_by_its_ids(instrument: Instrument) -> None:
+async def test_every_gap_is_repaired_by_its_ids(instrument: Instrument) -> None:
     async with repairing(instrument) as r:
         trades = r.traded(r.until - 2 * MINUTE)
         await r.take([trade for place, trade in enumerate(trades) if place % 50 < 40 or place < 5 or place > len(trades) - 5])
         assert r.missing > 100
         await r.run_until(lambda: not r.missing)
         assert sorted(r.written, key=lambda trade: trade.seq) == trades
-        made = Footprint(r.listing.scale)
+        expected = Footprint(r.listing.scale)
         for trade in trades:
             if trade.timestamp >= r.until - MINUTE:
-                made.add(trade)
-        held = r.tape[instrument].minutes[r.until - MINUTE]
-        assert (held.cells, held.bar.volume, held.bar.open, held.bar.close) == (made.cells, made.bar.volume, made.bar.open, made.bar.close)
+                expected.add(trade)
+        stored = r.tape[instrument].minutes[r.until - MINUTE]
+        assert (stored.cells, stored.bar.volume, stored.bar.open, stored.bar.close) == (
+            expected.cells,
+            expected.bar.volume,
+            expected.bar.open,
+            expected.bar.close,
+        )
 
 
-async def test_what_rest_does_not_serve_any_more_stays_a_gap_and_is_not_called_absent() -> None:
+async def test_a_gap_older_than_the_depth_of_rest_stays_a_gap_and_is_not_marked_absent() -> None:
     async with repairing(LINEAR) as r:
         trades = r.traded(r.until - 2 * MINUTE)
         await r.take([*trades[:50], *trades[90:]])
@@ -118,39 +123,39 @@ async def test_what_rest_does_not_serve_any_more_stays_a_gap_and_is_not_called_a
         assert r.missing == 40
 
 
-async def test_the_newest_gap_comes_first_and_the_oldest_is_not_left_for_good() -> None:
+async def test_the_newest_gap_is_repaired_first_and_the_oldest_gets_its_turn() -> None:
     async with repairing(activity=8) as r:
         trades = r.traded(r.until - 6 * MINUTE)
         gaps = [(len(trades) * part // 8, len(trades) * part // 8 + 400) for part in range(1, 7)]
         await r.take([trade for place, trade in enumerate(trades) if not any(first <= place < last for first, last in gaps)])
-        came: list[int] = []
+        newest_ids: list[int] = []
         repaired = r.recorder.record_repaired
 
-        async def remember(instrument: Instrument, told: Sequence[Trade], pieces: Sequence[PartialFootprint] = ()) -> int:
-            came.append(max(trade.seq for trade in told))
-            return await repaired(instrument, told, pieces)
+        async def remember(instrument: Instrument, trades: Sequence[Trade], partials: Sequence[PartialFootprint] = ()) -> int:
+            newest_ids.append(max(trade.seq for trade in trades))
+            return await repaired(instrument, trades, partials)
 
         r.recorder.record_repaired = remember  # type: ignore[method-assign]
         await r.run_until(lambda: not r.missing)
-        assert came[:3] == sorted(came[:3], reverse=True)
-        assert came[3] == min(came)
+        assert newest_ids[:3] == sorted(newest_ids[:3], reverse=True)
+        assert newest_ids[3] == min(newest_ids)
 
 
-async def test_what_the_exchanges_database_does_not_have_yet_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_trades_that_the_exchanges_database_does_not_have_yet_are_requested_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repair_module, "_PAUSES_SECONDS", (0.05,))
     chaos = Chaos([Fault(Kind.LAG, 0.0, 30.0, "binance", "spot")])
     async with repairing(faults=chaos) as r:
         chaos.begin()
         trades = r.traded(r.until - MINUTE)
         await r.take([*trades[:3], *trades[-3:]])
-        lacking = r.missing
-        await r.run_until(lambda: 0 < r.missing < lacking and len(chaos.requests) > 5)
-        assert not [span for span in r.followed.spans if span.reason == "absent"]
+        missing = r.missing
+        await r.run_until(lambda: 0 < r.missing < missing and len(chaos.requests) > 5)
+        assert not [span for span in r.recorded.spans if span.reason == "absent"]
         chaos.end()
         await r.run_until(lambda: not r.missing)
 
 
-async def test_ids_that_the_exchange_itself_does_not_have_are_recorded_as_absent_and_asked_for_no_more(
+async def test_ids_that_the_exchange_does_not_have_are_marked_absent_and_not_requested_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(repair_module, "_PAUSES_SECONDS", (0.01,))
@@ -160,13 +165,13 @@ async def test_ids_that_the_exchange_itself_does_not_have_are_recorded_as_absent
         trades = r.traded(r.until - MINUTE)
         await r.take([*trades[:3], *trades[-3:]])
         await r.run_until(lambda: not r.missing)
-        absent = {number for span in r.followed.spans if span.reason == "absent" for number in range(span.first_seq, span.last_seq + 1)}
+        absent = {number for span in r.recorded.spans if span.reason == "absent" for number in range(span.first_seq, span.last_seq + 1)}
         assert absent == {number for number in range(trades[0].seq, trades[-1].seq) if number % 97 == 0}
         assert r.health.counts["trades.absent"] == len(absent)
         assert {trade.seq for trade in r.written} == {trade.seq for trade in trades}
 
 
-async def test_a_long_downtime_comes_back_from_aggregates_as_figures_that_are_those_of_its_trades(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_long_downtime_is_repaired_with_aggregates_whose_figures_equal_those_of_the_trades(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repair_module, "RAW_LIMIT", 500)
     async with repairing(activity=6) as r:
         trades = r.traded(r.until - 5 * MINUTE)
@@ -174,76 +179,76 @@ async def test_a_long_downtime_comes_back_from_aggregates_as_figures_that_are_th
         assert r.missing > 2_000
         await r.run_until(lambda: not r.missing, within=40)
         rows = {trade.seq for trade in r.written}
-        folded = {number for piece in r.pieces for number in range(piece.first_seq, piece.last_seq + 1)}
+        folded = {number for partial in r.partials for number in range(partial.first_seq, partial.last_seq + 1)}
         assert not rows & folded
         assert rows | folded == {trade.seq for trade in trades}
-        # Up to so many trades the newest part comes as rows, and what straddles an edge does.
+        # The newest RAW_LIMIT trades come as rows, and so do trades whose aggregate is only partly in the gap.
         assert {trade.seq for trade in trades[-500:]} <= rows
-        for piece in r.pieces:
-            made = Footprint(r.listing.scale)
+        for partial in r.partials:
+            expected = Footprint(r.listing.scale)
             for trade in trades:
-                if piece.first_seq <= trade.seq <= piece.last_seq:
-                    made.add(trade)
-            one, two = piece.footprint.bar, made.bar
-            assert piece.footprint.cells == made.cells
+                if partial.first_seq <= trade.seq <= partial.last_seq:
+                    expected.add(trade)
+            one, two = partial.footprint.bar, expected.bar
+            assert partial.footprint.cells == expected.cells
             assert (one.open, one.high, one.low, one.close, one.notional) == (two.open, two.high, two.low, two.close, two.notional)
             assert one.min_delta in (two.min_delta, None)
             assert one.max_delta in (two.max_delta, None)
-            assert {trade.timestamp // MINUTE for trade in trades if piece.first_seq <= trade.seq <= piece.last_seq} == {
-                piece.minute // MINUTE
+            assert {trade.timestamp // MINUTE for trade in trades if partial.first_seq <= trade.seq <= partial.last_seq} == {
+                partial.minute // MINUTE
             }
-        assert all(not span.raw for span in r.followed.spans if span.first_seq in folded)
+        assert all(not span.raw for span in r.recorded.spans if span.first_seq in folded)
 
 
-async def test_what_is_under_way_and_how_long_it_takes_is_visible() -> None:
+async def test_the_progress_of_a_repair_and_its_remaining_seconds_are_reported() -> None:
     chaos = Chaos([Fault(Kind.ERROR, 0.0, 60.0, "binance", "spot")])
     async with repairing(faults=chaos, activity=20) as r:
         chaos.begin()
         trades = r.traded(r.until - 2 * MINUTE)
         await r.take([*trades[:3], *trades[-3:]])
         await r.run_until(lambda: r.health.counts["repair.failures"] > 0)
-        under_way = r.tape[SPOT].backfill.repairing
-        assert under_way is not None
-        assert under_way.trades == r.missing == len(trades) - 6
-        # Spot's page of a thousand weighs 25, and half of 6,000 a minute is ours.
-        assert under_way.seconds == pytest.approx(-(-r.missing // 1_000) * 25 * 60 / 3_000)
+        progress = r.tape[SPOT].backfill.repairing
+        assert progress is not None
+        assert progress.trades == r.missing == len(trades) - 6
+        # A page of a thousand spot trades has weight 25, and WADM uses half of 6,000 a minute.
+        assert progress.seconds == pytest.approx(-(-r.missing // 1_000) * 25 * 60 / 3_000)
         assert "waits: binance spot answered HTTP 503" in r.health.parts["binance spot repair"].detail
 
 
-async def test_a_row_that_lies_outside_its_gap_in_time_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_row_whose_time_is_outside_its_gap_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     async with repairing() as r:
         trades = r.traded(r.until - MINUTE)
         await r.take([*trades[:3], *trades[-3:]])
-        asked = RestClient.trades
+        request = RestClient.trades
 
-        async def lie(self: RestClient, *arguments: object, **more: object) -> list[Trade]:
-            rows = await asked(self, *arguments, **more)  # type: ignore[arg-type]
+        async def falsify(self: RestClient, *arguments: object, **more: object) -> list[Trade]:
+            rows = await request(self, *arguments, **more)  # type: ignore[arg-type]
             return [msgspec.structs.replace(row, timestamp=row.timestamp - DAY) if row.seq % 2 else row for row in rows]
 
-        monkeypatch.setattr(RestClient, "trades", lie)
+        monkeypatch.setattr(RestClient, "trades", falsify)
         await r.run_until(lambda: r.health.counts["trades.implausible"] > 0)
         assert all(trade.seq % 2 == 0 for trade in r.written if trade not in trades[:3] + trades[-3:])
 
 
-async def test_what_is_coming_in_as_history_is_not_asked_for_by_repair_too() -> None:
+async def test_gap_repair_leaves_out_what_history_is_importing() -> None:
     async with repairing() as r:
         trades = r.traded(r.until - 4 * MINUTE)
         middle = len(trades) // 2
         await r.take([trade for place, trade in enumerate(trades) if not 5 <= place < 90 and not middle <= place < middle + 50])
-        r.followed.being_imported = Window(r.until - 5 * MINUTE, trades[100].timestamp)
+        r.recorded.being_imported = Window(r.until - 5 * MINUTE, trades[100].timestamp)
         await r.run_until(lambda: r.missing == 85)
         assert r.repairer._next() is None
-        r.followed.being_imported = None
+        r.recorded.being_imported = None
         await r.run_until(lambda: not r.missing)
 
 
 @pytest.mark.parametrize("imported", [False, True])
-async def test_long_gaps_are_historys_and_the_time_before_an_imported_island_is_nobodys(imported: bool) -> None:
+async def test_gap_repair_leaves_long_gaps_to_history_and_never_repairs_the_time_before_an_imported_stretch(imported: bool) -> None:
     async with repairing(activity=0.02) as r:
         await r.take(r.traded(r.until - MINUTE))
         old = r.traded(r.until - 4 * HOUR, r.until - 3 * HOUR)
-        pieces = partial_footprints(r.instrument, [Aggregate(one.seq, one.seq, one) for one in old])
-        await (r.recorder.record_imported if imported else r.recorder.record_repaired)(r.instrument, (), pieces)
+        partials = partial_footprints(r.instrument, [Aggregate(one.seq, one.seq, one) for one in old])
+        await (r.recorder.record_imported if imported else r.recorder.record_repaired)(r.instrument, (), partials)
         assert r.missing > 0
         assert (r.repairer._next() is None) is imported
         r.repairer._long_gaps = False

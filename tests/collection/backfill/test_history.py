@@ -1,4 +1,4 @@
-"""The past over real loopback REST and archives: a tape that begins somewhere, and all of the ledger before it."""
+"""Imports over loopback REST and archives: a tape begins at some time, and the ledger's trades before it are imported."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ QUIET = {"binance": 0.04, "bybit": 0.2}
 
 
 class World:
-    """One process's collection of one instrument on a simulated exchange whose clock stands where it is put."""
+    """One process that collects one instrument of a simulated exchange, with a clock that tests set."""
 
     def __init__(
         self,
@@ -89,11 +89,11 @@ class World:
         rollup = Rollup(store, self.health, clock, retention.trades)
         self.maintenance = Maintenance(self.recorder, writer, rollup, store, self.health, retention, clock)
         self.venue = simulated_venue(simulator, instrument.exchange, instrument.market)
-        self.numbered = self.venue.traits.counts_trades
+        self.counts_trades = self.venue.traits.counts_trades
         (sample, *_) = ledger(simulator, instrument, Window(MIDNIGHT - 5 * MINUTE, MIDNIGHT))
         self.listing = Listing(instrument, Decimal(1).scaleb(-sample.scale.price), Decimal(1).scaleb(-sample.scale.quantity))
-        self.followed = self.recorder.start(self.listing, counts_trades=self.numbered)
-        self.followed.tape._resumed = True
+        self.recorded = self.recorder.start(self.listing, counts_trades=self.counts_trades)
+        self.recorded.tape._resumed = True
 
     def history(self, reach: int = HOUR, *, raw: bool = False) -> History:
         return History(
@@ -111,7 +111,7 @@ class World:
 
     def repairer(self) -> GapRepairer | RecentTradesReconciler:
         common = (self.venue, self.rest, self.recorder, self.health)
-        if self.numbered:
+        if self.counts_trades:
             return GapRepairer(*common, self.loop_clock, 3 * DAY, long_gaps=False)
         return RecentTradesReconciler(*common, self.loop_clock)
 
@@ -119,22 +119,22 @@ class World:
         return ledger(self.simulator, self.instrument, Window(start, end))
 
     async def live(self, start: int, end: int, connection: int = 1) -> None:
-        """What a connection brings from `start` to `end`, which then ends."""
+        """Record the trades from `start` to `end` as a connection delivers them."""
         for trade in self.traded(start, end):
             self.clock.at = max(self.clock.at, trade.timestamp + 1)
             await self.recorder.take(connection, Trades(self.instrument, (trade,), trade.timestamp + 1))
 
-    async def begin_again(self) -> None:
-        """Go on from the store as a new process does, whose connections have not brought anything yet."""
-        self.followed.tape._resumed = False
-        await self.maintenance.adopt(self.followed)
+    async def restart(self) -> None:
+        """Continue from the store, as a new process does before its connections deliver."""
+        self.recorded.tape._resumed = False
+        await self.maintenance.adopt(self.recorded)
 
     async def save(self) -> None:
-        # What was cut is nowhere else.
+        # The batch that was taken is nowhere else.
         with anyio.CancelScope(shield=True):
-            trades, spans, pieces = self.recorder.take_batch()
-            await self.store.write(trades, spans, pieces)
-            self.recorder.mark_durable(trades, pieces)
+            trades, spans, partials = self.recorder.take_batch()
+            await self.store.write(trades, spans, partials)
+            self.recorder.mark_durable(trades, partials)
 
     async def keep_saving(self) -> None:
         while True:
@@ -142,7 +142,7 @@ class World:
             await anyio.sleep(0.005)
 
     async def bring_in(self, history: History, *, repair: bool = True) -> None:
-        """All that history and repair can."""
+        """Import and repair everything that can be."""
         with anyio.fail_after(60):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self.keep_saving)
@@ -150,13 +150,13 @@ class World:
                 if repair:
                     tasks.start_soon(self.repairer().run)
                 await history.idle.wait()
-                while repair and self.numbered and self.followed.coverage.missing():
+                while repair and self.counts_trades and self.recorded.coverage.missing():
                     await anyio.sleep(0.01)
                 tasks.cancel_scope.cancel()
         await self.save()
 
     async def footprints(self, window: Window) -> dict[int, Footprint]:
-        """A window's minutes as rollup derives them from what is stored."""
+        """A window's minutes as rollup derives them from the stored trades and partials."""
         found: dict[int, Footprint] = {}
         for minute in range(window.start, window.end, MINUTE):
             inside = Window(minute, minute + MINUTE)
@@ -167,7 +167,7 @@ class World:
         return found
 
     async def derived(self, window: Window) -> dict[int, Footprint]:
-        """What the store has of a window's minutes once rollup is done."""
+        """A window's minutes in the store after rollup has finished."""
         for connection in range(12):
             self.recorder.connection_lost(connection, [self.instrument], GapReason.DISCONNECT, "")
         with anyio.fail_after(30):
@@ -177,40 +177,40 @@ class World:
         return {row.start: row.footprint for row in await self.store.footprints(self.instrument, Timeframe.M1, window)}
 
     def expected(self, window: Window, *, ordered: bool = True) -> dict[int, Footprint]:
-        """The ledger's minutes; if not `ordered` as somebody sees them who knows no order but time."""
-        made: dict[int, Footprint] = {}
+        """The minutes of the ledger; without `ordered` its trades are ordered by time alone."""
+        minutes: dict[int, Footprint] = {}
         for trade in self.traded(window.start, window.end):
             minute = trade.timestamp - trade.timestamp % MINUTE
-            told = trade if ordered else msgspec.structs.replace(trade, seq=trade.timestamp)
-            made.setdefault(minute, Footprint(self.listing.scale)).add(told)
-        return made
+            row = trade if ordered else msgspec.structs.replace(trade, seq=trade.timestamp)
+            minutes.setdefault(minute, Footprint(self.listing.scale)).add(row)
+        return minutes
 
     async def compare(self, window: Window) -> None:
-        """The minutes of a window are the ledger's: every figure that is told is exact, and only a path may be unknown.
+        """Assert that the minutes of a window equal the ledger: every figure is exact, and only the delta path may be unknown.
 
-        An archive of Bybit tells no cross sequence: what happened within one of its milliseconds is one step.
+        An archive of Bybit has no cross sequence, so that its trades of one millisecond are one step of the path.
         """
-        found, made = await self.footprints(window), self.expected(window)
-        timed = made if self.numbered else self.expected(window, ordered=False)
-        assert found.keys() == made.keys()
+        found, expected = await self.footprints(window), self.expected(window)
+        by_time = expected if self.counts_trades else self.expected(window, ordered=False)
+        assert found.keys() == expected.keys()
         for minute, footprint in found.items():
-            assert footprint.cells == made[minute].cells
-            lawful = [figures(made[minute]), *([] if self.numbered else [figures(timed[minute])])]
-            assert figures(footprint) in [{name: value for name, value in one.items() if name in figures(footprint)} for one in lawful]
+            assert footprint.cells == expected[minute].cells
+            valid = [figures(expected[minute]), *([] if self.counts_trades else [figures(by_time[minute])])]
+            assert figures(footprint) in [{name: value for name, value in one.items() if name in figures(footprint)} for one in valid]
 
     async def covered(self, window: Window) -> float:
         spans = await self.store.spans(self.instrument, window)
-        judgement = judge(spans, window, self.clock.at, self.followed.alive_until())
+        judgement = judge(spans, window, self.clock.at, self.recorded.alive_until())
         return judgement.millionths / 1_000_000
 
 
 def figures(footprint: Footprint) -> dict[str, object]:
-    told = msgspec.structs.asdict(footprint.bar)
-    # An archive of Bybit does not know the cross sequence.
-    del told["first_seq"], told["last_seq"]
-    if told["min_delta"] is None:
-        del told["min_delta"], told["max_delta"]
-    return told
+    values = msgspec.structs.asdict(footprint.bar)
+    # An archive of Bybit has no cross sequence.
+    del values["first_seq"], values["last_seq"]
+    if values["min_delta"] is None:
+        del values["min_delta"], values["max_delta"]
+    return values
 
 
 @pytest.fixture(autouse=True)
@@ -229,7 +229,7 @@ async def simulated(
         instruments=[instrument],
         activity=activity or QUIET[instrument.exchange],
         clock=clock.now,
-        # Its limits are not the subject: each request comes a second after the one before.
+        # The exchange's rate limits are not tested here: its clock advances ten seconds with each request.
         wall=lambda: MIDNIGHT + next(seconds) * 10 * SECOND,
         faults=faults,
     ) as simulator:
@@ -249,16 +249,16 @@ async def world(instrument: Instrument, folder: Path, simulator: Simulator, cloc
 
 
 @pytest.mark.parametrize("instrument", [SPOT, LINEAR], ids=str)
-async def test_at_a_hundred_random_starts_the_counted_minutes_around_the_seam_are_the_ledgers(
+async def test_imported_minutes_equal_the_ledger_at_fifty_random_starts_where_ids_count_trades(
     instrument: Instrument, tmp_path: Path
 ) -> None:
-    chance, clock = random.Random(zlib.crc32(str(instrument).encode())), ManualClock(MIDNIGHT)
+    dice, clock = random.Random(zlib.crc32(str(instrument).encode())), ManualClock(MIDNIGHT)
     async with simulated(instrument, clock) as simulator:
         for place in range(50):
             after_midnight = place % 10 == 0
-            start = MIDNIGHT + (chance.randrange(10 * MINUTE) if after_midnight else chance.randrange(30 * MINUTE, 20 * HOUR))
+            start = MIDNIGHT + (dice.randrange(10 * MINUTE) if after_midnight else dice.randrange(30 * MINUTE, 20 * HOUR))
             async with world(instrument, tmp_path / str(place), simulator, clock, now=start) as one:
-                end = start + chance.randrange(MINUTE, 3 * MINUTE)
+                end = start + dice.randrange(MINUTE, 3 * MINUTE)
                 await one.live(start, end)
                 await one.bring_in(one.history(3 * HOUR if after_midnight else 20 * MINUTE))
                 checked = Window(start - start % MINUTE - 20 * MINUTE, end - end % MINUTE)
@@ -266,16 +266,16 @@ async def test_at_a_hundred_random_starts_the_counted_minutes_around_the_seam_ar
                 assert await one.covered(checked) == 1
 
 
-async def test_a_stretch_that_cannot_be_brought_in_keeps_no_older_one_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stretch_that_cannot_be_imported_does_not_delay_older_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(history_module, "_FIRST_PAUSE_SECONDS", 0.01)
     tried: list[int] = []
-    bring_in = History._import
+    import_step = History._import
 
     async def refused(self: History, step: ImportStep) -> None:
         tried.append(step.day.start)
         if step.day.start == MIDNIGHT:
             raise ExchangeError("binance spot answers an error for this day")
-        await bring_in(self, step)
+        await import_step(self, step)
 
     monkeypatch.setattr(History, "_import", refused)
     clock = ManualClock(MIDNIGHT)
@@ -292,17 +292,17 @@ async def test_a_stretch_that_cannot_be_brought_in_keeps_no_older_one_waiting(tm
 
 
 @pytest.mark.parametrize("instrument", [BYBIT_SPOT, BYBIT_LINEAR], ids=str)
-async def test_at_a_hundred_random_starts_the_minutes_that_join_an_archive_without_ids_are_the_ledgers(
+async def test_imported_minutes_equal_the_ledger_at_fifty_random_starts_where_ids_do_not_count(
     instrument: Instrument, tmp_path: Path
 ) -> None:
-    chance, clock = random.Random(zlib.crc32(str(instrument).encode())), ManualClock(MIDNIGHT)
+    dice, clock = random.Random(zlib.crc32(str(instrument).encode())), ManualClock(MIDNIGHT)
     async with simulated(instrument, clock) as simulator:
         for place in range(5):
-            starts = sorted(chance.sample(range(10, 1_430, 20), 10))
-            starts = [MIDNIGHT - DAY + minute * MINUTE + chance.randrange(MINUTE) for minute in starts]
+            starts = sorted(dice.sample(range(10, 1_430, 20), 10))
+            starts = [MIDNIGHT - DAY + minute * MINUTE + dice.randrange(MINUTE) for minute in starts]
             async with world(instrument, tmp_path / str(place), simulator, clock, now=starts[0]) as one:
                 for connection, start in enumerate(starts):
-                    await one.live(start, start + chance.randrange(MINUTE, 5 * MINUTE), connection)
+                    await one.live(start, start + dice.randrange(MINUTE, 5 * MINUTE), connection)
                     one.recorder.connection_lost(connection, [instrument], GapReason.DISCONNECT, "")
                 await one.save()
                 one.clock.at = MIDNIGHT + HOUR
@@ -316,11 +316,11 @@ async def test_at_a_hundred_random_starts_the_minutes_that_join_an_archive_witho
 
 
 class Damage(Faults):
-    """Does something to each file of an archive, and states the checksum of what comes of it."""
+    """Damages each archive file, and publishes the checksum of the damaged file."""
 
     def __init__(self, harm: Callable[[bytes], bytes], *, checksum: bool = True) -> None:
         self.harm = harm
-        self.restated = checksum
+        self.checksum = checksum
         self.sent = 0
         self._digest = ""
 
@@ -328,9 +328,9 @@ class Damage(Faults):
         if not isinstance(reply.body, bytes) or reply.status != 200:
             return reply
         if path.endswith(".CHECKSUM"):
-            body = (await self.archive.answer(path.removesuffix(".CHECKSUM"), {}) or reply).body if self.restated else b""
+            body = (await self.archive.answer(path.removesuffix(".CHECKSUM"), {}) or reply).body if self.checksum else b""
             assert isinstance(body, bytes)
-            digest = sha256(self.harm(body)).hexdigest() if self.restated else "0" * 64
+            digest = sha256(self.harm(body)).hexdigest() if self.checksum else "0" * 64
             return reply._replace(body=f"{digest}  a-file\n".encode())
         self.sent += 1
         return reply._replace(body=self.harm(reply.body))
@@ -343,36 +343,36 @@ def in_the_middle(body: bytes) -> bytes:
     return body[:place] + bytes([body[place] ^ 0xFF]) + body[place + 1 :]
 
 
-def of_another_symbol(body: bytes) -> bytes:
+def renamed_to_another_symbol(body: bytes) -> bytes:
     with zipfile.ZipFile(io.BytesIO(body)) as packed:
         text = packed.read(packed.namelist()[0])
-    made = io.BytesIO()
-    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as packed:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:
         packed.writestr(zipfile.ZipInfo("ETHUSDT-trades-2026-07-25.csv"), text)
-    return made.getvalue()
+    return buffer.getvalue()
 
 
 def without_the_last_hours(body: bytes) -> bytes:
     with zipfile.ZipFile(io.BytesIO(body)) as packed:
         (name,) = packed.namelist()
         lines = packed.read(name).splitlines(keepends=True)
-    made = io.BytesIO()
-    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as packed:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:
         packed.writestr(zipfile.ZipInfo(name), b"".join(lines[: len(lines) * 3 // 4]))
-    return made.getvalue()
+    return buffer.getvalue()
 
 
 HARMED: list[tuple[Callable[[bytes], bytes], bool, str]] = [
-    (in_the_middle, True, "cut short or damaged"),
-    (lambda body: body[: len(body) // 2], True, "cut short or damaged"),
+    (in_the_middle, True, "incomplete or damaged"),
+    (lambda body: body[: len(body) // 2], True, "incomplete or damaged"),
     (lambda body: body, False, "its SHA-256 is"),
-    (of_another_symbol, True, "which is not of BTCUSDT"),
+    (renamed_to_another_symbol, True, "which is not of BTCUSDT"),
 ]
 
 
-@pytest.mark.parametrize(("harm", "checksum", "says"), HARMED)
-async def test_a_damaged_file_of_a_numbered_market_is_one_line_and_its_day_comes_from_pages(
-    harm: Callable[[bytes], bytes], checksum: bool, says: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(("harm", "checksum", "reason"), HARMED)
+async def test_a_damaged_file_is_logged_in_one_line_and_its_day_is_imported_over_rest_where_ids_count(
+    harm: Callable[[bytes], bytes], checksum: bool, reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     clock, damage = ManualClock(MIDNIGHT), Damage(harm, checksum=checksum)
     async with simulated(SPOT, clock, damage) as simulator, world(SPOT, tmp_path, simulator, clock, now=MIDNIGHT + MINUTE) as one:
@@ -380,7 +380,7 @@ async def test_a_damaged_file_of_a_numbered_market_is_one_line_and_its_day_comes
         await one.live(MIDNIGHT + MINUTE, MIDNIGHT + 3 * MINUTE)
         await one.bring_in(one.history(3 * HOUR))
         (line,) = [str(vars(record)["wadm_fields"]["error"]) for record in caplog.records if record.getMessage() == "history.damaged"]
-        assert says in line
+        assert reason in line
         assert "\n" not in line
         assert damage.sent == 1
         assert one.health.counts["history.damaged"] == 1
@@ -391,7 +391,7 @@ async def test_a_damaged_file_of_a_numbered_market_is_one_line_and_its_day_comes
 
 
 @pytest.mark.parametrize("instrument", [BYBIT_SPOT, BYBIT_LINEAR], ids=str)
-async def test_of_a_damaged_file_without_another_source_nothing_is_imported(instrument: Instrument, tmp_path: Path) -> None:
+async def test_nothing_is_imported_from_a_damaged_file_without_another_source(instrument: Instrument, tmp_path: Path) -> None:
     clock, damage = ManualClock(MIDNIGHT), Damage(lambda body: body[: len(body) - 300])
     async with simulated(instrument, clock, damage) as simulator, world(instrument, tmp_path, simulator, clock, now=MIDNIGHT + 1) as one:
         await one.live(MIDNIGHT + 1, MIDNIGHT + 2 * MINUTE)
@@ -403,7 +403,7 @@ async def test_of_a_damaged_file_without_another_source_nothing_is_imported(inst
         assert f"the archive has no file of {date(2026, 7, 25)} yet" in detail
 
 
-async def test_a_day_that_the_archive_lacks_comes_from_pages_and_is_asked_for_again_later(tmp_path: Path) -> None:
+async def test_a_day_without_an_archive_file_is_imported_over_rest(tmp_path: Path) -> None:
     clock, faults = ManualClock(MIDNIGHT), Faults()
     faults.archive_delay = DAY
     async with simulated(SPOT, clock, faults) as simulator, world(SPOT, tmp_path, simulator, clock, now=MIDNIGHT + MINUTE) as one:
@@ -438,13 +438,13 @@ async def test_an_import_that_is_killed_fifty_times_comes_to_the_same_and_downlo
             await archive.answer(form.path("BTCUSDT", day), {})
         for _ in range(50):
             async with world(instrument, tmp_path, simulator, clock, now=MIDNIGHT + 10 * MINUTE) as one:
-                await one.begin_again()
+                await one.restart()
                 with anyio.move_on_after(chance.random() * 0.2):
                     await one.bring_in(one.history(3 * HOUR))
         async with world(instrument, tmp_path, simulator, clock, now=MIDNIGHT + 10 * MINUTE) as one:
-            await one.begin_again()
+            await one.restart()
             await one.bring_in(one.history(3 * HOUR))
-            end = MIDNIGHT + (9 * MINUTE if one.numbered else 0)
+            end = MIDNIGHT + (9 * MINUTE if one.counts_trades else 0)
             await one.compare(Window(MIDNIGHT - 3 * HOUR, end))
             assert await one.covered(Window(MIDNIGHT - 3 * HOUR, end)) == 1
             assert max(finished.values()) == 1
@@ -452,20 +452,20 @@ async def test_an_import_that_is_killed_fifty_times_comes_to_the_same_and_downlo
 
 
 @pytest.mark.parametrize("instrument", [SPOT, LINEAR, BYBIT_LINEAR], ids=str)
-async def test_single_trades_are_kept_of_what_is_imported_where_that_is_asked_for(instrument: Instrument, tmp_path: Path) -> None:
+async def test_an_import_stores_single_trades_if_the_settings_ask_for_them(instrument: Instrument, tmp_path: Path) -> None:
     clock = ManualClock(MIDNIGHT)
     async with (
         simulated(instrument, clock, activity=0.01) as simulator,
         world(instrument, tmp_path, simulator, clock, now=MIDNIGHT - HOUR) as one,
     ):
-        start = MIDNIGHT + 20 * MINUTE if one.numbered else MIDNIGHT - HOUR
+        start = MIDNIGHT + 20 * MINUTE if one.counts_trades else MIDNIGHT - HOUR
         await one.live(start, start + 5 * MINUTE)
         one.recorder.connection_lost(1, [instrument], GapReason.DISCONNECT, "")
         one.clock.at = max(one.clock.at, MIDNIGHT + MINUTE)
-        await one.bring_in(one.history(3 * HOUR, raw=True), repair=one.numbered)
-        window = Window(MIDNIGHT - 3 * HOUR, MIDNIGHT + 20 * MINUTE if one.numbered else MIDNIGHT)
-        held = await one.store.trades(instrument, window, limit=100_000)
-        assert sorted(trade.trade_id for trade in held) == sorted(trade.trade_id for trade in one.traded(window.start, window.end))
+        await one.bring_in(one.history(3 * HOUR, raw=True), repair=one.counts_trades)
+        window = Window(MIDNIGHT - 3 * HOUR, MIDNIGHT + 20 * MINUTE if one.counts_trades else MIDNIGHT)
+        stored = await one.store.trades(instrument, window, limit=100_000)
+        assert sorted(trade.trade_id for trade in stored) == sorted(trade.trade_id for trade in one.traded(window.start, window.end))
         await one.compare(window)
         spans = await one.store.spans(instrument, window)
         assert all(span.raw for span in spans)
@@ -503,7 +503,7 @@ async def test_without_an_archive_the_past_stays_away_where_ids_do_not_count(tmp
         assert one.health.parts["bybit spot history"].detail == ""
 
 
-async def test_a_source_without_ids_of_its_own_gives_figures_alone(tmp_path: Path) -> None:
+async def test_a_source_without_the_instruments_own_ids_gives_figures_without_single_trades(tmp_path: Path) -> None:
     clock = ManualClock(MIDNIGHT)
     async with simulated(BYBIT_SPOT, clock) as simulator, world(BYBIT_SPOT, tmp_path, simulator, clock, now=MIDNIGHT - HOUR) as one:
         await one.live(MIDNIGHT - HOUR, MIDNIGHT - 50 * MINUTE)
@@ -515,24 +515,24 @@ async def test_a_source_without_ids_of_its_own_gives_figures_alone(tmp_path: Pat
         assert judge(await one.store.spans(BYBIT_SPOT, window), window, one.clock.at, raw=True).millionths == 0
 
 
-async def test_a_file_that_an_earlier_process_left_stays_until_it_is_known_what_is_missing(tmp_path: Path) -> None:
+async def test_a_file_of_an_earlier_process_stays_until_the_missing_stretches_are_known(tmp_path: Path) -> None:
     clock = ManualClock(MIDNIGHT)
     async with simulated(BYBIT_SPOT, clock) as simulator, world(BYBIT_SPOT, tmp_path, simulator, clock, now=MIDNIGHT + MINUTE) as one:
-        left = tmp_path / "archive" / "bybit-spot" / "BTCUSDT_2026-07-25.csv.gz.new.part"
-        left.parent.mkdir(parents=True)
-        left.write_bytes(b"half of it")
+        leftover = tmp_path / "archive" / "bybit-spot" / "BTCUSDT_2026-07-25.csv.gz.new.part"
+        leftover.parent.mkdir(parents=True)
+        leftover.write_bytes(b"half of it")
         history = one.history(3 * HOUR)
         with anyio.move_on_after(0.2):
             await history.run()
-        assert left.exists()
+        assert leftover.exists()
         assert not history.idle.is_set()
         await one.live(MIDNIGHT + MINUTE, MIDNIGHT + 2 * MINUTE)
         clock.at = MIDNIGHT + DAY - HOUR
         await one.bring_in(one.history(HOUR), repair=False)
-        assert not left.parent.exists()
+        assert not leftover.parent.exists()
 
 
-async def test_a_day_that_was_imported_is_not_fetched_again_for_what_its_file_lacks(tmp_path: Path) -> None:
+async def test_an_imported_day_is_not_downloaded_again_for_hours_that_its_file_does_not_have(tmp_path: Path) -> None:
     clock, faults = ManualClock(MIDNIGHT), Damage(without_the_last_hours)
     async with simulated(LINEAR, clock, faults) as simulator, world(LINEAR, tmp_path, simulator, clock, now=MIDNIGHT + 3 * DAY) as one:
         faults.archive = simulator.archive("binance")

@@ -1,4 +1,4 @@
-"""Bybit's newest trades over real loopback REST: what they reach over is proven, the rest stays a gap."""
+"""Bybit's newest trades over loopback REST: gaps that they span are closed, the rest stays a gap."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.market import NOON, ManualClock
 from tests.test_audit import ledger
 from tests.venues import simulated_venue
 from wadm_mcp.clock import Clock
-from wadm_mcp.collection.backfill import recent_trades as overlap_module
+from wadm_mcp.collection.backfill import recent_trades as recent_trades_module
 from wadm_mcp.collection.backfill.recent_trades import RecentTradesReconciler
 from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.collection.rest.client import RestClient
@@ -36,8 +36,8 @@ UNTIL = NOON + 50 * DAY
 """The same market in every run."""
 
 
-class Overlapping:
-    """A recorder of Bybit and what proves its gaps, on a market that stands still."""
+class Reconciling:
+    """A recorder of Bybit with its reconciler, on a market that has stopped trading."""
 
     def __init__(self, simulator: Simulator, rest: RestClient, until: int) -> None:
         self.clock = ManualClock(until)
@@ -48,82 +48,82 @@ class Overlapping:
         self.trades = ledger(simulator, SPOT, Window(until - 3 * MINUTE, until))
         scale = self.trades[0].scale
         self.recorder.start(Listing(SPOT, Decimal(1).scaleb(-scale.price), Decimal(1).scaleb(-scale.quantity)), counts_trades=False)
-        self.followed = self.recorder[SPOT]
+        self.recorded = self.recorder[SPOT]
         arguments = (rest, self.recorder, self.health, clock)
-        self.overlap = RecentTradesReconciler(simulated_venue(simulator, "bybit", "spot"), *arguments)
+        self.reconciler = RecentTradesReconciler(simulated_venue(simulator, "bybit", "spot"), *arguments)
 
-    async def brings(self, connection: int, trades: Sequence[Trade]) -> None:
+    async def deliver(self, connection: int, trades: Sequence[Trade]) -> None:
         for trade in trades:
             await self.recorder.take(connection, Trades(SPOT, (trade,), trade.timestamp + 1))
 
-    def loses(self, connection: int) -> None:
+    def lose(self, connection: int) -> None:
         self.recorder.connection_lost(connection, [SPOT], GapReason.DISCONNECT, "the test cut it")
 
-    async def run_until(self, holds: Callable[[], bool]) -> None:
+    async def run_until(self, condition: Callable[[], bool]) -> None:
         with anyio.fail_after(15):
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self.overlap.run)
-                while not holds():
+                tasks.start_soon(self.reconciler.run)
+                while not condition():
                     await anyio.sleep(0.01)
                 tasks.cancel_scope.cancel()
 
     @property
     def gaps(self) -> list[tuple[int, int]]:
-        return [(gap.start, gap.end) for gap in self.followed.coverage.missing()]
+        return [(gap.start, gap.end) for gap in self.recorded.coverage.missing()]
 
 
 @asynccontextmanager
-async def overlapping(faults: Faults | None = None) -> AsyncGenerator[Overlapping]:
+async def reconciling(faults: Faults | None = None) -> AsyncGenerator[Reconciling]:
     async with (
         Simulator(seed=5, instruments=[SPOT], activity=3, clock=lambda: UNTIL, faults=faults) as simulator,
         RestClient(proxied=False) as rest,
     ):
-        yield Overlapping(simulator, rest, UNTIL)
+        yield Reconciling(simulator, rest, UNTIL)
 
 
-async def test_a_short_gap_is_closed_by_the_newest_trades_that_reach_over_it() -> None:
-    async with overlapping() as r:
-        await r.brings(1, r.trades[-50:-30])
-        r.loses(1)
-        await r.brings(2, r.trades[-10:])
+async def test_a_short_gap_is_closed_by_newest_trades_that_span_it() -> None:
+    async with reconciling() as r:
+        await r.deliver(1, r.trades[-50:-30])
+        r.lose(1)
+        await r.deliver(2, r.trades[-10:])
         assert len(r.gaps) == 1
         await r.run_until(lambda: not r.gaps)
-        held = {trade.trade_id for trade in r.recorder.take_batch().trades}
-        assert {trade.trade_id for trade in r.trades[-50:]} <= held
-        assert [span.reason for span in r.followed.spans if span.reason == "repaired"]
+        stored = {trade.trade_id for trade in r.recorder.take_batch().trades}
+        assert {trade.trade_id for trade in r.trades[-50:]} <= stored
+        assert [span.reason for span in r.recorded.spans if span.reason == "repaired"]
 
 
-async def test_newest_trades_of_which_nobody_remembers_that_they_are_held_are_not_recorded_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with overlapping() as r:
-        await r.brings(1, r.trades[-55:-30])
-        r.loses(1)
-        assert isinstance(r.followed.coverage, ConnectionCoverage)
-        r.followed.coverage._recent_ids.clear()
-        await r.brings(2, r.trades[-10:])
+async def test_covered_trades_are_not_recorded_again_although_their_ids_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with reconciling() as r:
+        await r.deliver(1, r.trades[-55:-30])
+        r.lose(1)
+        assert isinstance(r.recorded.coverage, ConnectionCoverage)
+        r.recorded.coverage._recent_ids.clear()
+        await r.deliver(2, r.trades[-10:])
         await r.run_until(lambda: not r.gaps)
-        recorded = Counter(trade.trade_id for trade in r.recorder.take_batch().trades if trade.timestamp > r.trades[-55].timestamp)
-        assert recorded == Counter(trade.trade_id for trade in r.trades[-60:] if trade.timestamp > r.trades[-55].timestamp)
+        counts = Counter(trade.trade_id for trade in r.recorder.take_batch().trades if trade.timestamp > r.trades[-55].timestamp)
+        assert counts == Counter(trade.trade_id for trade in r.trades[-60:] if trade.timestamp > r.trades[-55].timestamp)
 
 
-async def test_of_a_long_gap_the_part_that_the_list_reaches_is_closed_and_the_rest_stays() -> None:
-    async with overlapping() as r:
-        await r.brings(1, r.trades[-400:-300])
-        r.loses(1)
-        await r.brings(2, r.trades[-10:])
+async def test_the_part_of_a_long_gap_that_the_newest_trades_span_is_closed_and_the_rest_stays() -> None:
+    async with reconciling() as r:
+        await r.deliver(1, r.trades[-400:-300])
+        r.lose(1)
+        await r.deliver(2, r.trades[-10:])
         ((start, end),) = r.gaps
         await r.run_until(lambda: r.gaps != [(start, end)])
-        # Bybit tells the newest sixty of spot; of the oldest one's millisecond others may be missing.
+        # Bybit returns the newest sixty spot trades. Other trades of the oldest one's millisecond may be missing.
         assert r.gaps == [(start, r.trades[-60].timestamp + 1)]
 
 
-async def test_while_the_newest_trades_lag_behind_the_stream_they_are_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(overlap_module, "_PAUSES", (0.05,))
+async def test_newest_trades_that_lag_behind_the_stream_are_requested_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recent_trades_module, "_PAUSES", (0.05,))
     chaos = Chaos([Fault(Kind.LAG, 0.0, 60.0, "bybit", "spot")])
-    async with overlapping(chaos) as r:
+    async with reconciling(chaos) as r:
         chaos.begin()
-        await r.brings(1, r.trades[-50:-30])
-        r.loses(1)
-        await r.brings(2, r.trades[-10:])
+        await r.deliver(1, r.trades[-50:-30])
+        r.lose(1)
+        await r.deliver(2, r.trades[-10:])
         await r.run_until(lambda: len(chaos.requests) > 3)
         assert len(r.gaps) == 1
         assert r.tape[SPOT].backfill.repairing is not None
@@ -131,18 +131,18 @@ async def test_while_the_newest_trades_lag_behind_the_stream_they_are_asked_for_
         await r.run_until(lambda: not r.gaps)
 
 
-async def test_an_instrument_that_cannot_be_asked_for_keeps_no_other_one_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with overlapping() as r:
-        other = r.recorder.start(replace(r.followed.tape.listing, instrument=SPOT._replace(symbol="ETHUSDT")), counts_trades=False)
-        told = [replace(trade, instrument=other.tape.instrument) for trade in r.trades[-60:]]
+async def test_an_instrument_whose_requests_fail_does_not_delay_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with reconciling() as r:
+        other = r.recorder.start(replace(r.recorded.tape.listing, instrument=SPOT._replace(symbol="ETHUSDT")), counts_trades=False)
+        newest = [replace(trade, instrument=other.tape.instrument) for trade in r.trades[-60:]]
 
         async def trades(venue: object, listing: Listing) -> Sequence[Trade]:
             if listing.instrument == SPOT:
                 raise ExchangeError("bybit spot does not know BTCUSDT")
-            return told
+            return newest
 
-        monkeypatch.setattr(r.overlap._rest, "trades", trades)
-        for instrument, each in ((SPOT, r.trades[-60:]), (other.tape.instrument, told)):
+        monkeypatch.setattr(r.reconciler._rest, "trades", trades)
+        for instrument, each in ((SPOT, r.trades[-60:]), (other.tape.instrument, newest)):
             for connection, some in ((1, each[10:30]), (2, each[50:])):
                 for one in some:
                     await r.recorder.take(connection, Trades(instrument, (one,), one.timestamp + 1))
@@ -151,12 +151,12 @@ async def test_an_instrument_that_cannot_be_asked_for_keeps_no_other_one_waiting
         assert len(r.gaps) == 1
 
 
-async def test_what_the_exchange_refuses_is_told_and_tried_again() -> None:
+async def test_a_request_that_the_exchange_refuses_is_counted_and_retried() -> None:
     chaos = Chaos([Fault(Kind.ERROR, 0.0, 1.0, "bybit", "spot")])
-    async with overlapping(chaos) as r:
+    async with reconciling(chaos) as r:
         chaos.begin()
-        await r.brings(1, r.trades[-50:-30])
-        r.loses(1)
-        await r.brings(2, r.trades[-10:])
+        await r.deliver(1, r.trades[-50:-30])
+        r.lose(1)
+        await r.deliver(2, r.trades[-10:])
         await r.run_until(lambda: not r.gaps)
         assert r.health.counts["repair.failures"] >= 1

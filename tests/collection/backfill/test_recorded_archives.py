@@ -1,4 +1,4 @@
-"""What was recorded live and what an archive tells of the same trades are the same footprints, byte for byte, in each format."""
+"""Live recording and the archive of the same trades give the same footprints, byte for byte, in each archive format."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def spot_events(captures: Path) -> list[Event]:
 
 
 def linear_events(captures: Path) -> list[Event]:
-    """USD-M raw trades as aggregates: one price, one side, one window of 100 ms, prints beside the book left out."""
+    """Binance linear trades as aggregates of one price, one side and one window of 100 ms, without trades outside the order book."""
     raw = [json.loads(frame)["data"] for frame in frames(captures / "binance-linear" / "btcusdt_20230405.dat.gz", "trade")]
     folded: list[Event] = []
     for one in raw:
@@ -65,7 +65,7 @@ def bybit_id(event: Event) -> str:
 
 
 async def recorded(listing: Listing, live: Sequence[str], now: int) -> dict[int, bytes]:
-    """Each minute's footprint, packed, once these frames came in."""
+    """Each minute's footprint, packed, after these frames were recorded."""
     exchange, market, _ = listing.instrument
     clock = ManualClock(now)
     recorder = Recorder(tape := Tape(), Health(clock.now), clock)
@@ -79,7 +79,7 @@ async def recorded(listing: Listing, live: Sequence[str], now: int) -> dict[int,
 
 
 def archived(listing: Listing, events: Sequence[Event], folder: Path) -> dict[int, bytes]:
-    """The same of the files of those days."""
+    """Each minute's footprint, packed, from the archive files of these events."""
     exchange, market, symbol = listing.instrument
     traits = find_exchange(exchange).traits[market]
     form = traits.archive
@@ -94,17 +94,17 @@ def archived(listing: Listing, events: Sequence[Event], folder: Path) -> dict[in
                 packed.writestr(name.replace(".zip", ".csv"), text)
         else:
             (folder / name).write_bytes(gzip.compress(text.encode()))
-        told = lines(folder / name, symbol)
+        rows = lines(folder / name, symbol)
         if traits.counts_trades:
-            pieces = counted_minutes(form, listing, told, day, [])
+            partials = counted_minutes(form, listing, rows, day, [])
         else:
-            pieces = whole_minutes(form, listing, told, day, range(day.start, day.end, MINUTE), {})
-        found.update((piece.minute, piece.packed) for piece in pieces)
+            partials = whole_minutes(form, listing, rows, day, range(day.start, day.end, MINUTE), {})
+        found.update((partial.minute, partial.packed) for partial in partials)
     return found
 
 
 def file_lines(exchange: str, market: str, events: Sequence[Event]) -> Iterator[str]:
-    """As the exchange writes them (docs/exchanges.md 4.4)."""
+    """The rows of an archive file, as the exchange writes them (docs/exchanges.md 4.4)."""
     for number, event in enumerate(events, 1):
         price, quantity, at, sold = event["p"], event["q"], event["T"], event["m"]
         value = Decimal(price) * Decimal(quantity)
@@ -133,12 +133,12 @@ def file_lines(exchange: str, market: str, events: Sequence[Event]) -> Iterator[
     ],
     ids=str,
 )
-async def test_an_archive_of_recorded_trades_gives_what_recording_them_gave(
+async def test_an_archive_of_trades_gives_the_same_footprints_as_recording_them_live(
     instrument: Instrument, tick: str, lot: str, captures: Path, tmp_path: Path
 ) -> None:
     listing = Listing(instrument, Decimal(tick), Decimal(lot))
     events = linear_events(captures) if instrument[:2] == ("binance", "linear") else spot_events(captures)
     live = [bybit_frame(event) if instrument.exchange == "bybit" else json.dumps(event) for event in events]
-    told = await recorded(listing, live, events[-1]["T"])
-    assert len(told) >= 5
-    assert archived(listing, events, tmp_path) == told
+    footprints = await recorded(listing, live, events[-1]["T"])
+    assert len(footprints) >= 5
+    assert archived(listing, events, tmp_path) == footprints

@@ -33,7 +33,7 @@ NAMES = ("BTCUSDT", "ETHUSDT")
 
 
 class Recording(Recorder):
-    """A recorder that tests can wait on."""
+    """A recorder with changes that tests can wait for."""
 
     def __init__(self) -> None:
         self.health = Health(now_ms)
@@ -44,20 +44,20 @@ class Recording(Recorder):
 
     async def take(self, connection: int, *messages: Trades) -> None:
         await super().take(connection, *messages)
-        self._tell()
+        self._notify()
 
     def connection_lost(self, connection: int, instruments: Sequence[Instrument], reason: GapReason, detail: str) -> None:  # type: ignore[override]
         super().connection_lost(connection, instruments, reason, detail)
         self.losses.append((reason, detail))
-        self._tell()
+        self._notify()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         self.changed.set()
         self.changed = anyio.Event()
 
-    async def until(self, holds: Callable[[], bool]) -> None:
+    async def until(self, condition: Callable[[], bool]) -> None:
         with anyio.fail_after(10):
-            while not holds():
+            while not condition():
                 await self.changed.wait()
 
     def trades(self, instrument: Instrument) -> list[Trade]:
@@ -67,8 +67,8 @@ class Recording(Recorder):
         return self[instrument].spans
 
 
-class Setting:
-    """A simulated market, a collector on it, and where its trades go."""
+class Scene:
+    """A simulated market, a collector of it, and the recorder that gets its trades."""
 
     def __init__(self, simulator: Simulator, recorder: Recording, instruments: list[Instrument]) -> None:
         self.simulator = simulator
@@ -78,16 +78,16 @@ class Setting:
     async def push(self, *prices: str, symbol: str = "BTCUSDT", wait: bool = True) -> None:
         exchange, market, _ = self.instruments[0]
         instrument = Instrument(exchange, market, symbol)
-        held = len(self.recorder.trades(instrument))
+        before = len(self.recorder.trades(instrument))
         await self.simulator.push(exchange, market, symbol, [(now_ms(), price, "0.5", "BUY") for price in prices])
         if wait:
-            await self.recorder.until(lambda: len(self.recorder.trades(instrument)) >= held + len(prices))
+            await self.recorder.until(lambda: len(self.recorder.trades(instrument)) >= before + len(prices))
 
-    async def push_until_heard(self) -> None:
-        """Trade again and again until a connection hears of it: the simulator may still hold the one that is going."""
-        held = len(self.recorder.trades(self.instruments[0]))
+    async def push_until_delivered(self) -> None:
+        """Push trades until one is delivered, since the simulator may still have the connection that is closing."""
+        before = len(self.recorder.trades(self.instruments[0]))
         with anyio.fail_after(10):
-            while len(self.recorder.trades(self.instruments[0])) == held:
+            while len(self.recorder.trades(self.instruments[0])) == before:
                 await self.push("61500", wait=False)
                 with anyio.move_on_after(0.2):
                     await self.recorder.changed.wait()
@@ -96,7 +96,7 @@ class Setting:
 @asynccontextmanager
 async def collecting(
     exchange: Exchange | None = None, market: str = "spot", names: tuple[str, ...] = ("BTCUSDT",), *, listed: tuple[str, ...] | None = None
-) -> AsyncGenerator[Setting]:
+) -> AsyncGenerator[Scene]:
     exchange = exchange or Binance()
     instruments = [Instrument(exchange.name, market, name) for name in names]
     known = [Instrument(exchange.name, market, name) for name in (listed or names)]
@@ -112,7 +112,7 @@ async def collecting(
             for instrument in known:
                 if instrument in instruments:
                     await simulator.subscribed(*instrument)
-        yield Setting(simulator, recorder, instruments)
+        yield Scene(simulator, recorder, instruments)
         tasks.cancel_scope.cancel()
 
 
@@ -135,7 +135,7 @@ async def test_an_instrument_is_live_with_its_first_frame_and_not_with_its_ackno
         assert s.recorder.health.parts[str(s.instruments[0])].state is State.OK
 
 
-async def test_after_a_cut_it_comes_back_and_the_missing_ids_are_a_gap() -> None:
+async def test_missing_ids_after_a_reconnect_are_a_gap() -> None:
     async with collecting() as s:
         (instrument,) = s.instruments
         await s.push("61000")
@@ -150,7 +150,7 @@ async def test_after_a_cut_it_comes_back_and_the_missing_ids_are_a_gap() -> None
         assert second.opened_by == "disconnect"
 
 
-async def test_after_a_cut_in_which_nothing_traded_there_is_no_gap_where_ids_count() -> None:
+async def test_a_reconnect_without_missed_trades_is_no_gap_where_ids_count() -> None:
     async with collecting() as s:
         (instrument,) = s.instruments
         await s.push("61000")
@@ -174,24 +174,24 @@ async def test_a_lost_id_is_a_gap_of_one_trade() -> None:
 
 
 @pytest.mark.parametrize(
-    "garbage", ["{", b"\xff\x00", '{"e":"trade"}', '{"e":"trade","E":1,"s":"NOPE","t":1,"p":"x","q":"-1","T":1,"m":0}', "[]", ""]
+    "unreadable", ["{", b"\xff\x00", '{"e":"trade"}', '{"e":"trade","E":1,"s":"NOPE","t":1,"p":"x","q":"-1","T":1,"m":0}', "[]", ""]
 )
-async def test_garbage_is_counted_and_changes_nothing_else(garbage: str | bytes) -> None:
+async def test_an_unreadable_frame_is_counted_and_changes_nothing_else(unreadable: str | bytes) -> None:
     async with collecting() as s:
         await s.push("61000")
-        s.simulator.send_raw("binance", "spot", garbage)
+        s.simulator.send_raw("binance", "spot", unreadable)
         await s.push("61001")
         assert s.recorder.health.counts["frames.bad"] == 1
         assert len(s.recorder.spans(s.instruments[0])) == 1
         assert s.recorder.losses == []
 
 
-async def test_garbage_between_frames_that_are_read_at_once_breaks_the_word_between_them() -> None:
+async def test_an_unreadable_frame_between_two_frames_of_one_read_is_a_gap() -> None:
     async with collecting(Bybit(), "spot") as s:
         (instrument,) = s.instruments
         await s.push("61000")
         began = now_ms()
-        # Within the moment in which frames gather.
+        # Soon enough that all of these frames are read in one batch.
         await s.simulator.push(*instrument, [(began + 10, "61001", "0.5", "BUY")])
         s.simulator.send_raw("bybit", "spot", "{")
         await s.simulator.push(*instrument, [(began + 20, "61002", "0.5", "BUY")])
@@ -201,7 +201,7 @@ async def test_garbage_between_frames_that_are_read_at_once_breaks_the_word_betw
         assert (before.end, after.start) == (began + 10, began + 21)
 
 
-async def test_a_flood_of_garbage_is_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+async def test_many_unreadable_frames_are_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     async with collecting() as s:
         await s.push("61000")
         for _ in range(200):
@@ -211,17 +211,17 @@ async def test_a_flood_of_garbage_is_one_line_in_the_log(caplog: pytest.LogCaptu
     assert [record.getMessage() for record in caplog.records].count("frame.bad") == 1
 
 
-async def test_an_oversized_frame_costs_the_connection_and_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collector_module, "_FRAME_LIMIT", 10_000)
+async def test_an_oversized_frame_ends_the_connection_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collector_module, "_MAX_FRAME_BYTES", 10_000)
     async with collecting() as s:
         await s.push("61000")
         s.simulator.send_raw("binance", "spot", "x" * 20_000)
         await s.recorder.until(lambda: bool(s.recorder.losses))
-        await s.push_until_heard()
+        await s.push_until_delivered()
         assert s.recorder.health.counts["frames.oversized"] == 1
 
 
-async def test_a_mute_connection_is_taken_for_dead_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_connection_that_delivers_nothing_is_closed_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(staleness_module, "_MIN_TIMEOUT_SECONDS", 0.5)
     monkeypatch.setattr(staleness_module, "_TIMEOUT_INTERVALS", 0.1)
     async with collecting(Bybit()) as s:
@@ -230,23 +230,23 @@ async def test_a_mute_connection_is_taken_for_dead_and_replaced(monkeypatch: pyt
         await s.recorder.until(lambda: bool(s.recorder.losses))
         assert s.recorder.losses[0][0] == "mute"
         s.simulator.unmute("bybit", "spot")
-        await s.push_until_heard()
+        await s.push_until_delivered()
         assert [span.opened_by for span in s.recorder.spans(s.instruments[0])] == ["start", "mute"]
 
 
-async def test_a_recorder_without_room_is_not_taken_for_a_mute_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_backpressure_of_the_recorder_does_not_make_a_connection_stale(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(staleness_module, "_MIN_TIMEOUT_SECONDS", 0.5)
     monkeypatch.setattr(staleness_module, "_TIMEOUT_INTERVALS", 0.1)
     monkeypatch.setattr(recorder_module, "WAITING_LIMIT", 1)
     async with collecting(Bybit()) as s:
         await s.push("61000")
         await s.push("61001", wait=False)
-        staleness, looks, looked = s.recorder.staleness, 0, anyio.Event()
+        staleness, waits, looked = s.recorder.staleness, 0, anyio.Event()
 
         def look(instrument: Instrument) -> staleness_module.StaleDetector:
-            nonlocal looks
-            looks += s.recorder.health.counts["recorder.waits"]
-            if looks == 3:
+            nonlocal waits
+            waits += s.recorder.health.counts["recorder.waits"]
+            if waits == 3:
                 looked.set()
             return staleness(instrument)
 
@@ -259,16 +259,16 @@ async def test_a_recorder_without_room_is_not_taken_for_a_mute_exchange(monkeypa
         assert len(s.recorder.spans(s.instruments[0])) == 1
 
 
-class Hurried(Binance):
+class ShortLived(Binance):
     """Binance with a connection age limit of about a second."""
 
     def limits(self, market: str) -> Limits:
         return super().limits(market)._replace(lifetime=0.5)
 
 
-async def test_before_the_age_limit_a_new_connection_delivers_and_only_then_the_old_one_goes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collector_module, "_RELIEF_WITHIN", 30.0)
-    async with collecting(Hurried()) as s:
+async def test_a_connection_near_its_age_limit_is_closed_only_after_its_replacement_delivers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collector_module, "_REPLACEMENT_SECONDS", 30.0)
+    async with collecting(ShortLived()) as s:
         (instrument,) = s.instruments
         await s.push("61000")
         with anyio.fail_after(10):
@@ -280,29 +280,29 @@ async def test_before_the_age_limit_a_new_connection_delivers_and_only_then_the_
             while not s.recorder.losses:
                 await s.push("61002")
         await s.push("61003")
-        assert s.recorder.losses[0][1] == "relieved"
+        assert s.recorder.losses[0][1] == "replaced by a newer connection"
         assert len(s.recorder.spans(instrument)) == 1
 
 
-class Impatient(Binance):
-    """Binance that pings within half a second."""
+class FrequentPings(Binance):
+    """Binance, which should ping every half second and does not."""
 
     def limits(self, market: str) -> Limits:
         return super().limits(market)._replace(bytes_within=0.5)
 
 
-async def test_a_connection_on_which_not_even_a_ping_comes_is_taken_for_dead_before_its_trades_are_missed() -> None:
-    async with collecting(Impatient()) as s:
+async def test_a_connection_without_even_a_ping_is_closed_before_the_timeout_of_its_trades() -> None:
+    async with collecting(FrequentPings()) as s:
         await s.push("61000")
         await s.recorder.until(lambda: bool(s.recorder.losses))
         reason, detail = s.recorder.losses[0]
-        assert (reason, detail.startswith("not a byte came in within 0.5 s")) == ("mute", True)
+        assert (reason, detail.startswith("no byte came within 0.5 s")) == ("mute", True)
 
 
-async def test_over_tls_a_connection_that_ends_is_followed_by_another() -> None:
-    authority, ours, theirs = trustme.CA(), ssl.create_default_context(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.configure_trust(ours)
-    authority.issue_cert("127.0.0.1").configure_cert(theirs)
+async def test_a_connection_over_tls_that_ends_is_followed_by_another() -> None:
+    authority, client_tls, server_tls = trustme.CA(), ssl.create_default_context(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.configure_trust(client_tls)
+    authority.issue_cert("127.0.0.1").configure_cert(server_tls)
     recorder, instrument = Recording(), Instrument("binance", "spot", "BTCUSDT")
     recorder.start(listing(instrument), counts_trades=True)
 
@@ -312,10 +312,10 @@ async def test_over_tls_a_connection_that_ends_is_followed_by_another() -> None:
         event = {"e": "trade", "E": now, "s": "BTCUSDT", "t": number, "p": "61000.0", "q": "0.5", "T": now, "m": False, "M": True}
         await connection.send(json.dumps(event))
 
-    async with serve(exchange, "127.0.0.1", 0, ssl=theirs, compression=None) as server, anyio.create_task_group() as tasks:
+    async with serve(exchange, "127.0.0.1", 0, ssl=server_tls, compression=None) as server, anyio.create_task_group() as tasks:
         url = f"wss://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}"
         collector = Collector(
-            venue(Binance(), "spot", socket_url=url), [listing(instrument)], recorder, recorder.health, SYSTEM_CLOCK, ours
+            venue(Binance(), "spot", socket_url=url), [listing(instrument)], recorder, recorder.health, SYSTEM_CLOCK, client_tls
         )
         tasks.start_soon(collector.run)
         await recorder.until(lambda: len(recorder.trades(instrument)) >= 3)
@@ -333,7 +333,7 @@ async def test_over_tls_a_connection_that_ends_is_followed_by_another() -> None:
         ("NO_PROXY", "wss://stream.binance.com:9443", None),
     ],
 )
-def test_sockets_take_the_proxy_that_rest_takes(monkeypatch: pytest.MonkeyPatch, variable: str, url: str, proxy: str | bool | None) -> None:
+def test_sockets_use_the_same_proxy_as_rest(monkeypatch: pytest.MonkeyPatch, variable: str, url: str, proxy: str | bool | None) -> None:
     for name in ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "WSS_PROXY", "SOCKS_PROXY", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
@@ -342,7 +342,7 @@ def test_sockets_take_the_proxy_that_rest_takes(monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.mark.parametrize("refused", ["BTCUSDT", "WETHUSDT"])
-async def test_one_symbol_the_exchange_refuses_does_not_cost_the_others_their_trades(refused: str) -> None:
+async def test_a_symbol_that_the_exchange_refuses_does_not_affect_the_others(refused: str) -> None:
     async with collecting(Bybit(), names=(refused, "ETHUSDT"), listed=("ETHUSDT",)) as s:
         with anyio.fail_after(10):
             await s.simulator.subscribed("bybit", "spot", "ETHUSDT")
@@ -353,7 +353,7 @@ async def test_one_symbol_the_exchange_refuses_does_not_cost_the_others_their_tr
         assert s.recorder.health.parts["bybit:spot:ETHUSDT"].state is State.OK
 
 
-async def test_an_exchange_that_cannot_be_reached_is_tried_again_and_says_so() -> None:
+async def test_an_unreachable_exchange_is_retried_and_reported() -> None:
     recorder = Recording()
     instrument = Instrument("binance", "spot", "BTCUSDT")
     recorder.start(listing(instrument), counts_trades=True)

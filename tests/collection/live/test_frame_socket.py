@@ -1,4 +1,4 @@
-"""Whatever pieces a stream comes in, a reader gets the messages that were sent, in order, and the library everything else."""
+"""However the stream is split, the reader gets the messages that were sent, in order, and the library handles everything else."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Tls(NamedTuple):
-    """What either end of a connection has to know."""
+    """TLS contexts of both ends of a connection."""
 
     client: ssl.SSLContext
     server: ssl.SSLContext
@@ -47,29 +47,29 @@ class Exchange:
 
 @pytest.fixture(params=["plain", "TLS"])
 def tls(request: pytest.FixtureRequest) -> Tls | None:
-    """Both ends of TLS, where the connection is to have it: as the exchanges' have."""
+    """TLS contexts if the connection uses TLS, as those of the exchanges do; else None."""
     return request.getfixturevalue("certified") if request.param == "TLS" else None
 
 
 @pytest.fixture(scope="module")
 def certified() -> Tls:
     authority = trustme.CA()
-    ends = Tls(ssl.create_default_context(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
-    authority.configure_trust(ends.client)
-    authority.issue_cert("127.0.0.1").configure_cert(ends.server)
-    return ends
+    contexts = Tls(ssl.create_default_context(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+    authority.configure_trust(contexts.client)
+    authority.issue_cert("127.0.0.1").configure_cert(contexts.server)
+    return contexts
 
 
 @asynccontextmanager
 async def connected(tls: Tls | None = None, max_size: int = 1 << 20) -> AsyncGenerator[tuple[FrameSocket, ServerConnection]]:
     exchange = Exchange()
-    their, our = (tls.server, tls.client) if tls is not None else (None, None)
-    async with serve(exchange.serve, "127.0.0.1", 0, ssl=their, compression=None, ping_interval=None, close_timeout=1) as server:
+    server_tls, client_tls = (tls.server, tls.client) if tls is not None else (None, None)
+    async with serve(exchange.serve, "127.0.0.1", 0, ssl=server_tls, compression=None, ping_interval=None, close_timeout=1) as server:
         port = next(iter(server.sockets)).getsockname()[1]
         async with connect(
             f"ws{'s' if tls is not None else ''}://127.0.0.1:{port}",
             create_connection=FrameSocket,
-            ssl=our,
+            ssl=client_tls,
             compression=None,
             ping_interval=None,
             max_size=max_size,
@@ -117,14 +117,14 @@ def as_wire(kind: str, size: int) -> bytes:
 
 @given(st.lists(events, max_size=12), st.lists(st.integers(1, 400), min_size=1, max_size=20))
 @settings(max_examples=60, deadline=None)
-def test_messages_come_out_as_they_were_sent_however_the_stream_is_cut(sent: list[tuple[str, int]], cuts: list[int]) -> None:
+def test_messages_are_read_as_they_were_sent_however_the_stream_is_split(sent: list[tuple[str, int]], steps: list[int]) -> None:
     async def check() -> None:
         async with connected() as (client, _):
-            stream, place, turn = b"".join(as_wire(*each) for each in sent), 0, 0
-            while place < len(stream):
-                step = cuts[turn % len(cuts)] * (1 if len(stream) < 5_000 else 500)
-                client.data_received(stream[place : place + step])
-                place, turn = place + step, turn + 1
+            stream, offset, step_number = b"".join(as_wire(*each) for each in sent), 0, 0
+            while offset < len(stream):
+                step = steps[step_number % len(steps)] * (1 if len(stream) < 5_000 else 500)
+                client.data_received(stream[offset : offset + step])
+                offset, step_number = offset + step, step_number + 1
             expected = [size for kind, size in sent if kind != "ping"]
             assert [len(message) for message in await read(client, len(expected))] == expected
             assert client.protocol.state is State.OPEN
@@ -132,7 +132,7 @@ def test_messages_come_out_as_they_were_sent_however_the_stream_is_cut(sent: lis
     anyio.run(check)
 
 
-async def test_frames_gather_after_one_was_read_and_come_once_the_moment_is_over(tls: Tls | None) -> None:
+async def test_frames_are_batched_after_a_read_and_delivered_when_the_batch_ends(tls: Tls | None) -> None:
     async with connected(tls) as (client, exchange):
         raw = client.transport.get_extra_info("socket")
         await exchange.send("one")
@@ -151,7 +151,7 @@ async def test_a_ping_between_trades_is_answered(tls: Tls | None) -> None:
         await answered
 
 
-async def test_the_last_messages_are_read_before_the_end_is_told(tls: Tls | None) -> None:
+async def test_the_last_messages_are_read_before_the_end_is_reported(tls: Tls | None) -> None:
     async with connected(tls) as (client, exchange):
         await exchange.send("last")
         await exchange.close(1012)
@@ -162,7 +162,7 @@ async def test_the_last_messages_are_read_before_the_end_is_told(tls: Tls | None
         assert closed.value.rcvd.code == 1012
 
 
-async def test_a_reader_that_waits_is_woken_by_the_end(tls: Tls | None) -> None:
+async def test_a_waiting_reader_is_woken_when_the_connection_closes(tls: Tls | None) -> None:
     async with connected(tls) as (client, exchange), anyio.create_task_group() as tasks:
         tasks.start_soon(exchange.close)
         with pytest.raises(ConnectionClosed):
@@ -170,17 +170,17 @@ async def test_a_reader_that_waits_is_woken_by_the_end(tls: Tls | None) -> None:
 
 
 @pytest.mark.parametrize(
-    "unlawful", [b"\x81\x81\x01\x02\x03\x04x", b"\xc1\x01x", wire(Opcode.TEXT, b"x" * 1_001)], ids=["masked", "reserved", "long"]
+    "invalid", [b"\x81\x81\x01\x02\x03\x04x", b"\xc1\x01x", wire(Opcode.TEXT, b"x" * 1_001)], ids=["masked", "reserved", "long"]
 )
-async def test_what_only_the_library_judges_ends_the_connection_after_what_came_before(tls: Tls | None, unlawful: bytes) -> None:
+async def test_an_invalid_frame_ends_the_connection_after_the_messages_before_it(tls: Tls | None, invalid: bytes) -> None:
     async with connected(tls, max_size=1_000) as (client, exchange):
-        exchange.transport.write(wire(Opcode.TEXT, b"before") + unlawful)
+        exchange.transport.write(wire(Opcode.TEXT, b"before") + invalid)
         assert await read(client, 1) == [b"before"]
         with pytest.raises(ConnectionClosed):
             await client.frames()
 
 
-async def test_a_reader_that_lags_leaves_the_rest_in_the_kernel() -> None:
+async def test_a_slow_reader_stops_the_socket_from_being_read() -> None:
     async with connected() as (client, _):
         client.data_received(wire(Opcode.TEXT, b"x") * 1_500)
         assert not client.transport.is_reading()
@@ -188,7 +188,7 @@ async def test_a_reader_that_lags_leaves_the_rest_in_the_kernel() -> None:
         assert client.transport.is_reading()
 
 
-async def test_of_a_connection_that_has_ended_every_message_is_read_that_came_in(tls: Tls | None) -> None:
+async def test_every_message_received_before_the_end_is_read(tls: Tls | None) -> None:
     async with connected(tls) as (client, exchange):
         for number in range(1_000):
             await exchange.send(str(number))
@@ -199,7 +199,7 @@ async def test_of_a_connection_that_has_ended_every_message_is_read_that_came_in
             await client.frames()
 
 
-async def test_a_reader_that_waits_is_woken_when_the_connection_is_cut(tls: Tls | None) -> None:
+async def test_a_waiting_reader_is_woken_when_the_connection_is_aborted(tls: Tls | None) -> None:
     async with connected(tls) as (client, exchange):
         await exchange.send("one")
         assert await client.frames() == [b"one"]

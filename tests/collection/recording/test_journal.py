@@ -69,14 +69,14 @@ spans = st.builds(
 )
 
 
-def footprint(made_of: Iterable[Trade]) -> Footprint:
-    made = Footprint(Scale(2, 5))
-    for each in made_of:
-        made.add(each)
-    return made
+def footprint(trades: Iterable[Trade]) -> Footprint:
+    result = Footprint(Scale(2, 5))
+    for each in trades:
+        result.add(each)
+    return result
 
 
-pieces = st.builds(
+partials = st.builds(
     PartialFootprint,
     instrument=instruments,
     minute=times,
@@ -84,11 +84,13 @@ pieces = st.builds(
     last_seq=seqs,
     footprint=st.lists(st.builds(trade, st.integers(1, 1 << 40), price=integers, quantity=integers), min_size=1, max_size=5).map(footprint),
 )
-entries = st.builds(Entry, st.lists(trades, max_size=30), st.lists(st.tuples(instruments, spans), max_size=5), st.lists(pieces, max_size=3))
+entries = st.builds(
+    Entry, st.lists(trades, max_size=30), st.lists(st.tuples(instruments, spans), max_size=5), st.lists(partials, max_size=3)
+)
 
 
 class Clock:
-    """A monotonic clock that moves when told."""
+    """A monotonic clock that tests set."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -98,13 +100,13 @@ class Clock:
 
 
 class FullDisk(FileIO):
-    """A file on a disk with `room` bytes left, None for plenty. It takes what fits before it refuses, as a real one does.
+    """A file on a disk with `room` bytes left, None for no limit. Like a real disk it writes what fits before it fails.
 
-    Without `cuts` what was written into a full disk cannot be cut off again either.
+    Without `truncates` a file on the full disk cannot be truncated either.
     """
 
     room: int | None = None
-    cuts = True
+    truncates = True
 
     def write(self, data: ReadableBuffer, /) -> int:
         if FullDisk.room is None:
@@ -116,7 +118,7 @@ class FullDisk(FileIO):
         return written
 
     def truncate(self, size: int | None = None, /) -> int:
-        if not FullDisk.cuts and FullDisk.room == 0:
+        if not FullDisk.truncates and FullDisk.room == 0:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return super().truncate(size)
 
@@ -136,30 +138,30 @@ def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> type[FullDisk]:
     monkeypatch.setattr(journal_module, "FileIO", FullDisk)
     monkeypatch.setattr(FullDisk, "room", None)
-    monkeypatch.setattr(FullDisk, "cuts", True)
+    monkeypatch.setattr(FullDisk, "truncates", True)
     return FullDisk
 
 
 @pytest.fixture
-def no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything is read back from the disk."""
-    monkeypatch.setattr(journal_module, "REMEMBERED", 0)
+def no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every entry is read back from the disk."""
+    monkeypatch.setattr(journal_module, "MAX_CACHED_TRADES", 0)
 
 
 def entry(first: int, count: int = 3, *, span: bool = True) -> Entry:
     """Trades of one instrument with seqs from `first` on, and a span that ends with them."""
-    held = Span(NOON, NOON + first + count, 1, first + count - 1, Basis.EXACT)
-    return Entry([trade(seq, NOON + seq) for seq in range(first, first + count)], [(SPOT, held)] if span else [])
+    covered = Span(NOON, NOON + first + count, 1, first + count - 1, Basis.EXACT)
+    return Entry([trade(seq, NOON + seq) for seq in range(first, first + count)], [(SPOT, covered)] if span else [])
 
 
 def numbers(found: Iterable[Trade]) -> list[int]:
     return [each.seq for each in found]
 
 
-async def drained(journal: Journal, most: int = 5_000) -> list[int]:
-    """The seqs of everything that was left, in the order it was handed out."""
+async def drained(journal: Journal, max_trades: int = 5_000) -> list[int]:
+    """The seqs of all trades that were not released, in the order in which they are returned."""
     found: list[int] = []
-    while (batch := await journal.next(most)) is not None:
+    while (batch := await journal.next(max_trades)) is not None:
         found += numbers(batch.trades)
         await journal.release(batch)
     assert journal.backlog == 0
@@ -172,8 +174,8 @@ async def fill(folder: Path, *batches: Entry) -> None:
             await journal.append(each)
 
 
-async def next_of(journal: Journal, most: int = 5_000) -> Batch:
-    batch = await journal.next(most)
+async def next_of(journal: Journal, max_trades: int = 5_000) -> Batch:
+    batch = await journal.next(max_trades)
     assert batch is not None
     return batch
 
@@ -183,7 +185,7 @@ def segments(folder: Path) -> list[str]:
 
 
 def crashed(folder: Path) -> Path:
-    """The folder as a process that was killed at this instant would leave it."""
+    """A copy of the folder, as a process killed at this moment would leave it."""
     left = folder.with_name(folder.name + "_")
     if left.exists():
         left = left.with_name(left.name + "_")
@@ -191,19 +193,19 @@ def crashed(folder: Path) -> Path:
     return left
 
 
-@pytest.mark.parametrize("most", [1, 2, 3, 7, 100])
-async def test_what_follows_a_batch_can_be_read_before_that_is_released(tmp_path: Path, most: int) -> None:
+@pytest.mark.parametrize("max_trades", [1, 2, 3, 7, 100])
+async def test_the_next_batch_can_be_read_before_this_one_is_released(tmp_path: Path, max_trades: int) -> None:
     async with Journal(tmp_path, ROOM) as journal:
         for first in range(1, 30, 5):
             await journal.append(entry(first, 5))
-        ahead = [await next_of(journal, most)]
-        while (following := await journal.next(most, after=ahead[-1])) is not None:
+        ahead = [await next_of(journal, max_trades)]
+        while (following := await journal.next(max_trades, after=ahead[-1])) is not None:
             ahead.append(following)
-        assert await journal.next(most) == ahead[0]
+        assert await journal.next(max_trades) == ahead[0]
         for each in ahead:
-            assert await journal.next(most) == each
+            assert await journal.next(max_trades) == each
             await journal.release(each)
-        assert await journal.next(most) is None
+        assert await journal.next(max_trades) is None
 
 
 @given(entries)
@@ -222,11 +224,9 @@ def test_a_price_beyond_64_bits_is_refused_before_anything_is_written() -> None:
         pack(Entry([trade(1, price=1 << 64)], ()))
 
 
-@pytest.mark.parametrize("remembered", [0, 20_000])
-async def test_what_goes_in_comes_out_in_order_from_memory_and_from_disk(
-    folder: Path, remembered: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(journal_module, "REMEMBERED", remembered)
+@pytest.mark.parametrize("cached", [0, 20_000])
+async def test_entries_come_back_in_order_from_memory_and_from_disk(folder: Path, cached: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "MAX_CACHED_TRADES", cached)
     odd = Trade(BYBIT, NOON, 9, str(UUID(int=5)), 7, 8, TradeType.SELL, 3, Scale(4, 6))
     late = (BYBIT, Span(NOON, NOON, -1, -1, Basis.OBSERVED, SpanReason.LIVE, GapReason.MUTE))
     async with Journal(folder, ROOM) as journal:
@@ -237,7 +237,7 @@ async def test_what_goes_in_comes_out_in_order_from_memory_and_from_disk(
     assert batch.spans == [late]
 
 
-async def test_nothing_is_left_in_an_empty_journal(folder: Path) -> None:
+async def test_an_empty_journal_returns_nothing_and_leaves_no_file(folder: Path) -> None:
     async with Journal(folder, ROOM) as journal:
         assert await journal.next() is None
         await journal.append(Entry([], []))
@@ -246,7 +246,7 @@ async def test_nothing_is_left_in_an_empty_journal(folder: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
-async def test_the_same_is_handed_out_until_it_is_released(folder: Path) -> None:
+async def test_the_same_trades_are_returned_until_they_are_released(folder: Path) -> None:
     async with Journal(folder, ROOM) as journal:
         await journal.append(entry(1))
         first = await next_of(journal)
@@ -262,14 +262,14 @@ async def test_the_same_is_handed_out_until_it_is_released(folder: Path) -> None
         assert await journal.next() is None
 
 
-async def test_only_the_newest_form_of_a_span_is_handed_out(folder: Path) -> None:
+async def test_only_the_newest_version_of_a_span_is_returned(folder: Path) -> None:
     async with Journal(folder, ROOM) as journal:
         await journal.append(entry(1))
         await journal.append(entry(4))
         assert (await next_of(journal)).spans == entry(4).spans
 
 
-async def test_coverage_alone_is_kept_too(folder: Path) -> None:
+async def test_coverage_without_trades_is_kept_too(folder: Path) -> None:
     async with Journal(folder, ROOM) as journal:
         await journal.append(Entry((), entry(1).spans))
     async with Journal(folder, ROOM) as journal:
@@ -280,12 +280,12 @@ async def test_coverage_alone_is_kept_too(folder: Path) -> None:
     assert segments(folder) == []
 
 
-@pytest.mark.parametrize("remembered", [0, 20_000])
+@pytest.mark.parametrize("cached", [0, 20_000])
 @pytest.mark.parametrize("size", [4, 7, 20])
-async def test_a_large_entry_comes_in_chunks_with_its_coverage_last(
-    folder: Path, size: int, remembered: int, monkeypatch: pytest.MonkeyPatch
+async def test_a_large_entry_comes_in_several_batches_with_its_coverage_last(
+    folder: Path, size: int, cached: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal_module, "REMEMBERED", remembered)
+    monkeypatch.setattr(journal_module, "MAX_CACHED_TRADES", cached)
     monkeypatch.setattr(journal_module, "RECORD_TRADES", size)
     async with Journal(folder, ROOM) as journal:
         await journal.append(entry(1, 10))
@@ -326,7 +326,7 @@ async def test_a_segment_is_deleted_once_all_of_it_is_released(folder: Path) -> 
 
 @pytest.mark.parametrize("segment_bytes", [10, 300, 1_000_000])
 @pytest.mark.parametrize("kill", [False, True])
-async def test_a_restart_at_any_point_hands_out_all_that_was_not_released(
+async def test_a_restart_at_any_point_returns_everything_that_was_not_released(
     tmp_path: Path, segment_bytes: int, kill: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(journal_module, "SEGMENT_BYTES", segment_bytes)
@@ -355,16 +355,16 @@ from wadm_mcp.collection.recording import journal
 
 async def main(folder, first, release):
     journal.SEGMENT_BYTES = 20_000
-    async with journal.Journal(Path(folder), 1 << 30) as held:
+    async with journal.Journal(Path(folder), 1 << 30) as opened:
         if release:
-            while (batch := await held.next()) is not None:
-                await held.release(batch)
+            while (batch := await opened.next()) is not None:
+                await opened.release(batch)
         for n in itertools.count(first, 7):
-            await held.append(entry(n, 7))
+            await opened.append(entry(n, 7))
             print(n, flush=True)
             if release and n % 5 == 0:
-                batch = await next_of(held)
-                await held.release(batch)
+                batch = await next_of(opened)
+                await opened.release(batch)
 
 anyio.run(main, sys.argv[1], int(sys.argv[2]), sys.argv[3] == "release")
 """
@@ -376,10 +376,10 @@ def _killed_after(folder: Path, first: int, lines: int, mode: str) -> list[int]:
     command = [sys.executable, "-c", _CHILD, str(folder), str(first), mode]
     with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
-        told = [child.stdout.readline() for _ in range(lines)]
+        printed = [child.stdout.readline() for _ in range(lines)]
         child.send_signal(signal.SIGKILL)
-        told += child.stdout.readlines()
-    return [int(line) for line in told if line.endswith(b"\n")]
+        printed += child.stdout.readlines()
+    return [int(line) for line in printed if line.endswith(b"\n")]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
@@ -387,8 +387,8 @@ async def test_everything_acknowledged_survives_kill_9_once_and_in_order(folder:
     acknowledged: list[int] = []
     possible = 0
     for round_, lines in enumerate((1, 40, 333, 777)):
-        told = _killed_after(folder, 1 + round_ * 1_000_000, lines, "keep")
-        acknowledged += [seq for first in told for seq in range(first, first + 7)]
+        printed = _killed_after(folder, 1 + round_ * 1_000_000, lines, "keep")
+        acknowledged += [seq for first in printed for seq in range(first, first + 7)]
         possible += 7
     async with Journal(folder, ROOM) as journal:
         assert journal.damaged == []
@@ -401,35 +401,35 @@ async def test_everything_acknowledged_survives_kill_9_once_and_in_order(folder:
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 async def test_kill_9_between_releases_loses_nothing_that_was_not_released(folder: Path) -> None:
     _killed_after(folder, 1, 3, "release")
-    told = _killed_after(folder, 1_000_001, 500, "release")
+    printed = _killed_after(folder, 1_000_001, 500, "release")
     async with Journal(folder, ROOM) as journal:
         found = await drained(journal)
     assert found == sorted(set(found))
-    last_released = max(first for first in told if first % 5 == 0)
-    assert {seq for first in told if first > last_released for seq in range(first, first + 7)} <= set(found)
+    last_released = max(first for first in printed if first % 5 == 0)
+    assert {seq for first in printed if first > last_released for seq in range(first, first + 7)} <= set(found)
 
 
-async def test_a_tail_torn_at_any_byte_is_cut_off_and_counted(folder: Path, tmp_path: Path) -> None:
+async def test_an_incomplete_record_is_truncated_at_any_byte_and_counted(folder: Path, tmp_path: Path) -> None:
     await fill(folder, entry(1), entry(4))
-    whole = (folder / "000001.seg").read_bytes()
-    good = HEADER + len(pack(entry(1)))
-    for length in range(len(whole)):
+    content = (folder / "000001.seg").read_bytes()
+    complete = HEADER + len(pack(entry(1)))
+    for length in range(len(content)):
         left = tmp_path / str(length)
         left.mkdir()
-        (left / "000001.seg").write_bytes(whole[:length])
-        kept = 0 if length < HEADER else HEADER if length < good else good
+        (left / "000001.seg").write_bytes(content[:length])
+        kept = 0 if length < HEADER else HEADER if length < complete else complete
         async with Journal(left, ROOM) as journal:
             assert (journal.torn, journal.damaged) == (length - kept, [])
-            assert journal.backlog == (3 if length >= good else 0)
+            assert journal.backlog == (3 if length >= complete else 0)
             await journal.append(entry(7))
             again = crashed(left)
-            assert await drained(journal) == ([1, 2, 3] if length >= good else []) + [7, 8, 9]
+            assert await drained(journal) == ([1, 2, 3] if length >= complete else []) + [7, 8, 9]
         async with Journal(again, ROOM) as journal:
             assert (journal.torn, journal.damaged) == (0, [])
-            assert await drained(journal) == ([1, 2, 3] if length >= good else []) + [7, 8, 9]
+            assert await drained(journal) == ([1, 2, 3] if length >= complete else []) + [7, 8, 9]
 
 
-async def test_a_tail_of_zeros_after_a_power_cut_is_torn(folder: Path) -> None:
+async def test_zeros_at_the_end_after_a_power_cut_are_truncated(folder: Path) -> None:
     await fill(folder, entry(1))
     with (folder / "000001.seg").open("ab") as file:
         file.write(bytes(4_096))
@@ -438,34 +438,33 @@ async def test_a_tail_of_zeros_after_a_power_cut_is_torn(folder: Path) -> None:
         assert await drained(journal) == [1, 2, 3]
 
 
-def _spoil(path: Path, offset: int) -> None:
+def _damage(path: Path, offset: int) -> None:
     data = bytearray(path.read_bytes())
     data[offset] ^= 0x40
     path.write_bytes(data)
 
 
 @pytest.mark.parametrize("byte", [0, 3, FRAME + 20])
-async def test_damage_before_an_intact_record_is_no_torn_tail(folder: Path, byte: int) -> None:
+async def test_damage_before_an_intact_record_is_not_an_incomplete_record(folder: Path, byte: int) -> None:
     await fill(folder, entry(1), entry(4), entry(7))
     at = HEADER + len(pack(entry(1)))
-    _spoil(folder / "000001.seg", at + byte)
-    spoiled = (folder / "000001.seg").read_bytes()
+    _damage(folder / "000001.seg", at + byte)
+    damaged = (folder / "000001.seg").read_bytes()
     async with Journal(folder, ROOM) as journal:
         assert journal.torn == 0
         assert len(journal.damaged) == 1
         assert await drained(journal) == [1, 2, 3]
     assert segments(folder) == []
-    assert (folder / "damaged" / "000001.seg").read_bytes() == spoiled
+    assert (folder / "damaged" / "000001.seg").read_bytes() == damaged
 
 
 @pytest.mark.usefixtures("small_segments")
-async def test_a_damaged_segment_is_set_aside_in_one_line_and_later_ones_are_drained(folder: Path) -> None:
+async def test_a_damaged_segment_is_set_aside_with_one_line_and_later_ones_are_drained(folder: Path) -> None:
     await fill(folder, entry(1), entry(4), entry(7))
-    _spoil(folder / "000002.seg", HEADER + FRAME + 10)
+    _damage(folder / "000002.seg", HEADER + FRAME + 10)
     async with Journal(folder, ROOM) as journal:
         assert journal.damaged == [
-            "journal segment 000002.seg: checksum differs at byte 8; "
-            "0 trades before it were kept, the rest is set aside in journal/damaged/"
+            "journal segment 000002.seg: checksum mismatch at byte 8; 0 trades before it are kept, the whole file is in journal/damaged/"
         ]
         assert (folder / "damaged" / "000002.seg").is_file()
         assert journal.backlog == 6
@@ -474,25 +473,25 @@ async def test_a_damaged_segment_is_set_aside_in_one_line_and_later_ones_are_dra
         assert segments(folder) == ["000004.seg"]
 
 
-async def test_a_header_that_is_not_ours_is_set_aside(folder: Path) -> None:
+async def test_a_file_with_an_invalid_header_is_set_aside(folder: Path) -> None:
     folder.mkdir()
-    (folder / "000007.seg").write_bytes(b"a letter to grandmother")
+    (folder / "000007.seg").write_bytes(b"some other text")
     async with Journal(folder, ROOM) as journal:
         (line,) = journal.damaged
-        assert line.startswith("journal segment 000007.seg: header is not a journal segment's at byte 0; 0 trades before it were kept")
+        assert line.startswith("journal segment 000007.seg: invalid segment header at byte 0; 0 trades before it are kept")
         await journal.append(entry(1))
         assert segments(folder) == ["000008.seg"]
-    assert (folder / "damaged" / "000007.seg").read_bytes() == b"a letter to grandmother"
+    assert (folder / "damaged" / "000007.seg").read_bytes() == b"some other text"
 
 
-async def test_a_name_that_was_set_aside_is_never_used_again(folder: Path) -> None:
+async def test_the_name_of_a_segment_that_was_set_aside_is_never_used_again(folder: Path) -> None:
     (folder / "damaged").mkdir(parents=True)
     (folder / "damaged" / "000041.seg").write_bytes(b"")
     await fill(folder, entry(1))
     assert segments(folder) == ["000042.seg"]
 
 
-async def test_a_record_of_a_version_to_come_is_set_aside_wherever_it_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_record_of_a_newer_version_is_set_aside_even_at_the_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     await fill(folder, entry(1))
     with monkeypatch.context() as patch, (folder / "000001.seg").open("ab") as file:
         patch.setattr(segment_module, "VERSION", 2)
@@ -500,7 +499,7 @@ async def test_a_record_of_a_version_to_come_is_set_aside_wherever_it_is(folder:
     async with Journal(folder, ROOM) as journal:
         assert await drained(journal) == [1, 2, 3]
         (line,) = journal.damaged
-        assert line.startswith("journal segment 000001.seg: record version 2 is unknown at byte ")
+        assert line.startswith("journal segment 000001.seg: unknown record version 2 at byte ")
         assert journal.torn == 0
     assert segments(folder / "damaged") == ["000001.seg"]
 
@@ -518,9 +517,9 @@ async def test_files_that_are_not_segments_are_left_alone(folder: Path, tmp_path
 
 
 @pytest.mark.usefixtures("small_segments")
-async def test_coverage_behind_damage_is_withheld_until_this_process_appends(folder: Path) -> None:
+async def test_coverage_after_damage_is_withheld_until_this_process_appends(folder: Path) -> None:
     await fill(folder, entry(1), entry(4), entry(7))
-    _spoil(folder / "000002.seg", HEADER + FRAME + 10)
+    _damage(folder / "000002.seg", HEADER + FRAME + 10)
     async with Journal(folder, ROOM) as journal:
         await journal.append(entry(10))
         found: list[tuple[list[int], int]] = []
@@ -531,9 +530,9 @@ async def test_coverage_behind_damage_is_withheld_until_this_process_appends(fol
 
 
 @pytest.mark.usefixtures("small_segments")
-async def test_a_crash_behind_damage_does_not_forget_it(folder: Path) -> None:
+async def test_coverage_after_damage_is_still_withheld_after_a_crash(folder: Path) -> None:
     await fill(folder, entry(1), entry(4), entry(7))
-    _spoil(folder / "000001.seg", HEADER + FRAME + 10)
+    _damage(folder / "000001.seg", HEADER + FRAME + 10)
     async with Journal(folder, ROOM) as journal:
         await journal.release(await next_of(journal, 3))
         left = crashed(folder)
@@ -546,18 +545,18 @@ async def test_a_crash_behind_damage_does_not_forget_it(folder: Path) -> None:
     assert segments(left) == []
 
 
-@pytest.mark.usefixtures("no_memory")
-async def test_damage_done_while_the_process_runs_is_set_aside_when_it_is_read(folder: Path) -> None:
+@pytest.mark.usefixtures("no_cache")
+async def test_a_segment_that_is_damaged_while_the_process_runs_is_set_aside_when_it_is_read(folder: Path) -> None:
     async with Journal(folder, ROOM) as journal:
         for first in (1, 4, 7):
             await journal.append(entry(first))
-        _spoil(folder / "000001.seg", HEADER + len(pack(entry(1))) + FRAME + 10)
+        _damage(folder / "000001.seg", HEADER + len(pack(entry(1))) + FRAME + 10)
         assert journal.backlog == 9
         stale = await next_of(journal, 3)
         batch = await next_of(journal)
         assert numbers(batch.trades) == [1, 2, 3]
-        assert journal.damaged[0].startswith("journal segment 000001.seg: checksum differs at byte ")
-        assert "; 3 trades before it were kept" in journal.damaged[0]
+        assert journal.damaged[0].startswith("journal segment 000001.seg: checksum mismatch at byte ")
+        assert "; 3 trades before it are kept" in journal.damaged[0]
         assert journal.backlog == 3
         await journal.append(entry(10))
         assert journal.backlog == 6
@@ -566,17 +565,17 @@ async def test_damage_done_while_the_process_runs_is_set_aside_when_it_is_read(f
         assert segments(folder) == ["000002.seg"]
 
 
-@pytest.mark.usefixtures("no_memory")
-async def test_a_segment_that_somebody_deleted_is_reported_and_the_next_is_read(folder: Path) -> None:
+@pytest.mark.usefixtures("no_cache")
+async def test_a_deleted_segment_is_reported_and_the_next_one_is_read(folder: Path) -> None:
     await fill(folder, entry(1))
     await fill(folder, entry(4))
     async with Journal(folder, ROOM) as journal:
         (folder / "000001.seg").unlink()
         assert await drained(journal) == [4, 5, 6]
-        assert journal.damaged == ["journal segment 000001.seg: the file is gone at byte 8; 0 trades before it were kept, the rest is lost"]
+        assert journal.damaged == ["journal segment 000001.seg: file not found at byte 8; 0 trades before it are kept, the rest is lost"]
 
 
-async def test_where_files_cannot_have_two_names_the_damaged_one_is_copied(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_damaged_segment_is_copied_if_the_file_system_has_no_hard_links(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path, target: Path) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
@@ -590,7 +589,7 @@ async def test_where_files_cannot_have_two_names_the_damaged_one_is_copied(folde
     assert segments(folder) == []
 
 
-async def test_the_limit_is_said_in_one_line_and_room_made_by_the_store_is_used(folder: Path) -> None:
+async def test_a_full_journal_refuses_an_entry_in_one_line_and_accepts_it_after_a_release(folder: Path) -> None:
     size = len(pack(entry(1)))
     async with Journal(folder, HEADER + 2 * size) as journal:
         await journal.append(entry(1))
@@ -605,7 +604,7 @@ async def test_the_limit_is_said_in_one_line_and_room_made_by_the_store_is_used(
         assert journal.bytes <= journal.limit
 
 
-async def test_an_entry_larger_than_the_limit_is_refused_whole(folder: Path) -> None:
+async def test_an_entry_larger_than_the_limit_is_refused_completely(folder: Path) -> None:
     async with Journal(folder, 500) as journal:
         with pytest.raises(JournalFull):
             await journal.append(entry(1, 1_000))
@@ -614,7 +613,7 @@ async def test_an_entry_larger_than_the_limit_is_refused_whole(folder: Path) -> 
         assert await drained(journal) == [1, 2, 3]
 
 
-async def test_leftovers_beyond_the_limit_are_still_drained(folder: Path) -> None:
+async def test_segments_beyond_a_lowered_limit_are_still_drained(folder: Path) -> None:
     await fill(folder, entry(1), entry(4))
     async with Journal(folder, 100) as journal:
         with pytest.raises(JournalFull):
@@ -622,7 +621,7 @@ async def test_leftovers_beyond_the_limit_are_still_drained(folder: Path) -> Non
         assert await drained(journal) == [1, 2, 3, 4, 5, 6]
 
 
-async def test_a_disk_that_fills_half_way_keeps_nothing_of_the_entry(folder: Path, full_disk: type[FullDisk]) -> None:
+async def test_a_disk_that_fills_up_during_a_write_keeps_nothing_of_the_entry(folder: Path, full_disk: type[FullDisk]) -> None:
     size = len(pack(entry(4)))
     async with Journal(folder, ROOM) as journal:
         await journal.append(entry(1))
@@ -640,19 +639,19 @@ async def test_a_disk_that_fills_half_way_keeps_nothing_of_the_entry(folder: Pat
         assert await drained(journal) == [1, 2, 3, 7]
 
 
-async def test_a_piece_that_could_not_be_cut_off_is_cut_off_by_the_next_append_or_opening(folder: Path, full_disk: type[FullDisk]) -> None:
-    piece = len(pack(entry(4))) - 1
-    assert piece > len(pack(entry(7, 1)))
+async def test_data_that_could_not_be_truncated_is_truncated_by_the_next_append_or_opening(folder: Path, full_disk: type[FullDisk]) -> None:
+    written = len(pack(entry(4))) - 1
+    assert written > len(pack(entry(7, 1)))
     async with Journal(folder, ROOM) as journal:
         await journal.append(entry(1))
-        full_disk.room, full_disk.cuts = piece, False
+        full_disk.room, full_disk.truncates = written, False
         with pytest.raises(JournalFull):
             await journal.append(entry(4))
         left = crashed(folder)
-        full_disk.room, full_disk.cuts = None, True
+        full_disk.room, full_disk.truncates = None, True
         await journal.append(entry(7, 1))
         again = crashed(folder)
-    for path, found, torn in ((left, [1, 2, 3], piece), (again, [1, 2, 3, 7], 0)):
+    for path, found, torn in ((left, [1, 2, 3], written), (again, [1, 2, 3, 7], 0)):
         async with Journal(path, ROOM) as journal:
             assert (journal.torn, journal.damaged) == (torn, [])
             assert await drained(journal) == found
@@ -681,7 +680,7 @@ async def test_a_backlog_of_300_000_trades_drains_with_bounded_memory(folder: Pa
     async with Journal(folder, 100_000_000) as journal:
         for first in range(0, 300_000, 3_000):
             await journal.append(entry(first, 3_000, span=False))
-            assert sum(len(each.trades) for each, _ in journal._memory.values()) <= journal_module.REMEMBERED
+            assert sum(len(each.trades) for each, _ in journal._cache.values()) <= journal_module.MAX_CACHED_TRADES
         assert journal.backlog == 300_000
         expected = 0
         while (batch := await journal.next(5_000)) is not None:
@@ -689,12 +688,12 @@ async def test_a_backlog_of_300_000_trades_drains_with_bounded_memory(folder: Pa
             assert numbers(batch.trades) == list(range(expected, expected + len(batch.trades)))
             expected += len(batch.trades)
             await journal.release(batch)
-            assert sum(len(each.trades) for each, _ in journal._memory.values()) <= journal_module.REMEMBERED
+            assert sum(len(each.trades) for each, _ in journal._cache.values()) <= journal_module.MAX_CACHED_TRADES
         assert expected == 300_000
-        assert journal._memory == {}
+        assert journal._cache == {}
 
 
-async def test_fsync_comes_at_most_once_a_second_and_also_when_the_market_is_quiet(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_fsync_runs_at_most_once_a_second_and_also_when_the_market_is_quiet(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     real, count = os.fsync, 0
 
@@ -740,7 +739,7 @@ async def test_an_fsync_that_fails_keeps_nothing_of_the_entry(folder: Path, monk
         assert await drained(journal) == [1, 2, 3]
 
 
-async def test_an_append_that_is_cancelled_while_it_writes_is_whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_append_that_is_cancelled_while_it_writes_is_completed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writing, go_on = threading.Event(), threading.Event()
     real = journal_module._write_all
 

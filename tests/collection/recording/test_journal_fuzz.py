@@ -1,4 +1,4 @@
-"""The journal against a naive list, against flipped bits, and its reader against whatever bytes a disk may hold."""
+"""The journal against a plain list and against flipped bits, and its reader against arbitrary bytes."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from wadm_mcp.model import Basis, Instrument, Span, Trade
 
 ROOM: Final = 10_000_000
 FUZZED: Final = 1_500
-"""Segments and records the reader is tried on."""
+"""Segments that the reader is tested with; records are ten times as many."""
 
 _SEGMENTS: Final = 3
 _RECORDS: Final = 3
 
 
 def entry(first: int, count: int) -> Entry:
-    """Trades with seqs from `first` on, every other one on Bybit, and a span that names the last."""
+    """Trades with seqs from `first` on, every other one of Bybit, and a span with the last one."""
     trades = [trade(seq, NOON + seq, instrument=SPOT if seq % 2 else BYBIT) for seq in range(first, first + count)]
     return Entry(trades, [(SPOT, Span(NOON + first, NOON + first + count, -1, first + count - 1, Basis.OBSERVED))])
 
@@ -68,12 +68,12 @@ async def _written(folder: Path) -> None:
 
 @settings(max_examples=150)
 @given(st.data())
-def test_flipped_bits_cost_at_most_what_lies_behind_them_in_their_segment(data: st.DataObject) -> None:
+def test_flipped_bits_cost_at_most_the_rest_of_their_segment(data: st.DataObject) -> None:
     with TemporaryDirectory() as name:
         folder = Path(name) / "journal"
         anyio.run(_written, folder)
         expected: list[int] = []
-        torn = spoiled = 0
+        torn = damaged = 0
         for number, path in enumerate(sorted(folder.glob("*.seg"))):
             content = bytearray(path.read_bytes())
             flips = data.draw(st.sets(st.integers(0, 8 * len(content) - 1), max_size=2))
@@ -86,73 +86,73 @@ def test_flipped_bits_cost_at_most_what_lies_behind_them_in_their_segment(data: 
             first = min((bit // 8 for bit in flips), default=ends[-1])
             kept = 0 if first < 8 else sum(end <= first for end in ends[1:])
             expected += range(9 * number, 9 * number + 3 * kept)
-            # A bad record at the very end of the newest segment cannot be told from one that was being written.
-            behind = {sum(end <= bit // 8 for end in ends[1:]) for bit in flips}
-            intact = any(record not in behind for record in range(kept + 1, _RECORDS))
+            # A bad record at the very end of the newest segment cannot be distinguished from an interrupted append.
+            flipped_records = {sum(end <= bit // 8 for end in ends[1:]) for bit in flips}
+            intact = any(record not in flipped_records for record in range(kept + 1, _RECORDS))
             if flips and number == _SEGMENTS - 1 and first >= 8 and not intact:
                 torn = ends[-1] - ends[kept]
             elif flips:
-                spoiled += 1
+                damaged += 1
         found, journal = anyio.run(_drained, folder)
         assert found == expected
         assert journal.torn == torn
-        assert len(journal.damaged) == spoiled
-        assert len(list(folder.glob("damaged/*.seg"))) == spoiled
+        assert len(journal.damaged) == damaged
+        assert len(list(folder.glob("damaged/*.seg"))) == damaged
 
 
-def _noise(chance: random.Random, most: int = 300) -> bytes:
-    return chance.randbytes(chance.randrange(most))
+def _noise(dice: random.Random, max_bytes: int = 300) -> bytes:
+    return dice.randbytes(dice.randrange(max_bytes))
 
 
-def _any_value(chance: random.Random, depth: int = 0) -> Any:
-    """Something that MessagePack can hold, often near what a record holds."""
+def _any_value(dice: random.Random, depth: int = 0) -> Any:
+    """Something that MessagePack can encode, often similar to the content of a record."""
     plain: list[Any] = [0, 1, -1, 255, 1 << 63, (1 << 64) - 1, -(1 << 63), None, True, "", "x", "exact", 1.5, b"", SPOT, (2, 5)]
-    if depth > 4 or chance.random() < 0.4:
-        return chance.choice(plain)
-    return [_any_value(chance, depth + 1) for _ in range(chance.choice([0, 1, 2, 4, 8, 8]))]
+    if depth > 4 or dice.random() < 0.4:
+        return dice.choice(plain)
+    return [_any_value(dice, depth + 1) for _ in range(dice.choice([0, 1, 2, 4, 8, 8]))]
 
 
-def _replaced(node: Any, chance: random.Random) -> Any:
-    """A tree with one thing in it exchanged for another."""
-    if not isinstance(node, list) or not node or chance.random() < 0.15:
-        return _any_value(chance, 3)
-    place = chance.randrange(len(node))
-    return [*node[:place], _replaced(node[place], chance), *node[place + 1 :]]
+def _replaced(node: Any, dice: random.Random) -> Any:
+    """A tree with one value replaced by another."""
+    if not isinstance(node, list) or not node or dice.random() < 0.15:
+        return _any_value(dice, 3)
+    place = dice.randrange(len(node))
+    return [*node[:place], _replaced(node[place], dice), *node[place + 1 :]]
 
 
 def _record(payload: bytes) -> bytes:
-    """A record whose checksum is right, whatever it holds."""
+    """A record with a valid checksum and any payload."""
     return struct.pack(">II", len(payload), crc32(payload)) + payload
 
 
-def _hostile_record(chance: random.Random) -> bytes:
-    whole = pack(entry(chance.randrange(9), chance.randrange(1, 5)))
-    tree = msgspec.msgpack.decode(whole[13:])
-    forged = msgspec.msgpack.encode(_replaced(tree, chance))
-    lead = whole[8:13] if chance.random() < 0.8 else struct.pack(">BI", chance.choice([0, 1, 2]), chance.choice([0, 3, 1 << 31]))
-    if chance.random() < 0.6:
-        return whole
-    choices = [_record(lead + forged), _record(lead + _noise(chance)), _record(_noise(chance, 8)), _noise(chance)]
-    return chance.choice(choices)
+def _hostile_record(dice: random.Random) -> bytes:
+    valid = pack(entry(dice.randrange(9), dice.randrange(1, 5)))
+    tree = msgspec.msgpack.decode(valid[13:])
+    forged = msgspec.msgpack.encode(_replaced(tree, dice))
+    lead = valid[8:13] if dice.random() < 0.8 else struct.pack(">BI", dice.choice([0, 1, 2]), dice.choice([0, 3, 1 << 31]))
+    if dice.random() < 0.6:
+        return valid
+    choices = [_record(lead + forged), _record(lead + _noise(dice)), _record(_noise(dice, 8)), _noise(dice)]
+    return dice.choice(choices)
 
 
-def _hostile_segment(chance: random.Random) -> bytes:
-    header = b"WADMSEG\x01" if chance.random() < 0.9 else _noise(chance, 12)
-    content = bytearray(header + b"".join(_hostile_record(chance) for _ in range(chance.randrange(6))))
-    for _ in range(chance.choice([0, 0, 1, 3])):
+def _hostile_segment(dice: random.Random) -> bytes:
+    header = b"WADMSEG\x01" if dice.random() < 0.9 else _noise(dice, 12)
+    content = bytearray(header + b"".join(_hostile_record(dice) for _ in range(dice.randrange(6))))
+    for _ in range(dice.choice([0, 0, 1, 3])):
         if content:
-            start = chance.randrange(len(content))
-            content[start : start + chance.randrange(9)] = _noise(chance, 9)
-    return bytes(content[: chance.randrange(len(content) + 1)] if chance.random() < 0.3 else content)
+            start = dice.randrange(len(content))
+            content[start : start + dice.randrange(9)] = _noise(dice, 9)
+    return bytes(content[: dice.randrange(len(content) + 1)] if dice.random() < 0.3 else content)
 
 
 async def _read_hostile(folder: Path, count: int, seed: int) -> tuple[int, int, int]:
-    chance = random.Random(seed)
+    dice = random.Random(seed)
     tried = kept = damaged = 0
     while tried < count:
         journal_folder = folder / str(tried)
         journal_folder.mkdir()
-        content = {f"{number + 1:06d}.seg": _hostile_segment(chance) for number in range(chance.randrange(1, 5))}
+        content = {f"{number + 1:06d}.seg": _hostile_segment(dice) for number in range(dice.randrange(1, 5))}
         for name, data in content.items():
             (journal_folder / name).write_bytes(data)
         found, journal = await _drained(journal_folder)
@@ -175,11 +175,11 @@ def test_the_reader_survives_any_segment(tmp_path: Path, capsys: pytest.CaptureF
         sys.stdout.write(f"\njournal reader: {tried:,} hostile segments (seed {seed}), {damaged:,} set aside, {kept:,} trades read\n")
 
 
-def test_a_payload_is_an_entry_or_a_value_error(capsys: pytest.CaptureFixture[str]) -> None:
+def test_any_payload_is_an_entry_or_a_value_error(capsys: pytest.CaptureFixture[str]) -> None:
     seed, refused = 7, 0
-    chance = random.Random(seed)
+    dice = random.Random(seed)
     for _ in range(10 * FUZZED):
-        payload = _hostile_record(chance)[8:]
+        payload = _hostile_record(dice)[8:]
         try:
             found = unpack(payload)
         except ValueError:
@@ -192,7 +192,7 @@ def test_a_payload_is_an_entry_or_a_value_error(capsys: pytest.CaptureFixture[st
 
 
 class JournalBesideAList(RuleBasedStateMachine):
-    """The journal does what a list would do that a crash cannot harm."""
+    """The journal behaves like a list that survives crashes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -200,29 +200,29 @@ class JournalBesideAList(RuleBasedStateMachine):
         patch = self.stack.enter_context(pytest.MonkeyPatch.context())
         patch.setattr(journal_module, "SEGMENT_BYTES", 400)
         patch.setattr(journal_module, "RECORD_TRADES", 4)
-        patch.setattr(journal_module, "REMEMBERED", 12)
+        patch.setattr(journal_module, "MAX_CACHED_TRADES", 12)
         self.home = Path(self.stack.enter_context(TemporaryDirectory()))
         self.portal = self.stack.enter_context(start_blocking_portal())
-        self.lives = 0
+        self.crashes = 0
         self.trades: list[Trade] = []
         self.coverage: dict[int, tuple[Instrument, Span]] = {}
-        """By how many trades have to be in the store first."""
+        """Spans by the number of trades that have to be stored before them."""
         self.released = 0
-        self.handed: Batch | None = None
+        self.batch: Batch | None = None
         self._open(self.home / "0")
 
     def _open(self, folder: Path) -> None:
         self.folder = folder
-        self.handed = None
-        self.life = ExitStack()
-        self.journal = self.life.enter_context(self.portal.wrap_async_context_manager(Journal(folder, 2_000)))
-        waiting = self.journal.backlog
-        # What was released may come again after a restart, as much of it as lies in segments that could not be deleted yet.
-        assert len(self.trades) - self.released <= waiting <= len(self.trades)
-        self.released = len(self.trades) - waiting
+        self.batch = None
+        self.opened = ExitStack()
+        self.journal = self.opened.enter_context(self.portal.wrap_async_context_manager(Journal(folder, 2_000)))
+        backlog = self.journal.backlog
+        # After a restart released trades may be returned again if their segment could not be deleted yet.
+        assert len(self.trades) - self.released <= backlog <= len(self.trades)
+        self.released = len(self.trades) - backlog
 
-    def _next(self, most: int = 5_000) -> Batch | None:
-        return self.portal.call(self.journal.next, most)
+    def _next(self, max_trades: int = 5_000) -> Batch | None:
+        return self.portal.call(self.journal.next, max_trades)
 
     @rule(count=st.integers(1, 10))
     def append(self, count: int) -> None:
@@ -230,44 +230,44 @@ class JournalBesideAList(RuleBasedStateMachine):
         try:
             self.portal.call(self.journal.append, fresh)
         except JournalFull:
-            assert self.journal.bytes + sum(len(pack(part)) for part in journal_module._parts(fresh)) + 8 > 2_000
+            assert self.journal.bytes + sum(len(pack(part)) for part in journal_module._split(fresh)) + 8 > 2_000
             return
         self.trades += fresh.trades
         self.coverage[len(self.trades)] = fresh.spans[0]
 
-    @rule(most=st.integers(1, 12))
-    def next(self, most: int) -> None:
-        batch = self._next(most)
+    @rule(max_trades=st.integers(1, 12))
+    def next(self, max_trades: int) -> None:
+        batch = self._next(max_trades)
         if batch is None:
             assert self.released == len(self.trades)
             return
-        reaches = self.released + len(batch.trades)
-        assert 0 < len(batch.trades) <= most
-        assert list(batch.trades) == self.trades[self.released : reaches]
-        assert list(batch.spans) == [held for at, held in self.coverage.items() if self.released < at <= reaches]
-        self.handed = batch
+        end = self.released + len(batch.trades)
+        assert 0 < len(batch.trades) <= max_trades
+        assert list(batch.trades) == self.trades[self.released : end]
+        assert list(batch.spans) == [span for at, span in self.coverage.items() if self.released < at <= end]
+        self.batch = batch
 
-    @precondition(lambda self: self.handed is not None)
+    @precondition(lambda self: self.batch is not None)
     @rule(again=st.booleans())
     def release(self, again: bool) -> None:
-        assert self.handed is not None
-        self.portal.call(self.journal.release, self.handed)
-        self.released = max(self.released, self.handed.trades[-1].seq + 1)
-        self.handed = self.handed if again else None
+        assert self.batch is not None
+        self.portal.call(self.journal.release, self.batch)
+        self.released = max(self.released, self.batch.trades[-1].seq + 1)
+        self.batch = self.batch if again else None
 
     @rule()
     def restart(self) -> None:
-        self.life.close()
+        self.opened.close()
         self._open(self.folder)
         assert (self.journal.torn, self.journal.damaged) == (0, [])
 
     @rule(begun=st.integers(0, 200))
     def crash(self, begun: int) -> None:
-        """The process dies, with an entry begun of which so many bytes were written."""
-        self.lives += 1
-        left = self.home / str(self.lives)
+        """The process is killed after it wrote `begun` bytes of an entry."""
+        self.crashes += 1
+        left = self.home / str(self.crashes)
         shutil.copytree(self.folder, left)
-        self.life.close()
+        self.opened.close()
         written = pack(entry(1_000_000, 4))[:-1][:begun]
         segments = sorted(left.glob("*.seg"))
         if segments:
@@ -280,7 +280,7 @@ class JournalBesideAList(RuleBasedStateMachine):
     def counts_agree(self) -> None:
         assert self.journal.backlog == len(self.trades) - self.released
         assert self.journal.bytes == sum(path.stat().st_size for path in self.folder.glob("*.seg")) <= 2_000
-        assert sum(len(each.trades) for each, _ in self.journal._memory.values()) <= 12
+        assert sum(len(each.trades) for each, _ in self.journal._cache.values()) <= 12
 
     def teardown(self) -> None:
         while (batch := self._next()) is not None:
@@ -288,7 +288,7 @@ class JournalBesideAList(RuleBasedStateMachine):
             self.portal.call(self.journal.release, batch)
             self.released += len(batch.trades)
         assert self.released == len(self.trades)
-        self.life.close()
+        self.opened.close()
         self.stack.close()
 
 
@@ -296,7 +296,7 @@ TestJournalBesideAList = JournalBesideAList.TestCase
 TestJournalBesideAList.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
 
 
-def test_a_reader_of_records_survives_twenty_thousand_hostile_ones() -> None:
+def test_the_reader_of_records_survives_twenty_thousand_hostile_records() -> None:
     dice, refused, tried = random.Random(20_260_726), 0, 20_000
     whole = pack(Entry([trade(seq, NOON + seq) for seq in range(1, 40)], [(SPOT, Span(NOON, NOON + 9, 1, 39, Basis.EXACT))]))[8:]
     for _ in range(tried):

@@ -21,7 +21,7 @@ def footprint_of(trades: Sequence[Trade]) -> Footprint:
 
 @st.composite
 def tapes(draw: st.DrawFn, *, least: int = 1) -> list[Trade]:
-    """A minute of trades with ids in a row, several in one millisecond."""
+    """A minute of trades with consecutive ids, several in one millisecond."""
     rows = draw(
         st.lists(
             st.tuples(st.integers(0, 9), st.integers(1, 50), st.sampled_from(("BUY", "SELL")), st.integers(0, 3)),
@@ -29,15 +29,15 @@ def tapes(draw: st.DrawFn, *, least: int = 1) -> list[Trade]:
             max_size=25,
         )
     )
-    at, made = NOON, list[Trade]()
+    at, trades = NOON, list[Trade]()
     for number, (price, quantity, side, wait) in enumerate(rows, 1):
         at += wait
-        made.append(trade(number, at, 6_000_000 + price, quantity, side))
-    return made
+        trades.append(trade(number, at, 6_000_000 + price, quantity, side))
+    return trades
 
 
 def aggregates(trades: Sequence[Trade]) -> list[Aggregate]:
-    """As Binance folds them: neighbours of one millisecond, price and side."""
+    """The aggregates that Binance makes of trades: neighbours with the same millisecond, price and side are one."""
     folded: list[list[Trade]] = []
     for each in trades:
         last = folded[-1][-1] if folded else None
@@ -55,10 +55,10 @@ def aggregates(trades: Sequence[Trade]) -> list[Aggregate]:
     ]
 
 
-def agrees(found: Footprint, made: Footprint) -> None:
-    """Everything equal; of the path nothing that is not so."""
-    assert found.cells == made.cells
-    one, two = found.bar, made.bar
+def assert_agree(found: Footprint, expected: Footprint) -> None:
+    """Every figure is equal, except that extremes of the delta path may be unknown."""
+    assert found.cells == expected.cells
+    one, two = found.bar, expected.bar
     for name in ("open", "high", "low", "close", "buy_volume", "sell_volume", "trade_count", "notional", "first_at", "last_at"):
         assert getattr(one, name) == getattr(two, name), name
     assert one.min_delta in (two.min_delta, None)
@@ -66,13 +66,13 @@ def agrees(found: Footprint, made: Footprint) -> None:
 
 
 @given(tapes(), st.data())
-def test_rows_and_pieces_in_any_parts_are_the_minute_that_all_rows_would_be(trades: list[Trade], data: st.DataObject) -> None:
-    every = aggregates(trades)
-    kept = data.draw(st.lists(st.booleans(), min_size=len(every), max_size=len(every)))
-    pieces = partial_footprints(SPOT, [each for each, folded in zip(every, kept, strict=True) if folded])
-    within = {number for piece in pieces for number in range(piece.first_seq, piece.last_seq + 1)}
+def test_rows_and_partials_in_any_mixture_give_the_minute_of_all_rows(trades: list[Trade], data: st.DataObject) -> None:
+    folded_trades = aggregates(trades)
+    kept = data.draw(st.lists(st.booleans(), min_size=len(folded_trades), max_size=len(folded_trades)))
+    partials = partial_footprints(SPOT, [each for each, folded in zip(folded_trades, kept, strict=True) if folded])
+    within = {number for partial in partials for number in range(partial.first_seq, partial.last_seq + 1)}
     rows = [each for each in trades if each.seq not in within]
-    agrees(build_minute(rows, pieces), footprint_of(trades))
+    assert_agree(build_minute(rows, partials), footprint_of(trades))
 
 
 @given(tapes())
@@ -82,33 +82,33 @@ def test_aggregates_of_single_trades_keep_their_path(trades: list[Trade]) -> Non
 
 
 @given(tapes(least=3), st.data())
-def test_what_outlived_its_rows_is_added_to_and_counted_once(trades: list[Trade], data: st.DataObject) -> None:
+def test_late_rows_are_added_to_a_minute_whose_own_rows_have_expired(trades: list[Trade], data: st.DataObject) -> None:
     first = data.draw(st.integers(1, len(trades)))
     last = data.draw(st.integers(first, len(trades)))
-    standing = footprint_of(trades[first - 1 : last])
-    # Rows of the minute are gone but for those that came after it was derived.
+    derived = footprint_of(trades[first - 1 : last])
+    # Only rows that arrived after the minute was derived are still stored.
     late = [each for each in trades if not first <= each.seq <= last]
-    agrees(build_minute(late, [], standing), footprint_of(trades))
-    assert build_minute([], [], standing) == standing
+    assert_agree(build_minute(late, [], derived), footprint_of(trades))
+    assert build_minute([], [], derived) == derived
 
 
-def test_an_aggregate_that_opens_a_piece_leaves_unknown_only_what_it_may_have_hidden() -> None:
+def test_an_aggregate_at_the_start_of_a_partial_makes_unknown_only_the_extremes_it_may_have_hidden() -> None:
     buys = Aggregate(1, 3, trade(1, quantity=9, fills=3))
-    (piece,) = partial_footprints(SPOT, [buys, Aggregate(2, 4, trade(4, NOON + 1, quantity=1, side="SELL"))])
-    assert (piece.footprint.bar.min_delta, piece.footprint.bar.max_delta) == (None, None)
+    (partial,) = partial_footprints(SPOT, [buys, Aggregate(2, 4, trade(4, NOON + 1, quantity=1, side="SELL"))])
+    assert (partial.footprint.bar.min_delta, partial.footprint.bar.max_delta) == (None, None)
     lower = Aggregate(2, 4, trade(4, NOON + 1, quantity=10, side="SELL"))
-    (piece,) = partial_footprints(SPOT, [buys, lower])
-    assert (piece.footprint.bar.min_delta, piece.footprint.bar.max_delta) == (-1, 9)
+    (partial,) = partial_footprints(SPOT, [buys, lower])
+    assert (partial.footprint.bar.min_delta, partial.footprint.bar.max_delta) == (-1, 9)
 
 
-def test_a_piece_ends_with_its_minute_and_where_ids_leave_some_out() -> None:
+def test_a_partial_ends_with_its_minute_and_before_a_missing_id() -> None:
     rows = [Aggregate(number, number, trade(number, at)) for number, at in ((1, NOON), (2, NOON + 5), (4, NOON + 6), (5, NOON + MINUTE))]
-    assert [(piece.minute, piece.first_seq, piece.last_seq) for piece in partial_footprints(SPOT, rows)] == [
+    assert [(partial.minute, partial.first_seq, partial.last_seq) for partial in partial_footprints(SPOT, rows)] == [
         (NOON, 1, 2),
         (NOON, 4, 4),
         (NOON + MINUTE, 5, 5),
     ]
 
 
-def test_nothing_makes_nothing() -> None:
+def test_a_minute_without_rows_and_partials_is_empty() -> None:
     assert not build_minute([], []).cells

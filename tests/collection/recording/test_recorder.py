@@ -27,7 +27,7 @@ class Recording:
         self.health = Health(self.clock.now)
         self.recorder = Recorder(self.tape, self.health, self.clock)
         self.instrument = SPOT if counts_trades else BYBIT
-        self.followed = self.recorder.start(listing(self.instrument), counts_trades=counts_trades)
+        self.recorded = self.recorder.start(listing(self.instrument), counts_trades=counts_trades)
 
     async def frame(self, *trades: Trade, connection: int = 1, set_aside: int = 0) -> None:
         await self.recorder.take(connection, Trades(self.instrument, trades, self.clock.now(), set_aside))
@@ -42,9 +42,9 @@ async def test_a_trade_is_in_the_tape_and_waits_for_the_store() -> None:
     tape = r.tape[SPOT]
     assert tape.minutes[NOON].bar.trade_count == 2
     assert tape.newest == trade(2, price=6_000_100)
-    waiting = r.recorder.take_batch()
-    assert [each.seq for each in waiting.trades] == [1, 2]
-    assert [span.last_seq for _, span in waiting.spans] == [2]
+    batch = r.recorder.take_batch()
+    assert [each.seq for each in batch.trades] == [1, 2]
+    assert [span.last_seq for _, span in batch.spans] == [2]
     assert r.recorder.take_batch().trades == []
 
 
@@ -75,35 +75,35 @@ async def test_an_instrument_is_live_with_its_first_frame_and_down_when_its_conn
     assert r.health.parts[name].detail == "the test cut it"
 
 
-async def test_a_quiet_tail_is_claimed_while_the_connection_lives_and_not_for_longer_than_thirty_seconds() -> None:
+async def test_time_without_trades_is_covered_while_the_connection_is_alive_for_at_most_thirty_seconds() -> None:
     r = Recording()
     await r.frame(trade(1))
     r.clock.pass_seconds(10)
-    assert r.followed.alive_until() == r.clock.now() - 1_000
+    assert r.recorded.alive_until() == r.clock.now() - 1_000
     r.clock.pass_seconds(21)
-    assert r.followed.alive_until() is None
+    assert r.recorded.alive_until() is None
 
 
-async def test_a_lost_connection_takes_its_quiet_tail_back() -> None:
+async def test_time_without_trades_is_no_longer_covered_once_the_connection_is_lost() -> None:
     r = Recording()
     await r.frame(trade(1))
     r.clock.pass_seconds(5)
     r.lose(GapReason.MUTE)
-    assert r.followed.alive_until() is None
+    assert r.recorded.alive_until() is None
 
 
-async def test_frames_that_come_late_claim_no_time_the_market_has_not_told_of() -> None:
+async def test_frames_that_arrive_late_cover_no_time_after_their_own() -> None:
     r = Recording()
     r.clock.pass_seconds(40)
     await r.recorder.take(1, Trades(SPOT, [trade(1)], NOON + 5))
     r.clock.pass_seconds(3)
-    assert r.followed.alive_until() == NOON + 2_005
+    assert r.recorded.alive_until() == NOON + 2_005
 
 
-async def test_an_exchange_clock_ahead_of_ours_claims_no_time_to_come() -> None:
+async def test_an_exchange_clock_ahead_of_ours_covers_no_time_in_the_future() -> None:
     r = Recording()
     await r.recorder.take(1, Trades(SPOT, [trade(1, NOON + 1_500)], NOON + 1_500))
-    assert r.followed.alive_until() == NOON
+    assert r.recorded.alive_until() == NOON
 
 
 async def test_a_trade_of_a_settled_minute_waits_for_rollup_and_stays_out_of_the_tape() -> None:
@@ -117,13 +117,13 @@ async def test_a_trade_of_a_settled_minute_waits_for_rollup_and_stays_out_of_the
     assert [each.seq for each in r.recorder.take_batch().trades] == [5, 4]
 
 
-async def test_prints_that_are_set_aside_are_counted() -> None:
+async def test_trades_that_the_exchange_excludes_are_counted() -> None:
     r = Recording()
     await r.frame(trade(1), set_aside=3)
     assert r.health.counts["trades.set_aside"] == 3
 
 
-async def test_a_full_memory_makes_the_exchange_wait_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_backpressure_makes_the_exchange_wait_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder_module, "WAITING_LIMIT", 2)
     r = Recording()
     await r.frame(trade(1), trade(2))
@@ -138,47 +138,47 @@ async def test_a_full_memory_makes_the_exchange_wait_and_loses_nothing(monkeypat
             tasks.start_soon(third)
             await anyio.wait_all_tasks_blocked()
             assert not taken.is_set()
-            assert r.followed.alive_until() is None
+            assert r.recorded.alive_until() is None
             assert len(r.recorder.take_batch().trades) == 2
-            assert r.followed.alive_until() is None
+            assert r.recorded.alive_until() is None
             await taken.wait()
-    assert r.followed.alive_until() == r.clock.now()
+    assert r.recorded.alive_until() == r.clock.now()
     assert [each.seq for each in r.recorder.take_batch().trades] == [3]
 
 
-async def test_a_gap_that_opens_while_a_repair_waits_for_room_is_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_gap_that_opens_while_a_repair_waits_for_room_is_repaired_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder_module, "WAITING_LIMIT", 1)
     r = Recording(counts_trades=False)
-    told = [trade(number, NOON + 1_000 * number, instrument=BYBIT) for number in range(50)]
-    for each in told[:20]:
+    trades = [trade(number, NOON + 1_000 * number, instrument=BYBIT) for number in range(50)]
+    for each in trades[:20]:
         r.clock.at = each.timestamp
         await r.frame(each)
-        if each is not told[19]:
+        if each is not trades[19]:
             r.recorder.take_batch()
     r.lose()
-    r.clock.at = told[-1].timestamp
+    r.clock.at = trades[-1].timestamp
 
     async def reconnect() -> None:
-        await r.frame(*told[40:42], connection=2)
+        await r.frame(*trades[40:42], connection=2)
 
     async def repair() -> None:
-        await r.recorder.record_repaired(BYBIT, told[10:47])
+        await r.recorder.record_repaired(BYBIT, trades[10:47])
 
-    held: list[int] = []
+    batched: list[int] = []
     with anyio.fail_after(5):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(reconnect)
             await anyio.wait_all_tasks_blocked()
             tasks.start_soon(repair)
             await anyio.wait_all_tasks_blocked()
-            held += [each.seq for each in r.recorder.take_batch().trades]
+            batched += [each.seq for each in r.recorder.take_batch().trades]
             await anyio.wait_all_tasks_blocked()
-            held += [each.seq for each in r.recorder.take_batch().trades]
-    held += [each.seq for each in r.recorder.take_batch().trades]
-    assert sorted(held) == list(range(19, 47))
+            batched += [each.seq for each in r.recorder.take_batch().trades]
+    batched += [each.seq for each in r.recorder.take_batch().trades]
+    assert sorted(batched) == list(range(19, 47))
 
 
-async def test_a_batch_worth_writing_is_announced() -> None:
+async def test_a_batch_that_is_large_enough_is_announced() -> None:
     r = Recording()
     with anyio.fail_after(5):
         async with anyio.create_task_group() as tasks:
@@ -187,35 +187,35 @@ async def test_a_batch_worth_writing_is_announced() -> None:
 
 
 @pytest.mark.parametrize("at", [-8 * DAY, 2 * HOUR, 73 * 365 * DAY])
-async def test_a_frame_from_another_time_is_counted_and_builds_nothing(at: int) -> None:
+async def test_a_frame_with_an_implausible_time_is_counted_and_ignored(at: int) -> None:
     r = Recording()
     await r.frame(trade(1))
     await r.recorder.take(1, Trades(SPOT, [trade(2, NOON + at)], NOON + at))
     assert r.health.counts["frames.implausible"] == 1
-    assert [span.last_seq for span in r.followed.spans] == [1]
+    assert [span.last_seq for span in r.recorded.spans] == [1]
 
 
 @pytest.mark.parametrize("at", [-3 * HOUR, 10_000])
-async def test_a_trade_that_its_own_frame_belies_is_a_missing_one(at: int) -> None:
+async def test_a_trade_whose_time_does_not_fit_its_frame_counts_as_missing(at: int) -> None:
     r = Recording()
     await r.frame(trade(1))
     await r.frame(trade(2, NOON + at))
     await r.frame(trade(3))
     assert r.health.counts["trades.implausible"] == 1
-    assert [span.first_seq for span in r.followed.spans] == [1, 3]
+    assert [span.first_seq for span in r.recorded.spans] == [1, 3]
 
 
 @st.composite
 def frames(draw: st.DrawFn, *, counts_trades: bool) -> list[tuple[int, Trades]]:
-    """Frames of two connections: trades repeated, out of order and beyond belief, at times that are as well."""
+    """Frames of two connections. Trades may be repeated, out of order or implausible, and so may the times of the frames."""
     instrument = SPOT if counts_trades else BYBIT
     ids = st.tuples(st.integers(1, 30), st.sampled_from((0, 0, 0, 0, 0, 0, 7_000, -2 * HOUR)))
-    made: list[tuple[int, Trades]] = []
+    result: list[tuple[int, Trades]] = []
     for sent in draw(st.lists(st.sampled_from((0, 0, 0, 1, 40_000, 70_000, 2 * HOUR)), max_size=8)):
         drawn = draw(st.lists(ids, max_size=5))
         trades = [trade(seq, NOON + sent % HOUR - 500 + seq + off, 6_000_000 + seq % 5, instrument=instrument) for seq, off in drawn]
-        made.append((draw(st.integers(1, 2)), Trades(instrument, trades, NOON + sent, draw(st.integers(0, 1)))))
-    return made
+        result.append((draw(st.integers(1, 2)), Trades(instrument, trades, NOON + sent, draw(st.integers(0, 1)))))
+    return result
 
 
 async def state_after(counts_trades: bool, calls: Sequence[tuple[int, Sequence[Trades]]]) -> object:
@@ -225,13 +225,13 @@ async def state_after(counts_trades: bool, calls: Sequence[tuple[int, Sequence[T
         await r.recorder.take(connection, *messages)
     tape = r.tape[r.instrument]
     minutes = {start: (footprint.bar, footprint.cells) for start, footprint in tape.minutes.items()}
-    told = r.followed.spans, minutes, tape.trade_counts, tape.newest, list(tape.pending.values()), tape.unstored, r.followed.alive_until()
-    return told, r.recorder.take_batch(), r.recorder.taken, r.health.counts
+    state = r.recorded.spans, minutes, tape.trade_counts, tape.newest, list(tape.pending.values()), tape.unstored, r.recorded.alive_until()
+    return state, r.recorder.take_batch(), r.recorder.taken, r.health.counts
 
 
 @pytest.mark.parametrize("counts_trades", [True, False])
 @given(data=st.data())
-def test_frames_taken_at_once_come_to_the_same_as_one_after_the_other(counts_trades: bool, data: st.DataObject) -> None:
+def test_frames_taken_together_give_the_same_state_as_one_after_the_other(counts_trades: bool, data: st.DataObject) -> None:
     drawn = data.draw(frames(counts_trades=counts_trades))
     runs: list[tuple[int, list[Trades]]] = []
     for connection, message in drawn:
@@ -243,11 +243,11 @@ def test_frames_taken_at_once_come_to_the_same_as_one_after_the_other(counts_tra
     assert anyio.run(state_after, counts_trades, runs) == anyio.run(state_after, counts_trades, singly)
 
 
-async def test_a_stale_first_frame_claims_nothing_before_its_connection() -> None:
+async def test_an_old_first_frame_covers_nothing_before_its_connection() -> None:
     r = Recording(counts_trades=False)
     r.recorder.connected(1)
     await r.recorder.take(1, Trades(BYBIT, [trade(1, NOON - HOUR, instrument=BYBIT)], NOON - HOUR))
-    assert r.followed.spans == []
+    assert r.recorded.spans == []
     await r.frame(trade(2, NOON, instrument=BYBIT))
-    (span,) = r.followed.spans
+    (span,) = r.recorded.spans
     assert span.start == NOON + 1

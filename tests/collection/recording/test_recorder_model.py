@@ -1,4 +1,4 @@
-"""The recorder against a naive reference: whatever comes in whatever order, each trade goes each road once and is lost on none."""
+"""The recorder against a naive model: in whatever order trades arrive, each is stored once and counted once, and none is lost."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from wadm_mcp.tape import Tape
 
 IDS = 120
 LIMIT = 7
-"""Trades that memory holds for questions before the oldest is let go."""
+"""Pending trades kept in memory before the oldest is evicted."""
 
 
-def done(step: Coroutine[Any, Any, Any]) -> Any:
-    """Runs a step that has nothing to wait for."""
+def run(step: Coroutine[Any, Any, Any]) -> Any:
+    """The result of a coroutine that finishes without waiting."""
     try:
         step.send(None)
     except StopIteration as ended:
         return ended.value
-    raise AssertionError("it waits")
+    raise AssertionError("the coroutine waits")
 
 
-def made(number: int) -> Trade:
-    """The trade of an id: three a second and a half, over three minutes."""
+def trade_of(number: int) -> Trade:
+    """The trade with this id: one every 1.5 s, over three minutes."""
     return trade(number, NOON + number * 1_500, 6_000_000 + number % 7, 10 + number, "SELL" if number % 3 else "BUY")
 
 
@@ -51,15 +51,15 @@ class RecorderMachine(RuleBasedStateMachine):
         self.tape.pending_limit = LIMIT
         self.rows: set[int] = set()
         self.folded: dict[int, PartialFootprint] = {}
-        self.cut: list[Trade | PartialFootprint] = []
-        """What was cut and is not saved."""
-        self.gone: Counter[int] = Counter()
-        """How often each id was cut."""
+        self.unsaved: list[Trade | PartialFootprint] = []
+        """Taken by the writer and not durable yet."""
+        self.written: Counter[int] = Counter()
+        """How often the writer took each id."""
         self.settled: int | None = None
         self.late: Counter[int] = Counter()
 
-    def comes(self, number: int) -> None:
-        one = made(number)
+    def arrives(self, number: int) -> None:
+        one = trade_of(number)
         if self.settled is None:
             self.settled = minute_of(one)
         if minute_of(one) < self.settled and not self.live(minute_of(one)):
@@ -70,53 +70,53 @@ class RecorderMachine(RuleBasedStateMachine):
         return minute in self.tape[SPOT].minutes
 
     @property
-    def held(self) -> set[int]:
-        return self.rows | {number for piece in self.folded.values() for number in range(piece.first_seq, piece.last_seq + 1)}
+    def known(self) -> set[int]:
+        return self.rows | {number for partial in self.folded.values() for number in range(partial.first_seq, partial.last_seq + 1)}
 
     @rule(numbers=st.lists(st.integers(1, IDS), min_size=1, max_size=9))
     def frame(self, numbers: list[int]) -> None:
         for number in numbers:
-            if number not in self.held:
-                self.comes(number)
-            done(self.recorder.take(1, Trades(SPOT, (made(number),), made(number).timestamp + 1)))
+            if number not in self.known:
+                self.arrives(number)
+            run(self.recorder.take(1, Trades(SPOT, (trade_of(number),), trade_of(number).timestamp + 1)))
 
     @rule(first=st.integers(1, IDS), count=st.integers(1, 15))
     def repair(self, first: int, count: int) -> None:
         numbers = range(first, min(IDS, first + count) + 1)
-        fresh = [number for number in numbers if number not in self.held]
+        fresh = [number for number in numbers if number not in self.known]
         for number in fresh:
-            self.comes(number)
-        assert done(self.recorder.record_repaired(SPOT, [made(number) for number in numbers])) == len(fresh)
+            self.arrives(number)
+        assert run(self.recorder.record_repaired(SPOT, [trade_of(number) for number in numbers])) == len(fresh)
 
     @precondition(lambda self: self.settled is not None)
     @rule(first=st.integers(1, IDS), count=st.integers(1, 15))
     def fold(self, first: int, count: int) -> None:
-        trades = [one for one in map(made, range(first, first + count)) if minute_of(one) == minute_of(made(first))]
+        trades = [one for one in map(trade_of, range(first, first + count)) if minute_of(one) == minute_of(trade_of(first))]
         footprint = Footprint(listing().scale)
         for one in trades:
             footprint.add(one)
-        piece = PartialFootprint(SPOT, minute_of(trades[0]), first, trades[-1].seq, footprint)
-        fresh = not self.held & set(range(piece.first_seq, piece.last_seq + 1))
+        partial = PartialFootprint(SPOT, minute_of(trades[0]), first, trades[-1].seq, footprint)
+        fresh = not self.known & set(range(partial.first_seq, partial.last_seq + 1))
         if fresh:
             assert self.settled is not None
-            if piece.minute < self.settled and not self.live(piece.minute):
-                self.late[piece.minute] += 1
-            self.folded[first] = piece
-        assert done(self.recorder.record_repaired(SPOT, (), [piece])) == (len(trades) if fresh else 0)
+            if partial.minute < self.settled and not self.live(partial.minute):
+                self.late[partial.minute] += 1
+            self.folded[first] = partial
+        assert run(self.recorder.record_repaired(SPOT, (), [partial])) == (len(trades) if fresh else 0)
 
     @rule()
     def write(self) -> None:
         entry = self.recorder.take_batch()
-        self.cut += [*entry.trades, *entry.pieces]
-        self.gone.update(one.seq for one in entry.trades)
-        self.gone.update(piece.first_seq for piece in entry.pieces)
+        self.unsaved += [*entry.trades, *entry.pieces]
+        self.written.update(one.seq for one in entry.trades)
+        self.written.update(partial.first_seq for partial in entry.pieces)
         covered = {number for _, span in entry.spans for number in range(span.first_seq, span.last_seq + 1)}
-        assert covered <= self.held
+        assert covered <= self.known
 
-    @precondition(lambda self: self.cut)
+    @precondition(lambda self: self.unsaved)
     @rule(count=st.integers(1, 20))
     def save(self, count: int) -> None:
-        saved, self.cut = self.cut[:count], self.cut[count:]
+        saved, self.unsaved = self.unsaved[:count], self.unsaved[count:]
         self.recorder.mark_durable(
             [one for one in saved if isinstance(one, Trade)], [one for one in saved if isinstance(one, PartialFootprint)]
         )
@@ -126,42 +126,42 @@ class RecorderMachine(RuleBasedStateMachine):
         self.recorder.connection_lost(1, [SPOT], GapReason.DISCONNECT, "cut")
 
     @invariant()
-    def every_trade_goes_out_once(self) -> None:
-        waiting = [one.seq for one in self.recorder._pending] + [piece.first_seq for piece in self.recorder._partials]
-        out = self.gone + Counter(waiting)
-        assert out == Counter([*self.rows, *self.folded])
+    def every_trade_is_written_once(self) -> None:
+        pending = [one.seq for one in self.recorder._pending] + [partial.first_seq for partial in self.recorder._partials]
+        total = self.written + Counter(pending)
+        assert total == Counter([*self.rows, *self.folded])
 
     @invariant()
-    def what_waits_is_counted_by_its_minute_until_it_is_saved(self) -> None:
-        unsaved = [*self.cut, *self.recorder._pending, *self.recorder._partials]
-        waiting = Counter(one.minute if isinstance(one, PartialFootprint) else minute_of(one) for one in unsaved)
-        assert self.tape[SPOT].unstored == waiting
+    def trades_are_counted_by_minute_until_they_are_durable(self) -> None:
+        not_durable = [*self.unsaved, *self.recorder._pending, *self.recorder._partials]
+        expected = Counter(one.minute if isinstance(one, PartialFootprint) else minute_of(one) for one in not_durable)
+        assert self.tape[SPOT].unstored == expected
 
     @invariant()
-    def memory_holds_the_newest_that_came_and_counts_the_others(self) -> None:
+    def memory_keeps_the_newest_pending_trades_and_counts_the_evicted(self) -> None:
         tape = self.tape[SPOT]
-        unsaved = [one for one in [*self.cut, *self.recorder._pending] if isinstance(one, Trade)]
+        not_durable = [one for one in [*self.unsaved, *self.recorder._pending] if isinstance(one, Trade)]
         assert len(tape.pending) <= LIMIT
-        assert {one.seq for one in tape.pending.values()} <= {one.seq for one in unsaved}
-        let_go = [one for one in unsaved if one.trade_id not in tape.pending]
-        assert tape.evicted == Counter(minute_of(one) for one in let_go)
+        assert {one.seq for one in tape.pending.values()} <= {one.seq for one in not_durable}
+        evicted = [one for one in not_durable if one.trade_id not in tape.pending]
+        assert tape.evicted == Counter(minute_of(one) for one in evicted)
 
     @invariant()
-    def every_live_minute_is_the_sum_of_what_came_for_it(self) -> None:
+    def every_live_minute_is_the_sum_of_its_trades(self) -> None:
         tape = self.tape[SPOT]
         assert tape.revising == self.late
         for minute, footprint in tape.minutes.items():
             naive = Footprint(listing().scale)
-            for number in sorted(self.held):
-                if minute_of(made(number)) == minute:
-                    naive.add(made(number))
+            for number in sorted(self.known):
+                if minute_of(trade_of(number)) == minute:
+                    naive.add(trade_of(number))
             assert footprint.cells == naive.cells
             assert (footprint.bar.volume, footprint.bar.delta) == (naive.bar.volume, naive.bar.delta)
 
     @invariant()
-    def spans_are_what_is_held(self) -> None:
+    def spans_are_the_recorded_ids(self) -> None:
         ids = [number for span in self.recorder[SPOT].spans for number in range(span.first_seq, span.last_seq + 1)]
-        assert sorted(ids) == sorted(self.held)
+        assert sorted(ids) == sorted(self.known)
 
 
 TestRecorder = RecorderMachine.TestCase

@@ -38,7 +38,7 @@ def bar_of(trades: Sequence[Trade]) -> Bar:
     return footprint_of(trades).bar
 
 
-async def test_a_minute_closes_when_the_market_is_past_it_and_not_before(tmp_path: Path) -> None:
+async def test_a_minute_closes_when_market_time_has_passed_it_and_not_before(tmp_path: Path) -> None:
     async with recording(tmp_path) as r:
         await r.trade(trade(1), trade(2, NOON + 59_999))
         r.clock.pass_seconds(61)
@@ -51,7 +51,7 @@ async def test_a_minute_closes_when_the_market_is_past_it_and_not_before(tmp_pat
         assert (row.start, row.cumulative_delta, row.revision) == (NOON, 200, 0)
 
 
-async def test_a_closed_minute_leaves_the_tape_and_its_mark(tmp_path: Path) -> None:
+async def test_a_closed_minute_leaves_the_tape_and_is_no_longer_dirty(tmp_path: Path) -> None:
     async with recording(tmp_path) as r:
         await r.trade(trade(1))
         await r.write()
@@ -62,7 +62,7 @@ async def test_a_closed_minute_leaves_the_tape_and_its_mark(tmp_path: Path) -> N
         assert r.tape[SPOT].minutes == {}
 
 
-async def test_a_quiet_minute_on_a_living_connection_has_an_empty_bar(tmp_path: Path) -> None:
+async def test_a_quiet_minute_of_a_live_connection_has_an_empty_bar(tmp_path: Path) -> None:
     async with recording(tmp_path) as r:
         await r.trade(trade(1))
         r.clock.pass_seconds(123)
@@ -87,7 +87,7 @@ async def test_a_minute_without_a_connection_has_no_bar(tmp_path: Path) -> None:
         assert [row.start for row in await r.bars()] == [NOON, NOON + 3 * MINUTE, NOON + 4 * MINUTE]
 
 
-async def test_every_timeframe_equals_what_its_trades_give(tmp_path: Path) -> None:
+async def test_every_timeframe_equals_its_trades(tmp_path: Path) -> None:
     start, dice = NOON - NOON % DAY + 21 * HOUR, random.Random(5)
     clock = ManualClock(start)
     trades: list[Trade] = []
@@ -108,15 +108,15 @@ async def test_every_timeframe_equals_what_its_trades_give(tmp_path: Path) -> No
         for timeframe in Timeframe:
             rows = await r.bars(timeframe)
             profiles = {row.start: row.profile for row in sqlite_profiles(tmp_path / "wadm.sqlite", SPOT, timeframe)}
-            whole = [row for row in rows if row.start >= start]
-            assert whole or timeframe in (Timeframe.D1, Timeframe.H4)
+            complete = [row for row in rows if row.start >= start]
+            assert complete or timeframe in (Timeframe.D1, Timeframe.H4)
             for row in rows:
                 window = Window(row.start, row.start + timeframe.ms)
-                mine = [each for each in trades if each.timestamp in window]
+                inside = [each for each in trades if each.timestamp in window]
                 session = [each for each in trades if row.start - row.start % DAY <= each.timestamp < window.end]
-                assert row.bar == bar_of(mine)
+                assert row.bar == bar_of(inside)
                 assert row.cumulative_delta == bar_of(session).delta
-                expected = volume_profile(footprint_of(mine), tick=1)
+                expected = volume_profile(footprint_of(inside), tick=1)
                 assert profiles[row.start] == expected
         assert [row.start for row in await r.bars(Timeframe.D1)] == [start - 21 * HOUR]
         for timeframe in (Timeframe.M1, Timeframe.H1, Timeframe.D1):
@@ -125,7 +125,7 @@ async def test_every_timeframe_equals_what_its_trades_give(tmp_path: Path) -> No
                 assert row.footprint == footprint_of([each for each in trades if each.timestamp in window])
 
 
-async def test_a_late_trade_revises_its_minute_what_stands_above_it_and_the_cumulative_deltas_after_it(tmp_path: Path) -> None:
+async def test_a_late_trade_revises_its_minute_the_longer_bars_and_the_cumulative_deltas_after_it(tmp_path: Path) -> None:
     async with recording(tmp_path) as r:
         for minute in range(6):
             await r.trade(trade(10 * minute + 10, NOON + minute * MINUTE))
@@ -145,7 +145,7 @@ async def test_a_late_trade_revises_its_minute_what_stands_above_it_and_the_cumu
         assert await r.store.dirty_minutes() == []
 
 
-async def test_a_bar_that_does_not_stand_yet_waits_for_its_last_late_minute_and_one_that_stands_does_not(
+async def test_a_new_bar_waits_for_its_last_late_minute_and_an_existing_bar_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rollup_module, "_LATE_AT_ONCE", 20)
@@ -153,7 +153,7 @@ async def test_a_bar_that_does_not_stand_yet_waits_for_its_last_late_minute_and_
         await r.trade(trade(10_000, NOON))
         r.clock.pass_minutes(2)
         await r.write()
-        # The half hour before, as an import brings it.
+        # The half hour before, as an import delivers it.
         earlier = [trade(100 + minute, NOON - (30 - minute) * MINUTE) for minute in range(30)]
         await r.recorder.record_imported(SPOT, (), partial_footprints(SPOT, [Aggregate(one.seq, one.seq, one) for one in earlier]))
         await r.write()
@@ -169,7 +169,7 @@ async def test_a_bar_that_does_not_stand_yet_waits_for_its_last_late_minute_and_
         assert await r.store.dirty_minutes() == []
 
 
-async def test_late_trades_that_another_process_derived_are_not_waited_for(tmp_path: Path) -> None:
+async def test_late_trades_that_another_process_has_derived_are_not_pending_here(tmp_path: Path) -> None:
     async with recording(tmp_path) as r:
         await r.trade(trade(1))
         r.clock.pass_minutes(2)
@@ -185,7 +185,7 @@ async def test_late_trades_that_another_process_derived_are_not_waited_for(tmp_p
         assert r.tape[SPOT].revising == {NOON: 1}
 
 
-async def test_a_late_minute_is_derived_at_once_and_again_when_it_rests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_late_minute_is_derived_at_once_and_again_when_no_more_trades_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with recording(tmp_path) as r:
         await r.trade(trade(1), trade(50, NOON + MINUTE))
         r.clock.pass_minutes(2)
@@ -197,14 +197,14 @@ async def test_a_late_minute_is_derived_at_once_and_again_when_it_rests(tmp_path
             return (await r.bars())[0].bar.trade_count
 
         assert await late(2) == 2
-        # Another process writes to the minute whenever it is looked at: it is not derived again each time.
+        # Another process writes to the minute during each pass, so it is not derived again in every pass.
         derive = r.store.derive
 
-        async def meanwhile(derived: Derived) -> None:
+        async def write_meanwhile(derived: Derived) -> None:
             await r.store.write([trade(90 + r.clock.now() // 1_000 % 7, NOON + 900)], [])
             await derive(derived)
 
-        monkeypatch.setattr(r.store, "derive", meanwhile)
+        monkeypatch.setattr(r.store, "derive", write_meanwhile)
         await r.trade(trade(3, NOON + 3))
         await r.write()
         monkeypatch.undo()
@@ -218,7 +218,7 @@ async def test_a_late_minute_is_derived_at_once_and_again_when_it_rests(tmp_path
         assert mark.minute not in [one.minute for one in await r.store.dirty_minutes()]
 
 
-async def test_trades_out_of_order_within_a_minute_get_their_path_back_when_it_closes(tmp_path: Path) -> None:
+async def test_the_delta_path_of_trades_out_of_order_is_known_once_their_minute_closes(tmp_path: Path) -> None:
     async with recording(tmp_path) as r:
         first, second, third = trade(1, NOON), trade(2, NOON + 1, quantity=900, side="SELL"), trade(3, NOON + 2)
         await r.trade(first, third, second)
@@ -229,7 +229,7 @@ async def test_trades_out_of_order_within_a_minute_get_their_path_back_when_it_c
         assert row.bar == bar_of([first, second, third])
 
 
-async def test_a_restart_in_the_middle_of_a_minute_goes_on_with_all_of_it(tmp_path: Path) -> None:
+async def test_a_restart_in_the_middle_of_a_minute_continues_with_its_earlier_trades(tmp_path: Path) -> None:
     clock = ManualClock()
     async with recording(tmp_path, clock) as r:
         await r.trade(trade(1), trade(2, NOON + 10))
@@ -271,7 +271,7 @@ async def test_downtime_leaves_no_empty_bars(tmp_path: Path) -> None:
         assert [row.start for row in await r.bars()] == [NOON, NOON + 11 * MINUTE]
 
 
-async def test_an_hour_whose_end_passed_without_a_connection_is_whole_in_every_bar_above_it(tmp_path: Path) -> None:
+async def test_an_hour_that_ended_without_a_connection_is_complete_in_every_longer_bar(tmp_path: Path) -> None:
     clock = ManualClock(NOON + 35 * MINUTE)
     async with recording(tmp_path, clock) as r:
         await r.trade(*(trade(number, clock.now() + number) for number in range(1, 6)))
@@ -293,7 +293,7 @@ async def test_an_hour_whose_end_passed_without_a_connection_is_whole_in_every_b
         assert four.cumulative_delta == four.bar.delta
 
 
-async def test_an_hour_that_ended_while_the_process_was_down_is_closed_by_the_next(tmp_path: Path) -> None:
+async def test_an_hour_that_ended_while_the_process_was_down_is_closed_by_the_next_process(tmp_path: Path) -> None:
     clock = ManualClock(NOON + 55 * MINUTE)
     async with recording(tmp_path, clock) as r:
         await r.trade(trade(1, clock.now()))
@@ -307,7 +307,7 @@ async def test_an_hour_that_ended_while_the_process_was_down_is_closed_by_the_ne
         assert [(row.start, row.bar.trade_count) for row in await r.bars(Timeframe.H1)] == [(NOON, 1)]
 
 
-async def test_at_a_restart_nothing_of_what_is_stored_is_missing_from_answers_even_for_a_moment(tmp_path: Path) -> None:
+async def test_after_a_restart_every_stored_trade_is_in_the_answers_at_once(tmp_path: Path) -> None:
     clock = ManualClock()
     async with recording(tmp_path, clock) as r:
         await r.trade(trade(1), trade(2, NOON + 10))
@@ -320,22 +320,22 @@ async def test_at_a_restart_nothing_of_what_is_stored_is_missing_from_answers_ev
         assert (await view.footprint(SPOT, Window(NOON, NOON + 2 * MINUTE))).bar.trade_count == 3
 
 
-async def test_while_a_late_trade_is_not_in_the_figures_their_minute_is_not_claimed(tmp_path: Path) -> None:
+async def test_a_minute_is_not_covered_while_a_late_trade_is_not_in_its_figures(tmp_path: Path) -> None:
     async with recording(tmp_path) as r:
         await r.trade(trade(1), trade(3, NOON + 9))
         r.clock.pass_seconds(63)
         await r.write()
         view = View(r.store, r.tape, r.clock.now, ["spot"], ["binance"])
         minute = Window(NOON, NOON + MINUTE)
-        assert await view.lacking(SPOT, minute) == []
+        assert await view.being_revised(SPOT, minute) == []
         await r.trade(trade(2, NOON + 5))
-        assert await view.lacking(SPOT, minute) == [minute]
+        assert await view.being_revised(SPOT, minute) == [minute]
         await r.write()
-        assert await view.lacking(SPOT, minute) == []
+        assert await view.being_revised(SPOT, minute) == []
         assert (await view.footprint(SPOT, minute)).bar.trade_count == 3
 
 
-async def test_a_stop_writes_the_batch_that_failed_before_and_what_came_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_batch_that_failed_is_written_later_with_the_trades_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with recording(tmp_path) as r:
         await r.trade(trade(1))
         write = r.store.write
@@ -352,7 +352,9 @@ async def test_a_stop_writes_the_batch_that_failed_before_and_what_came_after_it
         assert len(await r.store.trades(SPOT, ALWAYS, limit=10)) == 3
 
 
-async def test_a_minute_is_not_settled_while_the_journal_alone_has_trades_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_minute_is_not_settled_while_some_of_its_trades_are_in_the_journal_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with recording(tmp_path) as r:
         await r.trade(trade(1))
         r.tape.pending_limit = 3
@@ -361,18 +363,18 @@ async def test_a_minute_is_not_settled_while_the_journal_alone_has_trades_of_it(
         assert len(r.tape[SPOT].pending) == 3
         view = View(r.store, r.tape, r.clock.now, ["spot"], ["binance"])
         minute = Window(NOON, NOON + MINUTE)
-        assert await view.lacking(SPOT, minute, raw=True) == [minute]
+        assert await view.being_revised(SPOT, minute, raw=True) == [minute]
         r.clock.pass_seconds(63)
         await r.maintenance.roll_up()
         assert await r.bars() == []
         await r.write()
         (row,) = await r.bars()
         assert row.bar.trade_count == 10
-        assert await view.lacking(SPOT, minute, raw=True) == []
+        assert await view.being_revised(SPOT, minute, raw=True) == []
         assert (r.tape[SPOT].unstored, r.tape[SPOT].evicted) == ({}, {})
 
 
-async def test_a_late_adoption_takes_no_trade_from_a_minute_that_the_journal_alone_has_in_part(tmp_path: Path) -> None:
+async def test_a_late_adoption_takes_no_trade_from_a_minute_that_is_partly_in_the_journal_only(tmp_path: Path) -> None:
     async with recording(tmp_path) as r:
         r.tape.pending_limit = 3
         r.tape[SPOT]._resumed = False
@@ -384,7 +386,7 @@ async def test_a_late_adoption_takes_no_trade_from_a_minute_that_the_journal_alo
         assert (r.tape[SPOT].minutes[NOON].bar.trade_count, r.tape[SPOT].resumed) == (10, True)
 
 
-async def test_an_adoption_brings_back_what_was_stored_after_the_tape_had_followed_it(tmp_path: Path) -> None:
+async def test_an_adoption_includes_trades_stored_after_the_tape_was_last_read(tmp_path: Path) -> None:
     clock = ManualClock(NOON + 3 * MINUTE)
     async with SqliteStore(tmp_path / "wadm.sqlite") as store, Journal(tmp_path / "journal", 1 << 30) as journal:
         await store.save_listings([listing()])
@@ -397,14 +399,14 @@ async def test_an_adoption_brings_back_what_was_stored_after_the_tape_had_follow
         assert r.tape[SPOT].minutes[NOON + 3 * MINUTE].bar.trade_count == 20
 
 
-async def test_an_adoption_after_hours_without_the_store_reads_only_what_others_may_have_recorded(
+async def test_an_adoption_after_hours_without_the_store_reads_only_minutes_that_others_may_have_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with SqliteStore(tmp_path / "wadm.sqlite") as store:
         await store.write([trade(1, NOON + 1)], [])
     async with recording(tmp_path) as r:
         r.tape.forget(SPOT)
-        followed = r.recorder.start(listing(), counts_trades=True)
+        recorded = r.recorder.start(listing(), counts_trades=True)
         for minute in range(30):
             await r.trade(trade(minute + 2, r.clock.now() + 2))
             r.clock.pass_minutes(1)
@@ -417,12 +419,12 @@ async def test_an_adoption_after_hours_without_the_store_reads_only_what_others_
             return await trades(instrument, window, **others)
 
         monkeypatch.setattr(r.store, "trades", watched)
-        await r.maintenance.adopt(followed)
+        await r.maintenance.adopt(recorded)
         assert [window for window in read if window.length == MINUTE] == [Window(NOON + at, NOON + at + MINUTE) for at in (0, MINUTE)]
-        assert [followed.tape.minutes[NOON + at * MINUTE].bar.trade_count for at in range(30)] == [2, *[1] * 29]
+        assert [recorded.tape.minutes[NOON + at * MINUTE].bar.trade_count for at in range(30)] == [2, *[1] * 29]
 
 
-async def test_a_store_away_for_hours_costs_no_figure_and_no_memory_without_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hours_without_the_store_lose_no_figure_and_take_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wadm_mcp.tape.MINUTES_LIMIT", 5)
     async with recording(tmp_path) as r:
         view = View(r.store, r.tape, r.clock.now, ["spot"], ["binance"])
@@ -431,14 +433,14 @@ async def test_a_store_away_for_hours_costs_no_figure_and_no_memory_without_boun
             await r.writer._journal_all()
             r.clock.pass_minutes(1)
         assert len(r.tape[SPOT].minutes) == 5
-        assert sum(stretch.length for stretch in await view.lacking(SPOT, ALWAYS)) == 7 * MINUTE
+        assert sum(stretch.length for stretch in await view.being_revised(SPOT, ALWAYS)) == 7 * MINUTE
         r.clock.pass_seconds(5)
         await r.write()
         assert [row.bar.trade_count for row in await r.bars()] == [1] * 12
-        assert await view.lacking(SPOT, ALWAYS) == []
+        assert await view.being_revised(SPOT, ALWAYS) == []
 
 
-async def test_more_than_a_small_journal_holds_goes_through_it_in_pieces(tmp_path: Path) -> None:
+async def test_more_trades_than_a_small_journal_can_contain_pass_through_it_in_parts(tmp_path: Path) -> None:
     async with SqliteStore(tmp_path / "wadm.sqlite") as store, Journal(tmp_path / "journal", 200_000) as journal:
         r = Recording(store, journal, ManualClock())
         await r.begin()
@@ -455,7 +457,7 @@ async def test_more_than_a_small_journal_holds_goes_through_it_in_pieces(tmp_pat
         assert r.health.counts["journal.full"] > 0
 
 
-async def test_figures_that_cannot_be_derived_do_not_keep_trades_from_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_trades_are_stored_although_figures_cannot_be_derived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with recording(tmp_path) as r:
 
         async def fail(*_: object) -> None:

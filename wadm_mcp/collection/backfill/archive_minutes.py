@@ -1,7 +1,8 @@
-"""A day's archive file as minutes, packed. The whole file is read before anything of it is taken. Blocking: for a worker thread.
+"""Turns a day's archive file into packed partial footprints, one or more a minute. Blocking: call it in a worker thread.
 
-Files have holes and repeats of their own (docs/exchanges.md 8.24). A repeated row counts once. Where ids count trades a hole stays a gap,
-which gap repair fills by id; where they do not, no hole can be noticed.
+Callers read the whole file before they take anything of it. Files have holes and repeated rows of their own (docs/exchanges.md 8.24). A
+repeated row counts once. Where ids count trades, a hole stays a gap, which gap repair fills by id. Where they do not, a hole cannot be
+detected.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from wadm_mcp.exchanges.exchange import Aggregate, ArchiveFormat
 from wadm_mcp.model import MINUTE, Listing, Span, Trade, Window
 from wadm_mcp.storage.store import WHOLE, PartialFootprint
 
-_OPEN: Final = 2
-"""Minutes of an unnumbered file that rows may still come in for, as its order is told by time alone."""
+_OPEN_MINUTES: Final = 2
+"""Minutes that may still get rows while a file without counting ids is read: such a file is ordered by time only."""
 
 
 class PackedPartial(NamedTuple):
@@ -37,7 +38,7 @@ class PackedPartial(NamedTuple):
         return cls(partial.minute, partial.first_seq, partial.last_seq, partial.footprint.pack(), partial.footprint.bar.trade_count)
 
     def unpack(self, listing: Listing) -> PartialFootprint:
-        """As the recorder takes it."""
+        """The partial footprint, as the recorder takes it."""
         return PartialFootprint(listing.instrument, self.minute, self.first_seq, self.last_seq, Footprint.unpack(self.packed))
 
 
@@ -46,29 +47,31 @@ def counted_minutes(
 ) -> Iterator[PackedPartial]:
     """Partial footprints of a file whose ids count trades, without the ids that are `covered` already (disjoint spans, by id).
 
-    `ArchiveError` for a row of another day, and where an id has another time than in the tape: then the file is of another symbol.
+    `ArchiveError` for a row of another day, and for an id whose time does not fit the tape: then the file is of another symbol.
     """
-    firsts = [span.first_seq for span in covered]
+    first_seqs = [span.first_seq for span in covered]
     run: PartialRun | None = None
-    reached, free_until = -1, -1
-    for place, row in enumerate(form.rows(listing, lines), 1):
+    reached = -1
+    next_covered = -1
+    """The first covered id after the row before: rows below it are new without a search."""
+    for number, row in enumerate(form.rows(listing, lines), 1):
         seq, last = row.trade.seq, row.last
         if seq <= reached:
             continue
         reached = last
-        if last >= free_until:
-            after = bisect_right(firsts, seq)
-            if after and covered[after - 1].last_seq >= seq:
+        if last >= next_covered:
+            following = bisect_right(first_seqs, seq)
+            if following and covered[following - 1].last_seq >= seq:
                 continue
-            free_until = firsts[after] if after < len(firsts) else last + (1 << 62)
-            _check_seam(listing, place, row, covered, after)
-            if last >= free_until:
+            next_covered = first_seqs[following] if following < len(first_seqs) else last + (1 << 62)
+            _check_time(listing, number, row, covered, following)
+            if last >= next_covered:
                 continue
         if run is None or not run.continues_with(row):
             if run is not None:
                 yield PackedPartial.of(run.partial(listing.instrument))
             if not day.start <= row.trade.timestamp < day.end:
-                raise _not_of_day(listing, place, row)
+                raise _other_day(listing, number, row)
             run = PartialRun(row)
         run.add(row)
     if run is not None:
@@ -83,40 +86,40 @@ def whole_minutes(
     wanted: Collection[int],
     tape_trades: Mapping[int, Sequence[Trade]],
 ) -> Iterator[PackedPartial]:
-    """The `wanted` minutes (by start) of a file whose ids do not count, each whole; in the file's order.
+    """The `wanted` minutes (by start) of a file whose ids do not count trades, each complete, in the file's order.
 
-    `tape_trades` are the tape's trades of some of these minutes: those that the file lacks, by `trade_id`, are added. `ArchiveError` for a
-    row of another day, or minutes out of time order.
+    `tape_trades` are the tape's trades of some of these minutes. Those that the file does not have (by `trade_id`) are added.
+    `ArchiveError` for a row of another day, and for minutes out of time order.
     """
     open_minutes: dict[int, dict[str, Trade]] = {}
     closed: set[int] = set()
     newest_first: bool | None = None
     minute, rows, first_at = -1, {}, -1
-    for place, row in enumerate(form.rows(listing, lines), 1):
+    for number, row in enumerate(form.rows(listing, lines), 1):
         trade = row.trade
         at = trade.timestamp
         if not minute <= at < minute + MINUTE:
             minute = at - at % MINUTE
             if not day.start <= at < day.end:
-                raise _not_of_day(listing, place, row)
+                raise _other_day(listing, number, row)
             if first_at < 0:
                 first_at = at
             elif newest_first is None:
                 newest_first = at < first_at
             if minute in closed:
-                raise ArchiveError(f"{listing.instrument} archive, row {place:,}: out of time order by minutes; the file is not sorted")
-            while len(open_minutes) >= _OPEN and minute not in open_minutes:
-                past = max(open_minutes) if newest_first else min(open_minutes)
-                closed.add(past)
-                yield from _whole(listing, past, open_minutes.pop(past), wanted, tape_trades, newest_first)
+                raise ArchiveError(f"{listing.instrument} archive, row {number:,}: out of time order by minutes; the file is not sorted")
+            while len(open_minutes) >= _OPEN_MINUTES and minute not in open_minutes:
+                finished = max(open_minutes) if newest_first else min(open_minutes)
+                closed.add(finished)
+                yield from _whole_minute(listing, finished, open_minutes.pop(finished), wanted, tape_trades, newest_first)
             rows = open_minutes.setdefault(minute, {})
         if minute in wanted:
             rows.setdefault(trade.trade_id, trade)
-    for past in sorted(open_minutes, reverse=bool(newest_first)):
-        yield from _whole(listing, past, open_minutes[past], wanted, tape_trades, newest_first)
+    for finished in sorted(open_minutes, reverse=bool(newest_first)):
+        yield from _whole_minute(listing, finished, open_minutes[finished], wanted, tape_trades, newest_first)
 
 
-def _whole(
+def _whole_minute(
     listing: Listing,
     minute: int,
     rows: Mapping[str, Trade],
@@ -132,26 +135,27 @@ def _whole(
     if newest_first:
         trades.reverse()
     trades += [trade for trade in tape_trades.get(minute, ()) if trade.trade_id not in rows]
-    # Rows of one millisecond stay as the file has them.
+    # The sort is stable: rows of one millisecond stay in the file's order.
     trades.sort(key=attrgetter("timestamp"))
     footprint = Footprint(listing.scale)
     footprint.add(*trades)
     yield PackedPartial(minute, WHOLE, WHOLE, footprint.pack(), footprint.bar.trade_count)
 
 
-def _check_seam(listing: Listing, place: int, row: Aggregate, covered: Sequence[Span], after: int) -> None:
+def _check_time(listing: Listing, number: int, row: Aggregate, covered: Sequence[Span], following: int) -> None:
+    """`ArchiveError` if a row's time is not between those of the covered spans before and after its id."""
     at = row.trade.timestamp
-    early = covered[after - 1].start - CLOCK_SKEW if after else at
-    late = covered[after].end + CLOCK_SKEW if after < len(covered) else at
-    if not early <= at <= late:
+    earliest = covered[following - 1].start - CLOCK_SKEW if following else at
+    latest = covered[following].end + CLOCK_SKEW if following < len(covered) else at
+    if not earliest <= at <= latest:
         raise ArchiveError(
-            f"{listing.instrument} archive, row {place:,}: id {row.trade.seq} is at another time than its neighbours on the tape; "
-            "give a file of this symbol"
+            f"{listing.instrument} archive, row {number:,}: the time of id {row.trade.seq} does not fit the recorded ids around it; "
+            "use a file of this symbol"
         )
 
 
-def _not_of_day(listing: Listing, place: int, row: Aggregate) -> ArchiveError:
+def _other_day(listing: Listing, number: int, row: Aggregate) -> ArchiveError:
     return ArchiveError(
-        f"{listing.instrument} archive, row {place:,}: its time {row.trade.timestamp} is not of the file's day; "
-        "give a file under its own name"
+        f"{listing.instrument} archive, row {number:,}: its time {row.trade.timestamp} is not on the day in the file's name; "
+        "use a file with its original name"
     )

@@ -1,8 +1,9 @@
-"""One connection's life, again and again: connect, subscribe, prove life, reconnect.
+"""Keeps a WebSocket connection to an exchange open: connects, subscribes, detects a dead connection and reconnects.
 
-A collector follows some instruments of one market over one socket. It never gives up. A connection that is about to reach the
-exchange's age limit, or whose end the exchange announces, is relieved: the new one delivers before the old one goes.
-Acknowledgements prove nothing: USD-M acknowledges a stream on the wrong route and stays silent (docs/exchanges.md 2.1). Only frames do.
+A collector follows some instruments of one market over one connection at a time, and reconnects without end. It replaces a connection
+that nears the exchange's age limit, or whose end the exchange announces, while that still delivers: the old one is closed when the new
+one has delivered. Only frames of trades prove that a subscription works: Binance linear acknowledges a stream on the wrong route and
+then sends nothing (docs/exchanges.md 2.1).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from anyio.lowlevel import checkpoint
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, PayloadTooBig, WebSocketException
 
+from wadm_mcp.backoff import Backoff
 from wadm_mcp.clock import Clock
 from wadm_mcp.collection.live.frame_socket import FrameSocket
 from wadm_mcp.collection.live.staleness import StaleDetector
@@ -31,24 +33,27 @@ from wadm_mcp.logs import RateLimitedWarning, log
 from wadm_mcp.model import GapReason, Instrument, Listing
 from wadm_mcp.settings import is_loopback
 
-_FRAME_LIMIT: Final = 4 * 1024 * 1024
-"""Bytes of the largest frame that is read; the largest lawful one (1,024 Bybit trades) is near 300 kB."""
-_SHORTEST_PAUSE: Final = 0.5
-_LONGEST_PAUSE: Final = 60.0
-_HEALTHY_AFTER: Final = 60.0
-"""Seconds of deliveries after which a connection that ends is met with the shortest pause again."""
-_RELIEF_WITHIN: Final = 60.0
-"""Seconds that a fresh connection gets to deliver every instrument before it relieves the old one anyway."""
+_MAX_FRAME_BYTES: Final = 4 * 1024 * 1024
+"""A larger frame ends the connection. The largest valid one (1,024 Bybit trades) has about 300 kB."""
+_FIRST_PAUSE_SECONDS: Final = 0.5
+_MAX_PAUSE_SECONDS: Final = 60.0
+_HEALTHY_SECONDS: Final = 60.0
+"""A connection that lived this long and delivered resets the backoff."""
+_REPLACEMENT_SECONDS: Final = 60.0
+"""Time in which a new connection should deliver every instrument. After it the old connection is closed all the same."""
 _LIFETIME_USED: Final = 0.97
-_NEXT_ADDRESS_AFTER: Final = 0.25
-"""Seconds before a host's next address is tried beside one that does not answer (RFC 8305): half of a host's network may be dead."""
-_HELD_UP: Final = 1.0
-"""Seconds in the sink after which frames that came in meanwhile were not looked for."""
-_numbers: Iterator[int] = count(1)
+"""Share of the exchange's age limit after which a connection is replaced."""
+_NEXT_ADDRESS_SECONDS: Final = 0.25
+"""After this time without an answer the host's next address is tried as well (RFC 8305), since one of its networks may be down."""
+_BACKPRESSURE_SECONDS: Final = 1.0
+"""If the sink takes longer than this, the socket was not read meanwhile, and the silence is not the exchange's."""
+_LOGGED_CHARS: Final = 200
+"""How much of an exchange's message is logged."""
+_connection_numbers: Iterator[int] = count(1)
 
 
 class Sink(Protocol):
-    """Where trades go: the recorder."""
+    """What a collector reports to: the recorder."""
 
     def connected(self, connection: int) -> None: ...
 
@@ -62,7 +67,7 @@ class Sink(Protocol):
 
 
 class Collector:
-    """Keeps one subscription set of a market delivering into the sink until cancelled."""
+    """Delivers the trades of some instruments of a market to the sink until it is cancelled."""
 
     def __init__(
         self,
@@ -81,77 +86,77 @@ class Collector:
         self.clock = clock
         self.limits = venue.exchange.limits(venue.market)
         self.certificates = certificates
-        """Whom TLS trusts; None for what Python trusts by itself."""
+        """The certificate authorities that TLS trusts; None for Python's default."""
         self.bad_frame = RateLimitedWarning("frame.bad", clock.monotonic)
-        """Outlives the connections: one that sends rubbish may be met by another that does."""
+        """Shared by all connections, so that reconnecting does not reset its rate limit."""
 
     async def run(self) -> None:
-        """Connect, and connect again whenever the connection ends or is to be relieved."""
-        pause = _SHORTEST_PAUSE
+        """Connect, and connect again whenever the connection has ended or should be replaced."""
+        backoff = Backoff(_FIRST_PAUSE_SECONDS, _MAX_PAUSE_SECONDS, jitter=True)
         async with anyio.create_task_group() as tasks:
             connection = Connection(self)
             tasks.start_soon(connection.run)
             while True:
                 await connection.attention.wait()
                 if connection.ended:
-                    pause = _SHORTEST_PAUSE if connection.was_healthy else pause
-                    await anyio.sleep(pause * random.uniform(0.5, 1.0))
-                    pause = min(_LONGEST_PAUSE, pause * 2)
+                    if connection.was_healthy:
+                        backoff.reset()
+                    await anyio.sleep(backoff.next())
                     connection = Connection(self)
                     tasks.start_soon(connection.run)
                     continue
-                fresh = Connection(self)
-                tasks.start_soon(fresh.run)
-                with anyio.move_on_after(_RELIEF_WITHIN):
-                    await fresh.delivering.wait()
-                if not fresh.ended:
-                    pause = _SHORTEST_PAUSE
-                    log.info("connection.relieved", **self.venue.log_fields, old=connection.number, new=fresh.number)
+                replacement = Connection(self)
+                tasks.start_soon(replacement.run)
+                with anyio.move_on_after(_REPLACEMENT_SECONDS):
+                    await replacement.delivering.wait()
+                if not replacement.ended:
+                    backoff.reset()
+                    log.info("connection.replaced", **self.venue.log_fields, old=connection.number, new=replacement.number)
                     connection.close()
-                    connection = fresh
+                    connection = replacement
                 else:
-                    await anyio.sleep(pause * random.uniform(0.5, 1.0))
-                    pause = min(_LONGEST_PAUSE, pause * 2)
+                    await anyio.sleep(backoff.next())
 
 
 class Connection:
-    """One socket: from the handshake to its end. `run` returns when it is over and reports whatever ended it."""
+    """One socket from the handshake to its end. `run` reports to the sink why it ended, and returns."""
 
     def __init__(self, collector: Collector) -> None:
         self._collector = collector
         self._instruments = {listing.instrument: listing for listing in collector.listings}
         self._heard: dict[Instrument, float] = {}
         self._refused: set[Instrument] = set()
-        self._singly = anyio.Event()
-        self._asked_singly = False
+        self._subscribe_singly = anyio.Event()
+        self._subscribed_singly = False
         self._pinged_at: float | None = None
+        """When the ping without a pong so far was sent (monotonic seconds)."""
         self._began = self._read_since = collector.clock.monotonic()
-        """Since the latter the socket is read; silence before it may be that of a sink that had no room."""
-        self._handing_on = False
+        """`_read_since`: the sink had room all the time since then, so silence since then is the exchange's."""
+        self._in_sink = False
         self._scope = anyio.CancelScope()
         self._end: tuple[GapReason, str] | None = None
-        self.number = next(_numbers)
+        self.number = next(_connection_numbers)
         self.attention = anyio.Event()
-        """Set when the connection ended, or wants to be relieved."""
+        """Set when the connection has ended or should be replaced."""
         self.delivering = anyio.Event()
-        """Set when every instrument has delivered, or the connection ended."""
+        """Set when every instrument has delivered, or when the connection has ended."""
         self.ended = False
 
     @property
     def was_healthy(self) -> bool:
-        """Did it deliver for long enough that its end is an accident and not a habit?"""
-        return bool(self._heard) and self._collector.clock.monotonic() - self._began >= _HEALTHY_AFTER
+        """Did it deliver, and live for long enough to reset the backoff?"""
+        return bool(self._heard) and self._collector.clock.monotonic() - self._began >= _HEALTHY_SECONDS
 
     def close(self) -> None:
-        """End the connection; what it covered is covered by its relief."""
-        self._give_up(GapReason.DISCONNECT, "relieved")
+        """End the connection, because a newer one has replaced it."""
+        self._give_up(GapReason.DISCONNECT, "replaced by a newer connection")
 
     async def run(self) -> None:
-        """Live until the exchange, the network, a watchdog or `close` ends it. Only cancellation and bugs are raised."""
+        """Deliver until the exchange, the network, a watchdog or `close` ends the connection. Raises nothing but cancellation and bugs."""
         reason, detail = GapReason.DISCONNECT, "the process stops"
         try:
             with self._scope:
-                detail = await self._live()
+                detail = await self._connect_and_deliver()
         finally:
             if self._end is not None:
                 reason, detail = self._end
@@ -159,10 +164,10 @@ class Connection:
             self._collector.sink.connection_lost(self.number, list(self._instruments), reason, detail)
             self.attention.set()
             self.delivering.set()
-        log.info("connection.ended", **self._collector.venue.log_fields, connection=self.number, why=detail)
+        log.info("connection.ended", **self._collector.venue.log_fields, connection=self.number, reason=detail)
 
-    async def _live(self) -> str:
-        """What ended the connection, in a few words."""
+    async def _connect_and_deliver(self) -> str:
+        """Connect and deliver until the connection ends. Returns why it ended, in a few words."""
         collector = self._collector
         try:
             socket = await connect(
@@ -171,7 +176,7 @@ class Connection:
                 ping_interval=None,
                 open_timeout=10,
                 close_timeout=1,
-                max_size=_FRAME_LIMIT,
+                max_size=_MAX_FRAME_BYTES,
                 create_connection=FrameSocket,
                 **_network(collector.url, collector.certificates),
             )
@@ -186,7 +191,7 @@ class Connection:
                 collector.sink.staleness(instrument).connected(collector.clock.monotonic())
             detail = ""
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._talk, socket)
+                tasks.start_soon(self._send, socket)
                 tasks.start_soon(self._watch, socket)
                 tasks.start_soon(socket.batch_reads)
                 detail = await self._receive(socket)
@@ -197,7 +202,7 @@ class Connection:
                 await socket.close()
 
     async def _receive(self, socket: FrameSocket) -> str:
-        """Hand every frame on until the connection closes; why it did."""
+        """Decode every frame and give its trades to the sink until the connection closes. Returns why it closed."""
         decoder = self._collector.venue.exchange.decoder(self._collector.venue.market, list(self._instruments.values()))
         while True:
             try:
@@ -205,7 +210,7 @@ class Connection:
             except ConnectionClosed as closed:
                 if isinstance(closed.__cause__, PayloadTooBig):
                     self._collector.health.count("frames.oversized")
-                    return f"a frame of more than {_FRAME_LIMIT:,} bytes came in"
+                    return f"the exchange sent a frame of more than {_MAX_FRAME_BYTES:,} bytes"
                 code = closed.rcvd.code if closed.rcvd is not None else 1006
                 return f"the connection closed with code {code}"
             trades: list[Trades] = []
@@ -213,8 +218,8 @@ class Connection:
                 try:
                     message = decoder.decode(frame)
                 except FrameError as error:
-                    # What came before it is vouched for, what comes after it begins anew.
-                    await self._hand_on(trades)
+                    # The sink has to see the trades before the bad frame first: coverage ends with them.
+                    await self._deliver(trades)
                     trades = []
                     self._bad_frame(error)
                     continue
@@ -223,30 +228,30 @@ class Connection:
                 elif isinstance(message, Pong):
                     self._pinged_at = None
                 elif isinstance(message, Refused):
-                    self._refused_request(message)
+                    self._request_refused(message)
                 elif isinstance(message, ShuttingDown):
                     self.attention.set()
-            await self._hand_on(trades)
-            # A full socket never waits, and other tasks have their turn too.
+            await self._deliver(trades)
+            # While frames are buffered, `frames` does not wait and other tasks would not run.
             await checkpoint()
 
-    async def _hand_on(self, trades: Sequence[Trades]) -> None:
+    async def _deliver(self, trades: Sequence[Trades]) -> None:
         if not trades:
             return
-        now = self._collector.clock.monotonic()
+        began = self._collector.clock.monotonic()
         for instrument in {message.instrument for message in trades}:
             if instrument not in self._heard:
                 self._first_frame(instrument)
-            self._heard[instrument] = now
-        self._handing_on = True
+            self._heard[instrument] = began
+        self._in_sink = True
         await self._collector.sink.take(self.number, *trades)
-        self._handing_on = False
-        over = self._collector.clock.monotonic()
-        if over - now > _HELD_UP:
-            self._read_since = over
+        self._in_sink = False
+        taken_at = self._collector.clock.monotonic()
+        if taken_at - began > _BACKPRESSURE_SECONDS:
+            self._read_since = taken_at
 
-    async def _talk(self, socket: FrameSocket) -> None:
-        """Subscribe in chunks, then keep the heart beating, all within the exchange's message rate."""
+    async def _send(self, socket: FrameSocket) -> None:
+        """Subscribe in batches, then send pings, all within the exchange's message rate."""
         collector, venue, limits = self._collector, self._collector.venue, self._collector.limits
         symbols = [instrument.symbol for instrument in self._instruments]
         request = count(1)
@@ -257,9 +262,9 @@ class Connection:
                 await anyio.sleep(1 / limits.requests_per_second)
             while True:
                 with anyio.move_on_after(limits.ping_every):
-                    await self._singly.wait()
-                if self._singly.is_set():
-                    self._singly = anyio.Event()
+                    await self._subscribe_singly.wait()
+                if self._subscribe_singly.is_set():
+                    self._subscribe_singly = anyio.Event()
                     for instrument in [each for each in self._instruments if each not in self._heard]:
                         await socket.send(venue.exchange.subscribe(venue.market, [instrument.symbol], next(request)))
                         await anyio.sleep(1 / limits.requests_per_second)
@@ -270,45 +275,46 @@ class Connection:
             return
 
     async def _watch(self, socket: FrameSocket) -> None:
-        """Take a mute connection for dead, and ask for relief before the exchange's age limit."""
+        """End the connection when it is stale, and have it replaced before it reaches the exchange's age limit."""
         collector, limits = self._collector, self._collector.limits
         began = collector.clock.monotonic()
-        retire = None if limits.lifetime is None else began + limits.lifetime * _LIFETIME_USED * random.uniform(0.98, 1.0)
+        replace_at = None if limits.lifetime is None else began + limits.lifetime * _LIFETIME_USED * random.uniform(0.98, 1.0)
         while True:
             await anyio.sleep(1.0)
             now = collector.clock.monotonic()
-            if retire is not None and now >= retire:
+            if replace_at is not None and now >= replace_at:
                 self.attention.set()
-            read_since = now if self._handing_on else self._read_since
+            read_since = now if self._in_sink else self._read_since
             if self._pinged_at is not None and now - max(self._pinged_at, read_since) > limits.pong_within:
-                self._give_up(GapReason.MUTE, f"no pong within {limits.pong_within:g} s")
+                self._give_up(GapReason.MUTE, f"no pong came within {limits.pong_within:g} s")
             if limits.bytes_within is not None and now - max(socket.heard_at, read_since) > limits.bytes_within:
-                self._give_up(GapReason.MUTE, f"not a byte came in within {limits.bytes_within:g} s, where the exchange pings more often")
-            for instrument in self._instruments.keys() - self._refused:
-                pace = collector.sink.staleness(instrument)
-                silent = now - max(self._heard.get(instrument, began), read_since)
-                if silent > pace.timeout:
-                    for each in self._instruments:
-                        if now - max(self._heard.get(each, began), read_since) > collector.sink.staleness(each).timeout:
-                            collector.sink.staleness(each).gave_up()
-                    self._give_up(GapReason.MUTE, f"{instrument} has been silent for {silent:.0f} s, longer than it usually is")
-                    return
+                self._give_up(GapReason.MUTE, f"no byte came within {limits.bytes_within:g} s, although the exchange pings more often")
+            silent = {instrument: now - max(self._heard.get(instrument, began), read_since) for instrument in self._instruments}
+            stale = [instrument for instrument in silent if silent[instrument] > collector.sink.staleness(instrument).timeout]
+            subscribed = [instrument for instrument in stale if instrument not in self._refused]
+            if subscribed:
+                for instrument in stale:
+                    collector.sink.staleness(instrument).gave_up()
+                detail = f"{subscribed[0]} delivered nothing for {silent[subscribed[0]]:.0f} s, longer than it usually pauses"
+                self._give_up(GapReason.MUTE, detail)
+                return
 
-    def _refused_request(self, refused: Refused) -> None:
-        """One bad topic voids its whole batch (docs/exchanges.md 3.3): ask for each instrument alone, then only the bad one stays out."""
+    def _request_refused(self, refused: Refused) -> None:
+        """One bad topic voids its whole request (docs/exchanges.md 3.3), so subscribe to each instrument singly: only the bad one fails."""
         self._collector.health.count("requests.refused")
         if refused.already_subscribed:
             return
-        log.warning("request.refused", **self._collector.venue.log_fields, message=refused.message[:200])
-        if not self._asked_singly:
-            self._asked_singly = True
-            self._singly.set()
+        message = refused.message[:_LOGGED_CHARS]
+        log.warning("request.refused", **self._collector.venue.log_fields, message=message)
+        if not self._subscribed_singly:
+            self._subscribed_singly = True
+            self._subscribe_singly.set()
             return
         for instrument in self._instruments:
-            # No other symbol whose name is a part of its name: WBTCUSDT is no reason to leave BTCUSDT out.
+            # The whole name only: a refusal of WBTCUSDT must not exclude BTCUSDT.
             if re.search(rf"(?<![A-Za-z0-9]){re.escape(instrument.symbol)}(?![A-Za-z0-9])", refused.message):
                 self._refused.add(instrument)
-                self._collector.health.report(str(instrument), State.DOWN, f"the exchange refused it: {refused.message[:200]}")
+                self._collector.health.report(str(instrument), State.DOWN, f"the exchange refused the subscription: {message}")
 
     def _first_frame(self, instrument: Instrument) -> None:
         self._heard[instrument] = self._collector.clock.monotonic()
@@ -328,15 +334,15 @@ class Connection:
 
 
 def _network(url: str, certificates: ssl.SSLContext | None) -> dict[str, Any]:
-    """How a socket reaches its exchange: by the same trust and the same proxy as REST does, on loopback by none."""
+    """Options for `connect`: the same certificates and the same proxy as REST uses; no proxy on loopback."""
     address = urlsplit(url)
     host = address.hostname or ""
-    options: dict[str, Any] = {"happy_eyeballs_delay": _NEXT_ADDRESS_AFTER}
+    options: dict[str, Any] = {"happy_eyeballs_delay": _NEXT_ADDRESS_SECONDS}
     if address.scheme == "wss" and certificates is not None:
         options["ssl"] = certificates
     if is_loopback(host):
         return options | {"proxy": None}
     proxies = getproxies()
-    # What websockets looks for by itself; unlike REST it knows nothing of ALL_PROXY.
+    # The websockets library reads these variables itself, but not ALL_PROXY, which REST obeys.
     named = any(proxies.get(kind) for kind in ("wss", "socks", "https"))
     return options | {"proxy": True if named or proxy_bypass(host) else proxies.get("all")}

@@ -1,9 +1,9 @@
-"""The journal between socket and store: what it has taken survives this process, and is handed out until the store has it.
+"""The write-ahead log between recorder and store: trades in it survive the process, and are returned until the store has them.
 
-It is a folder of segments, `000001.seg` and on, that one process at a time appends to (the holder of the lease); any later process
-on that folder hands out what it finds. `segment.py` says how they are written.
+It is a folder of segments, `000001.seg` and so on (format: `journal_segment`). One process at a time appends to it, the holder of the
+`RecorderLock`. The next process continues with what it finds.
 
-Every method does its work in a worker thread, one at a time. A call that is cancelled has either not begun, or is finished first.
+Every method works in a worker thread, one call at a time. A cancelled call has either not begun, or is completed first.
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ from wadm_mcp.model import Instrument, Span, Trade
 from wadm_mcp.storage.store import PartialFootprint
 from wadm_mcp.tape import PENDING_LIMIT
 
-REMEMBERED: Final = PENDING_LIMIT
-"""Trades and spans kept in memory beside the disk, so that a store that keeps up costs no reading. The tape holds the same trades."""
+MAX_CACHED_TRADES: Final = PENDING_LIMIT
+"""Trades (or as much in spans and partials) cached in memory, so that a store that keeps up needs no reads from disk. They take no memory
+of their own, since the tape refers to the same trades."""
 SEGMENT_BYTES: Final = 8_000_000
-"""A segment that has reached this is followed by a new one."""
+"""After a segment has reached this size, a new one begins."""
 RECORD_TRADES: Final = 5_000
-"""Trades in one record; an entry with more becomes several, so that no single one holds up the process for long."""
-SYNC_EVERY: Final = 1.0
-"""Seconds between fsyncs while there is something to sync."""
+"""Trades in one record. A larger entry is split into several records, so that no single one blocks for long."""
+SYNC_SECONDS: Final = 1.0
+"""Between fsyncs while there is something to sync."""
 
 _NAME: Final = re.compile(r"([0-9]{6}|[1-9][0-9]{6,})\.seg", re.ASCII)
 
@@ -47,23 +48,23 @@ T = TypeVar("T")
 
 
 class Batch(NamedTuple):
-    """What the store is to keep next. Of spans that share instrument, start and first id only the last is there."""
+    """What the store should keep next. Of several spans with the same instrument, start and first id it contains only the last."""
 
     trades: Sequence[Trade]
     spans: Sequence[tuple[Instrument, Span]]
     end: Place
-    """Where the next batch begins once this one is released."""
+    """Where the next batch begins."""
     pieces: Sequence[PartialFootprint] = ()
 
 
 @dataclass(slots=True)
 class _Segment:
-    """One file. `size` is the file's, `end` and `trades` are of what can be read of it."""
+    """One file. `size` is its length in bytes; `readable_bytes` of them, with `trades`, can be read."""
 
     number: int
     path: Path
     size: int
-    end: int = len(HEADER)
+    readable_bytes: int = len(HEADER)
     trades: int = 0
     damaged: bool = False
 
@@ -72,21 +73,21 @@ class _Segment:
         return Place(self.number, len(HEADER), 0, 0)
 
     @property
-    def finish(self) -> Place:
-        return Place(self.number, self.end, self.trades, 0)
+    def end(self) -> Place:
+        return Place(self.number, self.readable_bytes, self.trades, 0)
 
 
 class Journal:
-    """The journal in `folder`, which is made where it is missing; its segments take at most `limit` bytes on disk.
+    """The journal in `folder`, which is created if it does not exist. Its segments take at most `limit` bytes on disk.
 
-    Entered once as an async context manager. Opening takes up what an earlier process left: a torn tail of the newest segment (nothing
-    intact follows it) is cut off and counted in `torn`. Any other segment with unreadable content hands out the records before
-    it, is put into `damaged/` beside the segments, where nothing ever deletes it, and gets its line in `damaged`. Coverage recorded behind
-    such a loss is not handed out, since it may claim what was lost; trades behind it are. Files of other names are left alone.
+    Enter it once as an async context manager. Opening recovers what an earlier process left. If the newest segment ends in an incomplete
+    record, that record is truncated and its bytes are counted in `torn`. Any other unreadable record is damage: the records before it are
+    returned, the segment is moved to `damaged/`, where nothing deletes it, and `damaged` gets a line. Trades after the damage are returned
+    as well, but not the coverage recorded after it, since that may include lost trades. Files with other names are left alone.
 
-    What `append` took survives the end of the process, even by `kill -9`: the operating system has it. Against a power cut it is
-    fsynced, at most once a second: a cut loses about the last second. Of a batch whose `append` never returned trades may come back,
-    its coverage only if all of them do. `StoreError` where the folder cannot be used.
+    After `append` the operating system has the data, so it survives the end of the process, even `kill -9`. It is fsynced at most once a
+    second, so a power cut loses about the last second. If an `append` did not return, some of its trades may still be found later; its
+    coverage is found only together with all of them. `StoreError` if the folder cannot be used.
     """
 
     def __init__(self, folder: Path, limit: int, *, monotonic: Callable[[], float] = time.monotonic) -> None:
@@ -95,29 +96,31 @@ class Journal:
         self._monotonic = monotonic
         self._segments: deque[_Segment] = deque()
         self._file: FileIO | None = None
-        """The newest segment's, while it is appended to."""
+        """The newest segment, open for appending."""
         self._newest = 0
+        """Number of the newest segment."""
         self._synced_at = float("-inf")
         self._unsynced = False
-        self._released = self._doubted = Place(-1, 0, 0, 0)
-        self._memory: dict[tuple[int, int], tuple[Entry, Place]] = {}
-        """The newest records and where each ends: an unbroken row up to the journal's end."""
-        self._weight = 0
+        self._released = self._withheld_until = Place(-1, 0, 0, 0)
+        """`_withheld_until`: coverage between a damaged segment and this place is not returned."""
+        self._cache: dict[tuple[int, int], tuple[Entry, Place]] = {}
+        """The newest records by segment and byte, each with the place of the next: without a hole up to the journal's end."""
+        self._cached_weight = 0
         self._backlog = 0
         self._bytes = 0
         self.torn = 0
-        """Bytes of torn tails that opening cut off."""
+        """Bytes of incomplete records that opening truncated."""
         self.damaged: list[str] = []
-        """One line for each segment set aside since opening."""
+        """One line for each segment moved to `damaged/` since opening."""
 
     @property
     def backlog(self) -> int:
-        """Trades not released."""
+        """Trades that are not released yet."""
         return self._backlog
 
     @property
     def bytes(self) -> int:
-        """Bytes of all segments on disk, without those set aside."""
+        """Bytes of all segments on disk, without those in `damaged/`."""
         return self._bytes
 
     @property
@@ -135,23 +138,23 @@ class Journal:
             await self._run(self._close)
 
     async def append(self, entry: Entry) -> None:
-        """Take a batch: after return it survives a `kill -9`, and within about a second a power cut.
+        """Write an entry. When this returns, the entry survives `kill -9`, and after about a second a power cut.
 
-        `JournalFull` when the bound is reached or the disk does not take it; then nothing of the batch is kept, and a later one may fit.
+        `JournalFull` if the limit is reached or the disk refuses the data. Then nothing of the entry is kept, and a later one may fit.
         """
         await self._run(partial(self._append, entry))
 
-    async def next(self, most: int = RECORD_TRADES, after: Batch | None = None) -> Batch | None:
-        """The oldest trades not released, up to about `most` (at least 1), and their coverage; None when nothing is left.
+    async def next(self, max_trades: int = RECORD_TRADES, after: Batch | None = None) -> Batch | None:
+        """The oldest trades not released, up to about `max_trades` (at least 1), with their coverage; None if there are none.
 
-        The same again until they are released; with `after` what follows that batch, before it is released. An entry with more trades
-        than `most` comes in several batches, its spans with the last. A batch may hold no trade, and where coverage is withheld nothing at
-        all: it is released like any other.
+        Returns the same until it is released; with `after` it returns what follows that batch, which need not be released. An entry with
+        more than `max_trades` comes in several batches, its spans with the last. A batch may be without trades, and where coverage is
+        withheld it may be empty; release it like any other.
         """
-        return await self._run(partial(self._next, most, after))
+        return await self._run(partial(self._next, max_trades, after))
 
     async def release(self, batch: Batch) -> None:
-        """The store has this batch, and all before it, durably. Segments of which nothing is left to hand out are deleted."""
+        """The store has this batch and all before it durably. Deletes the segments that are completely released."""
         await self._run(partial(self._release, batch))
 
     async def _run(self, work: Callable[[], T]) -> T:
@@ -165,47 +168,47 @@ class Journal:
 
     def _open(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        # Without this a power cut could take the new folder away, and with it segments whose own content was fsynced.
+        # Without this a power cut could remove the new folder, with segments in it that were fsynced.
         _sync_folder(self._folder.parent)
-        numbers = _numbers(self._folder)
-        self._newest = max([*numbers, *_numbers(self._folder / "damaged")], default=0)
+        numbers = _segment_numbers(self._folder)
+        self._newest = max([*numbers, *_segment_numbers(self._folder / "damaged")], default=0)
         unreadable: list[Unreadable] = []
         for number in numbers:
             try:
-                self._take_up(number, last=number == numbers[-1])
-            except Unreadable as found:
-                unreadable.append(found)
-        for found in unreadable:
-            self._set_aside(found)
-        self._settle()
-        self._trim()
+                self._recover(number, newest=number == numbers[-1])
+            except Unreadable as error:
+                unreadable.append(error)
+        for error in unreadable:
+            self._set_aside(error)
+        self._update_backlog()
+        self._delete_released()
 
-    def _take_up(self, number: int, *, last: bool) -> None:
-        """List a segment of an earlier process and count what it holds; `Unreadable` where something but a torn tail is wrong with it."""
+    def _recover(self, number: int, *, newest: bool) -> None:
+        """Add a segment of an earlier process and count its trades. `Unreadable` if it is damaged, and not only incomplete at the end."""
         path = self._path(number)
         segment = _Segment(number, path, path.stat().st_size)
         with SegmentReader(path) as reader:
             self._segments.append(segment)
             self._bytes += segment.size
-            whole = reader.check_header(number)
-            while whole and segment.end < segment.size:
+            complete = reader.check_header(number)
+            while complete and segment.readable_bytes < segment.size:
                 try:
-                    size, trades = reader.size(segment.finish)
+                    size, trades = reader.size(segment.end)
                 except Unreadable:
-                    if not last or reader.intact_record_after(segment.finish):
+                    if not newest or reader.intact_record_after(segment.end):
                         raise
-                    whole = False
+                    complete = False
                 else:
-                    segment.end += size
+                    segment.readable_bytes += size
                     segment.trades += trades
-        if not whole:
-            self._cut(segment)
+        if not complete:
+            self._truncate(segment)
 
-    def _cut(self, segment: _Segment) -> None:
-        kept = segment.end if segment.end <= segment.size else 0
+    def _truncate(self, segment: _Segment) -> None:
+        kept = segment.readable_bytes if segment.readable_bytes <= segment.size else 0
         with segment.path.open("r+b") as file:
             file.truncate(kept)
-            # Or after a power cut the tail might be found torn again, with other segments behind it, and look damaged.
+            # Without this a power cut could bring the incomplete record back. With segments after it, it would count as damage.
             os.fsync(file.fileno())
         self.torn += segment.size - kept
         self._bytes -= segment.size - kept
@@ -216,15 +219,15 @@ class Journal:
         if file is not None:
             with file:
                 os.fsync(file.fileno())
-        self._trim()
+        self._delete_released()
 
     def _append(self, entry: Entry) -> None:
-        records = [(part, pack(part)) for part in _parts(entry)]
+        records = [(part, pack(part)) for part in _split(entry)]
         if not records:
             return
         data = b"".join(packed for _, packed in records)
         try:
-            file = self._writable(len(data))
+            file = self._file_with_room(len(data))
             self._write(file, data)
         except OSError as error:
             raise JournalFull(
@@ -232,23 +235,23 @@ class Journal:
             ) from error
         segment = self._segments[-1]
         for part, packed in records:
-            start = segment.finish
-            segment.end += len(packed)
+            start = segment.end
+            segment.readable_bytes += len(packed)
             segment.trades += len(part.trades)
-            self._remember(start, part, segment.finish)
+            self._cache_record(start, part, segment.end)
         segment.size += len(data)
         self._bytes += len(data)
-        self._settle()
+        self._update_backlog()
 
-    def _writable(self, size: int) -> FileIO:
-        """The newest segment, or a new one, with `size` bytes to spare below the limit."""
+    def _file_with_room(self, size: int) -> FileIO:
+        """The newest segment, or a new one. `JournalFull` if `size` more bytes exceed the limit."""
         full = self._bytes + size > self._limit
-        if self._file is not None and (self._segments[-1].size >= SEGMENT_BYTES or (full and not self._left())):
-            # Only the last segment may have a tail that a power cut tears.
+        if self._file is not None and (self._segments[-1].size >= SEGMENT_BYTES or (full and not self._has_unreleased())):
+            # Only the newest segment may lose its last records in a power cut.
             os.fsync(self._file.fileno())
             self._file.close()
             self._file = None
-            self._trim()
+            self._delete_released()
         if self._bytes + size + (len(HEADER) if self._file is None else 0) > self._limit:
             raise JournalFull(
                 f"the journal in {self._folder} is full: {self._bytes:,} of {self._limit:,} bytes wait for the store, "
@@ -259,14 +262,14 @@ class Journal:
         return self._file
 
     def _create(self) -> FileIO:
-        # Counted before it is tried: a file that could be neither finished nor deleted is not in the way of the next one.
+        # Before the attempt: if this file can be neither completed nor deleted, the next one gets another name.
         self._newest += 1
         path = self._path(self._newest)
         file = FileIO(path, "xb")
         try:
             _write_all(file, HEADER)
             os.fsync(file.fileno())
-            # A file's fsync does not keep its name: that is in the folder.
+            # The fsync of a file does not make its name durable; that of its folder does.
             _sync_folder(self._folder)
         except BaseException:
             file.close()
@@ -274,13 +277,13 @@ class Journal:
             raise
         self._segments.append(_Segment(self._newest, path, len(HEADER)))
         self._bytes += len(HEADER)
-        self._settle()
+        self._update_backlog()
         return file
 
     def _write(self, file: FileIO, data: bytes) -> None:
-        """All of it, or nothing."""
-        end = self._segments[-1].end
-        # An earlier attempt may have left a piece that could not be cut off then.
+        """Write all of the data or nothing."""
+        end = self._segments[-1].readable_bytes
+        # A failed write before may have left data that could not be truncated then.
         file.truncate(end)
         file.seek(end)
         try:
@@ -288,144 +291,146 @@ class Journal:
             self._unsynced = True
             self._sync()
         except BaseException:
-            # If this fails too, the next append or the next opening cuts it off.
+            # If this fails too, the next append or the next opening truncates the file.
             with suppress(OSError):
                 file.truncate(end)
             raise
 
     def _sync(self) -> None:
-        if self._file is not None and self._unsynced and self._monotonic() - self._synced_at >= SYNC_EVERY:
+        if self._file is not None and self._unsynced and self._monotonic() - self._synced_at >= SYNC_SECONDS:
             os.fsync(self._file.fileno())
             self._synced_at = self._monotonic()
             self._unsynced = False
 
-    def _remember(self, start: Place, entry: Entry, after: Place) -> None:
-        self._memory[start[:2]] = entry, after
-        self._weight += entry.weight
-        while self._weight > REMEMBERED:
-            self._forget(next(iter(self._memory)))
+    def _cache_record(self, start: Place, entry: Entry, end: Place) -> None:
+        self._cache[start[:2]] = entry, end
+        self._cached_weight += entry.weight
+        while self._cached_weight > MAX_CACHED_TRADES:
+            self._evict(next(iter(self._cache)))
 
-    def _forget(self, key: tuple[int, int]) -> None:
-        entry, _ = self._memory.pop(key)
-        self._weight -= entry.weight
+    def _evict(self, key: tuple[int, int]) -> None:
+        entry, _ = self._cache.pop(key)
+        self._cached_weight -= entry.weight
 
-    def _next(self, most: int, after: Batch | None) -> Batch | None:
-        if self._left():
-            # A quiet market appends nothing that would sync what came before; the writer's asking does.
+    def _next(self, max_trades: int, after: Batch | None) -> Batch | None:
+        if self._has_unreleased():
+            # A quiet market appends nothing, and so does not sync the last append. The writer calls this regularly.
             self._sync()
         while True:
             try:
-                return self._gather(most, self._released if after is None else max(self._released, after.end))
-            except Unreadable as found:
-                self._set_aside(found)
-                self._settle()
+                return self._read_batch(max_trades, self._released if after is None else max(self._released, after.end))
+            except Unreadable as error:
+                self._set_aside(error)
+                self._update_backlog()
 
-    def _gather(self, most: int, end: Place) -> Batch | None:
-        began = end
+    def _read_batch(self, max_trades: int, start: Place) -> Batch | None:
+        end = start
         trades: list[Trade] = []
         spans: dict[tuple[Instrument, int, int], tuple[Instrument, Span]] = {}
-        pieces: list[PartialFootprint] = []
+        partials: list[PartialFootprint] = []
         weight = 0
-        for start, entry, after in self._records(began):
-            fresh = entry.trades[start.taken :]
-            adds = entry.weight - start.taken
-            if weight and weight + adds > most:
+        for place, entry, following in self._records(start):
+            unread = entry.trades[place.trades_read :]
+            unread_weight = entry.weight - place.trades_read
+            if weight and weight + unread_weight > max_trades:
                 break
-            if len(fresh) > most:
-                return Batch(fresh[:most], (), start._replace(taken=start.taken + most))
-            weight += adds
-            trades += fresh
-            pieces += entry.pieces
-            if not self._doubtful(start):
+            if len(unread) > max_trades:
+                return Batch(unread[:max_trades], (), place._replace(trades_read=place.trades_read + max_trades))
+            weight += unread_weight
+            trades += unread
+            partials += entry.pieces
+            if not self._coverage_withheld(place):
                 spans |= {(instrument, span.start, span.first_seq): (instrument, span) for instrument, span in entry.spans}
-            end = after
-        return None if end == began else Batch(trades, list(spans.values()), end, pieces)
+            end = following
+        return None if end == start else Batch(trades, list(spans.values()), end, partials)
 
     def _records(self, place: Place) -> Iterator[tuple[Place, Entry, Place]]:
-        """Every record from a place on: its own place, what it holds, where it ends. `Unreadable` for one that cannot be read."""
+        """Every record from a place on: its place, its entry, and the place of the next record. `Unreadable` if one cannot be read."""
         for segment in list(self._segments):
             if segment.number < place.segment:
                 continue
             if segment.number > place.segment:
                 place = segment.start
             with SegmentReader(segment.path) as reader:
-                while place.offset < segment.end:
-                    entry, after = self._memory.get(place[:2]) or reader.entry(place)
-                    yield place, entry, after
-                    place = after
+                while place.offset < segment.readable_bytes:
+                    entry, following = self._cache.get(place[:2]) or reader.entry(place)
+                    yield place, entry, following
+                    place = following
 
     def _release(self, batch: Batch) -> None:
         self._released = max(self._released, batch.end)
-        self._settle()
-        for key in list(takewhile(lambda key: key < self._released[:2], self._memory)):
-            self._forget(key)
-        self._trim()
+        self._update_backlog()
+        for key in list(takewhile(lambda key: key < self._released[:2], self._cache)):
+            self._evict(key)
+        self._delete_released()
 
-    def _left(self) -> bool:
-        """Is anything not released?"""
-        return bool(self._segments) and self._released < self._segments[-1].finish
+    def _has_unreleased(self) -> bool:
+        return bool(self._segments) and self._released < self._segments[-1].end
 
-    def _settle(self) -> None:
-        """Move on from segments of which nothing is left, and count what waits."""
-        left = [segment for segment in self._segments if max(self._released, segment.start) < segment.finish]
-        if left:
-            self._released = max(self._released, left[0].start)
+    def _update_backlog(self) -> None:
+        """Skip the segments that are completely released, and count the trades that are not."""
+        unreleased = [segment for segment in self._segments if max(self._released, segment.start) < segment.end]
+        if unreleased:
+            self._released = max(self._released, unreleased[0].start)
         elif self._segments:
-            self._released = max(self._released, self._segments[-1].finish)
-        waiting = sum(segment.trades for segment in left) - self._released.before - self._released.taken
-        self._backlog = max(0, waiting) if left else 0
+            self._released = max(self._released, self._segments[-1].end)
+        backlog = sum(segment.trades for segment in unreleased) - self._released.trades_before - self._released.trades_read
+        self._backlog = max(0, backlog) if unreleased else 0
 
-    def _trim(self) -> None:
-        """Delete the oldest segments of which nothing is left. No fsync: storing what a power cut brings back again changes nothing."""
+    def _delete_released(self) -> None:
+        """Delete the oldest segments that are completely released.
+
+        Without fsync: a power cut may bring them back, and storing their trades again changes nothing.
+        """
         while self._segments:
             oldest = self._segments[0]
-            if self._released < oldest.finish or (self._file is not None and len(self._segments) == 1):
+            if self._released < oldest.end or (self._file is not None and len(self._segments) == 1):
                 return
-            # While it is there, a crash finds the damage again, and goes on withholding the coverage behind it.
-            if oldest.damaged and self._released < self._doubted:
+            # As long as the file exists, a restart finds the damage again and goes on withholding the coverage after it.
+            if oldest.damaged and self._released < self._withheld_until:
                 return
             oldest.path.unlink(missing_ok=True)
             self._segments.popleft()
             self._bytes -= oldest.size
 
-    def _doubtful(self, place: Place) -> bool:
-        return place < self._doubted and any(segment.damaged and segment.number < place.segment for segment in self._segments)
+    def _coverage_withheld(self, place: Place) -> bool:
+        return place < self._withheld_until and any(segment.damaged and segment.number < place.segment for segment in self._segments)
 
-    def _set_aside(self, found: Unreadable) -> None:
-        """Keep a damaged segment for whoever can read more of it, and hand out only what lies before the damage."""
-        (segment,) = (segment for segment in self._segments if segment.number == found.place.segment)
-        name, kept = segment.path.name, found.place.before
+    def _set_aside(self, error: Unreadable) -> None:
+        """Put a damaged segment into `damaged/`, for a later attempt to read more of it, and use only the records before the damage."""
+        (segment,) = (segment for segment in self._segments if segment.number == error.place.segment)
+        name, kept = segment.path.name, error.place.trades_before
         if segment.path.exists():
             folder = self._folder / "damaged"
             folder.mkdir(exist_ok=True)
             _link(segment.path, folder / name)
-            # The name there has to last before the one here is deleted.
+            # The new name has to be durable before the old one is deleted.
             _sync_folder(folder)
             _sync_folder(self._folder)
-            fate = f"{kept:,} trades before it were kept, the rest is set aside in {self._folder.name}/damaged/"
+            result = f"{kept:,} trades before it are kept, the whole file is in {self._folder.name}/damaged/"
         else:
-            fate = f"{kept:,} trades before it were kept, the rest is lost"
-        self.damaged.append(f"journal segment {name}: {found.why} at byte {found.place.offset}; {fate}")
+            result = f"{kept:,} trades before it are kept, the rest is lost"
+        self.damaged.append(f"journal segment {name}: {error.why} at byte {error.place.offset}; {result}")
         if self._file is not None and segment is self._segments[-1]:
             self._file.close()
             self._file = None
-        segment.end, segment.trades, segment.damaged = max(len(HEADER), found.place.offset), kept, True
-        self._doubted = self._segments[-1].finish
+        segment.readable_bytes, segment.trades, segment.damaged = max(len(HEADER), error.place.offset), kept, True
+        self._withheld_until = self._segments[-1].end
 
     def _path(self, number: int) -> Path:
         return self._folder / f"{number:06d}.seg"
 
 
-def _parts(entry: Entry) -> list[Entry]:
-    """The records of an entry: its trades in bounded numbers, its pieces and spans with the last of them."""
+def _split(entry: Entry) -> list[Entry]:
+    """The records of an entry: at most `RECORD_TRADES` trades in each, the partials and spans in the last."""
     if not entry.weight:
         return []
     parts = [tuple(entry.trades[start : start + RECORD_TRADES]) for start in range(0, len(entry.trades) or 1, RECORD_TRADES)]
     return [*(Entry(part, ()) for part in parts[:-1]), Entry(parts[-1], tuple(entry.spans), tuple(entry.pieces))]
 
 
-def _numbers(folder: Path) -> list[int]:
-    """Numbers of the segments in a folder, oldest first; none where there is no folder."""
+def _segment_numbers(folder: Path) -> list[int]:
+    """Numbers of the segments in a folder, oldest first; an empty list if the folder does not exist."""
     try:
         with os.scandir(folder) as files:
             names = [_NAME.fullmatch(file.name) for file in files if file.is_file(follow_symlinks=False)]
@@ -435,13 +440,13 @@ def _numbers(folder: Path) -> list[int]:
 
 
 def _write_all(file: FileIO, data: bytes) -> None:
-    left = memoryview(data)
-    while left:
-        left = left[file.write(left) :]
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 def _link(path: Path, target: Path) -> None:
-    """Give a file a second name, which costs no space; where the file system has no such thing, a copy."""
+    """Hard-link a file, which takes no space; copy it if the file system has no hard links."""
     if target.exists():
         return
     try:
@@ -452,14 +457,14 @@ def _link(path: Path, target: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make names created in a folder survive a power cut. Windows cannot and need not."""
+    """Make the names in a folder survive a power cut. Windows has no such call and does not need it."""
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
-        # Some file systems (FUSE, network shares) have no fsync of folders.
+        # Some file systems (FUSE, network shares) cannot fsync a folder.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:

@@ -1,7 +1,7 @@
-"""One segment of the journal: how entries are written as records, and how a file of them is read back.
+"""One segment file of the journal: how entries are written as records, and read back.
 
-A segment is an eight-byte header and records; a record is a length and a CRC-32 (32 bits each, big-endian) and that many bytes: a
-version byte, the number of trades in 32 bits, and MessagePack.
+A segment is an eight-byte header and records. A record is a frame (the payload's length and its CRC-32, 32 bits each, big-endian) and
+the payload: a version byte, the number of trades in 32 bits, and MessagePack.
 """
 
 from __future__ import annotations
@@ -23,16 +23,18 @@ from wadm_mcp.storage.store import PartialFootprint
 VERSION: Final = 1
 HEADER: Final = b"WADMSEG" + bytes([VERSION])
 _FRAME: Final = struct.Struct(">II")
-_LEAD: Final = struct.Struct(">BI")
-_START_OF_LEAD: Final = bytes([VERSION, 0, 0])
-_LONGEST_RECORD: Final = 64_000_000
-_PIECE_WEIGHT: Final = 100
+_PREFIX: Final = struct.Struct(">BI")
+_PREFIX_START: Final = bytes([VERSION, 0, 0])
+"""The first bytes of every payload: its version and the two high bytes of its number of trades."""
+_MAX_RECORD_BYTES: Final = 64_000_000
+_PARTIAL_WEIGHT: Final = 100
+"""A partial footprint takes about as much memory as this many trades."""
 
 _Integer = Annotated[int, msgspec.Meta(le=(1 << 63) - 1)]
 _Time = Annotated[int, msgspec.Meta(ge=-(1 << 62), le=1 << 62)]
 _Index = Annotated[int, msgspec.Meta(ge=0)]
 _TradeRow = tuple[_Index, _Time, _Integer, _Integer, _Integer, bool, _Integer, str | None]
-"""Index of instrument and scale, ms after the first trade, seq, price, quantity, bought?, fills, trade_id unless the seq."""
+"""Index into the scales, ms after the first trade, seq, price, quantity, is it a buy, fills, and trade_id, None if it is the seq."""
 
 
 class _SpanRow(msgspec.Struct, array_like=True):
@@ -47,7 +49,7 @@ class _SpanRow(msgspec.Struct, array_like=True):
     raw: bool = True
 
 
-class _PieceRow(msgspec.Struct, array_like=True):
+class _PartialRow(msgspec.Struct, array_like=True):
     instrument: Instrument
     minute: _Time
     first_seq: _Integer
@@ -60,7 +62,7 @@ class _Content(msgspec.Struct, array_like=True):
     base: _Time
     rows: list[_TradeRow]
     spans: list[_SpanRow]
-    pieces: list[_PieceRow] = []
+    partials: list[_PartialRow] = []
 
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
@@ -68,7 +70,7 @@ _DECODER: Final[msgspec.msgpack.Decoder[_Content]] = msgspec.msgpack.Decoder(_Co
 
 
 class Entry(NamedTuple):
-    """One batch as the recorder cuts it: trades and pieces, and the coverage that holds once they are in the store."""
+    """A batch of the recorder: trades and partial footprints (`pieces`), and the coverage that is valid once they are stored."""
 
     trades: Sequence[Trade]
     spans: Sequence[tuple[Instrument, Span]]
@@ -76,21 +78,23 @@ class Entry(NamedTuple):
 
     @property
     def weight(self) -> int:
-        """How much memory it takes, in trades."""
-        return len(self.trades) + len(self.spans) + _PIECE_WEIGHT * len(self.pieces)
+        """About how much memory it takes, as a number of trades."""
+        return len(self.trades) + len(self.spans) + _PARTIAL_WEIGHT * len(self.pieces)
 
 
 class Place(NamedTuple):
-    """Somewhere in the journal: a record by its segment and byte, the segment's trades before it, and how many of its own were taken."""
+    """A position in the journal: a record by its segment and byte, or some trades into it. Places sort in the order of the journal."""
 
     segment: int
     offset: int
-    before: int
-    taken: int
+    trades_before: int
+    """Trades of the segment before this record."""
+    trades_read: int
+    """Trades of this record that were returned before."""
 
 
 class Unreadable(Exception):
-    """A record that cannot be read: why, and where it begins."""
+    """A record cannot be read. `why` says the reason and `place` where the record begins."""
 
     def __init__(self, why: str, place: Place) -> None:
         super().__init__(why)
@@ -99,7 +103,7 @@ class Unreadable(Exception):
 
 
 class SegmentReader:
-    """Reads one segment; the file is opened with the first byte asked for."""
+    """Reads one segment. The file is opened by the first read."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -117,49 +121,49 @@ class SegmentReader:
             self._file.close()
 
     def check_header(self, number: int) -> bool:
-        """Is the header whole? It is on disk before the first record, so nothing was ever acknowledged where it is not."""
+        """Is the header complete? It is synced to disk before the first record, so a segment without it has no acknowledged record."""
         place = Place(number, 0, 0, 0)
         header = self._read(place, 0, len(HEADER))
         if not HEADER.startswith(header):
-            raise Unreadable("header is not a journal segment's", place)
+            raise Unreadable("invalid segment header", place)
         return header == HEADER
 
     def record(self, place: Place) -> bytes:
-        """The payload of the record at a place, its checksum verified."""
+        """The payload of the record at a place, with a valid checksum."""
         frame = self._read(place, place.offset, _FRAME.size)
-        length, checksum = _FRAME.unpack(frame) if len(frame) == _FRAME.size else (_LEAD.size, 0)
-        if not _LEAD.size <= length <= _LONGEST_RECORD:
-            raise Unreadable("length is impossible", place)
+        length, checksum = _FRAME.unpack(frame) if len(frame) == _FRAME.size else (_PREFIX.size, 0)
+        if not _PREFIX.size <= length <= _MAX_RECORD_BYTES:
+            raise Unreadable("invalid record length", place)
         if place.offset + _FRAME.size + length > self._size:
-            raise Unreadable("record is cut short", place)
+            raise Unreadable("incomplete record", place)
         payload = self._read(place, place.offset + _FRAME.size, length)
         if len(payload) < length or crc32(payload) != checksum:
-            raise Unreadable("checksum differs", place)
+            raise Unreadable("checksum mismatch", place)
         return payload
 
     def entry(self, place: Place) -> tuple[Entry, Place]:
-        """What the record at a place holds, and where it ends."""
+        """The content of the record at a place, and the place of the next record."""
         payload = self.record(place)
         try:
             entry = unpack(payload)
         except ValueError as error:
             raise Unreadable(str(error), place) from error
-        return entry, Place(place.segment, place.offset + _FRAME.size + len(payload), place.before + len(entry.trades), 0)
+        return entry, Place(place.segment, place.offset + _FRAME.size + len(payload), place.trades_before + len(entry.trades), 0)
 
     def size(self, place: Place) -> tuple[int, int]:
-        """Bytes of the record at a place with all that frames it, and the trades it states; its checksum is verified, its content not."""
+        """Bytes of the record at a place with its frame, and the number of trades it states. Verifies the checksum, not the content."""
         payload = self.record(place)
-        return _FRAME.size + len(payload), _LEAD.unpack_from(payload)[1]
+        return _FRAME.size + len(payload), _PREFIX.unpack_from(payload)[1]
 
     def intact_record_after(self, place: Place) -> bool:
-        """Does any record that can be read begin behind this place? Then what is wrong there is no torn tail."""
-        tail = self._read(place, place.offset, _LONGEST_RECORD)
-        lead = tail.find(_START_OF_LEAD, _FRAME.size + 1)
-        while lead >= 0:
-            length, checksum = _FRAME.unpack_from(tail, lead - _FRAME.size)
-            if _LEAD.size <= length <= len(tail) - lead and crc32(memoryview(tail)[lead : lead + length]) == checksum:
+        """Does a readable record follow the one at this place? Then that one is damaged, and not an append that was interrupted."""
+        tail = self._read(place, place.offset, _MAX_RECORD_BYTES)
+        payload = tail.find(_PREFIX_START, _FRAME.size + 1)
+        while payload >= 0:
+            length, checksum = _FRAME.unpack_from(tail, payload - _FRAME.size)
+            if _PREFIX.size <= length <= len(tail) - payload and crc32(memoryview(tail)[payload : payload + length]) == checksum:
                 return True
-            lead = tail.find(_START_OF_LEAD, lead + 1)
+            payload = tail.find(_PREFIX_START, payload + 1)
         return False
 
     def _read(self, place: Place, offset: int, length: int) -> bytes:
@@ -170,16 +174,16 @@ class SegmentReader:
             self._file.seek(offset)
             return self._file.read(length)
         except FileNotFoundError as error:
-            raise Unreadable("the file is gone", place) from error
+            raise Unreadable("file not found", place) from error
         except OSError as error:
-            # A file that cannot be opened (too many are open) may be opened later; a disk that fails on its bytes is damage.
+            # Opening may succeed later (too many open files). A failed read of an open file is damage.
             if self._file is None:
                 raise
-            raise Unreadable(f"the disk does not read it back ({error.strerror})", place) from error
+            raise Unreadable(f"the disk cannot read it ({error.strerror})", place) from error
 
 
 def pack(entry: Entry) -> bytes:
-    """An entry as a record. Prices, quantities and seqs fit 64 bits, or it is an `OverflowError`."""
+    """An entry as a record with its frame. `OverflowError` if a price, quantity or seq does not fit 64 bits."""
     scales: dict[tuple[Instrument, Scale], int] = {}
     base = entry.trades[0].timestamp if entry.trades else 0
     rows = [
@@ -196,27 +200,27 @@ def pack(entry: Entry) -> bytes:
         for trade in entry.trades
     ]
     spans = [(instrument, *msgspec.structs.astuple(span)) for instrument, span in entry.spans]
-    pieces = [(piece.instrument, piece.minute, piece.first_seq, piece.last_seq, piece.footprint.pack()) for piece in entry.pieces]
-    payload = _LEAD.pack(VERSION, len(rows)) + _ENCODER.encode((list(scales), base, rows, spans, pieces))
-    if len(payload) > _LONGEST_RECORD:
-        raise ValueError(f"a journal record has at most {_LONGEST_RECORD:,} bytes, this one would have {len(payload):,}")
+    partials = [(one.instrument, one.minute, one.first_seq, one.last_seq, one.footprint.pack()) for one in entry.pieces]
+    payload = _PREFIX.pack(VERSION, len(rows)) + _ENCODER.encode((list(scales), base, rows, spans, partials))
+    if len(payload) > _MAX_RECORD_BYTES:
+        raise ValueError(f"a journal record may have at most {_MAX_RECORD_BYTES:,} bytes, this one has {len(payload):,}")
     return _FRAME.pack(len(payload), crc32(payload)) + payload
 
 
 def unpack(payload: bytes) -> Entry:
-    """A record's payload as the entry it was packed from; `ValueError` says in few words why it is none."""
-    if len(payload) < _LEAD.size:
-        raise ValueError("record is cut short")
-    version, count = _LEAD.unpack_from(payload)
+    """The entry of a record's payload. `ValueError` says in a few words what is wrong with the payload."""
+    if len(payload) < _PREFIX.size:
+        raise ValueError("incomplete record")
+    version, count = _PREFIX.unpack_from(payload)
     if version != VERSION:
-        raise ValueError(f"record version {version} is unknown")
+        raise ValueError(f"unknown record version {version}")
     try:
-        content = _DECODER.decode(memoryview(payload)[_LEAD.size :])
+        content = _DECODER.decode(memoryview(payload)[_PREFIX.size :])
         scales, base = content.scales, content.base
         trades = [
             Trade(
                 scales[index][0],
-                base + late,
+                base + offset,
                 seq,
                 str(seq) if trade_id is None else trade_id,
                 price,
@@ -225,17 +229,17 @@ def unpack(payload: bytes) -> Entry:
                 fills,
                 scales[index][1],
             )
-            for index, late, seq, price, quantity, bought, fills, trade_id in content.rows
+            for index, offset, seq, price, quantity, bought, fills, trade_id in content.rows
         ]
-        pieces = [
+        partials = [
             PartialFootprint(row.instrument, row.minute, row.first_seq, row.last_seq, Footprint.unpack(row.packed))
-            for row in content.pieces
+            for row in content.partials
         ]
     except (msgspec.MsgspecError, IndexError, ValueError) as error:
-        raise ValueError("content has another shape than its version") from error
+        raise ValueError("content does not match the format of its version") from error
     if len(trades) != count:
-        raise ValueError(f"number of trades is not the {count:,} stated")
-    return Entry(trades, [(row.instrument, _span(row)) for row in content.spans], pieces)
+        raise ValueError(f"{len(trades):,} trades instead of the {count:,} stated")
+    return Entry(trades, [(row.instrument, _span(row)) for row in content.spans], partials)
 
 
 def _span(row: _SpanRow) -> Span:
