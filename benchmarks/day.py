@@ -20,7 +20,8 @@ import anyio
 
 from benchmarks import tools
 from wadm_mcp.analytics.footprint import Footprint
-from wadm_mcp.model import DAY, HOUR, MINUTE, Basis, Span, Timeframe, Trade, TradeType
+from wadm_mcp.coverage.spans import Basis, Span
+from wadm_mcp.model import DAY, HOUR, MINUTE, Timeframe, Trade, TradeType
 from wadm_mcp.storage.sqlite import SqliteStore
 from wadm_mcp.storage.store import Derived
 

@@ -22,7 +22,8 @@ import pymongo
 from tests.servers import mongodb_url
 from wadm_mcp.analytics.footprint import Bar, Footprint
 from wadm_mcp.analytics.volume_profile import volume_profile
-from wadm_mcp.model import DAY, HOUR, MINUTE, Basis, Instrument, Retention, Scale, Span, Timeframe, Trade, TradeType
+from wadm_mcp.coverage.spans import Basis, Span
+from wadm_mcp.model import DAY, HOUR, MINUTE, Instrument, Retention, Scale, Timeframe, Trade, TradeType
 from wadm_mcp.storage.mongo import MongoStore
 from wadm_mcp.storage.store import Derived, OrderFlow, Profile, StoredFootprint
 

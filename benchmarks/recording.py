@@ -39,7 +39,8 @@ from benchmarks.targets import judge
 from benchmarks.tools import machine, store_bars
 from tests.servers import Mongod, free_port, own_mongod
 from wadm_mcp.analytics.footprint import Footprint
-from wadm_mcp.model import DAY, HOUR, MINUTE, Basis, Instrument, Listing, Span, Timeframe, Trade, TradeType
+from wadm_mcp.coverage.spans import Basis, Span
+from wadm_mcp.model import DAY, HOUR, MINUTE, Instrument, Listing, Timeframe, Trade, TradeType
 from wadm_mcp.storage.sqlite import SqliteStore
 from wadm_mcp.storage.store import Derived
 

@@ -34,8 +34,9 @@ from tests.queries.world import Held
 from tests.server.fake import FakeRuntime
 from wadm_mcp.analytics.footprint import Footprint
 from wadm_mcp.cli import tune_garbage_collector
+from wadm_mcp.coverage.spans import Basis, Span
 from wadm_mcp.health import Health
-from wadm_mcp.model import DAY, HOUR, MINUTE, Basis, Instrument, Listing, Span, Timeframe, Trade, TradeType
+from wadm_mcp.model import DAY, HOUR, MINUTE, Instrument, Listing, Timeframe, Trade, TradeType
 from wadm_mcp.queries.arguments import DETAILS
 from wadm_mcp.queries.view import View
 from wadm_mcp.server.server import WadmServer, build_server

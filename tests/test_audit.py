@@ -19,10 +19,11 @@ from wadm_mcp.collection.recording.maintenance import Maintenance
 from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.collection.recording.rollup import Rollup
 from wadm_mcp.collection.recording.writer import Writer
+from wadm_mcp.coverage.spans import Basis, Span
 from wadm_mcp.errors import ExchangeError
 from wadm_mcp.exchanges.exchange import Candle
 from wadm_mcp.health import Health, State
-from wadm_mcp.model import HOUR, MINUTE, Basis, Instrument, Listing, Scale, Span, Timeframe, Trade, TradeType, Window, parse_decimal
+from wadm_mcp.model import HOUR, MINUTE, Instrument, Listing, Scale, Timeframe, Trade, TradeType, Window, parse_decimal
 from wadm_mcp.simulator.listings import steps_of
 from wadm_mcp.simulator.simulator import Simulator
 from wadm_mcp.simulator.tape import MARKET_PRINTS

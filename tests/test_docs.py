@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.table import table
 from wadm_mcp import __version__
-from wadm_mcp.model import GapReason
+from wadm_mcp.coverage.spans import GapReason
 from wadm_mcp.server.questions import QUESTIONS
 from wadm_mcp.settings import dotenv_example, settings_table
 

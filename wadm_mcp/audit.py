@@ -23,11 +23,12 @@ from wadm_mcp.collection.recording.minute import build_minute
 from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.collection.rest.rate_limit import Priority
 from wadm_mcp.coverage.judge import is_covered
+from wadm_mcp.coverage.spans import Span, SpanReason
 from wadm_mcp.errors import ExchangeError, StoreError
 from wadm_mcp.exchanges.exchange import Candle, Venue
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
-from wadm_mcp.model import HOUR, MINUTE, Instrument, Listing, Retention, Span, SpanReason, Timeframe, Window, rescale, to_decimal
+from wadm_mcp.model import HOUR, MINUTE, Instrument, Listing, Retention, Timeframe, Window, rescale, to_decimal
 from wadm_mcp.queries.numbers import decimal_text, iso
 from wadm_mcp.storage.store import OrderFlow, Store, all_trades
 

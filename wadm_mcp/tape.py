@@ -17,9 +17,10 @@ import anyio
 import msgspec
 
 from wadm_mcp.analytics.footprint import Footprint
+from wadm_mcp.coverage.spans import Span
 from wadm_mcp.errors import UnknownSymbol
 from wadm_mcp.exchanges.registry import canonical_instrument
-from wadm_mcp.model import MINUTE, Instrument, Listing, Span, Trade, Window
+from wadm_mcp.model import MINUTE, Instrument, Listing, Trade, Window
 
 PENDING_LIMIT: Final = 60_000
 """Trades that memory keeps for questions while the store does not have them, of all instruments together, plus at most one lot."""

@@ -9,9 +9,10 @@ from tests.market import BYBIT, NOON, SPOT, ManualClock, listing, trade
 from tests.recording import recording
 from wadm_mcp import tape as tape_module
 from wadm_mcp.collection.follower import Follower
+from wadm_mcp.coverage.spans import Basis, Span
 from wadm_mcp.errors import StoreError
 from wadm_mcp.health import Health, State
-from wadm_mcp.model import DAY, MINUTE, Basis, Instrument, Span, Window
+from wadm_mcp.model import DAY, MINUTE, Instrument, Window
 from wadm_mcp.queries.view import View
 from wadm_mcp.storage.sqlite import SqliteStore
 from wadm_mcp.storage.store import DirtyMinute

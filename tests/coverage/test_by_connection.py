@@ -12,7 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from tests.market import BYBIT, NOON, trade
 from wadm_mcp.coverage import by_connection as by_connection_module
 from wadm_mcp.coverage.by_connection import ConnectionCoverage
-from wadm_mcp.model import SECOND, Basis, GapReason, Span, SpanReason, Trade
+from wadm_mcp.coverage.spans import Basis, GapReason, Span, SpanReason
+from wadm_mcp.model import SECOND, Trade
 
 
 def trade_at(number: int, at: int) -> Trade:

@@ -6,8 +6,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from tests.market import NOON, trade
 from wadm_mcp.coverage.by_id import SequenceCoverage
-from wadm_mcp.coverage.spans import REMEMBERED_SPANS
-from wadm_mcp.model import Basis, GapReason, Span, SpanReason
+from wadm_mcp.coverage.spans import REMEMBERED_SPANS, Basis, GapReason, Span, SpanReason
 from wadm_mcp.storage.store import merge_spans
 
 

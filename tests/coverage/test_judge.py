@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from tests.market import NOON
 from wadm_mcp.coverage.judge import IN_TRANSIT, Gap, Judgement, is_covered, judge, uncovered
-from wadm_mcp.model import Basis, GapReason, Span, SpanReason, Window
+from wadm_mcp.coverage.spans import Basis, GapReason, Span, SpanReason
+from wadm_mcp.model import Window
 
 _MOMENTS = st.integers(0, 60)
 

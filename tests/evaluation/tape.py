@@ -11,8 +11,9 @@ from typing import Final
 from tests.market import BYBIT, NOON, SPOT, listing, trade
 from tests.queries.world import ETH, World, price_of, quantity_of, signed
 from tests.server.fake import FakeRuntime
+from wadm_mcp.coverage.spans import Basis, GapReason, Span
 from wadm_mcp.health import State
-from wadm_mcp.model import DAY, HOUR, MINUTE, Basis, GapReason, Instrument, Span, Trade, TradeType
+from wadm_mcp.model import DAY, HOUR, MINUTE, Instrument, Trade, TradeType
 
 PERP: Final = Instrument("binance", "linear", "BTCUSDT")
 INSTRUMENTS: Final = (SPOT, BYBIT, PERP, ETH)

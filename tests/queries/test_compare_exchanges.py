@@ -8,8 +8,9 @@ import pytest
 
 from tests.market import BYBIT, NOON, SPOT, listing, trade
 from tests.queries.world import World, exact, one_line, rows_of, signed
+from wadm_mcp.coverage.spans import Basis, GapReason, Span
 from wadm_mcp.errors import QueryError
-from wadm_mcp.model import DAY, HOUR, MINUTE, Basis, GapReason, Instrument, Span, Trade
+from wadm_mcp.model import DAY, HOUR, MINUTE, Instrument, Trade
 from wadm_mcp.queries.compare_exchanges import compare_exchanges
 
 pytestmark = pytest.mark.anyio

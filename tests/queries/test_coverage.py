@@ -5,7 +5,8 @@ import pytest
 from tests.market import BYBIT, NOON, SPOT, listing
 from tests.queries.world import Held, World, made
 from wadm_mcp.coverage.judge import Gap, judge
-from wadm_mcp.model import DAY, HOUR, MINUTE, Basis, GapReason, Retention, Span, Timeframe, Window
+from wadm_mcp.coverage.spans import Basis, GapReason, Span
+from wadm_mcp.model import DAY, HOUR, MINUTE, Retention, Timeframe, Window
 from wadm_mcp.queries.coverage import MAX_LISTED_GAPS, coverage, expired_bars, expired_trades, ratio
 from wadm_mcp.queries.scope import ask, read_scope
 from wadm_mcp.tape import Importing

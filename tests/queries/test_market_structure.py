@@ -13,8 +13,9 @@ from rs_bpe import openai
 
 from tests.market import BYBIT, NOON, SPOT, trade
 from tests.queries.world import World, exact, one_line, rows_of
+from wadm_mcp.coverage.spans import Basis, GapReason, Span
 from wadm_mcp.errors import QueryError
-from wadm_mcp.model import DAY, HOUR, MINUTE, Basis, GapReason, Span, Trade
+from wadm_mcp.model import DAY, HOUR, MINUTE, Trade
 from wadm_mcp.queries.market_structure import market_structure
 from wadm_mcp.queries.order_flow import order_flow
 from wadm_mcp.queries.volume_profile import volume_profile

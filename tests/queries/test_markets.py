@@ -4,8 +4,9 @@ import pytest
 
 from tests.market import BYBIT, NOON, SPOT, listing
 from tests.queries.world import Held, World, made, rows_of
+from wadm_mcp.coverage.spans import Basis, GapReason, Span, SpanReason
 from wadm_mcp.health import Health, State
-from wadm_mcp.model import DAY, HOUR, MINUTE, Basis, GapReason, Span, SpanReason
+from wadm_mcp.model import DAY, HOUR, MINUTE
 from wadm_mcp.queries.markets import COLUMNS, markets
 from wadm_mcp.tape import Importing, Repairing
 

@@ -10,8 +10,9 @@ import pytest
 from tests.market import BYBIT, NOON, SPOT
 from tests.queries.test_figures import random_tape
 from tests.queries.world import World
+from wadm_mcp.coverage.spans import Basis, GapReason, Span, SpanReason
 from wadm_mcp.health import Health
-from wadm_mcp.model import DAY, HOUR, MINUTE, Basis, GapReason, Span, SpanReason
+from wadm_mcp.model import DAY, HOUR, MINUTE
 from wadm_mcp.queries.footprint import footprint
 from wadm_mcp.queries.markets import markets
 from wadm_mcp.queries.order_flow import order_flow

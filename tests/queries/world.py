@@ -11,8 +11,9 @@ from typing import Any, Self
 
 from tests.market import BYBIT, NOON, SPOT, ManualClock, listing, trade
 from wadm_mcp.analytics.footprint import Footprint
+from wadm_mcp.coverage.spans import Basis, Span
 from wadm_mcp.errors import QueryError
-from wadm_mcp.model import DAY, Basis, Instrument, Listing, Retention, Span, Timeframe, Trade, TradeType, Window
+from wadm_mcp.model import DAY, Instrument, Listing, Retention, Timeframe, Trade, TradeType, Window
 from wadm_mcp.queries.view import View
 from wadm_mcp.storage.store import (
     CommitBarrier,

@@ -14,9 +14,10 @@ from mcp.server.context import CallNext, HandlerResult, ServerMiddleware, Server
 from mcp.server.subscriptions import InMemorySubscriptionBus
 
 from tests.market import BYBIT, NOON, SPOT, ManualClock, listing, trade
+from wadm_mcp.coverage.spans import Basis, Span
 from wadm_mcp.errors import WadmError
 from wadm_mcp.health import Health, State
-from wadm_mcp.model import MINUTE, Basis, Instrument, Listing, Retention, Span, Timeframe, Trade, Window
+from wadm_mcp.model import MINUTE, Instrument, Listing, Retention, Timeframe, Trade, Window
 from wadm_mcp.queries.view import View
 from wadm_mcp.server.server import WadmServer, build_server
 from wadm_mcp.settings import Settings

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from wadm_mcp.analytics.footprint import Footprint
 from wadm_mcp.analytics.volume_profile import VolumeProfile, volume_profile
-from wadm_mcp.model import DAY, Basis, Instrument, Scale, Span, SpanReason, Timeframe, Trade, TradeType, Window
+from wadm_mcp.coverage.spans import Basis, Span, SpanReason
+from wadm_mcp.model import DAY, Instrument, Scale, Timeframe, Trade, TradeType, Window
 from wadm_mcp.storage.store import OrderFlow, PartialFootprint, Profile, Store, StoredFootprint
 
 T0 = 20_660 * DAY

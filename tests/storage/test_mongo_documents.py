@@ -12,7 +12,8 @@ from bson.datetime_ms import DatetimeMS
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from wadm_mcp.model import MINUTE, Instrument, Scale, SpanReason, Timeframe, Trade, TradeType
+from wadm_mcp.coverage.spans import SpanReason
+from wadm_mcp.model import MINUTE, Instrument, Scale, Timeframe, Trade, TradeType
 from wadm_mcp.storage import mongo_documents as documents
 
 from . import BTC, ETH, T0, order_flow, piece, profile, span, stored_footprint, trade

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from wadm_mcp.coverage.spans import Basis, GapReason, Span, SpanReason
 from wadm_mcp.errors import StoreError
-from wadm_mcp.model import MINUTE, Basis, GapReason, Instrument, Listing, Scale, Span, SpanReason, Timeframe, Trade, TradeType, Window
+from wadm_mcp.model import MINUTE, Instrument, Listing, Scale, Timeframe, Trade, TradeType, Window
 from wadm_mcp.storage.store import Derived, DirtyMinute, Retention, Store, all_trades
 
 from . import BTC, ETH, EVER, T0, every_trade, order_flow, piece, profile, span, stored_footprint, trade

@@ -11,8 +11,8 @@ from bisect import insort
 from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
-from wadm_mcp.coverage.spans import MissingRange, OpenSpan, SpanList
-from wadm_mcp.model import SECOND, Basis, GapReason, Span, SpanReason, Trade, Window
+from wadm_mcp.coverage.spans import Basis, GapReason, MissingRange, OpenSpan, Span, SpanList, SpanReason
+from wadm_mcp.model import SECOND, Trade, Window
 
 _REMEMBERED_MS: Final = 20 * SECOND
 _REMEMBERED_MIN: Final = 50

@@ -5,8 +5,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 
-from wadm_mcp.coverage.spans import REMEMBERED_SPANS, MissingRange, OpenSpan, SpanList
-from wadm_mcp.model import Basis, GapReason, Span, SpanReason, Trade, Window
+from wadm_mcp.coverage.spans import REMEMBERED_SPANS, Basis, GapReason, MissingRange, OpenSpan, Span, SpanList, SpanReason
+from wadm_mcp.model import Trade, Window
 
 _LIVE = SpanReason.LIVE
 

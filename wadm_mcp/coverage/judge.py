@@ -7,7 +7,8 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from wadm_mcp.model import Basis, GapReason, Span, SpanReason, Window
+from wadm_mcp.coverage.spans import Basis, GapReason, Span, SpanReason
+from wadm_mcp.model import Window
 
 IN_TRANSIT: Final = 2_500
 """Milliseconds by which a live tape may lag behind now and still count as complete up to its newest trade."""

@@ -8,12 +8,96 @@ instrument has: `by_id` where the exchange counts its trades (the ids alone prov
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple, Protocol
+from enum import StrEnum
+from typing import Final, NamedTuple, Protocol, Self
 
-from wadm_mcp.model import Basis, GapReason, Span, SpanReason, Trade, Window
+import msgspec
+
+from wadm_mcp.model import Trade, Window
 
 REMEMBERED_SPANS: Final = 2_000
 """Spans kept in memory; older ones are in the store alone."""
+
+
+class Basis(StrEnum):
+    """What proves a span of coverage."""
+
+    EXACT = "exact"
+    """Ids that the exchange counts without holes."""
+    OBSERVED = "observed"
+    """A connection that delivered before and after."""
+
+
+class SpanReason(StrEnum):
+    """How a span came to be covered."""
+
+    LIVE = "live"
+    REPAIRED = "repaired"
+    IMPORTED = "imported"
+    ABSENT = "absent"
+    """It covers nothing: the exchange itself does not have these ids, so nobody asks for them again."""
+
+
+class GapReason(StrEnum):
+    """Why a stretch is not covered, as spans store it and answers report it. `meaning` explains it, in docs/answers.md too."""
+
+    _value_: str
+    meaning: str
+
+    def __new__(cls, value: str, meaning: str) -> Self:
+        """A member with its explanation."""
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.meaning = meaning
+        return member
+
+    START = "start", "No process was recording at this time: WADM was not running, or it had just started and no trade had arrived yet."
+    DISCONNECT = "disconnect", "The connection closed. The gap ends with the first trade of the next connection."
+    MUTE = "mute", "The connection stayed open but delivered no data, so WADM closed it."
+    BAD_FRAME = "bad_frame", "WADM could not decode a frame that may have contained trades, and the exchange does not number its trades."
+    MISSING_IDS = "missing_ids", "The exchange's trade ids show that trades are missing. WADM is requesting them from the exchange."
+    ABSENT = "absent", "The exchange itself does not have these trade ids, so this gap cannot be repaired."
+    NOT_RECORDED = "not_recorded", "The time lies before recording began, or after it ended and no connection is live."
+    NOT_YET_SEEN = "not_yet_seen", "The most recent moments of a live recording: no trade has confirmed them yet."
+    IMPORTING = "importing", "History of this time is being imported."
+    EXPIRED = "expired", "The data was recorded and has been deleted because its retention period is over."
+    BEING_REVISED = "being_revised", "Late trades are being added to the figures of this minute. This takes a few seconds."
+    WITHOUT_ROWS = (
+        "without_rows",
+        "In `get_trades` only: the figures of this time are complete, but it was imported or repaired as aggregates without single trades.",
+    )
+    EXCHANGE_UNREACHABLE = (
+        "exchange_unreachable",
+        "The exchange has not answered since WADM was first started, so WADM does not know whether it lists the symbol.",
+    )
+    STORE_UNREACHABLE = (
+        "store_unreachable",
+        "The store does not answer. Only the live data in memory is available, and it does not reach back this far.",
+    )
+
+
+class Span(msgspec.Struct, frozen=True):
+    """A stretch `[start, end)` (ms) in which the tape of one instrument is complete.
+
+    With basis `exact` every id from `first_seq` to `last_seq` is recorded; with `observed` they are the smallest and largest `seq` seen.
+    `reason` says how the span came to be covered, `opened_by` why the tape before it ended. Without `raw` only the figures of its trades
+    are stored, not the single trades. The store identifies a span by instrument, `start` and `first_seq` (several may begin in one
+    millisecond); a span that is stored again only ever grows.
+    """
+
+    start: int
+    end: int
+    first_seq: int
+    last_seq: int
+    basis: Basis
+    reason: SpanReason = SpanReason.LIVE
+    opened_by: GapReason = GapReason.START
+    raw: bool = True
+
+    @property
+    def reached(self) -> int:
+        """Latest time (ms) of a trade in it, as far as it is known: a span without length ends with a trade one millisecond earlier."""
+        return self.end if self.end > self.start else self.start - 1
 
 
 class MissingRange(NamedTuple):

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from wadm_mcp.coverage.judge import CoverageInputs, Judgement
-from wadm_mcp.model import MINUTE, GapReason, Instrument, Retention, Timeframe, Window
+from wadm_mcp.coverage.spans import GapReason
+from wadm_mcp.model import MINUTE, Instrument, Retention, Timeframe, Window
 from wadm_mcp.queries.numbers import Number, iso, number
 from wadm_mcp.queries.scope import Scope
 from wadm_mcp.queries.view import View

@@ -15,8 +15,9 @@ import anyio
 from anyio import to_thread
 
 from wadm_mcp.analytics.footprint import Bar, Footprint
+from wadm_mcp.coverage.spans import Span
 from wadm_mcp.errors import StoreError
-from wadm_mcp.model import HOUR, MINUTE, Instrument, Listing, Retention, Span, Timeframe, Trade, Window
+from wadm_mcp.model import HOUR, MINUTE, Instrument, Listing, Retention, Timeframe, Trade, Window
 from wadm_mcp.storage.cached import CachedFootprints
 from wadm_mcp.storage.store import Store
 from wadm_mcp.tape import Importing, Repairing, Tape

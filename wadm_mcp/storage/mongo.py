@@ -22,8 +22,9 @@ from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorDatabase
 from pymongo import DeleteOne, IndexModel, ReplaceOne, ReturnDocument, UpdateOne, WriteConcern
 from pymongo.errors import BulkWriteError, CollectionInvalid, OperationFailure, PyMongoError
 
+from wadm_mcp.coverage.spans import Span
 from wadm_mcp.errors import SettingError, StoreError, ungrouped
-from wadm_mcp.model import MINUTE, Instrument, Listing, Retention, Span, Timeframe, Trade, Window
+from wadm_mcp.model import MINUTE, Instrument, Listing, Retention, Timeframe, Trade, Window
 from wadm_mcp.storage import mongo_documents as documents
 from wadm_mcp.storage.mongo_documents import Document, date
 from wadm_mcp.storage.mongo_errors import damaged_document, is_duplicate, is_refusal_of_user, translate_errors

@@ -26,7 +26,8 @@ from bson.raw_bson import RawBSONDocument
 from wadm_mcp.analytics.footprint import Bar, Footprint
 from wadm_mcp.analytics.order_flow import imbalance_ratio
 from wadm_mcp.analytics.volume_profile import Node
-from wadm_mcp.model import SECOND, Basis, GapReason, Instrument, Listing, Scale, Span, SpanReason, Timeframe, Trade, TradeType
+from wadm_mcp.coverage.spans import Basis, GapReason, Span, SpanReason
+from wadm_mcp.model import SECOND, Instrument, Listing, Scale, Timeframe, Trade, TradeType
 from wadm_mcp.storage.store import DirtyMinute, OrderFlow, PartialFootprint, Profile, StoredFootprint
 
 Document: TypeAlias = dict[str, Any]

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from bson.int64 import Int64
 
-from wadm_mcp.model import Instrument, Span
+from wadm_mcp.coverage.spans import Span
+from wadm_mcp.model import Instrument
 from wadm_mcp.storage.mongo_documents import Document, date
 
 

@@ -17,8 +17,9 @@ from typing import Final, Self, TypeVar
 
 from anyio import CancelScope, CapacityLimiter, to_thread
 
+from wadm_mcp.coverage.spans import Span
 from wadm_mcp.errors import StoreError
-from wadm_mcp.model import MINUTE, Instrument, Listing, Span, Timeframe, Trade, Window
+from wadm_mcp.model import MINUTE, Instrument, Listing, Timeframe, Trade, Window
 from wadm_mcp.storage import sqlite_expiry, sqlite_rows
 from wadm_mcp.storage.sqlite_rows import Row
 from wadm_mcp.storage.sqlite_schema import damaged_message, open_readers, open_writer, transaction, translate_errors

@@ -9,7 +9,8 @@ from decimal import Decimal, InvalidOperation
 from typing import Any, Final, TypeAlias
 
 from wadm_mcp.analytics.footprint import Bar, Footprint
-from wadm_mcp.model import Basis, GapReason, Instrument, Listing, Scale, Span, SpanReason, Timeframe, Trade, TradeType, Window
+from wadm_mcp.coverage.spans import Basis, GapReason, Span, SpanReason
+from wadm_mcp.model import Instrument, Listing, Scale, Timeframe, Trade, TradeType, Window
 from wadm_mcp.storage.store import OrderFlow, PartialFootprint, Profile, StoredFootprint
 
 Row: TypeAlias = tuple[Any, ...]

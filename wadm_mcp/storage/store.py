@@ -14,7 +14,8 @@ import msgspec
 
 from wadm_mcp.analytics.footprint import Bar, Footprint
 from wadm_mcp.analytics.volume_profile import VolumeProfile
-from wadm_mcp.model import Instrument, Listing, Retention, Span, Timeframe, Trade, Window
+from wadm_mcp.coverage.spans import Span
+from wadm_mcp.model import Instrument, Listing, Retention, Timeframe, Trade, Window
 
 
 class OrderFlow(msgspec.Struct, frozen=True):

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from wadm_mcp.analytics.footprint import Footprint
 from wadm_mcp.collection.backfill.archive_minutes import PackedPartial, counted_minutes, whole_minutes
+from wadm_mcp.coverage.spans import Basis, Span
 from wadm_mcp.errors import ArchiveError
 from wadm_mcp.exchanges.binance_archive import BinanceAggregates, BinanceSpotTrades
 from wadm_mcp.exchanges.bybit_archive import BybitLinearTrades, BybitSpotTrades
-from wadm_mcp.model import DAY, MINUTE, SECOND, Basis, Instrument, Listing, Span, Trade, TradeType, Window
+from wadm_mcp.model import DAY, MINUTE, SECOND, Instrument, Listing, Trade, TradeType, Window
 from wadm_mcp.storage.store import WHOLE
 
 START = 1_784_851_200_000

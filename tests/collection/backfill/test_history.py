@@ -39,13 +39,14 @@ from wadm_mcp.collection.recording.rollup import Rollup
 from wadm_mcp.collection.recording.writer import Writer
 from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.coverage.judge import judge
+from wadm_mcp.coverage.spans import GapReason
 from wadm_mcp.errors import ExchangeError
 from wadm_mcp.exchanges.binance import Binance
 from wadm_mcp.exchanges.bybit import Bybit
 from wadm_mcp.exchanges.exchange import Trades, Venue
 from wadm_mcp.exchanges.registry import find_exchange
 from wadm_mcp.health import Health
-from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, GapReason, Instrument, Listing, Retention, Timeframe, Trade, Window
+from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, Instrument, Listing, Retention, Timeframe, Trade, Window
 from wadm_mcp.simulator import market
 from wadm_mcp.simulator.archives import Archives
 from wadm_mcp.simulator.faults import Faults, Reply

@@ -20,10 +20,11 @@ from wadm_mcp.collection.backfill.recent_trades import RecentTradesReconciler
 from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.coverage.by_connection import ConnectionCoverage
+from wadm_mcp.coverage.spans import GapReason
 from wadm_mcp.errors import ExchangeError
 from wadm_mcp.exchanges.exchange import Trades
 from wadm_mcp.health import Health
-from wadm_mcp.model import DAY, MINUTE, GapReason, Instrument, Listing, Trade, Window
+from wadm_mcp.model import DAY, MINUTE, Instrument, Listing, Trade, Window
 from wadm_mcp.simulator.chaos import Chaos, Fault, Kind
 from wadm_mcp.simulator.faults import Faults
 from wadm_mcp.simulator.simulator import Simulator

@@ -19,11 +19,12 @@ from wadm_mcp.collection.live import staleness as staleness_module
 from wadm_mcp.collection.live.collector import Collector
 from wadm_mcp.collection.recording import recorder as recorder_module
 from wadm_mcp.collection.recording.recorder import Recorder
+from wadm_mcp.coverage.spans import GapReason, Span
 from wadm_mcp.exchanges.binance import Binance
 from wadm_mcp.exchanges.bybit import Bybit
 from wadm_mcp.exchanges.exchange import Exchange, Limits, Trades
 from wadm_mcp.health import Health, State
-from wadm_mcp.model import GapReason, Instrument, Span, Trade
+from wadm_mcp.model import Instrument, Trade
 from wadm_mcp.simulator.simulator import Simulator
 from wadm_mcp.tape import Tape
 

@@ -26,8 +26,9 @@ from wadm_mcp.collection.recording import journal as journal_module
 from wadm_mcp.collection.recording import journal_segment as segment_module
 from wadm_mcp.collection.recording.journal import Batch, Journal
 from wadm_mcp.collection.recording.journal_segment import Entry, pack, unpack
+from wadm_mcp.coverage.spans import Basis, GapReason, Span, SpanReason
 from wadm_mcp.errors import JournalFull, StoreError
-from wadm_mcp.model import Basis, GapReason, Instrument, Scale, Span, SpanReason, Trade, TradeType
+from wadm_mcp.model import Instrument, Scale, Trade, TradeType
 from wadm_mcp.storage.store import PartialFootprint
 
 if TYPE_CHECKING:

@@ -24,8 +24,9 @@ from tests.market import BYBIT, NOON, SPOT, trade
 from wadm_mcp.collection.recording import journal as journal_module
 from wadm_mcp.collection.recording.journal import Batch, Journal
 from wadm_mcp.collection.recording.journal_segment import Entry, pack, unpack
+from wadm_mcp.coverage.spans import Basis, Span
 from wadm_mcp.errors import JournalFull
-from wadm_mcp.model import Basis, Instrument, Span, Trade
+from wadm_mcp.model import Instrument, Trade
 
 ROOM: Final = 10_000_000
 FUZZED: Final = 1_500

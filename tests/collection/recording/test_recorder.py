@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from tests.market import BYBIT, NOON, SPOT, ManualClock, listing, trade
 from wadm_mcp.collection.recording import recorder as recorder_module
 from wadm_mcp.collection.recording.recorder import Recorder
+from wadm_mcp.coverage.spans import GapReason
 from wadm_mcp.exchanges.exchange import Trades
 from wadm_mcp.health import Health, State
-from wadm_mcp.model import DAY, HOUR, MINUTE, GapReason, Trade
+from wadm_mcp.model import DAY, HOUR, MINUTE, Trade
 from wadm_mcp.tape import Tape
 
 pytestmark = pytest.mark.anyio

@@ -12,9 +12,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from tests.market import NOON, SPOT, ManualClock, listing, trade
 from wadm_mcp.analytics.footprint import Footprint
 from wadm_mcp.collection.recording.recorder import Recorder
+from wadm_mcp.coverage.spans import GapReason
 from wadm_mcp.exchanges.exchange import Trades
 from wadm_mcp.health import Health
-from wadm_mcp.model import MINUTE, GapReason, Trade
+from wadm_mcp.model import MINUTE, Trade
 from wadm_mcp.storage.store import PartialFootprint
 from wadm_mcp.tape import Tape
 

@@ -17,9 +17,10 @@ from wadm_mcp.collection.follower import Follower
 from wadm_mcp.collection.recording import rollup as rollup_module
 from wadm_mcp.collection.recording.journal import Journal
 from wadm_mcp.collection.recording.minute import partial_footprints
+from wadm_mcp.coverage.spans import GapReason
 from wadm_mcp.errors import StoreError
 from wadm_mcp.exchanges.exchange import Aggregate
-from wadm_mcp.model import DAY, HOUR, MINUTE, GapReason, Instrument, Timeframe, Trade, Window
+from wadm_mcp.model import DAY, HOUR, MINUTE, Instrument, Timeframe, Trade, Window
 from wadm_mcp.queries.view import View
 from wadm_mcp.storage.sqlite import SqliteStore
 from wadm_mcp.storage.store import Derived

@@ -15,9 +15,10 @@ from typing import Final, NamedTuple
 from wadm_mcp.analytics.footprint import Footprint
 from wadm_mcp.clock import CLOCK_SKEW
 from wadm_mcp.collection.recording.minute import PartialRun
+from wadm_mcp.coverage.spans import Span
 from wadm_mcp.errors import ArchiveError
 from wadm_mcp.exchanges.exchange import Aggregate, ArchiveFormat
-from wadm_mcp.model import MINUTE, Listing, Span, Trade, Window
+from wadm_mcp.model import MINUTE, Listing, Trade, Window
 from wadm_mcp.storage.store import WHOLE, PartialFootprint
 
 _OPEN_MINUTES: Final = 2

@@ -20,12 +20,12 @@ from wadm_mcp.collection.recording.recorded_instrument import RecordedInstrument
 from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.collection.rest.rate_limit import Priority
-from wadm_mcp.coverage.spans import MissingRange
+from wadm_mcp.coverage.spans import MissingRange, SpanReason
 from wadm_mcp.errors import ExchangeError
 from wadm_mcp.exchanges.exchange import Aggregate, Venue
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
-from wadm_mcp.model import HOUR, MINUTE, SECOND, Instrument, SpanReason, Trade
+from wadm_mcp.model import HOUR, MINUTE, SECOND, Instrument, Trade
 from wadm_mcp.tape import Repairing
 
 RAW_LIMIT: Final = 100_000

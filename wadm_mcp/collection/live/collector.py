@@ -26,11 +26,12 @@ from wadm_mcp.backoff import Backoff
 from wadm_mcp.clock import Clock
 from wadm_mcp.collection.live.frame_socket import FrameSocket
 from wadm_mcp.collection.live.staleness import StaleDetector
+from wadm_mcp.coverage.spans import GapReason
 from wadm_mcp.errors import FrameError
 from wadm_mcp.exchanges.exchange import Pong, Refused, ShuttingDown, Trades, Venue
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import RateLimitedWarning, log
-from wadm_mcp.model import GapReason, Instrument, Listing
+from wadm_mcp.model import Instrument, Listing
 from wadm_mcp.settings import is_loopback
 
 _MAX_FRAME_BYTES: Final = 4 * 1024 * 1024

@@ -27,8 +27,9 @@ from typing import Final, NamedTuple, Self, TypeVar
 from anyio import CancelScope, CapacityLimiter, to_thread
 
 from wadm_mcp.collection.recording.journal_segment import HEADER, Entry, Place, SegmentReader, Unreadable, pack
+from wadm_mcp.coverage.spans import Span
 from wadm_mcp.errors import JournalFull, StoreError
-from wadm_mcp.model import Instrument, Span, Trade
+from wadm_mcp.model import Instrument, Trade
 from wadm_mcp.storage.store import PartialFootprint
 from wadm_mcp.tape import PENDING_LIMIT
 

@@ -17,7 +17,8 @@ from zlib import crc32
 import msgspec
 
 from wadm_mcp.analytics.footprint import Footprint
-from wadm_mcp.model import Basis, GapReason, Instrument, Scale, Span, SpanReason, Trade, TradeType
+from wadm_mcp.coverage.spans import Basis, GapReason, Span, SpanReason
+from wadm_mcp.model import Instrument, Scale, Trade, TradeType
 from wadm_mcp.storage.store import PartialFootprint
 
 VERSION: Final = 1

@@ -7,8 +7,8 @@ from typing import Final
 
 from wadm_mcp.clock import Clock
 from wadm_mcp.collection.live.staleness import StaleDetector, usual_interval
-from wadm_mcp.coverage.spans import InstrumentCoverage
-from wadm_mcp.model import SECOND, Instrument, Span, Trade, Window
+from wadm_mcp.coverage.spans import InstrumentCoverage, Span
+from wadm_mcp.model import SECOND, Instrument, Trade, Window
 from wadm_mcp.tape import InstrumentTape
 
 _MAX_QUIET_SECONDS: Final = 30.0

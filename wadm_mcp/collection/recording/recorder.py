@@ -19,9 +19,10 @@ from wadm_mcp.collection.recording.journal_segment import Entry
 from wadm_mcp.collection.recording.recorded_instrument import RecordedInstrument
 from wadm_mcp.coverage.by_connection import ConnectionCoverage
 from wadm_mcp.coverage.by_id import SequenceCoverage
+from wadm_mcp.coverage.spans import GapReason, Span, SpanReason
 from wadm_mcp.exchanges.exchange import Trades
 from wadm_mcp.health import Health, State
-from wadm_mcp.model import DAY, HOUR, GapReason, Instrument, Listing, Span, SpanReason, Trade, Window
+from wadm_mcp.model import DAY, HOUR, Instrument, Listing, Trade, Window
 from wadm_mcp.storage.store import PartialFootprint
 from wadm_mcp.tape import Tape
 
