@@ -186,4 +186,4 @@ async def test_a_file_with_an_unrecognised_name_is_refused_before_the_import_sta
     assert "trades.zip: unrecognised file name; expected the exchange's own" in said
     status, _, said = await run(tmp_path, {}, "import", "BTCUSDT-aggTrades-2026-07-25.zip")
     assert status == 2
-    assert "a file of spot and one of linear are called so; say which with --market" in said
+    assert "daily files of binance spot and binance linear have this name; say which with --exchange and --market" in said
