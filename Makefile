@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PEERS := .venv-peers
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint reference report format conformance bench soak clean
+.PHONY: help demo test coverage lint reference report format conformance bench soak clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -22,6 +22,12 @@ demo: $(VENV)/ready ## serve loopback exchanges on port 8920, no network needed
 
 test: $(VENV)/ready ## run the tests
 	$(BIN)/python -m pytest -q -n 4 --dist worksteal
+
+coverage: $(VENV)/ready ## run the tests under branch coverage; fails below the floor that pyproject.toml sets
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -q -n 4 --dist worksteal
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 lint: $(VENV)/ready ## ruff, format check, import contract, strict types
 	$(BIN)/ruff check .
@@ -59,4 +65,4 @@ soak: $(VENV)/ready ## chaos, kills and outages at full rate, for as long as a b
 	WADM_SOAK=1 $(BIN)/python -m pytest -q -s tests/soak tests/end_to_end/test_production_store.py
 
 clean: ## remove what the targets made
-	rm -rf $(VENV) $(PEERS) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS) build dist *.egg-info .pytest_cache .ruff_cache .coverage*
