@@ -23,7 +23,7 @@ from wadm_mcp.simulator.simulator import Simulator
 pytestmark = pytest.mark.anyio
 
 
-async def test_the_demo_imports_its_history_within_half_a_minute_of_its_first_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_demo_imports_its_history_within_half_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # How long it takes is the subject, so its process runs without the tracer of `make coverage`.
     monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
     async with serving(tmp_path / "data", "serve", "--demo", settings={"WADM_HISTORY_HOURS": "24"}) as served:

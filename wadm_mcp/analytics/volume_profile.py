@@ -22,7 +22,8 @@ Method: TypeAlias = Literal["two_row", "one_row"]
 """How many rows the value area adds at a time."""
 
 RULE_VERSION: Final = 1
-"""Version of the rules that place the point of control and the value area, stored with every figure they made.
+"""Version of the rules that place the point of control and the value area. Every stored profile and cached level has it; the first version
+is not written out.
 
 Raise it whenever `point_of_control`, `value_area` or `default_row` gives another result for the same trades: stored profiles then state
 which rule made them, and cached levels of the rule before are not used.
@@ -159,7 +160,7 @@ def value_area(volumes: Sequence[int], poc: int, percent: int = 70, method: Meth
 
 
 def default_row(low: int, high: int, tick: int, rows: int = 100) -> int:
-    """The smallest row of 1, 2 or 5 times a power of ten ticks that divides `low` to `high` into at most about `rows` rows."""
+    """The smallest row of 1, 2 or 5 times a power of ten ticks of which at most `rows` fit between `low` and `high`."""
     power = 1
     while True:
         for step in (1, 2, 5):
@@ -174,7 +175,7 @@ def row_count(low: int, high: int, row: int) -> int:
 
 
 def smallest_row(low: int, high: int, tick: int) -> int:
-    """A multiple of `tick` that, like every larger row, divides `low` to `high` into at most `MAX_ROWS` rows."""
+    """The row size, a multiple of `tick`, from which on `low` to `high` has at most `MAX_ROWS` rows."""
     return max(1, -((low - high) // ((MAX_ROWS - 2) * tick))) * tick
 
 

@@ -231,7 +231,7 @@ class _Edges:
 
 
 def _without_contained(spans: Iterable[OpenSpan]) -> list[OpenSpan]:
-    """Spans by start, without those that another one contains. A store also keeps the smaller spans that a span grew from."""
+    """Spans by start, without those that another one contains. A store also has earlier, shorter versions of a span."""
     kept: list[OpenSpan] = []
     for span in sorted(spans, key=lambda span: (span.start, -span.end)):
         if not kept or span.end > kept[-1].end:

@@ -14,8 +14,8 @@ _LIVE = SpanReason.LIVE
 class SequenceCoverage(SpanList):
     """Coverage where `seq` of a trade is its id.
 
-    A span lasts from just after its first trade (others of that very millisecond may be missing) to its last one. Neighbours whose ids
-    follow each other are one stretch, however many spans it is made of: each span keeps its own reason.
+    A span lasts from just after its first trade (others of that very millisecond may be missing) to its last one. Two spans may follow
+    each other without a missing id, because each keeps its own reason.
     """
 
     basis = Basis.EXACT
@@ -113,13 +113,18 @@ class SequenceCoverage(SpanList):
         return gaps
 
     def _insert(self, first: int, last: int, start: int, end: int, reason: SpanReason, *, raw: bool) -> bool:
-        """Cover a run of ids; False where its first one is covered. `start` is just after its first trade's time."""
+        """Cover the ids `first` to `last`, traded until `end`. False where `first` is covered already.
+
+        The run extends a neighbouring span or begins a new one. Where it does not follow the span before it, a gap has opened between them.
+        `start` is one millisecond after the run's first trade.
+        """
         spans = self._spans
         place = bisect_right(spans, first, key=lambda span: span.first)
         before = spans[place - 1] if place else None
         after = spans[place] if place < len(spans) else None
         if before is not None and first <= before.last:
             return False
+        # Within the tape only ids can be missing; at its end a lost connection may be the reason.
         opened_by = self._opened_by if after is None else GapReason.MISSING_IDS
         self._opened_by = GapReason.MISSING_IDS
         grown: OpenSpan | None = None
@@ -142,7 +147,7 @@ class SequenceCoverage(SpanList):
 
 
 def _disjoint(spans: Iterable[OpenSpan]) -> list[OpenSpan]:
-    """Spans by id, each id in one of them. A store also keeps the smaller spans that a span grew from."""
+    """Spans by id, each id in one of them. A store also has earlier, shorter versions of a span."""
     apart: list[OpenSpan] = []
     for span in sorted(spans, key=lambda span: (span.first, -span.last)):
         before = apart[-1] if apart else None

@@ -80,7 +80,7 @@ class Span(msgspec.Struct, frozen=True):
     """A stretch `[start, end)` (ms) in which the tape of one instrument is complete.
 
     With basis `exact` every id from `first_seq` to `last_seq` is recorded; with `observed` they are the smallest and largest `seq` seen.
-    `reason` says how the span came to be covered, `opened_by` why the tape before it ended. Without `raw` only the figures of its trades
+    `reason` says how the span came to be covered, `opened_by` why there is a gap before it. Without `raw` only the figures of its trades
     are stored, not the single trades. The store identifies a span by instrument, `start` and `first_seq` (several may begin in one
     millisecond); a span that is stored again only ever grows.
     """
@@ -118,7 +118,8 @@ class InstrumentCoverage(Protocol):
     """Coverage of one instrument while it is recorded."""
 
     breaks: int
-    """Grows whenever a gap may have opened, so that gap repair need not look at every trade."""
+    """Grows with every new span and whenever stored spans are added: only then can there be a new gap, so gap repair need not look at
+    every trade."""
 
     @property
     def counts_trades(self) -> bool:

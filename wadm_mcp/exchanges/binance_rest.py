@@ -44,16 +44,16 @@ _CONTRACTS: Final = frozenset(("", "PERPETUAL", "TRADIFI_PERPETUAL"))
 
 
 class _Market(NamedTuple):
-    """Paths and weights of one market's REST."""
+    """Paths and request weights of one market's REST."""
 
     prefix: str
     allowance: Allowance
-    listings: int
-    trades: str
-    weight: int
+    listings_weight: int
+    trades_path: str
+    trades_weight: int
     aggregates_weight: int
-    minutes: Sequence[tuple[int, int]]
-    """Weights of a request for minutes: `(limit, weight)` for fewer minutes than the limit, ascending."""
+    candles_weights: Sequence[tuple[int, int]]
+    """`(below, weight)`: the weight of a request for fewer minutes than `below`, ascending."""
 
 
 _MARKETS: Final[Mapping[str, _Market]] = MappingProxyType(
@@ -61,20 +61,20 @@ _MARKETS: Final[Mapping[str, _Market]] = MappingProxyType(
         "spot": _Market(
             "/api/v3",
             Allowance(6_000, 60.0, _USED_WEIGHT, ban_end=BAN_END),
-            listings=20,
-            trades="historicalTrades",
-            weight=25,
+            listings_weight=20,
+            trades_path="historicalTrades",
+            trades_weight=25,
             aggregates_weight=4,
-            minutes=((1_001, 2),),
+            candles_weights=((1_001, 2),),
         ),
         "linear": _Market(
             "/fapi/v1",
             Allowance(2_400, 60.0, _USED_WEIGHT, ban_end=BAN_END),
-            listings=1,
-            trades="aggTrades",
-            weight=20,
+            listings_weight=1,
+            trades_path="aggTrades",
+            trades_weight=20,
             aggregates_weight=20,
-            minutes=((100, 1), (500, 2), (1_001, 5)),
+            candles_weights=((100, 1), (500, 2), (1_001, 5)),
         ),
     }
 )
@@ -171,7 +171,7 @@ class BinanceRest:
     def listings_request(self, market: str, cursor: str) -> Request:
         """One reply has every symbol; there is no cursor."""
         rest = _MARKETS[market]
-        return Request(f"{rest.prefix}/exchangeInfo", {}, rest.listings)
+        return Request(f"{rest.prefix}/exchangeInfo", {}, rest.listings_weight)
 
     def read_listings(self, market: str, body: bytes) -> tuple[list[Listing], str]:
         """Every spot symbol, or every perpetual, without contracts that have a delivery date."""
@@ -187,7 +187,7 @@ class BinanceRest:
     def trades_request(self, market: str, symbol: str, first: int | None = None) -> Request:
         """`first` is inclusive. A trade of the last moment may be missing: both endpoints read a database that lags."""
         rest = _MARKETS[market]
-        return Request(f"{rest.prefix}/{rest.trades}", _page(symbol, fromId=first), rest.weight)
+        return Request(f"{rest.prefix}/{rest.trades_path}", _page(symbol, fromId=first), rest.trades_weight)
 
     def read_trades(self, listing: Listing, body: bytes) -> list[Trade]:
         """Ascending by id."""
@@ -227,7 +227,7 @@ class BinanceRest:
     def candles_request(self, market: str, symbol: str, window: Window) -> Request:
         """On USD-M the weight depends on the limit."""
         page = CandlePage.of(window)
-        weight = next(weight for below, weight in _MARKETS[market].minutes if page.limit < below)
+        weight = next(weight for below, weight in _MARKETS[market].candles_weights if page.limit < below)
         span = {"startTime": str(page.start), "endTime": str(page.last), "limit": str(page.limit)}
         return Request(f"{_MARKETS[market].prefix}/klines", {"symbol": symbol, "interval": "1m", **span}, weight)
 

@@ -1,4 +1,8 @@
-"""How often an instrument usually trades, and therefore how long it may be silent before its connection counts as stale."""
+"""How often an instrument usually trades, and therefore how long it may be silent before its connection counts as stale.
+
+`Connection._watch` in `collector.py` acts on it, and on missing pongs and missing bytes. One stale instrument ends the connection of all
+that share it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from typing import Final
 from wadm_mcp.model import SECOND, Trade
 
 _FADE_SECONDS: Final = 1_800.0
-"""Time after which what was learned has faded to a third."""
+"""Time after which what was learned has faded to 37 % (1/e)."""
 _TIMEOUT_INTERVALS: Final = 30.0
 """Silence allowed, in usual intervals. With fewer, quiet symbols count as stale and reconnect for nothing (docs/exchanges.md 8.6)."""
 _MIN_TIMEOUT_SECONDS: Final = 15.0
@@ -20,7 +24,7 @@ _MAX_DOUBLINGS: Final = 10
 
 
 class StaleDetector:
-    """Learns the usual interval between seconds with trades; a burst within one second counts once. Times are monotonic seconds."""
+    """Learns the usual interval between trades; a burst within one second counts as one. Times are monotonic seconds."""
 
     def __init__(self, interval: float = _DEFAULT_INTERVAL_SECONDS) -> None:
         self._seconds = interval
@@ -48,7 +52,7 @@ class StaleDetector:
         self._last = now
 
     def connected(self, now: float) -> None:
-        """A new connection begins: the time without one was no silence of the market."""
+        """A new connection begins: the time without one does not count as silence."""
         self._last = None if self._last is None else now
 
     def gave_up(self) -> None:
@@ -63,7 +67,7 @@ class StaleDetector:
 
 
 def usual_interval(recent: Sequence[Trade]) -> float:
-    """Seconds between seconds with trades, by an instrument's newest stored trades; the default where they are too few."""
+    """The interval that `StaleDetector` learns, from an instrument's newest stored trades; the default where they are too few."""
     seconds = {trade.timestamp // SECOND for trade in recent}
     if len(seconds) < 10:
         return _DEFAULT_INTERVAL_SECONDS

@@ -1,8 +1,8 @@
 """From memory through the journal to the store, in batches.
 
 Two tasks. One takes what the recorder has pending into the journal, every 250 ms or 1,000 trades: from then on it survives the process.
-The other drains the journal into the store and releases what is durable there. A store that fails costs time, not trades; once the
-journal is full too, the recorder makes the sockets wait.
+The other drains the journal into the store and releases what is durable there. A store that fails costs time, not trades: the journal
+grows to its limit, then trades stay pending in the recorder, and at its limit the recorder makes the collectors wait.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from wadm_mcp.logs import log
 from wadm_mcp.storage.store import CommitBarrier, Store
 
 _POLL_SECONDS: Final = 0.25
-"""Between entries of the journal, and between looks at it."""
+"""Longest wait before the next journal entry, and before the next look at the journal."""
 _BATCH: Final = 10_000
-"""Trades in one write to the store; coverage follows with the last one of an entry."""
+"""Trades in one write to the store. Coverage of a journal entry is committed with the last write of its trades."""
 _CONCURRENT_WRITES: Final = 2
 """The store works on one while the other commits its coverage."""
 _BATCHES_PER_TURN: Final = 20
@@ -60,14 +60,14 @@ class Writer:
 
     @asynccontextmanager
     async def exclusive(self) -> AsyncGenerator[None]:
-        """Nothing is written within, so that what is read from the store stays true."""
+        """Only the holder writes to the store within, so that what it reads there stays true."""
         async with self._turn:
             yield
 
     async def drain(self, most: float = math.inf) -> bool:
-        """Bring batches into the store, at most so many, within `exclusive`. Is the journal empty?
+        """Bring batches from the journal into the store, at most so many, within `exclusive`. Is the journal empty?
 
-        One batch is read and the next begins to be stored while another is being stored. Where one fails, those after it commit nothing.
+        Reading and up to two writes overlap. Coverage is committed in order: where a write fails, no later one commits coverage.
         """
         room = anyio.Semaphore(_CONCURRENT_WRITES)
         before = anyio.Event()
@@ -91,7 +91,10 @@ class Writer:
         return True
 
     async def flush(self) -> None:
-        """Save what is pending: into the journal, and into the store unless it failed last. `StoreError` when something was not saved."""
+        """Save what is pending: into the journal, and into the store unless the last access to it failed.
+
+        `StoreError` when something was not saved.
+        """
         try:
             await self._journal_all()
         except JournalFull:
@@ -102,7 +105,7 @@ class Writer:
                 await self.drain()
 
     def store_failed(self, error: StoreError) -> None:
-        """An access to the store failed: report it, and check that it answers before the next write."""
+        """An access to the store failed: report it. The next turn checks that the store answers before it writes."""
         self._health.report("store", State.DOWN, str(error))
         self._health.count("store.failures")
         self.failing = True
