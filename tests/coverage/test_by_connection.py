@@ -175,6 +175,16 @@ def test_ids_are_remembered_for_as_long_as_connections_may_lag_and_no_longer() -
         assert remembered(coverage) <= 400
 
 
+def test_stored_ids_are_remembered_when_rest_answers_before_the_first_frame() -> None:
+    stored = [trade_at(number, NOON + number) for number in range(100)]
+    coverage = ConnectionCoverage([Span(NOON, NOON + 99, 0, 99, Basis.OBSERVED)], stored)
+    for number in range(100, 160):
+        assert coverage.take(trade_at(number, NOON + number), SpanReason.REPAIRED)
+    coverage.frame_received(1, NOON + 1_000)
+    assert coverage.take(trade_at(200, NOON + 900))
+    assert not any(coverage.take(each) for each in stored)
+
+
 def test_the_newest_ids_of_a_quiet_instrument_are_remembered_at_any_age() -> None:
     coverage = ConnectionCoverage()
     for number in range(500):

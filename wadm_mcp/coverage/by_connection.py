@@ -152,9 +152,11 @@ class ConnectionCoverage(SpanList):
     def _remember(self, key: int) -> None:
         _, now = self._last_frame
         count = len(self._recent_ids)
-        if count >= _REMEMBERED_MAX or (count >= _REMEMBERED_MIN and now - self._recent_since >= _REMEMBERED_MS):
-            self._older_ids, self._recent_ids = self._recent_ids, {}
-        if not self._recent_ids:
+        # Before the first frame the exchange's time is unknown, and nothing is old.
+        expired = self._recent_since > 0 and now - self._recent_since >= _REMEMBERED_MS
+        if count >= _REMEMBERED_MAX or (count >= _REMEMBERED_MIN and expired):
+            self._older_ids, self._recent_ids, self._recent_since = self._recent_ids, {}, 0
+        if not self._recent_since:
             self._recent_since = now
         self._recent_ids[key] = None
 

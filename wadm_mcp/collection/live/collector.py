@@ -338,11 +338,12 @@ def _network(url: str, certificates: ssl.SSLContext | None) -> dict[str, Any]:
     """Options for `connect`: the same certificates and the same proxy as REST uses; no proxy on loopback."""
     address = urlsplit(url)
     host = address.hostname or ""
-    options: dict[str, Any] = {"happy_eyeballs_delay": _NEXT_ADDRESS_SECONDS}
+    options: dict[str, Any] = {}
     if address.scheme == "wss" and certificates is not None:
         options["ssl"] = certificates
     if is_loopback(host):
         return options | {"proxy": None}
+    options["happy_eyeballs_delay"] = _NEXT_ADDRESS_SECONDS
     proxies = getproxies()
     # The websockets library reads these variables itself, but not ALL_PROXY, which REST obeys.
     named = any(proxies.get(kind) for kind in ("wss", "socks", "https"))
