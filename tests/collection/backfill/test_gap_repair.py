@@ -20,6 +20,7 @@ from wadm_mcp.collection.backfill.gap_repair import GapRepairer
 from wadm_mcp.collection.recording.minute import partial_footprints
 from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.collection.rest.client import RestClient
+from wadm_mcp.errors import ExchangeError
 from wadm_mcp.exchanges.exchange import Aggregate, Trades
 from wadm_mcp.health import Health
 from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, Instrument, Listing, Trade, Window
@@ -168,6 +169,27 @@ async def test_ids_that_the_exchange_does_not_have_are_marked_absent_and_not_req
         absent = {number for span in r.recorded.spans if span.reason == "absent" for number in range(span.first_seq, span.last_seq + 1)}
         assert absent == {number for number in range(trades[0].seq, trades[-1].seq) if number % 97 == 0}
         assert r.health.counts["trades.absent"] == len(absent)
+        assert {trade.seq for trade in r.written} == {trade.seq for trade in trades}
+
+
+async def test_a_failed_request_does_not_count_towards_marking_an_id_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repair_module, "_PAUSES_SECONDS", (0.01,))
+    async with repairing() as r:
+        trades = r.traded(r.until - MINUTE)
+        await r.take([*trades[:3], *trades[-3:]])
+        request, calls = RestClient.trades, 0
+
+        async def fail_twice_then_lag(self: RestClient, *arguments: object, **more: object) -> list[Trade]:
+            nonlocal calls
+            calls += 1
+            if calls <= 2:
+                raise ExchangeError("binance spot answered HTTP 503")
+            return trades[-3:] if calls <= 4 else await request(self, *arguments, **more)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(RestClient, "trades", fail_twice_then_lag)
+        await r.run_until(lambda: not r.missing)
+        assert r.health.counts["repair.failures"] == 2
+        assert r.health.counts["trades.absent"] == 0
         assert {trade.seq for trade in r.written} == {trade.seq for trade in trades}
 
 

@@ -39,24 +39,28 @@ _POLL_SECONDS: Final = 0.5
 _MIN_GAP_AGE_MS: Final = SECOND
 """Age of a gap's upper edge below which its trades may simply arrive out of order."""
 _OLDEST_EVERY: Final = 4
-_ATTEMPTS: Final = 3
-"""Replies that must lack an id, while they have later ones, before it counts as absent at the exchange."""
+_ABSENT_AFTER: Final = 3
+"""Replies that must lack an id, while they have later ones, before it is marked as absent at the exchange."""
 _PAUSES_SECONDS: Final = (1.0, 2.0, 5.0, 15.0, 60.0)
-"""Before the same ids are asked for again: the exchange's database lags behind its stream."""
+"""Before the same ids are requested again: the exchange's database lags behind its stream."""
 _MAX_LAG_MS: Final = HOUR
 """Age of a gap that no lag of the exchange's database explains."""
 _CHUNK_MS: Final = 10 * MINUTE
 """Market time whose aggregates are fetched in a row, newest chunk first."""
-_STRADDLED: Final = 1_000
-"""Ids at the edges of what aggregates filled that are fetched as rows."""
+_MAX_EDGE_IDS: Final = 1_000
+"""A gap of so few ids is fetched as single trades: it lies between aggregates and no aggregate fits into it."""
 
 _GapKey: TypeAlias = tuple[Instrument, int, int]
 
 
 class _Attempts(NamedTuple):
-    number: int
-    retry_at: float
+    """Requests for a gap's newest page after which its ids are still missing."""
+
+    number: int = 0
+    retry_at: float = 0.0
     """Monotonic seconds."""
+    seen_up_to: tuple[int, ...] = ()
+    """The highest id of the replies, ascending; of all replies the `_ABSENT_AFTER` highest."""
 
 
 class GapRepairer:
@@ -149,7 +153,7 @@ class GapRepairer:
             return False
         if gap.end - gap.start <= LONG_GAP:
             return True
-        # What was imported by hand long before the tape is an island: nobody asked for the time in between.
+        # A window imported by hand may be much older than the recording; the time in between was not requested.
         after_import = any(span.last_seq == gap.first - 1 and span.reason is SpanReason.IMPORTED for span in recorded.coverage.spans)
         return self._long_gaps and not after_import
 
@@ -182,7 +186,7 @@ class GapRepairer:
         if not self._traits.folds_history:
             return False
         instrument = recorded.instrument
-        if gap.trades <= _STRADDLED or (instrument, gap.first, gap.last) in self._rows_only:
+        if gap.trades <= _MAX_EDGE_IDS or (instrument, gap.first, gap.last) in self._rows_only:
             return False
         ranges = self._folded_ranges.setdefault(instrument, [])
         if not any(first <= gap.last and last >= gap.first for first, last in ranges):
@@ -211,15 +215,15 @@ class GapRepairer:
         lacking = _lacking(first, gap.last, [row for row in usable if row.seq >= first])
         if not lacking:
             return
-        newest_id = max((row.seq for row in rows), default=-1)
-        absent = [part for part in lacking if part[1] < newest_id]
-        if not rows and gap.end < self._clock.now() - _MAX_LAG_MS:
-            absent = lacking
-        attempts = self._attempts.get(self._key(recorded, gap), _Attempts(0, 0.0)).number + 1
-        if absent and attempts >= _ATTEMPTS:
+        seen = gap.last + 1 if not rows and gap.end < self._clock.now() - _MAX_LAG_MS else max((row.seq for row in rows), default=-1)
+        before = self._attempts.get(self._key(recorded, gap), _Attempts())
+        seen_up_to = tuple(sorted((*before.seen_up_to, seen))[-_ABSENT_AFTER:])
+        below = seen_up_to[0] if len(seen_up_to) == _ABSENT_AFTER else -1
+        absent = [(begin, min(end, below - 1)) for begin, end in lacking if begin < below]
+        if absent:
             self._mark_absent(recorded, absent)
         else:
-            self._postpone(recorded, gap)
+            self._postpone(recorded, gap, seen_up_to=seen_up_to)
 
     def _mark_absent(self, recorded: RecordedInstrument, ranges: Sequence[tuple[int, int]]) -> None:
         for first, last in ranges:
@@ -230,7 +234,7 @@ class GapRepairer:
     async def _fetch_folded(self, recorded: RecordedInstrument, gap: MissingRange) -> None:
         """Fetch the newest chunk of a gap as aggregates. A gap that none of them fits into is left to be fetched as rows."""
         instrument, listing = recorded.instrument, recorded.tape.listing
-        attempts = self._attempts.get(self._key(recorded, gap), _Attempts(0, 0.0)).number
+        attempts = self._attempts.get(self._key(recorded, gap), _Attempts()).number
         start = max(gap.start, gap.end - (_CHUNK_MS << attempts))
         new = 0
         rows = await self._rest.aggregates(self._venue, listing, start=start, priority=Priority.REPAIR)
@@ -257,12 +261,15 @@ class GapRepairer:
     def _key(self, recorded: RecordedInstrument, gap: MissingRange) -> _GapKey:
         return recorded.instrument, self._first(recorded, gap), gap.last
 
-    def _postpone(self, recorded: RecordedInstrument, gap: MissingRange, *, at_once: bool = False) -> None:
-        """One more attempt failed: the next one comes later, or `at_once` with a longer chunk."""
+    def _postpone(
+        self, recorded: RecordedInstrument, gap: MissingRange, *, at_once: bool = False, seen_up_to: tuple[int, ...] | None = None
+    ) -> None:
+        """Count an attempt that left ids missing and delay the next one; with `at_once` retry immediately with a longer chunk."""
         key = self._key(recorded, gap)
-        count = self._attempts.get(key, _Attempts(0, 0.0)).number
-        pause = 0.0 if at_once else _PAUSES_SECONDS[min(count, len(_PAUSES_SECONDS) - 1)]
-        self._attempts[key] = _Attempts(count + 1, self._clock.monotonic() + pause)
+        before = self._attempts.get(key, _Attempts())
+        pause = 0.0 if at_once else _PAUSES_SECONDS[min(before.number, len(_PAUSES_SECONDS) - 1)]
+        seen = before.seen_up_to if seen_up_to is None else seen_up_to
+        self._attempts[key] = _Attempts(before.number + 1, self._clock.monotonic() + pause, seen)
 
     def _plausible(self, row: Trade, gap: MissingRange) -> bool:
         """Does the row's time lie in its gap? Otherwise it would stretch coverage over time that nothing is known of."""
