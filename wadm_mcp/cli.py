@@ -119,7 +119,6 @@ def _run(arguments: argparse.Namespace) -> int:
 
     from wadm_mcp.commands.run import run_command
 
-    gc.freeze()  # what has just been loaded stays as long as the process
     return anyio.run(run_command, settings, arguments)
 
 

@@ -40,7 +40,6 @@ from wadm_mcp.settings import Settings, unusable_folder
 from wadm_mcp.storage.cache import InProcessCache
 from wadm_mcp.storage.cached import CachedAnswers, CachedFootprints
 from wadm_mcp.storage.opening import open_cache, open_store
-from wadm_mcp.storage.redis_cache import RedisCache
 from wadm_mcp.tape import Tape
 from wadm_mcp.tracking import Tracking
 
@@ -168,8 +167,7 @@ class Runtime:
             self.settings.WADM_DATA_DIR.mkdir(parents=True, exist_ok=True)
             with ungrouped():
                 async with self.cache, AsyncExitStack() as stack, anyio.create_task_group() as inner:
-                    if isinstance(self.cache, RedisCache):
-                        tasks.start_soon(self._supervise, "cache watch", self.cache.watch)
+                    tasks.start_soon(self._supervise, "cache watch", self.cache.watch)
                     inner.start_soon(self.health.log_changes)
                     inner.start_soon(self._open_store, stack)
                     with anyio.move_on_after(_RECORD_SECONDS):

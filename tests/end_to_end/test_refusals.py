@@ -85,6 +85,13 @@ def test_a_wrong_argument_or_setting_is_refused_before_a_server_or_a_store_is_lo
     assert not {"mcp", "motor", "redis", "anyio", "wadm_mcp.runtime"} & set(loaded)
 
 
+def test_a_server_without_mongodb_and_redis_loads_neither_their_drivers_nor_other_commands() -> None:
+    script = "import sys, wadm_mcp.commands.run, wadm_mcp.commands.serve, wadm_mcp.runtime; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert "mcp" in loaded
+    assert not {"motor", "pymongo", "redis", "wadm_mcp.simulator", "wadm_mcp.commands.audit", "wadm_mcp.commands.doctor"} & set(loaded)
+
+
 def test_a_secret_is_never_shown(tmp_path: Path) -> None:
     ended = run(tmp_path, "serve", "--demo", WADM_HOST="nowhere.invalid", API_KEY="very-secret")
     assert "very-secret" not in ended.stderr + ended.stdout

@@ -55,6 +55,12 @@ class MoodyCache(Cache):
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         return None
 
+    async def probe(self) -> None:
+        return None
+
+    async def watch(self) -> None:
+        return None
+
     async def get(self, keys: Sequence[str]) -> list[bytes | None]:
         return [self._get(key) for key in keys]
 

@@ -20,9 +20,8 @@ from wadm_mcp.health import Health
 from wadm_mcp.model import Listing
 from wadm_mcp.process.standard_streams import print_lines
 from wadm_mcp.settings import Settings, unusable_folder
-from wadm_mcp.storage.mongo import MongoStore
 from wadm_mcp.storage.opening import open_cache, open_store, sqlite_path
-from wadm_mcp.storage.redis_cache import RedisCache
+from wadm_mcp.storage.sqlite import SqliteStore
 from wadm_mcp.suggest import nearest
 
 _TRADE_SECONDS: Final = 15.0
@@ -110,7 +109,7 @@ def _processor() -> Finding:
 
 async def _mongodb(settings: Settings) -> str:
     async with open_store(settings, read_only=True) as store:
-        assert isinstance(store, MongoStore)
+        assert not isinstance(store, SqliteStore)
         state = await store.describe()
     lines = [f"{state.version} at {state.place}, {sum(each.bytes for each in state.collections) / 1e6:.1f} MB"]
     for each in state.collections:
@@ -123,8 +122,7 @@ async def _mongodb(settings: Settings) -> str:
 async def _redis(settings: Settings) -> str:
     cache = open_cache(settings, Health(lambda: 0))
     async with cache:
-        if isinstance(cache, RedisCache):
-            await cache.probe()
+        await cache.probe()
         state = cache.state
     if not state.ok:
         raise WadmError(f"{state.place}: {state.detail}; check that redis-server runs there, or unset REDIS_URL")

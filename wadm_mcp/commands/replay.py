@@ -17,7 +17,6 @@ from wadm_mcp.settings import Settings, unusable_folder
 from wadm_mcp.simulator.feed import ReplayFeed
 from wadm_mcp.simulator.replay import Recording, read_recording
 from wadm_mcp.simulator.simulator import Simulator
-from wadm_mcp.storage.mongo import MongoStore
 
 REPLAY_SUFFIX: Final = "_replay_demo"
 """Appended to the database name; that database is dropped when a replay starts."""
@@ -36,6 +35,8 @@ async def replay(settings: Settings, files: Sequence[Path], speed: float) -> Asy
     folder = data_subfolder(settings.WADM_DATA_DIR, "replay")
     _remove_data(folder)
     if settings.MONGODB_URL is not None:
+        from wadm_mcp.storage.mongo import MongoStore
+
         await MongoStore(settings.MONGODB_URL.get_secret_value(), settings.retention, suffix=REPLAY_SUFFIX).drop()
     async with Simulator(replay=recording, speed=speed) as simulator:
         assert simulator.replay is not None

@@ -1,47 +1,62 @@
-"""Runs the command that was parsed. Imports what commands are made of, which takes a second; `cli.py` imports it once it has settings."""
+"""Runs the command that was parsed. Each command is imported where it runs, so that a recorder's memory has no other command in it."""
 
 from __future__ import annotations
 
 import argparse
+import gc
 from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
 
-from wadm_mcp.commands.audit import Choice, audit
-from wadm_mcp.commands.demo import DEMO_SUFFIX, demo
-from wadm_mcp.commands.doctor import examine
-from wadm_mcp.commands.import_history import import_history
-from wadm_mcp.commands.replay import REPLAY_SUFFIX, replay
-from wadm_mcp.commands.serve import check_stdio, serve, serve_client
 from wadm_mcp.errors import ungrouped
-from wadm_mcp.runtime import Runtime
 from wadm_mcp.settings import Settings
+
+if TYPE_CHECKING:
+    from wadm_mcp.commands.audit import Choice
 
 
 async def run_command(settings: Settings, arguments: argparse.Namespace) -> int:
     """Run the command and return the exit status."""
     if arguments.command is None:
+        from wadm_mcp.commands.serve import check_stdio
+
         check_stdio()
     suffix, feed = "", None
     with ungrouped():
         async with AsyncExitStack() as stack:
             if arguments.command == "replay":
+                from wadm_mcp.commands.replay import REPLAY_SUFFIX, replay
+
                 settings, feed = await stack.enter_async_context(replay(settings, arguments.files, arguments.speed))
                 suffix = REPLAY_SUFFIX
             elif arguments.demo:
+                from wadm_mcp.commands.demo import DEMO_SUFFIX, demo
+
                 settings = await stack.enter_async_context(demo(settings))
                 suffix = DEMO_SUFFIX
             match arguments.command:
                 case "doctor":
+                    from wadm_mcp.commands.doctor import examine
+
                     return await examine(settings)
                 case "audit":
+                    from wadm_mcp.commands.audit import audit
+
                     return await audit(settings, _choice(arguments), suffix)
                 case "import":
+                    from wadm_mcp.commands.import_history import import_history
+
                     return await import_history(settings, _choice(arguments), arguments.files, plan=arguments.plan, suffix=suffix)
-                case None:
-                    await serve_client(Runtime(settings, suffix=suffix))
                 case _:
-                    await serve(Runtime(settings, suffix=suffix), feed)
+                    from wadm_mcp.commands.serve import serve, serve_client
+                    from wadm_mcp.runtime import Runtime
+
+                    runtime = Runtime(settings, suffix=suffix)
+                    gc.freeze()  # what has been loaded stays as long as the process
+                    await (serve_client(runtime) if arguments.command is None else serve(runtime, feed))
     return 0
 
 
 def _choice(arguments: argparse.Namespace) -> Choice:
+    from wadm_mcp.commands.audit import Choice
+
     return Choice(arguments.exchange, arguments.market, arguments.symbol, arguments.start, arguments.end)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import anyio
 
@@ -14,9 +14,11 @@ from wadm_mcp.process.standard_streams import print_lines, say
 from wadm_mcp.runtime import Runtime
 from wadm_mcp.server.server import build_server
 from wadm_mcp.server.stdio import serve_stdio
-from wadm_mcp.simulator.feed import ReplayFeed
 from wadm_mcp.web.app import build_app
 from wadm_mcp.web.serve import serve_http
+
+if TYPE_CHECKING:
+    from wadm_mcp.simulator.feed import ReplayFeed
 
 _STDIO_HINT: Final = "wadm-mcp speaks MCP on stdin and stdout, for a client to launch. In a terminal, use: wadm-mcp serve"
 

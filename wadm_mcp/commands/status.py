@@ -6,7 +6,7 @@ import shutil
 import sys
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import anyio
 
@@ -15,7 +15,9 @@ from wadm_mcp.logs import clear_line_first, log
 from wadm_mcp.model import DAY, SECOND
 from wadm_mcp.runtime import Runtime
 from wadm_mcp.settings import Settings
-from wadm_mcp.simulator.feed import ReplayFeed
+
+if TYPE_CHECKING:
+    from wadm_mcp.simulator.feed import ReplayFeed
 
 _REFRESH_SECONDS: Final = 1.0
 _MANY_PENDING: Final = 5_000

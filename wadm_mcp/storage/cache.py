@@ -14,6 +14,8 @@ from hashlib import blake2b
 from types import TracebackType
 from typing import Final, NamedTuple, Protocol, Self
 
+import anyio
+
 VERSION: Final = 1
 """Version of keys and values. Each value begins with it as one byte; a value of another version is a miss."""
 
@@ -59,6 +61,14 @@ class Cache(Protocol):
         """Delete these entries if they exist and the cache can be reached."""
         ...
 
+    async def probe(self) -> None:
+        """Call the cache once, so that `state` is current."""
+        ...
+
+    async def watch(self) -> None:
+        """Keep `state` current until cancelled."""
+        ...
+
     @property
     def state(self) -> CacheState:
         """The cache's state as of its last call; does no I/O."""
@@ -99,6 +109,12 @@ class InProcessCache(Cache):
     async def delete(self, keys: Sequence[str]) -> None:
         for key in keys:
             self._drop(key)
+
+    async def probe(self) -> None:
+        """Nothing to do: memory always answers."""
+
+    async def watch(self) -> None:
+        await anyio.sleep_forever()
 
     @property
     def state(self) -> CacheState:
