@@ -90,6 +90,22 @@ async def test_a_symbol_that_was_delisted_does_not_keep_the_others_from_being_re
         await until(lambda: "symbol.delisted" in [record.getMessage() for record in caplog.records])
 
 
+async def test_a_symbol_that_was_recorded_at_an_exchange_that_is_not_configured_is_refused_where_no_other_lists_it(tmp_path: Path) -> None:
+    bybit = Instrument("bybit", "spot", "ETHUSDT")
+    async with running(tmp_path, WADM_EXCHANGES=("bybit",), WADM_SYMBOLS=("ETHUSDT",)) as (runtime, simulator):
+        with anyio.fail_after(15):
+            await simulator.subscribed(*bybit)
+        await simulator.push(*bybit, [(now_ms(), "3000.5", "0.1", "BUY")])
+        await until(lambda: runtime.recorded == 1)
+    async with (
+        Simulator(instruments=[SPOT], manual=True) as simulator,
+        Runtime(settings_for(tmp_path, simulator, WADM_SYMBOLS=("ETHUSDT",))) as runtime,
+    ):
+        with anyio.fail_after(15):
+            error = await runtime.failed()
+        assert str(error).startswith("WADM_SYMBOLS=ETHUSDT: no such symbol at binance (spot)")
+
+
 async def test_a_symbol_that_one_exchange_lists_is_followed_there(tmp_path: Path) -> None:
     both = {"WADM_EXCHANGES": ("binance", "bybit"), "WADM_SYMBOLS": ("BNBUSDT",)}
     async with running(tmp_path, **both) as (runtime, simulator):

@@ -126,7 +126,8 @@ class SubscriptionManager:
     async def _was_recorded(self, symbol: str) -> bool:
         try:
             instruments = {market.venue.instrument(symbol) for market in self._markets}
-            instruments |= {listing.instrument for listing in await self._store.listings() if is_called(listing.instrument, symbol)}
+            stored = [listing.instrument for listing in await self._store.listings() if is_called(listing.instrument, symbol)]
+            instruments |= {one for one in stored if any(market.venue.trades_here(one) for market in self._markets)}
             return any([await self._store.spans(instrument, Window(0, self._services.clock.now())) for instrument in instruments])
         except StoreError:
             return False
