@@ -17,6 +17,7 @@ from wadm_mcp.collection.follower import Follower
 from wadm_mcp.collection.recording import rollup as rollup_module
 from wadm_mcp.collection.recording.journal import Journal
 from wadm_mcp.collection.recording.minute import partial_footprints
+from wadm_mcp.collection.recording.rollup import _Pass
 from wadm_mcp.coverage.spans import GapReason
 from wadm_mcp.errors import StoreError
 from wadm_mcp.exchanges.exchange import Aggregate
@@ -168,6 +169,23 @@ async def test_a_new_bar_waits_for_its_last_late_minute_and_an_existing_bar_does
         (half,) = await r.bars(Timeframe.M30)
         assert (half.start, half.bar.trade_count) == (NOON - 30 * MINUTE, 30)
         assert await r.store.dirty_minutes() == []
+
+
+def test_a_bar_is_found_waiting_without_a_look_at_every_unfinished_minute() -> None:
+    class Watched(list[int]):
+        reads = 0
+
+        def __getitem__(self, place: Any) -> Any:
+            Watched.reads += 1
+            return super().__getitem__(place)
+
+    # Thirty imported days without every seventh hour: 37,000 minutes that a later pass derives.
+    minutes = [NOON + minute * MINUTE for minute in range(30 * 24 * 60) if minute // 60 % 7]
+    work = _Pass(listing(), {}, NOON, NOON + 30 * DAY, [], {}, Watched(minutes), in_turn=False)
+    asked = [(timeframe, start) for timeframe in (Timeframe.M15, Timeframe.H1) for start in range(NOON, NOON + 30 * DAY, timeframe.ms)]
+    waiting = {(timeframe, timeframe.floor(minute)) for timeframe in (Timeframe.M15, Timeframe.H1) for minute in minutes}
+    assert {bar for bar in asked if work.waits(*bar)} == waiting
+    assert Watched.reads < 40 * len(asked)
 
 
 async def test_late_trades_that_another_process_has_derived_are_not_pending_here(tmp_path: Path) -> None:

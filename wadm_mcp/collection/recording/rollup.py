@@ -7,9 +7,9 @@ it are stored in one step, so that the figures always add up.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -51,8 +51,9 @@ class _Pass:
     """Marks that the pass clears."""
     stored: Mapping[_BarKey, OrderFlow]
     """The stored bars that contain these minutes or follow them."""
-    unfinished: Collection[int]
-    """Dirty minutes left to a later pass. A bar that is not stored yet waits for its last one; until then it is read from its parts."""
+    unfinished: Sequence[int]
+    """Dirty minutes left to a later pass, ascending. A bar that is not stored yet waits for its last one, and is read from its parts
+    until then."""
     in_turn: bool
     """Do the minutes follow everything derived before?"""
 
@@ -65,7 +66,10 @@ class _Pass:
         """Is the bar still open, or not stored yet and unfinished?"""
         if start + timeframe.ms > self.until:
             return True
-        return (timeframe, start) not in self.stored and any(timeframe.floor(minute) == start for minute in self.unfinished)
+        if (timeframe, start) in self.stored:
+            return False
+        place = bisect_left(self.unfinished, start)
+        return place < len(self.unfinished) and self.unfinished[place] < start + timeframe.ms
 
 
 class Rollup:
@@ -128,7 +132,7 @@ class Rollup:
                 due[minute] = await self._derived_again(instrument, minute)
                 cells += due[minute].levels
             clears = [marks[minute] for minute in due if minute in marks]
-            unfinished = {minute for minute in marks if minute < settled and minute not in due}
+            unfinished = sorted(minute for minute in marks if minute < settled and minute not in due)
             await self._derive(_Pass(tape.listing, due, settled, until, clears, stored, unfinished, in_turn=not late))
             for minute, trades in revised.items():
                 if minute in due:
