@@ -48,7 +48,8 @@ class Maintenance:
         """Roll up every second, or at once where minutes are left over, and expire every 30 seconds."""
         rolled_up = expired = self._clock.monotonic()
         while True:
-            await anyio.sleep(_POLL_SECONDS)
+            at_once = self._rollup.behind and self._writer.caught_up and not self._writer.failing
+            await anyio.sleep(0.0 if at_once else _POLL_SECONDS)
             if self._writer.failing:
                 continue
             now = self._clock.monotonic()
@@ -71,6 +72,9 @@ class Maintenance:
         Pending batches are stored between two instruments, since hundreds of them take seconds.
         """
         async with self._writer.exclusive():
+            if self._writer.failing:
+                # The writer found out while this waited, and checks the store before anything else uses it.
+                return
             dirty = await self._rollup.begin()
             for recorded in self._recorder.recorded:
                 if await self._writer.drain_backlog():
@@ -122,7 +126,7 @@ class Maintenance:
 
     async def _expire(self) -> None:
         async with self._writer.exclusive():
-            while await self._store.expire(self._clock.now(), self._retention):
+            while not self._writer.failing and await self._store.expire(self._clock.now(), self._retention):
                 await self._writer.drain()
 
     async def _try(self, part: str, step: Callable[[], Awaitable[None]]) -> None:

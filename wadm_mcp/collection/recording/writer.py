@@ -98,7 +98,8 @@ class Writer:
         try:
             await self._journal_all()
         except JournalFull:
-            await self.drain()
+            async with self.exclusive():
+                await self.drain()
             await self._journal_all()
         if not self.failing:
             async with self.exclusive():
