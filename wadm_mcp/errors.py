@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
@@ -22,22 +22,26 @@ def printable(given: object, max_chars: int | None = None) -> str:
     return f"{safe}... ({len(text):,} characters)" if len(cut) < len(text) else safe
 
 
-def _only_error(group: BaseExceptionGroup[BaseException]) -> WadmError | None:
-    """The first `WadmError` of an exception group; None where the group contains any other error."""
-    found, rest = group.split(WadmError)
-    if found is None or rest is not None:
-        return None
-    error: WadmError | BaseExceptionGroup[WadmError] = found
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+def _only_error(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
+    """The error that stands for an exception group: its only one, or the first where all are a `WadmError`. None for any other group."""
+    errors = list(leaves(group))
+    return errors[0] if len(errors) == 1 or all(isinstance(error, WadmError) for error in errors) else None
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """The errors in an exception group and its subgroups; of any other error itself."""
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from leaves(each)
+    else:
+        yield error
 
 
 @contextmanager
 def ungrouped() -> Generator[None]:
-    """Raise the `WadmError` of an exception group, as task groups raise them, instead of the group.
+    """Raise the error of an exception group, as task groups raise them, instead of the group.
 
-    Of several the first is raised. A group that contains any other error is raised unchanged.
+    Of several `WadmError` the first is raised. A group of several errors of another kind is raised unchanged.
     """
     try:
         yield

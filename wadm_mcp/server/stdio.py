@@ -21,7 +21,7 @@ from mcp.shared.message import SessionMessage
 from mcp_types import INVALID_REQUEST, PARSE_ERROR, ErrorData, JSONRPCError
 from pydantic import ValidationError
 
-from wadm_mcp.errors import WadmError, printable, ungrouped
+from wadm_mcp.errors import WadmError, leaves, printable, ungrouped
 from wadm_mcp.logs import RateLimitedWarning, log
 from wadm_mcp.process.signals import stop_signals
 from wadm_mcp.process.standard_streams import say
@@ -98,7 +98,7 @@ async def _run_session(server: WadmServer) -> None:
     except* BrokenPipeError:
         log.info("stdio.closed", by="client")
     except* OSError as group:
-        failed = next(each for each in _leaves(group) if isinstance(each, OSError))
+        failed = next(each for each in leaves(group) if isinstance(each, OSError))
     if failed is not None:
         raise WadmError(f"standard output cannot be written ({failed.strerror}), and MCP needs it")
 
@@ -129,14 +129,6 @@ def _refusal(error: Exception) -> JSONRPCError:
     code, text = (PARSE_ERROR, "not valid JSON") if unparsed else (INVALID_REQUEST, "not a JSON-RPC 2.0 message")
     message = f"the line is {text}; each line must be one JSON-RPC 2.0 message in UTF-8"
     return JSONRPCError(jsonrpc="2.0", id=None, error=ErrorData(code=code, message=message))
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for each in error.exceptions:
-            yield from _leaves(each)
-    else:
-        yield error
 
 
 def _exit_now(failures: Sequence[WadmError]) -> NoReturn:
