@@ -26,6 +26,7 @@ from wadm_mcp.coverage.judge import uncovered
 from wadm_mcp.errors import ArchiveError
 from wadm_mcp.exchanges.exchange import ArchiveFormat, Venue
 from wadm_mcp.health import Health, State
+from wadm_mcp.logs import log
 from wadm_mcp.model import MINUTE, Trade, Window
 from wadm_mcp.storage.store import Store
 
@@ -82,10 +83,10 @@ class ArchiveImport:
         try:
             new = await self.take_file(step.recorded, file, step.day, form)
         except ArchiveError:
-            await anyio.Path(file).unlink(missing_ok=True)
+            await _delete(file)
             raise
         # Not in a finally block: a cancelled import continues from this file.
-        await anyio.Path(file).unlink(missing_ok=True)
+        await _delete(file)
         return new
 
     async def take_file(self, recorded: RecordedInstrument, file: Path, day: Window, form: ArchiveFormat) -> int:
@@ -192,6 +193,14 @@ class ArchiveImport:
         edges = {at - at % MINUTE for gap in gaps for at in (gap.start, gap.end - 1)}
         instrument = recorded.instrument
         return {minute: await self._store.trades(instrument, Window(minute, minute + MINUTE), limit=100_000) for minute in sorted(edges)}
+
+
+async def _delete(file: Path) -> None:
+    try:
+        await anyio.Path(file).unlink(missing_ok=True)
+    except OSError as error:
+        # Its trades are stored; a file that stays only takes room.
+        log.warning("archive.not_deleted", file=file.name, error=error)
 
 
 def _cancellable(found: Iterator[PackedPartial]) -> Iterator[PackedPartial]:
