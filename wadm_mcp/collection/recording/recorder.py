@@ -17,8 +17,7 @@ from wadm_mcp.clock import CLOCK_SKEW, Clock
 from wadm_mcp.collection.live.staleness import StaleDetector
 from wadm_mcp.collection.recording.journal_segment import Entry
 from wadm_mcp.collection.recording.recorded_instrument import RecordedInstrument
-from wadm_mcp.coverage.by_connection import ConnectionCoverage
-from wadm_mcp.coverage.by_id import SequenceCoverage
+from wadm_mcp.coverage.kinds import new_coverage
 from wadm_mcp.coverage.spans import GapReason, Span, SpanReason
 from wadm_mcp.exchanges.exchange import Trades
 from wadm_mcp.health import Health, State
@@ -60,7 +59,7 @@ class Recorder:
     def start(self, listing: Listing, *, counts_trades: bool) -> RecordedInstrument:
         """Begin to record an instrument. What the store has of it is added by `RecordedInstrument.add_stored`, now or when it answers."""
         tape = self._tape.follow(listing)
-        recorded = RecordedInstrument(tape, SequenceCoverage() if counts_trades else ConnectionCoverage(), self._clock)
+        recorded = RecordedInstrument(tape, new_coverage(counts_trades=counts_trades), self._clock)
         tape.start_recording(recorded)
         self._instruments[listing.instrument] = recorded
         self._health.report(str(listing.instrument), State.STARTING, "no trade has come in yet")
@@ -80,10 +79,6 @@ class Recorder:
     def recorded(self) -> list[RecordedInstrument]:
         """Every instrument that is recorded."""
         return list(self._instruments.values())
-
-    def recorded_at(self, exchange: str, market: str) -> list[RecordedInstrument]:
-        """Those of one market."""
-        return [each for each in self._instruments.values() if each.instrument[:2] == (exchange, market)]
 
     # What connections report.
 
