@@ -1,4 +1,4 @@
-# Each target sets itself up from nothing but Python 3.11 (or newer) and make.
+# Each target installs what it needs; only Python 3.11 (or newer) and make must be present.
 
 PYTHON ?= python3
 VENV := .venv
@@ -17,13 +17,13 @@ $(VENV)/ready: requirements.txt requirements-dev.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
-demo: $(VENV)/ready ## serve loopback exchanges on port 8920, no network needed
+demo: $(VENV)/ready ## run WADM on simulated exchanges, on port 8920; needs no network
 	@$(BIN)/wadm-mcp serve --demo
 
 test: $(VENV)/ready ## run the tests
 	$(BIN)/python -m pytest -q -n 4 --dist worksteal
 
-coverage: $(VENV)/ready ## run the tests under branch coverage; fails below the floor that pyproject.toml sets
+coverage: $(VENV)/ready ## run the tests and measure which code they execute; fails below fail_under in pyproject.toml
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest -q -n 4 --dist worksteal
 	$(BIN)/coverage combine --quiet
@@ -35,14 +35,14 @@ lint: $(VENV)/ready ## ruff, format check, import contract, strict types
 	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-reference: $(VENV)/ready ## write the pages and the snapshot that are made from the code
+reference: $(VENV)/ready ## generate the pages and the snapshot that come from the code
 	$(BIN)/python -m tests.reference
 	$(BIN)/python -m tests.evaluation
 
-report: $(VENV)/ready ## write the example of a report from the demo market
+report: $(VENV)/ready ## generate the example report from the demo
 	$(BIN)/python docs/report.py
 
-format: $(VENV)/ready ## put the code in shape
+format: $(VENV)/ready ## format the code with ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -54,15 +54,15 @@ $(PEERS)/ready: benchmarks/peers/requirements.txt
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers/requirements.txt
 	@touch $@
 
-bench: $(VENV)/ready $(PEERS)/ready ## measure the hot path, the cache, the import of a day, every tool and, last, recording beside its peer
+bench: $(VENV)/ready $(PEERS)/ready ## measure the hot path, the cache, the import of a day, every tool, and recording compared with cryptofeed
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.cache
 	$(BIN)/python -m benchmarks.history
 	$(BIN)/python -m benchmarks.tools --write
 	$(BIN)/python -m benchmarks.recording
 
-soak: $(VENV)/ready ## chaos, kills and outages at full rate, for as long as a bad day has them; WADM_SOAK_SEED=2 for another
+soak: $(VENV)/ready ## run the fault, kill and outage tests at full rate, about 90 minutes; WADM_SOAK_SEED=2 for other faults
 	WADM_SOAK=1 $(BIN)/python -m pytest -q -s tests/soak tests/end_to_end/test_production_store.py
 
-clean: ## remove what the targets made
+clean: ## remove everything that the targets created
 	rm -rf $(VENV) $(PEERS) build dist *.egg-info .pytest_cache .ruff_cache .coverage*

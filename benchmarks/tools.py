@@ -286,8 +286,9 @@ async def main() -> None:
         for transport in ("http", "stdio"):
             lines += await measure(transport, folder)
     note = (
-        f"p50 / p99 of {HOT_SAMPLES} hot, {WARM_SAMPLES} warm and {COLD_SAMPLES} cold calls (with so few warm and cold ones, p99 is the "
-        f"slowest); in brackets the ratio to the tool that does nothing, called after each of them. {machine()}."
+        "Each cell: p50 / p99 latency, and in parentheses its ratio to a no-op tool called right after. "
+        f"{HOT_SAMPLES} hot, {WARM_SAMPLES} warm and {COLD_SAMPLES} cold calls; for warm and cold, p99 is therefore the "
+        f"slowest call. {machine()}."
     )
     print(note)
     if "--write" in sys.argv:

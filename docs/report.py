@@ -1,7 +1,7 @@
-"""Writes `example-report.md`: a waickoff report on the demo market from nothing but what the calls of the prompt return.
+"""Writes `example-report.md`: a waickoff report on the demo market, made only of what the calls of the prompt return.
 
-No model has a hand in it: sentences are chosen by plain rules, so that the example shows what a report must carry and not how well one
-can be written. Every figure is followed by the number of its call; `example-report.json` keeps the calls and their answers.
+No language model is used: fixed rules choose the sentences, so that the example shows what a report must contain, not how well one can be
+written. Every figure is followed by the number of its call; `example-report.json` contains the calls and their answers.
 """
 
 import json
@@ -18,24 +18,24 @@ HERE = Path(__file__).parent
 COMMAND = str(Path(sys.executable).with_name("wadm-mcp"))
 ASKED = {"symbol": "BTCUSDT", "exchange": "binance", "market": "spot"}
 CALL = re.compile(r"^\d+\. .*?\b([a-z_]+)\((.*?)\)", re.MULTILINE)
-PAST_WITHIN = 120
-"""Seconds the demo may take to bring its past in."""
+IMPORT_SECONDS = 120
+"""Longest time that the demo may take to import its history."""
 
 
 async def main() -> None:
     with tempfile.TemporaryDirectory() as data:
         server = StdioServerParameters(command=COMMAND, args=["--demo"], env={"WADM_DATA_DIR": data, "WADM_MARKETS": "spot,linear"})
         async with Client(server) as client:
-            await past(client)
+            await wait_for_history(client)
             prompt = await client.get_prompt("waickoff_report", ASKED)
-            calls = await answered(client, prompt.messages[0].content.text)
+            calls = await make_calls(client, prompt.messages[0].content.text)
     (HERE / "example-report.json").write_text(json.dumps(calls, separators=(",", ":")) + "\n")
     (HERE / "example-report.md").write_text(Report(calls).text())
 
 
-async def past(client: Client) -> None:
-    """Waits until the demo's past is here and derived."""
-    with anyio.fail_after(PAST_WITHIN):
+async def wait_for_history(client: Client) -> None:
+    """Waits until the demo's history is imported and its figures are derived."""
+    with anyio.fail_after(IMPORT_SECONDS):
         while True:
             result = await client.call_tool("compare_exchanges", {"symbol": "BTCUSDT", "window": "24h", "detail": "brief"})
             if not result.is_error and settled(result.structured_content):
@@ -44,15 +44,15 @@ async def past(client: Client) -> None:
 
 
 def settled(venues: dict) -> bool:
-    """Is Binance's last day whole, and is nothing being brought in or derived any more?"""
+    """Is Binance's last day complete, and is nothing being imported or revised any more?"""
     parts = venues["coverage"]["parts"]
     reasons = {gap[3] for part in parts.values() for gap in part["gaps"]}
     whole = all(part["ratio"] == 1 for name, part in parts.items() if name.startswith("binance"))
     return len(parts) == 4 and whole and not reasons & {"importing", "being_revised"}
 
 
-async def answered(client: Client, prompt: str) -> list[dict]:
-    """The calls that the prompt names, in its order, each with its answer. What it leaves open is chosen here."""
+async def make_calls(client: Client, prompt: str) -> list[dict]:
+    """Makes the calls that the prompt names, in its order. Arguments that the prompt leaves open are chosen here."""
     calls: list[dict] = []
     for name, given in CALL.findall(prompt):
         arguments = {key: value.strip('"') for key, value in re.findall(r'(\w+)=("[^"]*"|\.\.\.)', given)}
@@ -74,7 +74,7 @@ def of_interest(calls: list[dict]) -> str:
 
 
 class Report:
-    """The report of seven answers: markets, structure on 15m and on 1h, profile, order flow, venues, footprint."""
+    """The report on seven answers: markets, structure on 15m and on 1h, profile, order flow, comparison, footprint."""
 
     def __init__(self, calls: list[dict]) -> None:
         self.calls = calls
@@ -83,14 +83,14 @@ class Report:
         return self.calls[call - 1]["answer"]
 
     def cite(self, call: int, *path: str | int) -> str:
-        """A figure of an answer, with its call. A null is not known."""
+        """A figure of an answer and the number of its call. null is written as `not known`."""
         value = self.answer(call)
         for step in path:
             value = value[step]
         return f"{'not known' if value is None else str(value).replace('_', ' ')} [{call}]"
 
     def row(self, call: int, row: list, columns: dict[str, int]) -> str:
-        """Named cells of a row, those that are known."""
+        """Named cells of a row that are not null."""
         return ", ".join(f"{name} {row[place]} [{call}]" for name, place in columns.items() if row[place] is not None)
 
     def text(self) -> str:
@@ -109,21 +109,21 @@ class Report:
         ]
         for title, said in parts.items():
             lines += ["", f"## {title}", "", *(f"- {line}" for line in said)]
-        lines += ["", "No pattern foretells a price, and nothing here is advice to trade.", "", "## Calls", ""]
+        lines += ["", "No pattern predicts a price, and nothing here is trading advice.", "", "## Calls", ""]
         for one in self.calls:
             given = ", ".join(f'{key}="{value}"' for key, value in one["arguments"].items())
             lines.append(f"{one['call']}. `{one['tool']}({given})`")
         return "\n".join(lines) + "\n"
 
     def coverage(self) -> list[str]:
-        told = [
+        lines = [
             f"{title}: ratio {self.cite(call, 'coverage', 'ratio')}, basis {self.cite(call, 'coverage', 'basis')}; "
             + ("; ".join(f"gap {gap[0]} to {gap[1]}, {gap[3]} [{call}]" for gap in self.answer(call)["coverage"]["gaps"]) or "no gap")
             for call, title in ((2, "Session"), (4, "Last 24 h"), (6, "Least covered venue"))
         ]
         return [
-            *told,
-            f"Bars of 15m that could be judged: {self.cite(2, 'bars', 'usable')} of {self.cite(2, 'bars', 'of')}.",
+            *lines,
+            f"Usable 15m bars: {self.cite(2, 'bars', 'usable')} of {self.cite(2, 'bars', 'of')}.",
             f"Newest trade {self.cite(4, 'coverage', 'newest_trade_at')}, {self.cite(4, 'coverage', 'lag_ms')} ms before the answer.",
         ]
 
@@ -164,31 +164,31 @@ class Report:
         ]
 
     def ranges(self) -> list[str]:
-        told: list[str] = []
+        lines: list[str] = []
         for call, bars in ((2, "15m"), (3, "1h")):
             known = self.answer(call)["range"]
             edges = (
-                "none with two tests of each edge is known"
+                "no range with two tests of each edge is known"
                 if known is None
                 else ", ".join(f"{name} {known[name]} [{call}]" for name in known)
             )
-            told.append(f"Trading range on {bars} bars: {edges} [{call}].")
+            lines.append(f"Trading range on {bars} bars: {edges} [{call}].")
         swings = self.answer(2)["swings"]["rows"]
-        return [*told, *(f"Swing {row[1]} of {row[0]} [2]: {self.row(2, row, {'price': 2, 'leg delta': 5})}." for row in swings)]
+        return [*lines, *(f"Swing {row[1]} of {row[0]} [2]: {self.row(2, row, {'price': 2, 'leg delta': 5})}." for row in swings)]
 
     def events(self) -> list[str]:
-        told: list[str] = []
+        lines: list[str] = []
         for row in self.answer(2)["events"]["rows"]:
             more = "".join(f", {name} {value} [2]" for name, value in row[8].items())
-            told.append(f"{row[2]} of {row[0]} [2]: {self.row(2, row, {'price': 3, 'delta': 4, 'volume_z': 5, 'range_z': 6})}{more}.")
+            lines.append(f"{row[2]} of {row[0]} [2]: {self.row(2, row, {'price': 3, 'delta': 4, 'volume_z': 5, 'range_z': 6})}{more}.")
         bar = f"delta {self.cite(7, 'bars', 0, 'delta')}, POC {self.cite(7, 'bars', 0, 'poc')}"
-        return [*told, f"Inside the bar of {self.cite(7, 'bars', 0, 'timestamp')}: {bar}."]
+        return [*lines, f"Inside the bar of {self.cite(7, 'bars', 0, 'timestamp')}: {bar}."]
 
     def judgement(self) -> list[str]:
-        """What plain rules make of the facts, with what speaks against it."""
+        """The conclusions that fixed rules draw from the facts, each with the facts against it."""
         near = self.answer(2)
         if near["coverage"]["broken"]:
-            return [f"None: the session is covered to {self.cite(2, 'coverage', 'ratio')} only, and what would be judged is incomplete."]
+            return [f"None: coverage of the session is only {self.cite(2, 'coverage', 'ratio')}, so the figures to judge are incomplete."]
         session, profile, delta = near["session"], near["profile"], near["flow"]["delta"]
         inside = profile["val"] <= session["last"] <= profile["vah"]
         agrees = (session["last"] - session["open"]) * delta > 0
@@ -196,12 +196,12 @@ class Report:
         return [
             f"{'Balance' if inside else 'Imbalance'}: price {self.cite(2, 'session', 'last')} is {'inside' if inside else 'outside'} value "
             f"({value}). Against it: value is {self.cite(2, 'value', 'relation')} against the session before, with an overlap of "
-            f"{self.cite(2, 'value', 'overlap')}. Proved wrong by a POC that leaves {self.cite(2, 'profile', 'poc')}.",
-            f"Effort {'has' if agrees else 'lacks'} its result: delta {self.cite(2, 'flow', 'delta')}, from open "
+            f"{self.cite(2, 'value', 'overlap')}. This reading is wrong if the POC moves away from {self.cite(2, 'profile', 'poc')}.",
+            f"Effort and result {'agree' if agrees else 'disagree'}: delta {self.cite(2, 'flow', 'delta')} while price went from "
             f"{self.cite(2, 'session', 'open')} to {self.cite(2, 'session', 'last')}. Against it: the imbalance is only "
-            f"{self.cite(2, 'flow', 'imbalance_ratio')} of volume. Proved wrong by a cumulative delta beyond its extremes without a new "
-            f"extreme of price.",
-            "How sure: little. The market is simulated, and a session's figures alone name no phase.",
+            f"{self.cite(2, 'flow', 'imbalance_ratio')} of volume. This reading is wrong if cumulative delta makes a new extreme and price "
+            f"does not.",
+            "Confidence: low. The market is simulated, and one session's figures do not identify a phase.",
         ]
 
     def scenarios(self) -> list[str]:
@@ -209,7 +209,7 @@ class Report:
         return [
             f"Acceptance above value. Trigger: 15m closes above {vah} on delta above 0. Invalidation: a close below {poc}. Watch the POC.",
             f"Acceptance below value. Trigger: 15m closes below {val} on delta below 0. Invalidation: a close above {poc}. Watch the POC.",
-            "Either is void where coverage of the bars that trigger it is below 1.",
+            "Neither holds if coverage of the bars that trigger it is below 1.",
         ]
 
 

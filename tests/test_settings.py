@@ -60,6 +60,9 @@ def test_a_secret_never_shows() -> None:
     [
         ("WADM_PORT", "eighty", "a port is a whole number from 1 to 65535"),
         ("WADM_MINUTES_TTL_DAYS", "1.5", "a whole number from 1 to 3650 is needed"),
+        ("WADM_ALLOW_TRACKING", "maybe", "allowed are true and false"),
+        ("WADM_HISTORY_RAW", "2", "allowed are true and false"),
+        ("WADM_SYMBOLS", "BTC-USDT", "allowed are letters and digits, at most 40, comma separated, such as BTCUSDT,ETHUSDT"),
         ("WADM_BINANCE_SPOT_WS", "stream.binance.com", "a base URL without path is needed, such as wss://host:port"),
         ("WADM_BYBIT_REST", "https://host?x=1", "a base URL without path is needed, such as https://host:port"),
     ],
@@ -84,7 +87,7 @@ def test_every_other_host_is_beyond_loopback(host: str) -> None:
 def test_a_key_that_no_header_could_carry_is_refused_without_being_shown(key: str) -> None:
     with pytest.raises(SettingError) as refused:
         read_settings({"API_KEY": key})
-    assert str(refused.value).startswith("API_KEY=(hidden): a key without blanks around it")
+    assert str(refused.value).startswith("API_KEY=(hidden): must not begin or end with a space")
     assert "secret" not in str(refused.value)
 
 
@@ -97,15 +100,15 @@ def test_what_was_given_is_shown_as_one_short_line_whatever_it_was() -> None:
     assert len(str(refused.value)) < 300
 
 
-def test_a_symbol_longer_than_any_is_refused() -> None:
-    with pytest.raises(SettingError, match="symbols are the exchange"):
+def test_a_symbol_of_more_than_40_characters_is_refused() -> None:
+    with pytest.raises(SettingError, match="letters and digits, at most 40"):
         read_settings({"WADM_SYMBOLS": "A" * 41})
 
 
 @pytest.mark.parametrize("folder", ["~nouser/x", "a\0b"])
 def test_an_impossible_folder_is_refused(folder: str) -> None:
     for read in (read_settings, data_dotenv):
-        with pytest.raises(SettingError, match=r"^WADM_DATA_DIR=.*name one that can be written$"):
+        with pytest.raises(SettingError, match=r"^WADM_DATA_DIR=.*set it to a writable folder$"):
             read({"WADM_DATA_DIR": folder})
 
 
@@ -116,6 +119,6 @@ def test_an_unreadable_folder_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(Path, "is_file", refuse)
     with pytest.raises(SettingError) as refused:
         data_dotenv({"WADM_DATA_DIR": "/locked"})
-    assert str(refused.value) == "WADM_DATA_DIR=/locked: the folder cannot be used (Permission denied); name one that can be written"
-    with pytest.raises(SettingError, match=r"\.env: the file of settings cannot be read \(Permission denied\)"):
+    assert str(refused.value) == "WADM_DATA_DIR=/locked: the folder cannot be used (Permission denied); set it to a writable folder"
+    with pytest.raises(SettingError, match=r"\.env: this \.env file cannot be read \(Permission denied\); fix or remove it"):
         read_settings({}, dotenv=Path(".env"))

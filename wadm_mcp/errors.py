@@ -8,7 +8,7 @@ from typing import ClassVar
 
 
 class WadmError(Exception):
-    """Base of every error that WADM words itself. The message is written for its reader and never a library's own text."""
+    """Base class of errors whose message is written for users. It never contains the text of a library."""
 
     status: ClassVar = 1
     """The process's exit status where this error ends it."""

@@ -1,4 +1,4 @@
-"""The settings: every environment variable, read and checked once. A value that cannot be used is a `SettingError` that names it.
+"""The settings: every environment variable, read and checked once. An invalid value raises a `SettingError` that names it.
 
 Exchanges and the base URLs of their hosts are those of the registry.
 """
@@ -33,23 +33,23 @@ def _list(value: object) -> object:
 def _key(key: SecretStr) -> SecretStr:
     text = key.get_secret_value()
     if text != text.strip() or not text.isprintable():
-        raise ValueError("a key without blanks around it and without control characters is needed, as it is sent in a header")
+        raise ValueError("must not begin or end with a space or contain control characters, because it is sent in an HTTP header")
     return key
 
 
 def _folder(folder: Path) -> Path:
     if "\0" in str(folder):
-        raise ValueError(f"no folder has such a name; {_WRITABLE}")
+        raise ValueError(f"a folder name cannot contain a null character; {_WRITABLE}")
     try:
         return folder.expanduser()
     except RuntimeError:
-        raise ValueError(f"there is no such home folder; {_WRITABLE}") from None
+        raise ValueError(f"no such home folder; {_WRITABLE}") from None
 
 
 def _symbols(names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
         if not (name.isascii() and name.isalnum() and len(name) <= _MAX_SYMBOL_CHARS):
-            raise ValueError("symbols are the exchange's own names, comma separated, such as BTCUSDT,ETHUSDT")
+            raise ValueError(f"allowed are letters and digits, at most {_MAX_SYMBOL_CHARS}, comma separated, such as BTCUSDT,ETHUSDT")
     return _unique(tuple(name.upper() for name in names), "symbol")
 
 
@@ -99,7 +99,7 @@ _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\.?(:[0-9]{1,5})?|\
 _SECRETS: Final = ("API_KEY", "MONGODB_URL", "REDIS_URL")
 _MAX_SYMBOL_CHARS: Final = 40
 _SHOWN_CHARS: Final = 160
-_WRITABLE: Final = "name one that can be written"
+_WRITABLE: Final = "set it to a writable folder"
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_list)]
 
@@ -114,15 +114,17 @@ class Settings(BaseSettings):
         None, description="key for HTTP: `Authorization: Bearer` or `X-API-Key`"
     )
     MONGODB_URL: SecretStr | None = Field(
-        None, description="MongoDB to keep the tape in, such as mongodb://user:pass@localhost:27017/wadm; else SQLite"
+        None, description="MongoDB database to store the data in, such as mongodb://user:pass@localhost:27017/wadm; without it SQLite"
     )
-    REDIS_URL: SecretStr | None = Field(None, description="Redis to cache in, such as redis://localhost:6379/0; else in process")
-    WADM_SYMBOLS: Annotated[Names, AfterValidator(_symbols)] = Field(("BTCUSDT",), description="symbols to follow, comma separated")
+    REDIS_URL: SecretStr | None = Field(
+        None, description="Redis for the shared cache, such as redis://localhost:6379/0; without it the cache is in memory"
+    )
+    WADM_SYMBOLS: Annotated[Names, AfterValidator(_symbols)] = Field(("BTCUSDT",), description="symbols to record, comma separated")
     WADM_EXCHANGES: Annotated[Names, AfterValidator(_exchanges)] = Field(
         default_factory=exchange_names, description="`binance`, `bybit` or both"
     )
     WADM_MARKETS: Annotated[Names, AfterValidator(_markets)] = Field(
-        ("spot",), description="`spot`, `linear` or both; the first is the default of questions"
+        ("spot",), description="`spot`, `linear` or both; the first is the default of the tools"
     )
     WADM_HOST: str = Field("127.0.0.1", description="address to bind; beyond loopback `API_KEY` is needed")
     WADM_PORT: int = Field(8920, ge=1, le=65535, description="port of `wadm-mcp serve`")
@@ -134,21 +136,25 @@ class Settings(BaseSettings):
         validate_default=True,
         description="folder of the SQLite file, the journal and the lock",
     )
-    WADM_TRADES_TTL_HOURS: int = Field(72, ge=1, le=87_600, description="how long raw trades are kept")
+    WADM_TRADES_TTL_HOURS: int = Field(72, ge=1, le=87_600, description="how long single trades are kept")
     WADM_MINUTES_TTL_DAYS: int = Field(30, ge=1, le=3_650, description="how long footprints, profiles and bars below one hour are kept")
-    WADM_HOURS_TTL_DAYS: int = Field(365, ge=1, le=3_650, description="the same from one hour up, and coverage")
-    WADM_JOURNAL_MAX_MB: int = Field(1024, ge=1, le=1_000_000, description="most the journal between sockets and store may take on disk")
-    WADM_BYBIT_CONNECTIONS: int = Field(
-        2, ge=1, le=4, description="connections for each set of Bybit instruments: its ids cannot prove what one of them missed"
+    WADM_HOURS_TTL_DAYS: int = Field(
+        365, ge=1, le=3_650, description="how long footprints, profiles and bars of one hour and longer, and coverage, are kept"
     )
-    WADM_HISTORY_HOURS: int = Field(24, ge=0, le=8_760, description="how much of the past is imported on start; 0 turns it off")
+    WADM_JOURNAL_MAX_MB: int = Field(1024, ge=1, le=1_000_000, description="maximum size of the journal on disk")
+    WADM_BYBIT_CONNECTIONS: int = Field(
+        2, ge=1, le=4, description="parallel connections for each group of Bybit instruments; one receives what another misses"
+    )
+    WADM_HISTORY_HOURS: int = Field(
+        24, ge=0, le=8_760, description="hours of history to import, at most `WADM_MINUTES_TTL_DAYS`; 0 turns it off"
+    )
     WADM_HISTORY_RAW: bool = Field(
-        False, description="keep single trades of what is imported too, where the source has the instrument's own ids"
+        False, description="also store the single trades of imported history, if the source has the exchange's trade ids"
     )
     WADM_ALLOW_TRACKING: bool | None = Field(
-        None, description="may agents add symbols with `track_market`? Default: over stdio yes, over HTTP no"
+        None, description="`true` lets agents add symbols with `track_market`, `false` does not. Default: over stdio yes, over HTTP no"
     )
-    WADM_MAX_INSTRUMENTS: int = Field(50, ge=1, le=1_000, description="most instruments followed, those that agents add included")
+    WADM_MAX_INSTRUMENTS: int = Field(50, ge=1, le=1_000, description="maximum number of instruments, including those that agents add")
     hosts: Mapping[str, str] = Field(default_factory=dict[str, str])
     """Base URLs that replace the exchanges' own, by the name of their setting. `with_hosts` adds some."""
 
@@ -200,7 +206,7 @@ class Settings(BaseSettings):
         return Venue(found, market, self._url(socket), self._url(rest), self._url(archive) if archive is not None else "")
 
     def with_hosts(self, urls: Mapping[str, str]) -> Settings:
-        """These settings with other base URLs, by setting name. `SettingError` for a URL that cannot be used, or a name of no host."""
+        """These settings with other base URLs, by setting name. `SettingError` for an invalid URL or an unknown setting."""
         known = _host_settings()
         unknown = urls.keys() - known.keys()
         if unknown:
@@ -246,7 +252,7 @@ def is_loopback(host: str) -> bool:
 
 
 def read_settings(environ: Mapping[str, str], *, dotenv: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
-    """Settings from `overrides`, the environment and a `.env` file; the first of them that has a value for a setting counts.
+    """Settings from `overrides`, the environment and a `.env` file. The first of them that has a value takes precedence.
 
     `SettingError` names the variable, the value and what is allowed; the value of a secret is never shown.
     """
@@ -260,7 +266,7 @@ def read_settings(environ: Mapping[str, str], *, dotenv: Path | None = None, ove
 
 
 def unusable_folder(folder: Path, error: OSError) -> SettingError:
-    """The error of a data folder that the operating system refuses."""
+    """The error for a data folder that cannot be created or written."""
     return _refusal("WADM_DATA_DIR", folder, f"the folder cannot be used ({error.strerror}); {_WRITABLE}")
 
 
@@ -269,9 +275,7 @@ def _file_values(dotenv: Path | None) -> Mapping[str, str | None]:
         return dotenv_values(dotenv) if dotenv is not None and dotenv.is_file() else {}
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise SettingError(
-            f"{printable(dotenv, _SHOWN_CHARS)}: the file of settings cannot be read ({why}); mend it or move it away"
-        ) from error
+        raise SettingError(f"{printable(dotenv, _SHOWN_CHARS)}: this .env file cannot be read ({why}); fix or remove it") from error
 
 
 def settings_table() -> list[tuple[str, str, str]]:
@@ -301,7 +305,7 @@ def dotenv_example() -> str:
 
 
 def unknown_settings(environ: Mapping[str, str], dotenv: Path | None = None) -> list[str]:
-    """A line for each `WADM_` variable that is no setting of this version: most often a typo."""
+    """A line for each `WADM_` variable that is not a setting of this version, which is usually a typo."""
     file = _file_values(dotenv)
     known = {*_own_settings(), *_host_settings()}
     return [
@@ -314,7 +318,7 @@ def unknown_settings(environ: Mapping[str, str], dotenv: Path | None = None) -> 
 def data_dotenv(environ: Mapping[str, str]) -> Path:
     """The `.env` file of the data directory, the only one that a server started by an MCP client reads. It need not exist.
 
-    `SettingError` for a data directory that cannot be used.
+    `SettingError` for an unusable data directory.
     """
     given = Path(environ.get("WADM_DATA_DIR") or _default_folder())
     try:
@@ -345,6 +349,8 @@ def _setting_error(error: ValidationError, raw: Mapping[str, Any]) -> SettingErr
         allowed = _ALLOWED[name]
     elif first["type"] == "value_error":
         allowed = str(context.get("error", first["msg"]))
+    elif first["type"].startswith("bool_"):
+        allowed = "allowed are true and false"
     elif first["type"].startswith(("int_", "greater", "less")):
         bounds = [m for m in Settings.model_fields[name].metadata if hasattr(m, "ge") or hasattr(m, "le")]
         low = next((m.ge for m in bounds if hasattr(m, "ge")), 0)

@@ -1,4 +1,6 @@
-"""Every question by name: `get_trades` over MCP is `/api/trades` over HTTP.
+"""The table of questions: what a client can ask, as a tool over MCP and as a JSON route, and the query that computes the answer.
+
+For example, `get_trades` over MCP is `/api/trades` over HTTP.
 
 A question takes the arguments of its query. Argument names are checked here, argument values in the query; either way the error is a
 `QueryError` with the same text over MCP and HTTP.
@@ -37,8 +39,8 @@ class Question(NamedTuple):
     name: str
     path: str | None
     query: Callable[..., Awaitable[Answer]]
-    costly: bool = False
-    """Is the answer about an open window cached for a second?"""
+    cached_for_a_second: bool = False
+    """Is the answer about an open window cached for a second? Such answers are expensive to compute."""
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -66,7 +68,7 @@ class Question(NamedTuple):
         async def answer() -> Answer:
             return await self.query(**{name: context[name] for name in context if name in self._parameters}, **missing, **asked)
 
-        return Reply(await runtime.answers.ask(self.name, asked, answer) if self.costly and not fresh else await answer())
+        return Reply(await runtime.answers.ask(self.name, asked, answer) if self.cached_for_a_second and not fresh else await answer())
 
     def _unknown(self, argument: str, runtime: ServedRuntime) -> QueryError:
         allowed, call = self.arguments, Call(self.name)
@@ -83,11 +85,11 @@ class Question(NamedTuple):
 
 MARKETS: Final = Question("list_markets", "/api/markets", markets)
 TRADES: Final = Question("get_trades", "/api/trades", trades)
-VOLUME_PROFILE: Final = Question("get_volume_profile", "/api/volume-profile", volume_profile, costly=True)
-ORDER_FLOW: Final = Question("get_order_flow", "/api/order-flow", order_flow, costly=True)
-FOOTPRINT: Final = Question("get_footprint", "/api/footprint", footprint, costly=True)
-STRUCTURE: Final = Question("get_market_structure", "/api/market-structure", market_structure, costly=True)
-COMPARE: Final = Question("compare_exchanges", "/api/compare-exchanges", compare_exchanges, costly=True)
+VOLUME_PROFILE: Final = Question("get_volume_profile", "/api/volume-profile", volume_profile, cached_for_a_second=True)
+ORDER_FLOW: Final = Question("get_order_flow", "/api/order-flow", order_flow, cached_for_a_second=True)
+FOOTPRINT: Final = Question("get_footprint", "/api/footprint", footprint, cached_for_a_second=True)
+STRUCTURE: Final = Question("get_market_structure", "/api/market-structure", market_structure, cached_for_a_second=True)
+COMPARE: Final = Question("compare_exchanges", "/api/compare-exchanges", compare_exchanges, cached_for_a_second=True)
 WAIT: Final = Question("wait_for", None, wait_for)
 
 QUESTIONS: Final = (MARKETS, STRUCTURE, VOLUME_PROFILE, ORDER_FLOW, FOOTPRINT, TRADES, COMPARE, WAIT)

@@ -41,7 +41,7 @@ _ARGUMENTS: Final[dict[str, dict[str, Any]]] = {
     },
     "start": {"type": "string", "description": "ISO 8601, UTC, or epoch"},
     "end": {"type": "string", "description": "exclusive; default now"},
-    "as_of": {"type": "string", "description": "replay: the tape up to this time"},
+    "as_of": {"type": "string", "description": "past time; show the market as of it"},
     "timeframe": {"type": "string", "enum": [*Timeframe], "description": "bar length"},
     "row_size": {"type": "number", "description": "a multiple of the tick; default: about 100 rows"},
     "value_area": {"type": "integer", "description": "percent of volume, 1-100"},
