@@ -299,6 +299,11 @@ class Venue:
         return self.exchange.traits[self.market]
 
     @property
+    def hosts(self) -> Hosts:
+        """The settings that may replace the base URLs, with the exchange's own URLs."""
+        return self.exchange.hosts[self.market]
+
+    @property
     def log_fields(self) -> dict[str, str]:
         """Exchange and market, as log lines name them."""
         return {"exchange": self.exchange.name, "market": self.market}
