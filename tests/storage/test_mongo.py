@@ -158,8 +158,8 @@ async def test_an_existing_trade_is_ignored_and_any_other_failure_is_raised(url:
     ("code", "kind", "says"),
     [
         (14031, StoreUnreachable, "disk of MongoDB .* is full.*free some space"),
-        (10107, StoreUnreachable, "takes no writes now"),
-        (91, StoreUnreachable, "takes no writes now"),
+        (10107, StoreUnreachable, "accepts no writes now"),
+        (91, StoreUnreachable, "accepts no writes now"),
         (50, StoreUnreachable, "too slow"),
         (13, StoreError, "not authorised.*readWrite and dbAdmin on wadm_test"),
         (18, StoreError, "refuses the user or the password.*authSource"),
@@ -726,7 +726,7 @@ async def test_a_user_that_was_dropped_and_created_again_works_without_a_restart
 
 
 async def test_without_credentials_the_error_names_the_roles_that_are_needed(guarded: Mongod) -> None:
-    with pytest.raises(StoreError, match="or requires one: grant it readWrite"):
+    with pytest.raises(StoreError, match="needs the roles readWrite and dbAdmin on tape; a URL without a user needs one"):
         await MongoStore(f"{guarded.url}/tape", LIVES).__aenter__()
 
 
