@@ -128,7 +128,7 @@ class ArchiveFormat(Protocol):
     folder: str
     """A folder in the path of its published files that no file of the same name and another format has; empty where names differ."""
     carries_live_ids: bool
-    """Does a row have the `trade_id` that the trade socket gives the same trade? Only then can rows of both stand in one tape."""
+    """True if a row has the same `trade_id` as the trade socket gives that trade. Only then can rows of both be in one tape."""
 
     def path(self, symbol: str, day: date) -> str:
         """Path of a day's file, below the archive's base URL."""

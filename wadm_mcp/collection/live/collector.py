@@ -145,7 +145,7 @@ class Connection:
 
     @property
     def was_healthy(self) -> bool:
-        """Did it deliver, and live for long enough to reset the backoff?"""
+        """True if it delivered, and lived for long enough to reset the backoff."""
         return bool(self._heard) and self._collector.clock.monotonic() - self._began >= _HEALTHY_SECONDS
 
     def close(self) -> None:

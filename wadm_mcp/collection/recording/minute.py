@@ -111,7 +111,7 @@ class PartialRun:
         self._bought_first = trade.trade_type is TradeType.BUY
 
     def continues_with(self, row: Aggregate) -> bool:
-        """Is this the very next id, and of the same minute?"""
+        """True if this is the next id, in the same minute."""
         return row.trade.seq == self.last + 1 and self.minute <= row.trade.timestamp < self._end
 
     def add(self, row: Aggregate) -> None:

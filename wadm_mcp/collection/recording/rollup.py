@@ -54,7 +54,7 @@ class _Pass:
     unfinished: Collection[int]
     """Dirty minutes left to a later pass. A bar that is not stored yet waits for its last one; until then it is read from its parts."""
     in_turn: bool
-    """Do the minutes follow everything derived before?"""
+    """True if the minutes follow everything derived before."""
 
     def revision(self, timeframe: Timeframe, start: int) -> int:
         """The revision of a bar that this pass writes."""
