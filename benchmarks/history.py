@@ -91,7 +91,7 @@ async def measure(folder: Path) -> None:
         writer = Writer(recorder, journal, store, health)
         maintenance = Maintenance(recorder, writer, rollup, store, health, LIVES, SYSTEM_CLOCK)
         followed = recorder.start(LISTING, counts_trades=True)
-        await maintenance.adopt(followed)
+        await maintenance.resume(followed)
         history = History(
             Venue(Binance(), "spot", NOWHERE, NOWHERE, NOWHERE),
             rest,

@@ -129,7 +129,7 @@ class _Runtime(FakeRuntime):
         self.store = store  # pyright: ignore[reportAttributeAccessIssue]
         self.clock.at = NOW
         self.tape = Tape()
-        self.tape.begin()
+        self.tape.mark_listings_attempted()
         self.health = Health(self.clock.now)
         for listing in LISTINGS:
             self.tape.follow(listing).start_recording(Held([Span(MIDNIGHT - 7 * DAY, NOW, 0, 0, Basis.OBSERVED)], NOW))

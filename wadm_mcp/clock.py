@@ -1,4 +1,4 @@
-"""The two clocks of a process, as one value: a test passes its own, and time moves when the test says so."""
+"""Wall clock and monotonic clock of a process. Tests pass their own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CLOCK_SKEW: Final = 5_000
 
 
 def now_ms() -> int:
-    """The wall clock: milliseconds since the epoch, UTC. It may jump, when somebody sets it."""
+    """The wall clock: milliseconds since the epoch, UTC. It jumps when it is set."""
     return time.time_ns() // 1_000_000
 
 

@@ -79,7 +79,7 @@ class Runtime:
         self.bus = InMemorySubscriptionBus()
         self.health = Health(clock.now)
         self.tape = Tape()
-        self.tape.expect(venue.instrument(symbol) for venue in settings.venues for symbol in settings.WADM_SYMBOLS)
+        self.tape.add_awaited(venue.instrument(symbol) for venue in settings.venues for symbol in settings.WADM_SYMBOLS)
         self.store = open_store(settings, suffix)
         self.cache = open_cache(settings, self.health, suffix)
         self.answers = CachedAnswers(InProcessCache(_ANSWER_BYTES))
@@ -155,7 +155,7 @@ class Runtime:
 
     def _look(self) -> None:
         if self._subscriptions is not None:
-            self._subscriptions.look()
+            self._subscriptions.refresh()
 
     def _store_down(self) -> bool:
         report = self.health.parts.get("store")
@@ -280,7 +280,7 @@ class Runtime:
         except StoreError as error:
             self.health.report("store", State.DOWN, str(error))
         for tape in self.tape:
-            self.health.report(str(tape.instrument), State.STARTING, "it is being looked up at its exchange")
+            self.health.report(str(tape.instrument), State.STARTING, "waiting for the exchange's symbol list")
 
     async def _supervise(self, name: str, job: Callable[[], Awaitable[None]]) -> None:
         """Keep a part alive: where it fails, log it, report it to health and restart it."""

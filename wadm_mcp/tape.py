@@ -95,7 +95,7 @@ class InstrumentTape:
         self.minutes: dict[int, Footprint] = {}
         """By start: the open minute, and those whose footprint the store does not have yet. Each is complete as far as the tape goes."""
         self.trade_counts: Counter[int] = Counter()
-        """Trades taken one by one into each of these minutes. Before a minute is derived they are compared with those in the store."""
+        """Single trades added to each of these minutes. Before a minute is derived, the number is compared with the store's."""
         self.pending: dict[str, Trade] = {}
         """Trades that are not durable in the store yet, by id, oldest first."""
         self.unstored: Counter[int] = Counter()
@@ -129,7 +129,7 @@ class InstrumentTape:
 
     @property
     def resumed(self) -> bool:
-        """Does the recorded tape continue what the store had before?"""
+        """True once the recorded tape continues what the store had before."""
         return self._resumed
 
     @property
@@ -143,19 +143,21 @@ class InstrumentTape:
         self._followed_until, self._resumed = None, False
 
     def resume(self, newest: Trade | None) -> None:
-        """What the store had is taken over: its marked minutes by `rebuild_minute`, its coverage by the recorder. `newest` is its newest
-        trade."""
+        """Mark the tape as resumed, once its dirty minutes are rebuilt and the recorder has loaded the stored coverage.
+
+        `newest` is the newest stored trade.
+        """
         if newest is not None and (self.newest is None or newest.timestamp > self.newest.timestamp):
             self.newest = newest
         self._resumed = True
 
     def follow_store(self, newest: Trade | None, until: int) -> None:
-        """Another process records. Of the store's coverage, what lies before `until` (ms) is backed by the minutes that follow."""
+        """Mirror what another process records. Stored coverage counts only up to `until` (ms), for which this tape has the minutes."""
         self._state, self._followed_until = TapeState.FOLLOWING, until
         self.newest = self.newest or newest
 
     def stop(self) -> None:
-        """Record no more: another process does. What the store does not have yet stays until it does; the rest is read from there."""
+        """Stop recording. Trades that are not stored yet stay in memory until they are; all else is dropped and read from the store."""
         self._state, self._coverage, self._followed_until, self._resumed = TapeState.IDLE, None, None, False
         self.minutes.clear()
         self.trade_counts.clear()
@@ -172,9 +174,9 @@ class InstrumentTape:
         self.backfill = self.backfill._replace(importing=progress)
 
     def covered_here(self, stored: Sequence[Span], *, raw: bool = False, store_known: bool = True) -> list[Span]:
-        """Coverage that tape and store back together, oldest first; `stored` is the store's.
+        """Spans for which memory and store together have all data, oldest first; `stored` is the store's coverage.
 
-        Where `store_known` is false the store was not read: what remains is backed by the tape alone, with `raw` by its single trades.
+        With `store_known` false the store was not read, and the result is what memory alone has: with `raw` as single trades.
         """
         live = list(self._coverage.spans) if self._coverage is not None else []
         if not store_known:
@@ -192,7 +194,7 @@ class InstrumentTape:
         return sorted(both, key=lambda span: (span.start, span.end))
 
     def outdated(self, dirty: Iterable[int], until: int) -> set[int]:
-        """Minutes before `until` (ms) whose figures lack late trades for a moment; `dirty` are those that the store marks."""
+        """Minutes before `until` (ms) whose figures do not contain all late trades yet; `dirty` are those that are dirty in the store."""
         before = self._followed_until if self._followed_until is not None else until
         complete = self.minutes if self._resumed or self._state is not TapeState.RECORDING else ()
         return {*self.revising, *(minute for minute in dirty if minute < before and minute not in complete)}
@@ -200,7 +202,7 @@ class InstrumentTape:
     # Trades and minutes.
 
     def take(self, trades: Sequence[Trade]) -> int:
-        """Take new trades as they came in, and keep them for questions until the store has them; see `add`."""
+        """Add new trades in the order of arrival, and keep them in memory until the store has them. Returns as `add` does."""
         minutes, pending = _by_minute(trades), self.pending
         if trades and not self.settled_until:
             self.settled_until = trades[0].timestamp - trades[0].timestamp % MINUTE
@@ -242,8 +244,7 @@ class InstrumentTape:
         return late
 
     def add_partial(self, minute: int, footprint: Footprint, *, whole: bool = False) -> None:
-        """Add trades of a minute that are known as a footprint alone and are not stored yet. Their place in its path is unknown, unless
-        they are the `whole` minute."""
+        """Add a partial footprint that is not stored yet. The min and max delta of its minute become unknown, unless it is `whole`."""
         self.unstored[minute] += 1
         if minute not in self.minutes and minute < self.settled_until:
             self.revising[minute] += 1
@@ -253,7 +254,7 @@ class InstrumentTape:
             self.merge_partial(minute, footprint)
 
     def merge_partial(self, minute: int, footprint: Footprint) -> None:
-        """Merge a partial footprint into a live minute, whose path is unknown from then on."""
+        """Merge a partial footprint into a live minute. Its min and max delta are unknown from then on."""
         live = self.minutes.get(minute) or Footprint(self.listing.scale)
         self.minutes[minute] = merged = live.beside(footprint)
         merged.bar.min_delta = merged.bar.max_delta = None
@@ -303,7 +304,7 @@ class InstrumentTape:
             self.settled_until = max(self.settled_until, since)
 
     def mark_revising(self, minutes: Iterable[int]) -> None:
-        """The store marks these minutes as lacking trades, and they are not in memory."""
+        """Note minutes that are dirty in the store and not in memory."""
         self.revising.update(minutes)
 
     def revised(self, minute: int, trades: int) -> None:
@@ -382,31 +383,31 @@ class Tape:
         self._instruments: dict[Instrument, InstrumentTape] = {}
         self._awaited: set[Instrument] = set()
         self.recorded_elsewhere = False
-        """Does another process record into this data directory?"""
-        self._begun = anyio.Event()
+        """True while another process records into this data directory."""
+        self._listings_attempted = anyio.Event()
         self.pending_limit = PENDING_LIMIT
         self._uncounted = 0
 
     @property
     def awaited(self) -> Collection[Instrument]:
-        """Configured instruments, by canonical symbol, of which it is not known yet whether their exchange lists them."""
+        """Configured instruments, with canonical symbols, whose exchange has not returned its symbol list yet."""
         return self._awaited
 
-    def expect(self, instruments: Iterable[Instrument]) -> None:
-        """These are configured, and their exchanges have not answered yet."""
+    def add_awaited(self, instruments: Iterable[Instrument]) -> None:
+        """Note configured instruments whose exchange has not returned its symbol list yet."""
         self._awaited.update(map(canonical_instrument, instruments))
 
-    def expect_no_more(self, instrument: Instrument) -> None:
-        """The exchange has answered for this instrument."""
+    def remove_awaited(self, instrument: Instrument) -> None:
+        """Note that the exchange has returned its symbol list, with this instrument or without."""
         self._awaited.discard(canonical_instrument(instrument))
 
-    def begin(self) -> None:
-        """Every exchange was asked at least once: what can be known about the configured instruments is known."""
-        self._begun.set()
+    def mark_listings_attempted(self) -> None:
+        """Wake `wait_for_listings`: the symbol list of every exchange was requested at least once, with or without success."""
+        self._listings_attempted.set()
 
-    async def begun(self) -> None:
-        """Returns after `begin`."""
-        await self._begun.wait()
+    async def wait_for_listings(self) -> None:
+        """Return once the symbol list of every exchange was requested at least once."""
+        await self._listings_attempted.wait()
 
     def follow(self, listing: Listing) -> InstrumentTape:
         """The tape of an instrument, made when it is new; the listing is brought up to date."""

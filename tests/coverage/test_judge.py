@@ -192,7 +192,7 @@ def test_the_millisecond_of_a_single_trade_is_not_covered_by_the_span_that_follo
     assert judge(spans, Window(NOON - 50, NOON), NOON).gaps == (Gap(NOON - 1, NOON, None, GapReason.START),)
 
 
-def test_a_stretch_without_single_trades_is_a_gap_of_raw_coverage_with_the_milliseconds_of_its_outermost_trades() -> None:
+def test_a_span_without_single_trades_is_a_gap_in_raw_coverage() -> None:
     spans = [
         Span(NOON - 90, NOON - 50, 1, 9, Basis.EXACT),
         Span(NOON - 49, NOON - 20, 10, 19, Basis.EXACT, SpanReason.REPAIRED, GapReason.MISSING_IDS, raw=False),

@@ -101,7 +101,7 @@ def test_columns_that_come_and_go_change_nothing() -> None:
         (BinanceSpotTrades(), SPOT, TRADE_ROW, ",True\n", ",True,0\n", "it has 8 columns, 7 are needed"),
         (BinanceSpotTrades(), SPOT, TRADE_ROW, "701,", "-701,", "'-701' is not a whole number"),
         (BinanceAggregates("linear"), LINEAR, LINEAR_ROW, "2901", "29x1", "'29x1' is not a whole number"),
-        (BybitLinearTrades(), BYBIT_LINEAR, BYBIT_HEADER + BYBIT_ROW, "BTCUSDT", "ETHUSDT", "it is a trade of 'ETHUSDT'"),
+        (BybitLinearTrades(), BYBIT_LINEAR, BYBIT_HEADER + BYBIT_ROW, "BTCUSDT", "ETHUSDT", "symbol 'ETHUSDT' instead of 'BTCUSDT'"),
         (BybitLinearTrades(), BYBIT_LINEAR, BYBIT_HEADER + BYBIT_ROW, ",size,", ",amount,", "the header lacks size"),
         (BybitLinearTrades(), BYBIT_LINEAR, BYBIT_HEADER + BYBIT_ROW, "0a1b-2c", "", "it has no trade id"),
         (BybitLinearTrades(), BYBIT_LINEAR, BYBIT_HEADER + BYBIT_ROW, "Sell", "Short", "side 'Short' is neither Buy nor Sell"),

@@ -193,7 +193,9 @@ def test_aggregates_are_asked_for_by_time_or_by_their_own_id() -> None:
         ("linear", 500, 500, 5), ("linear", 1_440, 1_000, 5),
     ],
 )  # fmt: skip
-def test_minutes_are_asked_for_from_the_first_on_and_weigh_what_they_are(market: str, minutes: int, limit: int, weight: int) -> None:
+def test_a_candle_request_starts_at_the_first_minute_with_the_weight_of_its_limit(
+    market: str, minutes: int, limit: int, weight: int
+) -> None:
     start = 1785060180000
     request = BINANCE.candles_request(market, "BTCUSDT", Window(start, start + minutes * MINUTE))
     assert request.path == {"spot": "/api/v3/klines", "linear": "/fapi/v1/klines"}[market]
@@ -316,7 +318,7 @@ def test_an_error_body_is_an_error_in_the_exchanges_words() -> None:
         BINANCE.read_listings("spot", b'{"code":-1003,"msg":"Way too much request weight used;\\nIP banned"}')
 
 
-def test_listings_are_asked_for_at_the_markets_own_path_and_price() -> None:
+def test_listings_use_the_path_and_weight_of_the_market() -> None:
     assert BINANCE.listings_request("spot", "") == ("/api/v3/exchangeInfo", {}, 20)
     assert BINANCE.listings_request("linear", "") == ("/fapi/v1/exchangeInfo", {}, 1)
 

@@ -94,7 +94,7 @@ def test_the_newest_may_come_first_or_last() -> None:
     assert ids(*rows) == ids(*rows[::-1]) == ids(rows[1], rows[2], rows[0]) == ["a", "b", "c"]
 
 
-def test_fills_of_one_sequence_keep_the_order_of_the_list_turned_round_where_it_descends() -> None:
+def test_fills_with_one_sequence_keep_list_order_and_a_descending_list_is_reversed() -> None:
     rows = [at(1, 10, "z"), at(1, 10, "y", price="64474.30"), at(1, 10, "a", price="64474.40"), at(2, 12, "c")]
     assert ids(*rows) == ids(*rows[::-1]) == ["z", "y", "a", "c"]
 
@@ -214,12 +214,15 @@ def test_minutes_are_asked_for_from_the_first_on() -> None:
     assert (day.params["end"], day.params["limit"]) == (str(start + 1_000 * MINUTE - 1), "1000")
 
 
-def test_nothing_is_folded_and_an_address_is_allowed_what_the_documents_say() -> None:
+def test_there_are_no_aggregates() -> None:
     assert not any(traits.folds_history for traits in BYBIT.traits.values())
     with pytest.raises(NotImplementedError):
         BYBIT.aggregates_request("spot", "BTCUSDT", first=1)
     with pytest.raises(NotImplementedError):
         BYBIT.read_aggregates(SPOT, b"[]")
+
+
+def test_the_rate_limit_is_the_documented_one() -> None:
     assert BYBIT.allowance("spot") == BYBIT.allowance("linear") == Allowance(600, 5, "", 600)
 
 

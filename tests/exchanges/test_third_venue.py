@@ -75,7 +75,7 @@ def gaps_inside(answer: dict[str, Any]) -> list[str]:
     return [gap[3] for gap in answer["coverage"]["gaps"] if gap[3] not in ("start", "not_recorded")]
 
 
-async def test_it_is_recorded_a_lost_connection_opens_a_gap_and_its_newest_trades_close_it(tmp_path: Path) -> None:
+async def test_a_registered_exchange_is_recorded_and_its_gaps_are_repaired(tmp_path: Path) -> None:
     async with house(tmp_path) as h, Runtime(h.settings) as runtime:
         await until(lambda: h.toy.subscribers("BTC-USDT") == 1)
         with anyio.fail_after(20):

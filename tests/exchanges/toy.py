@@ -1,6 +1,6 @@
 """A third venue: an exchange in one file, and a small server of it on the loopback.
 
-It writes its symbols `BTC-USDT`, its trade ids count nothing, it publishes no archive, and its REST has the newest trades only. Nothing
+It writes its symbols `BTC-USDT`, its trade ids are not gapless, it publishes no archive, and its REST has the newest trades only. Nothing
 in `wadm_mcp/` knows of it: `register(Toy())` is all that it takes.
 """
 

@@ -138,7 +138,7 @@ async def running(tape: PreviousTape) -> AsyncGenerator[Runtime]:
     """The present version on a tape, at the time at which the previous one was asked. No exchange can be reached."""
     async with Runtime(tape.settings, clock=Clock(lambda: int(recorded()["now"]))) as runtime:
         with anyio.fail_after(60):
-            await runtime.tape.begun()
+            await runtime.tape.wait_for_listings()
         yield runtime
 
 

@@ -56,7 +56,7 @@ async def test_a_running_import_shows_how_far_it_is_and_how_long_it_takes() -> N
 
 async def test_an_instrument_whose_exchange_never_answered_has_a_row_all_the_same() -> None:
     world = World(listing(SPOT), now=NOON)
-    world.tape.expect([BYBIT])
+    world.tape.add_awaited([BYBIT])
     rows = rows_of((await markets(world.view, Health(world.clock.now)))["markets"])
     assert [(row["exchange"], row["status"], row["coverage_24h"]) for row in rows] == [("binance", "starting", 0), ("bybit", "starting", 0)]
 

@@ -119,7 +119,7 @@ def test_two_spellings_of_a_question_are_the_same_question() -> None:
 
 def test_a_configured_market_whose_listings_are_not_loaded_yet_is_no_wrong_argument() -> None:
     world = World(listing(Instrument("binance", "linear", "BTCUSDT")), now=NOON)
-    world.tape.expect([SPOT])
+    world.tape.add_awaited([SPOT])
     with pytest.raises(NotReady, match="BTCUSDT is configured, but the list of symbols of its exchange is not loaded yet"):
         read_scope(world.view, ask(world.view, "q"), symbol="BTCUSDT", exchange="binance", market="spot")
 

@@ -146,7 +146,7 @@ class World:
         self.clock = ManualClock(now)
         self.store = MemoryStore()
         self.tape = Tape()
-        self.tape.begin()
+        self.tape.mark_listings_attempted()
         for one in followed or (listing(SPOT), listing(BYBIT)):
             self.tape.follow(one)
         self.view = View(self.store, self.tape, self.clock.now, markets, ("binance", "bybit"), lives)

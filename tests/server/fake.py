@@ -157,7 +157,7 @@ class FakeRuntime:
         self.health.report("store", State.OK)
         self.store = EmptyStore()
         self.tape = Tape()
-        self.tape.begin()
+        self.tape.mark_listings_attempted()
         self.view = View(self.store, self.tape, self.clock.now, ("spot", "linear"), ("binance", "bybit"))
         self.tracking = Tracking(self.settings, self.store, self.view, self.health, lambda: None)
         self.role = "recording"

@@ -134,7 +134,7 @@ async def test_a_recording_process_that_was_suspended_overwrites_nothing_newer_w
                 with anyio.fail_after(20):
                     while await _role(holder) != "standby":
                         await anyio.sleep(0.1)
-                assert "recorder.relieved" in holder.log
+                assert "lease.lost" in holder.log
             await one.live(other)
             await one.settled(other)
             for wadm in (first, second):

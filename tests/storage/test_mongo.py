@@ -158,10 +158,10 @@ async def test_an_existing_trade_is_ignored_and_any_other_failure_is_raised(url:
     ("code", "kind", "says"),
     [
         (14031, StoreUnreachable, "disk of MongoDB .* is full.*free some space"),
-        (10107, StoreUnreachable, "takes no writes now"),
-        (91, StoreUnreachable, "takes no writes now"),
+        (10107, StoreUnreachable, "accepts no writes now"),
+        (91, StoreUnreachable, "accepts no writes now"),
         (50, StoreUnreachable, "too slow"),
-        (13, StoreError, "does not allow this.*readWrite and dbAdmin on wadm_test"),
+        (13, StoreError, "not authorised.*readWrite and dbAdmin on wadm_test"),
         (18, StoreError, "refuses the user or the password.*authSource"),
         (8, StoreError, "refused a request"),
     ],
@@ -647,7 +647,7 @@ async def test_a_trade_that_an_older_schema_stored_is_not_stored_twice(url: str,
 
 async def test_the_database_of_another_program_is_refused_and_not_changed(url: str, plain: Plain) -> None:
     plain["trades"].insert_one({"price": 1.5})
-    with pytest.raises(StoreError, match="contains trades that no WADM wrote: set MONGODB_URL to another database"):
+    with pytest.raises(StoreError, match="already has a collection `trades` of another program; set MONGODB_URL to another database"):
         await MongoStore(url, LIVES).__aenter__()
     assert plain.list_collection_names() == ["trades"]
     assert list(plain["trades"].list_indexes())[1:] == []
@@ -693,8 +693,8 @@ async def test_a_user_with_the_documented_roles_has_all_needed_rights(guarded: M
     [
         ("keeper", "wrong", "refuses the user or the password of MONGODB_URL"),
         ("nobody", "wrong", "refuses the user or the password of MONGODB_URL"),
-        ("reader", "pa%3Ass", "does not allow this to the user of MONGODB_URL.*grant it readWrite and dbAdmin on tape"),
-        ("writer", "pa%3Ass", "does not allow this to the user of MONGODB_URL.*grant it readWrite and dbAdmin on tape"),
+        ("reader", "pa%3Ass", "not authorised. The user in MONGODB_URL needs the roles readWrite and dbAdmin on tape"),
+        ("writer", "pa%3Ass", "not authorised. The user in MONGODB_URL needs the roles readWrite and dbAdmin on tape"),
     ],
 )
 async def test_a_user_without_rights_is_refused_without_being_named(guarded: Mongod, user: str, password: str, says: str) -> None:
@@ -726,7 +726,7 @@ async def test_a_user_that_was_dropped_and_created_again_works_without_a_restart
 
 
 async def test_without_credentials_the_error_names_the_roles_that_are_needed(guarded: Mongod) -> None:
-    with pytest.raises(StoreError, match="or requires one: grant it readWrite"):
+    with pytest.raises(StoreError, match="needs the roles readWrite and dbAdmin on tape; a URL without a user needs one"):
         await MongoStore(f"{guarded.url}/tape", LIVES).__aenter__()
 
 

@@ -84,7 +84,7 @@ class Run(Recording):
     async def begin(self) -> None:
         for instrument in INSTRUMENTS:
             followed = self.recorder.start(listing(instrument), counts_trades=instrument.exchange == "binance")
-            await self.maintenance.adopt(followed)
+            await self.maintenance.resume(followed)
 
     async def trade(self, *trades: Trade) -> None:
         for one in trades:

@@ -222,7 +222,7 @@ async def test_a_file_of_the_first_schema_is_migrated_by_a_writer_and_refused_by
             "PRAGMA user_version = 1",
         ):
             db.execute(statement)
-    await refused_and_left_alone(path, "written by an older WADM.*start a WADM that records there once", read_only=True)
+    await refused_and_left_alone(path, "has schema .*run `wadm-mcp serve` once to migrate it, or set WADM_DATA_DIR", read_only=True)
     async with SqliteStore(path) as store:
         assert await store.spans(BTC, EVER) == [stored]
         await store.write([], [(BTC, span(T0, T0 + 20, 8, 9))], [piece(T0, 10)])

@@ -1,6 +1,6 @@
-"""Where another process records: follows the store into the same live tape, so that questions are answered here too.
+"""Where another process records: copies new data from the store into this process's tape, so that it can answer queries too.
 
-The store is asked every second for what it gained. Minutes whose figures it has leave the tape.
+The store is polled every second. Minutes whose figures are stored leave the tape.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from wadm_mcp.tape import Tape, TapeState
 
 _POLL_SECONDS: Final = 1.0
 _RECENT_MS: Final = 5 * MINUTE
-"""Dirty minutes this far behind the newest one have late trades, and the recording process is deriving them again."""
+"""Dirty minutes older than this, counted from the newest one, got late trades, and the recording process derives them again."""
 _OUT_OF_ORDER_MS: Final = 5_000
 """Market time by which trades may be stored after newer ones and still be seen at once."""
 _FOREVER: Final = 1 << 52
@@ -66,13 +66,13 @@ class Follower:
             else:
                 if only is None:
                     self._health.report("store", State.OK)
-                    self._tape.begin()
+                    self._tape.mark_listings_attempted()
             await anyio.sleep(_POLL_SECONDS)
 
     async def follow(self, only: Collection[Instrument] | None = None) -> None:
-        """Bring the tape up to what the store has now. Instruments that were recorded within a day count as followed.
+        """Copy what the store has gained into the tape. Instruments that were recorded within the last day are included.
 
-        A new one can be asked about at once, from the store; its open minutes follow, and until then they are not covered.
+        A new instrument can be queried from the store at once. Its open minutes are read next, and are not covered until then.
         """
         dirty: dict[Instrument, dict[int, int]] = {}
         for mark in await self._store.dirty_minutes():
@@ -82,7 +82,7 @@ class Follower:
         for listing in await self._store.listings():
             instrument = listing.instrument
             if not listing.listed:
-                self._tape.expect_no_more(instrument)
+                self._tape.remove_awaited(instrument)
                 continue
             if only is not None and instrument not in only:
                 self._read.pop(instrument, None)
@@ -98,9 +98,10 @@ class Follower:
             await self._follow(listing, dirty.get(listing.instrument, {}), covered_until)
 
     async def _follow(self, listing: Listing, dirty: Mapping[int, int], covered_until: int) -> None:
-        """`dirty` (minutes and the writes to each) and `covered_until` were read before the trades.
+        """Read new trades and minutes of one instrument.
 
-        The tape backs coverage up to `covered_until` once they are in.
+        `dirty` (minutes and the writes to each) and `covered_until` must have been read earlier. Afterwards stored coverage counts up to
+        `covered_until`.
         """
         instrument = listing.instrument
         known = self._tape.get(instrument)
@@ -126,9 +127,9 @@ class Follower:
     async def _changed(
         self, instrument: Instrument, since: int | None, dirty: Mapping[int, int], fresh: Sequence[Trade]
     ) -> dict[int, tuple[list[Trade], list[PartialFootprint]]]:
-        """Recent minutes, whole, of which more is stored than was read: trades that came long after newer ones, or partial footprints.
+        """Recent minutes to read again completely, because trades or partial footprints were stored in them late.
 
-        Only a minute that was written to since the last comparison can be one. Its trades may be stored before its mark shows it.
+        Only minutes that were written to since the last comparison are checked. Trades may be stored before `dirty` shows the write.
         """
         tape, compared = self._tape.get(instrument), self._compared.get(instrument, {})
         counts = Counter(trade.timestamp - trade.timestamp % MINUTE for trade in fresh)
@@ -147,7 +148,7 @@ class Follower:
         return changed
 
     async def _gained(self, instrument: Instrument, since: int) -> list[Trade]:
-        """Stored trades from a minute on that were not read before, those slightly older than the newest included."""
+        """Stored trades from a minute on that were not read before, including trades slightly older than the newest one."""
         read = self._read.setdefault(instrument, {})
         newest = next(reversed(read), None)
         start = since if newest is None else max(since, newest[0] - _OUT_OF_ORDER_MS)

@@ -1,4 +1,4 @@
-"""What the exchanges list: asked until they answer, with what was stored of it before as a fallback."""
+"""Symbol lists of the exchanges: requested with backoff; the stored list is the fallback."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ class Listings:
         """By name of the venue: when (monotonic seconds) its listings were read, and the listings by symbol."""
 
     async def look_up(self, venue: Venue, symbols: Sequence[str], failed: Callable[[], None]) -> Mapping[str, Listing]:
-        """Every listing of a market as `Venue.by_symbol` has it, asked until the exchange answers; what is stored, where that has all these
-        `symbols`.
+        """Every listing of a market, by symbol as in `Venue.by_symbol`. Requested until the exchange answers.
 
-        `failed` is called after each attempt without an answer.
+        If a request fails and the store has all `symbols`, the stored listings are returned; otherwise `failed` is called before the next
+        attempt.
         """
         part, backoff = f"{venue.name} listings", Backoff(_FIRST_PAUSE_SECONDS, _MAX_PAUSE_SECONDS)
-        self._health.report(part, State.STARTING, "the exchange is being asked")
+        self._health.report(part, State.STARTING, "requesting the exchange's symbol list")
         while True:
             try:
                 found = await self._rest.listings(venue)
@@ -52,7 +52,7 @@ class Listings:
                 log.warning("listings.failed", **venue.log_fields, error=error, again_in_s=pause)
                 stored = await self._stored(venue)
                 if all(symbol in stored for symbol in symbols):
-                    self._health.report(part, State.OK, "as stored before; the exchange did not answer")
+                    self._health.report(part, State.OK, "using the stored symbol list, because the exchange did not answer")
                     return {symbol: listing for symbol, listing in stored.items() if listing.listed}
                 failed()
                 await anyio.sleep(pause)
@@ -69,7 +69,7 @@ class Listings:
         return known
 
     async def save(self, listings: Sequence[Listing]) -> None:
-        """Store listings, tried until the store takes them."""
+        """Store listings; retried until it succeeds."""
         while True:
             try:
                 return await self._store.save_listings(listings)
@@ -81,4 +81,4 @@ class Listings:
             known = await self._store.listings()
         except StoreError:
             return {}
-        return venue.by_symbol(one for one in known if venue.trades_here(one.instrument))
+        return venue.by_symbol(listing for listing in known if venue.trades_here(listing.instrument))

@@ -27,7 +27,7 @@ from wadm_mcp.storage.store import Store
 from wadm_mcp.tape import Tape
 
 _RESUME_WITHIN_SECONDS: Final = 3.0
-"""How long recording waits for what the store has; later it is taken over by rollup's passes."""
+"""How long a start waits for the stored state of its instruments; after that a pass of rollup loads it."""
 _STAGGER_SECONDS: Final = 2.0
 """Between the starts of connections that cover each other, so that no age limit ends them all at once."""
 
@@ -81,22 +81,22 @@ class MarketRecording:
         self.venue = venue
         self.listings: list[Listing] = []
         self.looked_up = False
-        """Has the exchange, or else the store, said which configured symbols it lists?"""
+        """True once it is known, from the exchange or else from the store, which configured symbols it lists."""
         self.asked = False
-        """Was the exchange asked at least once, with whatever result?"""
+        """True once the symbol list was requested at least once, with or without success."""
         self.history: History | None = None
         self._services = services
         self._groups: list[_ConnectionGroup] = []
         self._collector_numbers = count(1)
 
     async def start(self, listings: Sequence[Listing]) -> None:
-        """Record these instruments, from what the store has of them if it answers at once."""
+        """Record these instruments, starting from their stored state if the store answers soon enough."""
         services, traits = self._services, self.venue.traits
         recorded = [services.recorder.start(listing, counts_trades=traits.counts_trades) for listing in listings]
         with anyio.move_on_after(_RESUME_WITHIN_SECONDS):
             try:
                 for each in recorded:
-                    await services.maintenance.adopt(each)
+                    await services.maintenance.resume(each)
             except StoreError as error:
                 services.health.report("store", State.DOWN, str(error))
         if self.history is None:
@@ -106,7 +106,7 @@ class MarketRecording:
         self._collect(listings)
 
     def stop(self, instruments: Collection[Instrument]) -> None:
-        """Record these no more; those that shared connections with them get new ones."""
+        """Stop recording these instruments. The others on their connections are moved to new connections."""
         for instrument in instruments:
             self._services.recorder.stop(instrument)
         for group in [group for group in self._groups if any(listing.instrument in instruments for listing in group.listings)]:
@@ -119,7 +119,8 @@ class MarketRecording:
     def _collect(self, listings: Sequence[Listing]) -> None:
         services = self._services
         size = self.venue.exchange.limits(self.venue.market).streams
-        # Where ids do not count, a second connection covers what the first one misses; where they do, they show what is missing.
+        # Where ids are not gapless, a second connection covers what the first one misses. Gapless ids show what is missing.
+        # The setting is named after Bybit, but applies to every exchange with redundant connections.
         copies = services.settings.WADM_BYBIT_CONNECTIONS if self.venue.traits.redundant_connections else 1
         for first in range(0, len(listings), size):
             group = _ConnectionGroup(list(listings[first : first + size]))

@@ -15,14 +15,14 @@ from wadm_mcp.errors import StoreError
 
 
 class RecorderLock:
-    """The right to record into a data directory. Never blocks: `take` returns at once."""
+    """The right to record into a data directory. Nothing here waits for the lock."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "recorder.lock"
         self._lock = FileLock(self._path)
 
     def take(self) -> bool:
-        """Acquire the lock if it is free; true when this process has it. `StoreError` when the folder allows no lock."""
+        """Try to acquire the lock without waiting. Returns whether this process holds it; `StoreError` if the folder is not writable."""
         if self._lock.is_locked:
             return True
         try:

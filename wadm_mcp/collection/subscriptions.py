@@ -25,7 +25,7 @@ from wadm_mcp.model import Instrument, Listing, Window
 from wadm_mcp.suggest import nearest
 
 _LEASE_SECONDS: Final = 8.0
-"""How long a lease outlives its holder's last renewal: others take over within ten seconds."""
+"""How long a lease outlives its owner's last renewal: another process takes over within ten seconds."""
 
 
 class SubscriptionManager:
@@ -38,8 +38,8 @@ class SubscriptionManager:
         self._owner = owner
         self._listings = Listings(services.store, services.rest, services.health, services.clock)
         self._markets = [MarketRecording(venue, services) for venue in services.settings.venues]
-        self._nearby: dict[str, set[str]] = {symbol: set() for symbol in self._settings.WADM_SYMBOLS}
-        """By configured symbol: what the markets list that do not list it."""
+        self._other_symbols: dict[str, set[str]] = {symbol: set() for symbol in self._settings.WADM_SYMBOLS}
+        """By configured symbol: all symbols of the markets that do not list it, for suggestions."""
         self._unlisted: list[tuple[MarketRecording, str, str]] = []
         """Symbols that a market does not list, with near matches, and that are not logged yet."""
         self._recording: set[Instrument] = set()
@@ -54,7 +54,7 @@ class SubscriptionManager:
 
     @property
     def records(self) -> bool:
-        """Is any instrument recorded here?"""
+        """True if any instrument is recorded here."""
         return bool(self._recording)
 
     @property
@@ -63,7 +63,7 @@ class SubscriptionManager:
         return [market.history for market in self._markets if market.history is not None]
 
     async def run(self) -> None:
-        """Look everything up, then keep the leases, until cancelled. `SettingError` for a symbol that no exchange lists."""
+        """Look up all symbols and keep the leases, until cancelled. `SettingError` for a symbol that no exchange lists."""
         services = self._services
         async with anyio.create_task_group() as tasks:
             await self._follow_tracked(tasks)
@@ -83,8 +83,8 @@ class SubscriptionManager:
         except StoreError as error:
             log.warning("lease.not_released", expires_in_s=_LEASE_SECONDS, error=error)
 
-    def look(self) -> None:
-        """What is tracked may have changed."""
+    def refresh(self) -> None:
+        """Read the tracked instruments again soon, because they may have changed."""
         self._changed.set()
 
     # Configured symbols.
@@ -98,9 +98,9 @@ class SubscriptionManager:
                 market.listings.append(listed[symbol])
                 found.append(listed[symbol])
             else:
-                self._nearby[symbol].update(listed)
+                self._other_symbols[symbol].update(listed)
                 self._unlisted.append((market, symbol, ", ".join(nearest(symbol, listed)) or "none"))
-                self._services.tape.expect_no_more(instrument)
+                self._services.tape.remove_awaited(instrument)
                 found.append(Listing.none(instrument))
         market.looked_up = True
         self._warn_of_unlisted()
@@ -112,15 +112,15 @@ class SubscriptionManager:
         self._changed.set()
 
     async def _refuse_unknown_symbols(self) -> None:
-        """A symbol that no exchange lists is probably a typo, unless it was recorded before: then it is delisted, and the others go on."""
+        """Refuse a symbol that no exchange lists: it is probably a typo. One that was recorded before is delisted and only logged."""
         settings = self._settings
         for symbol in settings.WADM_SYMBOLS:
             if not self._is_listed(symbol):
                 if await self._was_recorded(symbol):
-                    log.warning("symbol.delisted", symbol=symbol, advice="take it out of WADM_SYMBOLS")
+                    log.warning("symbol.delisted", symbol=symbol, reason="no exchange lists it any more; remove it from WADM_SYMBOLS")
                     continue
                 asked = f"{' and '.join(settings.WADM_EXCHANGES)} ({', '.join(settings.WADM_MARKETS)})"
-                near = ", ".join(nearest(symbol, self._nearby[symbol])) or "none"
+                near = ", ".join(nearest(symbol, self._other_symbols[symbol])) or "none"
                 raise SettingError(f"WADM_SYMBOLS={symbol}: no such symbol at {asked}. Nearest: {near}")
 
     async def _was_recorded(self, symbol: str) -> bool:
@@ -133,7 +133,7 @@ class SubscriptionManager:
             return False
 
     def _warn_of_unlisted(self) -> None:
-        """Log symbols that one market does not list and another does. One that none lists is no warning: it ends the start."""
+        """Warn about symbols that only some markets list. `_refuse_unknown_symbols` handles those that none lists."""
         for missing in [missing for missing in self._unlisted if self._is_listed(missing[1])]:
             self._unlisted.remove(missing)
             market, symbol, near = missing
@@ -197,7 +197,7 @@ class SubscriptionManager:
     # Leases.
 
     async def _keep_leases(self, tasks: TaskGroup) -> None:
-        """Record the instruments whose lease this process has, and nothing else."""
+        """Record exactly the instruments whose lease this process has."""
         while True:
             self._changed = anyio.Event()
             await self._follow_tracked(tasks)
@@ -205,7 +205,7 @@ class SubscriptionManager:
             for market in self._markets:
                 lost = [listing.instrument for listing in market.listings if listing.instrument in self._recording - acquired]
                 for instrument in lost:
-                    log.warning("recorder.relieved", instrument=instrument, reason="another process acquired its lease")
+                    log.warning("lease.lost", instrument=instrument, reason="another process acquired it")
                 if lost:
                     self._stop(market, set(lost))
                 fresh = [listing for listing in market.listings if listing.instrument in acquired - self._recording]
@@ -213,7 +213,7 @@ class SubscriptionManager:
                     self._recording.update(listing.instrument for listing in fresh)
                     await market.start(fresh)
             if all(market.looked_up or market.asked for market in self._markets):
-                self._services.tape.begin()
+                self._services.tape.mark_listings_attempted()
             with anyio.move_on_after(_LEASE_SECONDS / 4):
                 await self._changed.wait()
 

@@ -1,4 +1,4 @@
-"""Coverage by connections, where ids do not count: the tape is complete between two frames that one connection delivered.
+"""Coverage by connections, where ids are not gapless: the tape is complete between two frames that one connection delivered.
 
 A connection covers the time from its first frame to the last trade it delivered, and no further: a stale connection looks alive, and
 only its next frame proves that nothing was lost before. The covered time of an instrument is what its connections cover together. A gap
@@ -28,7 +28,7 @@ _REPLAYED_MS: Final = 2 * SECOND
 
 
 class ConnectionCoverage(SpanList):
-    """Coverage where nothing counts the trades."""
+    """Coverage where the exchange's ids are not gapless."""
 
     basis = Basis.OBSERVED
 
@@ -65,7 +65,7 @@ class ConnectionCoverage(SpanList):
         self._connections.setdefault(connection, None)
 
     def frame_unreadable(self, connection: int) -> None:
-        """The connection covers nothing until its next trade, and from there on begins anew."""
+        """The connection covers nothing until its next trade, with which a new span begins."""
         if self._connections.get(connection) is not None:
             self._connections[connection] = None
             self._opened_by = GapReason.BAD_FRAME
@@ -99,7 +99,7 @@ class ConnectionCoverage(SpanList):
         self._spans = sorted([*self._spans, *fresh], key=lambda span: span.start)
 
     def mark_absent(self, first: int, last: int) -> None:
-        raise NotImplementedError("ids that do not count cannot be absent")
+        raise NotImplementedError("mark_absent needs gapless trade ids; this instrument's coverage is by connection")
 
     def missing(self) -> list[MissingRange]:
         gaps: list[MissingRange] = []
@@ -112,7 +112,10 @@ class ConnectionCoverage(SpanList):
         return gaps
 
     def unclaimed(self, newest: Sequence[Trade]) -> list[Trade]:
-        """Those of the newest trades that no span covers and that were not reported before. Of the others, ids may be forgotten."""
+        """The trades of the list that lie outside all spans and were not returned before.
+
+        Trades inside a span are not compared by id, since their ids may no longer be remembered.
+        """
         oldest = min((trade.timestamp for trade in newest), default=0)
         covered = [(span.start, span.end) for span in self._spans if span.end > oldest]
         known = self._reported_ids.union(*((each.first, *each.last) for each in self._edges.values()))
@@ -164,7 +167,7 @@ class ConnectionCoverage(SpanList):
         self._recent_ids[key] = None
 
     def _reach_span(self, place: int, ids: Collection[str]) -> bool:
-        """Do these trades reach the first trade that a connection delivered in this span or a later one, and its whole millisecond?"""
+        """True if these trades contain the first trade of a connection in this span or a later one, and its whole millisecond."""
         return any(span in self._edges and self._edges[span].first in ids and span.end >= span.start for span in self._spans[place:])
 
     def _extend(self, trade: Trade) -> None:

@@ -1,4 +1,4 @@
-"""Coverage by ids that the exchange counts without holes: a missing id is a missing trade, and nothing else is."""
+"""Coverage by gapless ids: a missing id is a missing trade, and nothing else is."""
 
 from __future__ import annotations
 

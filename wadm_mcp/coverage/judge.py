@@ -17,9 +17,9 @@ _MILLION: Final = 1_000_000
 
 
 class Gap(NamedTuple):
-    """A stretch `[start, end)` that is not covered. It has no length where ids are missing between two spans that touch.
+    """A time range `[start, end)` without coverage. `start == end` if ids are missing although two spans meet in time.
 
-    `missing_trades` is None where they cannot be counted: without ids, or where only a part of the gap lies in the window.
+    `missing_trades` is None if the number is unknown: ids are not gapless, or only a part of the gap lies in the window.
     """
 
     start: int
@@ -51,7 +51,7 @@ class CoverageInputs(NamedTuple):
     """What `judge` needs to know of one instrument, read once and used for any number of windows.
 
     `alive_until` is how far the newest span, if it is live, may be extended beyond its last trade (None: not at all). `before` is the
-    reason of the gap before the first span. `revising` are stretches whose figures lack late trades for a moment.
+    reason of the gap before the first span. `revising` are windows whose figures do not contain all late trades yet.
     """
 
     spans: Sequence[Span]
@@ -116,7 +116,7 @@ def judge(
 
 
 def is_covered(spans: Iterable[Span], window: Window, now: int) -> bool:
-    """Is a window that is over covered completely, figures and ids?"""
+    """True if a closed window is covered completely, figures and ids."""
     judgement = judge(spans, window, now)
     return judgement.judged == window.length and not judgement.gaps
 
@@ -135,12 +135,12 @@ def uncovered(spans: Iterable[Span], window: Window) -> list[Window]:
 
 
 def _trades(span: Span) -> int | None:
-    """Trades of a span, where ids count them."""
+    """Number of trades in a span; None where ids are not gapless."""
     return span.last_seq - span.first_seq + 1 if span.basis is Basis.EXACT else None
 
 
 def _in_order(spans: Sequence[Span]) -> list[Span]:
-    """Oldest first: by ids where all of them count, since their times may touch in one millisecond."""
+    """Oldest first. By ids if all are gapless, since two spans may touch in one millisecond."""
     if all(span.basis is Basis.EXACT for span in spans):
         return sorted(spans, key=lambda span: (span.first_seq, span.last_seq, span.start))
     return sorted(spans, key=lambda span: (span.start, span.end, span.first_seq))
@@ -169,14 +169,14 @@ def _gaps(covered: Sequence[Span], absent: Sequence[Span], start: int, horizon: 
 
 
 def _missing_ids(earlier: Span, later: Span) -> int | None:
-    """How many ids are missing between two exact spans; None where ids do not count."""
+    """How many ids are missing between two exact spans; None where ids are not gapless."""
     if earlier.basis is not Basis.EXACT or later.basis is not Basis.EXACT:
         return None
     return max(0, later.first_seq - earlier.last_seq - 1, earlier.first_seq - later.last_seq - 1)
 
 
 def _all_absent(earlier: Span, later: Span, absent: Sequence[Span]) -> bool:
-    """Does the exchange itself have none of the ids between two spans?"""
+    """True if the exchange itself has none of the ids between two spans."""
     first, last = earlier.last_seq + 1, later.first_seq - 1
     for span in sorted(absent, key=lambda span: span.first_seq):
         if span.first_seq <= first <= span.last_seq:
@@ -185,7 +185,7 @@ def _all_absent(earlier: Span, later: Span, absent: Sequence[Span]) -> bool:
 
 
 def _clip(gap: Gap, start: int, end: int) -> Iterator[Gap]:
-    """The part of a gap inside a stretch. One without length counts at the edges too: its trades may lie on either side."""
+    """The part of a gap inside a window. A zero-length gap on the window's edge is included: its trades may be on either side."""
     if gap.start == gap.end:
         if gap.missing_trades and start <= gap.start <= end:
             yield gap

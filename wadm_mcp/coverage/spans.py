@@ -1,7 +1,7 @@
 """Coverage of one instrument: what is recorded completely, and what is missing.
 
 `InstrumentCoverage` is the interface. It has two implementations, and nothing outside this package needs to know which one an
-instrument has: `by_id` where the exchange counts its trades (the ids alone prove what is complete), `by_connection` where it does not
+instrument has: `by_id` where trade ids are gapless (the ids alone prove what is complete), `by_connection` where it does not
 (the tape is complete between two frames of one connection). Both are pure state machines: no clock, no I/O.
 """
 
@@ -23,7 +23,7 @@ class Basis(StrEnum):
     """What proves a span of coverage."""
 
     EXACT = "exact"
-    """Ids that the exchange counts without holes."""
+    """Gapless ids."""
     OBSERVED = "observed"
     """A connection that delivered before and after."""
 
@@ -35,7 +35,7 @@ class SpanReason(StrEnum):
     REPAIRED = "repaired"
     IMPORTED = "imported"
     ABSENT = "absent"
-    """It covers nothing: the exchange itself does not have these ids, so nobody asks for them again."""
+    """Ids that the exchange itself does not have. Such a span covers nothing; it only prevents further requests."""
 
 
 class GapReason(StrEnum):
@@ -101,7 +101,7 @@ class Span(msgspec.Struct, frozen=True):
 
 
 class MissingRange(NamedTuple):
-    """A gap between two spans: the ids `first` to `last` where they count, else -1, and the times `[start, end]` it lies between (ms)."""
+    """A gap between two spans: its ids `first` to `last` (-1 where ids are not gapless), and the times `[start, end]` around it (ms)."""
 
     first: int
     last: int
@@ -110,7 +110,7 @@ class MissingRange(NamedTuple):
 
     @property
     def trades(self) -> int:
-        """How many ids are missing; 0 where they do not count."""
+        """How many ids are missing; 0 where ids are not gapless."""
         return self.last - self.first + 1 if self.first >= 0 else 0
 
 
@@ -118,17 +118,16 @@ class InstrumentCoverage(Protocol):
     """Coverage of one instrument while it is recorded."""
 
     breaks: int
-    """Grows with every new span and whenever stored spans are added: only then can there be a new gap, so gap repair need not look at
-    every trade."""
+    """Grows with every new span and whenever stored spans are added. Only then can a new gap exist, so gap repair compares this number."""
 
     @property
     def counts_trades(self) -> bool:
-        """Do the exchange's ids count the trades, so that a missing id is a missing trade?"""
+        """True if the exchange's ids are gapless, so that a missing id is a missing trade."""
         ...
 
     @property
     def alive(self) -> bool:
-        """Is there a connection that has delivered a frame and has not ended?"""
+        """True while there is a connection that has delivered a frame and has not ended."""
         ...
 
     @property
@@ -138,7 +137,7 @@ class InstrumentCoverage(Protocol):
 
     @property
     def covered(self) -> list[Span]:
-        """The spans that cover something: by id where ids count, else by time."""
+        """The spans that cover something, in order of their ids where these are gapless, otherwise in order of time."""
         ...
 
     def changed(self) -> list[Span]:
@@ -150,7 +149,7 @@ class InstrumentCoverage(Protocol):
         ...
 
     def add_stored(self, spans: Iterable[Span], recent: Sequence[Trade] = ()) -> None:
-        """Take over spans from the store; `recent` are the newest stored trades, oldest first."""
+        """Add spans from the store; `recent` are the newest stored trades, oldest first."""
         ...
 
     def frame_received(self, connection: int, event_time: int) -> None:
@@ -166,28 +165,30 @@ class InstrumentCoverage(Protocol):
         ...
 
     def take(self, trade: Trade, reason: SpanReason = SpanReason.LIVE) -> bool:
-        """Cover a trade. False where it is a repeat. A live trade belongs to the last frame received."""
+        """Add a trade to the coverage. Returns False if it is a repeat. With reason `live` it is a trade of the last `frame_received`."""
         ...
 
     def take_folded(self, first: int, last: int, first_at: int, last_at: int, reason: SpanReason) -> bool:
-        """Cover the ids of a partial footprint, traded from `first_at` to `last_at` (ms). False, and nothing covered, where one of them
-        is covered already. Always true where ids do not count."""
+        """Add the ids of a partial footprint, traded from `first_at` to `last_at` (ms).
+
+        Returns False, and adds nothing, if any of them is covered already. Always True where ids are not gapless.
+        """
         ...
 
     def cover(self, window: Window, reason: SpanReason, *, raw: bool) -> None:
-        """A complete record of a window (a day's archive file) was taken in. Changes nothing where ids count: they prove it themselves."""
+        """Add a window that was imported from a complete source (a day's archive file). Changes nothing where ids are gapless."""
         ...
 
     def mark_absent(self, first: int, last: int) -> None:
-        """The exchange itself does not have these ids, all of one gap: nobody asks for them again. Needs ids that count."""
+        """Note ids, all of one gap, that the exchange itself does not have: they are not requested again. Needs gapless ids."""
         ...
 
     def unclaimed(self, newest: Sequence[Trade]) -> list[Trade]:
-        """Those of the exchange's newest trades that may be new. Where ids count, `take` decides on each."""
+        """The trades of the exchange's newest ones that may be missing here. With gapless ids these are all; `take` drops repeats."""
         ...
 
     def prove(self, newest: Sequence[Trade]) -> bool:
-        """Close gaps that the exchange's newest trades bridge, after these were taken. True when trying again cannot close more."""
+        """Close gaps that the exchange's newest trades bridge; `take` must have added them. True if trying again cannot close more."""
         ...
 
 
@@ -218,7 +219,7 @@ class OpenSpan:
         self.changed = changed
 
     def extendable_by(self, reason: SpanReason, raw: bool) -> bool:
-        """May a trade with this reason extend the span?"""
+        """True if a trade with this reason may extend the span."""
         return self.reason is reason and self.raw is raw
 
     def span(self, basis: Basis) -> Span:

@@ -306,7 +306,7 @@ class Binance(BinanceRest):
 
     def ping(self, request_id: int) -> str:
         """Never called: Binance sends WebSocket pings, which the socket answers itself."""
-        raise NotImplementedError(f"binance has no ping frame of its own (request {request_id})")
+        raise NotImplementedError("Binance clients do not send pings; `ping_every` must be None")
 
     def decoder(self, market: str, listings: Sequence[Listing]) -> Decoder:
         return BinanceDecoder(market, listings)

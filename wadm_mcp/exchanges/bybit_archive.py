@@ -49,7 +49,7 @@ class BybitLinearTrades(ArchiveFormat):
         for place, line, (at, name, side, size, price, trade_id) in _columns(listing, lines, _LINEAR, _LINEAR_ORDER):
             try:
                 if name != symbol:
-                    raise ValueError(f"it is a trade of {name[:40]!r}")
+                    raise ValueError(f"symbol {name[:40]!r} instead of {symbol!r}")
                 if not 0 < len(trade_id) <= 64:
                     raise ValueError("it has no trade id")
                 timestamp = _milliseconds(at)

@@ -128,7 +128,7 @@ class ArchiveFormat(Protocol):
     folder: str
     """A folder in the path of its published files that no file of the same name and another format has; empty where names differ."""
     carries_live_ids: bool
-    """Does a row have the `trade_id` that the trade socket gives the same trade? Only then can rows of both stand in one tape."""
+    """True if a row has the same `trade_id` as the trade socket gives that trade. Only then can rows of both be in one tape."""
 
     def path(self, symbol: str, day: date) -> str:
         """Path of a day's file, below the archive's base URL."""
@@ -155,18 +155,18 @@ class MarketTraits:
     """How one market of an exchange works, as far as recording, repair and history depend on it."""
 
     counts_trades: bool
-    """Does `Trade.seq` count trades without holes? Then a missing seq is a missing trade, and REST serves trades by it."""
+    """True if `Trade.seq` is gapless: a missing seq is a missing trade, and REST serves trades by it."""
     folds_history: bool
-    """Does REST serve, beside single trades, a cheaper history of `Aggregate`s?"""
+    """True if REST also serves history as `Aggregate`s, at a lower weight."""
     archive: ArchiveFormat | None
     """The daily files that history is imported from; None where the exchange publishes none. Where `counts_trades`, their rows have
-    the seq that counts."""
+    the gapless seq."""
     rest_reach: int | None
     """How far back (ms) REST serves trades by seq; None: all of them. 0 where it serves the newest trades only."""
     page_rows: int
     """Trades, or aggregates, in one REST reply at most."""
     redundant_connections: bool
-    """Do several connections cover each other? They do where a missed trade cannot be noticed on one connection alone."""
+    """True if several connections are opened, because one connection alone cannot show that it missed a trade."""
 
 
 class Host(NamedTuple):
@@ -290,13 +290,18 @@ class Venue:
 
     @property
     def name(self) -> str:
-        """How logs and errors call it: `binance spot`."""
+        """The name in logs and errors: `binance spot`."""
         return f"{self.exchange.name} {self.market}"
 
     @property
     def traits(self) -> MarketTraits:
         """How this market works."""
         return self.exchange.traits[self.market]
+
+    @property
+    def hosts(self) -> Hosts:
+        """The settings that may replace the base URLs, with the exchange's own URLs."""
+        return self.exchange.hosts[self.market]
 
     @property
     def log_fields(self) -> dict[str, str]:
@@ -313,5 +318,5 @@ class Venue:
         return {self.exchange.canonical_symbol(symbol): listing for symbol, listing in own.items()} | own
 
     def trades_here(self, instrument: Instrument) -> bool:
-        """Is this instrument one of this market?"""
+        """True if the instrument belongs to this market."""
         return instrument[:2] == (self.exchange.name, self.market)

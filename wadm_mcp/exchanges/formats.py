@@ -1,4 +1,4 @@
-"""Which exchange's daily file a file on this disk is."""
+"""Recognises daily files of exchanges by their names."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Recognised(NamedTuple):
 
 
 def recognise(path: Path, exchange: str | None, market: str | None) -> Recognised:
-    """What a file is by its name. Where formats share the name, its folder or the `market` decides; `ArchiveError` where nothing does."""
+    """Format, symbol and day of a file. For names that formats share, folder or `market` decides; `ArchiveError` if neither does."""
     forms = [form for name in exchange_names() for form in find_exchange(name).file_formats]
     found = [
         Recognised(form, *named)

@@ -38,7 +38,7 @@ def canonical_instrument(instrument: Instrument) -> Instrument:
 
 
 def is_called(instrument: Instrument, symbol: str) -> bool:
-    """Is this the exchange's own symbol of the instrument, or its canonical one?"""
+    """True if the symbol is the exchange's own symbol of the instrument, or its canonical one."""
     return symbol in (instrument.symbol, canonical_instrument(instrument).symbol)
 
 

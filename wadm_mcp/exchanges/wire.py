@@ -64,12 +64,12 @@ class SymbolScale(NamedTuple):
 
 @lru_cache(maxsize=16_384)
 def figure(text: str, decimals: int, listed: int) -> tuple[int, int]:
-    """A price or a quantity above zero as `(integer, decimals)`, exact; `ValueError` for any other text.
+    """Parse a price or quantity above zero into an exact `(integer, decimals)`; `ValueError` for any other text.
 
-    A value finer than `decimals` widens them. One that does not fit 64 bits then is read at the `listed` decimals instead: after a single
-    trade with absurdly many decimals, later trades must still fit.
+    The result has more decimals than `decimals` if the text does. If it then exceeds 64 bits, the `listed` decimals are used again, so that
+    one trade with very many decimals does not block later ones.
     """
-    # Cached: on a real tape three of four values occurred shortly before (price levels and round lots repeat).
+    # Cached: in real data three of four values occurred shortly before (price levels and round lots repeat).
     try:
         value, finest = parse_decimal(text, decimals)
     except ValueError:

@@ -83,7 +83,7 @@ class View:
     async def until_ready(self) -> None:
         """Waits a few seconds at most until every exchange has answered what it lists, since a first question may come before that."""
         with anyio.move_on_after(_MAX_WAIT_SECONDS):
-            await self._tape.begun()
+            await self._tape.wait_for_listings()
 
     @property
     def listings(self) -> list[Listing]:

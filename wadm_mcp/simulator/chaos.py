@@ -186,7 +186,7 @@ class Chaos(Faults):
             self.order(fault)
 
     def order(self, fault: Fault) -> None:
-        """Add a fault. A socket fault whose time has passed takes place at the next frame."""
+        """Schedule a fault. A socket fault whose time has passed takes place at the next frame."""
         if fault.kind in ON_SOCKETS:
             self._sockets[fault.exchange, fault.market].append(fault)
         else:

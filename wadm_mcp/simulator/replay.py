@@ -171,7 +171,7 @@ def _parse(line: bytes) -> tuple[_RecordedPrint | None, str]:
     """A line's trade and market; no trade for a valid line of another stream. Raises `ValueError` or msgspec's errors if invalid."""
     head, _, body = line.partition(b" ")
     if not head.isdigit() or not body.endswith(b"\n"):
-        raise ValueError("it is truncated" if head.isdigit() else "it has no receive time")
+        raise ValueError("no newline at its end, so it is incomplete" if head.isdigit() else "it has no receive time")
     if b'"stream"' not in body[:16]:
         msgspec.json.decode(body, type=msgspec.Raw)
         return None, ""

@@ -162,7 +162,7 @@ class Simulator:
             client.offer(frame)
 
     def skip_trades(self, exchange: str, market: str, symbol: str, count: int) -> None:
-        """The next `count` rows that a collector would record are not sent: REST serves them, the stream does not."""
+        """Do not send the next `count` trades on the stream; REST still returns them."""
         self._state.skips[self._listed(exchange, market, symbol)] += count
 
     async def push(

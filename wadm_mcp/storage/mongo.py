@@ -126,10 +126,10 @@ class MongoStore(Store):
         *,
         barrier: CommitBarrier = no_barrier,
     ) -> None:
-        """As the contract says. Minutes are marked before their trades and pieces are inserted, and again afterwards.
+        """See `Store.write`. Each minute is marked dirty twice.
 
-        The first mark survives a crash during the inserts. The second one survives a pass that read too few trades and cleared the
-        first: it is numbered after the barrier, so its `writes` is higher than any that a pass has read for these minutes.
+        It is marked before the inserts, so that a crash leaves it dirty, and again after them and the barrier with a higher `writes`, so
+        that a rollup pass that ran in between cannot clear it.
         """
         packed = await to_thread.run_sync(lambda: [documents.piece_document(piece) for piece in pieces]) if pieces else []
         minutes = {(trade.timestamp - trade.timestamp % MINUTE, trade.instrument) for trade in trades}
@@ -472,7 +472,9 @@ class MongoStore(Store):
         if found is None:
             for name in sorted(set(names).intersection(collections(self._retention))):
                 if await self._read_op(lambda database, name=name: database[name].find_one({}, {"_id": 1})):
-                    raise StoreError(f"{self._place} contains {name} that no WADM wrote: set MONGODB_URL to another database")
+                    raise StoreError(
+                        f"{self._place} already has a collection `{name}` of another program; set MONGODB_URL to another database"
+                    )
             if not self._read_only:
                 await self._write_op(partial(_set_version, SCHEMA_VERSION))
             return
@@ -485,8 +487,9 @@ class MongoStore(Store):
                 f"{self._place} was written by a newer WADM ({known}): upgrade wadm-mcp, or set MONGODB_URL to another database"
             )
         if version < SCHEMA_VERSION and self._read_only:
-            known = f"its schema is {version}, this one reads {SCHEMA_VERSION}"
-            raise StoreError(f"{self._place} was written by an older WADM ({known}): start a WADM that records there once")
+            raise StoreError(
+                f"{self._place} has schema {version}, this version needs {SCHEMA_VERSION}: run `wadm-mcp serve` once to migrate it"
+            )
         for older in range(version, SCHEMA_VERSION):
             await self._write_op(_MIGRATIONS[older])
             await self._write_op(partial(_set_version, older + 1))

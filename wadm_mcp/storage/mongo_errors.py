@@ -106,19 +106,21 @@ def _refusal(code: int, message: str, name: str, place: str) -> StoreError:
         return StoreError(f"MongoDB at {place} refuses the user or the password of MONGODB_URL: correct them, or add ?authSource=admin")
     if code == _NOT_ALLOWED:
         return StoreError(
-            f"MongoDB at {place} does not allow this to the user of MONGODB_URL, or requires one: "
-            f"grant it readWrite and dbAdmin on {database}"
+            f"MongoDB at {place}: not authorised. The user in MONGODB_URL needs the roles readWrite and dbAdmin on {database}; "
+            "a URL without a user needs one"
         )
     if code in _NOT_WRITABLE:
         return StoreUnreachable(
-            f"MongoDB at {place} takes no writes now, it is stopping or not the primary: wait, or set MONGODB_URL to the primary"
+            f"MongoDB at {place} accepts no writes now: it is stopping or not the primary; wait, or set MONGODB_URL to the primary"
         )
     if code in _TOO_SLOW:
         return StoreUnreachable(f"MongoDB at {place} is too slow, a request exceeded its time limit: wait, or give it more memory")
     if "read-only" in text or "read only" in text:
         return StoreError(f"MongoDB at {place} is read-only: nothing was changed; start it for writing, or set MONGODB_URL to another one")
     if code in _INDEX_CONFLICT:
-        return StoreError(f"an index at {place} conflicts with one of WADM's by its name or its key: drop it, and start again")
+        return StoreError(
+            f"{place}: an existing index has the name or the key of one of WADM's, with other options; drop it and restart WADM"
+        )
     return StoreError(f"MongoDB at {place} refused a request ({name or f'code {code}'}); see its own log for the reason")
 
 

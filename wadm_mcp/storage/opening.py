@@ -36,7 +36,7 @@ def sqlite_path(settings: Settings) -> Path:
 
 
 def open_cache(settings: Settings, health: Health, suffix: str = "") -> Cache:
-    """The cache, not entered yet. Its keys carry a name made from the store's place, so that two tapes on one Redis never mix."""
+    """The cache, not entered yet. Its keys contain a name derived from the store's place, so that several stores can share one Redis."""
     if settings.REDIS_URL is None:
         return InProcessCache()
     if settings.MONGODB_URL is not None:

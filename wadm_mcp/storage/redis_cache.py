@@ -181,7 +181,7 @@ class RedisCache(Cache):
         # Unlike GET, MGET reports a key of another type, which another program must have set, as missing.
         found: object = await self._redis.execute_command("MGET", *names)
         if not isinstance(found, list) or len(found) != len(names):
-            raise ValueError(f"{len(names)} values were asked for")
+            raise ValueError(f"MGET returned a {type(found).__name__}, not {len(names)} values")
         return [data if isinstance(data, bytes) else None for data in found]
 
     async def _ping(self) -> bool:
@@ -241,7 +241,7 @@ def _explain(error: Exception) -> tuple[str, str]:
         case NoPermissionError():
             return "refused", f"does not allow its user a command (WADM needs MGET, SET, UNLINK and PING on keys wadm:{VERSION}:*)"
         case ResponseError():
-            return "refused", "refuses a command that every Redis supports"
+            return "refused", "rejects MGET, SET, UNLINK or PING; is it a Redis server?"
         case TimeoutError() | RedisTimeout():
             return "slow", "does not answer in time"
         case RedisError() | OSError():

@@ -108,7 +108,9 @@ def open_writer(path: Path) -> sqlite3.Connection:
             # Has an effect only while the file is empty; without it the file would not shrink after deletes.
             db.execute("PRAGMA auto_vacuum = INCREMENTAL")
             if db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
-                raise StoreError(f"{path} lies where files cannot be shared (a network folder?): set WADM_DATA_DIR to a local folder")
+                raise StoreError(
+                    f"{path}: the file system does not support SQLite's WAL mode (a network folder?); set WADM_DATA_DIR to a local folder"
+                )
             for pragma in ("synchronous = FULL", "fullfsync = ON", "cache_size = -16384", f"journal_size_limit = {8 << 20}"):
                 db.execute(f"PRAGMA {pragma}")
             if _is_empty(db):
@@ -136,7 +138,9 @@ def open_readers(path: Path, count: int, *, check: bool) -> list[sqlite3.Connect
     with translate_errors(path):
         try:
             if check and not (path.exists() and _inspect(path, oldest=SCHEMA_VERSION)):
-                raise StoreError(f"nothing was recorded in {path} yet: start a WADM that records there, {_OTHER_FOLDER}")
+                raise StoreError(
+                    f"nothing was recorded in {path} yet: start `wadm-mcp serve` to record, or set WADM_DATA_DIR to the folder of the data"
+                )
             for _ in range(count):
                 readers.append(_connect(path, "ro"))
                 readers[-1].execute("PRAGMA cache_size = -4096")
@@ -247,8 +251,10 @@ def _inspect(path: Path, oldest: int = 1) -> bool:
         if version < 1:
             raise StoreError(damaged_message(path, f"schema {version}"))
         if version < oldest:
-            known = f"its schema is {version}, this one reads {SCHEMA_VERSION}"
-            raise StoreError(f"{path} was written by an older WADM ({known}): start a WADM that records there once, {_OTHER_FOLDER}")
+            raise StoreError(
+                f"{path} has schema {version}, this version needs {SCHEMA_VERSION}: "
+                f"run `wadm-mcp serve` once to migrate it, {_OTHER_FOLDER}"
+            )
         _check(db, path)
     return True
 

@@ -54,14 +54,15 @@ WHOLE: Final = -1
 
 
 class PartialFootprint(msgspec.Struct, frozen=True):
-    """A piece: trades of one minute, stored as one footprint without rows. They have the consecutive ids `first_seq` to `last_seq`.
+    """Trades of one minute stored as one footprint, without single trades. They have the consecutive ids `first_seq` to `last_seq`.
 
-    Where an exchange publishes its history as aggregates, they are stored as pieces, because the ids of aggregates and of trades are not
-    the same. The figures of a minute are derived from its trade rows and its pieces together; no id is in both. A piece is identified
-    by its instrument, `minute` (its start, ms) and `first_seq`; storing it again changes nothing.
+    Where an exchange publishes its history as aggregates, they are stored as partial footprints, because the ids of aggregates and of
+    trades are not the same. The figures of a minute are derived from its single trades and its partial footprints together; no id is in
+    both. One is identified by its instrument, `minute` (its start, ms) and `first_seq`; storing it again changes nothing. Its table is
+    named `pieces`.
 
-    With `WHOLE` in place of both ids the piece holds all trades of its minute, from a source without ids that could be matched with
-    rows. Such a piece replaces the rows of the minute.
+    With `WHOLE` in place of both ids it contains all trades of its minute, from a source without ids that could be matched with single
+    trades. It then replaces the single trades of the minute.
     """
 
     instrument: Instrument
@@ -72,14 +73,14 @@ class PartialFootprint(msgspec.Struct, frozen=True):
 
     @property
     def whole(self) -> bool:
-        """Is it all of its minute?"""
+        """True if it contains all trades of its minute."""
         return self.first_seq == WHOLE
 
 
 class DirtyMinute(NamedTuple):
-    """A mark: stored trades of this minute are not in its stored figures yet. It is open, got late trades, or was recovered.
+    """A minute whose stored figures lack some of its stored trades: it is open, got late trades, or was recovered.
 
-    `writes` grows with each write to the minute. A pass clears a mark only if it read the mark's newest `writes`.
+    `writes` grows with each write to the minute. A pass of rollup clears the record only if it read the newest `writes`.
     """
 
     instrument: Instrument
@@ -88,7 +89,7 @@ class DirtyMinute(NamedTuple):
 
 
 class Derived(msgspec.Struct, frozen=True):
-    """What rollup derived in one pass, and the marks that the pass clears."""
+    """What rollup derived in one pass, and the dirty minutes that the pass clears."""
 
     footprints: Sequence[StoredFootprint] = ()
     profiles: Sequence[Profile] = ()
@@ -142,7 +143,7 @@ class Store(Protocol):
         *,
         barrier: CommitBarrier = no_barrier,
     ) -> None:
-        """Store a batch: trades and pieces (those already stored are ignored), a mark for each of their minutes, then coverage.
+        """Store a batch: trades and partial footprints (`pieces`; those already stored are ignored), their dirty minutes, then coverage.
 
         The batch is durable on return. Several batches may be written concurrently: each awaits its `barrier` before it stores coverage,
         so that coverage never precedes the trades of an earlier batch. A batch's own trades may be stored before its barrier returns.
@@ -151,18 +152,18 @@ class Store(Protocol):
         ...
 
     async def pieces(self, instrument: Instrument, window: Window) -> list[PartialFootprint]:
-        """Pieces whose minute starts in the window, by minute and `first_seq`."""
+        """Partial footprints whose minute starts in the window, by minute and `first_seq`."""
         ...
 
     async def count(self, instrument: Instrument, window: Window) -> int:
-        """Number of stored trades of the window; a piece counts as one."""
+        """Number of stored trades of the window; a partial footprint counts as one."""
         ...
 
     async def derive(self, derived: Derived) -> None:
-        """Replace stored figures with newly derived ones and clear the marks in `settles` that have not grown since. Durable on return.
+        """Replace stored figures with newly derived ones, and clear the dirty minutes in `settles` without later writes. Durable on return.
 
         Compare-and-set: a bar is written, with its footprint and profile, only if its revision is higher than the stored one. If any bar
-        is rejected, another lease owner has derived it before, the pass is stale, and no mark is cleared.
+        is rejected, another lease owner has derived it before, the pass is stale, and no dirty minute is cleared.
         """
         ...
 

@@ -81,7 +81,7 @@ def test_a_file_that_is_not_a_daily_archive_is_refused_with_its_reason(tmp_path:
         list(lines(long))
     binary = tmp_path / "binary.csv"
     binary.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ArchiveError, match="it is damaged or not a text"):
+    with pytest.raises(ArchiveError, match="it contains bytes that are not ASCII"):
         list(lines(binary))
     with pytest.raises(ArchiveError, match="cannot be read \\(No such file or directory\\)"):
         list(lines(tmp_path / "absent.csv"))

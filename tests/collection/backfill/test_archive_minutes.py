@@ -109,7 +109,10 @@ def test_a_row_of_another_day_is_refused(at: int) -> None:
 def test_an_id_whose_time_does_not_fit_the_tape_is_of_another_symbol(number: int) -> None:
     covered = [span(1_000, 2_000, START + 6 * MINUTE, START + 9 * MINUTE)]
     at = START + 10 * MINUTE if number < 1_000 else START
-    with pytest.raises(ArchiveError, match=f"the time of id {number} does not fit the recorded ids around it; use a file of this symbol"):
+    with pytest.raises(
+        ArchiveError,
+        match=rf"id {number} has the time \d+ ms, but must be (after|before) \d+ by the recorded ids around it; use a file of this symbol",
+    ):
         spot_partials([spot_line(number, at)], covered)
 
 

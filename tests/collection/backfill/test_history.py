@@ -128,7 +128,7 @@ class World:
     async def restart(self) -> None:
         """Continue from the store, as a new process does before its connections deliver."""
         self.recorded.tape._resumed = False
-        await self.maintenance.adopt(self.recorded)
+        await self.maintenance.resume(self.recorded)
 
     async def save(self) -> None:
         # The batch that was taken is nowhere else.
@@ -416,7 +416,7 @@ async def test_a_day_without_an_archive_file_is_imported_over_rest(tmp_path: Pat
 
 
 @pytest.mark.parametrize("instrument", EVERY, ids=str)
-async def test_an_import_that_is_killed_fifty_times_comes_to_the_same_and_downloads_no_file_twice(
+async def test_an_import_killed_fifty_times_gives_the_same_data_and_downloads_each_file_once(
     instrument: Instrument, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chance, clock = random.Random(9), ManualClock(MIDNIGHT)
@@ -491,7 +491,7 @@ async def test_without_an_archive_a_finished_day_comes_from_pages_where_ids_coun
         assert not simulator.archive("binance").asked
 
 
-async def test_without_an_archive_the_past_stays_away_where_ids_do_not_count(tmp_path: Path) -> None:
+async def test_without_archive_and_gapless_ids_no_history_is_imported(tmp_path: Path) -> None:
     class WithoutArchive(Bybit):
         traits = MappingProxyType({market: replace(traits, archive=None) for market, traits in Bybit.traits.items()})
 

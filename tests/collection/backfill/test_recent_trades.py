@@ -118,7 +118,7 @@ async def test_the_part_of_a_long_gap_that_the_newest_trades_span_is_closed_and_
 
 
 async def test_newest_trades_that_lag_behind_the_stream_are_requested_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recent_trades_module, "_PAUSES", (0.05,))
+    monkeypatch.setattr(recent_trades_module, "_PAUSES_SECONDS", (0.05,))
     chaos = Chaos([Fault(Kind.LAG, 0.0, 60.0, "bybit", "spot")])
     async with reconciling(chaos) as r:
         chaos.begin()

@@ -92,7 +92,7 @@ def test_late_rows_are_added_to_a_minute_whose_own_rows_have_expired(trades: lis
     assert build_minute([], [], derived) == derived
 
 
-def test_an_aggregate_at_the_start_of_a_partial_makes_unknown_only_the_extremes_it_may_have_hidden() -> None:
+def test_a_leading_aggregate_makes_only_the_possibly_hidden_extreme_unknown() -> None:
     buys = Aggregate(1, 3, trade(1, quantity=9, fills=3))
     (partial,) = partial_footprints(SPOT, [buys, Aggregate(2, 4, trade(4, NOON + 1, quantity=1, side="SELL"))])
     assert (partial.footprint.bar.min_delta, partial.footprint.bar.max_delta) == (None, None)

@@ -393,7 +393,7 @@ async def test_a_minute_is_not_settled_while_some_of_its_trades_are_in_the_journ
         assert (r.tape[SPOT].unstored, r.tape[SPOT].evicted) == ({}, {})
 
 
-async def test_a_late_adoption_takes_no_trade_from_a_minute_that_is_partly_in_the_journal_only(tmp_path: Path) -> None:
+async def test_a_late_resume_takes_no_trade_from_a_minute_that_is_partly_in_the_journal_only(tmp_path: Path) -> None:
     async with recording(tmp_path) as r:
         r.tape.pending_limit = 3
         r.tape[SPOT]._resumed = False
@@ -405,7 +405,7 @@ async def test_a_late_adoption_takes_no_trade_from_a_minute_that_is_partly_in_th
         assert (r.tape[SPOT].minutes[NOON].bar.trade_count, r.tape[SPOT].resumed) == (10, True)
 
 
-async def test_an_adoption_includes_trades_stored_after_the_tape_was_last_read(tmp_path: Path) -> None:
+async def test_a_resume_includes_trades_stored_after_the_tape_was_last_read(tmp_path: Path) -> None:
     clock = ManualClock(NOON + 3 * MINUTE)
     async with SqliteStore(tmp_path / "wadm.sqlite") as store, Journal(tmp_path / "journal", 1 << 30) as journal:
         await store.save_listings([listing()])
@@ -418,7 +418,7 @@ async def test_an_adoption_includes_trades_stored_after_the_tape_was_last_read(t
         assert r.tape[SPOT].minutes[NOON + 3 * MINUTE].bar.trade_count == 20
 
 
-async def test_an_adoption_after_hours_without_the_store_reads_only_minutes_that_others_may_have_recorded(
+async def test_a_resume_after_hours_without_the_store_reads_only_minutes_that_others_may_have_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with SqliteStore(tmp_path / "wadm.sqlite") as store:
@@ -438,7 +438,7 @@ async def test_an_adoption_after_hours_without_the_store_reads_only_minutes_that
             return await trades(instrument, window, **others)
 
         monkeypatch.setattr(r.store, "trades", watched)
-        await r.maintenance.adopt(recorded)
+        await r.maintenance.resume(recorded)
         assert [window for window in read if window.length == MINUTE] == [Window(NOON + at, NOON + at + MINUTE) for at in (0, MINUTE)]
         assert [recorded.tape.minutes[NOON + at * MINUTE].bar.trade_count for at in range(30)] == [2, *[1] * 29]
 

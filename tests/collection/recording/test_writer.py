@@ -59,7 +59,7 @@ async def fill_journal(r: Recording, count: int) -> None:
 async def test_a_batch_begins_while_another_is_written_and_commits_its_coverage_after_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer_module, "_BATCH", 2)
+    monkeypatch.setattr(writer_module, "_STORE_BATCH_TRADES", 2)
     async with recording(tmp_path) as r:
         await fill_journal(r, 4)
         watched = WatchedStore(r, monkeypatch)
@@ -76,7 +76,7 @@ async def test_a_batch_begins_while_another_is_written_and_commits_its_coverage_
 
 
 async def test_a_batch_after_a_failed_one_stores_no_coverage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer_module, "_BATCH", 2)
+    monkeypatch.setattr(writer_module, "_STORE_BATCH_TRADES", 2)
     async with recording(tmp_path) as r:
         await fill_journal(r, 4)
         watched = WatchedStore(r, monkeypatch)
@@ -111,7 +111,7 @@ async def test_a_stored_batch_is_released_even_if_the_task_is_cancelled(tmp_path
 
 
 async def test_draining_a_part_of_a_long_backlog_reports_that_some_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer_module, "_BATCH", 2)
+    monkeypatch.setattr(writer_module, "_STORE_BATCH_TRADES", 2)
     async with recording(tmp_path) as r:
         await fill_journal(r, 4)
         assert not await r.writer.drain(3)
@@ -128,7 +128,7 @@ async def test_a_rollup_pass_writes_a_pending_batch_first_and_derives_its_dirty_
         r.clock.pass_seconds(63)
         await r.maintenance.roll_up()
         assert await r.bars() == []
-        monkeypatch.setattr(writer_module, "_BATCH", 2)
+        monkeypatch.setattr(writer_module, "_STORE_BATCH_TRADES", 2)
         await r.maintenance.roll_up()
         (bar,) = await r.bars()
         assert bar.bar.trade_count == 2

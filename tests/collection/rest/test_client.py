@@ -132,7 +132,7 @@ async def test_a_list_without_end_is_given_up(cursors: dict[str, str], most: int
     [
         (400, {}, ["HTTP 400", "Invalid symbol."]),
         (403, {}, ["HTTP 403", "region"]),
-        (404, {}, ["HTTP 404", "base URL"]),
+        (404, {}, ["HTTP 404", "Check WADM_BINANCE_SPOT_REST=http://127.0.0.1:"]),
         (418, {"Retry-After": "7200"}, ["HTTP 418", "banned", "Retry-After: 7200 s"]),
         (429, {"Retry-After": "12"}, ["HTTP 429", "wait", "Retry-After: 12 s"]),
         (451, {}, ["HTTP 451", "region"]),
@@ -196,10 +196,10 @@ async def dripping(scope: Scope, receive: Receive, send: Send) -> None:
 
 async def test_a_server_that_hangs_is_given_up() -> None:
     with serving(silent) as base_url:
-        assert "silent for 0.2 s" in await refusal(base_url, RestClient(read=0.2))
+        assert "sent no data for 0.2 s" in await refusal(base_url, RestClient(read=0.2))
 
 
-async def test_a_server_that_drips_is_given_up() -> None:
+async def test_a_response_that_arrives_too_slowly_times_out() -> None:
     with serving(dripping) as base_url:
         assert "more than 0.3 s" in await refusal(base_url, RestClient(whole=0.3))
 
@@ -220,14 +220,18 @@ async def test_a_proxy_of_the_environment_is_not_used_for_this_machine(monkeypat
         assert len(await spot_listings(base_url.replace("127.0.0.1", "localhost"))) == 1
     said = await refusal("http://api.exchange.invalid")
     assert "http://api.exchange.invalid refused the connection" in said
-    assert "proxy" in said
+    assert said.endswith("Check the network, the proxy and WADM_BINANCE_SPOT_REST")
 
 
 @pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "nonsense://127.0.0.1", "http://127.0.0.1:notaport"])
-async def test_a_proxy_that_cannot_be_used_is_reported_by_the_names_of_its_variables(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
-    monkeypatch.setenv("ALL_PROXY", proxy)
-    with pytest.raises(SettingError, match=r"^ALL_PROXY, HTTPS_PROXY, HTTP_PROXY: .*http://host:port"):
+async def test_a_proxy_that_cannot_be_used_is_reported_with_its_variable_and_without_a_password(
+    monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("ALL_PROXY", proxy.replace("://", "://user:secret@"))
+    with pytest.raises(SettingError) as caught:
         await spot_listings("http://127.0.0.1:9")
+    assert str(caught.value) == f"ALL_PROXY={proxy}: not a usable proxy URL; expected http://host:port"
 
 
 async def test_a_refused_connection_is_reported_without_the_password_of_the_url() -> None:
@@ -255,10 +259,26 @@ async def test_a_server_that_hangs_up_is_reported() -> None:
 
         group.start_soon(listener.serve, hang_up)
         port = listener.extra(anyio.abc.SocketAttribute.local_port)
-        assert "broke the connection" in await refusal(f"http://127.0.0.1:{port}")
+        assert "closed the connection" in await refusal(f"http://127.0.0.1:{port}")
         group.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("base_url", ["ftp://127.0.0.1:1", "127.0.0.1:1", "http://127.0.0.1:notaport", "http://\x00"])
 async def test_an_invalid_base_url_is_reported(base_url: str) -> None:
-    assert "https://host:port" in await refusal(base_url)
+    said = await refusal(base_url)
+    assert "WADM_BINANCE_SPOT_REST" in said
+    assert "https://host:port" in said
+
+
+async def test_an_invalid_base_url_is_shown_without_its_password() -> None:
+    said = await refusal("http://user:secret@127.0.0.1:notaport")
+    assert said.startswith("binance spot: WADM_BINANCE_SPOT_REST=http://127.0.0.1:notaport is not a URL; set a base URL")
+    assert "secret" not in said
+
+
+async def test_an_archive_that_cannot_be_reached_is_reported_with_its_own_setting() -> None:
+    async with RestClient() as rest:
+        with anyio.fail_after(10), pytest.raises(ExchangeError) as caught:
+            await rest.size(venue(Bybit(), "linear"), "/file")
+    said = "bybit archive: http://127.0.0.1:1 refused the connection. Check the network, the proxy and WADM_BYBIT_ARCHIVE"
+    assert str(caught.value) == said

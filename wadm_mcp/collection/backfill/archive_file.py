@@ -77,9 +77,9 @@ def _archive_errors(path: Path) -> Generator[None]:
     except _DAMAGE as error:
         raise ArchiveError(f"{_name(path)}: it is incomplete or damaged ({printable(error, _QUOTED_CHARS)}); download it again") from None
     except UnicodeDecodeError:
-        raise ArchiveError(f"{_name(path)}: it is damaged or not a text; use a daily file as the exchange publishes it") from None
+        raise ArchiveError(f"{_name(path)}: it contains bytes that are not ASCII; use the exchange's own daily file") from None
     except OSError as error:
-        raise ArchiveError(f"{_name(path)}: it cannot be read ({error.strerror})") from None
+        raise ArchiveError(f"{_name(path)}: it cannot be read ({error.strerror}); check that it exists and is readable") from None
 
 
 def _name(path: Path) -> str:

@@ -67,7 +67,7 @@ class ArchiveImport:
         self._part = f"{venue.name} history"
 
     def stores_rows(self, start: int) -> bool:
-        """Are single trades from `start` (ms) on stored, where their source has the instrument's own ids?"""
+        """True if single trades from `start` (ms) on are stored, provided that their source has the exchange's trade ids."""
         return self._raw and start >= self._clock.now() - self._trades_retention
 
     async def take_day(self, step: ImportStep) -> int | None:

@@ -1,7 +1,7 @@
 """Turns a day's archive file into packed partial footprints, one or more a minute. Blocking: call it in a worker thread.
 
 Callers read the whole file before they take anything of it. Files have holes and repeated rows of their own (docs/exchanges.md 8.24). A
-repeated row counts once. Where ids count trades, a hole stays a gap, which gap repair fills by id. Where they do not, a hole cannot be
+repeated row counts once. Where ids are gapless, a hole stays a gap, which gap repair fills by id. Where they are not, a hole cannot be
 detected.
 """
 
@@ -22,7 +22,7 @@ from wadm_mcp.model import MINUTE, Listing, Trade, Window
 from wadm_mcp.storage.store import WHOLE, PartialFootprint
 
 _OPEN_MINUTES: Final = 2
-"""Minutes that may still get rows while a file without counting ids is read: such a file is ordered by time only."""
+"""Minutes that may still get rows while a file without gapless ids is read: such a file is ordered by time only."""
 
 
 class PackedPartial(NamedTuple):
@@ -46,7 +46,7 @@ class PackedPartial(NamedTuple):
 def counted_minutes(
     form: ArchiveFormat, listing: Listing, lines: Iterable[str], day: Window, covered: Sequence[Span]
 ) -> Iterator[PackedPartial]:
-    """Partial footprints of a file whose ids count trades, without the ids that are `covered` already (disjoint spans, by id).
+    """Partial footprints of a file with gapless ids, without the ids that are `covered` already (disjoint spans, by id).
 
     `ArchiveError` for a row of another day, and for an id whose time does not fit the tape: then the file is of another symbol.
     """
@@ -87,7 +87,7 @@ def whole_minutes(
     wanted: Collection[int],
     tape_trades: Mapping[int, Sequence[Trade]],
 ) -> Iterator[PackedPartial]:
-    """The `wanted` minutes (by start) of a file whose ids do not count trades, each complete, in the file's order.
+    """The `wanted` minutes (by start) of a file without gapless ids, each complete, in the file's order.
 
     `tape_trades` are the tape's trades of some of these minutes. Those that the file does not have (by `trade_id`) are added.
     `ArchiveError` for a row of another day, and for minutes out of time order.
@@ -149,9 +149,10 @@ def _check_time(listing: Listing, number: int, row: Aggregate, covered: Sequence
     earliest = covered[following - 1].start - CLOCK_SKEW if following else at
     latest = covered[following].end + CLOCK_SKEW if following < len(covered) else at
     if not earliest <= at <= latest:
+        allowed = f"after {earliest}" if at < earliest else f"before {latest}"
         raise ArchiveError(
-            f"{listing.instrument} archive, row {number:,}: the time of id {row.trade.seq} does not fit the recorded ids around it; "
-            "use a file of this symbol"
+            f"{listing.instrument} archive, row {number:,}: id {row.trade.seq} has the time {at} ms, but must be {allowed} "
+            f"by the recorded ids around it; use a file of this symbol"
         )
 
 

@@ -1,8 +1,8 @@
 """Imports the history of one market's instruments, newest first: finished days from the exchange's archive, the rest from REST pages.
 
-It has the lowest priority at each host's rate limiter, after live collection and gap repair, and its trades take the recorder's one road.
-Pages come in chunks that end where the tape begins. Where the exchange counts its trades they join the tape exactly, by id; the ids that
-an aggregate straddles the seam with are left to gap repair.
+It has the lowest priority at each host's rate limiter, after live collection and gap repair, and its trades go through the recorder.
+Pages come in chunks that end where the tape begins. Where ids are gapless they join the tape exactly, by id. If an aggregate contains ids
+on both sides of the boundary, gap repair fetches those ids.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, Instrument, Window
 from wadm_mcp.storage.store import Store
 
 _MARGIN_MS: Final = 20 * MINUTE
-"""History goes back this much further than configured, so that a question of just that length finds all of it."""
+"""History goes back this much further than configured, so that a query of exactly that length is covered completely."""
 _CHUNK_MS: Final = HOUR
 """Market time whose pages are fetched in a row, oldest first within it."""
 _POLL_SECONDS: Final = 2.0
 _ARCHIVE_RETRY_SECONDS: Final = 15 * 60.0
-"""Until an archive is asked again for a day that it lacked, or whose file was damaged. Yesterday's file may appear hours late."""
+"""Before an archive is asked again for a day that it lacked, or whose file was damaged. Yesterday's file may appear hours late."""
 _ARCHIVE_DONE_SECONDS: Final = 24 * 3_600.0
-"""Until a day's file is downloaded again after its import: what it lacked then it will hardly have sooner."""
+"""Before a day's file is downloaded again after its import: exchanges rarely complete a file earlier."""
 _FIRST_PAUSE_SECONDS: Final = 5.0
 _MAX_PAUSE_SECONDS: Final = 60.0
 """Backoff of a step that failed; after the first pause other steps have their turn."""
@@ -102,7 +102,7 @@ class History:
         self._failures: dict[StepKey, _Failure] = {}
         """Steps that failed; the others go on meanwhile."""
         self._empty_chunks: dict[Instrument, int] = {}
-        """How many chunks in a row had nothing: the next chunk is doubled as often."""
+        """Consecutive empty chunks, n: the next chunk is 2**n times as long."""
 
     async def run(self) -> None:
         """Import what is missing, one day or chunk at a time, for ever."""
@@ -132,7 +132,7 @@ class History:
 
     @property
     def instruments(self) -> list[Instrument]:
-        """Those of them of which it is known where the tape begins."""
+        """The recorded instruments whose first recorded minute is known, so that an import knows where to end."""
         tapes = [self._recorder[instrument].tape for instrument in self.recorded]
         return [tape.instrument for tape in tapes if tape.resumed and tape.settled_until]
 
@@ -141,7 +141,7 @@ class History:
         return self._recorder[instrument] if instrument in self.instruments else None
 
     async def load_coverage(self, recorded: RecordedInstrument, window: Window) -> None:
-        """Read from the store what is covered of a window that may lie before what a start reads."""
+        """Load the stored coverage of a window that may be older than the coverage loaded at start."""
         instrument, since = recorded.instrument, window.start
         if self._known_since.get(instrument, self._clock.now() - DAY) > since:
             recorded.add_stored(await self._store.spans(instrument, window))

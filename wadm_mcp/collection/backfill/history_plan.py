@@ -21,7 +21,7 @@ from wadm_mcp.tape import Importing
 
 
 class MissingStretch(NamedTuple):
-    """A stretch that is not covered: times `[start, end)`, and of counted trades the ids `first` (None: unknown) to `last`."""
+    """A time range `[start, end)` without coverage and, where ids are gapless, its ids `first` (None: unknown) to `last`."""
 
     window: Window
     first: int | None = None
@@ -64,7 +64,7 @@ class ImportStep(NamedTuple):
 class HistoryPlan:
     """Plans the import of one market's history. It remembers what an attempt has shown: files that are not there, empty days, speeds.
 
-    `requests_per_window` is how much request weight the rate limiter allows in each of its windows.
+    `weight_per_window` is the request weight that the rate limiter allows per window.
     """
 
     def __init__(self, venue: Venue, clock: Clock, weight_per_window: int) -> None:

@@ -51,8 +51,8 @@ class ImportJob(msgspec.Struct, frozen=True):
 
 
 class ImportProgress(msgspec.Struct, frozen=True):
-    """How far a job is: the part that is done (0 to 1), trades a second, estimated seconds left, lines to print; is it done, and was any
-    of it refused?"""
+    """How far a job is: the part that is done (0 to 1), trades a second, estimated seconds left, lines to print, and
+    whether it is `done` and whether any of it was `refused`."""
 
     part: float
     rate: int
@@ -118,7 +118,7 @@ class ImportJobRunner:
         log.info("import.ends", job=path.stem)
 
     async def _import_files(self, path: Path, job: ImportJob) -> tuple[list[str], bool]:
-        """A line for each file, and was any refused?"""
+        """A line for each file, and whether any was refused."""
         lines: list[str] = []
         refused = False
         for place, name in enumerate(job.files):

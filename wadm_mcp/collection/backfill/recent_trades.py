@@ -1,4 +1,4 @@
-"""Closes the gaps of one market from the exchange's newest trades, where ids do not count.
+"""Closes the gaps of one market from the exchange's newest trades, where ids are not gapless.
 
 After every new connection the newest trades are requested at once: they reach back over a short gap and contain what a connection lost.
 They must overlap both edges of the gap by id (docs/exchanges.md 5); what lies before the oldest of them stays a gap.
@@ -24,12 +24,12 @@ from wadm_mcp.model import Instrument
 from wadm_mcp.tape import Repairing
 
 _POLL_SECONDS: Final = 0.5
-_PAUSES: Final = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
-"""Seconds before the newest trades are requested again, while they lag behind the stream."""
+_PAUSES_SECONDS: Final = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
+"""Pauses before the newest trades are requested again, while they lag behind the stream."""
 
 
 class _Attempts(NamedTuple):
-    """Attempts since a count of breaks, and when the next is due (monotonic seconds)."""
+    """Attempts for the current break (numbered `breaks`), and when the next one is due (monotonic seconds)."""
 
     breaks: int
     number: int
@@ -37,7 +37,7 @@ class _Attempts(NamedTuple):
 
 
 class RecentTradesReconciler:
-    """Proves what it can of every recorded instrument of a market until cancelled."""
+    """Closes coverage gaps of one market by comparing them with the exchange's newest trades, until cancelled."""
 
     def __init__(self, venue: Venue, rest: RestClient, recorder: Recorder, health: Health, clock: Clock) -> None:
         self._venue = venue
@@ -48,22 +48,22 @@ class RecentTradesReconciler:
         self._limiter = rest.limiter(venue)
         self._part = f"{venue.name} repair"
         self._finished: dict[Instrument, int] = {}
-        """The count of breaks of an instrument that are dealt with."""
+        """The `breaks` of an instrument up to which its gaps are closed as far as possible."""
         self._attempts: dict[Instrument, _Attempts] = {}
         self._under_way: set[Instrument] = set()
 
     async def run(self) -> None:
-        """Look into every break of coverage, for ever."""
+        """Request the newest trades after every break of coverage, for ever."""
         async with anyio.create_task_group() as tasks:
             # After an outage every instrument waits, and the sixty newest trades of a busy one are seconds old.
             for _ in range(AT_ONCE):
-                tasks.start_soon(self._keep_looking)
+                tasks.start_soon(self._keep_reconciling)
 
-    async def _keep_looking(self) -> None:
+    async def _keep_reconciling(self) -> None:
         while True:
             due = self._next()
             if due is None:
-                with anyio.move_on_after(_POLL_SECONDS if not self._attempts else _PAUSES[0]):
+                with anyio.move_on_after(_POLL_SECONDS if not self._attempts else _PAUSES_SECONDS[0]):
                     await self._recorder.gap_opened()
                 continue
             self._under_way.add(due.instrument)
@@ -74,12 +74,12 @@ class RecentTradesReconciler:
                 self._health.report(self._part, State.OK, f"waits: {error}")
                 log.warning("repair.failed", **self._venue.log_fields, error=error)
                 self._postpone(due.instrument, due.coverage.breaks)
-                await anyio.sleep(max(_PAUSES[0], self._limiter.state.closed_for))
+                await anyio.sleep(max(_PAUSES_SECONDS[0], self._limiter.state.closed_for))
             finally:
                 self._under_way.discard(due.instrument)
 
     def _next(self) -> RecordedInstrument | None:
-        """The instrument whose turn it is, None where none is due. Reports progress on the way."""
+        """The next instrument that is due, None if none is. Also reports progress."""
         now = self._clock.monotonic()
         waiting = 0
         found: RecordedInstrument | None = None
@@ -99,7 +99,7 @@ class RecentTradesReconciler:
             if instrument not in self._under_way and count < fewest and (not count or (attempts is not None and attempts.retry_at <= now)):
                 # Of many that lost their connection at once each is requested before any is requested again.
                 found, fewest = recorded, count
-        self._health.report(self._part, State.OK, f"{waiting} instruments are looked into" if waiting else "")
+        self._health.report(self._part, State.OK, f"repairing {waiting} instruments from their newest trades" if waiting else "")
         return found
 
     async def _reconcile(self, recorded: RecordedInstrument) -> None:
@@ -114,12 +114,14 @@ class RecentTradesReconciler:
         if finished:
             self._attempts.pop(instrument, None)
             self._finished[instrument] = breaks
-        elif self._postpone(instrument, breaks) == len(_PAUSES):
-            log.warning("gap.unproven", instrument=instrument, why="the exchange's newest trades lag behind its stream")
+        elif self._postpone(instrument, breaks) == len(_PAUSES_SECONDS):
+            log.warning("gap.not_repaired", instrument=instrument, reason="the exchange's newest trades lag behind its stream")
 
     def _postpone(self, instrument: Instrument, breaks: int) -> int:
-        """Request an instrument's newest trades again later, the later the more attempts there were since its last break: how many?"""
+        """Schedule the next request with backoff. Returns the number of attempts since the last break."""
         attempts = self._attempts.get(instrument)
         count = attempts.number if attempts is not None and attempts.breaks == breaks else 0
-        self._attempts[instrument] = _Attempts(breaks, count + 1, self._clock.monotonic() + _PAUSES[min(count, len(_PAUSES) - 1)])
+        self._attempts[instrument] = _Attempts(
+            breaks, count + 1, self._clock.monotonic() + _PAUSES_SECONDS[min(count, len(_PAUSES_SECONDS) - 1)]
+        )
         return count + 1

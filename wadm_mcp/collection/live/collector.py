@@ -132,7 +132,7 @@ class Connection:
         self._pinged_at: float | None = None
         """When the ping without a pong so far was sent (monotonic seconds)."""
         self._began = self._read_since = collector.clock.monotonic()
-        """`_read_since`: the sink had room all the time since then, so silence since then is the exchange's."""
+        """`_read_since`: since this time there was no backpressure, so missing frames are the exchange's fault."""
         self._in_sink = False
         self._scope = anyio.CancelScope()
         self._end: tuple[GapReason, str] | None = None
@@ -145,7 +145,7 @@ class Connection:
 
     @property
     def was_healthy(self) -> bool:
-        """Did it deliver, and live for long enough to reset the backoff?"""
+        """True if it delivered, and lived for long enough to reset the backoff."""
         return bool(self._heard) and self._collector.clock.monotonic() - self._began >= _HEALTHY_SECONDS
 
     def close(self) -> None:

@@ -48,7 +48,7 @@ class FrameSocket(ClientConnection):
         self._incomplete = b""
         """The beginning of a frame whose end has not come in yet."""
         self._parses = True
-        """Are frames parsed here? No longer after a frame that only the library can handle."""
+        """True while frames are parsed here, until a frame that only the library can handle."""
         self._max_message_bytes = self.protocol.max_message_size or 0
         self.heard_at = time.monotonic()
         """When bytes last came in, of frames, pings or pongs (monotonic seconds)."""

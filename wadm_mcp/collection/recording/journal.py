@@ -49,7 +49,7 @@ T = TypeVar("T")
 
 
 class Batch(NamedTuple):
-    """What the store should keep next. Of several spans with the same instrument, start and first id it contains only the last."""
+    """The next data to store. Of several versions of a span (same instrument, start and first id) it contains only the newest."""
 
     trades: Sequence[Trade]
     spans: Sequence[tuple[Instrument, Span]]
@@ -102,8 +102,8 @@ class Journal:
         """Number of the newest segment."""
         self._synced_at = float("-inf")
         self._unsynced = False
-        self._released = self._withheld_until = Place(-1, 0, 0, 0)
-        """`_withheld_until`: coverage between a damaged segment and this place is not returned."""
+        self._released = self._suspended_until = Place(-1, 0, 0, 0)
+        """`_suspended_until`: coverage between a damaged segment and this place is not returned."""
         self._cache: dict[tuple[int, int], tuple[Entry, Place]] = {}
         """The newest records by segment and byte, each with the place of the next: without a hole up to the journal's end."""
         self._cached_weight = 0
@@ -150,7 +150,7 @@ class Journal:
 
         Returns the same until it is released; with `after` it returns what follows that batch, which need not be released. An entry with
         more than `max_trades` comes in several batches, its spans with the last. A batch may be without trades, and where coverage is
-        withheld it may be empty; release it like any other.
+        suspended it may be empty; release it like any other.
         """
         return await self._run(partial(self._next, max_trades, after))
 
@@ -180,7 +180,7 @@ class Journal:
             except Unreadable as error:
                 unreadable.append(error)
         for error in unreadable:
-            self._set_aside(error)
+            self._quarantine(error)
         self._update_backlog()
         self._delete_released()
 
@@ -321,7 +321,7 @@ class Journal:
             try:
                 return self._read_batch(max_trades, self._released if after is None else max(self._released, after.end))
             except Unreadable as error:
-                self._set_aside(error)
+                self._quarantine(error)
                 self._update_backlog()
 
     def _read_batch(self, max_trades: int, start: Place) -> Batch | None:
@@ -340,7 +340,7 @@ class Journal:
             weight += unread_weight
             trades += unread
             partials += entry.pieces
-            if not self._coverage_withheld(place):
+            if not self._coverage_suspended(place):
                 spans |= {(instrument, span.start, span.first_seq): (instrument, span) for instrument, span in entry.spans}
             end = following
         return None if end == start else Batch(trades, list(spans.values()), end, partials)
@@ -388,16 +388,16 @@ class Journal:
             if self._released < oldest.end or (self._file is not None and len(self._segments) == 1):
                 return
             # As long as the file exists, a restart finds the damage again and goes on withholding the coverage after it.
-            if oldest.damaged and self._released < self._withheld_until:
+            if oldest.damaged and self._released < self._suspended_until:
                 return
             oldest.path.unlink(missing_ok=True)
             self._segments.popleft()
             self._bytes -= oldest.size
 
-    def _coverage_withheld(self, place: Place) -> bool:
-        return place < self._withheld_until and any(segment.damaged and segment.number < place.segment for segment in self._segments)
+    def _coverage_suspended(self, place: Place) -> bool:
+        return place < self._suspended_until and any(segment.damaged and segment.number < place.segment for segment in self._segments)
 
-    def _set_aside(self, error: Unreadable) -> None:
+    def _quarantine(self, error: Unreadable) -> None:
         """Put a damaged segment into `damaged/`, for a later attempt to read more of it, and use only the records before the damage."""
         (segment,) = (segment for segment in self._segments if segment.number == error.place.segment)
         name, kept = segment.path.name, error.place.trades_before
@@ -416,7 +416,7 @@ class Journal:
             self._file.close()
             self._file = None
         segment.readable_bytes, segment.trades, segment.damaged = max(len(HEADER), error.place.offset), kept, True
-        self._withheld_until = self._segments[-1].end
+        self._suspended_until = self._segments[-1].end
 
     def _path(self, number: int) -> Path:
         return self._folder / f"{number:06d}.seg"

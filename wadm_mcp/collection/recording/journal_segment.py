@@ -122,7 +122,7 @@ class SegmentReader:
             self._file.close()
 
     def check_header(self, number: int) -> bool:
-        """Is the header complete? It is synced to disk before the first record, so a segment without it has no acknowledged record."""
+        """True if the header is complete. It is synced before the first record, so a segment without it has no acknowledged record."""
         place = Place(number, 0, 0, 0)
         header = self._read(place, 0, len(HEADER))
         if not HEADER.startswith(header):
@@ -157,7 +157,7 @@ class SegmentReader:
         return _FRAME.size + len(payload), _PREFIX.unpack_from(payload)[1]
 
     def intact_record_after(self, place: Place) -> bool:
-        """Does a readable record follow the one at this place? Then that one is damaged, and not an append that was interrupted."""
+        """True if a readable record follows the one at this place: then that one is damaged, and not an interrupted append."""
         tail = self._read(place, place.offset, _MAX_RECORD_BYTES)
         payload = tail.find(_PREFIX_START, _FRAME.size + 1)
         while payload >= 0:

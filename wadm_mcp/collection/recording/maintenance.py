@@ -1,6 +1,6 @@
-"""What the store needs beside trades: rollup, expiry, and taking over what an instrument had before.
+"""Periodic work on the store: rollup, expiry, and loading the stored state of an instrument before it is recorded.
 
-Runs in turns with the writer, which it keeps from writing meanwhile.
+Alternates with the writer, which does not write meanwhile.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ROLLUP_SECONDS: Final = 1.0
 _EXPIRY_SECONDS: Final = 30.0
 _POLL_SECONDS: Final = 0.25
 RECENT_TRADES: Final = 2_000
-"""Newest stored trades that a start looks at: they show what repeats, and how often the instrument trades."""
+"""Newest stored trades that a start reads: they show which trades are repeats, and how often the instrument trades."""
 _RECOVERED_MINUTES: Final = 10
 """Dirty minutes that a start brings back to memory; a crash leaves one or two."""
 
@@ -45,7 +45,7 @@ class Maintenance:
         self._clock = clock
 
     async def run(self) -> None:
-        """Roll up every second, or at once where minutes are left over, and expire every 30 seconds."""
+        """Roll up every second, or at once while minutes are left over, and expire every 30 seconds."""
         rolled_up = expired = self._clock.monotonic()
         while True:
             at_once = self._rollup.behind and self._writer.caught_up and not self._writer.failing
@@ -80,22 +80,22 @@ class Maintenance:
                 if await self._writer.drain_backlog():
                     dirty = await self._rollup.dirty_minutes()
                 if not recorded.tape.resumed:
-                    await self._adopt(recorded)
+                    await self._resume(recorded)
                     dirty = await self._rollup.dirty_minutes()
                 if recorded.tape.resumed:
                     await self._rollup.settle(recorded, dirty[recorded.instrument])
 
-    async def adopt(self, recorded: RecordedInstrument) -> None:
-        """Continue an instrument from what the store has of it, once everything journaled before is stored."""
+    async def resume(self, recorded: RecordedInstrument) -> None:
+        """Load the stored state of an instrument, once the journal is drained."""
         async with self._writer.exclusive():
             if not recorded.tape.resumed:
                 await self._writer.drain()
-                await self._adopt(recorded)
+                await self._resume(recorded)
 
-    async def _adopt(self, recorded: RecordedInstrument) -> None:
-        """Continue an instrument from what the store has of it, or leave that to a later pass.
+    async def _resume(self, recorded: RecordedInstrument) -> None:
+        """Load the stored state of an instrument, or leave that to a later pass.
 
-        Its minutes that lack figures come back into the tape from their stored trades; rollup derives those that are over.
+        Its dirty minutes are rebuilt in the tape from their stored trades; rollup derives those that are closed.
         """
         tape, instrument, now = recorded.tape, recorded.instrument, self._clock.now()
         # Later minutes were recorded here alone; there may be hours of them, if the store was away.
@@ -130,7 +130,7 @@ class Maintenance:
                 await self._writer.drain()
 
     async def _try(self, part: str, step: Callable[[], Awaitable[None]]) -> None:
-        """Run a step that must not keep trades from the store: a failure is reported, and the step gets its next turn."""
+        """Run a step whose failure must not stop the writing of trades: it is reported, and the step is tried again later."""
         try:
             await step()
         except StoreUnreachable as error:
@@ -143,5 +143,5 @@ class Maintenance:
 
 
 def _evicted_until(tape: InstrumentTape, until: int) -> bool:
-    """Are trades of minutes up to this one in the journal alone? They are in the store by a later pass."""
+    """True if trades up to this minute are only in the journal. A later pass finds them in the store."""
     return any(minute <= until for minute in tape.evicted)

@@ -14,8 +14,8 @@ from wadm_mcp.storage.store import PartialFootprint
 def build_minute(trades: Sequence[Trade], partials: Sequence[PartialFootprint], stored: Footprint | None = None) -> Footprint:
     """The footprint of one minute's trades, in `Trade.order`, and of its partial footprints.
 
-    `stored` is the minute's stored footprint where some of its trades have expired since. Where all of them are here again it is not
-    needed; otherwise it is extended, not replaced: trades outside its ids, or in holes between them, were not in it.
+    `stored` is the stored footprint of a minute some of whose trades have expired. If `trades` and `partials` contain all of its trades it
+    is ignored; otherwise the trades that it does not contain are added to it: those outside its ids, or in holes between them.
     """
     whole = next((partial for partial in partials if partial.whole), None)
     if whole is not None:
@@ -111,7 +111,7 @@ class PartialRun:
         self._bought_first = trade.trade_type is TradeType.BUY
 
     def continues_with(self, row: Aggregate) -> bool:
-        """Is this the very next id, and of the same minute?"""
+        """True if this is the next id, in the same minute."""
         return row.trade.seq == self.last + 1 and self.minute <= row.trade.timestamp < self._end
 
     def add(self, row: Aggregate) -> None:

@@ -12,9 +12,9 @@ from wadm_mcp.model import SECOND, Instrument, Trade, Window
 from wadm_mcp.tape import InstrumentTape
 
 _MAX_QUIET_SECONDS: Final = 30.0
-"""No longer silence after the newest trade is covered, whatever the instrument's pace."""
+"""At most this much time without a trade counts as covered, however rarely the instrument trades."""
 _IN_FLIGHT_MS: Final = SECOND
-"""Market time by which frames on their way may be behind the newest one: silence within it is not covered."""
+"""Frames may arrive this much market time late: the time within it counts as covered only once a trade confirms it."""
 
 
 class RecordedInstrument:
@@ -43,7 +43,7 @@ class RecordedInstrument:
         return self.coverage.spans
 
     def add_stored(self, spans: Iterable[Span], recent: Sequence[Trade] = ()) -> None:
-        """Take over stored coverage; `recent` are the newest stored trades, oldest first."""
+        """Load stored coverage; `recent` are the newest stored trades, oldest first."""
         self.coverage.add_stored(spans, recent)
         if recent:
             self.staleness.expect(usual_interval(recent))
@@ -56,11 +56,11 @@ class RecordedInstrument:
         self.staleness.heard(received_at)
 
     def alive_from(self, event_time: int) -> None:
-        """The first connection to deliver, or the first one after all had ended, does so from this time of the exchange (ms) on."""
+        """A connection delivers from exchange time `event_time` (ms) on, after none did."""
         self._alive_since = event_time
 
     def backpressure(self) -> None:
-        """Frames are not read for want of room: silence covers nothing until the next frame."""
+        """Backpressure has begun: time without trades does not count as covered until the next frame."""
         self._backpressure = True
 
     def market_time(self) -> int:
@@ -71,7 +71,7 @@ class RecordedInstrument:
         return min(now, self._event_time + round((self._clock.monotonic() - self._received_at) * SECOND))
 
     def covers_quiet(self, minute: int) -> bool:
-        """Was a connection alive throughout a minute without trades?"""
+        """True if a connection was alive throughout a minute without trades."""
         return self.coverage.alive and self._alive_since <= minute
 
     def alive_until(self) -> int | None:

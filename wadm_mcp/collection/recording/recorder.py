@@ -1,7 +1,7 @@
-"""The one road of every trade: is it new? -> pending for the store -> the live tape.
+"""The path of every trade: drop repeats, add to the live tape, queue for the store.
 
-Live, repaired, imported and replayed trades take the same steps. Nothing here waits for the store until too much is pending: then the
-recorder makes its callers wait, the exchange's own socket fills, and what the exchange drops is a gap.
+Live, repaired, imported and replayed trades take the same steps. Nothing here waits for the store until too much is pending. Then the
+recorder makes its callers wait (backpressure), the exchange's socket buffers fill, and what the exchange drops is a gap.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from wadm_mcp.tape import Tape
 
 WAITING_LIMIT: Final = 200_000
 """Trades that may wait for the store before the recorder makes the collectors wait."""
-_BATCH: Final = 1_000
-"""Trades that are worth a write before its time has come."""
+_BATCH_TRADES: Final = 1_000
+"""Pending trades at which a batch is written before its interval is over."""
 _MAX_FRAME_AGE: Final = 7 * DAY
 _MAX_FRAME_LEAD: Final = HOUR
-"""Frames outside these bounds around now have a time that cannot be used."""
+"""A frame whose event time is outside these bounds around now is dropped as implausible."""
 _MAX_TRADE_AGE: Final = HOUR
-"""Age of a counted trade within its frame. An older one would stretch coverage over time that was not watched."""
+"""Greatest age of a trade with a gapless id, relative to its frame. An older one would extend coverage over time without a connection."""
 
 
 class Recorder:
@@ -48,7 +48,7 @@ class Recorder:
         self._pending: list[Trade] = []
         self._partials: list[PartialFootprint] = []
         self._final_spans: list[tuple[Instrument, Span]] = []
-        """Coverage of instruments that another process records now."""
+        """Coverage to store of instruments that this process no longer records."""
         self._room = anyio.Event()
         self._batch_ready = anyio.Event()
         self._gap_opened = anyio.Event()
@@ -57,7 +57,7 @@ class Recorder:
         """Trades recorded since the start."""
 
     def start(self, listing: Listing, *, counts_trades: bool) -> RecordedInstrument:
-        """Begin to record an instrument. What the store has of it is added by `RecordedInstrument.add_stored`, now or when it answers."""
+        """Begin to record an instrument. `RecordedInstrument.add_stored` adds its stored coverage, now or once the store answers."""
         tape = self._tape.follow(listing)
         recorded = RecordedInstrument(tape, new_coverage(counts_trades=counts_trades), self._clock)
         tape.start_recording(recorded)
@@ -83,7 +83,7 @@ class Recorder:
     # What connections report.
 
     def connected(self, connection: int) -> None:
-        """A connection was made. Whatever it delivers first, it covers nothing before this moment."""
+        """A connection was opened. It covers nothing before this moment, whatever it delivers first."""
         self._connected_at[connection] = self._clock.now()
 
     async def take(self, connection: int, *messages: Trades) -> None:
@@ -100,7 +100,7 @@ class Recorder:
                 self._keep(recorded, self._new_trades(recorded, connection, frames))
                 recorded.tape.limit_minutes()
                 gap_opened = gap_opened or recorded.coverage.breaks != breaks
-        if len(self._pending) >= _BATCH:
+        if len(self._pending) >= _BATCH_TRADES:
             self._batch_ready.set()
         if gap_opened:
             ended, self._gap_opened = self._gap_opened, anyio.Event()
@@ -130,7 +130,7 @@ class Recorder:
         return recorded.staleness if recorded is not None else StaleDetector()
 
     def _new_trades(self, recorded: RecordedInstrument, connection: int, frames: Iterable[Trades]) -> list[Trade]:
-        """The trades of these frames that are no repeats, now covered."""
+        """Add the trades of these frames to the coverage, and return those that are not repeats."""
         now, since = self._clock.now(), self._connected_at.get(connection, 0) - CLOCK_SKEW
         coverage, fresh = recorded.coverage, list[Trade]()
         counted, live = coverage.counts_trades, SpanReason.LIVE
@@ -167,7 +167,7 @@ class Recorder:
         return fresh
 
     def _keep(self, recorded: RecordedInstrument, trades: Sequence[Trade]) -> None:
-        """New trades: on to the tape and to the next batch."""
+        """Add new trades to the tape and to the next batch."""
         if not trades:
             return
         late = recorded.tape.take(trades)
@@ -180,10 +180,10 @@ class Recorder:
     # What is fetched from the exchange afterwards.
 
     async def record_repaired(self, instrument: Instrument, trades: Sequence[Trade], partials: Sequence[PartialFootprint] = ()) -> int:
-        """Record what an exchange returned for a gap, by the same road; returns how many trades were new.
+        """Record what an exchange returned for a gap; returns how many trades were new.
 
-        A partial footprint of which any trade is covered already is left out whole: its rows can be requested. Where ids do not count,
-        `trades` are the exchange's newest ones.
+        A partial footprint is dropped if any of its trades is covered already: its single trades can be requested. Where ids are not
+        gapless, `trades` are the exchange's newest ones.
         """
         return await self._record(instrument, trades, partials, SpanReason.REPAIRED)
 
@@ -198,7 +198,7 @@ class Recorder:
     ) -> int:
         """Record history of an exchange, as `record_repaired` does; returns how many trades were new.
 
-        Where ids do not count, the partial footprints are whole minutes and their source is complete for the window `whole`; `raw` says
+        Where ids are not gapless, the partial footprints are whole minutes and their source is complete for the window `whole`; `raw` says
         that its single trades were recorded before.
         """
         new = await self._record(instrument, trades, partials, SpanReason.IMPORTED)
@@ -250,7 +250,7 @@ class Recorder:
         await self._batch_ready.wait()
 
     def take_batch(self) -> Entry:
-        """Everything pending for the store, with the coverage that it brings about."""
+        """Remove and return everything pending for the store, with the coverage that changed."""
         trades, self._pending = self._pending, []
         partials, self._partials = self._partials, []
         self._batch_ready = anyio.Event()

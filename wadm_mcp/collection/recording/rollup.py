@@ -55,7 +55,7 @@ class _Pass:
     """Dirty minutes left to a later pass, ascending. A bar that is not stored yet waits for its last one, and is read from its parts
     until then."""
     in_turn: bool
-    """Do the minutes follow everything derived before?"""
+    """True if the minutes follow everything derived before."""
 
     def revision(self, timeframe: Timeframe, start: int) -> int:
         """The revision of a bar that this pass writes."""
@@ -63,7 +63,7 @@ class _Pass:
         return known.revision + 1 if known is not None else 0
 
     def waits(self, timeframe: Timeframe, start: int) -> bool:
-        """Is the bar still open, or not stored yet and unfinished?"""
+        """True if the bar is still open, or not stored yet and unfinished."""
         if start + timeframe.ms > self.until:
             return True
         if (timeframe, start) in self.stored:
@@ -81,9 +81,9 @@ class Rollup:
         self._clock = clock
         self._retention_of_trades = retention_of_trades
         self.behind = False
-        """Did the last pass leave late minutes to the next?"""
+        """True if the last pass left late minutes to the next."""
         self._late: dict[Instrument, dict[int, tuple[int, int]]] = {}
-        """Of late minutes that are still dirty: the writes to each that were seen last, and when it was derived (ms)."""
+        """By late dirty minute: its last seen `writes`, and when it was last derived (ms)."""
 
     async def begin(self) -> Mapping[Instrument, Sequence[DirtyMinute]]:
         """Begin a pass over the instruments: their dirty minutes."""
@@ -167,9 +167,9 @@ class Rollup:
     async def _differs(
         self, instrument: Instrument, minute: int, footprint: Footprint, trades: int, marks: Mapping[int, DirtyMinute]
     ) -> bool:
-        """May the store have other trades of a minute than the `trades` of its live footprint?
+        """True if the store may have trades of this minute that the live footprint, made of `trades` trades, lacks.
 
-        All of those are in the store, which has each trade once: equal numbers are the same trades, even if others wrote there too.
+        Only the numbers are compared: every live trade is stored, and the store has each trade once.
         """
         if _path_unknown(footprint.bar):
             return True

@@ -1,8 +1,8 @@
-"""From memory through the journal to the store, in batches.
+"""Writes trades in batches from memory to the journal, and from the journal to the store.
 
-Two tasks. One takes what the recorder has pending into the journal, every 250 ms or 1,000 trades: from then on it survives the process.
-The other drains the journal into the store and releases what is durable there. A store that fails costs time, not trades: the journal
-grows to its limit, then trades stay pending in the recorder, and at its limit the recorder makes the collectors wait.
+Two tasks. One appends the recorder's pending trades to the journal, every 250 ms or 1,000 trades: from then on they survive the process.
+The other drains the journal into the store and releases what is durable there. While the store fails, the journal grows to its limit;
+then trades stay pending in the recorder, and at its own limit the recorder makes the collectors wait.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from wadm_mcp.storage.store import CommitBarrier, Store
 
 _POLL_SECONDS: Final = 0.25
 """Longest wait before the next journal entry, and before the next look at the journal."""
-_BATCH: Final = 10_000
+_STORE_BATCH_TRADES: Final = 10_000
 """Trades in one write to the store. Coverage of a journal entry is committed with the last write of its trades."""
 _CONCURRENT_WRITES: Final = 2
 """The store works on one while the other commits its coverage."""
@@ -48,9 +48,9 @@ class Writer:
         self._journaled = anyio.Event()
         self._damage_logged = 0
         self.failing = False
-        """Did the last access to the store fail?"""
+        """True if the last access to the store failed."""
         self.caught_up = False
-        """Was the journal ever empty, so that the store has all that was recorded before?"""
+        """True once the journal was empty, so that the store has everything recorded before."""
 
     async def run(self) -> None:
         """Keep the journal and the store up to date for as long as this process records."""
@@ -60,19 +60,19 @@ class Writer:
 
     @asynccontextmanager
     async def exclusive(self) -> AsyncGenerator[None]:
-        """Only the holder writes to the store within, so that what it reads there stays true."""
+        """Exclusive access to the store during the `async with` body: the writer waits, so data read there does not change."""
         async with self._turn:
             yield
 
     async def drain(self, most: float = math.inf) -> bool:
-        """Bring batches from the journal into the store, at most so many, within `exclusive`. Is the journal empty?
+        """Write up to `most` batches from the journal to the store. Call it inside `exclusive`. Returns True if the journal is then empty.
 
         Reading and up to two writes overlap. Coverage is committed in order: where a write fails, no later one commits coverage.
         """
         room = anyio.Semaphore(_CONCURRENT_WRITES)
         before = anyio.Event()
         before.set()
-        batch = await self._journal.next(_BATCH)
+        batch = await self._journal.next(_STORE_BATCH_TRADES)
         with ungrouped():
             async with anyio.create_task_group() as tasks:
                 while batch is not None and most > 0:
@@ -80,12 +80,12 @@ class Writer:
                     stored = anyio.Event()
                     tasks.start_soon(self._store_batch, batch, before.wait, stored, room)
                     before, most = stored, most - 1
-                    batch = await self._journal.next(_BATCH, after=batch)
+                    batch = await self._journal.next(_STORE_BATCH_TRADES, after=batch)
         return batch is None
 
     async def drain_backlog(self) -> bool:
-        """Bring one batch into the store where a full one waits, within `exclusive`. Was there one?"""
-        if self._journal.backlog < _BATCH:
+        """Write one batch to the store if a full one waits. Call it inside `exclusive`. Returns whether it wrote one."""
+        if self._journal.backlog < _STORE_BATCH_TRADES:
             return False
         await self.drain(1)
         return True
@@ -130,7 +130,7 @@ class Writer:
             pass
 
     async def _journal_batch(self) -> bool:
-        """Write what is pending to the journal. Was there anything?"""
+        """Write what is pending to the journal. Returns whether there was anything."""
         if not self._batch.weight:
             self._batch = self._recorder.take_batch()
             if not self._batch.weight:

@@ -1,4 +1,4 @@
-"""The client of the exchanges' REST and archives. Every request goes through it, so that limits and timeouts are kept in one host."""
+"""HTTP client for the exchanges' REST APIs and archives. All requests use it, so rate limits and timeouts are handled in one place."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager, contextmanager
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Final, NamedTuple, Self, TypeVar
+from urllib.request import getproxies
 
 import anyio
 import anyio.to_thread
@@ -18,34 +19,81 @@ import httpx2
 from wadm_mcp import __version__
 from wadm_mcp.clock import SYSTEM_CLOCK, Clock
 from wadm_mcp.collection.rest.rate_limit import Priority, RateLimiter
-from wadm_mcp.errors import ExchangeError, SettingError
+from wadm_mcp.errors import ExchangeError, SettingError, printable
 from wadm_mcp.exchanges.exchange import Aggregate, Allowance, Candle, Request, Venue
 from wadm_mcp.exchanges.wire import one_line
 from wadm_mcp.model import Listing, Trade, Window
 
 _ADVICE: Final[Mapping[int, str]] = {
-    HTTPStatus.FORBIDDEN: "It refuses this address: too many requests (wait ten minutes) or a region it does not serve",
-    HTTPStatus.NOT_FOUND: "Check that the REST base URL leads to it",
+    HTTPStatus.FORBIDDEN: "The exchange blocks this address: too many requests (Bybit: wait 10 minutes) or an unsupported region",
+    HTTPStatus.NOT_FOUND: "Check {setting}",
     HTTPStatus.IM_A_TEAPOT: "This address is banned for too many requests: wait",
     HTTPStatus.TOO_MANY_REQUESTS: "Too many requests from this address: wait",
-    HTTPStatus.UNAVAILABLE_FOR_LEGAL_REASONS: "It does not serve this region",
+    HTTPStatus.UNAVAILABLE_FOR_LEGAL_REASONS: "The exchange does not serve this region",
 }
-_NETWORK: Final = "Check the network, the proxy and the REST base URL"
 _LOOPBACK: Final = ("all://127.0.0.1", "all://localhost", "all://[::1]")
 """Hosts that are reached without a proxy: the loopback exchanges of a demo are on this machine."""
 
 _ARCHIVE: Final = Allowance(120, 60.0)
 """No exchange documents a rate limit of its archive, which serves plain files. This one is a courtesy."""
+_BASE_URL_EXPECTED: Final = "set a base URL without a path, such as https://host:port"
 _SERVED: Final = (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT, HTTPStatus.NOT_FOUND, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE)
 _CHUNK_BYTES: Final = 1 << 17
 _QUOTED_CHARS: Final = 160
 """Characters of an exchange's own text that an error repeats."""
 
+_PROXY_SCHEMES: Final = ("all", "https", "http")
+_PROXY_EXPECTED: Final = "not a usable proxy URL; expected http://host:port"
+_UNUSABLE_PROXY: Final = (ImportError, ValueError, httpx2.InvalidURL)
+"""What httpx raises for a proxy URL with a scheme that is unknown or needs another package, or with an invalid port."""
+
 _Row = TypeVar("_Row")
 
 
+class _Host(NamedTuple):
+    """A host that is requested: its name in errors (`binance spot`), the setting of its base URL, and the base URL."""
+
+    name: str
+    setting: str
+    base_url: str
+
+    @classmethod
+    def rest(cls, venue: Venue) -> _Host:
+        """The REST host of a market."""
+        return cls(venue.name, venue.hosts.rest.setting, venue.rest_url)
+
+    @classmethod
+    def archive(cls, venue: Venue) -> _Host:
+        """The host of an exchange's daily files."""
+        archive = venue.hosts.archive
+        return cls(f"{venue.exchange.name} archive", archive.setting if archive is not None else "", venue.archive_url)
+
+    @property
+    def address(self) -> str:
+        """Scheme, host and port. A base URL may contain a password; errors and rate limits show the address only."""
+        url = self.url()
+        return f"{url.scheme}://{url.netloc.decode('ascii')}"
+
+    @property
+    def shown(self) -> str:
+        """The setting and its value, without a password."""
+        return f"{self.setting}={printable(_without_user(self.base_url), _QUOTED_CHARS)}"
+
+    @property
+    def advice(self) -> str:
+        """What to do if the host cannot be reached."""
+        return f"Check the network, the proxy and {self.setting}"
+
+    def url(self, path: str = "") -> httpx2.URL:
+        """The URL of a path; `ExchangeError` if the base URL is not a URL."""
+        try:
+            return httpx2.URL(self.base_url.rstrip("/") + path)
+        except httpx2.InvalidURL:
+            raise ExchangeError(f"{self.name}: {self.shown} is not a URL; {_BASE_URL_EXPECTED}") from None
+
+
 class RestClient:
-    """Sends requests to exchanges. Entered once as a context manager; `SettingError` when the environment's proxy cannot be used.
+    """Sends requests to exchanges. Enter it once as a context manager; `SettingError` if a proxy of the environment is not usable.
 
     Timeouts are in seconds: `connect` and `read` limit each wait, `whole` limits a request from first to last byte. `body_limit` is in
     bytes, after decompression; `pages` limits the requests for one list. With `proxied` the environment's proxies are used.
@@ -81,8 +129,8 @@ class RestClient:
         try:
             # Reading the certificates takes as long as decoding thousands of frames.
             self._client = await anyio.to_thread.run_sync(self._new_client)
-        except (ImportError, ValueError, httpx2.InvalidURL):
-            raise SettingError("ALL_PROXY, HTTPS_PROXY, HTTP_PROXY: one of them cannot be used; a proxy is http://host:port") from None
+        except _UNUSABLE_PROXY:
+            raise _proxy_error() from None
         await self._client.__aenter__()
         return self
 
@@ -101,7 +149,7 @@ class RestClient:
 
     async def listings(self, venue: Venue) -> list[Listing]:
         """Every listing of a market, from all pages."""
-        exchange, market = venue.exchange, venue.market
+        exchange, market, host = venue.exchange, venue.market, _Host.rest(venue)
         listings: list[Listing] = []
         cursor = ""
         for _ in range(self._pages):
@@ -112,9 +160,9 @@ class RestClient:
             if not following:
                 return listings
             if following == cursor:
-                raise ExchangeError(f"{venue.name} repeats the same page of its list of symbols. Check that the REST base URL leads to it")
+                raise ExchangeError(f"{venue.name} repeats the same page of its list of symbols. Check {host.shown}")
             cursor = following
-        raise ExchangeError(f"{venue.name} lists its symbols on more than {self._pages} pages. Check that the REST base URL leads to it")
+        raise ExchangeError(f"{venue.name} lists its symbols on more than {self._pages} pages. Check {host.shown}")
 
     async def trades(self, venue: Venue, listing: Listing, first: int | None = None, priority: int = Priority.REPAIR) -> list[Trade]:
         """One reply of trades, oldest first: from the seq `first` on where the market `counts_trades`, else the newest."""
@@ -153,9 +201,8 @@ class RestClient:
     async def get(self, venue: Venue, request: Request, priority: int = Priority.REPAIR) -> bytes:
         """The body of a reply with status 200; `ExchangeError` for any other. Every request to an exchange's REST goes through here."""
         limiter = self.limiter(venue)
-        url = _url(venue.name, venue.rest_url, request.path)
         async with limiter.request(request.weight, priority) as number:
-            return await self._ask(venue.name, url, request, lambda *reply: limiter.note_reply(number, *reply))
+            return await self._ask(_Host.rest(venue), request, lambda *reply: limiter.note_reply(number, *reply))
 
     async def download(self, venue: Venue, path: str, file: Path, progress: Callable[[int, int], None]) -> bool:
         """Download a file of the exchange's archive to `file`, resuming an earlier attempt; False where the archive has no such file.
@@ -185,18 +232,17 @@ class RestClient:
     @asynccontextmanager
     async def _archived(self, venue: Venue, path: str, wanted: str) -> AsyncGenerator[httpx2.Response]:
         """A reply of the exchange's archive before its body is read: 206 with the range `wanted`, 200 with the whole file, 404 or 416."""
-        name = f"{venue.exchange.name} archive"
-        url = _url(name, venue.archive_url, path)
-        host = _host_of(url)
-        limiter = self.limiters.setdefault(f"{host} archive", RateLimiter(f"{name} at {host}", _ARCHIVE, clock=self._clock))
+        host = _Host.archive(venue)
+        url, address = host.url(path), host.address
+        limiter = self.limiters.setdefault(f"{address} archive", RateLimiter(f"{host.name} at {address}", _ARCHIVE, clock=self._clock))
         head = {"Range": wanted} if wanted else {}
         async with limiter.request(1, Priority.HISTORY) as number:
-            with _network_errors(name, host, self._connect, self._read):
+            with _network_errors(host, self._connect, self._read):
                 async with self._client.stream("GET", url, headers=head) as response:
                     limiter.note_reply(number, response.status_code, response.headers, b"")
                     if response.status_code not in _SERVED:
-                        text = await self._body(name, response, most=4 * _QUOTED_CHARS, cut=True)
-                        raise _status_error(name, Request(path, {}), response, text)
+                        text = await self._body(host, response, most=4 * _QUOTED_CHARS, cut=True)
+                        raise _status_error(host, Request(path, {}), response, text)
                     yield response
 
     async def _save(self, response: httpx2.Response, part: Path, here: int, progress: Callable[[int, int], None]) -> None:
@@ -210,98 +256,106 @@ class RestClient:
                 progress(here, max(here, whole))
 
     def limiter(self, venue: Venue) -> RateLimiter:
-        """The rate limit of a market's REST host; `ExchangeError` when its base URL is no URL."""
-        host = _host_of(_url(venue.name, venue.rest_url))
-        if host not in self.limiters:
-            name = f"{venue.exchange.name} at {host}"
-            self.limiters[host] = RateLimiter(name, venue.exchange.allowance(venue.market), clock=self._clock)
-        return self.limiters[host]
+        """The rate limit of a market's REST host; `ExchangeError` if its base URL is not a URL."""
+        address = _Host.rest(venue).address
+        if address not in self.limiters:
+            name = f"{venue.exchange.name} at {address}"
+            self.limiters[address] = RateLimiter(name, venue.exchange.allowance(venue.market), clock=self._clock)
+        return self.limiters[address]
 
-    async def _ask(self, name: str, url: httpx2.URL, request: Request, note: Callable[[int, Mapping[str, str], bytes], None]) -> bytes:
+    async def _ask(self, host: _Host, request: Request, note: Callable[[int, Mapping[str, str], bytes], None]) -> bytes:
         """Sends the request; `note` is called with the reply's status and headers, and for a refusal again with its body."""
-        host = _host_of(url)
         try:
-            with anyio.fail_after(self._whole), _network_errors(name, host, self._connect, self._read):
-                async with self._client.stream("GET", url, params=dict(request.params)) as response:
+            with anyio.fail_after(self._whole), _network_errors(host, self._connect, self._read):
+                async with self._client.stream("GET", host.url(request.path), params=dict(request.params)) as response:
                     note(response.status_code, response.headers, b"")
                     if response.status_code != HTTPStatus.OK:
-                        text = await self._body(name, response, most=4 * _QUOTED_CHARS, cut=True)
+                        text = await self._body(host, response, most=4 * _QUOTED_CHARS, cut=True)
                         note(response.status_code, response.headers, text)
-                        raise _status_error(name, request, response, text)
-                    return await self._body(name, response, most=self._body_limit)
+                        raise _status_error(host, request, response, text)
+                    return await self._body(host, response, most=self._body_limit)
         except TimeoutError:
-            raise ExchangeError(f"{name}: {host} took more than {self._whole:g} s to answer. Try again later") from None
+            raise ExchangeError(f"{host.name}: {host.address} took more than {self._whole:g} s to answer. Try again later") from None
 
-    async def _body(self, name: str, response: httpx2.Response, *, most: int, cut: bool = False) -> bytes:
+    async def _body(self, host: _Host, response: httpx2.Response, *, most: int, cut: bool = False) -> bytes:
         body = bytearray()
         async for piece in response.aiter_bytes():
             body += piece
             if len(body) > most:
                 if cut:
                     break
-                raise ExchangeError(f"{name} sent more than {most:,} bytes. Check that the REST base URL leads to it")
+                raise ExchangeError(f"{host.name} sent more than {most:,} bytes. Check {host.shown}")
         return bytes(body[:most])
 
 
 @contextmanager
-def _network_errors(name: str, host: str, connect: float, read: float) -> Generator[None]:
+def _network_errors(host: _Host, connect: float, read: float) -> Generator[None]:
     """Turns every network error into one `ExchangeError`; `connect` and `read` are the timeouts in seconds."""
     try:
         yield
     except httpx2.ConnectTimeout:
-        raise ExchangeError(f"{name}: {host} did not take a connection within {connect:g} s. {_NETWORK}") from None
+        raise ExchangeError(f"{host.name}: connecting to {host.address} timed out after {connect:g} s. {host.advice}") from None
     except httpx2.TimeoutException:
-        raise ExchangeError(f"{name}: {host} was silent for {read:g} s. Try again later") from None
+        raise ExchangeError(f"{host.name}: {host.address} sent no data for {read:g} s. Try again later") from None
     except httpx2.HTTPError as error:
-        raise ExchangeError(f"{name}: {host} {_cause_of(error)}") from None
+        raise ExchangeError(f"{host.name}: {host.address} {_cause_of(error, host)}") from None
 
 
 def _size(part: Path) -> int:
     return part.stat().st_size if part.exists() else 0
 
 
-def _url(name: str, base_url: str, path: str = "") -> httpx2.URL:
-    try:
-        return httpx2.URL(base_url.rstrip("/") + path)
-    except httpx2.InvalidURL:
-        raise ExchangeError(f"{name}: its REST base URL is no URL. Give one such as https://host:port") from None
+def _without_user(url: str) -> str:
+    """A URL, valid or not, without user name and password."""
+    before, at, host = url.rpartition("@")
+    scheme, separator, _ = before.partition("://")
+    return f"{scheme}{separator}{host}" if at and separator else host
 
 
-def _host_of(url: httpx2.URL) -> str:
-    """The host of a URL. A base URL may contain a password; errors and rate limits name the host only."""
-    return f"{url.scheme}://{url.netloc.decode('ascii')}"
+def _proxy_error() -> SettingError:
+    """The error of the environment's first proxy that httpx does not accept."""
+    proxies = getproxies()
+    for scheme in _PROXY_SCHEMES:
+        url = proxies.get(scheme, "")
+        if not url:
+            continue
+        try:
+            httpx2.AsyncHTTPTransport(proxy=url if "://" in url else f"http://{url}")
+        except _UNUSABLE_PROXY:
+            return SettingError(f"{scheme.upper()}_PROXY={printable(_without_user(url), _QUOTED_CHARS)}: {_PROXY_EXPECTED}")
+    return SettingError(f"ALL_PROXY, HTTPS_PROXY, HTTP_PROXY or NO_PROXY: {_PROXY_EXPECTED}")
 
 
-def _status_error(name: str, request: Request, response: httpx2.Response, body: bytes) -> ExchangeError:
+def _status_error(host: _Host, request: Request, response: httpx2.Response, body: bytes) -> ExchangeError:
     """The error of a reply with another status than 200, with the exchange's text and its Retry-After."""
     quoted = one_line(body.decode("utf-8", "replace"), _QUOTED_CHARS)
     wait = response.headers.get("Retry-After", "")[:40]
-    text = f"{name} answered HTTP {response.status_code} to {request.path}" + (f": {quoted}" if quoted else "")
+    text = f"{host.name} answered HTTP {response.status_code} to {request.path}" + (f": {quoted}" if quoted else "")
     if advice := _ADVICE.get(response.status_code):
-        text += f". {advice}"
+        text += f". {advice.format(setting=host.shown)}"
     if wait:
         text += f" (Retry-After: {wait}{' s' if wait.isdecimal() else ''})"
     return ExchangeError(text)
 
 
-def _cause_of(error: httpx2.HTTPError) -> str:
+def _cause_of(error: httpx2.HTTPError, host: _Host) -> str:
     """What failed. The library's own text names neither the cause nor what to do."""
     causes = list(_causes(error))
     if any(isinstance(cause, socket.gaierror) for cause in causes):
-        return f"does not resolve to an address. {_NETWORK}"
+        return f"does not resolve to an address. {host.advice}"
     if any(isinstance(cause, ConnectionRefusedError) for cause in causes):
-        return f"refused the connection. {_NETWORK}"
+        return f"refused the connection. {host.advice}"
     if any(isinstance(cause, ssl.SSLError) for cause in causes):
-        return f"could not agree on TLS. {_NETWORK}"
+        return f"failed the TLS handshake. {host.advice}"
     if isinstance(error, httpx2.ProxyError):
-        return f"is out of reach behind the proxy. {_NETWORK}"
+        return f"cannot be reached through the proxy. {host.advice}"
     if isinstance(error, httpx2.DecodingError):
         return "sent a reply that cannot be decompressed. Try again later"
     if isinstance(error, httpx2.ConnectError):
-        return f"cannot be reached. {_NETWORK}"
+        return f"cannot be reached. {host.advice}"
     if isinstance(error, httpx2.UnsupportedProtocol):
-        return "is not an address of REST. Give a base URL such as https://host:port"
-    return f"broke the connection before its reply was whole. {_NETWORK}"
+        return f"has an unsupported scheme; {host.setting}: {_BASE_URL_EXPECTED}"
+    return f"closed the connection before its reply was complete. {host.advice}"
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

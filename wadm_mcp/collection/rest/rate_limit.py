@@ -25,13 +25,14 @@ from wadm_mcp.exchanges.exchange import Allowance
 from wadm_mcp.model import SECOND
 
 SHARE: Final = 0.5
-"""The part of an exchange's allowance that WADM uses. Not a setting: the rest is for other users of this address; a ban hits them too."""
+"""Share of the rate limit that WADM uses. The rest is left to other programs at this address, which a ban would hit too; so it is not a
+setting."""
 
 AT_ONCE: Final = 4
 """Requests that may be unanswered at once: the weight used or a ban in a reply must be known before many more are sent."""
 
 _HEAD_START_SECONDS: Final = 30.0
-"""How much a priority goes before the next one. A request that has waited longer goes first, so that each is sent at some time."""
+"""Each priority level is worth this many seconds of waiting, so that requests of low priority are not starved."""
 
 _HISTORY_SHARE: Final = 0.8
 """The part of our share that history may use, so that a repair during an import need not wait for the next minute."""
@@ -50,9 +51,9 @@ _MAX_BAN_SECONDS: Final = 3 * 86_400.0
 _MAX_BACKOFF_SECONDS: Final = 60.0
 
 _REASONS: Final[Mapping[int, str]] = {
-    HTTPStatus.FORBIDDEN: ", which refuses this address",
-    HTTPStatus.IM_A_TEAPOT: ", a ban of this address for too many requests",
-    HTTPStatus.TOO_MANY_REQUESTS: ", too many requests from this address",
+    HTTPStatus.FORBIDDEN: " (it blocks this address)",
+    HTTPStatus.IM_A_TEAPOT: " (this address is banned for too many requests)",
+    HTTPStatus.TOO_MANY_REQUESTS: " (too many requests from this address)",
 }
 
 
@@ -74,12 +75,12 @@ class LimiterState(NamedTuple):
     why: str
 
 
-class _Turn:
-    """A place in the queue. `moved` is set when its owner should check again."""
+class _Waiter:
+    """A request in the queue. `recheck` is set when it should check again whether it may be sent."""
 
     def __init__(self, due: float, number: int) -> None:
         self.order = (due, number)
-        self.moved = anyio.Event()
+        self.recheck = anyio.Event()
 
 
 async def _until(event: anyio.Event, seconds: float) -> None:
@@ -88,7 +89,7 @@ async def _until(event: anyio.Event, seconds: float) -> None:
 
 
 class RateLimiter:
-    """Spends the allowance of one host. `host` names it in errors; `until` waits for an event, at most so many seconds.
+    """Limits the requests to one host. `host` names it in errors; `until` waits for an event, at most so many seconds.
 
     Our own requests are counted over a sliding window, which is stricter than the exchange's whole minutes and does not depend on the
     clocks. The weight that a reply reports for all users of the address counts until the exchange's minute ends.
@@ -110,7 +111,7 @@ class RateLimiter:
         self._clock = clock
         self._until = until
         self._why = ""
-        self._turns: list[_Turn] = []
+        self._queue: list[_Waiter] = []
         self._numbers = count()
         self._unanswered = 0
         self._sent: deque[tuple[float, int]] = deque()
@@ -118,7 +119,7 @@ class RateLimiter:
         self._sent_weight = 0
         """The sum of these weights."""
         self._total = 0
-        """All weight ever spent. Its value after a request is that request's number."""
+        """Weight of all requests since the start. Its value after a request is that request's number."""
         self._reported, self._reported_at, self._reported_until = 0, 0, -math.inf
         """Weight that the address has used, the number of the request whose reply reported it, and until when (monotonic) it counts."""
         self._failures, self._failed_at = 0, -1
@@ -130,33 +131,33 @@ class RateLimiter:
         closed = max(0.0, self.closed_until - now)
         return LimiterState(max(self._used_by_us(now), self._used_by_all(now)), self.allowed, closed, self._why if closed else "")
 
-    async def spend(self, weight: int, priority: int = Priority.REPAIR) -> None:
+    async def acquire(self, weight: int, priority: int = Priority.REPAIR) -> None:
         """Returns when a request of this weight may be sent; send it at once.
 
         Requests of one priority go in the order of their calls. `ExchangeError` at once when no request is sent for more than a few
         seconds, also for calls that wait already.
         """
         if weight > self.allowed:
-            raise ValueError(f"a request of weight {weight} never fits {self.allowed}")
-        turn = _Turn(self._clock.monotonic() + priority * _HEAD_START_SECONDS, next(self._numbers))
-        insort(self._turns, turn, key=lambda each: each.order)
+            raise ValueError(f"request weight {weight} exceeds the limit of {self.allowed} per window")
+        waiter = _Waiter(self._clock.monotonic() + priority * _HEAD_START_SECONDS, next(self._numbers))
+        insort(self._queue, waiter, key=lambda each: each.order)
         try:
             share = self.allowed * _HISTORY_SHARE
             allowed = int(share) if priority >= Priority.HISTORY and weight < share else self.allowed
-            while (pause := self._pause(turn, weight, allowed)) > 0:
-                turn.moved = anyio.Event()
-                await self._until(turn.moved, pause)
+            while (pause := self._pause(waiter, weight, allowed)) > 0:
+                waiter.recheck = anyio.Event()
+                await self._until(waiter.recheck, pause)
             self._sent.append((self._clock.monotonic(), weight))
             self._sent_weight += weight
             self._total += weight
         finally:
-            self._turns.remove(turn)
+            self._queue.remove(waiter)
             self._next()
 
     @asynccontextmanager
     async def request(self, weight: int, priority: int = Priority.REPAIR) -> AsyncGenerator[int]:
-        """A request: waits as `spend` does, and counts as unanswered while the block lasts. Yields the request's number."""
-        await self.spend(weight, priority)
+        """A request: waits as `acquire` does, and counts as unanswered while the block lasts. Yields the request's number."""
+        await self.acquire(weight, priority)
         self._unanswered += 1
         try:
             yield self._total
@@ -177,23 +178,23 @@ class RateLimiter:
         else:
             self._failures = 0
 
-    def _pause(self, turn: _Turn, weight: int, allowed: int) -> float:
+    def _pause(self, waiter: _Waiter, weight: int, allowed: int) -> float:
         """Seconds until the request may be sent, or checks again; 0 when it may be sent."""
         now = self._clock.monotonic()
         closed = self.closed_until - now
         if closed > _MAX_WAIT_SECONDS:
             again = datetime.fromtimestamp(self._clock.now() / SECOND + closed, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-            raise ExchangeError(f"{self.host} is sent no request before {again}: it answered {self._why}")
-        if turn is not self._turns[0] or self._unanswered >= AT_ONCE:
+            raise ExchangeError(f"no request to {self.host} until {again}: it answered {self._why}")
+        if waiter is not self._queue[0] or self._unanswered >= AT_ONCE:
             return math.inf
         return max(closed, self._until_ours_fits(now, weight, allowed), self._until_all_fits(now, weight, allowed))
 
     def _until_ours_fits(self, now: float, weight: int, allowed: int) -> float:
         over, pause = self._used_by_us(now) + weight - allowed, 0.0
-        for at, spent in self._sent:
+        for at, sent in self._sent:
             if over <= 0:
                 break
-            over, pause = over - spent, at + self._allowance.seconds - now
+            over, pause = over - sent, at + self._allowance.seconds - now
         return pause
 
     def _until_all_fits(self, now: float, weight: int, allowed: int) -> float:
@@ -205,7 +206,7 @@ class RateLimiter:
         return self._sent_weight
 
     def _used_by_all(self, now: float) -> int:
-        """Weight that the newest reply reported and what we have spent since; 0 once a new minute of the exchange begins."""
+        """Weight that the newest reply reported plus that of our requests since; 0 once a new minute of the exchange begins."""
         return self._reported + self._total - self._reported_at if now < self._reported_until else 0
 
     def _note_used(self, number: int, used: str) -> None:
@@ -240,10 +241,10 @@ class RateLimiter:
         if until > self.closed_until:
             self.closed_until = until
             self._why = f"HTTP {status}{_REASONS.get(status, '')}"
-        for turn in self._turns:
-            turn.moved.set()
+        for waiter in self._queue:
+            waiter.recheck.set()
 
     def _next(self) -> None:
         """Let the first in the queue check whether it may send."""
-        if self._turns:
-            self._turns[0].moved.set()
+        if self._queue:
+            self._queue[0].recheck.set()
