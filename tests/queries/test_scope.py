@@ -104,7 +104,7 @@ def test_a_symbol_that_is_followed_elsewhere_is_refused_with_the_place() -> None
 
 
 def test_a_missing_symbol_is_asked_for() -> None:
-    with pytest.raises(QueryError, match=r"symbol is needed\. Followed: BTCUSDT\. Try q\("):
+    with pytest.raises(QueryError, match=r"symbol is missing\. Followed: BTCUSDT\. Try q\("):
         scope(symbol=None)
 
 

@@ -61,7 +61,7 @@ async def test_messagepack_carries_the_same_as_json(path: str) -> None:
     ("query", "status", "said"),
     [
         ("symbol=BTCUSDT&limt=9", 400, 'get_trades has no argument "limt". Nearest: limit.'),
-        ("", 400, "symbol is needed"),
+        ("", 400, "symbol is missing"),
         ("symbol=BTCUSDT&limit=x", 400, 'limit="x"'),
         ("symbol=BTCUSDT&limit=1&limit=2", 400, '"limit" is given more than once'),
         ("symbol=BTCUSDT&window=2h", 400, 'window="2h"'),
