@@ -67,7 +67,7 @@ class Audited(NamedTuple):
 
 
 class ExchangeFigures(NamedTuple):
-    """The exchange's own figures: its candles, and where it numbers its trades the first id at or after each of some times (ms)."""
+    """The exchange's own figures: its candles, and where ids are gapless the first id at or after each of some times (ms)."""
 
     candles: Sequence[Candle]
     edges: Mapping[int, int]

@@ -1,4 +1,4 @@
-"""Runs the command that was parsed. Imports what commands are made of, which takes a second; `cli.py` imports it once it has settings."""
+"""Runs the parsed command. It imports every command module, which takes a second, so `cli.py` imports it after the settings are read."""
 
 from __future__ import annotations
 
