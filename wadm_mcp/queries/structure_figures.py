@@ -457,18 +457,18 @@ def _reading(evidence: Evidence, profile: VolumeProfile | None, covered: Mapping
         return nothing_traded(evidence.scope, covered)
     count = len(events["rows"]) + events.get("omitted", 0)
     relation = answer["value"]["relation"]
-    migration = f" value area {_RELATION_TEXTS[relation]};" if relation else ""
+    migration = f" ({_RELATION_TEXTS[relation]})" if relation else ""
     where = _against_value(evidence, profile)
-    return f"Last price {session['last']}, {where};{migration} {count} event candidates; coverage {covered['ratio']}."
+    return f"Last {session['last']}, {where}{migration}, {count} event candidates; coverage {covered['ratio']}."
 
 
 def _against_value(evidence: Evidence, profile: VolumeProfile | None) -> str:
-    """The position of the last price relative to the session's value area, as a part of the reading."""
+    """The position of the last price relative to the value area, as a part of the reading."""
     last = evidence.footprint.bar.close
     if profile is None or last is None:
         return "no value area"
     where = "above" if last > profile.vah else "below" if last < profile.val else "inside"
-    return f"{where} the session's value area"
+    return f"{where} the value area"
 
 
 def _date(timestamp: int) -> str:
