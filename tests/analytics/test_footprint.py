@@ -31,7 +31,7 @@ def without_path(bar: Bar) -> Bar:
 
 
 @given(tapes(scales=SCALES))
-def test_a_footprint_agrees_with_its_tape_read_by_the_book(tape: list[Trade]) -> None:
+def test_a_footprint_equals_a_naive_count_of_its_trades(tape: list[Trade]) -> None:
     footprint = footprint_of(tape)
     assert figures(footprint.bar) == bar_by_the_book(tape)
     assert cells_of(footprint) == cells_by_the_book(tape)
@@ -43,7 +43,7 @@ def test_sums_beyond_64_bits_stay_exact(tape: list[Trade]) -> None:
 
 
 @given(tapes(scales=SCALES), st.lists(st.integers(0, 50), max_size=4))
-def test_runs_of_trades_come_to_the_same_as_one_after_the_other_wherever_they_are_cut(tape: list[Trade], cuts: list[int]) -> None:
+def test_adding_trades_in_batches_equals_adding_them_singly(tape: list[Trade], cuts: list[int]) -> None:
     edges = [0, *sorted(cut % (len(tape) + 1) for cut in cuts), len(tape)]
     footprint, bar = Footprint(SCALE), Bar(SCALE)
     for start, end in pairwise(edges):
@@ -73,7 +73,7 @@ def test_the_order_of_arrival_changes_nothing_but_the_delta_path(tape: list[Trad
         assert (arrived.bar.min_delta, arrived.bar.max_delta) == (None, None)
 
 
-def test_the_start_value_of_delta_is_no_extreme() -> None:
+def test_the_initial_delta_of_zero_is_not_an_extreme() -> None:
     bar = footprint_of([trade(10, 4, "SELL", seq=1), trade(10, 1, "BUY", seq=2), trade(10, 2, "SELL", seq=3)]).bar
     assert (bar.min_delta, bar.max_delta, bar.delta) == (-5, -3, -5)
 
@@ -208,7 +208,7 @@ def test_beside_opens_with_the_exchange_that_traded_first_and_closes_with_the_la
     assert (bar.open, bar.high, bar.low, bar.close, bar.first_at, bar.last_at, bar.last_seq) == (20, 21, 10, 21, 2, 9, 2)
 
 
-def test_beside_breaks_a_tie_of_times_for_its_own_side() -> None:
+def test_merge_parallel_prefers_its_own_bar_at_equal_times() -> None:
     one, two = footprint_of([trade(10, 1, at=3)]).bar, footprint_of([trade(20, 1, at=3)]).bar
     assert (one.beside(two).open, one.beside(two).close) == (10, 10)
     assert (two.beside(one).open, two.beside(one).close) == (20, 20)

@@ -133,7 +133,7 @@ async def test_health_does_not_wait_for_the_store() -> None:
         assert (await client.get("/health")).status_code == 200
 
 
-async def test_nine_and_more_clients_of_every_kind_share_one_runtime() -> None:
+async def test_many_clients_over_all_transports_share_one_runtime() -> None:
     runtime = FakeRuntime()
     with anyio.fail_after(30):
         async with serving(runtime) as (url, _):

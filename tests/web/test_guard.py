@@ -74,7 +74,7 @@ async def test_a_probe_needs_no_key(path: str) -> None:
         {"X-API-Key": _KEY.encode(), "Authorization": b"Bearer wrong"},
     ],
 )
-async def test_the_key_opens_either_way(headers: dict[str, Any]) -> None:
+async def test_bearer_and_x_api_key_are_both_accepted(headers: dict[str, Any]) -> None:
     async with _client(API_KEY=_KEY) as client:
         assert (await client.get("/api/markets", headers=headers)).status_code == 200
         assert (await client.get("/nowhere", headers=headers)).status_code == 404
@@ -118,7 +118,7 @@ async def test_a_foreign_host_or_origin_is_refused_on_every_route(path: str) -> 
         ("", 421),
     ],
 )
-async def test_hosts(host: str, status: int) -> None:
+async def test_only_loopback_and_allowed_hosts_pass(host: str, status: int) -> None:
     async with _client(WADM_ALLOWED_HOSTS=("wadm.example",)) as client:
         assert (await client.get("/health", headers={"Host": host})).status_code == status
 
@@ -138,7 +138,7 @@ async def test_hosts(host: str, status: int) -> None:
         ("http://localhost@evil.example", 403),
     ],
 )
-async def test_origins(origin: str, status: int) -> None:
+async def test_only_allowed_origins_pass(origin: str, status: int) -> None:
     async with _client(WADM_ALLOWED_HOSTS=("wadm.example",)) as client:
         assert (await client.get("/health", headers={"Origin": origin})).status_code == status
 
