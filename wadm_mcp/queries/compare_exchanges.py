@@ -99,7 +99,7 @@ async def compare_exchanges(
         judgement = inputs.judge(scope.window, lost)
         total = Bar(Scale(0, 0))
         for bar_start in sorted(bars):
-            total = total.then(bars[bar_start])
+            total = total.merge_later(bars[bar_start])
         venues.append(_Venue(scope.name, judgement, bars, _complete_bars(starts, length, judgement), total))
     worst = min(range(len(venues)), key=lambda index: venues[index].judgement.millionths)
     names = [venue.name for venue in venues]

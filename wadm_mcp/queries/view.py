@@ -128,8 +128,8 @@ class View:
         if len(parts) == 1 and (only := next(iter(parts.values()))).scale.finest(scale) == only.scale:
             return only
         if len(parts) <= _MAX_MERGED_ON_LOOP:
-            return Footprint.consecutive(parts.values(), scale, row=row, give_up=True)
-        return await to_thread.run_sync(partial(Footprint.consecutive, parts.values(), scale, row=row, give_up=True))
+            return Footprint.merge_consecutive(parts.values(), scale, row=row, give_up=True)
+        return await to_thread.run_sync(partial(Footprint.merge_consecutive, parts.values(), scale, row=row, give_up=True))
 
     async def bars(self, instrument: Instrument, timeframe: Timeframe, window: Window) -> dict[int, Bar]:
         """The bars of a window by their start, without those that had no trades. The first and last contain only the window's minutes."""
@@ -141,7 +141,7 @@ class View:
         bars: dict[int, Bar] = {}
         for start, bar in (await _coarsest(_STORED_TIMEFRAMES[timeframe], window, live, stored)).items():
             bar_start = timeframe.floor(start)
-            bars[bar_start] = bars[bar_start].then(bar) if bar_start in bars else bar
+            bars[bar_start] = bars[bar_start].merge_later(bar) if bar_start in bars else bar
         return {start: bar for start, bar in bars.items() if bar.trade_count}
 
     async def spans(self, instrument: Instrument, window: Window, *, raw: bool = False) -> list[Span]:
