@@ -104,7 +104,7 @@ async def main() -> None:
             print(f"{'query: 1,000 trades':<42} {(time.perf_counter() - began) * 1e3:7.2f} ms")
     minutes = list(tape[LISTING.instrument].minutes.values())
     began = time.perf_counter()
-    merged = type(minutes[0]).consecutive(minutes, LISTING.scale)
+    merged = type(minutes[0]).merge_consecutive(minutes, LISTING.scale)
     print(f"{f'merge {len(minutes)} minutes, {len(merged.cells):,} levels':<42} {(time.perf_counter() - began) * 1e3:7.2f} ms")
     began = time.perf_counter()
     volume_profile(merged, tick=1)

@@ -144,8 +144,8 @@ async def _fill(store: SqliteStore) -> None:
             side = TradeType.BUY if draw.random() < 0.5 else TradeType.SELL
             footprint.add(Trade(INSTRUMENT, minute * MINUTE + step * 130, seq, str(seq), price, quantity, side, 1, LISTING.scale))
         minutes.append(footprint)
-    hours = [Footprint.consecutive(minutes[first : first + 60], LISTING.scale) for first in range(0, 24 * 60, 60)]
-    day = Footprint.consecutive(hours, LISTING.scale)
+    hours = [Footprint.merge_consecutive(minutes[first : first + 60], LISTING.scale) for first in range(0, 24 * 60, 60)]
+    day = Footprint.merge_consecutive(hours, LISTING.scale)
     print(f"levels: a minute {len(minutes[0].cells)}, an hour {len(hours[0].cells)}, a day {len(day.cells)}")
     for start in range(MIDNIGHT - 7 * DAY, MIDNIGHT, DAY):
         await _store_bars(store, Timeframe.D1, {start: day})

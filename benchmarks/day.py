@@ -57,13 +57,13 @@ async def record(store: SqliteStore, trades: int, times: int) -> dict[str, int]:
     await store.save_listings([LISTING])
     await tools.store_bars(store, LISTING, Timeframe.M1, made)
     hours = {
-        hour: Footprint.consecutive([made[at] for at in range(hour, hour + HOUR, MINUTE)], LISTING.scale)
+        hour: Footprint.merge_consecutive([made[at] for at in range(hour, hour + HOUR, MINUTE)], LISTING.scale)
         for hour in range(-(-FIRST // HOUR) * HOUR, tools.NOW - HOUR, HOUR)
     }
     await tools.store_bars(store, LISTING, Timeframe.H1, hours)
     await store.write([], [(LISTING.instrument, Span(FIRST, tools.NOW, 0, 0, Basis.OBSERVED))])
     await store.derive(Derived(settles=await store.dirty_minutes()))
-    day = Footprint.consecutive([made[at] for at in range(tools.NOW - DAY, tools.NOW, MINUTE)], LISTING.scale)
+    day = Footprint.merge_consecutive([made[at] for at in range(tools.NOW - DAY, tools.NOW, MINUTE)], LISTING.scale)
     levels = sorted(each.levels for each in made.values())
     return {"trades": day.bar.trade_count, "levels_minute": levels[len(levels) // 2], "levels_day": day.levels}
 

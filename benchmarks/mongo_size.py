@@ -95,7 +95,7 @@ async def write_day(store: MongoStore) -> None:
     for timeframe in Timeframe:
         parts = hours if timeframe.ms > HOUR else day
         for start in range(START, START + DAY, timeframe.ms):
-            footprint = Footprint.consecutive((part for at, part in parts.items() if start <= at < start + timeframe.ms), SPOT)
+            footprint = Footprint.merge_consecutive((part for at, part in parts.items() if start <= at < start + timeframe.ms), SPOT)
             if timeframe is Timeframe.H1:
                 hours[start] = footprint
             total += footprint.bar.delta

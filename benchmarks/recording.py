@@ -301,8 +301,8 @@ async def _fill(folder: Path) -> None:
             price, side = 600_000 + minute + draw.randrange(900), draw.choice(list(TradeType))
             footprint.add(Trade(listing.instrument, number, number, "", price, draw.randint(1, 5_000), side, 1, listing.scale))
         made.append(footprint)
-    hours = [Footprint.consecutive(made[first : first + 60], listing.scale) for first in range(0, 1_440, 60)]
-    whole = Footprint.consecutive(hours, listing.scale)
+    hours = [Footprint.merge_consecutive(made[first : first + 60], listing.scale) for first in range(0, 1_440, 60)]
+    whole = Footprint.merge_consecutive(hours, listing.scale)
     today = Timeframe.D1.floor(time.time_ns() // 1_000_000)
     (folder / "data").mkdir()
     async with SqliteStore(folder / "data" / "wadm.sqlite") as store:

@@ -82,8 +82,8 @@ async def record(store: SqliteStore) -> None:
             price, quantity = int(chance.gauss(middle, 600)), int(chance.expovariate(0.0002)) + 1
             footprint.add(_trade(LISTINGS[0], minute * MINUTE + step * 130, seq, price, quantity, chance.random() < 0.5))
         minutes.append(footprint)
-    hours = [Footprint.consecutive(minutes[first : first + 60], LISTINGS[0].scale) for first in range(0, 24 * 60, 60)]
-    day = Footprint.consecutive(hours, LISTINGS[0].scale)
+    hours = [Footprint.merge_consecutive(minutes[first : first + 60], LISTINGS[0].scale) for first in range(0, 24 * 60, 60)]
+    day = Footprint.merge_consecutive(hours, LISTINGS[0].scale)
     for listing in LISTINGS:
         for start in range(MIDNIGHT - 7 * DAY, MIDNIGHT, DAY):
             await store_bars(store, listing, Timeframe.D1, {start: day})
@@ -93,7 +93,9 @@ async def record(store: SqliteStore) -> None:
         await store_bars(store, listing, Timeframe.M1, known)
         for length in (Timeframe.M5, Timeframe.M15):
             bars = {
-                start: Footprint.consecutive([minutes[at % DAY // MINUTE] for at in range(start, start + length.ms, MINUTE)], listing.scale)
+                start: Footprint.merge_consecutive(
+                    [minutes[at % DAY // MINUTE] for at in range(start, start + length.ms, MINUTE)], listing.scale
+                )
                 for start in range(length.floor(NOW - 50 * HOUR), length.floor(NOW), length.ms)
             }
             await store.derive(Derived(order_flow=[OrderFlow(listing.instrument, length, at, one.bar, 0) for at, one in bars.items()]))

@@ -21,7 +21,7 @@ def test_case_and_separators_do_not_matter() -> None:
     assert nearest("WADM_SYMBOL", ["WADM_SYMBOLS", "WADM_HOST"], 1) == ["WADM_SYMBOLS"]
 
 
-def test_at_most_as_many_as_asked_for_and_none_twice() -> None:
+def test_nearest_returns_at_most_count_distinct_symbols() -> None:
     found = nearest("ETHUSD", KNOWN, 5)
     assert len(found) == len(set(found)) <= 5
     assert nearest("ETH", KNOWN, 0) == []

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from wadm_mcp.process.signals import leave_on_signals
+from wadm_mcp.process.signals import exit_on_signals
 from wadm_mcp.process.standard_streams import reserve_standard_descriptors
 
 
 def main() -> NoReturn:
     """Run a command line and exit with its status."""
-    leave_on_signals()
+    exit_on_signals()
     reserve_standard_descriptors()
     from wadm_mcp.cli import main as run
 

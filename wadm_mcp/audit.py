@@ -67,7 +67,7 @@ class Audited(NamedTuple):
 
 
 class ExchangeFigures(NamedTuple):
-    """The exchange's own figures: its candles, and where it numbers its trades the first id at or after each of some times (ms)."""
+    """The exchange's own figures: its candles, and where ids are gapless the first id at or after each of some times (ms)."""
 
     candles: Sequence[Candle]
     edges: Mapping[int, int]
@@ -132,7 +132,7 @@ class Auditor:
             if timeframe is not Timeframe.M1 and covered.issuperset(range(row.start, row.start + timeframe.ms, MINUTE)):
                 merged = Bar(listing.scale)
                 for each in inside:
-                    merged = merged.then(each.bar)
+                    merged = merged.merge_later(each.bar)
                 differences += _bar_differences(instrument, timeframe, row.start, row.bar, merged)
             total, decimals = _delta_until(minutes, session_start(row.start), row.start + timeframe.ms)
             stored = row.cumulative_delta, row.bar.scale.quantity

@@ -3,8 +3,8 @@
 Exit status: 0 after a signal or the end of input, 1 on failure, 2 on a bad setting or argument. Only MCP and the commands' own tables go
 to stdout.
 
-Settings, and after them all that commands are made of, are imported where they are needed: --version, --help, a wrong argument and a wrong
-setting are answered at once, not after the second that loading takes.
+Settings and command modules are imported late, so that --version, --help and an invalid argument or setting are answered without the one
+second that importing everything takes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from wadm_mcp.exchanges.registry import exchange_names
 from wadm_mcp.logs import configure_logs, log
 from wadm_mcp.model import MARKETS
 from wadm_mcp.process.signals import ignore_signals
-from wadm_mcp.process.standard_streams import flush, say
+from wadm_mcp.process.standard_streams import flush, print_stderr
 
 if TYPE_CHECKING:
     from wadm_mcp.settings import Settings
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         ignore_signals()
         flush()
     except WadmError as error:
-        say(f"wadm-mcp: {printable(error)}")
+        print_stderr(f"wadm-mcp: {printable(error)}")
         status = error.status
     ignore_signals()
     logging.shutdown()
@@ -75,10 +75,10 @@ def _parser() -> argparse.ArgumentParser:
         description="Records public trades on Binance and Bybit and answers over MCP. Without a command it speaks MCP over stdio.",
     )
     parser.add_argument("--version", action="version", version=f"wadm-mcp {__version__}")
-    parser.add_argument("--demo", action="store_true", help="follow loopback exchanges: no network, all else is real")
+    parser.add_argument("--demo", action="store_true", help="record simulated exchanges on this machine; no network is needed")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
     serve = commands.add_parser("serve", help="serve MCP over HTTP and SSE, /health and /api on one port")
-    serve.add_argument("--demo", action="store_true", default=argparse.SUPPRESS, help="follow loopback exchanges")
+    serve.add_argument("--demo", action="store_true", default=argparse.SUPPRESS, help="record simulated exchanges")
     replay = commands.add_parser("replay", help="serve, fed by recorded Binance frames")
     replay.add_argument("files", nargs="+", type=Path, metavar="FILE", help="lines of <receive time> <raw frame>, gzipped or not")
     replay.add_argument("--speed", type=_speed, default=1.0, help="times faster than recorded; 0: as fast as possible (default 1)")
@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     audit.add_argument("--to", dest="end", metavar="TIME", help="default: the last full hour")
     bring = commands.add_parser("import", help="import history, from the exchanges or from files on this disk")
     bring.add_argument("files", nargs="*", type=Path, metavar="FILE", help="daily archive files, named as the exchange names them")
-    bring.add_argument("--demo", action="store_true", default=argparse.SUPPRESS, help="from the loopback exchanges")
+    bring.add_argument("--demo", action="store_true", default=argparse.SUPPRESS, help="from the simulated exchanges")
     bring.add_argument("--exchange", choices=exchange_names(), help="default: every one")
     bring.add_argument("--market", choices=MARKETS, help="default: every one")
     bring.add_argument("--symbol", help="default: every one")

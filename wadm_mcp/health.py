@@ -73,7 +73,7 @@ class Health:
 
     @property
     def ready(self) -> bool:
-        """Is every part but the cache OK or on standby? Without the cache answers are slower, not wrong."""
+        """Whether every part but the cache is OK or on standby. Without the cache answers are slower, not wrong."""
         needed = [part for name, part in self._parts.items() if name != "cache"]
         return bool(needed) and all(part.state in (State.OK, State.STANDBY) for part in needed)
 

@@ -76,7 +76,7 @@ class Listing(msgspec.Struct, frozen=True):
 
     @property
     def listed(self) -> bool:
-        """Does the exchange list it at all?"""
+        """Whether the exchange lists it at all."""
         return self.tick > 0
 
     @property

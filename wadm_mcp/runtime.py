@@ -1,4 +1,5 @@
-"""Everything that runs as long as the process: store, cache, tape, collectors, aggregators, in one supervised task group.
+"""The long-running parts of a process in one supervised task group: store, cache, tape, collectors, writer, maintenance, follower, imports
+and audit.
 
 A process enters it exactly once. An MCP lifespan only hands it out, since the SDK enters a lifespan once per SSE connection. A part that
 fails is restarted and reported in `health`; an error that no restart can mend ends in `failed`.
@@ -96,7 +97,7 @@ class Runtime:
             self._store_down,
             _TRACK if settings.WADM_ALLOW_TRACKING else _ASK_OPERATOR,
         )
-        self.tracking = Tracking(settings, self.store, self.view, self.health, self._look)
+        self.tracking = Tracking(settings, self.store, self.view, self.health, self._refresh_subscriptions)
         # One process at a time has a data directory, so the next one after a crash has the leases of the crashed one.
         self._name = f"{gethostname()}:{settings.WADM_DATA_DIR.absolute()}"
         self._clock = clock
@@ -132,7 +133,7 @@ class Runtime:
 
     @property
     def role(self) -> Role:
-        """Does this process record, or does it stand by while others do?"""
+        """Whether this process records, or stands by while another one does."""
         subscriptions = self._subscriptions
         if self._state == "recording" and (subscriptions is None or not subscriptions.records):
             return "standby" if subscriptions is not None and subscriptions.recorded_elsewhere else "starting"
@@ -153,7 +154,7 @@ class Runtime:
         """Trades that wait for the store."""
         return sum(tape.unstored.total() for tape in self.tape)
 
-    def _look(self) -> None:
+    def _refresh_subscriptions(self) -> None:
         if self._subscriptions is not None:
             self._subscriptions.refresh()
 
@@ -187,8 +188,8 @@ class Runtime:
             try:
                 await stack.enter_async_context(self.store)
             except StoreError as error:
-                mendable = isinstance(error, StoreUnreachable) or self.settings.MONGODB_URL is not None
-                if not mendable:
+                retryable = isinstance(error, StoreUnreachable) or self.settings.MONGODB_URL is not None
+                if not retryable:
                     raise
                 self.health.report("store", State.DOWN, str(error))
                 pause = backoff.next()

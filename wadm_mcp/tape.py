@@ -256,7 +256,7 @@ class InstrumentTape:
     def merge_partial(self, minute: int, footprint: Footprint) -> None:
         """Merge a partial footprint into a live minute. Its min and max delta are unknown from then on."""
         live = self.minutes.get(minute) or Footprint(self.listing.scale)
-        self.minutes[minute] = merged = live.beside(footprint)
+        self.minutes[minute] = merged = live.merge_parallel(footprint)
         merged.bar.min_delta = merged.bar.max_delta = None
 
     def rebuild_minute(

@@ -29,9 +29,9 @@ _POLL_SECONDS: Final = 0.5
 _SETTLE_SECONDS: Final = 3.0
 """Time without an import, after which none is expected to start."""
 _MAX_SYMBOL_CHARS: Final = 40
-WAIT: Final = 10
-"""Seconds that `track` waits by default."""
-MAX_WAIT: Final = 300
+DEFAULT_WAIT_SECONDS: Final = 10
+"""How long `track` waits by default."""
+MAX_WAIT_SECONDS: Final = 300
 
 ProgressCallback = Callable[[float, float, str], Awaitable[None]]
 """Called with the progress of a request: done, total, and a line of text."""
@@ -48,7 +48,13 @@ class Tracking:
         self._changed = changed
 
     async def track(
-        self, progress: ProgressCallback, *, symbol: object = None, exchange: object = ALL, market: object = None, wait: object = WAIT
+        self,
+        progress: ProgressCallback,
+        *,
+        symbol: object = None,
+        exchange: object = ALL,
+        market: object = None,
+        wait: object = DEFAULT_WAIT_SECONDS,
     ) -> Any:
         """Follow a symbol on each exchange that lists it; waits up to `wait` seconds for live trades and history.
 
@@ -57,7 +63,7 @@ class Tracking:
         """
         call = Call("track_market", (("symbol", "ETHUSDT"),))
         name, venues = self._read_venues(call, symbol, exchange, market)
-        seconds = read_whole(call, "wait", wait, 0, MAX_WAIT, WAIT)
+        seconds = read_whole(call, "wait", wait, 0, MAX_WAIT_SECONDS, DEFAULT_WAIT_SECONDS)
         followed = {listing.instrument for listing in self._view.listings}
         listed = {one for one in followed if is_called(one, name) and any(venue.trades_here(one) for venue in venues)}
         near: set[str] = set()
@@ -105,11 +111,11 @@ class Tracking:
             added = ", ".join(sorted(map(str, tracked))) or "none"
             raise QueryError(
                 f"symbol {shown(symbol)} was not added by track_market. Added: {added}. "
-                "Symbols of WADM_SYMBOLS are removed in that setting, by the operator"
+                "To stop recording a symbol of WADM_SYMBOLS, the operator must remove it from that setting"
             )
         await self._store.untrack(chosen)
         self._changed()
-        return {"untracked": sorted(map(str, chosen)), "kept": "its stored data can be asked for again once it is tracked again"}
+        return {"untracked": sorted(map(str, chosen)), "kept": "stored data is kept; call track_market again to query it"}
 
     def _read_venues(self, call: Call, symbol: object, exchange: object, market: object) -> tuple[str, list[Venue]]:
         if not isinstance(symbol, str) or not (name := plain(symbol)) or len(name) > _MAX_SYMBOL_CHARS:

@@ -31,7 +31,7 @@ def without_path(bar: Bar) -> Bar:
 
 
 @given(tapes(scales=SCALES))
-def test_a_footprint_agrees_with_its_tape_read_by_the_book(tape: list[Trade]) -> None:
+def test_a_footprint_equals_a_naive_count_of_its_trades(tape: list[Trade]) -> None:
     footprint = footprint_of(tape)
     assert figures(footprint.bar) == bar_by_the_book(tape)
     assert cells_of(footprint) == cells_by_the_book(tape)
@@ -43,7 +43,7 @@ def test_sums_beyond_64_bits_stay_exact(tape: list[Trade]) -> None:
 
 
 @given(tapes(scales=SCALES), st.lists(st.integers(0, 50), max_size=4))
-def test_runs_of_trades_come_to_the_same_as_one_after_the_other_wherever_they_are_cut(tape: list[Trade], cuts: list[int]) -> None:
+def test_adding_trades_in_batches_equals_adding_them_singly(tape: list[Trade], cuts: list[int]) -> None:
     edges = [0, *sorted(cut % (len(tape) + 1) for cut in cuts), len(tape)]
     footprint, bar = Footprint(SCALE), Bar(SCALE)
     for start, end in pairwise(edges):
@@ -73,7 +73,7 @@ def test_the_order_of_arrival_changes_nothing_but_the_delta_path(tape: list[Trad
         assert (arrived.bar.min_delta, arrived.bar.max_delta) == (None, None)
 
 
-def test_the_start_value_of_delta_is_no_extreme() -> None:
+def test_the_initial_delta_of_zero_is_not_an_extreme() -> None:
     bar = footprint_of([trade(10, 4, "SELL", seq=1), trade(10, 1, "BUY", seq=2), trade(10, 2, "SELL", seq=3)]).bar
     assert (bar.min_delta, bar.max_delta, bar.delta) == (-5, -3, -5)
 
@@ -144,9 +144,9 @@ def test_rescaling_keeps_every_figure(tape: list[Trade]) -> None:
 @given(tapes(scales=SCALES), st.lists(st.integers(0, 40), max_size=6))
 def test_consecutive_stretches_merge_into_what_the_whole_tape_gives(tape: list[Trade], cuts: list[int]) -> None:
     parts, whole = parts_of(tape, cuts), footprint_of(tape)
-    assert reduce(Footprint.then, parts) == whole
-    assert Footprint.consecutive(parts, SCALE) == whole
-    assert reduce(Bar.then, [part.bar for part in parts]) == whole.bar
+    assert reduce(Footprint.merge_later, parts) == whole
+    assert Footprint.merge_consecutive(parts, SCALE) == whole
+    assert reduce(Bar.merge_later, [part.bar for part in parts]) == whole.bar
 
 
 @given(tapes(scales=SCALES, least=1), st.lists(st.integers(0, 60), max_size=5), st.integers(1, 40), st.booleans())
@@ -154,14 +154,14 @@ def test_a_merge_in_rows_has_the_sums_of_each_row_and_reads_back(tape: list[Trad
     parts = parts_of(tape, cuts)
     if packed:
         parts = [Footprint.unpack(part.pack()) for part in parts]
-    whole = Footprint.consecutive(parts, SCALE)
+    whole = Footprint.merge_consecutive(parts, SCALE)
     row = Decimal(size).scaleb(-SCALE.price)
     units = size * 10 ** (whole.scale.price - SCALE.price)
     rows: dict[int, list[int]] = {}
     for price, cell in whole.cells.items():
         row_cell = rows.setdefault(price - price % units, [0, 0, 0, 0])
         rows[price - price % units] = [one + two for one, two in zip(row_cell, cell, strict=True)]
-    merged = Footprint.consecutive(parts, SCALE, row=row)
+    merged = Footprint.merge_consecutive(parts, SCALE, row=row)
     assert merged.cells == rows
     assert merged.bar == whole.bar
     assert Footprint.unpack(merged.pack(), row) == merged
@@ -170,22 +170,27 @@ def test_a_merge_in_rows_has_the_sums_of_each_row_and_reads_back(tape: list[Trad
 @given(tapes(scales=SCALES), tapes(scales=SCALES), tapes(scales=SCALES), st.booleans())
 def test_then_is_associative_even_where_a_path_is_unknown(first: list[Trade], second: list[Trade], third: list[Trade], late: bool) -> None:
     a, b, c = footprint_of(first), footprint_of(second[::-1] if late else second), footprint_of(third)
-    assert a.then(b).then(c) == a.then(b.then(c))
+    assert a.merge_later(b).merge_later(c) == a.merge_later(b.merge_later(c))
 
 
 @given(tapes())
 def test_an_empty_stretch_changes_nothing(tape: list[Trade]) -> None:
     footprint, empty = footprint_of(tape), Footprint(SCALE)
-    for merged in (footprint.then(empty), empty.then(footprint), footprint.beside(empty), empty.beside(footprint)):
+    for merged in (
+        footprint.merge_later(empty),
+        empty.merge_later(footprint),
+        footprint.merge_parallel(empty),
+        empty.merge_parallel(footprint),
+    ):
         assert merged == footprint
-    assert Footprint.consecutive([], SCALE) == empty
+    assert Footprint.merge_consecutive([], SCALE) == empty
 
 
 @given(tapes(least=1), tapes(least=1))
 def test_an_unknown_path_stays_unknown_in_a_merge(first: list[Trade], second: list[Trade]) -> None:
     unknown, known = footprint_of(first), footprint_of(second)
     unknown.bar.min_delta = unknown.bar.max_delta = None
-    for merged in (unknown.then(known), known.then(unknown)):
+    for merged in (unknown.merge_later(known), known.merge_later(unknown)):
         assert (merged.bar.min_delta, merged.bar.max_delta) == (None, None)
 
 
@@ -193,8 +198,8 @@ def test_an_unknown_path_stays_unknown_in_a_merge(first: list[Trade], second: li
 def test_exchanges_beside_each_other_commute_where_their_times_differ(first: list[Trade], second: list[Trade]) -> None:
     one = footprint_of([msgspec.structs.replace(item, timestamp=item.timestamp * 2) for item in first])
     two = footprint_of([msgspec.structs.replace(item, timestamp=item.timestamp * 2 + 1) for item in second])
-    merged = one.beside(two)
-    assert merged == two.beside(one)
+    merged = one.merge_parallel(two)
+    assert merged == two.merge_parallel(one)
     assert cells_of(merged) == cells_by_the_book([*first, *second])
     assert merged.bar.delta == one.rescaled(merged.scale).bar.delta + two.rescaled(merged.scale).bar.delta
     if first and second:
@@ -204,21 +209,26 @@ def test_exchanges_beside_each_other_commute_where_their_times_differ(first: lis
 def test_beside_opens_with_the_exchange_that_traded_first_and_closes_with_the_last() -> None:
     one = footprint_of([trade(10, 1, at=3, seq=900), trade(11, 1, at=4, seq=901)])
     two = footprint_of([trade(20, 1, at=2, seq=1), trade(21, 1, at=9, seq=2)])
-    bar = one.beside(two).bar
+    bar = one.merge_parallel(two).bar
     assert (bar.open, bar.high, bar.low, bar.close, bar.first_at, bar.last_at, bar.last_seq) == (20, 21, 10, 21, 2, 9, 2)
 
 
-def test_beside_breaks_a_tie_of_times_for_its_own_side() -> None:
+def test_merge_parallel_prefers_its_own_bar_at_equal_times() -> None:
     one, two = footprint_of([trade(10, 1, at=3)]).bar, footprint_of([trade(20, 1, at=3)]).bar
-    assert (one.beside(two).open, one.beside(two).close) == (10, 10)
-    assert (two.beside(one).open, two.beside(one).close) == (20, 20)
+    assert (one.merge_parallel(two).open, one.merge_parallel(two).close) == (10, 10)
+    assert (two.merge_parallel(one).open, two.merge_parallel(one).close) == (20, 20)
 
 
 @given(tapes(least=1), tapes(scales=SCALES))
 def test_a_merge_shares_nothing_with_its_parts(first: list[Trade], second: list[Trade]) -> None:
     parts = [footprint_of(first), footprint_of(second)]
     before = deepcopy(parts)
-    for merged in (parts[0].then(parts[1]), parts[0].beside(parts[1]), Footprint.consecutive(parts, SCALE), parts[0].rescaled(SCALE)):
+    for merged in (
+        parts[0].merge_later(parts[1]),
+        parts[0].merge_parallel(parts[1]),
+        Footprint.merge_consecutive(parts, SCALE),
+        parts[0].rescaled(SCALE),
+    ):
         for cell in merged.cells.values():
             cell[0] += 1
         merged.add(trade(7, 7, at=LARGE))
@@ -247,13 +257,13 @@ def test_one_that_was_unpacked_merges_and_grows_as_the_one_that_was_packed(one: 
     first, second = footprint_of(one), footprint_of(two)
     again, other = (Footprint.unpack(footprint.pack()) for footprint in (first, second))
     assert (again.levels, other.levels) == (len(first.cells), len(second.cells))
-    assert again.then(other) == first.then(second)
-    assert again.beside(other) == first.beside(second)
-    assert Footprint.consecutive([again, other], SCALE) == Footprint.consecutive([first, second], SCALE)
+    assert again.merge_later(other) == first.merge_later(second)
+    assert again.merge_parallel(other) == first.merge_parallel(second)
+    assert Footprint.merge_consecutive([again, other], SCALE) == Footprint.merge_consecutive([first, second], SCALE)
     given_up = [deepcopy(again), deepcopy(other)]
-    assert Footprint.consecutive(given_up, SCALE, give_up=True) == Footprint.consecutive([first, second], SCALE)
-    again.take_beside(other)
-    assert again == first.beside(second)
+    assert Footprint.merge_consecutive(given_up, SCALE, give_up=True) == Footprint.merge_consecutive([first, second], SCALE)
+    again.merge_parallel_in_place(other)
+    assert again == first.merge_parallel(second)
     for each in more:
         other.add(each)
         second.add(each)

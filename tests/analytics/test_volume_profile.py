@@ -54,7 +54,7 @@ def profile_of(tape: list[Trade], row: int = 1, percent: int = 70, method: Metho
         ([1] * 10, 4, (2, 8), (3, 9)),
     ],
 )
-def test_golden_vectors(volumes: list[int], poc: int, two_row: tuple[int, int], one_row: tuple[int, int]) -> None:
+def test_profiles_match_the_golden_vectors(volumes: list[int], poc: int, two_row: tuple[int, int], one_row: tuple[int, int]) -> None:
     assert point_of_control(volumes) == poc
     assert value_area(volumes, poc) == two_row
     assert value_area(volumes, poc, method="one_row") == one_row
@@ -182,7 +182,7 @@ def test_too_many_rows_are_refused_with_a_row_that_would_do() -> None:
 
 
 @given(st.integers(0, 10**18), st.integers(0, 10**18), st.integers(1, 10**6), st.integers(0, 10**6))
-def test_from_the_smallest_row_on_every_row_will_do(low: int, spread: int, tick: int, wider: int) -> None:
+def test_every_row_size_from_the_smallest_up_is_accepted(low: int, spread: int, tick: int, wider: int) -> None:
     row = smallest_row(low, low + spread, tick) + wider * tick
     assert row % tick == 0
     assert row_count(low, low + spread, row) <= MAX_ROWS

@@ -130,24 +130,32 @@ _WRONG: Final[list[tuple[str, dict[str, object], list[str]]]] = [
     (
         "get_order_flow",
         {"timeframe": "1m", "window": "7d"},
-        ['timeframe="1m"', "10,080 such bars", "at most 1,500", "15m fits", 'timeframe="15m"'],
+        ['timeframe="1m"', "10,080 such bars", "at most 1,500", 'use timeframe="15m" or longer, or a shorter window'],
     ),
-    ("get_footprint", {"timeframe": "1m", "window": "4h"}, ["240 such bars, at most 100", "5m fits"]),
+    ("get_footprint", {"timeframe": "1m", "window": "4h"}, ["240 such bars, at most 100", 'use timeframe="5m" or longer']),
     ("get_footprint", {"timeframe": "1d", "start": NOON - 100 * 86_400_000}, ["at most 100", "choose a shorter window"]),
     ("get_volume_profile", {"exchange": "kraken"}, ['exchange="kraken": allowed are binance, bybit, all', 'exchange="all"']),
     ("get_volume_profile", {"market": "options"}, ['market="options": allowed are spot. Try', 'market="spot"']),
     ("get_volume_profile", {"window": "2h"}, ['window="2h": allowed are 15m, 1h, 4h, 24h, 7d, session', 'window="1h"']),
     ("get_volume_profile", {"window": "1h", "start": "2026-06-01"}, ['window="1h" with start="2026-06-01": choose one']),
     ("get_volume_profile", {"window": "1h", "end": "2026-06-01"}, ["choose one"]),
-    ("get_volume_profile", {"end": "2026-06-01"}, ["start is needed with it", 'start="2026-06-01T11:00:00Z", end="2026-06-01T12:00:00Z"']),
-    ("get_volume_profile", {"start": "yesterday"}, ['start="yesterday": a time is needed', "ISO 8601", "epoch"]),
+    (
+        "get_volume_profile",
+        {"end": "2026-06-01"},
+        ["end works only together with start", 'start="2026-06-01T11:00:00Z", end="2026-06-01T12:00:00Z"'],
+    ),
+    ("get_volume_profile", {"start": "yesterday"}, ['start="yesterday": not a time from 2000 to 2099', "ISO 8601", "epoch"]),
     (
         "get_volume_profile",
         {"start": "2026-06-01T11:00Z", "end": "2026-06-01T10:00Z"},
         ["end=", 'it lies before start="2026-06-01T11:00Z"'],
     ),
     ("get_volume_profile", {"start": "2026-06-02"}, ["start=", "it lies in the future, now is 2026-06-01T12:00:00Z"]),
-    ("get_volume_profile", {"start": "2025-01-01"}, ["a window is at most 400 days long"]),
+    (
+        "get_volume_profile",
+        {"start": "2025-01-01"},
+        ["the window is 517 days long, at most 400 are allowed; start at 2025-04-27T12:00:00Z or later"],
+    ),
     ("get_volume_profile", {"as_of": "2026-06-02"}, ["as_of=", "it lies in the future", 'as_of="2026-06-01T12:00:00Z"']),
     ("get_volume_profile", {"value_area": 0}, ["value_area=0: a whole number from 1 to 100 is needed", "value_area=70"]),
     ("get_volume_profile", {"value_area": 68.2}, ["value_area=68.2: a whole number"]),
@@ -284,5 +292,5 @@ def test_what_may_be_another_length_is_refused(spelled: str) -> None:
 @pytest.mark.parametrize("spelled", ["perp", "Perpetual", "futures", "swap", "USDM"])
 def test_perpetuals_go_by_many_names(spelled: str) -> None:
     assert read_market(Call("get_trades"), spelled, ("spot", "linear")) == "linear"
-    with pytest.raises(QueryError, match="are spot"):
+    with pytest.raises(QueryError, match="the market linear is not followed here; followed: spot"):
         read_market(Call("get_trades"), spelled, ("spot",))

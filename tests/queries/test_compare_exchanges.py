@@ -114,7 +114,7 @@ async def test_brief_leaves_the_pairs_out() -> None:
     assert (await _ask(detail="brief"))["pairs"] is None
 
 
-async def test_a_venue_alone_is_not_an_argument() -> None:
+async def test_a_symbol_that_is_not_followed_is_refused() -> None:
     with pytest.raises(QueryError) as caught:
         await _ask(symbol="ETHUSDT")
     assert 'symbol "ETHUSDT" is not followed' in one_line(caught.value)

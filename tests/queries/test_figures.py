@@ -70,9 +70,7 @@ def inside(tape: Sequence[Trade], answer: dict[str, Any]) -> list[Trade]:
     st.integers(0, 10**6), st.integers(0, 60), st.sampled_from(("all", "binance")), st.sampled_from(("15m", "1h", "4h", "24h", "session"))
 )
 @settings(max_examples=60, deadline=None)
-def test_of_a_covered_window_nodes_bars_footprints_and_trades_have_the_same_volume(
-    seed: int, count: int, exchange: str, window: str
-) -> None:
+def test_nodes_bars_footprints_and_trades_of_a_covered_window_have_equal_volume(seed: int, count: int, exchange: str, window: str) -> None:
     """Law 1: equal to the last decimal."""
     now = NOON + seed % HOUR
     tape = random_tape(seed, count, now - 5 * HOUR, now)

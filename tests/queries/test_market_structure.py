@@ -205,7 +205,7 @@ async def test_a_tape_without_trades_has_an_answer() -> None:
     assert answer["bars"]["usable"] == 0
     assert answer["events"]["rows"] == []
     assert (answer["session"]["last"], answer["profile"]["poc"], answer["value"]["relation"], answer["range"]) == (None, None, None, None)
-    assert "no trade is held" in answer["reading"]
+    assert "no trades recorded" in answer["reading"]
 
 
 async def test_at_midnight_the_session_is_the_one_that_ends_there() -> None:

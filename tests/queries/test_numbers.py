@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wadm_mcp.queries.numbers import decimal_number, decimal_text, iso, iso_ms, maybe, number
+from wadm_mcp.queries.numbers import decimal_number, decimal_text, iso, iso_ms, number, optional_number
 
 _WIDE = Context(prec=200)
 
@@ -56,8 +56,8 @@ def test_numbers_by_example(value: int, decimals: int, expected: object) -> None
 
 
 def test_what_cannot_be_computed_is_null() -> None:
-    assert maybe(None, 2) is None
-    assert maybe(150, 2) == 1.5
+    assert optional_number(None, 2) is None
+    assert optional_number(150, 2) == 1.5
     assert decimal_number(None) is None
 
 

@@ -84,9 +84,12 @@ def test_the_market_is_the_first_configured_one_that_follows_the_symbol() -> Non
     assert scope(apart, symbol="ETHUSDT", exchange="bybit").name == "bybit:linear:ETHUSDT"
 
 
-def test_all_keeps_its_name_where_only_one_exchange_follows_the_symbol_and_exchanges_have_their_order() -> None:
+def test_all_is_named_all_even_with_one_exchange() -> None:
     asked = scope(World(listing(SPOT), now=NOW))
     assert (asked.name, asked.instruments, asked.merged) == ("all:spot:BTCUSDT", (SPOT,), True)
+
+
+def test_exchanges_are_in_configured_order() -> None:
     assert scope(World(listing(BYBIT), listing(SPOT), now=NOW)).instruments == (SPOT, BYBIT)
 
 
@@ -104,7 +107,7 @@ def test_a_symbol_that_is_followed_elsewhere_is_refused_with_the_place() -> None
 
 
 def test_a_missing_symbol_is_asked_for() -> None:
-    with pytest.raises(QueryError, match=r"symbol is needed\. Followed: BTCUSDT\. Try q\("):
+    with pytest.raises(QueryError, match=r"symbol is missing\. Followed: BTCUSDT\. Try q\("):
         scope(symbol=None)
 
 

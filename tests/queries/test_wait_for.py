@@ -125,11 +125,11 @@ async def test_brief_leaves_the_bar_out() -> None:
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({}, "condition=null: it is needed; allowed are price_crosses, delta_beyond"),
+        ({}, "condition is missing; allowed are price_crosses, delta_beyond"),
         ({"condition": "moon"}, 'condition="moon": allowed are price_crosses'),
-        ({"condition": "price_crosses"}, "value=null: the condition price_crosses needs a value"),
+        ({"condition": "price_crosses"}, "value is missing; the condition price_crosses needs one"),
         ({"condition": "price_crosses", "value": -1}, "value=-1: a number above 0 is needed"),
-        ({"condition": "delta_beyond", "value": 0}, "value=0: a number above or below 0 is needed"),
+        ({"condition": "delta_beyond", "value": 0}, "value=0: a number other than 0 is needed, at most 18 digits"),
         ({"condition": "bar_closed", "value": 5}, "value=5: the condition bar_closed takes no value"),
         ({"condition": "bar_closed", "timeout": 301}, "timeout=301: a whole number from 1 to 300 is needed"),
     ],

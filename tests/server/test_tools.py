@@ -92,8 +92,8 @@ async def test_an_unknown_argument_is_refused_by_name_with_a_call_that_works(era
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({}, "symbol is needed"),
-        ({"symbol": None}, "symbol is needed"),
+        ({}, "symbol is missing"),
+        ({"symbol": None}, "symbol is missing"),
         ({"symbol": ["BTCUSDT"]}, "symbol=(a list)"),
         ({"symbol": "BTCUSDT", "limit": "many"}, 'limit="many"'),
         ({"symbol": "BTCUSDT", "limit": 2.5}, "limit=2.5"),

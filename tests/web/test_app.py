@@ -61,7 +61,7 @@ async def test_messagepack_carries_the_same_as_json(path: str) -> None:
     ("query", "status", "said"),
     [
         ("symbol=BTCUSDT&limt=9", 400, 'get_trades has no argument "limt". Nearest: limit.'),
-        ("", 400, "symbol is needed"),
+        ("", 400, "symbol is missing"),
         ("symbol=BTCUSDT&limit=x", 400, 'limit="x"'),
         ("symbol=BTCUSDT&limit=1&limit=2", 400, '"limit" is given more than once'),
         ("symbol=BTCUSDT&window=2h", 400, 'window="2h"'),
@@ -133,7 +133,7 @@ async def test_health_does_not_wait_for_the_store() -> None:
         assert (await client.get("/health")).status_code == 200
 
 
-async def test_nine_and_more_clients_of_every_kind_share_one_runtime() -> None:
+async def test_many_clients_over_all_transports_share_one_runtime() -> None:
     runtime = FakeRuntime()
     with anyio.fail_after(30):
         async with serving(runtime) as (url, _):

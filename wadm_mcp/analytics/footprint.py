@@ -134,7 +134,7 @@ class Bar(msgspec.Struct, gc=False, array_like=True, forbid_unknown_fields=True)
         bar._refine(scale)
         return bar
 
-    def then(self, later: Bar) -> Bar:
+    def merge_later(self, later: Bar) -> Bar:
         """This bar and a later one of the same instrument merged into one. Associative; an empty bar changes nothing."""
         one, two = self._aligned(later)
         if one.high is None or two.high is None:
@@ -148,7 +148,7 @@ class Bar(msgspec.Struct, gc=False, array_like=True, forbid_unknown_fields=True)
             one.max_delta = max(highest, delta + two.max_delta)
         return one
 
-    def beside(self, other: Bar) -> Bar:
+    def merge_parallel(self, other: Bar) -> Bar:
         """Two bars of the same time on two instruments merged into one.
 
         Open comes from the bar that traded first, close from the bar that traded last; on equal times both come from this bar. Min and max
@@ -278,28 +278,30 @@ class Footprint:
         """This footprint if it has that scale, else a copy at it. Only for callers that change neither."""
         return self if self.scale == scale else self.rescaled(scale)
 
-    def then(self, later: Footprint) -> Footprint:
-        """This footprint and a later one of the same instrument merged into one; see `Bar.then`."""
+    def merge_later(self, later: Footprint) -> Footprint:
+        """This footprint and a later one of the same instrument merged into one; see `Bar.merge_later`."""
         footprint = self.rescaled(self.scale.finest(later.scale))
         footprint._add_cells(later)
-        footprint.bar = footprint.bar.then(later.bar)
+        footprint.bar = footprint.bar.merge_later(later.bar)
         return footprint
 
-    def beside(self, other: Footprint) -> Footprint:
-        """Two footprints of the same time on two instruments merged into one; see `Bar.beside`."""
+    def merge_parallel(self, other: Footprint) -> Footprint:
+        """Two footprints of the same time on two instruments merged into one; see `Bar.merge_parallel`."""
         footprint = self.rescaled(self.scale.finest(other.scale))
         footprint._add_cells(other)
-        footprint.bar = footprint.bar.beside(other.bar)
+        footprint.bar = footprint.bar.merge_parallel(other.bar)
         return footprint
 
-    def take_beside(self, other: Footprint) -> None:
-        """`beside` in place: merges `other` into this footprint and leaves `other` unchanged."""
+    def merge_parallel_in_place(self, other: Footprint) -> None:
+        """`merge_parallel` in place: merges `other` into this footprint and leaves `other` unchanged."""
         self._refine(other.scale)
         self._add_cells(other)
-        self.bar = self.bar.beside(other.bar)
+        self.bar = self.bar.merge_parallel(other.bar)
 
     @classmethod
-    def consecutive(cls, footprints: Iterable[Footprint], scale: Scale, *, row: Decimal | None = None, give_up: bool = False) -> Footprint:
+    def merge_consecutive(
+        cls, footprints: Iterable[Footprint], scale: Scale, *, row: Decimal | None = None, give_up: bool = False
+    ) -> Footprint:
         """Merges footprints of one instrument, given in time order, at the finest scale of `scale` and theirs.
 
         With `row` (in price units) each cell of the result is a row of that size, named by its low price. This is all that a profile with
@@ -315,7 +317,7 @@ class Footprint:
             size = at_decimals(row, scale.price)
             for footprint in parts:
                 merged._add_rows(footprint.at(scale), size)
-                merged.bar = merged.bar.then(footprint.bar)
+                merged.bar = merged.bar.merge_later(footprint.bar)
             return merged
         largest = max((one for one in parts if one.scale == scale), key=lambda one: one.levels, default=None) if give_up else None
         if largest is not None:
@@ -323,7 +325,7 @@ class Footprint:
         for footprint in parts:
             if footprint is not largest:
                 merged._add_cells(footprint)
-            merged.bar = merged.bar.then(footprint.bar)
+            merged.bar = merged.bar.merge_later(footprint.bar)
         return merged
 
     def _add_rows(self, other: Footprint, row: int) -> None:
@@ -396,7 +398,7 @@ class Footprint:
 
     @classmethod
     def unpack(cls, data: bytes, row: Decimal | None = None) -> Self:
-        """The footprint that `pack` wrote. `row` is the row size that `consecutive` was given, if any.
+        """The footprint that `pack` wrote. `row` is the row size that `merge_consecutive` was given, if any.
 
         `ValueError` with one line for other data, and for cells that do not add up to their bar.
         """

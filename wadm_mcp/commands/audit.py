@@ -98,8 +98,7 @@ def _table(window: Window, found: list[Audited], failed: list[str]) -> list[str]
     if len(differences) > _MAX_LISTED:
         lines.append(f"and {len(differences) - _MAX_LISTED:,} more")
     lines += ["", *failed] if failed else []
-    lines += [
-        "",
-        f"{len(differences):,} differences" if differences else "no differences" if not failed else "not compared with the exchange",
-    ]
-    return lines
+    result = f"{len(differences):,} differences" if differences else "no differences"
+    if failed and not differences:
+        result += f", but {len(failed)} of {len(found)} instruments could not be compared with the exchange"
+    return [*lines, "", result]

@@ -1,4 +1,4 @@
-"""`--demo`: the process follows loopback exchanges of its own instead of the real ones. No network is needed; all else is real."""
+"""`--demo`: records simulated exchanges on this machine instead of the real ones. Everything else works as usual."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ACTIVITY: Final = {"binance": 1 / 4}
 
 @asynccontextmanager
 async def demo(settings: Settings) -> AsyncGenerator[Settings]:
-    """Run the loopback exchanges; yields the settings that follow them into the subfolder `demo` of the data directory.
+    """Run the simulated exchanges; yields the settings that record them into the subfolder `demo` of the data directory.
 
     Only exchanges that the simulator has are followed. `SettingError` where the settings name none of them, or the folder is unusable.
     """

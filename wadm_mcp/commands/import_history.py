@@ -87,7 +87,7 @@ def _job_of_files(choice: Choice, files: Sequence[Path]) -> ImportJob:
         try:
             recognise(path.absolute(), choice.exchange, choice.market)
             if not path.is_file():
-                raise ArchiveError(f"{path.name}: no such file")
+                raise ArchiveError(f"{path.absolute()}: no such file")
         except ArchiveError as error:
             raise SettingError(str(error)) from None
     return ImportJob(0, 0, choice.exchange, choice.market, files=[str(path.absolute()) for path in files])
@@ -157,7 +157,7 @@ def _instruments(settings: Settings, job: ImportJob) -> list[Instrument]:
 
 
 def _is_recorded(settings: Settings) -> bool:
-    """Does another process record on the data directory?"""
+    """Whether another process records on the data directory."""
     with RecorderLock(settings.WADM_DATA_DIR) as lock:
         return not lock.take()
 

@@ -10,7 +10,7 @@ import anyio
 from wadm_mcp.commands.status import show_status, welcome
 from wadm_mcp.errors import WadmError
 from wadm_mcp.logs import log
-from wadm_mcp.process.standard_streams import print_lines, say
+from wadm_mcp.process.standard_streams import print_lines, print_stderr
 from wadm_mcp.runtime import Runtime
 from wadm_mcp.server.server import build_server
 from wadm_mcp.server.stdio import serve_stdio
@@ -29,7 +29,7 @@ def check_stdio() -> None:
         closed = "input" if sys.stdin is None else "output"
         raise WadmError(f"standard {closed} is closed. {_STDIO_HINT}")
     if sys.stdin.isatty():
-        say(_STDIO_HINT)
+        print_stderr(_STDIO_HINT)
 
 
 async def serve_client(runtime: Runtime) -> None:

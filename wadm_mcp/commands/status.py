@@ -92,7 +92,7 @@ def status_line(runtime: Runtime, rate: int, replay: ReplayFeed | None) -> str:
     if imports:
         reached = datetime.fromtimestamp(max(one.reached for one in imports) / SECOND, UTC).strftime("%Y-%m-%d %H:%MZ")
         rate, seconds = max(one.rate for one in imports), max(one.seconds for one in imports)
-        parts.append(f"importing before {reached}, {rate:,} trades/s, {seconds:,.0f} s left")
+        parts.append(f"imported back to {reached}, {rate:,} trades/s, {seconds:,.0f} s left")
     if replay is not None:
         parts.append(f"replay {replay.played:,} of {replay.total:,}")
     if not runtime.health.ready and runtime.health.reasons:

@@ -19,14 +19,14 @@ STOPS: Final = (signal.SIGINT, signal.SIGTERM)
 """The signals that stop the process."""
 
 
-def leave_on_signals() -> None:
-    """From now on a signal ends the process at once: there is nothing to save yet."""
+def exit_on_signals() -> None:
+    """Install handlers that end the process at once, while there is nothing to save yet."""
     for number in STOPS:
-        signal.signal(number, _leave)
+        signal.signal(number, _exit)
 
 
 def ignore_signals() -> None:
-    """From now on a signal is ignored: the process is about to end."""
+    """Ignore the signals, because the process is about to end."""
     for number in STOPS:
         signal.signal(number, signal.SIG_IGN)
 
@@ -60,8 +60,8 @@ def stop_signals() -> Generator[Callable[[], Awaitable[None]]]:
             yield next_signal
         finally:
             for number, handler in before.items():
-                signal.signal(number, signal.SIG_IGN if handler is _leave else handler)
+                signal.signal(number, signal.SIG_IGN if handler is _exit else handler)
 
 
-def _leave(number: int, frame: FrameType | None) -> NoReturn:
+def _exit(number: int, frame: FrameType | None) -> NoReturn:
     os._exit(0)

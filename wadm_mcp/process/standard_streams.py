@@ -29,7 +29,7 @@ def reserve_standard_descriptors() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # a path may contain any bytes
 
 
-def say(text: str) -> None:
+def print_stderr(text: str) -> None:
     """Write a line to stderr. A failure is ignored."""
     _write(sys.stderr, text)
 

@@ -97,9 +97,9 @@ def read_symbol(call: Call, given: object, followed: Iterable[str]) -> str:
     """A followed symbol in any usual spelling (`btcusdt`, `BTC/USDT`, `BTC-USDT`). `UnknownSymbol` with near matches for other symbols."""
     known = sorted(set(followed))
     if given is None:
-        raise QueryError(f"symbol is needed. Followed: {listed(known)}. Try {call.example()}")
+        raise QueryError(f"symbol is missing. Followed: {listed(known)}. Try {call.example()}")
     if not isinstance(given, str):
-        raise call.refuse("symbol", given, f"a text is needed. Followed: {listed(known)}")
+        raise call.refuse("symbol", given, f'must be a string such as "BTCUSDT". Followed: {listed(known)}')
     symbol = plain_symbol(given)
     if symbol not in known:
         raise _unknown_symbol(call, given, known)
@@ -174,9 +174,11 @@ def read_market(call: Call, given: object, followed: Sequence[str]) -> str | Non
     try:
         return read_choice(call, "market", meant, allowed, allowed[0])
     except QueryError:
-        if not isinstance(given, str) or given.strip().lower() not in (*MARKETS, *_MARKET_ALIASES):
+        name = given.strip().lower() if isinstance(given, str) else ""
+        if name not in (*MARKETS, *_MARKET_ALIASES):
             raise
-        raise call.refuse("market", given, f"followed are {', '.join(allowed)}", market=allowed[0]) from None
+        here = f"the market {alias or name} is not followed here; followed: {', '.join(allowed)}"
+        raise call.refuse("market", given, here, market=allowed[0]) from None
 
 
 def read_timeframe(call: Call, given: object, default: Timeframe = Timeframe.M5) -> Timeframe:
@@ -226,10 +228,11 @@ def read_amount(call: Call, argument: str, given: object, *, zero: bool, example
 
 
 def read_signed(call: Call, argument: str, given: object, *, example: Example, **instead: Example | None) -> Decimal:
-    """An exact amount above or below 0."""
+    """An exact amount other than 0."""
     value = _decimal(given)
     if not value:
-        raise call.refuse(argument, given, "a number above or below 0 is needed", **{argument: example}, **instead)
+        allowed = f"a number other than 0 is needed, at most {_MAX_DIGITS} digits on either side of the point"
+        raise call.refuse(argument, given, allowed, **{argument: example}, **instead)
     return value
 
 
@@ -242,8 +245,8 @@ def read_time(call: Call, argument: str, given: object, **instead: Example | Non
         return None
     timestamp = _time(given)
     if timestamp is None or not _MIN_TIME_MS <= timestamp < _MAX_TIME_MS:
-        allowed = "ISO 8601 with offset or Z, or epoch seconds or milliseconds, from 2000 to 2099"
-        raise call.refuse(argument, given, f"a time is needed: {allowed}", **instead)
+        allowed = "ISO 8601 (UTC unless it has an offset) and epoch seconds or milliseconds"
+        raise call.refuse(argument, given, f"not a time from 2000 to 2099; allowed are {allowed}", **instead)
     return timestamp
 
 

@@ -18,7 +18,7 @@ from wadm_mcp.model import MARKETS, Scale, Timeframe, rescale
 from wadm_mcp.queries.arguments import ALL, read_detail, read_timeframe
 from wadm_mcp.queries.coverage import coverage, coverage_inputs, expired_bars, ratio
 from wadm_mcp.queries.figures import merged_bars, table
-from wadm_mcp.queries.numbers import Number, decimal_number, maybe, number
+from wadm_mcp.queries.numbers import Number, decimal_number, number, optional_number
 from wadm_mcp.queries.order_flow import bar_starts
 from wadm_mcp.queries.scope import Scope, ask, read_scope
 from wadm_mcp.queries.view import View
@@ -99,7 +99,7 @@ async def compare_exchanges(
         judgement = inputs.judge(scope.window, lost)
         total = Bar(Scale(0, 0))
         for bar_start in sorted(bars):
-            total = total.then(bars[bar_start])
+            total = total.merge_later(bars[bar_start])
         venues.append(_Venue(scope.name, judgement, bars, _complete_bars(starts, length, judgement), total))
     worst = min(range(len(venues)), key=lambda index: venues[index].judgement.millionths)
     names = [venue.name for venue in venues]
@@ -159,7 +159,7 @@ def _row(venue: _Venue, venues: Sequence[_Venue]) -> list[Any]:
         decimal_number(imbalance_ratio(bar.buy_volume, bar.sell_volume)),
         bar.trade_count,
         decimal_number(vwap(bar)),
-        maybe(bar.close, prices),
+        optional_number(bar.close, prices),
         None if change is None else _rounded(change, 4),
     ]
 
@@ -204,7 +204,7 @@ def _delta(venue: _Venue, at: int) -> float:
 def _reading(rows: Sequence[Sequence[Any]], covered: Mapping[str, Any]) -> str:
     traded = [row for row in rows if row[3]]
     if not traded:
-        return f"Nothing is held of this window; coverage {covered['ratio']}."
+        return f"No trades recorded in this window; coverage {covered['ratio']}."
     most = max(traded, key=lambda row: row[3])
     least = f"least covered is {covered['worst']} with {covered['ratio']}"
     return f"{len(rows)} instruments; {most[0]} traded most, {most[3]} of the volume; {least}."

@@ -118,7 +118,7 @@ async def coverage(
 
 def nothing_traded(scope: Scope, covered: Mapping[str, Any]) -> str:
     """The sentence for a window without a recorded trade. Its coverage says whether the market was quiet or not recorded."""
-    return f"{scope.name}: no trade is held in this window; coverage {covered['ratio']}."
+    return f"{scope.name}: no trades recorded in this window; coverage {covered['ratio']}."
 
 
 def _rank(part: tuple[Judgement, Mapping[str, Any]]) -> tuple[int, float]:

@@ -100,9 +100,9 @@ async def merged_footprint(view: View, scope: Scope, window: Window, row: Decima
         if merged is None:
             merged = footprint
         elif merged.levels + footprint.levels <= MAX_PRICES_ON_LOOP:
-            merged.take_beside(footprint)
+            merged.merge_parallel_in_place(footprint)
         else:
-            await to_thread.run_sync(merged.take_beside, footprint)
+            await to_thread.run_sync(merged.merge_parallel_in_place, footprint)
     assert merged is not None
     return merged
 
@@ -114,7 +114,7 @@ async def merged_bars(view: View, scope: Scope, timeframe: Timeframe, window: Wi
     merged: dict[int, Bar] = {}
     for instrument in scope.instruments:
         for start, bar in (await view.bars(instrument, timeframe, window)).items():
-            merged[start] = merged[start].beside(bar) if start in merged else bar
+            merged[start] = merged[start].merge_parallel(bar) if start in merged else bar
     if len(scope.instruments) > 1:
         for start, bar in merged.items():
             merged[start] = bar.rescaled(bar.scale)

@@ -15,7 +15,7 @@ from wadm_mcp.model import Scale, Window, to_decimal
 from wadm_mcp.queries.arguments import ALL, read_detail, read_timeframe, read_whole
 from wadm_mcp.queries.coverage import coverage, expired_bars, nothing_traded
 from wadm_mcp.queries.figures import MAX_PRICES_ON_LOOP, RowChoice, merged_footprint, table
-from wadm_mcp.queries.numbers import decimal_number, iso, maybe, number
+from wadm_mcp.queries.numbers import decimal_number, iso, number, optional_number
 from wadm_mcp.queries.order_flow import bar_starts
 from wadm_mcp.queries.scope import Scope, ask, read_scope
 from wadm_mcp.queries.view import View
@@ -106,7 +106,7 @@ def _row(bars: Sequence[Footprint], scale: Scale, choice: RowChoice) -> int:
 
 
 def _short_enough(bars: Sequence[Footprint], row: int) -> bool:
-    """Do all bars together have at most `MAX_NODES` rows with trades, and each at most `MAX_ROWS` rows?"""
+    """Whether all bars together have at most `MAX_NODES` rows with trades, and each at most `MAX_ROWS` rows."""
     nodes = 0
     for bar in bars:
         low, high = bar.bar.low, bar.bar.high
@@ -130,10 +130,10 @@ def _bar(start: int, footprint: Footprint, tick: int, row: int) -> dict[str, Any
     ]
     return {
         "timestamp": iso(start),
-        "open": maybe(bar.open, prices),
-        "high": maybe(bar.high, prices),
-        "low": maybe(bar.low, prices),
-        "close": maybe(bar.close, prices),
+        "open": optional_number(bar.open, prices),
+        "high": optional_number(bar.high, prices),
+        "low": optional_number(bar.low, prices),
+        "close": optional_number(bar.close, prices),
         "delta": number(bar.delta, quantities),
         "poc": number(profile.poc, prices),
         "nodes": table(COLUMNS, rows),

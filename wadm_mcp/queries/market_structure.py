@@ -203,5 +203,5 @@ async def _last_hour(view: View, scope: Scope) -> Bar:
     end = Timeframe.M1.floor(scope.now)
     merged = Bar(Scale(0, 0))
     for _, bar in sorted((await merged_bars(view, scope, Timeframe.M1, Window(end - HOUR, end))).items()):
-        merged = merged.then(bar)
+        merged = merged.merge_later(bar)
     return merged

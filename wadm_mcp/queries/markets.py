@@ -37,7 +37,7 @@ async def markets(view: View, health: Health, *, limit: object = 100, detail: ob
     """A row for each followed instrument. `status` is `live`, `starting`, `standby` (another process records) or `down`.
 
     `open_gaps` is the number of gaps in the last 24 hours, `history_from` the start of the oldest coverage. `repairing` is
-    `[missing_trades, seconds]` of a running repair, null without one; `missing_trades` is null if the exchange does not number its trades.
+    `[missing_trades, seconds]` of a running repair, null without one; `missing_trades` is null if the trade ids are not gapless.
     `importing` is `[from, reached, trades_per_s, seconds]` of a running import of older trades, null without one. The detail `brief` has
     fewer columns. While `store` is `unreachable` the rows contain only what the live tape knows.
     """
@@ -49,7 +49,8 @@ async def markets(view: View, health: Health, *, limit: object = 100, detail: ob
     columns = BRIEF if chosen_detail == "brief" else None
     listed = table(COLUMNS, rows[:max_rows], only=columns) | ({"omitted": omitted} if omitted else {})
     live = sum(row[3] == "live" for row in rows)
-    reading = f"{live} of {len(rows)} instruments are live; {sum(row[7] == 1 for row in rows)} are held whole for the last 24 h."
+    complete = sum(row[7] == 1 for row in rows)
+    reading = f"{live} of {len(rows)} instruments are live; {complete} have full coverage for the last 24 h."
     return {"store": "unreachable" if view.without_store else "ok", "markets": listed, "reading": reading}
 
 

@@ -32,7 +32,7 @@ def number(value: int, decimals: int) -> Number:
     return f"-{text}" if value < 0 else text
 
 
-def maybe(value: int | None, decimals: int) -> Number | None:
+def optional_number(value: int | None, decimals: int) -> Number | None:
     """As `number`; None stays None (null in JSON)."""
     return None if value is None else number(value, decimals)
 

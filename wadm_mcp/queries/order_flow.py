@@ -12,7 +12,7 @@ from wadm_mcp.model import Scale, Timeframe, Window, rescale
 from wadm_mcp.queries.arguments import ALL, Call, read_detail, read_timeframe, read_whole
 from wadm_mcp.queries.coverage import CUMULATIVE, coverage, expired_bars, nothing_traded
 from wadm_mcp.queries.figures import merged_bars, table
-from wadm_mcp.queries.numbers import decimal_number, iso, maybe, number
+from wadm_mcp.queries.numbers import decimal_number, iso, number, optional_number
 from wadm_mcp.queries.scope import Scope, ask, read_scope
 from wadm_mcp.queries.view import View
 
@@ -104,7 +104,9 @@ def bar_starts(call: Call, timeframe: Timeframe, window: Window, max_bars: int) 
         count = f"this window has {len(starts(timeframe)):,} such bars, at most {max_bars:,} are returned at once"
         if fits is None:
             raise call.refuse("timeframe", timeframe.value, f"{count}; choose a shorter window", timeframe=timeframe.value, window="1h")
-        raise call.refuse("timeframe", timeframe.value, f"{count}; {fits} fits", timeframe=fits.value)
+        raise call.refuse(
+            "timeframe", timeframe.value, f'{count}; use timeframe="{fits}" or longer, or a shorter window', timeframe=fits.value
+        )
     return starts(timeframe)
 
 
@@ -112,10 +114,10 @@ def _row(start: int, bar: Bar, total: int, scale: Scale) -> list[Any]:
     prices, quantities = bar.scale
     return [
         iso(start),
-        maybe(bar.open, prices),
-        maybe(bar.high, prices),
-        maybe(bar.low, prices),
-        maybe(bar.close, prices),
+        optional_number(bar.open, prices),
+        optional_number(bar.high, prices),
+        optional_number(bar.low, prices),
+        optional_number(bar.close, prices),
         number(bar.volume, quantities),
         number(bar.buy_volume, quantities),
         number(bar.sell_volume, quantities),
@@ -123,8 +125,8 @@ def _row(start: int, bar: Bar, total: int, scale: Scale) -> list[Any]:
         number(total, scale.quantity),
         decimal_number(imbalance_ratio(bar.buy_volume, bar.sell_volume)),
         bar.trade_count,
-        maybe(bar.min_delta, quantities),
-        maybe(bar.max_delta, quantities),
+        optional_number(bar.min_delta, quantities),
+        optional_number(bar.max_delta, quantities),
     ]
 
 

@@ -67,12 +67,12 @@ class Scope:
 
     @property
     def merged(self) -> bool:
-        """Does the answer merge all exchanges?"""
+        """Whether the answer merges all exchanges."""
         return self.name.startswith(f"{ALL}:")
 
     @property
     def closed(self) -> bool:
-        """Is the whole window in the past?"""
+        """Whether the whole window is in the past."""
         return self.window.end <= self.now
 
     def heading(self, coverage: dict[str, Any]) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def _followed(
 ) -> tuple[str, tuple[Listing, ...], tuple[Instrument, ...]]:
     every = view.listings
     symbols = {listing.instrument: canonical_instrument(listing.instrument).symbol for listing in every}
-    called = {plain_symbol(one.symbol): canonical for one, canonical in symbols.items()} | {one: one for one in symbols.values()}
+    called = {plain_symbol(instrument.symbol): name for instrument, name in symbols.items()} | {name: name for name in symbols.values()}
     name = called.get(plain_symbol(symbol), plain_symbol(symbol))
     awaited = [instrument for instrument in view.awaited if instrument.symbol == name]
     if name in view.symbols and name not in symbols.values():
@@ -137,12 +137,12 @@ def _followed(
     call = call.about(wanted)
     known = [listing for listing in every if symbols[listing.instrument] == wanted]
     # Configured markets count as followed from the start, so that the choice does not depend on which exchange's listings load first.
-    markets = _in_order([*(listing.instrument.market for listing in every), *(one.market for one in awaited)], view.markets)
+    markets = _in_order([*(listing.instrument.market for listing in every), *(instrument.market for instrument in awaited)], view.markets)
     venue = read_exchange(call, exchange)
     there = [listing for listing in known if venue in (ALL, listing.instrument.exchange)]
     chosen = read_market(call, market, markets) or _in_order((listing.instrument.market for listing in there or known), view.markets)[0]
     found = {listing.instrument.exchange: listing for listing in there if listing.instrument.market == chosen}
-    late = tuple(one for one in awaited if one.market == chosen and venue in (ALL, one.exchange))
+    late = tuple(instrument for instrument in awaited if instrument.market == chosen and venue in (ALL, instrument.exchange))
     if not found and late:
         raise _not_ready(view, wanted, every)
     if not found:
@@ -151,7 +151,7 @@ def _followed(
         raise UnknownSymbol(f"symbol {shown(wanted)} is not followed {where}. Followed: {places}. Try {call.example()}")
     ordered = _in_order(found, view.exchanges)
     scope_name = f"{ALL}:{chosen}:{wanted}" if venue == ALL else str(found[venue].instrument)
-    return scope_name, tuple(found[one] for one in ordered), late
+    return scope_name, tuple(found[exchange] for exchange in ordered), late
 
 
 def _not_ready(view: View, symbol: str, every: Sequence[Listing]) -> NotReady:
@@ -185,7 +185,7 @@ def _window(call: Call, now: int, window: object, start: object, end: object) ->
     first, last = read_time(call, "start", start, **works), read_time(call, "end", end, **works)
     if first is None:
         if last is not None:
-            raise call.refuse("end", end, "start is needed with it", **works)
+            raise call.refuse("end", end, "end works only together with start", **works)
         name = read_window(call, window, DEFAULT_WINDOW)
         return _whole_minutes(session_start(now - 1) if name == SESSION else now - WINDOWS[name], now), name, None, None
     if first - first % MINUTE > now:
@@ -194,7 +194,9 @@ def _window(call: Call, now: int, window: object, start: object, end: object) ->
         raise call.refuse("end", end, f"it lies before start={shown(start)}", **works)
     until = now if last is None else min(last, now)
     if until - first > MAX_WINDOW_MS:
-        raise call.refuse("start", start, "a window is at most 400 days long", **works)
+        days, earliest = -(-(until - first) // DAY), -(-(until - MAX_WINDOW_MS) // MINUTE) * MINUTE
+        limit = f"the window is {days:,} days long, at most {MAX_WINDOW_MS // DAY} are allowed; start at {iso(earliest)} or later"
+        raise call.refuse("start", start, limit, **works)
     return _whole_minutes(min(first, until), until), None, first, last
 
 

@@ -28,7 +28,7 @@ from wadm_mcp.model import Instrument, Scale, Timeframe, TradeType, Window
 from wadm_mcp.queries.arguments import Detail
 from wadm_mcp.queries.coverage import nothing_traded, ratio
 from wadm_mcp.queries.figures import table
-from wadm_mcp.queries.numbers import Number, decimal_number, iso_minute, iso_ms, maybe, number
+from wadm_mcp.queries.numbers import Number, decimal_number, iso_minute, iso_ms, number, optional_number
 from wadm_mcp.queries.scope import Scope
 
 SWINGS: Final = ("timestamp", "side", "price", "cumulative_delta", "leg_volume", "leg_delta")
@@ -56,6 +56,16 @@ _DETECTOR_PARAMETERS: Final = {
 """Parameters that the answer states for a detector, by the first word of its event's kind."""
 _MINOR_EVENTS: Final = ("effort", "ease", "fading")
 """First words of kinds that only the full detail lists, because they are frequent."""
+_RELATION_TEXTS: Final[Mapping[str, str]] = {
+    "higher": "above yesterday's",
+    "lower": "below yesterday's",
+    "inside": "inside yesterday's",
+    "outside": "around yesterday's",
+    "overlapping_higher": "overlapping yesterday's and higher",
+    "overlapping_lower": "overlapping yesterday's and lower",
+    "unchanged": "equal to yesterday's",
+}
+"""How the reading states each relation of the session's value area to the previous one."""
 _COMMON_PARAMETERS: Final = ("baseline", "swing", "atr")
 _SCORE_COLUMNS: Final = ("volume_z", "range_z", "close_position")
 
@@ -114,7 +124,7 @@ class Day:
 
     @property
     def complete(self) -> bool:
-        """Is no trade of the session missing?"""
+        """Whether no trade of the session is missing."""
         return all(not judgement.gaps and judgement.basis is not None for judgement in self.judgements)
 
 
@@ -145,11 +155,11 @@ class Evidence:
 
     def price(self, value: int | None) -> Number | None:
         """A price as a JSON number."""
-        return maybe(value, self.scale.price)
+        return optional_number(value, self.scale.price)
 
     def quantity(self, value: int | None) -> Number | None:
         """A volume or a delta as a JSON number."""
-        return maybe(value, self.scale.quantity)
+        return optional_number(value, self.scale.quantity)
 
 
 def structure_answer(evidence: Evidence, covered: Mapping[str, Any], detail: Detail) -> dict[str, Any]:
@@ -447,17 +457,18 @@ def _reading(evidence: Evidence, profile: VolumeProfile | None, covered: Mapping
         return nothing_traded(evidence.scope, covered)
     count = len(events["rows"]) + events.get("omitted", 0)
     relation = answer["value"]["relation"]
-    against = f" ({relation.replace('_', ' ')} against yesterday's)" if relation else ""
+    migration = f" ({_RELATION_TEXTS[relation]})" if relation else ""
     where = _against_value(evidence, profile)
-    return f"Last {session['last']}, {where} value{against}, {count} event candidates; coverage {covered['ratio']}."
+    return f"Last {session['last']}, {where}{migration}, {count} event candidates; coverage {covered['ratio']}."
 
 
 def _against_value(evidence: Evidence, profile: VolumeProfile | None) -> str:
-    """The position of the last price relative to the value area, as a word of the reading."""
+    """The position of the last price relative to the value area, as a part of the reading."""
     last = evidence.footprint.bar.close
     if profile is None or last is None:
-        return "without"
-    return "above" if last > profile.vah else "below" if last < profile.val else "inside"
+        return "no value area"
+    where = "above" if last > profile.vah else "below" if last < profile.val else "inside"
+    return f"{where} the value area"
 
 
 def _date(timestamp: int) -> str:

@@ -104,7 +104,7 @@ async def trades(
         **scope.heading(covered),
         "trades": table(COLUMNS, [_row(trade) for trade in rows], only=only),
         "next_cursor": None if last is None else _write_cursor(_Cursor(question, scope.window.start, scope.window.end, *last)),
-        "reading": _reading(scope, covered, rows),
+        "reading": _reading(scope, covered, rows, minimum_notional, paged=after is not None or last is not None),
     }
 
 
@@ -178,9 +178,15 @@ def _row(trade: Trade) -> list[Any]:
     ]
 
 
-def _reading(scope: Scope, covered: Mapping[str, Any], rows: Sequence[Trade]) -> str:
+def _reading(
+    scope: Scope, covered: Mapping[str, Any], rows: Sequence[Trade], minimum_notional: Decimal | None = None, *, paged: bool = False
+) -> str:
     if not rows:
-        return nothing_traded(scope, covered).replace("no trade is held", "no such trade is held")
+        if not minimum_notional and not paged:
+            return nothing_traded(scope, covered)
+        size = f" of at least {decimal_text(minimum_notional)}" if minimum_notional else ""
+        place = "on this page" if paged else "recorded in this window"
+        return f"{scope.name}: no trades{size} {place}; coverage {covered['ratio']}."
     bought = sum(trade.trade_type is TradeType.BUY for trade in rows)
     stretch = f"{iso_ms(rows[0].timestamp)} to {iso_ms(rows[-1].timestamp)}"
     return f"{scope.name}: {len(rows)} trades from {stretch}, {bought} of them bought by takers; coverage {covered['ratio']}."

@@ -62,10 +62,10 @@ class View:
         self.how_to_follow = how_to_follow
         """What an error about a symbol that is not followed advises to do."""
         self.without_store: bool | None = None
-        """Is this question answered without the store? None before its first read from the store."""
+        """Whether this question is answered without the store. None before its first read from the store."""
 
     def reading(self) -> View:
-        """A view for one question."""
+        """A copy of this view for one query. The copy decides once whether the store answers."""
         one = copy(self)
         one.without_store = True if self._store_down() else None
         return one
@@ -77,7 +77,7 @@ class View:
 
     @property
     def recorded_elsewhere(self) -> bool:
-        """Does another process record into this data directory?"""
+        """Whether another process records into this data directory."""
         return self._tape.recorded_elsewhere
 
     async def until_ready(self) -> None:
@@ -114,7 +114,7 @@ class View:
         return await self._cached.footprint(instrument, window, live, partial(self.bars, instrument, Timeframe.D1), merge, row)
 
     async def figures(self, key: str, proof: Bar, make: Callable[[], Awaitable[list[int]]]) -> list[int]:
-        """Three integers of a closed stretch: those cached with the same bar (`proof`), else what `make` returns."""
+        """POC, VAH and VAL of a closed window as integers: from the cache if they were cached with the bar `proof`, else from `make`."""
         return await make() if self._cached is None or self.without_store else await self._cached.figures(key, proof, make)
 
     async def _merged(self, instrument: Instrument, live: Mapping[int, Footprint], row: Decimal | None, window: Window) -> Footprint:
@@ -128,8 +128,8 @@ class View:
         if len(parts) == 1 and (only := next(iter(parts.values()))).scale.finest(scale) == only.scale:
             return only
         if len(parts) <= _MAX_MERGED_ON_LOOP:
-            return Footprint.consecutive(parts.values(), scale, row=row, give_up=True)
-        return await to_thread.run_sync(partial(Footprint.consecutive, parts.values(), scale, row=row, give_up=True))
+            return Footprint.merge_consecutive(parts.values(), scale, row=row, give_up=True)
+        return await to_thread.run_sync(partial(Footprint.merge_consecutive, parts.values(), scale, row=row, give_up=True))
 
     async def bars(self, instrument: Instrument, timeframe: Timeframe, window: Window) -> dict[int, Bar]:
         """The bars of a window by their start, without those that had no trades. The first and last contain only the window's minutes."""
@@ -141,7 +141,7 @@ class View:
         bars: dict[int, Bar] = {}
         for start, bar in (await _coarsest(_STORED_TIMEFRAMES[timeframe], window, live, stored)).items():
             bar_start = timeframe.floor(start)
-            bars[bar_start] = bars[bar_start].then(bar) if bar_start in bars else bar
+            bars[bar_start] = bars[bar_start].merge_later(bar) if bar_start in bars else bar
         return {start: bar for start, bar in bars.items() if bar.trade_count}
 
     async def spans(self, instrument: Instrument, window: Window, *, raw: bool = False) -> list[Span]:
@@ -189,7 +189,7 @@ class View:
         return self._tape[instrument].backfill.repairing
 
     def follows(self, instrument: Instrument) -> bool:
-        """Is there a tape of this instrument?"""
+        """Whether the tape has this instrument."""
         return self._tape.get(instrument) is not None
 
     def importing(self, instrument: Instrument) -> Importing | None:
@@ -227,7 +227,7 @@ async def _coarsest(
     live: Mapping[int, _Part],
     stored: Callable[[Timeframe, Window], Awaitable[dict[int, _Part]]],
 ) -> dict[int, _Part]:
-    """The window in few parts by start, oldest first: the coarsest stored ones that contain no `live` minute, and finer ones between."""
+    """Splits the window into few parts by start, oldest first: the longest stored ones without a `live` minute, shorter ones in between."""
     timeframe, finer = timeframes[0], timeframes[1:]
     if not finer:
         return dict(sorted({**await stored(timeframe, window), **live}.items()))

@@ -60,7 +60,7 @@ async def volume_profile(
     covered = await coverage(view, scope, lost, figures=BROKEN)
     outline = Bar(max(listing.scale for listing in scope.listings))
     for bar in (await merged_bars(view, scope, Timeframe.D1, scope.window)).values():
-        outline = outline.beside(bar)
+        outline = outline.merge_parallel(bar)
     row = _row(choice, outline)
     while True:
         size = None if row is None else to_decimal(row, outline.scale.price)

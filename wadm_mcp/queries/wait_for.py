@@ -12,11 +12,12 @@ import anyio
 from wadm_mcp.analytics.footprint import Bar
 from wadm_mcp.analytics.order_flow import imbalance_ratio
 from wadm_mcp.coverage.judge import IN_TRANSIT
+from wadm_mcp.errors import QueryError
 from wadm_mcp.model import MINUTE, SECOND, Scale, Timeframe, Trade, Window, at_decimals
 from wadm_mcp.queries.arguments import ALL, Example, read_amount, read_choice, read_detail, read_signed, read_timeframe, read_whole
 from wadm_mcp.queries.coverage import coverage
 from wadm_mcp.queries.figures import merged_bars
-from wadm_mcp.queries.numbers import decimal_number, decimal_text, iso, iso_ms, maybe, number, places
+from wadm_mcp.queries.numbers import decimal_number, decimal_text, iso, iso_ms, number, optional_number, places
 from wadm_mcp.queries.scope import Scope, ask, read_scope
 from wadm_mcp.queries.view import View
 
@@ -75,7 +76,7 @@ async def wait_for(
     call = ask(view, "wait_for", condition="bar_closed", timeframe="1m")
     scope = read_scope(view, call, symbol=symbol, exchange=exchange, market=market, window="15m")
     if condition is None:
-        raise scope.call.refuse("condition", None, f"it is needed; allowed are {', '.join(CONDITIONS)}")
+        raise QueryError(f"condition is missing; allowed are {', '.join(CONDITIONS)}. Try {scope.call.example()}")
     chosen: Condition = read_choice(scope.call, "condition", condition, CONDITIONS, CONDITIONS[3])
     length = read_timeframe(scope.call, timeframe, Timeframe.M1)
     seconds = read_whole(scope.call, "timeout", timeout, 1, MAX_WAIT_SECONDS, 30)
@@ -85,7 +86,9 @@ async def wait_for(
     if chosen in _WITH_VALUE:
         example = Decimal(1)
         if value is None:
-            raise scope.call.refuse("value", None, f"the condition {chosen} needs a value", condition=chosen, value=example)
+            raise QueryError(
+                f"value is missing; the condition {chosen} needs one. Try {scope.call.example(condition=chosen, value=example)}"
+            )
         works: dict[str, Example | None] = {"condition": chosen}
         level = (
             read_signed(scope.call, "value", value, example=example, **works)
@@ -224,7 +227,7 @@ class _Watch:
         return _Met(end, self._length.floor(now - 1)) if ratio == 1 else None
 
     def _is_above(self, trade: Trade) -> bool | None:
-        """Is the trade above the level? None if it is at the level."""
+        """Whether the trade is above the level. None if it is at the level."""
         decimals = max(places(self._level), trade.scale.price)
         price, level = trade.price * 10 ** (decimals - trade.scale.price), at_decimals(self._level, decimals)
         return None if price == level else price > level
@@ -244,7 +247,7 @@ def _bar_answer(start: int, bar: Bar) -> dict[str, Any]:
     prices, quantities = bar.scale
     return {
         "timestamp": iso(start),
-        **{name: maybe(getattr(bar, name), prices) for name in ("open", "high", "low", "close")},
+        **{name: optional_number(getattr(bar, name), prices) for name in ("open", "high", "low", "close")},
         "volume": number(bar.volume, quantities),
         "delta": number(bar.delta, quantities),
         "imbalance_ratio": decimal_number(imbalance_ratio(bar.buy_volume, bar.sell_volume)),

@@ -24,7 +24,7 @@ from wadm_mcp.tracking import Tracking
 
 
 class ServedRuntime(Protocol):
-    """The parts of a runtime that are served. It lives as long as the process: entered exactly once, and leaving it flushes what is not
+    """Interface of the runtime that the MCP server and the web app use. Enter it once per process; leaving it flushes data that is not
     durable yet."""
 
     @property

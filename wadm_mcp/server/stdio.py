@@ -1,7 +1,7 @@
 """MCP over stdin and stdout, for the client that launched this process. Only MCP goes to stdout.
 
-Serving ends at the end of input, on SIGTERM or SIGINT, or when the runtime fails. The runtime is left, which flushes it, before the
-transport ends: a client that neither reads nor closes its streams must not cost a trade.
+Serving ends at the end of input, on SIGTERM or SIGINT, or when the runtime fails. The runtime is closed and flushed before the transport,
+so that a client that stops reading cannot cause data loss.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from wadm_mcp.errors import WadmError, leaves, printable, ungrouped
 from wadm_mcp.logs import RateLimitedWarning, log
 from wadm_mcp.process.signals import stop_signals
-from wadm_mcp.process.standard_streams import say
+from wadm_mcp.process.standard_streams import print_stderr
 from wadm_mcp.server.context import ServedRuntime, running
 from wadm_mcp.server.server import WadmServer
 
@@ -133,7 +133,7 @@ def _refusal(error: Exception) -> JSONRPCError:
 
 def _exit_now(failures: Sequence[WadmError]) -> NoReturn:
     for failure in failures[:1]:
-        say(f"wadm-mcp: {printable(failure)}")
+        print_stderr(f"wadm-mcp: {printable(failure)}")
     os._exit(failures[0].status if failures else 0)
 
 

@@ -24,7 +24,7 @@ from wadm_mcp.server import answers, questions
 from wadm_mcp.server.context import ServedRuntime
 from wadm_mcp.server.questions import NEEDED, Question
 from wadm_mcp.server.reply import Reply, error_result, tool_result
-from wadm_mcp.tracking import WAIT, Tracking
+from wadm_mcp.tracking import DEFAULT_WAIT_SECONDS, Tracking
 
 _READ_ONLY: Final = ToolAnnotations(read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
 _TRACK: Final = "track_market"
@@ -184,7 +184,7 @@ def _track() -> Tool:
         "Start recording a symbol that list_markets does not show yet, wherever the exchanges list it, and import its recent past. Waits "
         "for live trades and history and reports progress; asking again shows how far it is. Kept across restarts.",
         answers.Tracked,
-        {"wait": {"type": "integer", "description": "seconds to wait for it, 0-300", "default": WAIT}},
+        {"wait": {"type": "integer", "description": "seconds to wait for it, 0-300", "default": DEFAULT_WAIT_SECONDS}},
     )
 
 

@@ -81,7 +81,7 @@ class CachedFootprints:
             return await merge(window)
         expected = Bar(Scale(0, 0))
         for bar in (await bars(closed)).values():
-            expected = expected.then(bar)
+            expected = expected.merge_later(bar)
         parts = [await self._merged_hours(instrument, closed, expected, merge, row)]
         if window.start < closed.start:
             parts.insert(0, await merge(Window(window.start, closed.start)))
@@ -207,7 +207,7 @@ _FIGURES_DECODER: Final = msgspec.msgpack.Decoder(tuple[bytes, int, int, int])
 
 
 def _join(parts: list[Footprint]) -> Footprint:
-    return Footprint.consecutive(parts, parts[0].scale, give_up=True)
+    return Footprint.merge_consecutive(parts, parts[0].scale, give_up=True)
 
 
 def _equal(one: Bar, two: Bar) -> bool:

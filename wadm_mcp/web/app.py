@@ -47,7 +47,7 @@ def build_app(server: WadmServer, runtime: ServedRuntime) -> WebApp:
     async def events(scope: Scope, receive: Receive, send: Send) -> None:
         # A bare ASGI application: nothing may be sent after the stream. Only the session is ended, so that the transport closes.
         async with sse.connect_sse(scope, receive, send) as (read, write):
-            with streams.endable():
+            with streams.cancellable_scope():
                 await lowlevel.run(read, write, lowlevel.create_initialization_options())
 
     @asynccontextmanager

@@ -42,21 +42,25 @@ class Guard:
             return _refuse(421, "Host", hosts)
         if not all(self._accepts(_name_of_origin(origin)) for origin in origins):
             return _refuse(403, "Origin", origins)
-        if self._key is not None and scope["path"] not in OPEN_PATHS and not self._knows_key(scope):
-            text = "API_KEY is needed: send it as Authorization: Bearer KEY, or as X-API-Key: KEY"
-            return error_response(401, text, {"WWW-Authenticate": "Bearer"})
-        return None
+        key_error = self._key_error(scope, self._key) if self._key is not None and scope["path"] not in OPEN_PATHS else None
+        return error_response(401, key_error, {"WWW-Authenticate": "Bearer"}) if key_error is not None else None
 
     def _accepts(self, name: str) -> bool:
         return bool(name) and (name in self._allowed or is_loopback(name))
 
-    def _knows_key(self, scope: Scope) -> bool:
-        given = [value for name, value in scope["headers"] if name == b"x-api-key"]
+    def _key_error(self, scope: Scope, key: bytes) -> str | None:
+        """Why the request is not authorised; None if one of its headers has the key."""
+        given = [("X-API-Key", value) for name, value in scope["headers"] if name == b"x-api-key"]
         for name, value in scope["headers"]:
             scheme, _, credentials = value.partition(b" ")
             if name == b"authorization" and scheme.lower() == b"bearer":
-                given.append(credentials.strip())
-        return any(hmac.compare_digest(value, self._key or b"") for value in given)
+                given.append(("Authorization", credentials.strip()))
+        if any(hmac.compare_digest(value, key) for _, value in given):
+            return None
+        wrong = dict.fromkeys(header for header, value in given if value)
+        if not wrong:
+            return "missing key: send the server's API_KEY as Authorization: Bearer KEY, or as X-API-Key: KEY"
+        return f"wrong key: the key sent in {' and '.join(wrong)} is not this server's API_KEY"
 
 
 def _refuse(status: int, header: str, given: Iterable[str]) -> Response:

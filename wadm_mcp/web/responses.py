@@ -39,7 +39,7 @@ def error_response(status: int, text: str, headers: Mapping[str, str] | None = N
 
 
 def _accepts(request: Request, media_type: str) -> bool:
-    """Does the Accept header name this media type, with a weight other than 0?"""
+    """Whether the Accept header names this media type with a weight other than 0."""
     for entry in ",".join(request.headers.getlist("accept")).split(","):
         name, *parameters = (part.strip().lower().replace(" ", "") for part in entry.split(";"))
         if name == media_type:

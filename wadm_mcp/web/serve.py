@@ -164,7 +164,8 @@ def _bind_error(host: str, port: int, error: OSError) -> SettingError:
             return SettingError(f"WADM_PORT={port}: this user may not use the port; set a WADM_PORT of 1024 or more")
         case _:
             return SettingError(
-                f"WADM_HOST={printable(host, 80)}: this is not an address of this machine; use 127.0.0.1 for loopback, 0.0.0.0 for all"
+                f"WADM_HOST={printable(host, 80)}: cannot listen there ({error.strerror or error}); "
+                "use 127.0.0.1 for loopback, 0.0.0.0 for all interfaces"
             )
 
 

@@ -20,7 +20,7 @@ class Streams:
         self._ended = False
 
     @contextmanager
-    def endable(self) -> Generator[anyio.CancelScope]:
+    def cancellable_scope(self) -> Generator[anyio.CancelScope]:
         """A scope that `end` cancels."""
         with anyio.CancelScope() as scope:
             self._open.add(scope)
@@ -42,7 +42,7 @@ class Streams:
                 unfinished = message["type"] == "http.response.start" or bool(message.get("more_body"))
                 await send(message)
 
-            with self.endable() as request:
+            with self.cancellable_scope() as request:
                 await app(scope, receive, send_noted)
             if request.cancelled_caught and unfinished:
                 await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -247,7 +247,7 @@ _FIRES: dict[str, list[_Fires]] = {
 
 
 @pytest.mark.parametrize(("kind", "fires"), [(kind, one) for kind, every in _FIRES.items() for one in every])
-def test_it_fires_with_its_figures(kind: str, fires: _Fires) -> None:
+def test_each_detector_returns_its_event_with_its_figures(kind: str, fires: _Fires) -> None:
     (event,) = kinds(fires.rows, kind)
     assert event._replace(figures={}) == Event(fires.place, fires.known, kind, fires.price, fires.delta, {}, fires.edge, fires.first)
     assert event.figures == pytest.approx(fires.figures)
@@ -364,7 +364,7 @@ _BOUNDS: dict[str, _Bound] = {
 
 @pytest.mark.parametrize("turned", [False, True], ids=["", "mirrored"])
 @pytest.mark.parametrize("name", _BOUNDS)
-def test_it_just_does_not_fire_one_step_away(name: str, turned: bool) -> None:
+def test_no_event_is_found_one_step_below_a_threshold(name: str, turned: bool) -> None:
     bound = _BOUNDS[name]
     kind = mirror_kind(bound.kind) if turned else bound.kind
 
@@ -407,7 +407,7 @@ def test_an_event_is_not_found_if_a_bar_that_it_needs_is_unusable(kind: str, tur
 
 
 @pytest.mark.parametrize("kind", _FIRES)
-def test_an_unusable_bar_elsewhere_does_not(kind: str) -> None:
+def test_an_unusable_bar_outside_an_event_does_not_remove_it(kind: str) -> None:
     rows, heard = _FIRES[kind][0].rows, _RESTS_ON[kind][1]
     assert [gap for gap in heard if not kinds(rows, kind, unusable=[gap])] == []
 
@@ -445,13 +445,13 @@ def test_nothing_is_compared_with_fewer_than_48_bars() -> None:
         ("break_up", lambda row: row._replace(high=max(row.open, row.close) + 1, low=min(row.open, row.close) - 1)),
     ],
 )
-def test_nothing_is_said_where_the_bars_before_are_all_alike(kind: str, alike: Callable[[Row], Row]) -> None:
+def test_no_event_is_found_if_the_baseline_has_no_deviation(kind: str, alike: Callable[[Row], Row]) -> None:
     fires = _FIRES[kind][0]
     rows = [alike(row) if place < fires.place else row for place, row in enumerate(fires.rows)]
     assert kinds(rows, kind) == []
 
 
-def test_no_delta_among_none_is_not_absorbed() -> None:
+def test_bars_without_delta_are_not_absorption() -> None:
     for delta, expected in ((0, []), (1, ["absorbed_buying"])):
         rows = [row._replace(buy=row.sell) for row in quiet(_LAST)]
         found = events(series([*rows, Row(MIDDLE, MIDDLE + 3, MIDDLE - 3, MIDDLE, 100 + delta, 100)]), _LAST)
@@ -471,7 +471,7 @@ def test_only_the_bar_that_closes_inside_again_is_an_event(kind: str) -> None:
     assert [one.known_index for one in kinds(rows if kind == "spring" else mirrored(rows), kind)] == [_AT]
 
 
-def test_an_extreme_is_where_a_spring_went_furthest() -> None:
+def test_the_extreme_of_a_spring_is_its_furthest_price() -> None:
     rows = _returned([_LOW - 5, _LOW - 5])
     rows[_AT + 1] = rows[_AT + 1]._replace(low=_LOW - 31)
     (event,) = kinds(rows, "spring")
@@ -481,7 +481,7 @@ def test_an_extreme_is_where_a_spring_went_furthest() -> None:
 
 
 @pytest.mark.parametrize("kind", ["spring", "upthrust"])
-def test_a_bar_that_closes_inside_is_back_and_one_that_closes_at_the_edge_is_not(kind: str) -> None:
+def test_a_close_at_the_edge_does_not_complete_a_spring(kind: str) -> None:
     for close, expected in ((_LOW, [(_AT + 1, _AT)]), (_LOW + 1, [(_AT, _AT)])):
         rows = _returned([close])
         assert [(one.known_index, one.first_index) for one in kinds(rows if kind == "spring" else mirrored(rows), kind)] == expected

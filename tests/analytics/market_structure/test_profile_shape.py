@@ -66,7 +66,7 @@ def test_at_most_five_nodes_are_returned_largest_first() -> None:
     assert len(shape.low_nodes) == 5
 
 
-def test_a_plateau_stands_for_its_middle_the_lower_of_two() -> None:
+def test_a_plateau_counts_as_its_middle_row() -> None:
     assert _rows(_shape([1, 1, 1, 9, 9, 9, 9, 1, 1, 1]).high_nodes) == [4]
     assert _rows(_shape([1, 1, 1, 9, 9, 9, 9, 9, 1, 1, 1]).high_nodes) == [5]
 

@@ -32,7 +32,7 @@ def test_a_score_is_the_distance_from_the_median_in_robust_deviations(rows: list
 
 @given(SOME_ROWS, PLACES, st.integers(1, 100))
 @settings(max_examples=20, deadline=None)
-def test_a_percentile_is_the_smallest_figure_that_so_many_do_not_pass(rows: list[Row], unusable: set[int], percent: int) -> None:
+def test_percentile_uses_nearest_rank(rows: list[Row], unusable: set[int], percent: int) -> None:
     one, last = series(rows, unusable=unusable), len(rows) - 1
     before = [row.volume for place, row in enumerate(rows[:last]) if place >= last - 96 and place not in unusable]
     expected = oracles.nearest_rank(before, Fraction(percent)) if len(before) >= 48 and last not in unusable else None
@@ -76,7 +76,7 @@ def test_nothing_is_compared_with_fewer_than_48_usable_bars_or_in_an_unusable_on
     assert scores([59]) == (True,) * 4
 
 
-def test_nothing_is_said_where_most_bars_are_alike() -> None:
+def test_scores_are_none_if_the_median_deviation_is_zero() -> None:
     one = series([*[Row(MIDDLE, MIDDLE + 1, MIDDLE - 1, MIDDLE, 5, 5)] * 59, Row(MIDDLE, MIDDLE + 50, MIDDLE, MIDDLE + 40, 900, 5)])
     assert (one.volume_z(59), one.range_z(59), one.progress_z(59)) == (None, None, None)
 

@@ -41,13 +41,13 @@ def test_a_pivot_is_known_once_five_bars_have_closed_after_it() -> None:
 
 
 @pytest.mark.parametrize("gap", [1, 6, 11])
-def test_a_gap_within_five_bars_leaves_a_pivot_unsaid(gap: int) -> None:
+def test_a_gap_within_five_bars_prevents_a_pivot(gap: int) -> None:
     tops = (0, 0, 1, 2, 3, 4, 9, 4, 3, 2, 1, 0, 0)
     assert _peak(*tops, unusable=(0, 12)) == [(6, "high", 9)]
     assert _peak(*tops, unusable=(gap,)) == []
 
 
-def test_a_falling_bar_was_at_its_high_before_its_low_and_its_mirror_image_the_other_way_round() -> None:
+def test_a_falling_bar_reaches_its_high_first_and_a_rising_bar_its_low() -> None:
     quiet = [Row(MIDDLE, MIDDLE + 2, MIDDLE - 2, MIDDLE + 1, 1, 1)] * 5
     rows = [*quiet, Row(MIDDLE + 3, MIDDLE + 9, MIDDLE - 9, MIDDLE - 3, 1, 1), *quiet]
     assert [one.side for one in pivots(series(rows))] == ["high", "low"]
@@ -77,7 +77,7 @@ def test_legs_run_from_extreme_to_extreme_and_hold_what_traded_between(rows: lis
         assert leg.delta == (None if way & torn else sum(rows[at].delta for at in way))
 
 
-def test_a_trade_missing_at_the_pivot_before_is_no_part_of_the_leg() -> None:
+def test_a_missing_trade_in_the_previous_pivots_bar_does_not_affect_the_leg() -> None:
     rows = [*path(range(MIDDLE, MIDDLE + 8)), *path(range(MIDDLE + 7, MIDDLE - 3, -1)), *path(range(MIDDLE - 2, MIDDLE + 8))]
     high, low = (one.bar_index for one in pivots(series(rows)))
     for torn, expected in ((high, True), (high + 1, False), (low, False), (low + 1, True)):

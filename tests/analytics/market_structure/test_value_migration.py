@@ -34,7 +34,7 @@ def _value(val: int, vah: int, poc: int | None = None, *, whole: bool = True) ->
         ((30, 30), "higher", 0.0),
     ],
 )
-def test_value_lies_against_the_value_before(now: tuple[int, int], expected: str, shared: float) -> None:
+def test_relation_compares_the_value_area_with_the_previous_one(now: tuple[int, int], expected: str, shared: float) -> None:
     before = _value(10, 20)
     assert relation(_value(*now), before) == expected
     assert overlap(_value(*now), before) == shared

@@ -104,7 +104,7 @@ _FADED: _Ladder = [(40, 1), (40, 1), (40, 1), (20, 1), (10, 1), (6, 1)]
         ([(20, 1), (10, 1), (1, 1)], False),
     ],
 )
-def test_takers_fade_where_they_thin_out_over_three_rows_to_a_quarter_of_a_row(rows: _Ladder, fades: bool) -> None:
+def test_an_edge_fades_if_volume_falls_over_three_rows_to_a_quarter_of_the_mean(rows: _Ladder, fades: bool) -> None:
     assert list(fading_edges(_ladder(rows), tick=1, row=1)) == ["high"] * fades
     assert list(fading_edges(_ladder(_turned(rows)), tick=1, row=1)) == ["low"] * fades
 
@@ -117,7 +117,7 @@ def test_fading_counts_the_untraded_rows_between() -> None:
 
 @given(tapes(scales=SCALES), st.integers(1, 80), st.booleans())
 @settings(max_examples=40, deadline=None)
-def test_what_traded_beyond_an_edge_is_what_traded_there(trades: list[Trade], edge: int, above: bool) -> None:
+def test_volume_beyond_an_edge_equals_a_count_of_its_trades(trades: list[Trade], edge: int, above: bool) -> None:
     footprint = footprint_of(trades)
     bound = Fraction(edge, 10**footprint.scale.price)
     outside = [one for one in trades if (price_of(one) > bound if above else price_of(one) < bound)]
@@ -165,7 +165,7 @@ def _large(sizes: list[int]) -> tuple[int, list[int]] | None:
 
 @given(st.integers(1_000, 2_500), st.integers(2, 4_000), st.integers(0, 10**6))
 @settings(max_examples=8, deadline=None)
-def test_a_large_order_reaches_what_all_but_one_in_a_thousand_do_not_pass(count: int, most: int, shift: int) -> None:
+def test_large_orders_reach_the_99_9th_percentile(count: int, most: int, shift: int) -> None:
     sizes = [(place * 7_919 + shift) % most + 1 for place in range(count)]
     least = oracles.nearest_rank(sizes, Fraction(999, 10))
     assert _large(sizes) == (least, sorted((size for size in sizes if size >= least), reverse=True))
@@ -176,7 +176,7 @@ def test_one_order_in_a_thousand_and_the_one_at_the_threshold_are_large(count: i
     assert _large(list(range(1, count + 1))) == (count * 999 // 1000, list(range(count, count * 999 // 1000 - 1, -1)))
 
 
-def test_one_in_a_thousand_needs_a_thousand_orders() -> None:
+def test_large_orders_need_a_sample_of_1000_orders() -> None:
     sizes = list(range(1, MIN_ORDERS + 1))
     assert _large(sizes) == (999, [1_000, 999])
     assert _large(sizes[:-1]) is None

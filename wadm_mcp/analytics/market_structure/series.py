@@ -96,15 +96,15 @@ class Series:
         return earlier
 
     def usable(self, index: int) -> bool:
-        """Is enough of the bar covered to compare it with others?"""
+        """Whether enough of the bar is covered to compare it with others."""
         return self.bars[index].covered >= self.parameters.usable
 
     def all_usable(self, first: int, last: int) -> bool:
-        """Are all bars from `first` to `last` usable, both included?"""
+        """Whether all bars from `first` to `last` are usable, both included."""
         return first >= 0 and all(map(self.usable, range(first, last + 1)))
 
     def all_complete(self, first: int, last: int) -> bool:
-        """Are all bars from `first` to `last` complete, both included?"""
+        """Whether all bars from `first` to `last` are complete, both included."""
         return first >= 0 and all(bar.complete for bar in self.bars[first : last + 1])
 
     def volume_z(self, index: int) -> float | None:

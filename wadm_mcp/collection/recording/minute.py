@@ -39,7 +39,7 @@ def build_minute(trades: Sequence[Trade], partials: Sequence[PartialFootprint], 
         [trade for trade in inside_rows if fits_a_hole(trade.fills)],
         [partial for partial in inside_partials if fits_a_hole(partial.footprint.bar.trade_count)],
     )
-    merged = stored.beside(found) if found.levels else stored
+    merged = stored.merge_parallel(found) if found.levels else stored
     before = _merged(
         [trade for trade in trades if trade.seq < bar.first_seq], [partial for partial in partials if partial.last_seq < bar.first_seq]
     )
@@ -47,8 +47,8 @@ def build_minute(trades: Sequence[Trade], partials: Sequence[PartialFootprint], 
         [trade for trade in trades if trade.seq > bar.last_seq], [partial for partial in partials if partial.first_seq > bar.last_seq]
     )
     if before.levels:
-        merged = before.then(merged)
-    return merged.then(after) if after.levels else merged
+        merged = before.merge_later(merged)
+    return merged.merge_later(after) if after.levels else merged
 
 
 def _merged(trades: Sequence[Trade], partials: Sequence[PartialFootprint]) -> Footprint:
@@ -67,7 +67,7 @@ def _merged(trades: Sequence[Trade], partials: Sequence[PartialFootprint]) -> Fo
             stretches.append(_footprint(rows[start:reached], scale))
         stretches.append(partial.footprint)
     stretches.append(_footprint(rows[reached:], scale))
-    return Footprint.consecutive(stretches, scale)
+    return Footprint.merge_consecutive(stretches, scale)
 
 
 def _footprint(trades: Sequence[Trade], scale: Scale) -> Footprint:

@@ -225,7 +225,7 @@ class Rollup:
         pieces = {row.start: row.footprint for row in stored}
         pieces.update((start, footprint) for start, footprint in fresh.items() if start in window)
         ordered = [pieces[start] for start in sorted(pieces)]
-        return await to_thread.run_sync(Footprint.consecutive, ordered, listing.scale)
+        return await to_thread.run_sync(Footprint.merge_consecutive, ordered, listing.scale)
 
     async def _merged_hours(
         self, listing: Listing, window: Window, minutes: Mapping[int, Footprint], hours: Mapping[int, Footprint]
@@ -237,7 +237,7 @@ class Rollup:
             if hour not in pieces:
                 pieces[hour] = await self._merged(listing, Timeframe.M1, Window(hour, hour + HOUR), minutes)
         ordered = [pieces[start] for start in sorted(pieces)]
-        return await to_thread.run_sync(Footprint.consecutive, ordered, listing.scale)
+        return await to_thread.run_sync(Footprint.merge_consecutive, ordered, listing.scale)
 
     async def _with_cumulative_delta(
         self, instrument: Instrument, bars: Mapping[_BarKey, Bar], work: _Pass
