@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime
 from itertools import pairwise
-from typing import NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from wadm_mcp.clock import Clock
 from wadm_mcp.collection.backfill.gap_repair import FILLS_PER_AGGREGATE, LONG_GAP
@@ -18,6 +18,9 @@ from wadm_mcp.coverage.judge import uncovered
 from wadm_mcp.exchanges.exchange import Venue
 from wadm_mcp.model import DAY, MINUTE, SECOND, Instrument, Window
 from wadm_mcp.tape import Importing
+
+_DAY_SECONDS: Final = 30.0
+"""What a day's file is estimated to take until one was imported. Only for the time left that progress states."""
 
 
 class MissingStretch(NamedTuple):
@@ -172,7 +175,3 @@ class HistoryPlan:
 def date_of(at: int) -> date:
     """The UTC day of a time (ms)."""
     return datetime.fromtimestamp(at / SECOND, UTC).date()
-
-
-_DAY_SECONDS = 30.0
-"""What a day's file is estimated to take until one was imported. Only for the time left that progress states."""
