@@ -80,7 +80,7 @@ async def main() -> None:
     await timed("decode", decode, base)
     tape = Tape()
     recorder = Recorder(tape, Health(now_ms), SYSTEM_CLOCK)
-    recorder.start(LISTING, counts_trades=True)
+    recorder.start(LISTING, has_gapless_ids=True)
 
     async def record() -> None:
         for first in range(0, TRADES, 128):

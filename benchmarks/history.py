@@ -90,7 +90,7 @@ async def measure(folder: Path) -> None:
         rollup = Rollup(store, health, SYSTEM_CLOCK, LIVES.trades)
         writer = Writer(recorder, journal, store, health)
         maintenance = Maintenance(recorder, writer, rollup, store, health, LIVES, SYSTEM_CLOCK)
-        followed = recorder.start(LISTING, counts_trades=True)
+        followed = recorder.start(LISTING, has_gapless_ids=True)
         await maintenance.resume(followed)
         history = History(
             Venue(Binance(), "spot", NOWHERE, NOWHERE, NOWHERE),

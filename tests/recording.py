@@ -43,7 +43,7 @@ class Recording:
         await self.writer.drain()
 
     async def begin(self) -> None:
-        await self.maintenance.resume(self.recorder.start(listing(), counts_trades=True))
+        await self.maintenance.resume(self.recorder.start(listing(), has_gapless_ids=True))
 
     async def trade(self, *trades: Trade) -> None:
         await self.recorder.take(1, Trades(SPOT, trades, max(self.clock.now(), trades[-1].timestamp)))

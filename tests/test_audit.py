@@ -192,7 +192,7 @@ async def record(folder: Path, simulator: Simulator, window: Window) -> None:
             await store.write(trades, [(instrument, span)])
             listed = Listing(instrument, Decimal(1).scaleb(-trades[0].scale.price), Decimal(1).scaleb(-trades[0].scale.quantity))
             await store.save_listings([listed])
-            await maintenance.resume(recorder.start(listed, counts_trades=exact))
+            await maintenance.resume(recorder.start(listed, has_gapless_ids=exact))
         await maintenance.roll_up()
         assert await store.dirty_minutes() == []
 

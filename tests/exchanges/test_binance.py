@@ -222,7 +222,7 @@ def test_the_longest_subscribe_request_stays_below_what_the_exchange_drops_in_si
     assert limits.lifetime == 24 * 3600
     assert limits.ping_every is None
     assert limits.requests_per_second < {"spot": 5, "linear": 10}[market] / 2 + 0.1
-    assert BINANCE.traits[market].counts_trades
+    assert BINANCE.traits[market].has_gapless_ids
 
 
 def frames(path: Path, kind: str) -> Iterator[str]:

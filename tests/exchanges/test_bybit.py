@@ -199,7 +199,7 @@ def test_a_full_connection_keeps_to_the_documented_limits(market: str, names: in
     assert limits.names_per_request == names
     assert len(json.dumps(json.loads(BYBIT.subscribe(market, symbols, 1))["args"], separators=(",", ":"))) <= 21_000
     assert (limits.ping_every, limits.pong_within, limits.lifetime) == (20, 10, None)
-    assert not BYBIT.traits[market].counts_trades
+    assert not BYBIT.traits[market].has_gapless_ids
 
 
 VALID = {

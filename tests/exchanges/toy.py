@@ -120,7 +120,7 @@ class Toy:
     traits: Mapping[str, MarketTraits] = MappingProxyType(
         {
             "spot": MarketTraits(
-                counts_trades=False, folds_history=False, archive=None, rest_reach=0, page_rows=_NEWEST, redundant_connections=False
+                has_gapless_ids=False, folds_history=False, archive=None, rest_reach=0, page_rows=_NEWEST, redundant_connections=False
             )
         }
     )

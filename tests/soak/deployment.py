@@ -137,7 +137,7 @@ class Deployment:
         health = (await wadm.served.client.get("/health")).json()
         markets = (await wadm.served.get("/api/markets"))["markets"]
         rows = [dict(zip(markets["columns"], row, strict=True)) for row in markets["rows"]]
-        # Where ids do not count, a gap closes only with a later trade, which a stopped market does not have. So wait for Binance alone.
+        # Where ids are not gapless, a gap closes only with a later trade, which a stopped market does not have. So wait for Binance alone.
         if health["parts"]["store"]["state"] != "ok":
             return f"the store is {health['parts']['store']}"
         if under_repair := [row for row in rows if row["exchange"] == "binance" and row["repairing"]]:

@@ -93,7 +93,7 @@ async def check(served: Served, simulator: Simulator, instrument: Instrument, st
     known = {row.trade_id for row in rows}
     of_minute = _by_minute(traded)
     first = next((place for place, one in enumerate(traded) if one.trade_id in known), len(traded))
-    # Where ids do not count, the newest trades that REST returned may begin in the middle of a millisecond.
+    # Where ids are not gapless, the newest trades that REST returned may begin in the middle of a millisecond.
     began = traded[first].at if first < len(traded) and instrument.exchange == "bybit" else -1
     missed = {one.trade_id: one for one in traded[first:] if one.trade_id not in known and one.at > began}
     gaps = covered = 0

@@ -83,7 +83,7 @@ class Run(Recording):
 
     async def begin(self) -> None:
         for instrument in INSTRUMENTS:
-            followed = self.recorder.start(listing(instrument), counts_trades=instrument.exchange == "binance")
+            followed = self.recorder.start(listing(instrument), has_gapless_ids=instrument.exchange == "binance")
             await self.maintenance.resume(followed)
 
     async def trade(self, *trades: Trade) -> None:

@@ -92,7 +92,7 @@ class MarketRecording:
     async def start(self, listings: Sequence[Listing]) -> None:
         """Record these instruments, starting from their stored state if the store answers soon enough."""
         services, traits = self._services, self.venue.traits
-        recorded = [services.recorder.start(listing, counts_trades=traits.counts_trades) for listing in listings]
+        recorded = [services.recorder.start(listing, has_gapless_ids=traits.has_gapless_ids) for listing in listings]
         with anyio.move_on_after(_RESUME_WITHIN_SECONDS):
             try:
                 for each in recorded:
@@ -134,7 +134,7 @@ class MarketRecording:
 
     def _gap_repair(self) -> GapRepairer | RecentTradesReconciler:
         services = self._services
-        if not self.venue.traits.counts_trades:
+        if not self.venue.traits.has_gapless_ids:
             return RecentTradesReconciler(self.venue, services.rest, services.recorder, services.health, services.clock)
         return GapRepairer(
             self.venue,

@@ -131,7 +131,7 @@ async def _plan(settings: Settings, job: ImportJob, now: int) -> list[str]:
                         lines.append(f"  {instrument}: {error}")
                 if file_bytes is not None:
                     days, size = days + 1, size + file_bytes
-                elif venue.traits.counts_trades:
+                elif venue.traits.has_gapless_ids:
                     paged += length
                 else:
                     unavailable += length

@@ -67,7 +67,7 @@ async def _keep_line(runtime: Runtime, replay: ReplayFeed | None) -> None:
             sys.stderr.flush()
             before = recorded
     except OSError as error:
-        log.info("status.ended", why=error.strerror)  # the terminal went away
+        log.info("status.ended", reason=error.strerror)  # the terminal went away
     finally:
         clear_line_first(False)
         with suppress(OSError):

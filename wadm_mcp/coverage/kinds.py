@@ -7,6 +7,6 @@ from wadm_mcp.coverage.by_id import SequenceCoverage
 from wadm_mcp.coverage.spans import InstrumentCoverage
 
 
-def new_coverage(*, counts_trades: bool) -> InstrumentCoverage:
+def new_coverage(*, has_gapless_ids: bool) -> InstrumentCoverage:
     """Empty coverage: by id where the exchange's trade ids are gapless, otherwise by connection."""
-    return SequenceCoverage() if counts_trades else ConnectionCoverage()
+    return SequenceCoverage() if has_gapless_ids else ConnectionCoverage()

@@ -121,7 +121,7 @@ class InstrumentCoverage(Protocol):
     """Grows with every new span and whenever stored spans are added. Only then can a new gap exist, so gap repair compares this number."""
 
     @property
-    def counts_trades(self) -> bool:
+    def has_gapless_ids(self) -> bool:
         """True if the exchange's ids are gapless, so that a missing id is a missing trade."""
         ...
 
@@ -244,7 +244,7 @@ class SpanList:
         self.breaks = 0
 
     @property
-    def counts_trades(self) -> bool:
+    def has_gapless_ids(self) -> bool:
         return self.basis is Basis.EXACT
 
     @property

@@ -253,7 +253,7 @@ class Binance(BinanceRest):
     traits: Mapping[str, MarketTraits] = MappingProxyType(
         {
             "spot": MarketTraits(
-                counts_trades=True,
+                has_gapless_ids=True,
                 folds_history=True,
                 archive=_SPOT_TRADES,
                 rest_reach=None,
@@ -262,7 +262,7 @@ class Binance(BinanceRest):
             ),
             # REST serves the last 48 hours (docs/exchanges.md 4.2). One hour less leaves time for the requests themselves.
             "linear": MarketTraits(
-                counts_trades=True,
+                has_gapless_ids=True,
                 folds_history=False,
                 archive=_LINEAR_AGGREGATES,
                 rest_reach=47 * HOUR,

@@ -161,7 +161,7 @@ class Bybit(BybitRest):
     traits: Mapping[str, MarketTraits] = MappingProxyType(
         {
             market: MarketTraits(
-                counts_trades=False,
+                has_gapless_ids=False,
                 folds_history=False,
                 archive=archive,
                 rest_reach=0,

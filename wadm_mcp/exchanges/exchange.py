@@ -154,12 +154,12 @@ class ArchiveFormat(Protocol):
 class MarketTraits:
     """How one market of an exchange works, as far as recording, repair and history depend on it."""
 
-    counts_trades: bool
+    has_gapless_ids: bool
     """True if `Trade.seq` is gapless: a missing seq is a missing trade, and REST serves trades by it."""
     folds_history: bool
     """True if REST also serves history as `Aggregate`s, at a lower weight."""
     archive: ArchiveFormat | None
-    """The daily files that history is imported from; None where the exchange publishes none. Where `counts_trades`, their rows have
+    """The daily files that history is imported from; None where the exchange publishes none. Where `has_gapless_ids`, their rows have
     the gapless seq."""
     rest_reach: int | None
     """How far back (ms) REST serves trades by seq; None: all of them. 0 where it serves the newest trades only."""
@@ -251,7 +251,7 @@ class Exchange(Protocol):
 
     def trades_request(self, market: str, symbol: str, first: int | None = None) -> Request:
         """The request for trades like those of the trade socket, as many as one reply has: from the seq `first` on where the market
-        `counts_trades`, else (and without `first`) the newest."""
+        `has_gapless_ids`, else (and without `first`) the newest."""
         ...
 
     def read_trades(self, listing: Listing, body: bytes) -> list[Trade]:
@@ -262,7 +262,7 @@ class Exchange(Protocol):
         ...
 
     def aggregates_request(self, market: str, symbol: str, *, start: int | None = None, first: int | None = None) -> Request:
-        """The request for aggregates from `start` (ms) on, or from the aggregate id `first` on, where the market `counts_trades`."""
+        """The request for aggregates from `start` (ms) on, or from the aggregate id `first` on, where the market `has_gapless_ids`."""
         ...
 
     def read_aggregates(self, listing: Listing, body: bytes) -> list[Aggregate]:

@@ -115,7 +115,7 @@ async def _filter(
             async for item in read:
                 if isinstance(item, Exception):
                     refusal = _refusal(item)
-                    log_refusal(code=refusal.error.code, why=refusal.error.message)
+                    log_refusal(code=refusal.error.code, reason=refusal.error.message)
                     await answer(SessionMessage(refusal))
                 else:
                     await valid.send(item)

@@ -52,7 +52,7 @@ class Repairing:
         self.recorder = Recorder(self.tape, self.health, clock)
         trades = self.traded(until - MINUTE)
         self.listing = Listing(instrument, Decimal(1).scaleb(-trades[0].scale.price), Decimal(1).scaleb(-trades[0].scale.quantity))
-        self.recorded = self.recorder.start(self.listing, counts_trades=True)
+        self.recorded = self.recorder.start(self.listing, has_gapless_ids=True)
         arguments = (rest, self.recorder, self.health, clock, trades_retention)
         self.repairer = GapRepairer(simulated_venue(simulator, "binance", instrument.market), *arguments)
         self.written: list[Trade] = []

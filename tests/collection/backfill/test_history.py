@@ -90,10 +90,10 @@ class World:
         rollup = Rollup(store, self.health, clock, retention.trades)
         self.maintenance = Maintenance(self.recorder, writer, rollup, store, self.health, retention, clock)
         self.venue = simulated_venue(simulator, instrument.exchange, instrument.market)
-        self.counts_trades = self.venue.traits.counts_trades
+        self.has_gapless_ids = self.venue.traits.has_gapless_ids
         (sample, *_) = ledger(simulator, instrument, Window(MIDNIGHT - 5 * MINUTE, MIDNIGHT))
         self.listing = Listing(instrument, Decimal(1).scaleb(-sample.scale.price), Decimal(1).scaleb(-sample.scale.quantity))
-        self.recorded = self.recorder.start(self.listing, counts_trades=self.counts_trades)
+        self.recorded = self.recorder.start(self.listing, has_gapless_ids=self.has_gapless_ids)
         self.recorded.tape._resumed = True
 
     def history(self, reach: int = HOUR, *, raw: bool = False) -> History:
@@ -112,7 +112,7 @@ class World:
 
     def repairer(self) -> GapRepairer | RecentTradesReconciler:
         common = (self.venue, self.rest, self.recorder, self.health)
-        if self.counts_trades:
+        if self.has_gapless_ids:
             return GapRepairer(*common, self.loop_clock, 3 * DAY, long_gaps=False)
         return RecentTradesReconciler(*common, self.loop_clock)
 
@@ -151,7 +151,7 @@ class World:
                 if repair:
                     tasks.start_soon(self.repairer().run)
                 await history.idle.wait()
-                while repair and self.counts_trades and self.recorded.coverage.missing():
+                while repair and self.has_gapless_ids and self.recorded.coverage.missing():
                     await anyio.sleep(0.01)
                 tasks.cancel_scope.cancel()
         await self.save()
@@ -192,11 +192,11 @@ class World:
         An archive of Bybit has no cross sequence, so that its trades of one millisecond are one step of the path.
         """
         found, expected = await self.footprints(window), self.expected(window)
-        by_time = expected if self.counts_trades else self.expected(window, ordered=False)
+        by_time = expected if self.has_gapless_ids else self.expected(window, ordered=False)
         assert found.keys() == expected.keys()
         for minute, footprint in found.items():
             assert footprint.cells == expected[minute].cells
-            valid = [figures(expected[minute]), *([] if self.counts_trades else [figures(by_time[minute])])]
+            valid = [figures(expected[minute]), *([] if self.has_gapless_ids else [figures(by_time[minute])])]
             assert figures(footprint) in [{name: value for name, value in one.items() if name in figures(footprint)} for one in valid]
 
     async def covered(self, window: Window) -> float:
@@ -445,7 +445,7 @@ async def test_an_import_killed_fifty_times_gives_the_same_data_and_downloads_ea
         async with world(instrument, tmp_path, simulator, clock, now=MIDNIGHT + 10 * MINUTE) as one:
             await one.restart()
             await one.bring_in(one.history(3 * HOUR))
-            end = MIDNIGHT + (9 * MINUTE if one.counts_trades else 0)
+            end = MIDNIGHT + (9 * MINUTE if one.has_gapless_ids else 0)
             await one.compare(Window(MIDNIGHT - 3 * HOUR, end))
             assert await one.covered(Window(MIDNIGHT - 3 * HOUR, end)) == 1
             assert max(finished.values()) == 1
@@ -459,12 +459,12 @@ async def test_an_import_stores_single_trades_if_the_settings_ask_for_them(instr
         simulated(instrument, clock, activity=0.01) as simulator,
         world(instrument, tmp_path, simulator, clock, now=MIDNIGHT - HOUR) as one,
     ):
-        start = MIDNIGHT + 20 * MINUTE if one.counts_trades else MIDNIGHT - HOUR
+        start = MIDNIGHT + 20 * MINUTE if one.has_gapless_ids else MIDNIGHT - HOUR
         await one.live(start, start + 5 * MINUTE)
         one.recorder.connection_lost(1, [instrument], GapReason.DISCONNECT, "")
         one.clock.at = max(one.clock.at, MIDNIGHT + MINUTE)
-        await one.bring_in(one.history(3 * HOUR, raw=True), repair=one.counts_trades)
-        window = Window(MIDNIGHT - 3 * HOUR, MIDNIGHT + 20 * MINUTE if one.counts_trades else MIDNIGHT)
+        await one.bring_in(one.history(3 * HOUR, raw=True), repair=one.has_gapless_ids)
+        window = Window(MIDNIGHT - 3 * HOUR, MIDNIGHT + 20 * MINUTE if one.has_gapless_ids else MIDNIGHT)
         stored = await one.store.trades(instrument, window, limit=100_000)
         assert sorted(trade.trade_id for trade in stored) == sorted(trade.trade_id for trade in one.traded(window.start, window.end))
         await one.compare(window)

@@ -82,7 +82,7 @@ class Planned:
         self.recorded = self.record(instrument, covered)
 
     def record(self, instrument: Instrument, covered: Sequence[Span]) -> RecordedInstrument:
-        coverage = SequenceCoverage(covered) if self.venue.traits.counts_trades else ConnectionCoverage(covered)
+        coverage = SequenceCoverage(covered) if self.venue.traits.has_gapless_ids else ConnectionCoverage(covered)
         return RecordedInstrument(Tape().follow(listing(instrument)), coverage, self.clock)
 
     def stretches(self, *windows: Window) -> list[MissingStretch]:

@@ -48,7 +48,7 @@ class Reconciling:
         self.recorder = Recorder(self.tape, self.health, clock)
         self.trades = ledger(simulator, SPOT, Window(until - 3 * MINUTE, until))
         scale = self.trades[0].scale
-        self.recorder.start(Listing(SPOT, Decimal(1).scaleb(-scale.price), Decimal(1).scaleb(-scale.quantity)), counts_trades=False)
+        self.recorder.start(Listing(SPOT, Decimal(1).scaleb(-scale.price), Decimal(1).scaleb(-scale.quantity)), has_gapless_ids=False)
         self.recorded = self.recorder[SPOT]
         arguments = (rest, self.recorder, self.health, clock)
         self.reconciler = RecentTradesReconciler(simulated_venue(simulator, "bybit", "spot"), *arguments)
@@ -134,7 +134,7 @@ async def test_newest_trades_that_lag_behind_the_stream_are_requested_again(monk
 
 async def test_an_instrument_whose_requests_fail_does_not_delay_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
     async with reconciling() as r:
-        other = r.recorder.start(replace(r.recorded.tape.listing, instrument=SPOT._replace(symbol="ETHUSDT")), counts_trades=False)
+        other = r.recorder.start(replace(r.recorded.tape.listing, instrument=SPOT._replace(symbol="ETHUSDT")), has_gapless_ids=False)
         newest = [replace(trade, instrument=other.tape.instrument) for trade in r.trades[-60:]]
 
         async def trades(venue: object, listing: Listing) -> Sequence[Trade]:

@@ -69,7 +69,7 @@ async def recorded(listing: Listing, live: Sequence[str], now: int) -> dict[int,
     exchange, market, _ = listing.instrument
     clock = ManualClock(now)
     recorder = Recorder(tape := Tape(), Health(clock.now), clock)
-    recorder.start(listing, counts_trades=find_exchange(exchange).traits[market].counts_trades)
+    recorder.start(listing, has_gapless_ids=find_exchange(exchange).traits[market].has_gapless_ids)
     decoder = find_exchange(exchange).decoder(market, [listing])
     for frame in live:
         message = decoder.decode(frame)
@@ -95,7 +95,7 @@ def archived(listing: Listing, events: Sequence[Event], folder: Path) -> dict[in
         else:
             (folder / name).write_bytes(gzip.compress(text.encode()))
         rows = lines(folder / name, symbol)
-        if traits.counts_trades:
+        if traits.has_gapless_ids:
             partials = counted_minutes(form, listing, rows, day, [])
         else:
             partials = whole_minutes(form, listing, rows, day, range(day.start, day.end, MINUTE), {})

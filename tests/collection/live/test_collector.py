@@ -103,7 +103,7 @@ async def collecting(
     known = [Instrument(exchange.name, market, name) for name in (listed or names)]
     recorder = Recording()
     for instrument in instruments:
-        recorder.start(listing(instrument, "0.1", "0.001"), counts_trades=exchange.traits[market].counts_trades)
+        recorder.start(listing(instrument, "0.1", "0.001"), has_gapless_ids=exchange.traits[market].has_gapless_ids)
     async with Simulator(instruments=known, manual=True) as simulator, anyio.create_task_group() as tasks:
         listings = [recorder.tape[instrument].listing for instrument in instruments]
         here = replace(simulated_venue(simulator, exchange.name, market), exchange=exchange)
@@ -305,7 +305,7 @@ async def test_a_connection_over_tls_that_ends_is_followed_by_another() -> None:
     authority.configure_trust(client_tls)
     authority.issue_cert("127.0.0.1").configure_cert(server_tls)
     recorder, instrument = Recording(), Instrument("binance", "spot", "BTCUSDT")
-    recorder.start(listing(instrument), counts_trades=True)
+    recorder.start(listing(instrument), has_gapless_ids=True)
 
     async def exchange(connection: ServerConnection) -> None:
         await connection.recv()
@@ -357,7 +357,7 @@ async def test_a_symbol_that_the_exchange_refuses_does_not_affect_the_others(ref
 async def test_an_unreachable_exchange_is_retried_and_reported() -> None:
     recorder = Recording()
     instrument = Instrument("binance", "spot", "BTCUSDT")
-    recorder.start(listing(instrument), counts_trades=True)
+    recorder.start(listing(instrument), has_gapless_ids=True)
     binance = venue(Binance(), "spot", socket_url="ws://127.0.0.1:1")
     collector = Collector(binance, [listing(instrument)], recorder, recorder.health, SYSTEM_CLOCK)
     async with anyio.create_task_group() as tasks:

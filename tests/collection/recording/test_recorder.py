@@ -22,13 +22,13 @@ pytestmark = pytest.mark.anyio
 class Recording:
     """A recorder of one instrument with its clock, tape and health."""
 
-    def __init__(self, *, counts_trades: bool = True) -> None:
+    def __init__(self, *, has_gapless_ids: bool = True) -> None:
         self.clock = ManualClock()
         self.tape = Tape()
         self.health = Health(self.clock.now)
         self.recorder = Recorder(self.tape, self.health, self.clock)
-        self.instrument = SPOT if counts_trades else BYBIT
-        self.recorded = self.recorder.start(listing(self.instrument), counts_trades=counts_trades)
+        self.instrument = SPOT if has_gapless_ids else BYBIT
+        self.recorded = self.recorder.start(listing(self.instrument), has_gapless_ids=has_gapless_ids)
 
     async def frame(self, *trades: Trade, connection: int = 1, set_aside: int = 0) -> None:
         await self.recorder.take(connection, Trades(self.instrument, trades, self.clock.now(), set_aside))
@@ -149,7 +149,7 @@ async def test_backpressure_makes_the_exchange_wait_and_loses_nothing(monkeypatc
 
 async def test_a_gap_that_opens_while_a_repair_waits_for_room_is_repaired_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder_module, "WAITING_LIMIT", 1)
-    r = Recording(counts_trades=False)
+    r = Recording(has_gapless_ids=False)
     trades = [trade(number, NOON + 1_000 * number, instrument=BYBIT) for number in range(50)]
     for each in trades[:20]:
         r.clock.at = each.timestamp
@@ -207,9 +207,9 @@ async def test_a_trade_whose_time_does_not_fit_its_frame_counts_as_missing(at: i
 
 
 @st.composite
-def frames(draw: st.DrawFn, *, counts_trades: bool) -> list[tuple[int, Trades]]:
+def frames(draw: st.DrawFn, *, has_gapless_ids: bool) -> list[tuple[int, Trades]]:
     """Frames of two connections. Trades may be repeated, out of order or implausible, and so may the times of the frames."""
-    instrument = SPOT if counts_trades else BYBIT
+    instrument = SPOT if has_gapless_ids else BYBIT
     ids = st.tuples(st.integers(1, 30), st.sampled_from((0, 0, 0, 0, 0, 0, 7_000, -2 * HOUR)))
     result: list[tuple[int, Trades]] = []
     for sent in draw(st.lists(st.sampled_from((0, 0, 0, 1, 40_000, 70_000, 2 * HOUR)), max_size=8)):
@@ -219,8 +219,8 @@ def frames(draw: st.DrawFn, *, counts_trades: bool) -> list[tuple[int, Trades]]:
     return result
 
 
-async def state_after(counts_trades: bool, calls: Sequence[tuple[int, Sequence[Trades]]]) -> object:
-    r = Recording(counts_trades=counts_trades)
+async def state_after(has_gapless_ids: bool, calls: Sequence[tuple[int, Sequence[Trades]]]) -> object:
+    r = Recording(has_gapless_ids=has_gapless_ids)
     r.clock.pass_seconds(80)
     for connection, messages in calls:
         await r.recorder.take(connection, *messages)
@@ -230,10 +230,10 @@ async def state_after(counts_trades: bool, calls: Sequence[tuple[int, Sequence[T
     return state, r.recorder.take_batch(), r.recorder.taken, r.health.counts
 
 
-@pytest.mark.parametrize("counts_trades", [True, False])
+@pytest.mark.parametrize("has_gapless_ids", [True, False])
 @given(data=st.data())
-def test_frames_taken_together_give_the_same_state_as_one_after_the_other(counts_trades: bool, data: st.DataObject) -> None:
-    drawn = data.draw(frames(counts_trades=counts_trades))
+def test_frames_taken_together_give_the_same_state_as_one_after_the_other(has_gapless_ids: bool, data: st.DataObject) -> None:
+    drawn = data.draw(frames(has_gapless_ids=has_gapless_ids))
     runs: list[tuple[int, list[Trades]]] = []
     for connection, message in drawn:
         if runs and runs[-1][0] == connection:
@@ -241,11 +241,11 @@ def test_frames_taken_together_give_the_same_state_as_one_after_the_other(counts
         else:
             runs.append((connection, [message]))
     singly = [(connection, [message]) for connection, message in drawn]
-    assert anyio.run(state_after, counts_trades, runs) == anyio.run(state_after, counts_trades, singly)
+    assert anyio.run(state_after, has_gapless_ids, runs) == anyio.run(state_after, has_gapless_ids, singly)
 
 
 async def test_an_old_first_frame_covers_nothing_before_its_connection() -> None:
-    r = Recording(counts_trades=False)
+    r = Recording(has_gapless_ids=False)
     r.recorder.connected(1)
     await r.recorder.take(1, Trades(BYBIT, [trade(1, NOON - HOUR, instrument=BYBIT)], NOON - HOUR))
     assert r.recorded.spans == []

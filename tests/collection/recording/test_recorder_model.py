@@ -48,7 +48,7 @@ class RecorderMachine(RuleBasedStateMachine):
         self.clock = ManualClock(NOON + IDS * 1_500)
         self.tape = Tape()
         self.recorder = Recorder(self.tape, Health(self.clock.now), self.clock)
-        self.recorder.start(listing(), counts_trades=True)
+        self.recorder.start(listing(), has_gapless_ids=True)
         self.tape.pending_limit = LIMIT
         self.rows: set[int] = set()
         self.folded: dict[int, PartialFootprint] = {}

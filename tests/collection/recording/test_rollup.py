@@ -425,7 +425,7 @@ async def test_a_resume_after_hours_without_the_store_reads_only_minutes_that_ot
         await store.write([trade(1, NOON + 1)], [])
     async with recording(tmp_path) as r:
         r.tape.forget(SPOT)
-        recorded = r.recorder.start(listing(), counts_trades=True)
+        recorded = r.recorder.start(listing(), has_gapless_ids=True)
         for minute in range(30):
             await r.trade(trade(minute + 2, r.clock.now() + 2))
             r.clock.pass_minutes(1)

@@ -92,7 +92,7 @@ class ArchiveImport:
     async def take_file(self, recorded: RecordedInstrument, file: Path, day: Window, form: ArchiveFormat) -> int:
         """Import what the tape lacks of a day from its file; how many trades were new. `ArchiveError`, and nothing taken, where the file
         is damaged or of another day or symbol."""
-        listing, counted = recorded.tape.listing, self._venue.traits.counts_trades
+        listing, counted = recorded.tape.listing, self._venue.traits.has_gapless_ids
         covered = recorded.coverage.covered
         gaps = uncovered(covered, day)
         wanted = {minute for gap in gaps for minute in range(gap.start - gap.start % MINUTE, gap.end, MINUTE)}
@@ -175,7 +175,7 @@ class ArchiveImport:
         self, recorded: RecordedInstrument, form: ArchiveFormat, file: Path, gaps: Sequence[Window], known: set[str]
     ) -> int:
         """Import the single trades of a file that was read to its end before."""
-        listing, counted = recorded.tape.listing, self._venue.traits.counts_trades
+        listing, counted = recorded.tape.listing, self._venue.traits.has_gapless_ids
         rows = form.rows(listing, archive_file.lines(file, listing.instrument.symbol))
         new, minutes = 0, set[int]()
         while part := await to_thread.run_sync(lambda: [row.trade for row in islice(rows, _ROWS_AT_ONCE)]):

@@ -127,7 +127,7 @@ class HistoryPlan:
 
     def _missing(self, recorded: RecordedInstrument, window: Window) -> list[MissingStretch]:
         covered = recorded.coverage.covered
-        if not self._traits.counts_trades:
+        if not self._traits.has_gapless_ids:
             return [MissingStretch(gap) for gap in reversed(uncovered(covered, window))]
         if not covered:
             return []
@@ -148,7 +148,7 @@ class HistoryPlan:
         day = Window(start, start + DAY)
         postponed = self._not_before.get((recorded.instrument, start), 0.0) > self._clock.monotonic()
         archived = traits.archive is not None and day.end <= now and not postponed
-        if not traits.counts_trades:
+        if not traits.has_gapless_ids:
             return ImportStep(recorded, part, day, True) if archived else None
         if self._is_empty(recorded, part):
             return None

@@ -56,10 +56,10 @@ class Recorder:
         self.taken = 0
         """Trades recorded since the start."""
 
-    def start(self, listing: Listing, *, counts_trades: bool) -> RecordedInstrument:
+    def start(self, listing: Listing, *, has_gapless_ids: bool) -> RecordedInstrument:
         """Begin to record an instrument. `RecordedInstrument.add_stored` adds its stored coverage, now or once the store answers."""
         tape = self._tape.follow(listing)
-        recorded = RecordedInstrument(tape, new_coverage(counts_trades=counts_trades), self._clock)
+        recorded = RecordedInstrument(tape, new_coverage(has_gapless_ids=has_gapless_ids), self._clock)
         tape.start_recording(recorded)
         self._instruments[listing.instrument] = recorded
         self._health.report(str(listing.instrument), State.STARTING, "no trade has come in yet")
@@ -133,7 +133,7 @@ class Recorder:
         """Add the trades of these frames to the coverage, and return those that are not repeats."""
         now, since = self._clock.now(), self._connected_at.get(connection, 0) - CLOCK_SKEW
         coverage, fresh = recorded.coverage, list[Trade]()
-        counted, live = coverage.counts_trades, SpanReason.LIVE
+        counted, live = coverage.has_gapless_ids, SpanReason.LIVE
         seen: int | None = None
         oldest = newest = 0.0
         repeated = 0

@@ -165,7 +165,7 @@ class RestClient:
         raise ExchangeError(f"{venue.name} lists its symbols on more than {self._pages} pages. Check {host.shown}")
 
     async def trades(self, venue: Venue, listing: Listing, first: int | None = None, priority: int = Priority.REPAIR) -> list[Trade]:
-        """One reply of trades, oldest first: from the seq `first` on where the market `counts_trades`, else the newest."""
+        """One reply of trades, oldest first: from the seq `first` on where the market `has_gapless_ids`, else the newest."""
         request = venue.exchange.trades_request(venue.market, listing.instrument.symbol, first)
         return await self._rows(venue, listing, request, priority, venue.exchange.read_trades)
 
