@@ -34,7 +34,8 @@ def find_exchange(name: str) -> Exchange:
 def canonical_instrument(instrument: Instrument) -> Instrument:
     """The instrument by its canonical symbol; itself where its exchange is not registered any more."""
     exchange = _EXCHANGES.get(instrument.exchange)
-    return instrument if exchange is None else instrument._replace(symbol=exchange.canonical_symbol(instrument.symbol))
+    symbol = instrument.symbol if exchange is None else exchange.canonical_symbol(instrument.symbol)
+    return instrument if symbol == instrument.symbol else instrument._replace(symbol=symbol)
 
 
 def is_called(instrument: Instrument, symbol: str) -> bool:
