@@ -74,7 +74,7 @@ class BackfillProgress(NamedTuple):
 class TapeState(StrEnum):
     """Who writes the tape of an instrument.
 
-    idle -> recording -> idle, and idle -> following -> recording or idle. `start_recording`, `follow_store` and `stop` are the
+    idle -> following, idle or following -> recording, recording -> idle: `follow_store`, `start_recording` and `stop` are the
     transitions. While recording, `resumed` says whether the tape continues what the store had: until then its minutes may lack trades
     of an earlier process.
     """
