@@ -105,6 +105,19 @@ async def test_expiry_removes_what_is_past_its_retention_and_reports_a_failure_u
         assert await r.store.trades(SPOT, ALWAYS, limit=10) == []
 
 
+async def test_a_pass_that_failed_with_minutes_left_over_waits_for_its_next_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with recording(tmp_path) as r:
+
+        async def fail(*_: object) -> None:
+            r.rollup.behind = True
+            raise StoreError("one row is damaged")
+
+        monkeypatch.setattr(r.rollup, "settle", fail)
+        await r.maintenance._try("rollup", r.maintenance.roll_up)
+        assert r.health.parts["rollup"].state is State.DOWN
+        assert not r.rollup.behind
+
+
 async def test_a_cancelled_step_gives_its_turn_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with recording(tmp_path) as r:
         monkeypatch.setattr(r.rollup, "begin", anyio.sleep_forever)

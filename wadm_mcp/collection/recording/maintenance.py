@@ -138,6 +138,8 @@ class Maintenance:
         except StoreError as error:
             self._health.report(part, State.DOWN, str(error))
             self._health.count("store.failures")
+            # What fails every time must not be tried again without a pause.
+            self._rollup.behind = False
         else:
             self._health.report(part, State.OK)
 
