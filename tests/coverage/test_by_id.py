@@ -6,7 +6,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from tests.market import NOON, trade
 from wadm_mcp.coverage.by_id import SequenceCoverage
-from wadm_mcp.coverage.spans import REMEMBERED_SPANS, Basis, GapReason, Span, SpanReason
+from wadm_mcp.coverage.spans import REMEMBERED_SPANS, Basis, GapReason, IdRange, Span, SpanReason
 from wadm_mcp.storage.store import merge_spans
 
 
@@ -107,8 +107,8 @@ def test_consecutive_spans_with_different_reasons_have_no_gap() -> None:
 
 def test_a_run_of_ids_without_rows_is_one_span_that_is_not_raw() -> None:
     coverage = recorded(5, 9)
-    assert coverage.take_folded(6, 8, NOON + 6, NOON + 8, SpanReason.REPAIRED)
-    assert not coverage.take_folded(8, 8, NOON + 8, NOON + 8, SpanReason.REPAIRED)
+    assert coverage.take_folded(IdRange(6, 8, NOON + 6, NOON + 8), SpanReason.REPAIRED)
+    assert not coverage.take_folded(IdRange(8, 8, NOON + 8, NOON + 8), SpanReason.REPAIRED)
     assert [(span.first_seq, span.last_seq, span.raw) for span in coverage.spans] == [(5, 5, True), (6, 8, False), (9, 9, True)]
 
 
@@ -127,6 +127,17 @@ def test_stored_spans_are_added_to_those_recorded_meanwhile() -> None:
     )
     assert not coverage.take(trade(50))
     assert [(gap.first, gap.last) for gap in coverage.missing()] == [(51, 51), (56, 59)]
+
+
+def test_stored_trades_that_no_stored_span_covers_are_covered() -> None:
+    coverage = recorded(60, 61)
+    coverage.connection_lost(1, GapReason.DISCONNECT)
+    coverage.add_stored([Span(NOON, NOON + 50, 1, 50, Basis.EXACT)])
+    rows = [trade(number, NOON + number) for number in (49, 50, 51, 52, 60, 62, 70)]
+    coverage.add_stored_trades(rows, [IdRange(53, 55, NOON + 53, NOON + 55)])
+    assert [(gap.first, gap.last) for gap in coverage.missing()] == [(56, 59), (63, 69)]
+    assert coverage.take(trade(80, NOON + 80))
+    assert coverage.spans[-1].opened_by == "disconnect"
 
 
 class SequenceCoverageMachine(RuleBasedStateMachine):
@@ -157,7 +168,7 @@ class SequenceCoverageMachine(RuleBasedStateMachine):
     def fold(self, first: int, count: int) -> None:
         ids = range(first, first + count)
         new = not any(number in self.taken for number in ids)
-        assert self.coverage.take_folded(ids[0], ids[-1], self.at(ids[0]), self.at(ids[-1]), SpanReason.REPAIRED) == new
+        assert self.coverage.take_folded(IdRange(ids[0], ids[-1], self.at(ids[0]), self.at(ids[-1])), SpanReason.REPAIRED) == new
         if new:
             self.taken.update(dict.fromkeys(ids, ("repaired", False)))
 
@@ -182,6 +193,17 @@ class SequenceCoverageMachine(RuleBasedStateMachine):
         self.save()
         self.coverage = SequenceCoverage()
         self.coverage.add_stored(self.stored.values())
+
+    @rule()
+    def restart_after_a_kill(self) -> None:
+        """A new process finds every trade stored, and only the spans that were saved before the last trades."""
+        self.coverage = SequenceCoverage()
+        self.coverage.add_stored(self.stored.values())
+        self.absent = {number for span in self.coverage.spans if span.reason == "absent" for number in _ids(span)}
+        covered = {number for span in self.coverage.covered for number in _ids(span)}
+        rows = [trade(number, self.at(number)) for number, (_, raw) in self.taken.items() if raw]
+        folded = [number for number, (_, raw) in self.taken.items() if not raw and number not in covered]
+        self.coverage.add_stored_trades(rows, [IdRange(number, number, self.at(number), self.at(number)) for number in folded])
 
     @rule(numbers=st.lists(st.integers(50, 90), max_size=8))
     def start_before_the_store(self, numbers: list[int]) -> None:
@@ -214,6 +236,10 @@ class SequenceCoverageMachine(RuleBasedStateMachine):
             if span.reason != "absent":
                 ids = [number for number in range(1, 120) if span.start <= self.at(number) < span.end]
                 assert all(number in self.taken for number in ids)
+
+
+def _ids(span: Span) -> range:
+    return range(span.first_seq, span.last_seq + 1)
 
 
 TestSequenceCoverage = SequenceCoverageMachine.TestCase

@@ -11,7 +11,7 @@ from bisect import insort
 from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
-from wadm_mcp.coverage.spans import Basis, GapReason, MissingRange, OpenSpan, Span, SpanList, SpanReason
+from wadm_mcp.coverage.spans import Basis, GapReason, IdRange, MissingRange, OpenSpan, Span, SpanList, SpanReason
 from wadm_mcp.model import SECOND, Trade, Window
 
 _LIVE: Final = SpanReason.LIVE
@@ -56,6 +56,9 @@ class ConnectionCoverage(SpanList):
         self._older_ids = dict.fromkeys(hash(trade.trade_id) for trade in recent) | self._older_ids
         self.breaks += 1
 
+    def add_stored_trades(self, trades: Iterable[Trade], folded: Iterable[IdRange] = ()) -> None:
+        """Changes nothing: only a connection proves what is complete, and the newest stored trades show repeats."""
+
     @property
     def alive(self) -> bool:
         return bool(self._connections)
@@ -85,7 +88,7 @@ class ConnectionCoverage(SpanList):
             self._extend(trade)
         return not repeated
 
-    def take_folded(self, first: int, last: int, first_at: int, last_at: int, reason: SpanReason) -> bool:
+    def take_folded(self, ids: IdRange, reason: SpanReason) -> bool:
         """Always true: without ids a partial footprint is a complete minute; `cover` says which window its record covers."""
         return True
 

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from wadm_mcp.coverage.spans import REMEMBERED_SPANS, Basis, GapReason, MissingRange, OpenSpan, Span, SpanList, SpanReason
+from wadm_mcp.coverage.spans import REMEMBERED_SPANS, Basis, GapReason, IdRange, MissingRange, OpenSpan, Span, SpanList, SpanReason
 from wadm_mcp.model import Trade, Window
 
 _LIVE: Final = SpanReason.LIVE
@@ -35,6 +35,22 @@ class SequenceCoverage(SpanList):
         known = {(span.first, span.last) for span in self._absent}
         self._absent += [span for span in mine if span.reason is SpanReason.ABSENT and (span.first, span.last) not in known]
         self.breaks += 1
+
+    def add_stored_trades(self, trades: Iterable[Trade], folded: Iterable[IdRange] = ()) -> None:
+        uncovered: list[Trade] = []
+        spans, place = self._spans, 0
+        for trade in sorted(trades, key=lambda trade: trade.seq):
+            while place < len(spans) and spans[place].last < trade.seq:
+                place += 1
+            if place == len(spans) or trade.seq < spans[place].first:
+                uncovered.append(trade)
+        # They say nothing of why the next live trade may not follow them.
+        opened_by = self._opened_by
+        for trade in uncovered:
+            self.take(trade)
+        for ids in folded:
+            self.take_folded(ids, SpanReason.REPAIRED)
+        self._opened_by = opened_by
 
     @property
     def spans(self) -> list[Span]:
@@ -76,11 +92,11 @@ class SequenceCoverage(SpanList):
                 return True
         return self._insert(number, number, at + 1, at, reason, raw=True)
 
-    def take_folded(self, first: int, last: int, first_at: int, last_at: int, reason: SpanReason) -> bool:
-        place = bisect_right(self._spans, last, key=lambda span: span.first)
-        if place and self._spans[place - 1].last >= first:
+    def take_folded(self, ids: IdRange, reason: SpanReason) -> bool:
+        place = bisect_right(self._spans, ids.last, key=lambda span: span.first)
+        if place and self._spans[place - 1].last >= ids.first:
             return False
-        return self._insert(first, last, first_at + 1, last_at, reason, raw=False)
+        return self._insert(ids.first, ids.last, ids.first_at + 1, ids.last_at, reason, raw=False)
 
     def cover(self, window: Window, reason: SpanReason, *, raw: bool) -> None:
         """Changes nothing: the ids of the record prove what it covers."""

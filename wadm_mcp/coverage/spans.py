@@ -114,6 +114,15 @@ class MissingRange(NamedTuple):
         return self.last - self.first + 1 if self.first >= 0 else 0
 
 
+class IdRange(NamedTuple):
+    """Consecutive ids `first` to `last`, traded from `first_at` to `last_at` (ms)."""
+
+    first: int
+    last: int
+    first_at: int
+    last_at: int
+
+
 class InstrumentCoverage(Protocol):
     """Coverage of one instrument while it is recorded."""
 
@@ -152,6 +161,11 @@ class InstrumentCoverage(Protocol):
         """Add spans from the store; `recent` are the newest stored trades, oldest first."""
         ...
 
+    def add_stored_trades(self, trades: Iterable[Trade], folded: Iterable[IdRange] = ()) -> None:
+        """Add what the store has although no stored span covers it, after `add_stored`: the process that stored it ended before it stored
+        its coverage. `folded` are the ids of partial footprints. Changes nothing where ids are not gapless."""
+        ...
+
     def frame_received(self, connection: int, event_time: int) -> None:
         """A frame of trades came in, sent by the exchange at `event_time` (ms), never before the connection began. Its trades follow."""
         ...
@@ -168,8 +182,8 @@ class InstrumentCoverage(Protocol):
         """Add a trade to the coverage. Returns False if it is a repeat. With reason `live` it is a trade of the last `frame_received`."""
         ...
 
-    def take_folded(self, first: int, last: int, first_at: int, last_at: int, reason: SpanReason) -> bool:
-        """Add the ids of a partial footprint, traded from `first_at` to `last_at` (ms).
+    def take_folded(self, ids: IdRange, reason: SpanReason) -> bool:
+        """Add the ids of a partial footprint.
 
         Returns False, and adds nothing, if any of them is covered already. Always True where ids are not gapless.
         """

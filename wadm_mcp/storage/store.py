@@ -14,7 +14,7 @@ import msgspec
 
 from wadm_mcp.analytics.footprint import Bar, Footprint
 from wadm_mcp.analytics.volume_profile import VolumeProfile
-from wadm_mcp.coverage.spans import Span
+from wadm_mcp.coverage.spans import IdRange, Span
 from wadm_mcp.model import Instrument, Listing, Retention, Timeframe, Trade, Window
 
 
@@ -70,6 +70,11 @@ class PartialFootprint(msgspec.Struct, frozen=True):
     first_seq: int
     last_seq: int
     footprint: Footprint
+
+    @property
+    def ids(self) -> IdRange:
+        """Its ids, and the times of the first and last of its trades."""
+        return IdRange(self.first_seq, self.last_seq, self.footprint.bar.first_at, self.footprint.bar.last_at)
 
     @property
     def whole(self) -> bool:

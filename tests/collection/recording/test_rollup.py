@@ -18,10 +18,10 @@ from wadm_mcp.collection.recording import rollup as rollup_module
 from wadm_mcp.collection.recording.journal import Journal
 from wadm_mcp.collection.recording.minute import partial_footprints
 from wadm_mcp.collection.recording.rollup import _Pass
-from wadm_mcp.coverage.spans import GapReason
+from wadm_mcp.coverage.spans import Basis, GapReason, Span
 from wadm_mcp.errors import StoreError
 from wadm_mcp.exchanges.exchange import Aggregate
-from wadm_mcp.model import DAY, HOUR, MINUTE, Instrument, Timeframe, Trade, Window
+from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, Instrument, Timeframe, Trade, Window
 from wadm_mcp.queries.view import View
 from wadm_mcp.storage.sqlite import SqliteStore
 from wadm_mcp.storage.store import Derived
@@ -416,6 +416,29 @@ async def test_a_resume_includes_trades_stored_after_the_tape_was_last_read(tmp_
         await store.write([trade(number, NOON + 3 * MINUTE + number) for number in range(12, 22)], [])
         await r.begin()
         assert r.tape[SPOT].minutes[NOON + 3 * MINUTE].bar.trade_count == 20
+
+
+async def test_what_a_killed_process_stored_without_its_coverage_is_counted_once_when_it_is_fetched_again(tmp_path: Path) -> None:
+    aggregates = [Aggregate(number, number, trade(number, NOON + number)) for number in range(21, 31)]
+    (partial,) = partial_footprints(SPOT, aggregates)
+    clock = ManualClock(NOON + SECOND)
+    async with SqliteStore(tmp_path / "wadm.sqlite") as store, Journal(tmp_path / "journal", 1 << 30) as journal:
+        covered = Span(NOON + 2, NOON + 10, 1, 10, Basis.EXACT)
+        await store.write([trade(number, NOON + number) for number in range(1, 11)], [(SPOT, covered)])
+        # The coverage of a batch is stored after its trades, and the process was killed in between.
+        await store.write([trade(number, NOON + number) for number in range(11, 21)], [], [partial])
+        r = Recording(store, journal, clock)
+        await r.begin()
+        await r.trade(trade(41, NOON + 41))
+        assert [(gap.first, gap.last) for gap in r.recorder[SPOT].coverage.missing()] == [(31, 40)]
+        assert await r.recorder.record_repaired(SPOT, [trade(number, NOON + number) for number in range(11, 41)]) == 10
+        assert r.tape[SPOT].minutes[NOON].bar.trade_count == 41
+        await r.save()
+        spans = await store.spans(SPOT, ALWAYS)
+        assert max(span.last_seq for span in spans) == 41
+        clock.pass_minutes(2)
+        await r.write()
+        assert [row.bar.trade_count for row in await r.bars()] == [41]
 
 
 async def test_a_resume_after_hours_without_the_store_reads_only_minutes_that_others_may_have_recorded(

@@ -5,7 +5,7 @@ Alternates with the writer, which does not write meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import anyio
@@ -15,6 +15,7 @@ from wadm_mcp.collection.recording.recorded_instrument import RecordedInstrument
 from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.collection.recording.rollup import Rollup
 from wadm_mcp.collection.recording.writer import Writer
+from wadm_mcp.coverage.spans import Span
 from wadm_mcp.errors import StoreError, StoreUnreachable
 from wadm_mcp.health import Health, State
 from wadm_mcp.model import DAY, MINUTE, Retention, Window
@@ -105,9 +106,13 @@ class Maintenance:
         spans = await self._store.spans(instrument, Window(now - max(DAY, self._retention.trades), now + DAY))
         recent = await self._store.trades(instrument, Window(0, now + DAY), limit=RECENT_TRADES, newest=True)
         every = sorted(mark.minute for mark in await self._store.dirty_minutes() if mark.instrument == instrument)
-        dirty = sorted({*[minute for minute in every if minute <= shared][-_RECOVERED_MINUTES:], *filter(shared.__ge__, tape.minutes)})
-        stored = {minute: await all_trades(self._store, instrument, Window(minute, minute + MINUTE)) for minute in dirty}
-        partials = {minute: await self._store.pieces(instrument, Window(minute, minute + MINUTE)) for minute in dirty}
+        theirs = [minute for minute in every if minute <= shared]
+        dirty = sorted({*theirs[-_RECOVERED_MINUTES:], *filter(shared.__ge__, tape.minutes)})
+        # A killed process may have stored trades without their coverage.
+        uncovered = [minute for minute in theirs if not _covered(minute, spans)] if recorded.coverage.has_gapless_ids else []
+        read = sorted({*dirty, *uncovered})
+        stored = {minute: await all_trades(self._store, instrument, Window(minute, minute + MINUTE)) for minute in read}
+        partials = {minute: await self._store.pieces(instrument, Window(minute, minute + MINUTE)) for minute in read}
         # No await from here on: a question sees the instrument as it was before, or with all of this.
         if _evicted_until(tape, shared):
             return
@@ -118,6 +123,9 @@ class Maintenance:
             tape.rebuild_minute(minute, trades, [partial.footprint for partial in partials[minute]])
         tape.mark_revising(minute for minute in every if minute not in dirty and minute not in tape.minutes)
         recorded.add_stored(spans, recent)
+        recorded.coverage.add_stored_trades(
+            [trade for minute in read for trade in stored[minute]], [partial.ids for minute in read for partial in partials[minute]]
+        )
         unfinished = [minute for minute in dirty if minute + MINUTE > now]
         if unfinished:
             tape.settle_from(unfinished[0])
@@ -142,6 +150,11 @@ class Maintenance:
             self._rollup.behind = False
         else:
             self._health.report(part, State.OK)
+
+
+def _covered(minute: int, spans: Sequence[Span]) -> bool:
+    """True if one span covers the whole minute."""
+    return any(span.start <= minute and minute + MINUTE <= span.end for span in spans)
 
 
 def _evicted_until(tape: InstrumentTape, until: int) -> bool:

@@ -223,11 +223,10 @@ class Recorder:
         self._keep(recorded, fresh)
         new = sum(trade.fills for trade in fresh)
         for partial in partials:
-            bar = partial.footprint.bar
-            if coverage.take_folded(partial.first_seq, partial.last_seq, bar.first_at, bar.last_at, reason):
+            if coverage.take_folded(partial.ids, reason):
                 tape.add_partial(partial.minute, partial.footprint, whole=partial.whole)
                 self._partials.append(partial)
-                new += bar.trade_count
+                new += partial.footprint.bar.trade_count
         tape.limit_minutes()
         self._batch_ready.set()
         return new
