@@ -37,7 +37,7 @@ from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
 from wadm_mcp.model import Instrument, Listing, Window
 from wadm_mcp.queries.view import View
-from wadm_mcp.settings import Settings, unusable_folder
+from wadm_mcp.settings import Settings, using_folder
 from wadm_mcp.storage.cache import InProcessCache
 from wadm_mcp.storage.cached import CachedAnswers, CachedFootprints
 from wadm_mcp.storage.opening import open_cache, open_store
@@ -165,7 +165,8 @@ class Runtime:
     async def _live(self, tasks: TaskGroup) -> None:
         """Open cache and store and collect, until cancelled or something fails that no restart can mend."""
         try:
-            self.settings.WADM_DATA_DIR.mkdir(parents=True, exist_ok=True)
+            with using_folder(self.settings.WADM_DATA_DIR):
+                self.settings.WADM_DATA_DIR.mkdir(parents=True, exist_ok=True)
             with ungrouped():
                 async with self.cache, AsyncExitStack() as stack, anyio.create_task_group() as inner:
                     tasks.start_soon(self._supervise, "cache watch", self.cache.watch)
@@ -174,8 +175,6 @@ class Runtime:
                     with anyio.move_on_after(_RECORD_SECONDS):
                         await self._opened.wait()
                     await self._take_turns()
-        except OSError as error:
-            self._fail(unusable_folder(self.settings.WADM_DATA_DIR, error))
         except WadmError as error:
             self._fail(error)
         finally:
@@ -232,7 +231,9 @@ class Runtime:
         recorder = self._recorder = Recorder(self.tape, health, self._clock)
         rollup = Rollup(self.store, health, self._clock, settings.retention.trades)
         limit = settings.WADM_JOURNAL_MAX_MB << 20
-        async with Journal(settings.WADM_DATA_DIR / "journal", limit) as journal:
+        async with AsyncExitStack() as stack:
+            with using_folder(settings.WADM_DATA_DIR):
+                journal = await stack.enter_async_context(Journal(settings.WADM_DATA_DIR / "journal", limit))
             writer = Writer(recorder, journal, self.store, health)
             maintenance = Maintenance(recorder, writer, rollup, self.store, health, settings.retention, self._clock)
             health.report("recorder", State.OK)

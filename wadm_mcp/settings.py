@@ -8,7 +8,8 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple
 from urllib.parse import urlsplit
@@ -263,6 +264,15 @@ def read_settings(environ: Mapping[str, str], *, dotenv: Path | None = None, ove
     except ValidationError as error:
         raise _setting_error(error, raw) from None
     return settings.with_hosts({name: raw[name] for name in _host_settings() if name in raw})
+
+
+@contextmanager
+def using_folder(folder: Path) -> Generator[None]:
+    """Turns an `OSError` of the block, which creates or opens files of the data folder, into its `SettingError`."""
+    try:
+        yield
+    except OSError as error:
+        raise unusable_folder(folder, error) from error
 
 
 def unusable_folder(folder: Path, error: OSError) -> SettingError:

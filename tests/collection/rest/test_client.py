@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -221,6 +222,17 @@ async def test_a_proxy_of_the_environment_is_not_used_for_this_machine(monkeypat
     said = await refusal("http://api.exchange.invalid")
     assert "http://api.exchange.invalid refused the connection" in said
     assert said.endswith("Check the network, the proxy and WADM_BINANCE_SPOT_REST")
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"])
+async def test_certificates_that_cannot_be_read_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str | None) -> None:
+    file = tmp_path / "authorities.pem"
+    if content is not None:
+        file.write_text(content)
+    monkeypatch.setenv("SSL_CERT_FILE", str(file))
+    with pytest.raises(SettingError, match=f"^SSL_CERT_FILE={file}: its certificates cannot be read .*; set it to certificates"):
+        async with RestClient():
+            pass
 
 
 @pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "nonsense://127.0.0.1", "http://127.0.0.1:notaport"])

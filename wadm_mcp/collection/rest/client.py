@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
@@ -93,7 +94,8 @@ class _Host(NamedTuple):
 
 
 class RestClient:
-    """Sends requests to exchanges. Enter it once as a context manager; `SettingError` if a proxy of the environment is not usable.
+    """Sends requests to exchanges. Enter it once as a context manager; `SettingError` if the environment names a proxy or a file of
+    certificates that cannot be used.
 
     Timeouts are in seconds: `connect` and `read` limit each wait, `whole` limits a request from first to last byte. `body_limit` is in
     bytes, after decompression; `pages` limits the requests for one list. With `proxied` the environment's proxies are used.
@@ -131,6 +133,8 @@ class RestClient:
             self._client = await anyio.to_thread.run_sync(self._new_client)
         except _UNUSABLE_PROXY:
             raise _proxy_error() from None
+        except OSError as error:
+            raise _certificates_error(error) from error
         await self._client.__aenter__()
         return self
 
@@ -336,6 +340,16 @@ def _status_error(host: _Host, request: Request, response: httpx2.Response, body
     if wait:
         text += f" (Retry-After: {wait}{' s' if wait.isdecimal() else ''})"
     return ExchangeError(text)
+
+
+def _certificates_error(error: OSError) -> SettingError:
+    """The error of certificates that cannot be read."""
+    named = next((name for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if os.environ.get(name)), None)
+    why = error.strerror or "it has no certificates"
+    if named is None:
+        return SettingError(f"the operating system's certificates cannot be read ({why}); install ca-certificates or set SSL_CERT_FILE")
+    shown = printable(os.environ[named], _QUOTED_CHARS)
+    return SettingError(f"{named}={shown}: its certificates cannot be read ({why}); set it to certificates in PEM format, or unset it")
 
 
 def _cause_of(error: httpx2.HTTPError, host: _Host) -> str:
