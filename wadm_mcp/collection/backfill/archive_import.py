@@ -7,6 +7,7 @@ its trades the file joins the tape exactly, by id; where it does not, a minute c
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import date
 from itertools import islice
 from pathlib import Path
@@ -121,8 +122,10 @@ class ArchiveImport:
         folder = anyio.Path(self._folder)
         if await folder.exists():
             async for file in folder.iterdir():
-                await file.unlink(missing_ok=True)
-            await folder.rmdir()
+                await _delete(file)
+            with suppress(OSError):
+                # It is not empty where a file could not be deleted.
+                await folder.rmdir()
 
     async def _fetch(self, form: ArchiveFormat, symbol: str, day: date) -> Path | None:
         """The day's file on this disk, verified where a checksum is published; None where the archive has none."""
@@ -195,7 +198,7 @@ class ArchiveImport:
         return {minute: await self._store.trades(instrument, Window(minute, minute + MINUTE), limit=100_000) for minute in sorted(edges)}
 
 
-async def _delete(file: Path) -> None:
+async def _delete(file: Path | anyio.Path) -> None:
     try:
         await anyio.Path(file).unlink(missing_ok=True)
     except OSError as error:
