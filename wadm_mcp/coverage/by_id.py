@@ -37,16 +37,9 @@ class SequenceCoverage(SpanList):
         self.breaks += 1
 
     def add_stored_trades(self, trades: Iterable[Trade], folded: Iterable[IdRange] = ()) -> None:
-        uncovered: list[Trade] = []
-        spans, place = self._spans, 0
-        for trade in sorted(trades, key=lambda trade: trade.seq):
-            while place < len(spans) and spans[place].last < trade.seq:
-                place += 1
-            if place == len(spans) or trade.seq < spans[place].first:
-                uncovered.append(trade)
         # They say nothing of why the next live trade may not follow them.
         opened_by = self._opened_by
-        for trade in uncovered:
+        for trade in trades:
             self.take(trade)
         for ids in folded:
             self.take_folded(ids, SpanReason.REPAIRED)

@@ -5,8 +5,8 @@ Alternates with the writer, which does not write meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Final, NamedTuple
 
 import anyio
 
@@ -15,11 +15,13 @@ from wadm_mcp.collection.recording.recorded_instrument import RecordedInstrument
 from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.collection.recording.rollup import Rollup
 from wadm_mcp.collection.recording.writer import Writer
-from wadm_mcp.coverage.spans import Span
+from wadm_mcp.coverage.judge import is_covered
+from wadm_mcp.coverage.kinds import new_coverage
+from wadm_mcp.coverage.spans import Span, SpanReason
 from wadm_mcp.errors import StoreError, StoreUnreachable
 from wadm_mcp.health import Health, State
-from wadm_mcp.model import DAY, MINUTE, Retention, Window
-from wadm_mcp.storage.store import Store, all_trades
+from wadm_mcp.model import DAY, MINUTE, Instrument, Retention, Trade, Window
+from wadm_mcp.storage.store import PartialFootprint, Store, all_trades
 from wadm_mcp.tape import InstrumentTape
 
 _ROLLUP_SECONDS: Final = 1.0
@@ -29,6 +31,13 @@ RECENT_TRADES: Final = 2_000
 """Newest stored trades that a start reads: they show which trades are repeats, and how often the instrument trades."""
 _RECOVERED_MINUTES: Final = 10
 """Dirty minutes that a start brings back to memory; a crash leaves one or two."""
+
+
+class _Stored(NamedTuple):
+    """Trades and partial footprints of one instrument that the store has."""
+
+    trades: Sequence[Trade] = ()
+    partials: Sequence[PartialFootprint] = ()
 
 
 class Maintenance:
@@ -108,29 +117,45 @@ class Maintenance:
         every = sorted(mark.minute for mark in await self._store.dirty_minutes() if mark.instrument == instrument)
         theirs = [minute for minute in every if minute <= shared]
         dirty = sorted({*theirs[-_RECOVERED_MINUTES:], *filter(shared.__ge__, tape.minutes)})
-        # A killed process may have stored trades without their coverage.
-        uncovered = [minute for minute in theirs if not _covered(minute, spans)] if recorded.coverage.has_gapless_ids else []
-        read = sorted({*dirty, *uncovered})
-        stored = {minute: await all_trades(self._store, instrument, Window(minute, minute + MINUTE)) for minute in read}
-        partials = {minute: await self._store.pieces(instrument, Window(minute, minute + MINUTE)) for minute in read}
+        read = {minute: await self._stored_minute(instrument, minute) for minute in dirty}
+        uncovered = await self._without_coverage(instrument, theirs, read, spans) if recorded.coverage.has_gapless_ids else _Stored()
         # No await from here on: a question sees the instrument as it was before, or with all of this.
         if _evicted_until(tape, shared):
             return
         for minute in dirty:
-            known = {trade.order for trade in stored[minute]}
+            stored = read[minute]
+            known = {trade.order for trade in stored.trades}
             pending = [trade for trade in tape.pending_in(Window(minute, minute + MINUTE)) if trade.order not in known]
-            trades = sorted([*stored[minute], *pending], key=lambda trade: trade.order)
-            tape.rebuild_minute(minute, trades, [partial.footprint for partial in partials[minute]])
+            trades = sorted([*stored.trades, *pending], key=lambda trade: trade.order)
+            tape.rebuild_minute(minute, trades, [partial.footprint for partial in stored.partials])
         tape.mark_revising(minute for minute in every if minute not in dirty and minute not in tape.minutes)
         recorded.add_stored(spans, recent)
-        recorded.coverage.add_stored_trades(
-            [trade for minute in read for trade in stored[minute]], [partial.ids for minute in read for partial in partials[minute]]
-        )
+        recorded.coverage.add_stored_trades(uncovered.trades, [partial.ids for partial in uncovered.partials])
         unfinished = [minute for minute in dirty if minute + MINUTE > now]
         if unfinished:
             tape.settle_from(unfinished[0])
         elif tape.newest is not None:
             tape.settle_from(tape.newest.timestamp - tape.newest.timestamp % MINUTE + MINUTE)
+
+    async def _stored_minute(self, instrument: Instrument, minute: int) -> _Stored:
+        window = Window(minute, minute + MINUTE)
+        return _Stored(await all_trades(self._store, instrument, window), await self._store.pieces(instrument, window))
+
+    async def _without_coverage(
+        self, instrument: Instrument, minutes: Iterable[int], read: Mapping[int, _Stored], spans: Sequence[Span]
+    ) -> _Stored:
+        """What the store has of these minutes although none of the stored spans covers it: at most what a killed process was storing.
+
+        `read` are minutes that need not be read again.
+        """
+        known, trades, partials = new_coverage(has_gapless_ids=True), list[Trade](), list[PartialFootprint]()
+        known.add_stored(spans)
+        for minute in minutes:
+            if not is_covered(spans, Window(minute, minute + MINUTE), minute + MINUTE):
+                stored = read.get(minute) or await self._stored_minute(instrument, minute)
+                trades += [trade for trade in stored.trades if known.take(trade)]
+                partials += [partial for partial in stored.partials if known.take_folded(partial.ids, SpanReason.REPAIRED)]
+        return _Stored(trades, partials)
 
     async def _expire(self) -> None:
         async with self._writer.exclusive():
@@ -149,12 +174,8 @@ class Maintenance:
             # What fails every time must not be tried again without a pause.
             self._rollup.behind = False
         else:
-            self._health.report(part, State.OK)
-
-
-def _covered(minute: int, spans: Sequence[Span]) -> bool:
-    """True if one span covers the whole minute."""
-    return any(span.start <= minute and minute + MINUTE <= span.end for span in spans)
+            if not self._writer.failing:
+                self._health.report(part, State.OK)
 
 
 def _evicted_until(tape: InstrumentTape, until: int) -> bool:
