@@ -19,6 +19,24 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 _BESIDE = Path(__file__).parents[2] / "shared" / "captures"
 
 
+_LONGEST = (
+    "tests/soak/",
+    "tests/storage/test_same_answers.py",
+    "tests/end_to_end/test_history.py",
+    "tests/end_to_end/test_production_store.py",
+    "tests/test_containers.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin each worker's share with some of the longest tests, so that none has one of them left when the others have nothing to do."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    longest = [item for item in items if item.nodeid.startswith(_LONGEST)]
+    others = [item for item in items if not item.nodeid.startswith(_LONGEST)]
+    share = -(-len(others) // workers)
+    items[:] = [item for first in range(workers) for item in (*longest[first::workers], *others[first * share : (first + 1) * share])]
+
+
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"

@@ -21,7 +21,7 @@ from wadm_mcp.simulator.simulator import Simulator
 SOAK: Final = os.environ.get("WADM_SOAK") == "1"
 """Set by `make soak`: full rates, long outages and many kills."""
 SEED: Final = int(os.environ.get("WADM_SOAK_SEED", "1"))
-SYMBOLS: Final = ("BTCUSDT", "ETHUSDT")
+SYMBOLS: Final = ("BTCUSDT", "ETHUSDT") if SOAK else ("BTCUSDT",)
 INSTRUMENTS: Final = tuple(
     Instrument(exchange, market, symbol) for exchange in ("binance", "bybit") for market in ("spot", "linear") for symbol in SYMBOLS
 )

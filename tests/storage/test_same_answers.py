@@ -40,7 +40,8 @@ START = NOON - 14 * HOUR
 """Before a midnight, so that the run contains a midnight and parts of two sessions."""
 INSTRUMENTS = [Instrument(exchange, market, "BTCUSDT") for exchange in ("binance", "bybit") for market in ("spot", "linear")]
 SCOPES = [{"exchange": exchange, "market": market} for exchange in ("binance", "bybit", "all") for market in ("spot", "linear")]
-CLOSED = [(START + hour * HOUR, START + (hour + 1) * HOUR) for hour in range(14)]
+CLOSED = [(START + hour * HOUR, START + (hour + 1) * HOUR) for hour in (0, 1, 2, 7, 13)]
+"""Hours on both sides of the midnight, one within the session and the last one."""
 QUESTIONS: list[tuple[Callable[..., Any], dict[str, Any]]] = [
     (volume_profile, {"start": START, "end": NOON, "detail": "full"}),
     (volume_profile, {"start": START + HOUR, "end": START + 2 * HOUR, "row_size": "0.05", "method": "one_row"}),
