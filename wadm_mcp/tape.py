@@ -37,7 +37,7 @@ class CoverageSource(Protocol):
 
     @property
     def spans(self) -> Sequence[Span]:
-        """Oldest first; they replace what the store says of the same time."""
+        """In any order; they replace what the store says of the same time."""
         ...
 
     def alive_until(self) -> int | None:

@@ -1,7 +1,7 @@
 """Coverage of one instrument: what is recorded completely, and what is missing.
 
 `InstrumentCoverage` is the interface. It has two implementations, and nothing outside this package needs to know which one an
-instrument has: `by_id` where trade ids are gapless (the ids alone prove what is complete), `by_connection` where it does not
+instrument has: `by_id` where trade ids are gapless (the ids alone prove what is complete), `by_connection` where they are not
 (the tape is complete between two frames of one connection). Both are pure state machines: no clock, no I/O.
 """
 
@@ -54,7 +54,7 @@ class GapReason(StrEnum):
     START = "start", "No process was recording at this time: WADM was not running, or it had just started and no trade had arrived yet."
     DISCONNECT = "disconnect", "The connection closed. The gap ends with the first trade of the next connection."
     MUTE = "mute", "The connection stayed open but delivered no data, so WADM closed it."
-    BAD_FRAME = "bad_frame", "WADM could not decode a frame that may have contained trades, and the exchange does not number its trades."
+    BAD_FRAME = "bad_frame", "WADM could not decode a frame that may have contained trades, and the exchange's trade ids are not gapless."
     MISSING_IDS = "missing_ids", "The exchange's trade ids show that trades are missing. WADM is requesting them from the exchange."
     ABSENT = "absent", "The exchange itself does not have these trade ids, so this gap cannot be repaired."
     NOT_RECORDED = "not_recorded", "The time lies before recording began, or after it ended and no connection is live."
@@ -141,7 +141,7 @@ class InstrumentCoverage(Protocol):
 
     @property
     def spans(self) -> list[Span]:
-        """Every span, oldest first, those of absent ids included."""
+        """Every span: first those of absent ids, then those of `covered`."""
         ...
 
     @property

@@ -91,12 +91,12 @@ async def compare_exchanges(
     scopes = _venues(view, every)
     coverages: list[dict[str, Any]] = []
     venues: list[_Venue] = []
-    lost = expired_bars(view.retention, view.clock(), every.window, length)
+    expired = expired_bars(view.retention, view.clock(), every.window, length)
     for scope in scopes:
-        coverages.append(await coverage(view, scope, lost, figures=BROKEN))
+        coverages.append(await coverage(view, scope, expired, figures=BROKEN))
         bars = await merged_bars(view, scope, length, scope.window)
         inputs = await coverage_inputs(view, scope, (*scope.instruments, *scope.awaited)[0], scope.window)
-        judgement = inputs.judge(scope.window, lost)
+        judgement = inputs.judge(scope.window, expired)
         total = Bar(Scale(0, 0))
         for bar_start in sorted(bars):
             total = total.merge_later(bars[bar_start])

@@ -59,8 +59,8 @@ async def footprint(
     choice = RowChoice.read(scope.call, row_size, scope.listings)
     max_bars, chosen_detail = read_whole(scope.call, "limit", limit, 1, MAX_BARS, MAX_BARS), read_detail(scope.call, detail)
     starts = bar_starts(scope.call, length, scope.window, MAX_BARS)
-    lost = expired_bars(view.retention, view.clock(), scope.window, length)
-    covered = await coverage(view, scope, lost, figures=BROKEN)
+    expired = expired_bars(view.retention, view.clock(), scope.window, length)
+    covered = await coverage(view, scope, expired, figures=BROKEN)
     bars: dict[int, Footprint] = {}
     for bar_start in starts[-max_bars:]:
         clipped = Window(max(bar_start, scope.window.start), min(bar_start + length.ms, scope.window.end))

@@ -67,8 +67,8 @@ async def market_structure(
     chosen_detail = read_detail(scope.call, detail)
     choice = RowChoice.read(scope.call, row_size, scope.listings)
     session, bars_end = scope.window, length.floor(scope.now)
-    lost = expired_bars(view.retention, view.clock(), session, Timeframe.H1)
-    covered = await coverage(view, scope, lost, figures=BROKEN, max_gaps=MAX_LISTED_GAPS if chosen_detail == "full" else LISTED_GAPS)
+    expired = expired_bars(view.retention, view.clock(), session, Timeframe.H1)
+    covered = await coverage(view, scope, expired, figures=BROKEN, max_gaps=MAX_LISTED_GAPS if chosen_detail == "full" else LISTED_GAPS)
     if chosen_detail != "full" and scope.merged:
         covered["parts"] = {name: {"ratio": part["ratio"], "lag_ms": part["lag_ms"]} for name, part in covered["parts"].items()}
     bars_window = Window(bars_end - CLOSED_BARS * length.ms, bars_end)
@@ -77,8 +77,8 @@ async def market_structure(
     inputs = [await coverage_inputs(view, scope, instrument, everything) for instrument in (*scope.instruments, *scope.awaited)]
 
     def judgements(window: Window, unit: Timeframe) -> list[Judgement]:
-        lost = expired_bars(view.retention, view.clock(), window, unit)
-        return [one.judge(window, lost) for one in inputs]
+        expired = expired_bars(view.retention, view.clock(), window, unit)
+        return [one.judge(window, expired) for one in inputs]
 
     footprint = await merged_footprint(view, scope, session)
     prior = [(await merged_bars(view, scope, Timeframe.D1, day)).get(day.start, Bar(Scale(0, 0))) for day in days]

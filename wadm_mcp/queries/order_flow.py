@@ -68,13 +68,13 @@ async def order_flow(
     max_bars, chosen_detail = read_whole(scope.call, "limit", limit, 1, MAX_BARS, MAX_BARS), read_detail(scope.call, detail)
     starts = bar_starts(scope.call, length, scope.window, MAX_BARS)
     before, now = Window(session_start(scope.window.start), scope.window.start), view.clock()
-    lost = expired_bars(view.retention, now, scope.window, length)
+    expired = expired_bars(view.retention, now, scope.window, length)
     covered = await coverage(
         view,
         scope,
-        lost,
+        expired,
         anchor=Window(before.start, scope.window.end),
-        anchor_expired=[*expired_bars(view.retention, now, before, Timeframe.H1), *lost],
+        anchor_expired=[*expired_bars(view.retention, now, before, Timeframe.H1), *expired],
         figures=BROKEN,
     )
     bars, earlier = await merged_bars(view, scope, length, scope.window), await merged_bars(view, scope, Timeframe.H1, before)

@@ -56,8 +56,8 @@ async def volume_profile(
     percent = read_whole(scope.call, "value_area", value_area, 1, 100, 70)
     chosen_method: Method = read_choice(scope.call, "method", method, METHODS, METHODS[0])
     chosen_detail = read_detail(scope.call, detail)
-    lost = expired_bars(view.retention, view.clock(), scope.window, Timeframe.H1)
-    covered = await coverage(view, scope, lost, figures=BROKEN)
+    expired = expired_bars(view.retention, view.clock(), scope.window, Timeframe.H1)
+    covered = await coverage(view, scope, expired, figures=BROKEN)
     outline = Bar(max(listing.scale for listing in scope.listings))
     for bar in (await merged_bars(view, scope, Timeframe.D1, scope.window)).values():
         outline = outline.merge_parallel(bar)

@@ -36,7 +36,7 @@ _PAGE_TRADES: Final = 5_000
 """Trades read at once."""
 
 
-class Progress(Protocol):
+class ProgressCallback(Protocol):
     """Receives the progress of a call: the seconds that passed, the seconds in total, and a message about the current state."""
 
     async def __call__(self, progress: float, total: float | None = None, message: str | None = None) -> None: ...
@@ -64,7 +64,7 @@ async def wait_for(
     timeframe: object = "1m",
     detail: object = "standard",
     timeout: object = 30,  # noqa: ASYNC109 - an argument of the question; a timeout is an answer, not an error
-    progress: Progress = _no_progress,
+    progress: ProgressCallback = _no_progress,
 ) -> dict[str, Any]:
     """Answers as soon as the condition is met, or after `timeout` seconds with `met` false. Only trades after the question count.
 

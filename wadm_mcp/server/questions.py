@@ -22,7 +22,7 @@ from wadm_mcp.queries.order_flow import order_flow
 from wadm_mcp.queries.scope import DEFAULT_WINDOW, ask
 from wadm_mcp.queries.trades import trades
 from wadm_mcp.queries.volume_profile import volume_profile
-from wadm_mcp.queries.wait_for import Progress, wait_for
+from wadm_mcp.queries.wait_for import ProgressCallback, wait_for
 from wadm_mcp.server.context import ServedRuntime
 from wadm_mcp.server.reply import Answer, Reply
 from wadm_mcp.suggest import nearest
@@ -48,7 +48,7 @@ class Question(NamedTuple):
         return {name: parameter.default for name, parameter in self._parameters.items() if name not in _RUNTIME_PARAMETERS}
 
     async def ask(
-        self, runtime: ServedRuntime, given: Mapping[str, Any], *, fresh: bool = False, progress: Progress | None = None
+        self, runtime: ServedRuntime, given: Mapping[str, Any], *, fresh: bool = False, progress: ProgressCallback | None = None
     ) -> Reply:
         """Answer the question. With `fresh` the answer never comes from the cache; `progress` is called while a long one is computed.
 

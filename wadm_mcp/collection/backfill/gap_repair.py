@@ -1,8 +1,8 @@
-"""Fills the gaps of one market from the exchange's REST history, where the exchange counts its trades.
+"""Fills the gaps of one market from the exchange's REST history, where trade ids are gapless.
 
 The newest gap comes first; every fourth request goes to the oldest. Up to `RAW_LIMIT` trades of a gap are fetched as rows, by id. The rest
 of a longer gap, and gaps older than the retention of single trades, come from aggregates where the exchange has them: exact in every
-figure, without rows, and for a fraction of the request weight. Everything fetched takes the recorder's one road.
+figure, without rows, and for a fraction of the request weight. Everything fetched goes through the recorder, as live trades do.
 """
 
 from __future__ import annotations

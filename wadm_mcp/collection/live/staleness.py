@@ -1,7 +1,7 @@
 """How often an instrument usually trades, and therefore how long it may be silent before its connection counts as stale.
 
 `Connection._watch` in `collector.py` acts on it, and on missing pongs and missing bytes. One stale instrument ends the connection of all
-that share it.
+that share it, unless the exchange refused its subscription.
 """
 
 from __future__ import annotations
