@@ -12,6 +12,7 @@ from typing import Final, Protocol, TypeAlias
 import anyio
 
 from wadm_mcp.clock import Clock
+from wadm_mcp.collection.recording.minute import without_repeats
 from wadm_mcp.errors import StoreError
 from wadm_mcp.health import Health, State
 from wadm_mcp.model import DAY, MINUTE, Instrument, Listing, Trade, Window
@@ -126,14 +127,14 @@ class Follower:
 
     async def _changed(
         self, instrument: Instrument, since: int | None, dirty: Mapping[int, int], fresh: Sequence[Trade]
-    ) -> dict[int, tuple[list[Trade], list[PartialFootprint]]]:
+    ) -> dict[int, tuple[Sequence[Trade], Sequence[PartialFootprint]]]:
         """Recent minutes to read again completely, because trades or partial footprints were stored in them late.
 
         Only minutes that were written to since the last comparison are checked. Trades may be stored before `dirty` shows the write.
         """
         tape, compared = self._tape.get(instrument), self._compared.get(instrument, {})
         counts = Counter(trade.timestamp - trade.timestamp % MINUTE for trade in fresh)
-        changed: dict[int, tuple[list[Trade], list[PartialFootprint]]] = {}
+        changed: dict[int, tuple[Sequence[Trade], Sequence[PartialFootprint]]] = {}
         for minute, writes in dirty.items():
             if since is None or minute < since:
                 continue
@@ -143,7 +144,7 @@ class Follower:
             known = counts[minute] + (tape.trade_counts[minute] if tape is not None else 0)
             if await self._store.count(instrument, window) != known:
                 trades = await all_trades(self._store, instrument, window)
-                changed[minute] = trades, await self._store.pieces(instrument, window)
+                changed[minute] = without_repeats(trades, await self._store.pieces(instrument, window))
         self._compared[instrument] = dict(dirty)
         return changed
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tests.market import NOON, SPOT, trade
 from wadm_mcp.analytics.footprint import Footprint
-from wadm_mcp.collection.recording.minute import build_minute, partial_footprints
+from wadm_mcp.collection.recording.minute import build_minute, partial_footprints, without_repeats
 from wadm_mcp.exchanges.exchange import Aggregate
 from wadm_mcp.model import MINUTE, Trade
 
@@ -73,6 +73,37 @@ def test_rows_and_partials_in_any_mixture_give_the_minute_of_all_rows(trades: li
     within = {number for partial in partials for number in range(partial.first_seq, partial.last_seq + 1)}
     rows = [each for each in trades if each.seq not in within]
     assert_agree(build_minute(rows, partials), footprint_of(trades))
+
+
+@given(tapes(), st.data())
+def test_trades_that_two_processes_stored_in_different_forms_are_counted_once(trades: list[Trade], data: st.DataObject) -> None:
+    folded_trades = aggregates(trades)
+    kept = data.draw(st.lists(st.booleans(), min_size=len(folded_trades), max_size=len(folded_trades)))
+    partials = partial_footprints(SPOT, [each for each, folded in zip(folded_trades, kept, strict=True) if folded])
+    within = {number for partial in partials for number in range(partial.first_seq, partial.last_seq + 1)}
+    rows = [each for each in trades if each.seq not in within or data.draw(st.booleans())]
+    stored_as_rows = {each.seq for each in rows}
+    again = [
+        partial
+        for each in folded_trades
+        for partial in partial_footprints(SPOT, [each])
+        if within.issuperset(range(each.trade.seq, each.last + 1)) or stored_as_rows.issuperset(range(each.trade.seq, each.last + 1))
+    ]
+    assert_agree(build_minute(rows, data.draw(st.permutations([*partials, *again]))), footprint_of(trades))
+
+
+def test_of_two_partials_that_overlap_in_part_the_longer_one_counts() -> None:
+    rows = [Aggregate(number, number, trade(number, NOON + number)) for number in range(1, 10)]
+    (shorter,), (longer,) = partial_footprints(SPOT, rows[:4]), partial_footprints(SPOT, rows[2:])
+    for partials in ([shorter, longer], [longer, shorter]):
+        assert without_repeats([trade(9, NOON + 9), trade(10, NOON + 10)], partials) == ([trade(10, NOON + 10)], [longer])
+
+
+def test_a_partial_whose_ids_another_one_and_trades_have_together_does_not_count() -> None:
+    rows = [Aggregate(number, number, trade(number, NOON + number)) for number in range(1, 10)]
+    (earlier,), (longer,) = partial_footprints(SPOT, rows[:4]), partial_footprints(SPOT, rows[1:])
+    singles = [trade(number, NOON + number) for number in range(5, 10)]
+    assert without_repeats(singles, [earlier, longer]) == (singles, [earlier])
 
 
 @given(tapes())

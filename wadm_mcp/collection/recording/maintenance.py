@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 import anyio
 
 from wadm_mcp.clock import Clock
+from wadm_mcp.collection.recording.minute import without_repeats
 from wadm_mcp.collection.recording.recorded_instrument import RecordedInstrument
 from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.collection.recording.rollup import Rollup
@@ -126,8 +127,8 @@ class Maintenance:
             stored = read[minute]
             known = {trade.order for trade in stored.trades}
             pending = [trade for trade in tape.pending_in(Window(minute, minute + MINUTE)) if trade.order not in known]
-            trades = sorted([*stored.trades, *pending], key=lambda trade: trade.order)
-            tape.rebuild_minute(minute, trades, [partial.footprint for partial in stored.partials])
+            trades, partials = without_repeats(sorted([*stored.trades, *pending], key=lambda trade: trade.order), stored.partials)
+            tape.rebuild_minute(minute, trades, [partial.footprint for partial in partials])
         tape.mark_revising(minute for minute in every if minute not in dirty and minute not in tape.minutes)
         recorded.add_stored(spans, recent)
         recorded.coverage.add_stored_trades(uncovered.trades, [partial.ids for partial in uncovered.partials])

@@ -3,7 +3,9 @@ trades expired."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 from wadm_mcp.analytics.footprint import Footprint
 from wadm_mcp.exchanges.exchange import Aggregate
@@ -20,6 +22,7 @@ def build_minute(trades: Sequence[Trade], partials: Sequence[PartialFootprint], 
     whole = next((partial for partial in partials if partial.whole), None)
     if whole is not None:
         return whole.footprint
+    trades, partials = without_repeats(trades, partials)
     if stored is None or not stored.levels:
         return _merged(trades, partials)
     bar = stored.bar
@@ -49,6 +52,43 @@ def build_minute(trades: Sequence[Trade], partials: Sequence[PartialFootprint], 
     if before.levels:
         merged = before.merge_later(merged)
     return merged.merge_later(after) if after.levels else merged
+
+
+def without_repeats(trades: Sequence[Trade], partials: Sequence[PartialFootprint]) -> tuple[Sequence[Trade], Sequence[PartialFootprint]]:
+    """Trades and partial footprints of one minute, in their order, of which no id is in two.
+
+    Processes that share a database may store the same trades once as single trades and once as aggregates: one repaired a gap again whose
+    repair another had in its journal. A partial footprint is left out if everything else has its ids, and a trade if a partial footprint
+    has its id. Where two partial footprints still overlap, the longer one is kept.
+    """
+    if not partials or partials[0].whole:
+        return trades, partials
+    kept = sorted(partials, key=lambda partial: (partial.first_seq, partial.last_seq))
+    ids = {trade.seq for trade in trades}
+    if any(one.last_seq >= other.first_seq for one, other in pairwise(kept)) or any(_within(kept, seq) for seq in ids):
+        for partial in sorted(kept, key=_length):
+            missing = set(range(partial.first_seq, partial.last_seq + 1)) - ids
+            for other in kept:
+                if other is not partial:
+                    missing.difference_update(range(max(other.first_seq, partial.first_seq), min(other.last_seq, partial.last_seq) + 1))
+            if not missing:
+                kept.remove(partial)
+        for partial in sorted(kept, key=_length):
+            place = kept.index(partial)
+            beside = [*kept[max(0, place - 1) : place], *kept[place + 1 : place + 2]]
+            if any(other.first_seq <= partial.last_seq and partial.first_seq <= other.last_seq for other in beside):
+                kept.remove(partial)
+    return [trade for trade in trades if not _within(kept, trade.seq)], kept
+
+
+def _length(partial: PartialFootprint) -> int:
+    return partial.last_seq - partial.first_seq + 1
+
+
+def _within(partials: Sequence[PartialFootprint], seq: int) -> bool:
+    """True if one of these partial footprints, ascending, has the id."""
+    place = bisect_right(partials, seq, key=lambda partial: partial.first_seq) - 1
+    return place >= 0 and seq <= partials[place].last_seq
 
 
 def _merged(trades: Sequence[Trade], partials: Sequence[PartialFootprint]) -> Footprint:
