@@ -489,6 +489,15 @@ async def test_each_kind_of_data_expires_after_its_own_retention(path: Path) -> 
         assert deleted == 2 * (3 + 1 + 3 * (4 * 2 + 3 * 1))
 
 
+async def test_a_span_stays_when_another_of_the_same_start_expires(path: Path) -> None:
+    async with SqliteStore(path) as store:
+        now = T0 + 10 * DAY
+        short, across = span(T0, T0 + MINUTE, 1, 1), span(T0, T0 + 6 * DAY, 2, 9)
+        await store.write([], [(BTC, short), (BTC, across)])
+        await store.expire(now, Retention(DAY, DAY, 5 * DAY))
+        assert await store.spans(BTC, EVER) == [across]
+
+
 async def test_a_span_over_the_cutoff_stays_whole(path: Path) -> None:
     async with SqliteStore(path) as store:
         now = T0 + 10 * DAY

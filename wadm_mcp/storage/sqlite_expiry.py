@@ -31,8 +31,8 @@ _DELETE_PIECES: Final = """DELETE FROM pieces WHERE rowid IN (
     ORDER BY minute LIMIT :rows)"""
 
 # A span that reaches over the cutoff still covers data that is kept.
-_DELETE_COVERAGE: Final = """DELETE FROM coverage WHERE instrument = :instrument AND start IN (
-    SELECT start FROM coverage WHERE instrument = :instrument AND end <= :cutoff ORDER BY end LIMIT :rows)"""
+_DELETE_COVERAGE: Final = """DELETE FROM coverage WHERE instrument = :instrument AND (start, first_seq) IN (
+    SELECT start, first_seq FROM coverage WHERE instrument = :instrument AND end <= :cutoff ORDER BY end LIMIT :rows)"""
 
 _RANGE: Final = "instrument = ? AND timestamp >= ? AND timestamp < ?"
 _KEY: Final = "timestamp, seq, trade_id"
