@@ -12,8 +12,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from tests.market import BYBIT, NOON, trade
 from wadm_mcp.coverage import by_connection as by_connection_module
 from wadm_mcp.coverage.by_connection import ConnectionCoverage
+from wadm_mcp.coverage.judge import is_covered, judge
 from wadm_mcp.coverage.spans import Basis, GapReason, Span, SpanReason
-from wadm_mcp.model import SECOND, Trade
+from wadm_mcp.model import HOUR, MINUTE, SECOND, Trade, Window
 
 
 def trade_at(number: int, at: int) -> Trade:
@@ -243,6 +244,85 @@ def test_a_repair_that_is_retried_records_each_trade_once() -> None:
     assert sum(coverage.take(each, SpanReason.REPAIRED) for each in coverage.unclaimed(newest)) == 0
     assert coverage.prove(newest)
     assert coverage._reported_ids == set()
+
+
+MINUTE_ONE = NOON + MINUTE
+
+
+def three_minutes() -> ConnectionCoverage:
+    coverage = ConnectionCoverage()
+    deliver_frame(coverage, 1, trade_at(1, NOON))
+    deliver_frame(coverage, 1, trade_at(2, NOON + 3 * MINUTE))
+    return coverage
+
+
+def whole(minute: int) -> Window:
+    return Window(minute, minute + MINUTE)
+
+
+def missing(coverage: ConnectionCoverage) -> list[Window]:
+    return [Window(gap.start, gap.end) for gap in coverage.missing()]
+
+
+def test_a_minute_whose_candle_differs_is_a_gap_inside_a_span() -> None:
+    coverage = three_minutes()
+    coverage.changed()
+    coverage.mark_differing(MINUTE_ONE)
+    (marked,) = coverage.changed()
+    assert (Window(marked.start, marked.end), marked.reason, marked.opened_by) == (whole(MINUTE_ONE), "differs", "candle_differs")
+    assert not is_covered(coverage.spans, whole(MINUTE_ONE), NOON + HOUR)
+    assert is_covered(coverage.spans, whole(MINUTE_ONE + MINUTE), NOON + HOUR)
+    assert [(span.start, span.end) for span in coverage.covered] == [
+        (NOON + 1, MINUTE_ONE),
+        (MINUTE_ONE + MINUTE, NOON + 3 * MINUTE),
+    ]
+    assert missing(coverage) == [whole(MINUTE_ONE)]
+    coverage.mark_differing(MINUTE_ONE)
+    assert coverage.changed() == []
+
+
+def test_a_minute_whose_candle_differs_is_no_gap_that_the_newest_trades_could_bridge() -> None:
+    coverage = three_minutes()
+    coverage.mark_differing(MINUTE_ONE)
+    deliver_frame(coverage, 1, trade_at(3, NOON + 3 * MINUTE + 5))
+    assert coverage.prove([trade_at(number, NOON + number) for number in range(1, 4)])
+    assert missing(coverage) == [whole(MINUTE_ONE)]
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_a_complete_source_covers_a_minute_whose_candle_differs_for_every_process(raw: bool) -> None:
+    coverage = three_minutes()
+    coverage.mark_differing(MINUTE_ONE)
+    coverage.mark_differing(MINUTE_ONE + MINUTE)
+    stored = coverage.changed()
+    coverage.cover(Window(MINUTE_ONE, MINUTE_ONE + MINUTE + 9), SpanReason.IMPORTED, raw=raw)
+    assert is_covered(coverage.spans, whole(MINUTE_ONE), NOON + HOUR)
+    assert not is_covered(coverage.spans, whole(MINUTE_ONE + MINUTE), NOON + HOUR), "only a part of this minute was covered"
+    # The connection goes on over it, and what is stored afterwards takes the place of what was stored before.
+    deliver_frame(coverage, 1, trade_at(4, NOON + 4 * MINUTE))
+    by_key = {(span.start, span.first_seq): span for span in (*stored, *coverage.changed())}
+    assert is_covered(by_key.values(), whole(MINUTE_ONE), NOON + HOUR)
+    assert judge(by_key.values(), whole(MINUTE_ONE), NOON + HOUR, raw=True).millionths == (1_000_000 if raw else 0)
+    again = ConnectionCoverage(by_key.values())
+    assert missing(again) == [whole(MINUTE_ONE + MINUTE)]
+    assert is_covered(again.covered, whole(MINUTE_ONE), NOON + HOUR)
+
+
+def test_a_minute_that_was_covered_may_differ_again() -> None:
+    coverage = three_minutes()
+    coverage.mark_differing(MINUTE_ONE)
+    coverage.cover(whole(MINUTE_ONE), SpanReason.IMPORTED, raw=False)
+    coverage.mark_differing(MINUTE_ONE)
+    assert not is_covered(ConnectionCoverage(coverage.changed()).spans, whole(MINUTE_ONE), NOON + HOUR)
+
+
+def test_few_minutes_whose_candle_differs_stay_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(by_connection_module, "REMEMBERED_SPANS", 3)
+    coverage = ConnectionCoverage()
+    for number in range(5):
+        coverage.mark_differing(NOON + number * MINUTE)
+    assert len(coverage.changed()) == 5
+    assert [span.start for span in coverage.spans] == [NOON + number * MINUTE for number in (2, 3, 4)]
 
 
 class ConnectionCoverageMachine(RuleBasedStateMachine):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -118,6 +119,11 @@ def test_absent_ids_are_neither_missing_nor_covered() -> None:
     assert [(gap.first, gap.last) for gap in coverage.missing()] == [(6, 6), (9, 11)]
     assert [(span.first_seq, span.last_seq, span.reason) for span in coverage.spans if span.reason == "absent"] == [(7, 8, "absent")]
     assert coverage.take(trade(7, NOON + 7), SpanReason.REPAIRED)
+
+
+def test_no_candle_says_what_the_ids_say() -> None:
+    with pytest.raises(NotImplementedError, match="without gapless ids"):
+        recorded(5).mark_differing(NOON)
 
 
 def test_stored_spans_are_added_to_those_recorded_meanwhile() -> None:

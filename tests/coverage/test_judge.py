@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.market import NOON
 from wadm_mcp.coverage.judge import IN_TRANSIT, Gap, Judgement, is_covered, judge, uncovered
-from wadm_mcp.coverage.spans import Basis, GapReason, Span, SpanReason
+from wadm_mcp.coverage.spans import DIFFERING_SEQ, Basis, GapReason, Span, SpanReason
 from wadm_mcp.model import Window
 
 _MOMENTS = st.integers(0, 60)
@@ -251,3 +251,32 @@ def test_a_window_with_a_missing_id_between_spans_that_touch_is_not_covered() ->
 def test_a_window_that_is_not_over_is_not_covered() -> None:
     assert is_covered([observed(0, 20)], Window(5, 15), 15)
     assert not is_covered([observed(0, 20)], Window(5, 15), 14)
+
+
+def differing(start: int, end: int) -> Span:
+    return Span(start, end, DIFFERING_SEQ, DIFFERING_SEQ, Basis.OBSERVED, SpanReason.DIFFERS, GapReason.CANDLE_DIFFERS)
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_a_minute_whose_candle_differs_is_a_gap_whatever_covers_it(raw: bool) -> None:
+    spans = [differing(10, 20), observed(0, 40)]
+    judgement = judge(spans, Window(0, 40), 40, raw=raw)
+    assert judgement == (30, 40, Basis.OBSERVED, (Gap(10, 20, None, GapReason.CANDLE_DIFFERS),))
+    assert not is_covered(spans, Window(15, 25), 40)
+    assert is_covered(spans, Window(20, 40), 40)
+
+
+def test_a_minute_whose_candle_differs_is_reported_once_and_only_where_nothing_else_is_the_reason() -> None:
+    spans = [differing(10, 20), observed(0, 12), observed(15, 40, GapReason.MUTE)]
+    assert judge(spans, Window(0, 40), 40).gaps == (
+        Gap(10, 12, None, GapReason.CANDLE_DIFFERS),
+        Gap(12, 15, None, GapReason.MUTE),
+        Gap(15, 20, None, GapReason.CANDLE_DIFFERS),
+    )
+    assert judge([differing(10, 20), observed(0, 40)], Window(0, 40), 40, expired=[Window(0, 20)]).gaps == (
+        Gap(0, 20, None, GapReason.EXPIRED),
+    )
+
+
+def test_a_minute_whose_candle_differs_covers_nothing() -> None:
+    assert judge([differing(10, 20)], Window(10, 20), 40).covered == 0

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from wadm_mcp.coverage.spans import Basis, GapReason, Span, SpanReason
+from wadm_mcp.coverage.spans import DIFFERING_SEQ, Basis, GapReason, Span, SpanReason
 from wadm_mcp.errors import StoreError
 from wadm_mcp.model import MINUTE, Instrument, Listing, Scale, Timeframe, Trade, TradeType, Window
 from wadm_mcp.storage.store import Derived, DirtyMinute, Retention, Store, all_trades
@@ -387,6 +387,16 @@ async def test_spans_without_rows_and_absent_spans_are_read_back_unchanged(store
     ]
     await store.write([], [(BTC, one) for one in stored])
     assert await store.spans(BTC, EVER) == stored
+
+
+async def test_a_minute_whose_candle_differs_is_replaced_by_the_source_that_covers_it(store: Store) -> None:
+    recorded = Span(T0, T0 + 2 * MINUTE, 1, 9, Basis.OBSERVED)
+    differing = Span(T0, T0 + MINUTE, DIFFERING_SEQ, DIFFERING_SEQ, Basis.OBSERVED, SpanReason.DIFFERS, GapReason.CANDLE_DIFFERS)
+    await store.write([], [(BTC, recorded), (BTC, differing)])
+    assert await store.spans(BTC, EVER) == [differing, recorded]
+    covered = msgspec.structs.replace(differing, reason=SpanReason.IMPORTED, opened_by=GapReason.START, raw=False)
+    await store.write([], [(BTC, covered)])
+    assert await store.spans(BTC, EVER) == [covered, recorded]
 
 
 async def test_pieces_are_stored_once_and_mark_their_minute(store: Store) -> None:

@@ -3,16 +3,31 @@
 A connection covers the time from its first frame to the last trade it delivered, and no further: a stale connection looks alive, and
 only its next frame proves that nothing was lost before. The covered time of an instrument is what its connections cover together. A gap
 is proven closed afterwards, if at all, by the exchange's newest trades when they overlap both of its edges (docs/exchanges.md 5).
+
+A connection may lose trades unseen. Where the exchange's candle shows it, the minute is a gap inside its spans (`mark_differing`).
 """
 
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Final
 
-from wadm_mcp.coverage.spans import Basis, GapReason, IdRange, MissingRange, OpenSpan, Span, SpanList, SpanReason
-from wadm_mcp.model import SECOND, Trade, Window
+import msgspec
+
+from wadm_mcp.coverage.spans import (
+    DIFFERING_SEQ,
+    REMEMBERED_SPANS,
+    Basis,
+    GapReason,
+    IdRange,
+    MissingRange,
+    OpenSpan,
+    Span,
+    SpanList,
+    SpanReason,
+)
+from wadm_mcp.model import MINUTE, SECOND, Trade, Window
 
 _LIVE: Final = SpanReason.LIVE
 _IMPORTED: Final = SpanReason.IMPORTED
@@ -44,10 +59,20 @@ class ConnectionCoverage(SpanList):
         self._last_frame = (0, 0)
         """Connection and event time (ms) of the last frame received."""
         self._edges: dict[OpenSpan, _Edges] = {}
+        self._differing: dict[int, OpenSpan] = {}
+        """By start: the minutes whose candle differs, and those that were covered by another source since. They stay apart from the other
+        spans, which overlap them."""
         self.add_stored(stored, recent)
 
     def add_stored(self, spans: Iterable[Span], recent: Sequence[Trade] = ()) -> None:
-        mine = [OpenSpan.of(span) for span in spans if span.basis is self.basis]
+        mine: list[OpenSpan] = []
+        for span in spans:
+            if span.basis is not self.basis:
+                continue
+            if span.first_seq == DIFFERING_SEQ:
+                self._differing.setdefault(span.start, OpenSpan.of(span))
+            else:
+                mine.append(OpenSpan.of(span))
         newest = max(mine, key=lambda span: span.end, default=None)
         last = next((trade for trade in reversed(recent) if newest is not None and trade.timestamp <= newest.end), None)
         if newest is not None and last is not None:
@@ -93,8 +118,11 @@ class ConnectionCoverage(SpanList):
         return True
 
     def cover(self, window: Window, reason: SpanReason, *, raw: bool) -> None:
-        """Cover the parts of a window that no span covers yet."""
-        gaps = [MissingRange(-1, -1, window.start, self._spans[0].start), *self.missing()] if self._spans else []
+        """Cover the parts of a window that no span covers yet, and its minutes whose candle differs."""
+        for minute in self._differing_minutes():
+            if window.start <= minute.start and minute.end <= window.end:
+                minute.reason, minute.opened_by, minute.raw, minute.changed = reason, GapReason.START, raw, True
+        gaps = [MissingRange(-1, -1, window.start, self._spans[0].start), *self._between_spans()] if self._spans else []
         reached = max((span.end for span in self._spans), default=window.start)
         gaps.append(MissingRange(-1, -1, reached, window.end))
         parts = [(max(gap.start, window.start), min(gap.end, window.end)) for gap in gaps]
@@ -104,7 +132,44 @@ class ConnectionCoverage(SpanList):
     def mark_absent(self, first: int, last: int) -> None:
         raise NotImplementedError("mark_absent needs gapless trade ids; this instrument's coverage is by connection")
 
+    def mark_differing(self, minute: int) -> None:
+        known = self._differing.get(minute)
+        if known is None:
+            seqs = DIFFERING_SEQ, DIFFERING_SEQ
+            self._differing[minute] = OpenSpan(minute, minute + MINUTE, *seqs, GapReason.CANDLE_DIFFERS, SpanReason.DIFFERS)
+        elif known.reason is not SpanReason.DIFFERS:
+            known.reason, known.opened_by, known.raw, known.changed = SpanReason.DIFFERS, GapReason.CANDLE_DIFFERS, True, True
+
+    @property
+    def spans(self) -> list[Span]:
+        return [*(span.span(self.basis) for span in self._differing.values()), *super().spans]
+
+    @property
+    def covered(self) -> list[Span]:
+        if not self._differing:
+            return super().covered
+        differing = [(minute.start, minute.end) for minute in self._differing_minutes()]
+        others = [span for span in self.spans if span.reason is not SpanReason.DIFFERS]
+        return sorted((part for span in others for part in _outside(span, differing)), key=lambda span: (span.start, span.end))
+
+    def changed(self) -> list[Span]:
+        fresh = [span for span in self._differing.values() if span.changed]
+        for span in fresh:
+            span.changed = False
+        for minute in sorted(self._differing)[: max(0, len(self._differing) - REMEMBERED_SPANS)]:
+            del self._differing[minute]
+        return [*(span.span(self.basis) for span in fresh), *super().changed()]
+
     def missing(self) -> list[MissingRange]:
+        minutes = (MissingRange(-1, -1, minute.start, minute.end) for minute in self._differing_minutes())
+        return sorted([*self._between_spans(), *minutes], key=lambda gap: (gap.start, gap.end))
+
+    def _differing_minutes(self) -> list[OpenSpan]:
+        """The minutes that are a gap because their candle differs, oldest first."""
+        return [self._differing[start] for start in sorted(self._differing) if self._differing[start].reason is SpanReason.DIFFERS]
+
+    def _between_spans(self) -> list[MissingRange]:
+        """The gaps between spans, oldest first."""
         gaps: list[MissingRange] = []
         reached: OpenSpan | None = None
         for span in self._spans:
@@ -155,8 +220,8 @@ class ConnectionCoverage(SpanList):
         return finished
 
     def _every_gap(self) -> list[MissingRange]:
-        """The gaps, and the time before the first span."""
-        return [MissingRange(-1, -1, 0, self._spans[0].start), *self.missing()] if self._spans else []
+        """The gaps between spans, and the time before the first one."""
+        return [MissingRange(-1, -1, 0, self._spans[0].start), *self._between_spans()] if self._spans else []
 
     def _remember(self, key: int) -> None:
         _, now = self._last_frame
@@ -248,3 +313,17 @@ def _without_contained(spans: Iterable[OpenSpan]) -> list[OpenSpan]:
         if not kept or span.end > kept[-1].end:
             kept.append(span)
     return kept
+
+
+def _outside(span: Span, stretches: Iterable[tuple[int, int]]) -> Iterator[Span]:
+    """The parts of a span outside these stretches, which are disjoint and in order."""
+    reached = span.start
+    for start, end in stretches:
+        if start < span.end and reached < end:
+            if reached < start:
+                yield msgspec.structs.replace(span, start=reached, end=start)
+            reached = end
+    if reached == span.start:
+        yield span
+    elif reached < span.end:
+        yield msgspec.structs.replace(span, start=reached)

@@ -101,6 +101,9 @@ class SequenceCoverage(SpanList):
             start = min(before.end, after.start)
             self._absent.append(OpenSpan(start, after.start, first, last, GapReason.ABSENT, SpanReason.ABSENT))
 
+    def mark_differing(self, minute: int) -> None:
+        raise NotImplementedError("mark_differing is for trades without gapless ids; here the ids show what is missing")
+
     def unclaimed(self, newest: Sequence[Trade]) -> list[Trade]:
         return list(newest)
 

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from wadm_mcp.coverage.spans import Basis, GapReason, Span, SpanReason
+from wadm_mcp.coverage.spans import COVERS_NOTHING, Basis, GapReason, Span, SpanReason
 from wadm_mcp.model import Window
 
 IN_TRANSIT: Final = 2_500
@@ -78,14 +78,14 @@ def judge(
     """Coverage of a window up to `now`; with `raw` of its single trades and not only of its figures.
 
     Spans may touch, overlap and repeat. Two neighbours with basis `exact` are joined when no id is missing between them, whatever time
-    lies between; where ids are missing there is a gap even when the spans touch. `expired` stretches are older than their retention; for
-    the other arguments see `CoverageInputs`. An open window is judged only as far as the live tape reaches, while that is at most
-    `IN_TRANSIT` behind now: what the exchange is still sending is not missing.
+    lies between; where ids are missing there is a gap even when the spans touch. A minute whose candle differs is a gap whatever
+    covers it. `expired` stretches are older than their retention; for the other arguments see `CoverageInputs`. An open window is judged
+    only as far as the live tape reaches, while that is at most `IN_TRANSIT` behind now: what the exchange is still sending is not missing.
     """
     horizon = min(window.end, now)
     known = list(spans)
     absent = [span for span in known if span.reason is SpanReason.ABSENT]
-    covered = _in_order([span for span in known if span.reason is not SpanReason.ABSENT])
+    covered = _in_order([span for span in known if span.reason not in COVERS_NOTHING])
     if covered and alive_until is not None:
         newest = max(range(len(covered)), key=lambda place: (covered[place].end, covered[place].reason is SpanReason.LIVE))
         if covered[newest].reason is SpanReason.LIVE:
@@ -99,6 +99,7 @@ def judge(
     gaps = [inside for gap in every for inside in _clip(gap, window.start, horizon)]
     uncovered = [
         *(Gap(stretch.start, stretch.end, None, GapReason.EXPIRED) for stretch in expired),
+        *(Gap(span.start, span.end, None, GapReason.CANDLE_DIFFERS) for span in known if span.reason is SpanReason.DIFFERS),
         *(Gap(stretch.start, stretch.end, None, GapReason.BEING_REVISED) for stretch in revising),
         # The milliseconds of its first and last trades have no rows either.
         *(Gap(span.start - 1, span.reached + 1, _trades(span), GapReason.WITHOUT_ROWS) for span in covered if raw and not span.raw),

@@ -36,6 +36,15 @@ class SpanReason(StrEnum):
     IMPORTED = "imported"
     ABSENT = "absent"
     """Ids that the exchange itself does not have. Such a span covers nothing; it only prevents further requests."""
+    DIFFERS = "differs"
+    """A minute whose candle has more volume than was recorded, where ids do not count trades. Such a span covers nothing: it makes the
+    minute a gap, whatever other spans say. A later span of the same minute from a complete source is stored in its place."""
+
+
+COVERS_NOTHING: Final = frozenset({SpanReason.ABSENT, SpanReason.DIFFERS})
+"""Reasons of spans that say what is missing."""
+DIFFERING_SEQ: Final = -2
+"""`first_seq` and `last_seq` of a minute whose candle differs, so that no other span is stored in its place."""
 
 
 class GapReason(StrEnum):
@@ -57,6 +66,11 @@ class GapReason(StrEnum):
     BAD_FRAME = "bad_frame", "WADM could not decode a frame that may have contained trades, and the exchange's trade ids are not gapless."
     MISSING_IDS = "missing_ids", "The exchange's trade ids show that trades are missing. WADM is requesting them from the exchange."
     ABSENT = "absent", "The exchange itself does not have these trade ids, so this gap cannot be repaired."
+    CANDLE_DIFFERS = (
+        "candle_differs",
+        "The exchange's own candle of this minute has more volume than was recorded: trades are missing although the connection delivered "
+        "data. The exchange does not number its trades, so only an archive file can bring them.",
+    )
     NOT_RECORDED = "not_recorded", "The time lies before recording began, or after it ended and no connection is live."
     NOT_YET_SEEN = "not_yet_seen", "The most recent moments of a live recording: no trade has confirmed them yet."
     IMPORTING = "importing", "History of this time is being imported."
@@ -195,6 +209,11 @@ class InstrumentCoverage(Protocol):
 
     def mark_absent(self, first: int, last: int) -> None:
         """Note ids, all of one gap, that the exchange itself does not have: they are not requested again. Needs gapless ids."""
+        ...
+
+    def mark_differing(self, minute: int) -> None:
+        """Note that the candle of a minute (by start) has more volume than was recorded: it is a gap until `cover` covers the whole minute.
+        Needs ids that are not gapless."""
         ...
 
     def unclaimed(self, newest: Sequence[Trade]) -> list[Trade]:
