@@ -14,7 +14,7 @@ from wadm_mcp.collection.recording.rollup import Rollup
 from wadm_mcp.collection.recording.writer import Writer
 from wadm_mcp.exchanges.exchange import Trades
 from wadm_mcp.health import Health
-from wadm_mcp.model import DAY, Retention, Timeframe, Trade, Window
+from wadm_mcp.model import DAY, Instrument, Retention, Timeframe, Trade, Window
 from wadm_mcp.storage.sqlite import SqliteStore
 from wadm_mcp.storage.store import OrderFlow, Store
 from wadm_mcp.tape import Tape
@@ -26,7 +26,8 @@ ALWAYS = Window(NOON - 2 * DAY, NOON + 2 * DAY)
 class Recording:
     """Recorder, writer, rollup and maintenance over a real store; `write` saves and derives all there is."""
 
-    def __init__(self, store: Store, journal: Journal, clock: ManualClock) -> None:
+    def __init__(self, store: Store, journal: Journal, clock: ManualClock, instrument: Instrument = SPOT) -> None:
+        self.instrument = instrument
         self.store = store
         self.journal = journal
         self.clock = clock
@@ -43,21 +44,22 @@ class Recording:
         await self.writer.drain()
 
     async def begin(self) -> None:
-        await self.maintenance.resume(self.recorder.start(listing(), has_gapless_ids=True))
+        gapless = self.instrument.exchange == "binance"
+        await self.maintenance.resume(self.recorder.start(listing(self.instrument), has_gapless_ids=gapless))
 
     async def trade(self, *trades: Trade) -> None:
-        await self.recorder.take(1, Trades(SPOT, trades, max(self.clock.now(), trades[-1].timestamp)))
+        await self.recorder.take(1, Trades(self.instrument, trades, max(self.clock.now(), trades[-1].timestamp)))
 
     async def write(self) -> None:
         await self.maintenance.flush()
 
     async def bars(self, timeframe: Timeframe = Timeframe.M1) -> list[OrderFlow]:
-        return await self.store.order_flow(SPOT, timeframe, ALWAYS)
+        return await self.store.order_flow(self.instrument, timeframe, ALWAYS)
 
 
 @asynccontextmanager
-async def recording(folder: Path, clock: ManualClock | None = None) -> AsyncGenerator[Recording]:
+async def recording(folder: Path, clock: ManualClock | None = None, instrument: Instrument = SPOT) -> AsyncGenerator[Recording]:
     async with SqliteStore(folder / "wadm.sqlite") as store, Journal(folder / "journal", 1 << 30) as journal:
-        one = Recording(store, journal, clock or ManualClock())
+        one = Recording(store, journal, clock or ManualClock(), instrument)
         await one.begin()
         yield one

@@ -1,17 +1,20 @@
 """Audits of stored figures: against the exchange's candles, and against the stored trades.
 
-Only minutes that are covered and settled are compared. With the exchange's candles: the volume everywhere, on Binance also the trade
-count and the taker buy volume. On Binance spot the exchange's first id of each hour, and the id before it, must be covered; REST candles
-have no ids, so the first id is requested by time. With the stored trades: the footprint of every minute, and every longer bar with its
-cumulative delta, is computed again.
+Only minutes that are covered and settled are compared. With the exchange's candles: the volume everywhere, the taker buy volume and the
+trade count where the exchange states them. Where a trade merges fills of several milliseconds (`MarketTraits.merges_fills_ms`) its volume
+may be in two candles and its fills are not exact, so the volumes of each side are compared with what consecutive candles allow, and
+counts are not compared: see `coverage.candles`. On Binance spot the exchange's first id of each hour, and the id before it, must be
+covered; REST candles have no ids, so the first id is requested by time. With the stored trades: the footprint of every minute, and every
+longer bar with its cumulative delta, is computed again.
 
-Trades that an exchange counts in its candles and WADM keeps out of its bars (block trades, prints that are not market trades) show as
-differences.
+Where ids do not count trades, a covered minute whose candle has more volume lacks trades that no connection delivered. The hourly audit
+makes it a gap. Trades that an exchange counts in its candles and WADM keeps out of its bars (block trades, prints that are not market
+trades) show as differences.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import anyio
@@ -22,13 +25,22 @@ from wadm_mcp.analytics.order_flow import session_start
 from wadm_mcp.collection.recording.minute import build_minute
 from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.collection.rest.rate_limit import Priority
+from wadm_mcp.coverage.candles import (
+    CandleMinute,
+    Disagreement,
+    carry_disagreements,
+    consecutive,
+    exact_disagreements,
+    without_boundaries,
+)
 from wadm_mcp.coverage.judge import is_covered
-from wadm_mcp.coverage.spans import Span, SpanReason
+from wadm_mcp.coverage.spans import COVERS_NOTHING, Span
 from wadm_mcp.errors import ExchangeError, StoreError
-from wadm_mcp.exchanges.exchange import Candle, Venue
+from wadm_mcp.exchanges.exchange import Candle, MarketTraits, Venue
+from wadm_mcp.exchanges.registry import find_exchange
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
-from wadm_mcp.model import HOUR, MINUTE, Instrument, Listing, Retention, Timeframe, Window, rescale, to_decimal
+from wadm_mcp.model import HOUR, MINUTE, Instrument, Listing, Retention, Timeframe, TradeType, Window, rescale, to_decimal
 from wadm_mcp.queries.numbers import decimal_text, iso
 from wadm_mcp.storage.store import OrderFlow, Store, all_trades
 
@@ -56,7 +68,10 @@ class Difference(NamedTuple):
 
 
 class Audited(NamedTuple):
-    """The result for one instrument: `compared` of the window's `minutes` were covered, and `recomputed` of those still have trades."""
+    """The result for one instrument: `compared` of the window's `minutes` were covered, and `recomputed` of those still have trades.
+
+    `incomplete` are those of the differences that show a covered minute to lack trades, where ids do not count them.
+    """
 
     instrument: Instrument
     window: Window
@@ -64,6 +79,7 @@ class Audited(NamedTuple):
     compared: int
     recomputed: int
     differences: tuple[Difference, ...]
+    incomplete: tuple[Difference, ...] = ()
 
 
 class ExchangeFigures(NamedTuple):
@@ -81,32 +97,91 @@ class Auditor:
         self._retention = retention
         self._now = now
 
-    async def comparable_minutes(self, instrument: Instrument, window: Window) -> list[int]:
+    async def figures_window(self, instrument: Instrument, window: Window) -> Window | None:
+        """The window whose exchange figures the audit of a window needs, None where it has no minute to compare."""
+        minutes = await self._comparable_minutes(instrument, _with_neighbours(window))
+        return Window(minutes[0], minutes[-1] + MINUTE) if any(minute in window for minute in minutes) else None
+
+    async def audit(self, listing: Listing, window: Window, figures: ExchangeFigures | None) -> Audited:
+        """Compare the covered minutes of a window with the exchange's figures, where there are any, and with their own trades."""
+        instrument, around = listing.instrument, _with_neighbours(window)
+        spans = await self._store.spans(instrument, around)
+        comparable = await self._comparable_minutes(instrument, around)
+        covered = [minute for minute in comparable if minute in window]
+        bars = {row.start: row.bar for row in await self._store.order_flow(instrument, Timeframe.M1, around)}
+        differences: list[Difference] = []
+        incomplete: list[Difference] = []
+        if figures is not None:
+            candles = {candle.start: candle for candle in figures.candles}
+            compared = [
+                _Compared(minute, bars.get(minute, Bar(listing.scale)), candles[minute]) for minute in comparable if minute in candles
+            ]
+            traits = find_exchange(instrument.exchange).traits[instrument.market]
+            if traits.merges_fills_ms:
+                found = await self._carry_differences(instrument, compared, traits, spans)
+            else:
+                found, incomplete = _exact_differences(instrument, compared, traits)
+            differences += [each for each in found if each.start in window]
+            differences += _id_differences(instrument, spans, figures.edges, set(covered))
+        raw = [minute for minute in covered if self._has_rows(minute)]
+        for minute in raw:
+            differences += await self._trade_differences(listing, minute, bars.get(minute))
+        for timeframe in Timeframe:
+            differences += await self._minute_differences(listing, timeframe, window, set(covered))
+        incomplete = [each for each in incomplete if each.start in window]
+        return Audited(instrument, window, window.length // MINUTE, len(covered), len(raw), tuple(differences), tuple(incomplete))
+
+    async def _comparable_minutes(self, instrument: Instrument, window: Window) -> list[int]:
         """Starts of the window's minutes that are covered and settled: those that an audit compares."""
         spans = await self._store.spans(instrument, window)
         dirty = {each.minute for each in await self._store.dirty_minutes() if each.instrument == instrument}
         minutes = range(window.start, window.end, MINUTE)
         return [minute for minute in minutes if minute not in dirty and is_covered(spans, Window(minute, minute + MINUTE), self._now())]
 
-    async def audit(self, listing: Listing, window: Window, figures: ExchangeFigures | None) -> Audited:
-        """Compare the covered minutes of a window with the exchange's figures, where there are any, and with their own trades."""
-        instrument = listing.instrument
-        spans = await self._store.spans(instrument, window)
-        covered = await self.comparable_minutes(instrument, window)
-        bars = {row.start: row.bar for row in await self._store.order_flow(instrument, Timeframe.M1, window)}
+    def _has_rows(self, minute: int) -> bool:
+        """True if the single trades of a minute have not expired."""
+        return minute >= self._now() - self._retention.trades
+
+    async def _carry_differences(
+        self, instrument: Instrument, compared: Sequence[_Compared], traits: MarketTraits, spans: Sequence[Span]
+    ) -> list[Difference]:
+        """The minutes whose volumes their candles do not allow, where a trade merges fills of several milliseconds."""
+        bars = {each.start: each.bar for each in compared}
         differences: list[Difference] = []
-        if figures is not None:
-            candles = {candle.start: candle for candle in figures.candles}
-            for minute in covered:
-                if minute in candles:
-                    differences += _candle_differences(instrument, bars.get(minute, Bar(listing.scale)), candles[minute])
-            differences += _id_differences(instrument, spans, figures.edges, set(covered))
-        raw = [minute for minute in covered if minute >= self._now() - self._retention.trades]
-        for minute in raw:
-            differences += await self._trade_differences(listing, minute, bars.get(minute))
-        for timeframe in Timeframe:
-            differences += await self._minute_differences(listing, timeframe, window, set(covered))
-        return Audited(instrument, window, window.length // MINUTE, len(covered), len(raw), tuple(differences))
+        for run in consecutive(bars):
+            limits = {minute: await self._carry_limit(instrument, minute, bars.get(minute), traits, spans) for minute in _with_earlier(run)}
+            rows = [each for each in compared if run[0] <= each.start <= run[-1]]
+            decimals = max([limit.decimals for limit in limits.values() if limit is not None] + [row.decimals for row in rows])
+            for name in _sides(rows):
+                bounds = {minute: None if limit is None else limit.of(name, decimals) for minute, limit in limits.items()}
+                minutes = [CandleMinute(row.start, *row.volumes(name, decimals), bounds[row.start]) for row in rows]
+                found = carry_disagreements(minutes, bounds[run[0] - MINUTE])
+                differences += [_volume_difference(instrument, name, each, decimals) for each in found]
+        return sorted(differences, key=lambda difference: difference.start)
+
+    async def _carry_limit(
+        self, instrument: Instrument, minute: int, bar: Bar | None, traits: MarketTraits, spans: Sequence[Span]
+    ) -> _Volumes | None:
+        """Volume of the trades that may reach over the end of a minute; None where it is not known.
+
+        These are the trades of several fills that begin so close to the end. Where single trades are not stored, they are among what is
+        stored together with them: partial footprints, or after their retention the whole minute (`bar`; None where it is not covered).
+        """
+        tail = Window(minute + MINUTE - traits.merges_fills_ms, minute + MINUTE)
+        if not self._has_rows(minute):
+            if bar is None:
+                return None
+            volumes = [_Volumes.of_bar(bar)] if bar.trade_count and bar.last_at >= tail.start else []
+        elif bar is None and not is_covered(spans, tail, self._now()):
+            return None
+        else:
+            partials = [partial.footprint.bar for partial in await self._store.pieces(instrument, Window(minute, tail.end))]
+            volumes = [_Volumes.of_bar(each) for each in partials if each.last_at >= tail.start]
+            for trade in await all_trades(self._store, instrument, tail):
+                if trade.fills > 1:
+                    bought = trade.quantity if trade.trade_type is TradeType.BUY else 0
+                    volumes.append(_Volumes(bought, trade.quantity - bought, trade.scale.quantity))
+        return _Volumes.sum(volumes)
 
     async def _trade_differences(self, listing: Listing, minute: int, bar: Bar | None) -> list[Difference]:
         instrument, window = listing.instrument, Window(minute, minute + MINUTE)
@@ -146,6 +221,8 @@ class Auditor:
 class HourlyAudit:
     """Audits each closed hour of every recorded instrument once, and reports to `health` as the part `audit`.
 
+    `mark_differing` makes minutes (by start) of an instrument gaps. It is called for minutes that lack trades according to their candles,
+    once two readings of the candles have shown the same.
     The number of differences and the latest one stay in the report until the process ends. The part's state remains OK.
     """
 
@@ -154,15 +231,19 @@ class HourlyAudit:
         auditor: Auditor,
         recorded: Callable[[], Sequence[Listing]],
         fetch_figures: Callable[[Listing, Window], Awaitable[ExchangeFigures]],
+        mark_differing: Callable[[Instrument, Iterable[int]], None],
         health: Health,
         now: Callable[[], int],
     ) -> None:
         self._auditor = auditor
         self._recorded = recorded
         self._fetch_figures = fetch_figures
+        self._mark_differing = mark_differing
         self._health = health
         self._now = now
         self._audited_hours: dict[Instrument, int] = {}
+        self._unconfirmed: dict[Instrument, tuple[Difference, ...]] = {}
+        """Differences that make minutes gaps once a second reading of the candles shows the same."""
         self._latest: Difference | None = None
 
     async def run(self) -> None:
@@ -176,12 +257,20 @@ class HourlyAudit:
 
     async def _audit(self, listing: Listing, hour: Window) -> None:
         try:
-            minutes = await self._auditor.comparable_minutes(listing.instrument, hour)
-            figures = await self._fetch_figures(listing, Window(minutes[0], minutes[-1] + MINUTE)) if minutes else None
+            needed = await self._auditor.figures_window(listing.instrument, hour)
+            figures = await self._fetch_figures(listing, needed) if needed is not None else None
             audited = await self._auditor.audit(listing, hour, figures)
         except (ExchangeError, StoreError) as error:
             log.warning("audit.failed", instrument=listing.instrument, hour=iso(hour.start), error=error)
             return
+        earlier = self._unconfirmed.pop(listing.instrument, ())
+        if audited.incomplete:
+            # Candles are revised now and then, so they are read again before a minute that is covered becomes a gap.
+            if audited.incomplete != earlier:
+                self._unconfirmed[listing.instrument] = audited.incomplete
+                return
+            self._mark_differing(listing.instrument, [each.start for each in audited.incomplete])
+            self._health.count("audit.gaps", len(audited.incomplete))
         self._audited_hours[listing.instrument] = hour.start
         self._health.count("audit.minutes", audited.compared)
         if audited.differences:
@@ -220,24 +309,103 @@ def _id_differences(instrument: Instrument, spans: Sequence[Span], edges: Mappin
     differences: list[Difference] = []
     for hour, first in edges.items():
         for minute, number in ((hour, first), (hour - MINUTE, first - 1)):
-            found = any(span.reason is not SpanReason.ABSENT and span.first_seq <= number <= span.last_seq for span in spans)
+            found = any(span.reason not in COVERS_NOTHING and span.first_seq <= number <= span.last_seq for span in spans)
             if minute in covered and not found:
                 differences.append(Difference(instrument, Timeframe.H1, hour, "id", "not recorded", str(number), "exchange"))
     return differences
 
 
-def _candle_differences(instrument: Instrument, bar: Bar, candle: Candle) -> list[Difference]:
-    ours, theirs = bar.scale.quantity, candle.decimals
-    figures = [("volume", bar.volume, candle.volume), ("buy_volume", bar.buy_volume, candle.buy_volume)]
-    differences = [
-        Difference(instrument, Timeframe.M1, candle.start, name, _text(stored, ours), _text(expected, theirs), "exchange")
-        for name, stored, expected in figures
-        if expected is not None and to_decimal(stored, ours) != to_decimal(expected, theirs)
-    ]
-    if candle.trade_count is not None and candle.trade_count != bar.trade_count:
-        counts = str(bar.trade_count), str(candle.trade_count)
-        differences.append(Difference(instrument, Timeframe.M1, candle.start, "trade_count", *counts, "exchange"))
-    return differences
+class _Volumes(NamedTuple):
+    """Buy and sell volume, as integers at `decimals` decimals."""
+
+    buy: int
+    sell: int
+    decimals: int
+
+    @classmethod
+    def of_bar(cls, bar: Bar) -> _Volumes:
+        return cls(bar.buy_volume, bar.sell_volume, bar.scale.quantity)
+
+    @classmethod
+    def sum(cls, volumes: Sequence[_Volumes]) -> _Volumes:
+        decimals = max((each.decimals for each in volumes), default=0)
+        buy, sell = (sum(each.of(name, decimals) for each in volumes) for name in ("buy_volume", "sell_volume"))
+        return cls(buy, sell, decimals)
+
+    def of(self, name: str, decimals: int) -> int:
+        """The volume of this name, at a scale that is not coarser."""
+        value = {"buy_volume": self.buy, "sell_volume": self.sell, "volume": self.buy + self.sell}[name]
+        return rescale(value, self.decimals, decimals)
+
+
+class _Compared(NamedTuple):
+    """The recorded figures of a minute and the exchange's candle of it."""
+
+    start: int
+    bar: Bar
+    candle: Candle
+
+    @property
+    def decimals(self) -> int:
+        """The finer scale of both."""
+        return max(self.bar.scale.quantity, self.candle.decimals)
+
+    def volumes(self, name: str, decimals: int) -> tuple[int, int]:
+        """The recorded volume of this name and the candle's."""
+        bought = self.candle.buy_volume or 0
+        candle = _Volumes(bought, self.candle.volume - bought, self.candle.decimals)
+        return _Volumes.of_bar(self.bar).of(name, decimals), candle.of(name, decimals)
+
+
+def _sides(compared: Sequence[_Compared]) -> tuple[str, ...]:
+    """The volumes that add up to the whole, as far as these candles state them."""
+    return ("volume",) if any(each.candle.buy_volume is None for each in compared) else ("buy_volume", "sell_volume")
+
+
+def _with_neighbours(window: Window) -> Window:
+    """A window with one minute more at both ends: volumes may have moved over them."""
+    return Window(max(0, window.start - MINUTE), window.end + MINUTE)
+
+
+def _with_earlier(run: Sequence[int]) -> list[int]:
+    """Consecutive minutes with the one before them."""
+    return [run[0] - MINUTE, *run]
+
+
+def _exact_differences(
+    instrument: Instrument, compared: Sequence[_Compared], traits: MarketTraits
+) -> tuple[list[Difference], list[Difference]]:
+    """The figures that are not those of the candles; and those of them that show missing trades, where ids do not count trades."""
+    decimals = max((each.decimals for each in compared), default=0)
+    volumes = exact_disagreements(CandleMinute(each.start, *each.volumes("volume", decimals)) for each in compared)
+    if not traits.has_gapless_ids:
+        volumes = without_boundaries(volumes)
+    differences = [_volume_difference(instrument, "volume", each, decimals) for each in volumes]
+    incomplete: list[Difference] = []
+    if not traits.has_gapless_ids:
+        incomplete = [
+            difference for difference, each in zip(differences, volumes, strict=True) if each.minute.candle > each.minute.recorded
+        ]
+    stated = [each for each in compared if each.candle.buy_volume is not None]
+    bought = exact_disagreements(CandleMinute(each.start, *each.volumes("buy_volume", decimals)) for each in stated)
+    differences += [_volume_difference(instrument, "buy_volume", each, decimals) for each in bought]
+    for start, bar, candle in compared:
+        if candle.trade_count is not None and candle.trade_count != bar.trade_count:
+            counts = str(bar.trade_count), str(candle.trade_count)
+            differences.append(Difference(instrument, Timeframe.M1, start, "trade_count", *counts, "exchange"))
+    return sorted(differences, key=lambda difference: difference.start), incomplete
+
+
+def _volume_difference(instrument: Instrument, figure: str, found: Disagreement, decimals: int) -> Difference:
+    """A minute whose candle the recorded volume does not allow. Where it allows several, the difference names their range."""
+    if found.most is None:
+        recorded = f"at least {_text(found.least, decimals)}"
+    elif found.least == found.most:
+        recorded = _text(found.least, decimals)
+    else:
+        recorded = f"{_text(found.least, decimals)} to {_text(found.most, decimals)}"
+    candle = _text(found.minute.candle, decimals)
+    return Difference(instrument, Timeframe.M1, found.minute.start, figure, recorded, candle, "exchange")
 
 
 def _bar_differences(instrument: Instrument, timeframe: Timeframe, start: int, bar: Bar, expected: Bar) -> list[Difference]:

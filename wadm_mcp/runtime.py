@@ -273,7 +273,8 @@ class Runtime:
         def recorded() -> list[Listing]:
             return [each.tape.listing for each in recorder.recorded]
 
-        return HourlyAudit(Auditor(self.store, self.settings.retention, self._clock.now), recorded, fetch, self.health, self._clock.now)
+        auditor = Auditor(self.store, self.settings.retention, self._clock.now)
+        return HourlyAudit(auditor, recorded, fetch, recorder.mark_differing, self.health, self._clock.now)
 
     async def _catch_up(self) -> None:
         """Bring the tape up to what is stored, as a follower would: questions are answered before any exchange was asked."""

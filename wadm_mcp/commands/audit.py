@@ -50,10 +50,10 @@ async def audit(settings: Settings, choice: Choice, suffix: str = "") -> int:
         for listing in listings:
             venue = settings.venue(listing.instrument.exchange, listing.instrument.market)
             figures = None
-            minutes = await auditor.comparable_minutes(listing.instrument, window)
             try:
-                if minutes:
-                    figures = await exchange_figures(rest, venue, listing, Window(minutes[0], minutes[-1] + MINUTE))
+                needed = await auditor.figures_window(listing.instrument, window)
+                if needed is not None:
+                    figures = await exchange_figures(rest, venue, listing, needed)
             except ExchangeError as error:
                 failed.append(f"{listing.instrument} was not compared with its exchange: {error}")
             found.append(await auditor.audit(listing, window, figures))

@@ -268,6 +268,7 @@ class Binance(BinanceRest):
                 rest_reach=47 * HOUR,
                 page_rows=ROWS_PER_REPLY,
                 redundant_connections=False,
+                merges_fills_ms=100,
             ),
         }
     )

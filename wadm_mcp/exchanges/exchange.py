@@ -167,6 +167,10 @@ class MarketTraits:
     """Trades, or aggregates, in one REST reply at most."""
     redundant_connections: bool
     """True if several connections are opened, because one connection alone cannot show that it missed a trade."""
+    merges_fills_ms: int = 0
+    """Where a recorded trade merges fills of several milliseconds: the longest time (ms) from the first fill, whose time it has, to the
+    last. Part of its volume may then be in the candle of the next minute, and its `fills` is an upper bound. 0 where each trade has the
+    time of all its fills: its minute has the volume of the candle."""
 
 
 class Host(NamedTuple):

@@ -207,6 +207,17 @@ class Recorder:
             recorded.coverage.cover(whole, SpanReason.IMPORTED, raw=raw)
         return new
 
+    def mark_differing(self, instrument: Instrument, minutes: Iterable[int]) -> None:
+        """The exchange's candles of these minutes (by start) have more volume than was recorded: they become gaps.
+
+        Needs ids that are not gapless. An instrument that is not recorded here any more is left to its new recorder.
+        """
+        recorded = self._instruments.get(instrument)
+        if recorded is not None:
+            for minute in minutes:
+                recorded.coverage.mark_differing(minute)
+            self._batch_ready.set()
+
     async def _record(
         self, instrument: Instrument, trades: Sequence[Trade], partials: Sequence[PartialFootprint], reason: SpanReason
     ) -> int:
