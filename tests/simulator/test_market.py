@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.simulator.wire import NOW
 from wadm_mcp.model import DAY, MINUTE, Instrument
 from wadm_mcp.simulator.listings import known_instruments, steps_of
-from wadm_mcp.simulator.market import EPOCH, Market, MarketAggregate
+from wadm_mcp.simulator.market import BURNT, EPOCH, Fill, Market, MarketAggregate
 
 MARKETS = [("binance", "spot"), ("binance", "linear"), ("bybit", "spot"), ("bybit", "linear")]
 MIDNIGHT = EPOCH + 2_400 * DAY
@@ -37,8 +37,15 @@ def test_ids_are_consecutive_across_minutes_and_days(exchange: str, market: str)
 def test_aggregates_equal_the_fills_aggregated_by_the_rule(market: str, window: int) -> None:
     shop = Market("binance", market, "BTCUSDT")
     for minute in range(MIDNIGHT, MIDNIGHT + 8 * MINUTE, MINUTE):
-        prints = [fill for fill in shop.trades(minute) if fill.kind in ("MARKET", "RPI")]
-        runs = [list(run) for _, run in groupby(prints, key=lambda fill: (fill.time // window, fill.price, fill.buy))]
+        runs: list[list[Fill]] = []
+        for fill in shop.trades(minute):
+            if fill.kind not in ("MARKET", "RPI"):
+                continue
+            whole = runs[-1][0] if runs else None
+            if whole is not None and (whole.price, whole.buy) == (fill.price, fill.buy) and fill.time - whole.time < window:
+                runs[-1].append(fill)
+            else:
+                runs.append([fill])
         first = shop.aggregates(minute)[0].id
         expected = [
             MarketAggregate(
@@ -54,13 +61,32 @@ def test_aggregates_equal_the_fills_aggregated_by_the_rule(market: str, window: 
             for n, run in enumerate(runs)
         ]
         assert shop.aggregates(minute) == expected
-        assert all(whole.last - whole.first + 1 == len(run) for whole, run in zip(expected, runs, strict=True))
+        if market == "spot":
+            assert all(whole.last - whole.first + 1 == len(run) for whole, run in zip(expected, runs, strict=True))
+
+
+def test_usd_m_aggregates_reach_into_the_next_minute_and_have_burnt_ids() -> None:
+    shop = Market("binance", "linear", "BTCUSDT")
+    crossing, burnt, candles, recorded = 0, 0, 0, 0
+    for minute in range(MIDNIGHT, MIDNIGHT + 40 * MINUTE, MINUTE):
+        fills, folded = shop.trades(minute), shop.aggregates(minute)
+        assert all(minute <= whole.time < minute + MINUTE for whole in folded)
+        late = [fill for fill in fills if fill.time >= minute + MINUTE]
+        crossing += bool(late)
+        assert all(folded[-1].first < fill.id <= folded[-1].last and fill.time - folded[-1].time < 100 for fill in late)
+        burnt += sum(fill.kind == BURNT for fill in fills)
+        assert all(any(whole.first < fill.id < whole.last for whole in folded) for fill in fills if fill.kind == BURNT)
+        candles += sum(fill.quantity for fill in fills if fill.kind in ("MARKET", "RPI"))
+        recorded += sum(whole.quantity for whole in folded)
+    assert candles == recorded
+    assert crossing > 3
+    assert burnt > 40
 
 
 def test_usd_m_has_prints_that_are_not_trades_of_the_book() -> None:
     shop = Market("binance", "linear", "BTCUSDT")
     kinds = {fill.kind for minute in range(30) for fill in shop.trades(MIDNIGHT + minute * MINUTE)}
-    assert kinds == {"MARKET", "RPI", "INSURANCE_FUND", "NA"}
+    assert kinds == {"MARKET", "RPI", "INSURANCE_FUND", "NA", BURNT}
     assert {fill.kind for fill in Market("binance", "spot", "BTCUSDT").trades(MIDNIGHT)} == {"MARKET"}
 
 

@@ -37,6 +37,7 @@ _REFUSALS_BEFORE_BAN: Final = 10
 
 _ADVICE: Final = "Please use WebSocket Streams for live updates to avoid"
 _BAN_MS: Final = 2 * MINUTE
+_AGGREGATED_MS: Final = {"spot": 1, "linear": 100}
 _LINEAR_HISTORY_MS: Final = 48 * HOUR
 """USD-M serves only aggregates of the last 48 hours."""
 
@@ -164,7 +165,8 @@ class BinanceRest:
             start, last = max(page.start, oldest), now if page.end is None else page.end
             rows = takewhile(lambda row: row.time <= last, (row for row in tape.aggregates(start, now) if row.time >= start))
         else:
-            end = now if page.end is None or pushed else min(now, page.end + 1)
+            # The window of an aggregate with the time `endTime` has ended this much later.
+            end = now if page.end is None or pushed else min(now, page.end + _AGGREGATED_MS[self._market])
             rows = (row for row in tape.newest_aggregates(page.limit, end) if row.time >= oldest)
         return list(islice(rows, page.limit))
 

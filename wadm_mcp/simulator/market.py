@@ -37,6 +37,12 @@ _SHARE: Final = {
     "ADAUSDT": 0.12,
     "LTCUSDT": 0.08,
 }
+BURNT: Final = "BURNT"
+"""The kind of a fill that self-trade prevention took back on USD-M: it takes an id and is published nowhere (docs/exchanges.md 2.2)."""
+_CARRY_MS: Final = 60
+"""Where the last aggregate of a USD-M minute reaches into the next minute, it does so by at most this much (ms)."""
+_LAST_MS: Final = 20
+"""Such an aggregate begins within this much (ms) of the minute's end."""
 _MINUTES_KEPT: Final = 6
 _DAYS_KEPT: Final = 4
 
@@ -47,7 +53,7 @@ _Value = TypeVar("_Value")
 class Fill(NamedTuple):
     """One execution. `price` is in ticks, `quantity` in lots, `time` in ms since the epoch; `buy` if the taker bought.
 
-    `order` numbers the taker orders of one ms and `rank` the fills of that ms, both from 0. `kind` is the field `X` of USD-M.
+    `order` numbers the taker orders of one ms and `rank` the fills of that ms, both from 0. `kind` is the field `X` of USD-M, or `BURNT`.
     """
 
     time: int
@@ -61,7 +67,8 @@ class Fill(NamedTuple):
 
 
 class MarketAggregate(NamedTuple):
-    """Consecutive fills of one price and side within the market's aggregation window. `plain` is the quantity without RPI fills."""
+    """Consecutive fills of one price and side within the market's aggregation window, with the time of the first. `plain` is the quantity
+    without RPI fills. On USD-M ids between `first` and `last` may be burnt."""
 
     id: int
     time: int
@@ -81,7 +88,7 @@ class Market:
         self.steps: Steps = steps_of(self.instrument)
         self.rate = default_rate(self.instrument) if rate is None else rate
         self.window = 100 if (exchange, market) == ("binance", "linear") else 1
-        """Fills are aggregated within aligned windows of this many ms: 100 on USD-M, 1 on spot (docs/exchanges.md 1.2, 2.2)."""
+        """Fills are aggregated with those of this many ms from the first of them: 100 on USD-M, 1 on spot (docs/exchanges.md 1.2, 2.2)."""
         self._has_odd_prints = self.window > 1
         self._number = seed
         self._seed = f"{seed}:{self.instrument}"
@@ -96,12 +103,15 @@ class Market:
         return Market(*self.instrument, self._number, rate=self.rate)
 
     def trades(self, minute_start_ms: int) -> list[Fill]:
-        """The fills of a minute in the exchange's order; empty before `EPOCH`. The list is shared: do not change it."""
+        """The fills of a minute in the exchange's order; empty before `EPOCH`. The list is shared: do not change it.
+
+        On USD-M the last of them may have times in the next minute: fills of an aggregate that began in this one.
+        """
         minute = (minute_start_ms - EPOCH) // MINUTE
         return _cached(self._minutes, minute, self._generate, _MINUTES_KEPT) if minute >= 0 else []
 
     def aggregates(self, minute_start_ms: int) -> list[MarketAggregate]:
-        """The fills of a minute aggregated as Binance does, market prints only; no aggregate crosses a minute."""
+        """The fills of a minute aggregated as Binance does, market prints only."""
         minute = (minute_start_ms - EPOCH) // MINUTE
         return _cached(self._folds, minute, self._fold, _MINUTES_KEPT) if minute >= 0 else []
 
@@ -166,14 +176,25 @@ class Market:
             sizes[int(many * random.random())] += 1
         return sizes
 
+    def _carry_ms(self, minute: int) -> int:
+        """How far (ms) the last aggregate of a USD-M minute reaches into the next one, if it has several fills; mostly 0."""
+        if not self._has_odd_prints or minute < 0 or minute % _MINUTES % 7 == 3:
+            return 0
+        random = Random(f"{self._seed}:{minute}:carry")
+        return random.randint(1, _CARRY_MS) if random.random() < 0.25 else 0
+
     def _walk(self, random: Random, fills: list[Fill], sizes: list[int], minute: int, number: int, start: int) -> None:
         """Appends the fills of the minute's taker orders. Consecutive aggregates always differ in window, price or side."""
         orders = _orders(random, len(sizes))
-        times = _times(random, len(orders))
+        # Fills of the last aggregate of the minute before come first.
+        before, carry = self._carry_ms(minute - 1), self._carry_ms(minute)
+        times = [max(before, at) for at in _times(random, len(orders))]
+        if carry:
+            times[-1] = max(times[-1], MINUTE - _LAST_MS)
         mids = self._path.bridge(random, minute, times)
         tick, typical = self._tick, self._typical_lots()
         aggregate, last_time, order, rank = 0, -1, 0, 0
-        last_key = (-1, 0, False)
+        last_key, last_began = (0, False), -self.window
         for levels, offset, mid in zip(orders, times, mids, strict=True):
             order, rank = (order + 1, rank) if offset == last_time else (0, 0)
             last_time = offset
@@ -181,16 +202,24 @@ class Market:
             direction = 1 if buy else -1
             price = max(1, math.floor(mid / tick) + buy)
             for _ in range(levels):
-                if (offset // self.window, price, buy) == last_key:
+                if offset - last_began < self.window and (price, buy) == last_key:
                     price = price + direction if price + direction > 0 else price + 1
-                last_key = (offset // self.window, price, buy)
-                for _ in range(sizes[aggregate]):
+                last_key, last_began = (price, buy), offset
+                size = sizes[aggregate]
+                for place in range(size):
                     quantity = max(1, int(typical * random.lognormvariate(0, 1.4)))
-                    kind = "RPI" if self._has_odd_prints and number % 41 == 0 else "MARKET"
-                    fills.append(Fill(start + offset, price, quantity, buy, number, order, rank, kind))
+                    kind = self._kind(number, inside=0 < place < size - 1)
+                    at = start + (MINUTE + carry if carry and place and aggregate == len(sizes) - 1 else offset)
+                    fills.append(Fill(at, price, quantity, buy, number, order, rank, kind))
                     number, rank = number + 1, rank + 1
                 aggregate += 1
                 price = max(1, price + direction * (1 + int(random.expovariate(1.2))))
+
+    def _kind(self, number: int, *, inside: bool) -> str:
+        """The kind of a fill; `inside` if it is neither the first nor the last of its aggregate, so that its id may be burnt."""
+        if not self._has_odd_prints:
+            return "MARKET"
+        return "RPI" if number % 41 == 0 else BURNT if inside and number % 11 == 0 else "MARKET"
 
     def _typical_lots(self) -> float:
         """Median fill in lots: worth about 80 units of the quote asset, and at least four lots."""
@@ -202,17 +231,17 @@ class Market:
         folded: list[MarketAggregate] = []
         window = self.window
         whole: Fill | None = None
-        aligned = quantity = plain = last = 0
+        quantity = plain = last = 0
         for fill in self.trades(EPOCH + minute * MINUTE):
             if fill.kind not in ("MARKET", "RPI"):
                 continue
-            if whole is not None and fill.time // window == aligned and fill.price == whole.price and fill.buy is whole.buy:
+            if whole is not None and fill.time - whole.time < window and fill.price == whole.price and fill.buy is whole.buy:
                 quantity, last = quantity + fill.quantity, fill.id
             else:
                 if whole is not None:
                     folded.append(MarketAggregate(number, whole.time, whole.price, quantity, plain, whole.id, last, whole.buy))
                     number += 1
-                whole, aligned, quantity, plain, last = fill, fill.time // window, fill.quantity, 0, fill.id
+                whole, quantity, plain, last = fill, fill.quantity, 0, fill.id
             if fill.kind != "RPI":
                 plain += fill.quantity
         if whole is not None:

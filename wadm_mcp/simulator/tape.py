@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Final, NamedTuple, Protocol, TypeVar
 
 from wadm_mcp.model import DAY, MINUTE
-from wadm_mcp.simulator.market import EPOCH, Fill, Market, MarketAggregate
+from wadm_mcp.simulator.market import BURNT, EPOCH, Fill, Market, MarketAggregate
 
 MARKET_PRINTS: Final = ("MARKET", "RPI")
 """USD-M prints that are trades of the book; others take an id but are not in aggregates or REST (docs/exchanges.md 2.2, 4.2)."""
@@ -94,12 +94,13 @@ class MarketTape:
 
     def prints(self, start: int, end: int) -> Iterator[Print]:
         """Prints with `start <= time < end`."""
-        for minute in _minutes(start, end):
-            for fill in self.market.slice_of(minute, start, end):
+        # The last fills of a minute may have been traded in the next one.
+        for minute in _minutes(start - self.market.window, end):
+            for fill in self._published(minute, start, end):
                 yield self._print(fill)
 
     def aggregates(self, start: int, end: int) -> Iterator[Aggregate]:
-        """Aggregates of the windows that ended in `(start, end]`."""
+        """Aggregates whose window has ended in `(start, end]`."""
         start, end = self._closed(start), self._closed(end)
         for minute in _minutes(start, end):
             for folded in self.market.folded_slice_of(minute, start, end):
@@ -119,7 +120,7 @@ class MarketTape:
         """The last `limit` prints before `end`, oldest first."""
         found: list[Fill] = []
         for minute in _backwards(end):
-            found = self.market.slice_of(minute, minute, end)[-limit:] + found
+            found = self._published(minute, minute, end)[-limit:] + found
             if len(found) >= limit:
                 break
         return [self._print(fill) for fill in found[-limit:]]
@@ -135,7 +136,11 @@ class MarketTape:
         return [self._aggregate(folded) for folded in found[-limit:]]
 
     def _closed(self, time: int) -> int:
-        return time - time % self.market.window
+        """The window of aggregates before this time has ended by `time`."""
+        return time - self.market.window + 1
+
+    def _published(self, minute: int, start: int, end: int) -> list[Fill]:
+        return [fill for fill in self.market.slice_of(minute, start, end) if fill.kind != BURNT]
 
     def _print(self, fill: Fill) -> Print:
         steps = self.market.steps
