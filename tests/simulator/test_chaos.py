@@ -15,7 +15,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from tests.simulator.wire import TIMEOUT_SECONDS, get, opened
 from wadm_mcp.clock import now_ms
 from wadm_mcp.model import Instrument
-from wadm_mcp.simulator.chaos import ON_SOCKETS, Chaos, Fault, Kind, plan
+from wadm_mcp.simulator.chaos import ON_ORDER, ON_SOCKETS, Chaos, Fault, Kind, plan
 from wadm_mcp.simulator.faults import Faults
 from wadm_mcp.simulator.simulator import Simulator
 
@@ -220,7 +220,7 @@ async def test_ids_that_the_exchange_itself_lacks_are_served_nowhere() -> None:
 def test_a_plan_is_reproducible_by_its_seed_and_contains_every_kind() -> None:
     first = plan(7, 300)
     assert first == plan(7, 300) != plan(8, 300)
-    assert Counter(fault.kind for fault in first).keys() == set(Kind)
+    assert Counter(fault.kind for fault in first).keys() == set(Kind) - set(ON_ORDER)
     assert all(0 <= fault.at <= 300 and fault.at + fault.lasts <= 300 for fault in first)
 
 
@@ -235,3 +235,15 @@ async def test_redundant_connections_never_fail_together() -> None:
             muted.add(connection)
     assert len(muted) == 1
     assert len(chaos.happened) == 1
+
+
+async def test_frames_that_are_lost_unseen_are_sent_on_no_connection() -> None:
+    chaos = Chaos([Fault(Kind.UNSEEN, 0.0, 30.0, "bybit", "spot")])
+    chaos.begin()
+    frames = [f'{{"topic":"publicTrade.BTCUSDT","data":[{{"T":{1_780_315_200_000 + number},"i":"{number}"}}]}}' for number in range(100)]
+    sent = [[bool(await chaos.sending("bybit", "spot", connection, frame)) for frame in frames] for connection in (1, 2)]
+    assert sent[0] == sent[1]
+    assert chaos.unseen == {str(number) for number in range(100) if not sent[0][number]}
+    assert 15 < len(chaos.unseen) < 45
+    assert await chaos.sending("bybit", "linear", 3, frames[0]) == (frames[0],)
+    assert [happened.fault.kind for happened in chaos.happened] == [Kind.UNSEEN]

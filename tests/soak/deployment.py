@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from random import Random
@@ -157,14 +157,14 @@ class Deployment:
                     return f"{question}: {coverage['gaps']}"
         return ""
 
-    async def check(self, wadm: Wadm) -> dict[Instrument, Found]:
-        """Compare all answers with all trades of the exchanges."""
+    async def check(self, wadm: Wadm, unseen: Collection[str] = ()) -> dict[Instrument, Found]:
+        """Compare all answers with all trades of the exchanges; `unseen` as of `verdict.check`."""
         assert self.clock.stopped is not None
         # Bybit's newest trades, requested at the start, are from a little earlier.
         start = self.clock.began - self.clock.began % MINUTE - 5 * MINUTE
         end = self.clock.stopped - self.clock.stopped % MINUTE + MINUTE
         found = {
-            instrument: await check(wadm.served, self.simulator, instrument, start, end, traded_until=self.clock.stopped)
+            instrument: await check(wadm.served, self.simulator, instrument, start, end, traded_until=self.clock.stopped, unseen=unseen)
             for instrument in self.simulator.instruments
         }
         for instrument, one in found.items():

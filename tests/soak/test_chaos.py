@@ -10,7 +10,7 @@ import pytest
 
 from tests.end_to_end.process import resident
 from tests.soak.deployment import SEED, SOAK, deployment
-from wadm_mcp.simulator.chaos import ON_SOCKETS, Chaos, Kind, plan
+from wadm_mcp.simulator.chaos import ON_SOCKETS, Chaos, Fault, Kind, plan
 
 pytestmark = pytest.mark.anyio
 
@@ -19,6 +19,8 @@ SECONDS = 330.0 if SOAK else 14.0
 
 async def test_covered_data_is_exact_under_all_faults_and_binance_is_repaired_completely(tmp_path: Path) -> None:
     chaos = Chaos(plan(SEED, SECONDS, every=1.6 if SOAK else 0.5), seed=SEED)
+    for number, market in enumerate(("spot", "linear", "spot", "linear")):
+        chaos.order(Fault(Kind.UNSEEN, SECONDS * (number + 1) / 6, 1.5, "bybit", market))
     async with deployment(tmp_path, faults=chaos) as one:
         wadm = one.wadm()
         await wadm.start()
@@ -30,10 +32,11 @@ async def test_covered_data_is_exact_under_all_faults_and_binance_is_repaired_co
         await one.settled(wadm, within=300)
         kinds = Counter(happened.fault.kind.value for happened in chaos.happened)
         print(f"{len(chaos.happened)} faults: {dict(kinds)}, {resident(wadm.served) >> 20} MB")
-        found = await one.check(wadm)
+        found = await one.check(wadm, chaos.unseen)
         for instrument, each in found.items():
             if instrument.exchange == "binance":
                 assert each.lost == 0, instrument
+        assert chaos.unseen
         assert "Traceback" not in wadm.log
         if SOAK:
             assert len(chaos.happened) >= 300
