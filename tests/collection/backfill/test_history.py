@@ -7,7 +7,7 @@ import random
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import date
@@ -119,9 +119,11 @@ class World:
     def traded(self, start: int, end: int) -> list[Trade]:
         return ledger(self.simulator, self.instrument, Window(start, end))
 
-    async def live(self, start: int, end: int, connection: int = 1) -> None:
-        """Record the trades from `start` to `end` as a connection delivers them."""
+    async def live(self, start: int, end: int, connection: int = 1, lost: Collection[str] = ()) -> None:
+        """Record the trades from `start` to `end` as a connection delivers them, but for those that it loses (by id)."""
         for trade in self.traded(start, end):
+            if trade.trade_id in lost:
+                continue
             self.clock.at = max(self.clock.at, trade.timestamp + 1)
             await self.recorder.take(connection, Trades(self.instrument, (trade,), trade.timestamp + 1))
 
@@ -514,6 +516,37 @@ async def test_a_source_without_the_instruments_own_ids_gives_figures_without_si
         assert await one.store.trades(BYBIT_SPOT, window, limit=10) == []
         assert await one.covered(window) == 1
         assert judge(await one.store.spans(BYBIT_SPOT, window), window, one.clock.at, raw=True).millionths == 0
+
+
+@pytest.mark.parametrize(("instrument", "raw"), [(BYBIT_SPOT, False), (BYBIT_LINEAR, False), (BYBIT_LINEAR, True)], ids=str)
+async def test_trades_that_the_connections_lost_unseen_come_with_the_file_of_their_day(
+    instrument: Instrument, raw: bool, tmp_path: Path
+) -> None:
+    clock = ManualClock(MIDNIGHT)
+    window, minute = Window(MIDNIGHT - 50 * MINUTE, MIDNIGHT), MIDNIGHT - 30 * MINUTE
+    async with (
+        simulated(instrument, clock, activity=0.05) as simulator,
+        world(instrument, tmp_path, simulator, clock, now=MIDNIGHT - HOUR) as one,
+    ):
+        lost = {trade.trade_id for trade in one.traded(minute, minute + MINUTE)[::3]}
+        await one.live(MIDNIGHT - HOUR, MIDNIGHT + MINUTE, lost=lost)
+        await one.save()
+        assert await one.covered(window) == 1
+        one.recorder.mark_differing(instrument, [minute])
+        await one.save()
+        assert await one.covered(window) == pytest.approx(49 / 50)
+    async with (
+        simulated(instrument, clock, activity=0.05) as simulator,
+        world(instrument, tmp_path, simulator, clock, now=MIDNIGHT + HOUR) as one,
+    ):
+        await one.restart()
+        await one.bring_in(one.history(2 * HOUR, raw=raw), repair=False)
+        await one.compare(window)
+        assert await one.covered(window) == 1
+        stored = {trade.trade_id for trade in await one.store.trades(instrument, Window(minute, minute + MINUTE), limit=10_000)}
+        assert lost <= stored if raw else lost.isdisjoint(stored)
+        spans = await one.store.spans(instrument, window)
+        assert (judge(spans, Window(minute, minute + MINUTE), clock.at, raw=True).millionths == 1_000_000) is raw
 
 
 async def test_a_file_of_an_earlier_process_stays_until_the_missing_stretches_are_known(tmp_path: Path) -> None:
