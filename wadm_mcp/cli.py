@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from wadm_mcp import __version__
 from wadm_mcp.errors import WadmError, printable
-from wadm_mcp.exchanges.registry import exchange_names
+from wadm_mcp.exchanges.registry import exchange_names, exchange_titles
 from wadm_mcp.logs import configure_logs, log
 from wadm_mcp.model import MARKETS
 from wadm_mcp.process.signals import ignore_signals
@@ -72,7 +72,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="wadm-mcp",
-        description="Records public trades on Binance and Bybit and answers over MCP. Without a command it speaks MCP over stdio.",
+        description=f"Records public trades on {exchange_titles()} and answers over MCP. Without a command it speaks MCP over stdio.",
     )
     parser.add_argument("--version", action="version", version=f"wadm-mcp {__version__}")
     parser.add_argument("--demo", action="store_true", help="record simulated exchanges on this machine; no network is needed")

@@ -122,7 +122,8 @@ class Settings(BaseSettings):
     )
     WADM_SYMBOLS: Annotated[Names, AfterValidator(_symbols)] = Field(("BTCUSDT",), description="symbols to record, comma separated")
     WADM_EXCHANGES: Annotated[Names, AfterValidator(_exchanges)] = Field(
-        default_factory=exchange_names, description="`binance`, `bybit` or both"
+        default_factory=exchange_names,
+        description=f"exchanges to record, comma separated: {', '.join(f'`{name}`' for name in exchange_names())}",
     )
     WADM_MARKETS: Annotated[Names, AfterValidator(_markets)] = Field(
         ("spot",), description="`spot`, `linear` or both; the first is the default of the tools"
@@ -144,7 +145,11 @@ class Settings(BaseSettings):
     )
     WADM_JOURNAL_MAX_MB: int = Field(1024, ge=1, le=1_000_000, description="maximum size of the journal on disk")
     WADM_BYBIT_CONNECTIONS: int = Field(
-        2, ge=1, le=4, description="parallel connections for each group of Bybit instruments; one receives what another misses"
+        2,
+        ge=1,
+        le=4,
+        description="parallel connections for each group of instruments of an exchange without gapless trade ids (Bybit); one receives "
+        "what another misses",
     )
     WADM_HISTORY_HOURS: int = Field(
         24, ge=0, le=8_760, description="hours of history to import, at most `WADM_MINUTES_TTL_DAYS`; 0 turns it off"

@@ -16,7 +16,7 @@ from wadm_mcp.cli import _parser
 from wadm_mcp.clock import now_ms
 from wadm_mcp.commands.doctor import examine
 from wadm_mcp.errors import SettingError
-from wadm_mcp.exchanges.registry import canonical_instrument, exchange_names, register
+from wadm_mcp.exchanges.registry import canonical_instrument, exchange_names, exchange_titles, register
 from wadm_mcp.health import State
 from wadm_mcp.model import Instrument
 from wadm_mcp.runtime import Runtime
@@ -179,6 +179,7 @@ def test_its_name_and_its_settings_are_known_for_as_long_as_it_is_registered() -
 
     assert exchanges() == ["binance", "bybit", "all"]
     with register(Toy()):
+        assert exchange_titles() == "Binance, Bybit and Toy"
         assert exchanges() == ["binance", "bybit", "toy", "all"]
         assert read_settings({"WADM_EXCHANGES": "toy"}).venues[0].rest_url == "https://api.toy.invalid"
         assert read_settings({"WADM_EXCHANGES": "toy", "WADM_MARKETS": "linear"}).venues == ()
@@ -189,6 +190,7 @@ def test_its_name_and_its_settings_are_known_for_as_long_as_it_is_registered() -
         with pytest.raises(ValueError, match="an exchange called toy is registered already"), register(Toy()):
             pass
     assert exchange_names() == ("binance", "bybit")
+    assert exchange_titles() == "Binance and Bybit"
     assert canonical_instrument(TOY) == TOY
     assert len(unknown_settings({"WADM_TOY_WS": "wss://x"})) == 1
     with pytest.raises(SettingError, match="allowed are binance, bybit"):

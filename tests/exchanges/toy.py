@@ -117,6 +117,7 @@ class Toy:
     """The exchange, as `Exchange` asks for it: spot alone."""
 
     name = "toy"
+    title = "Toy"
     traits: Mapping[str, MarketTraits] = MappingProxyType(
         {
             "spot": MarketTraits(

@@ -163,6 +163,7 @@ class BinanceRest:
     """The REST part of `Exchange` for Binance. No request needs a key."""
 
     name: str = "binance"
+    title: str = "Binance"
 
     def allowance(self, market: str) -> Allowance:
         """One address has a weight of 6,000 a minute on spot and 2,400 on USD-M; every reply states the weight used in this minute."""

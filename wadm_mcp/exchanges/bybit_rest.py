@@ -122,6 +122,7 @@ class BybitRest:
     """The REST part of `Exchange` for Bybit."""
 
     name: str = "bybit"
+    title: str = "Bybit"
 
     def allowance(self, market: str) -> Allowance:
         """One address has 600 requests in 5 s for both markets together; no reply states how many are used."""

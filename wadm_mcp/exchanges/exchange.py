@@ -207,6 +207,8 @@ class Exchange(Protocol):
     """One exchange. Stateless: what a connection must remember is in its decoder."""
 
     name: str
+    title: str
+    """The name in sentences, such as Binance."""
     traits: Mapping[str, MarketTraits]
     """How each market works. A market that the exchange does not have is absent."""
     hosts: Mapping[str, Hosts]

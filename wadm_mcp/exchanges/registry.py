@@ -26,6 +26,12 @@ def exchange_names() -> tuple[str, ...]:
     return tuple(_EXCHANGES)
 
 
+def exchange_titles() -> str:
+    """The exchanges for a sentence: `Binance and Bybit`."""
+    titles = [exchange.title for exchange in _EXCHANGES.values()]
+    return " and ".join(filter(None, (", ".join(titles[:-1]), titles[-1])))
+
+
 def find_exchange(name: str) -> Exchange:
     """The exchange of this name; `KeyError` where there is none."""
     return _EXCHANGES[name]

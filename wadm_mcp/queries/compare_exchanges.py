@@ -75,7 +75,7 @@ async def compare_exchanges(
     timeframe: object = "1m",
     detail: object = "standard",
 ) -> dict[str, Any]:
-    """Every followed instrument of a symbol over the same window: spot and linear, Binance and Bybit.
+    """Every followed instrument of a symbol over the same window: every market of every exchange.
 
     `volume_share` is the share of the volume of all of them. `basis_bps` is the distance of the second instrument's newest close above the
     first one's, in hundredths of a percent; `mean_basis_bps` is its mean over the bars in which both traded. Only bars that are completely

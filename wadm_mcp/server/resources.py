@@ -9,8 +9,9 @@ from mcp.server.mcpserver import MCPServer
 from mcp_types import Resource
 
 from wadm_mcp.errors import QueryError
+from wadm_mcp.exchanges.registry import exchange_names
 from wadm_mcp.model import Instrument, Timeframe
-from wadm_mcp.queries.arguments import shown
+from wadm_mcp.queries.arguments import ALL, shown
 from wadm_mcp.queries.numbers import iso
 from wadm_mcp.queries.trades import newest_trades
 from wadm_mcp.server.context import ServedRuntime
@@ -39,9 +40,10 @@ def declare(server: MCPServer[Any], runtime: ServedRuntime) -> None:
         """Coverage, units, row naming, merged answers: one page to read before quoting figures."""
         return GUIDE
 
-    @server.resource("wadm://{exchange}/{market}/{symbol}/trades", title="Newest trades", mime_type=_JSON)
+    newest = f"The last {_TRADES} trades of the last 15 minutes, oldest first. exchange: {', '.join(exchange_names())} or {ALL}."
+
+    @server.resource("wadm://{exchange}/{market}/{symbol}/trades", title="Newest trades", description=newest, mime_type=_JSON)
     async def trades(exchange: str, market: str, symbol: str) -> str:
-        """The last 100 trades of the last 15 minutes, oldest first. exchange: binance, bybit or all."""
         await runtime.view.until_ready()
         asked = {"symbol": symbol, "exchange": exchange, "market": market, "window": _WINDOW}
         return Reply(await newest_trades(runtime.view.reading(), limit=_TRADES, **asked)).text

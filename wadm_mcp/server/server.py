@@ -16,6 +16,7 @@ from mcp_types import INVALID_PARAMS, CallToolResult, GetPromptResult, InputRequ
 
 from wadm_mcp import __version__
 from wadm_mcp.errors import QueryError, UnknownSymbol, WadmError
+from wadm_mcp.exchanges.registry import exchange_titles
 from wadm_mcp.logs import log
 from wadm_mcp.queries.arguments import shown
 from wadm_mcp.server import completions, prompts, resources
@@ -25,8 +26,8 @@ from wadm_mcp.server.resource_updates import Publisher
 from wadm_mcp.server.tools import tools
 from wadm_mcp.suggest import nearest
 
-INSTRUCTIONS: Final = """\
-WADM records the public trades of Binance and Bybit and answers with market structure, volume profiles and order flow. Every answer \
+INSTRUCTIONS: Final = f"""\
+WADM records the public trades of {exchange_titles()} and answers with market structure, volume profiles and order flow. Every answer \
 starts with coverage: how much of the window was recorded. Read and state it first; below ratio 1 the figures in coverage.broken are \
 incomplete.
 list_markets: what is followed, how fresh. get_market_structure: the evidence of a report in one call. get_volume_profile, get_order_flow, \
