@@ -127,10 +127,42 @@ def test_a_configured_market_whose_listings_are_not_loaded_yet_is_no_wrong_argum
         read_scope(world.view, ask(world.view, "q"), symbol="BTCUSDT", exchange="binance", market="spot")
 
 
-@pytest.mark.parametrize("symbol", ["btcusdt", " BTCUSDT ", "BTC/USDT", "btc-usdt", "BTC_USDT", "BTC/USDT:USDT", "binance:spot:BTCUSDT"])
+@pytest.mark.parametrize("symbol", ["btcusdt", " BTCUSDT ", "BTC/USDT", "btc-usdt", "BTC_USDT", "BTCUSDT:spot", "binance:spot:BTCUSDT"])
 def test_a_symbol_is_known_however_it_is_written(symbol: str) -> None:
     asked = scope(symbol=symbol, exchange="binance")
     assert asked.name == "binance:spot:BTCUSDT"
+
+
+@pytest.mark.parametrize("symbol", ["BTC/USDT:USDT", "BTCUSDT:linear", "BTCUSDT.P", "BTCUSDT-PERP", "all:linear:BTCUSDT", "btcusdt:perp"])
+def test_a_name_of_a_perpetual_is_answered_as_linear_or_refused(symbol: str) -> None:
+    perpetual, other = Instrument("binance", "linear", "BTCUSDT"), Instrument("bybit", "linear", "ETHUSDT")
+    both = World(listing(SPOT), listing(BYBIT), listing(perpetual), now=NOW)
+    assert scope(both, symbol=symbol).name == "all:linear:BTCUSDT"
+    assert scope(both, symbol=symbol, exchange="binance", market="perp").name == "binance:linear:BTCUSDT"
+    with pytest.raises(QueryError, match=r'with market="spot": the symbol names linear\. Try q\(symbol="all:linear:BTCUSDT"\)'):
+        scope(both, symbol=symbol, market="spot")
+    for world in (World(now=NOW), World(listing(SPOT), listing(BYBIT), listing(other), now=NOW)):
+        with pytest.raises(UnknownSymbol, match=r'symbol "BTCUSDT" is not followed in market linear\. Followed: binance:spot:BTCUSDT'):
+            scope(world, symbol=symbol)
+
+
+def test_a_name_and_arguments_that_contradict_each_other_are_refused() -> None:
+    for arguments in ({"exchange": "bybit"}, {"market": "spot"}, {"exchange": "bybit", "market": "spot"}):
+        with pytest.raises(QueryError, match=r'symbol="binance:linear:ETHUSDT" with .* the symbol names .*Try q\(symbol="binance:linear'):
+            scope(World(listing(LINEAR), listing(ETH), now=NOW), symbol="binance:linear:ETHUSDT", **arguments)
+
+
+def test_a_dated_contract_is_never_answered_as_its_underlying() -> None:
+    for symbol in ("BTCUSDT_270326", "BTC/USDT:USDT-270326", "binance:spot:BTCUSDT-26MAR27"):
+        with pytest.raises(UnknownSymbol, match="is not followed: it names a contract with a delivery date"):
+            scope(symbol=symbol)
+
+
+def test_an_own_symbol_that_ends_like_another_name_is_followed_by_it() -> None:
+    own = Instrument("bybit", "linear", "BTCPERP")
+    world = World(listing(SPOT), listing(own), now=NOW)
+    for symbol in ("BTCPERP", "btc-perp", "bybit:linear:BTCPERP"):
+        assert scope(world, symbol=symbol).instruments == (own,)
 
 
 def test_the_whole_name_of_an_instrument_names_its_exchange_and_market() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any, Final
 
 from wadm_mcp.server.questions import NEEDED, QUESTIONS, Question
@@ -9,6 +11,8 @@ from wadm_mcp.server.questions import NEEDED, QUESTIONS, Question
 MINUTES: Final = {"symbol": "BTCUSDT", "exchange": "binance", "start": "2026-06-01T12:00:00Z", "end": "2026-06-01T12:03:00Z"}
 """The window in which `FakeRuntime` traded."""
 _CALL: Final[dict[str, Any]] = {**MINUTES, "timeframe": "1m", "condition": "coverage_back", "timeout": 1}
+
+_SUGGESTED: Final = re.compile(r"Try ([a-z_]+)\(([^()]*)\)$")
 
 
 def arguments_for(question: Question, **given: Any) -> dict[str, Any]:
@@ -21,3 +25,10 @@ def arguments_for(question: Question, **given: Any) -> dict[str, Any]:
 def every_call(**given: Any) -> list[tuple[str, dict[str, Any]]]:
     """The tool's name and the arguments of every question."""
     return [(question.name, arguments_for(question, **given)) for question in QUESTIONS]
+
+
+def suggested(refusal: str) -> tuple[str, dict[str, Any]]:
+    """The call after "Try" at the end of an error."""
+    found = _SUGGESTED.search(refusal)
+    assert found is not None, refusal
+    return found[1], {name: json.loads(value) for name, value in re.findall(r'(\w+)=("(?:[^"\\]|\\.)*"|[^,]+)', found[2])}

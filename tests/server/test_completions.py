@@ -23,6 +23,8 @@ _PROMPT = PromptReference(name="waickoff_report")
         (_TEMPLATE, "market", "", {"exchange": "all"}, ["spot"]),
         (_TEMPLATE, "symbol", "btc/u", {"exchange": "bybit", "market": "spot"}, ["BTCUSDT"]),
         (_TEMPLATE, "symbol", "ETH", {}, []),
+        (_TEMPLATE, "symbol", "BINANCE:btc", {}, ["BTCUSDT"]),
+        (_TEMPLATE, "symbol", "BTCUSDT.P", {}, []),
         (_TEMPLATE, "timeframe", "1", {}, ["1m", "15m", "1h", "1d"]),
         (_PROMPT, "symbol", "", {}, ["BTCUSDT"]),
         (_PROMPT, "window", "s", {}, ["session"]),

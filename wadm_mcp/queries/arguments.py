@@ -7,17 +7,18 @@ argument, the given value, what is allowed, and a call that works. No input caus
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Final, Literal, TypeAlias, TypeVar
+from typing import Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 from wadm_mcp.errors import QueryError, UnknownSymbol
+from wadm_mcp.exchanges.names import MARKET_WORDS, InstrumentName, never, read_name
 from wadm_mcp.exchanges.registry import exchange_names
-from wadm_mcp.model import DAY, HOUR, MARKETS, MINUTE, SECOND, Timeframe
+from wadm_mcp.model import DAY, HOUR, MARKETS, MINUTE, SECOND, Instrument, Timeframe
 from wadm_mcp.queries.numbers import decimal_text
-from wadm_mcp.suggest import nearest, plain
+from wadm_mcp.suggest import nearest
 
 WINDOWS: Final = {"15m": 15 * MINUTE, "1h": HOUR, "4h": 4 * HOUR, "24h": 24 * HOUR, "7d": 7 * 24 * HOUR}
 """Length of the named windows in milliseconds, except `session`."""
@@ -39,11 +40,6 @@ _MS_FROM: Final = 100_000_000_000
 
 _LENGTH: Final = re.compile(r"([0-9]{1,5})\s*(m|mins?|minutes?|h|hrs?|hours?|d|days?|w|weeks?)", re.ASCII | re.IGNORECASE)
 _UNITS: Final = {"m": MINUTE, "h": HOUR, "d": DAY, "w": 7 * DAY}
-_MARKET_ALIASES: Final[Mapping[str, str]] = dict.fromkeys(
-    ("perp", "perps", "perpetual", "perpetuals", "futures", "swap", "usdm", "usd-m"), "linear"
-)
-"""Other names of a market."""
-
 _DECIMAL: Final = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?", re.ASCII)
 _OFFSET_AFTER_A_SPACE: Final = re.compile(r"(?<=[0-9]) (?=[0-9]{2}:?[0-9]{2}\Z)")
 _MAX_DIGITS: Final = 18
@@ -69,9 +65,10 @@ class Call:
         listing = ", ".join(f"{name}={_quoted(value)}" for name, value in arguments.items() if value is not None)
         return f"{self.name}({listing})"
 
-    def about(self, symbol: str) -> Call:
-        """The same question with `symbol` in its examples."""
-        return Call(self.name, tuple({**dict(self.examples), "symbol": symbol}.items()), self.how_to_follow)
+    def about(self, symbol: str, **place: str) -> Call:
+        """The same question with `symbol`, and `place` (the exchange, the market), in its examples."""
+        others = {name: value for name, value in self.examples if name != "symbol"}
+        return Call(self.name, tuple({"symbol": symbol, **place, **others}.items()), self.how_to_follow)
 
     def refuse(self, argument: str, given: object, allowed: str, **instead: Example | None) -> QueryError:
         """The error for a value that cannot be used: the argument, the value, what is allowed, and an example with `instead`."""
@@ -93,45 +90,54 @@ def shown(given: object) -> str:
     return "(a list)" if isinstance(given, list | tuple) else f"(a {_plain(type(given).__name__)})"
 
 
-def read_symbol(call: Call, given: object, followed: Iterable[str]) -> str:
-    """A followed symbol in any usual spelling (`btcusdt`, `BTC/USDT`, `BTC-USDT`). `UnknownSymbol` with near matches for other symbols."""
-    known = sorted(set(followed))
+def read_symbol(call: Call, given: object, followed: Sequence[str], is_symbol: Callable[[str], bool] = never) -> InstrumentName:
+    """What the argument `symbol` names, in any form that `exchanges/names.py` knows. `followed` are the symbols that an error lists."""
     if given is None:
-        raise QueryError(f"symbol is missing. Followed: {listed(known)}. Try {call.example()}")
+        raise QueryError(f"symbol is missing. Followed: {listed(followed)}. Try {call.example()}")
     if not isinstance(given, str):
-        raise call.refuse("symbol", given, f'must be a string such as "BTCUSDT". Followed: {listed(known)}')
-    symbol = plain_symbol(given)
-    if symbol not in known:
-        raise _unknown_symbol(call, given, known)
-    return symbol
+        raise call.refuse("symbol", given, f'must be a string such as "BTCUSDT". Followed: {listed(followed)}')
+    return read_name(given, is_symbol)
 
 
-def plain_symbol(given: object) -> str:
-    """A symbol in the spelling of the exchanges, without separators; empty for a value that cannot be a symbol.
+class Place(NamedTuple):
+    """An exchange and a market. None means every exchange, and the default market."""
 
-    Text after a colon, as in `BTC/USDT:USDT`, is the settlement asset and is ignored.
-    """
-    return plain(given.split(":")[0]) if isinstance(given, str) and len(given) <= _MAX_CHARS else ""
+    exchange: str | None = None
+    market: str | None = None
+
+    def contradiction(self, named: InstrumentName) -> str:
+        """Which argument says something else than the name of the instrument, as a clause; empty if none does."""
+        for argument, given in self._asdict().items():
+            said = getattr(named, argument)
+            if None not in (said, given) and said != given:
+                return f'{argument}="{given}": the symbol names {said}'
+        return ""
+
+    def has(self, instrument: Instrument) -> bool:
+        """Whether an instrument is at this place; at None is every one."""
+        return self.exchange in (None, instrument.exchange) and self.market in (None, instrument.market)
+
+    def completed_by(self, named: InstrumentName) -> Place:
+        """This place, and what the name of the instrument says beyond it."""
+        return Place(self.exchange or named.exchange, self.market or named.market)
 
 
-def read_instrument(given: object) -> tuple[str, str, str] | None:
-    """Exchange, market and symbol of an instrument's name in the form of answers (`binance:spot:BTCUSDT`). None for other values."""
-    parts = given.strip().split(":") if isinstance(given, str) and len(given) <= _MAX_CHARS else []
-    if len(parts) != 3 or parts[0].lower() not in (*exchange_names(), ALL) or parts[1].lower() not in MARKETS:
-        return None
-    return parts[0].lower(), parts[1].lower(), parts[2]
+def read_place(call: Call, exchange: object, market: object, followed: Sequence[str]) -> Place:
+    """The arguments `exchange` and `market`. An error suggests the first of the `followed` markets."""
+    named = read_exchange(call, exchange)
+    return Place(None if named == ALL else named, read_market(call, market, followed))
 
 
-def _unknown_symbol(call: Call, given: str, known: Sequence[str]) -> UnknownSymbol:
-    near = nearest(given[:_SHOWN_CHARS], known)
-    meant = {"symbol": near[0]} if near else {}
-    nearby = f" Nearest: {', '.join(near)}." if near else ""
+def unknown_symbol(call: Call, given: object, named: InstrumentName, followed: Sequence[str]) -> UnknownSymbol:
+    """The error for a symbol that is not followed. The example of `call` is the call to try."""
+    if not followed:
+        nearby, example = "", "list_markets()"
+    else:
+        near = nearest(named.symbol, followed)
+        nearby, example = f" Nearest: {', '.join(near)}." if near else "", call.example()
+    why = f": {named.problem}" if named.problem else ""
     more = f" {call.how_to_follow}" if call.how_to_follow else ""
-    return UnknownSymbol(
-        f"symbol {shown(given)} is not followed.{nearby} Followed: {listed(known)}.{more} Try {call.example(**meant)}"
-        if known
-        else f"symbol {shown(given)} is not followed. Followed: none yet.{more} Try list_markets()"
-    )
+    return UnknownSymbol(f"symbol {shown(given)} is not followed{why}.{nearby} Followed: {listed(followed)}.{more} Try {example}")
 
 
 def read_choice(
@@ -165,20 +171,16 @@ def read_exchange(call: Call, given: object) -> str:
 
 
 def read_market(call: Call, given: object, followed: Sequence[str]) -> str | None:
-    """A followed market, or None if nothing is given. `perp` and similar names mean `linear`."""
+    """A followed market, or None if nothing is given. `perp` and similar names mean `linear`. An error suggests the first one followed."""
     allowed = [market for market in MARKETS if market in followed] or MARKETS
+    works = followed[0] if followed else allowed[0]
     if given is None:
         return None
-    alias = _MARKET_ALIASES.get(given.strip().lower()) if isinstance(given, str) else None
-    meant = alias if alias in allowed else given
-    try:
-        return read_choice(call, "market", meant, allowed, allowed[0])
-    except QueryError:
-        name = given.strip().lower() if isinstance(given, str) else ""
-        if name not in (*MARKETS, *_MARKET_ALIASES):
-            raise
-        here = f"the market {alias or name} is not followed here; followed: {', '.join(allowed)}"
-        raise call.refuse("market", given, here, market=allowed[0]) from None
+    meant = MARKET_WORDS.get(given.strip().lower()) if isinstance(given, str) and len(given) <= _MAX_CHARS else None
+    if meant is not None and meant not in allowed:
+        here = f"the market {meant} is not followed here; followed: {', '.join(allowed)}"
+        raise call.refuse("market", given, here, market=works)
+    return read_choice(call, "market", meant or given, allowed, allowed[0], says=works)
 
 
 def read_timeframe(call: Call, given: object, default: Timeframe = Timeframe.M5) -> Timeframe:

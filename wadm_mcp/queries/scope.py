@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from wadm_mcp.analytics.order_flow import session_start
 from wadm_mcp.errors import NotReady, QueryError, UnknownSymbol
+from wadm_mcp.exchanges.names import InstrumentName
 from wadm_mcp.exchanges.registry import canonical_instrument
 from wadm_mcp.model import DAY, HOUR, MINUTE, Instrument, Listing, Window
 from wadm_mcp.queries.arguments import (
@@ -22,17 +23,16 @@ from wadm_mcp.queries.arguments import (
     Call,
     Example,
     listed,
-    plain_symbol,
-    read_exchange,
-    read_instrument,
-    read_market,
+    read_place,
     read_symbol,
     read_time,
     read_window,
     shown,
+    unknown_symbol,
 )
 from wadm_mcp.queries.numbers import iso
 from wadm_mcp.queries.view import View
+from wadm_mcp.suggest import nearest, plain
 
 MAX_WINDOW_MS: Final = 400 * DAY
 """Longest window (ms)."""
@@ -104,13 +104,7 @@ def read_scope(
     `QueryError` for an argument that cannot be used, `UnknownSymbol` for a symbol that is not followed there, `NotReady` for a configured
     symbol whose exchange's listings are not loaded yet.
     """
-    named = read_instrument(symbol)
-    if named is not None:
-        symbol = named[2]
-        exchange = named[0] if exchange in (None, ALL) else exchange
-        market = named[1] if market is None else market
-    name, listings, awaited = _followed(view, call, symbol, exchange, market)
-    call = call.about(canonical_instrument(listings[0].instrument).symbol)
+    name, listings, awaited, call = _followed(view, call, symbol, exchange, market)
     now = clock = view.clock()
     moment = read_time(call, "as_of", as_of, as_of=iso(clock - clock % MINUTE))
     if moment is not None:
@@ -125,38 +119,97 @@ def read_scope(
 
 def _followed(
     view: View, call: Call, symbol: object, exchange: object, market: object
-) -> tuple[str, tuple[Listing, ...], tuple[Instrument, ...]]:
-    every = view.listings
-    symbols = {listing.instrument: canonical_instrument(listing.instrument).symbol for listing in every}
-    called = {plain_symbol(instrument.symbol): name for instrument, name in symbols.items()} | {name: name for name in symbols.values()}
-    name = called.get(plain_symbol(symbol), plain_symbol(symbol))
-    awaited = [instrument for instrument in view.awaited if instrument.symbol == name]
-    if name in view.symbols and name not in symbols.values():
-        raise _not_ready(view, name, every)
-    wanted = name if name in symbols.values() else read_symbol(call, symbol, symbols.values())
-    call = call.about(wanted)
-    known = [listing for listing in every if symbols[listing.instrument] == wanted]
+) -> tuple[str, tuple[Listing, ...], tuple[Instrument, ...], Call]:
+    """Name, listings and awaited instruments of what was asked for, and the call with examples about it."""
+    followed = _Followed(view)
+    named = read_symbol(call, symbol, followed.symbols, followed.is_symbol)
+    wanted = None if named.problem else followed.canonical(named.symbol)
+    if wanted is None:
+        if named.symbol in view.symbols and not named.problem:
+            raise _not_ready(view, named.symbol)
+        near = nearest(named.symbol, followed.symbols, 1)
+        raise unknown_symbol(call.about(followed.example(near[0], named)) if near else call, symbol, named, followed.symbols)
+    awaited = [instrument for instrument in view.awaited if instrument.symbol == wanted]
     # Configured markets count as followed from the start, so that the choice does not depend on which exchange's listings load first.
-    markets = _in_order([*(listing.instrument.market for listing in every), *(instrument.market for instrument in awaited)], view.markets)
-    venue = read_exchange(call, exchange)
-    there = [listing for listing in known if venue in (ALL, listing.instrument.exchange)]
-    chosen = read_market(call, market, markets) or _in_order((listing.instrument.market for listing in there or known), view.markets)[0]
+    markets = [followed.closest(wanted, named).market, *followed.markets(view.listings), *(instrument.market for instrument in awaited)]
+    example = call.about(followed.example(wanted, named))
+    place = read_place(example, exchange, market, markets)
+    if clash := place.contradiction(named):
+        raise QueryError(f"symbol={shown(symbol)} with {clash}. Try {example.example()}")
+    place = place.completed_by(named)
+    known = followed.listings(wanted)
+    there = [listing for listing in known if place.exchange in (None, listing.instrument.exchange)]
+    chosen = place.market or followed.markets(there or known)[0]
     found = {listing.instrument.exchange: listing for listing in there if listing.instrument.market == chosen}
-    late = tuple(instrument for instrument in awaited if instrument.market == chosen and venue in (ALL, instrument.exchange))
+    late = tuple(one for one in awaited if one.market == chosen and place.exchange in (None, one.exchange))
     if not found and late:
-        raise _not_ready(view, wanted, every)
+        raise _not_ready(view, wanted)
     if not found:
-        where = f"in market {chosen}" if venue == ALL else f"on {venue} in market {chosen}"
+        where = f"in market {chosen}" if place.exchange is None else f"on {place.exchange} in market {chosen}"
         places = listed([str(listing.instrument) for listing in known])
-        raise UnknownSymbol(f"symbol {shown(wanted)} is not followed {where}. Followed: {places}. Try {call.example()}")
-    ordered = _in_order(found, view.exchanges)
-    scope_name = f"{ALL}:{chosen}:{wanted}" if venue == ALL else str(found[venue].instrument)
-    return scope_name, tuple(found[exchange] for exchange in ordered), late
+        more = f" {call.how_to_follow}" if call.how_to_follow else ""
+        example = call.about(followed.example(wanted, InstrumentName(wanted, None, chosen)))
+        raise UnknownSymbol(f"symbol {shown(wanted)} is not followed {where}. Followed: {places}.{more} Try {example.example()}")
+    scope_name = f"{ALL}:{chosen}:{wanted}" if place.exchange is None else str(found[place.exchange].instrument)
+    # Examples name the place as the caller did: with the symbol, or in arguments of their own.
+    said: dict[str, str] = {name: value for name, value in place._asdict().items() if value is not None and getattr(named, name) is None}
+    spelled = f"{named.exchange or ALL}:{chosen}:{wanted}" if named.exchange or named.market else wanted
+    return scope_name, tuple(found[exchange] for exchange in _in_order(found, view.exchanges)), late, call.about(spelled, **said)
 
 
-def _not_ready(view: View, symbol: str, every: Sequence[Listing]) -> NotReady:
+class _Followed:
+    """The followed instruments by canonical symbol, and examples of them for errors."""
+
+    def __init__(self, view: View) -> None:
+        self._order = view.markets
+        self._listings: dict[str, list[Listing]] = {}
+        self._called: dict[str, str] = {}
+        for listing in view.listings:
+            symbol = canonical_instrument(listing.instrument).symbol
+            self._listings.setdefault(symbol, []).append(listing)
+            self._called |= {plain(listing.instrument.symbol): symbol, plain(symbol): symbol}
+
+    @property
+    def symbols(self) -> list[str]:
+        """Canonical symbols, sorted."""
+        return sorted(self._listings)
+
+    def is_symbol(self, symbol: str) -> bool:
+        """Whether a followed instrument has this symbol, written without separators."""
+        return symbol in self._called
+
+    def canonical(self, symbol: str) -> str | None:
+        """The canonical symbol of one written without separators, None for one that is not followed."""
+        return self._called.get(symbol)
+
+    def listings(self, symbol: str) -> list[Listing]:
+        """The listings of a canonical symbol."""
+        return self._listings[symbol]
+
+    def markets(self, listings: Iterable[Listing]) -> list[str]:
+        """The markets of these listings, each once, the default one first."""
+        return _in_order((listing.instrument.market for listing in listings), self._order)
+
+    def closest(self, symbol: str, named: InstrumentName) -> Instrument:
+        """Of a canonical symbol the followed instrument that is closest to what was named: in its market, then on its exchange.
+
+        Its exchange is `all` if the symbol is not followed there, or if no exchange was named.
+        """
+        markets = self.markets(self._listings[symbol])
+        market = named.market if named.market in markets else markets[0]
+        here = {listing.instrument.exchange for listing in self._listings[symbol] if listing.instrument.market == market}
+        return Instrument(named.exchange if named.exchange in here else ALL, market, symbol)
+
+    def example(self, symbol: str, named: InstrumentName) -> str:
+        """A name that works alone, of the instrument closest to what was named: the symbol itself where that means the same."""
+        closest = self.closest(symbol, named)
+        default = self.markets(self._listings[symbol])[0]
+        return symbol if (closest.exchange, closest.market) == (ALL, default) else str(closest)
+
+
+def _not_ready(view: View, symbol: str) -> NotReady:
     if view.recorded_elsewhere:
-        followed = ", ".join(dict.fromkeys(listing.instrument.symbol for listing in every)) or "none yet"
+        followed = ", ".join(dict.fromkeys(listing.instrument.symbol for listing in view.listings)) or "none yet"
         return NotReady(
             f"{symbol} is configured here, but another process records into this data directory and follows {followed}: "
             "add the symbol to that process, or give this one a WADM_DATA_DIR of its own"

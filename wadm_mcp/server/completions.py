@@ -8,10 +8,12 @@ from typing import Any, Final
 from mcp.server.mcpserver import MCPServer
 from mcp_types import Completion, CompletionArgument, CompletionContext
 
+from wadm_mcp.exchanges.names import read_name
 from wadm_mcp.model import Instrument, Timeframe
-from wadm_mcp.queries.arguments import ALL, SESSION, WINDOWS, plain_symbol
+from wadm_mcp.queries.arguments import ALL, SESSION, WINDOWS
 from wadm_mcp.server.context import ServedRuntime
 from wadm_mcp.server.prompts import LANGUAGES
+from wadm_mcp.suggest import plain
 
 _MAX_VALUES: Final = 100
 """Values in one completion, the limit of the protocol."""
@@ -24,9 +26,14 @@ def declare(server: MCPServer[Any], runtime: ServedRuntime) -> None:
     async def complete(_: object, argument: CompletionArgument, context: CompletionContext | None) -> Completion:
         """The values that start with what was typed and fit the other arguments given; none for an argument without choices."""
         chosen = (context.arguments if context is not None else None) or {}
-        typed = plain_symbol(argument.value) if argument.name == "symbol" else argument.value.strip().lower()
-        values = _values(argument.name, runtime.followed, chosen)
-        found = [value for value in values if (plain_symbol(value) if argument.name == "symbol" else value.lower()).startswith(typed)]
+        if argument.name == "symbol":
+            named = read_name(argument.value)
+            said = {"exchange": named.exchange, "market": named.market}
+            chosen = {**{name: value for name, value in said.items() if value is not None}, **chosen}
+            found = [value for value in _values("symbol", runtime.followed, chosen) if plain(value).startswith(named.symbol)]
+        else:
+            typed = argument.value.strip().lower()
+            found = [value for value in _values(argument.name, runtime.followed, chosen) if value.lower().startswith(typed)]
         return Completion(values=found[:_MAX_VALUES], total=len(found), has_more=len(found) > _MAX_VALUES)
 
 

@@ -33,6 +33,10 @@ _RUNTIME_PARAMETERS: Final = ("view", "health", "progress")
 """Parameters of a query that are filled from the runtime or the call, not by the client."""
 
 
+_EXAMPLES: Final = {"window": DEFAULT_WINDOW, "condition": "bar_closed"}
+"""Arguments beside the symbol in the example of an error about an unknown argument."""
+
+
 class Question(NamedTuple):
     """One question: the name of its tool, the path of its JSON route (None for a question of MCP alone), and the query that answers it."""
 
@@ -73,7 +77,7 @@ class Question(NamedTuple):
     def _unknown(self, argument: str, runtime: ServedRuntime) -> QueryError:
         allowed, call = self.arguments, Call(self.name)
         if "symbol" in allowed:
-            call = ask(runtime.view, self.name, window=DEFAULT_WINDOW)
+            call = ask(runtime.view, self.name, **{name: value for name, value in _EXAMPLES.items() if name in allowed})
         near = f" Nearest: {', '.join(found)}." if (found := nearest(argument, allowed, 1)) else ""
         names = f"Allowed: {', '.join(allowed)}." if allowed else "It takes no arguments."
         return QueryError(f"{self.name} has no argument {shown(argument)}.{near} {names} Try {call.example()}")
