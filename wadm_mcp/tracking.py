@@ -7,23 +7,28 @@ records reads them there.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import anyio
 
 from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.errors import ExchangeError, QueryError, UnknownSymbol
 from wadm_mcp.exchanges.exchange import Venue
-from wadm_mcp.exchanges.registry import exchange_names, find_exchange, is_called
+from wadm_mcp.exchanges.names import InstrumentName, never, read_name
+from wadm_mcp.exchanges.registry import canonical_instrument, exchange_names, find_exchange
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
 from wadm_mcp.model import MARKETS, Instrument
-from wadm_mcp.queries.arguments import ALL, Call, read_exchange, read_market, read_whole, shown
+from wadm_mcp.queries.arguments import ALL, Call, Place, read_place, read_whole, shown
 from wadm_mcp.queries.markets import markets
 from wadm_mcp.queries.view import View
 from wadm_mcp.settings import Settings
 from wadm_mcp.storage.store import Store
 from wadm_mcp.suggest import nearest, plain
+
+TRACK: Final = "track_market"
+UNTRACK: Final = "untrack_market"
+"""The names of the two tools."""
 
 _POLL_SECONDS: Final = 0.5
 _SETTLE_SECONDS: Final = 3.0
@@ -61,72 +66,122 @@ class Tracking:
         Returns the rows of `list_markets` about it. `QueryError` for an invalid argument or too many instruments, `UnknownSymbol` where
         no exchange lists the symbol, `ExchangeError` where no exchange answers.
         """
-        call = Call("track_market", (("symbol", "ETHUSDT"),))
-        name, venues = self._read_venues(call, symbol, exchange, market)
-        seconds = read_whole(call, "wait", wait, 0, MAX_WAIT_SECONDS, DEFAULT_WAIT_SECONDS)
-        followed = {listing.instrument for listing in self._view.listings}
-        listed = {one for one in followed if is_called(one, name) and any(venue.trades_here(one) for venue in venues)}
-        near: set[str] = set()
-        failures: list[ExchangeError] = []
-        async with RestClient(proxied=not self._settings.stays_on_loopback) as rest:
-            for venue in [venue for venue in venues if not any(map(venue.trades_here, listed))]:
-                try:
-                    known = venue.by_symbol(await rest.listings(venue))
-                except ExchangeError as error:
-                    failures.append(error)
-                    continue
-                near.update(known)
-                if name in known:
-                    listed.add(known[name].instrument)
-        if not listed:
-            raise failures[0] if failures else _unlisted(call, symbol, name, venues, near)
-        new = sorted(listed - followed)
+        listed = await self._find(symbol, exchange, market)
+        seconds = read_whole(Call(TRACK, (("symbol", str(listed[0])),)), "wait", wait, 0, MAX_WAIT_SECONDS, DEFAULT_WAIT_SECONDS)
+        tracked = sorted(await self._store.tracked())
+        followed = {*(listing.instrument for listing in self._view.listings), *tracked}
+        new = [one for one in listed if one not in followed]
         if len(followed) + len(new) > self._settings.WADM_MAX_INSTRUMENTS:
+            way = "Remove one first" if tracked else "The operator can raise that setting or remove a symbol of WADM_SYMBOLS"
             raise QueryError(
                 f"symbol {shown(symbol)}: {len(followed)} instruments are followed and WADM_MAX_INSTRUMENTS="
-                f'{self._settings.WADM_MAX_INSTRUMENTS} is the limit. Remove one first: untrack_market(symbol="...")'
+                f"{self._settings.WADM_MAX_INSTRUMENTS} is the limit. {way}. Try {_call_to_untrack(tracked).example()}"
             )
         await self._store.track(new)
         log.info("market.track_requested", instruments=",".join(map(str, new)))
         self._changed()
         with anyio.move_on_after(seconds):
-            await self._wait_until_ready(sorted(listed), progress)
-        return await self._rows(sorted(listed))
+            await self._wait_until_ready(listed, progress)
+        return await self._rows(listed)
 
     async def untrack(self, *, symbol: object = None, exchange: object = ALL, market: object = None) -> Any:
         """Stop following a symbol that `track` added. Its stored data stays until its retention ends.
 
         `QueryError` where `track` did not add it: symbols that the settings name are removed there.
         """
-        call = Call("untrack_market", (("symbol", "ETHUSDT"),))
-        name, venues = self._read_venues(call, symbol, exchange, market)
-        tracked = await self._store.tracked()
-        exchanges = {venue.exchange.name for venue in venues}
-        chosen = [
-            one
-            for one in tracked
-            if is_called(one, name) and one.exchange in exchanges and (market is None or one.market == venues[0].market)
-        ]
+        tracked = sorted(await self._store.tracked())
+        call = _call_to_untrack(tracked)
+        chosen: list[Instrument] = []
+        if tracked:
+            asked = read_place(call, exchange, market, [tracked[0].market, *MARKETS])
+            names = _readings(call, symbol)
+            if clash := asked.contradiction(names[-1]):
+                raise QueryError(f"symbol={shown(symbol)} with {clash}. Try {call.example()}")
+            found = ([one for one in tracked if _is_named(one, name) and asked.completed_by(name).has(one)] for name in names)
+            chosen = next(filter(None, found), [])
         if not chosen:
-            added = ", ".join(sorted(map(str, tracked))) or "none"
+            added = ", ".join(map(str, tracked)) or "none"
             raise QueryError(
                 f"symbol {shown(symbol)} was not added by track_market. Added: {added}. "
-                "To stop recording a symbol of WADM_SYMBOLS, the operator must remove it from that setting"
+                f"To stop recording a symbol of WADM_SYMBOLS, the operator must remove it from that setting. Try {call.example()}"
             )
         await self._store.untrack(chosen)
         self._changed()
-        return {"untracked": sorted(map(str, chosen)), "kept": "stored data is kept; call track_market again to query it"}
+        return {"untracked": list(map(str, chosen)), "kept": "stored data is kept; call track_market again to query it"}
 
-    def _read_venues(self, call: Call, symbol: object, exchange: object, market: object) -> tuple[str, list[Venue]]:
-        if not isinstance(symbol, str) or not (name := plain(symbol)) or len(name) > _MAX_SYMBOL_CHARS:
-            raise call.refuse("symbol", symbol, "an exchange's own name of a symbol is needed, such as ETHUSDT")
-        named = read_exchange(call, exchange)
-        exchanges = self._settings.WADM_EXCHANGES if named == ALL else (named,)
-        chosen = read_market(call, market, MARKETS) or self._settings.WADM_MARKETS[0]
-        having = [one for one in exchange_names() if one in exchanges and chosen in find_exchange(one).traits]
+    async def example(self, tool: str) -> str:
+        """A call of one of the two tools that works, as text."""
+        return (self._call_to_track() if tool == TRACK else _call_to_untrack(sorted(await self._store.tracked()))).example()
+
+    def _call_to_track(self) -> Call:
+        """A call that works, because its symbol is followed already."""
+        followed = [str(listing.instrument) for listing in self._view.listings]
+        return Call(TRACK, (("symbol", [*followed, self._settings.WADM_SYMBOLS[0]][0]),))
+
+    async def _find(self, symbol: object, exchange: object, market: object) -> list[Instrument]:
+        """The instruments of a symbol that exchanges list, sorted. Errors as of `track`.
+
+        Where an instrument is followed already its exchange is not asked. The call that an error suggests is about a listed instrument.
+        """
+        call = self._call_to_track()
+        followed = [listing.instrument for listing in self._view.listings]
+        asked = read_place(call, exchange, market, [*(one.market for one in followed[:1]), *MARKETS])
+        names = _readings(call, symbol)
+        found = _Search(set(), [], {}, [])
+        lists: dict[str, list[Instrument]] = {}
+        async with RestClient(proxied=not self._settings.stays_on_loopback) as rest:
+            for name in names:
+                found = await self._search(rest, self._venues(call, asked, name), name, followed, lists)
+                if found.listed and not name.problem and not asked.contradiction(name):
+                    return sorted(found.listed)
+        name = names[-1]
+        if clash := asked.contradiction(name):
+            works = call.about(str(min(found.listed))) if found.listed else call
+            raise QueryError(f"symbol={shown(symbol)} with {clash}. Try {works.example()}")
+        if found.failures:
+            raise found.failures[0]
+        near = nearest(name.symbol, found.near)
+        works = call.about(str(found.near[near[0]])) if near else call
+        why = f": {name.problem}" if name.problem else ""
+        places = " and ".join(found.places)
+        raise UnknownSymbol(
+            f"symbol {shown(symbol)} is not listed at {places}{why}. Nearest: {', '.join(near) or 'none'}. Try {works.example()}"
+        )
+
+    async def _search(
+        self,
+        rest: RestClient,
+        venues: Sequence[Venue],
+        name: InstrumentName,
+        followed: Sequence[Instrument],
+        lists: dict[str, list[Instrument]],
+    ) -> _Search:
+        """Look a name up at these venues. `lists` keeps what they list, by the name of the venue."""
+        found = _Search(set(), [], {}, [])
+        for venue in venues:
+            found.places.append(venue.name)
+            every = [one for one in followed if venue.trades_here(one) and _is_named(one, name)]
+            if not every:
+                try:
+                    if venue.name not in lists:
+                        lists[venue.name] = [listing.instrument for listing in await rest.listings(venue)]
+                except ExchangeError as error:
+                    found.failures.append(error)
+                    continue
+                every = lists[venue.name]
+            found.near.update({one.symbol: one for one in every if one.symbol not in found.near})
+            found.listed.update(one for one in every if _is_named(one, name))
+        return found
+
+    def _venues(self, call: Call, asked: Place, name: InstrumentName) -> list[Venue]:
+        """The venues that may be meant. What the name says goes before an argument that contradicts it."""
+        place = Place(name.exchange or asked.exchange, name.market or asked.market)
+        exchanges = self._settings.WADM_EXCHANGES if place.exchange is None else (place.exchange,)
+        market = place.market or self._settings.WADM_MARKETS[0]
+        having = [one for one in exchange_names() if one in exchanges and market in find_exchange(one).traits]
         if not having:
-            raise call.refuse("market", chosen, f"{' and '.join(exchanges)} has no such market", market=None)
-        return name, [self._settings.venue(one, chosen) for one in having]
+            raise call.refuse("market", market, f"{' and '.join(exchanges)} has no such market", market=None)
+        return [self._settings.venue(one, market) for one in having]
 
     async def _wait_until_ready(self, wanted: Sequence[Instrument], progress: ProgressCallback) -> None:
         """Return once all of these are live and their history is imported."""
@@ -153,10 +208,27 @@ class Tracking:
         return {**answer, "tracked": [str(one) for one in wanted], "starting": missing, "markets": {**table, "rows": rows}}
 
 
-def _unlisted(call: Call, symbol: object, name: str, venues: Sequence[Venue], known: set[str]) -> UnknownSymbol:
-    near = nearest(name, known)
-    places = " and ".join(venue.name for venue in venues)
-    example = {"symbol": near[0]} if near else {}
-    return UnknownSymbol(
-        f"symbol {shown(symbol)} is not listed at {places}. Nearest: {', '.join(near) or 'none'}. Try {call.example(**example)}"
-    )
+class _Search(NamedTuple):
+    """What a search for a name found: the listed instruments, the exchanges' errors, every instrument there by symbol, and the venues."""
+
+    listed: set[Instrument]
+    failures: list[ExchangeError]
+    near: dict[str, Instrument]
+    places: list[str]
+
+
+def _call_to_untrack(tracked: Sequence[Instrument]) -> Call:
+    """A call that works; that of another tool while nothing is tracked."""
+    return Call(UNTRACK, (("symbol", str(tracked[0])),)) if tracked else Call("list_markets")
+
+
+def _readings(call: Call, symbol: object) -> list[InstrumentName]:
+    """The ways to read a name: as a symbol that an exchange may have (`BTCPERP`), and with what its ending says. Mostly they are one."""
+    own, ended = (read_name(symbol, is_symbol) if isinstance(symbol, str) else InstrumentName("") for is_symbol in (lambda _: True, never))
+    if not 0 < len(own.symbol) <= _MAX_SYMBOL_CHARS:
+        raise call.refuse("symbol", symbol, "the name of a symbol is needed, such as ETHUSDT")
+    return list(dict.fromkeys((own, own._replace(market=ended.market), ended)))
+
+
+def _is_named(instrument: Instrument, name: InstrumentName) -> bool:
+    return name.symbol in (plain(instrument.symbol), plain(canonical_instrument(instrument).symbol))

@@ -24,11 +24,9 @@ from wadm_mcp.server import answers, questions
 from wadm_mcp.server.context import ServedRuntime
 from wadm_mcp.server.questions import NEEDED, Question
 from wadm_mcp.server.reply import Reply, error_result, tool_result
-from wadm_mcp.tracking import DEFAULT_WAIT_SECONDS, Tracking
+from wadm_mcp.tracking import DEFAULT_WAIT_SECONDS, TRACK, UNTRACK, Tracking
 
 _READ_ONLY: Final = ToolAnnotations(read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
-_TRACK: Final = "track_market"
-_UNTRACK: Final = "untrack_market"
 
 _ARGUMENTS: Final[dict[str, dict[str, Any]]] = {
     "symbol": {"type": "string", "description": "e.g. BTCUSDT"},
@@ -156,11 +154,10 @@ class TrackingTool(Tool):
             unknown = [name for name in arguments if name not in self.parameters["properties"]]
             if unknown:
                 allowed = ", ".join(self.parameters["properties"])
-                return error_result(
-                    f'{self.name} has no argument {shown(unknown[0])}. Allowed: {allowed}. Try {self.name}(symbol="ETHUSDT")'
-                )
+                example = await runtime.tracking.example(self.name)
+                return error_result(f"{self.name} has no argument {shown(unknown[0])}. Allowed: {allowed}. Try {example}")
             given = {name: value for name, value in arguments.items() if value is not None}
-            if self.name == _TRACK:
+            if self.name == TRACK:
                 reply = Reply(await runtime.tracking.track(context.report_progress, **given))
             else:
                 reply = Reply(await runtime.tracking.untrack(**given))
@@ -179,7 +176,7 @@ def tools(*, tracking: bool = False) -> list[Tool]:
 
 def _track() -> Tool:
     return _tracking_tool(
-        _TRACK,
+        TRACK,
         "Follow a symbol",
         "Start recording a symbol that list_markets does not show yet, wherever the exchanges list it, and import its recent past. Waits "
         "for live trades and history and reports progress; asking again shows how far it is. Kept across restarts.",
@@ -190,7 +187,7 @@ def _track() -> Tool:
 
 def _untrack() -> Tool:
     return _tracking_tool(
-        _UNTRACK,
+        UNTRACK,
         "Stop following a symbol",
         "Stop recording a symbol that track_market added. Stored data stays.",
         answers.Untracked,

@@ -1,0 +1,159 @@
+"""Adding and removing instruments by every name that they are called by, with exchanges on loopback."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from mcp.client import Client
+from mcp_types import TextContent
+
+from tests.server.calls import suggested
+from wadm_mcp.model import Instrument
+from wadm_mcp.runtime import Runtime
+from wadm_mcp.server.server import build_server
+from wadm_mcp.settings import read_settings
+from wadm_mcp.simulator.listings import known_instruments
+from wadm_mcp.simulator.simulator import Simulator
+
+pytestmark = pytest.mark.anyio
+
+
+@asynccontextmanager
+async def following(folder: Path, **changes: object) -> AsyncGenerator[Client]:
+    """A client of a process that follows BTCUSDT on both spot markets and lets agents track."""
+    unusual = [Instrument("binance", "spot", "币安人生USDT"), Instrument("bybit", "linear", "BTCPERP")]
+    async with Simulator(manual=True, instruments=[*known_instruments(), *unusual]) as simulator:
+        urls = {f"WADM_{name.upper()}": url for name, url in simulator.urls.items()}
+        chosen = {"WADM_DATA_DIR": folder, "WADM_HISTORY_HOURS": 0, "WADM_ALLOW_TRACKING": True, **urls, **changes}
+        async with Runtime(read_settings({}, overrides=chosen)) as runtime, Client(build_server(runtime)) as client:
+            with anyio.fail_after(15):
+                while len(runtime.followed) < 2:
+                    await anyio.sleep(0.02)
+            yield client
+
+
+async def call(client: Client, tool: str, **arguments: Any) -> dict[str, Any] | str:
+    """The answer of a tool, or the text of its error. Tracking does not wait for trades."""
+    result = await client.call_tool(tool, {"wait": 0, **arguments} if tool == "track_market" else arguments)
+    (block, *_) = result.content
+    assert isinstance(block, TextContent)
+    return block.text if result.is_error else dict(result.structured_content or {})
+
+
+@pytest.mark.parametrize(
+    ("name", "tracked"),
+    [
+        ("eth/usdt", ["binance:spot:ETHUSDT", "bybit:spot:ETHUSDT"]),
+        ("binance:spot:SOLUSDT", ["binance:spot:SOLUSDT"]),
+        ("all:linear:BTCUSDT", ["binance:linear:BTCUSDT", "bybit:linear:BTCUSDT"]),
+        ("BTC/USDT:USDT", ["binance:linear:BTCUSDT", "bybit:linear:BTCUSDT"]),
+        ("BYBIT:BTCUSDT.P", ["bybit:linear:BTCUSDT"]),
+        ("BTC-USDT-SWAP", ["binance:linear:BTCUSDT", "bybit:linear:BTCUSDT"]),
+        ("币安人生/USDT", ["binance:spot:币安人生USDT"]),
+        ("bybit:linear:BTCPERP", ["bybit:linear:BTCPERP"]),
+        ("btc-perp", ["bybit:linear:BTCPERP"]),
+    ],
+)
+async def test_a_symbol_is_tracked_and_untracked_by_any_name(tmp_path: Path, name: str, tracked: list[str]) -> None:
+    async with following(tmp_path) as client:
+        answer = await call(client, "track_market", symbol=name)
+        assert isinstance(answer, dict)
+        assert answer["tracked"] == tracked
+        assert await call(client, "untrack_market", symbol=name) == {
+            "untracked": tracked,
+            "kept": "stored data is kept; call track_market again to query it",
+        }
+
+
+async def test_a_name_that_an_answer_wrote_is_taken_back(tmp_path: Path) -> None:
+    async with following(tmp_path) as client:
+        answer = await call(client, "track_market", symbol="SOLUSDT")
+        assert isinstance(answer, dict)
+        assert answer["tracked"] == ["binance:spot:SOLUSDT", "bybit:spot:SOLUSDT"]
+        removed = await call(client, "untrack_market", symbol="binance:spot:SOLUSDT")
+        assert isinstance(removed, dict)
+        assert removed["untracked"] == ["binance:spot:SOLUSDT"]
+        assert await call(client, "untrack_market", symbol="binance:spot:SOLUSDT") == (
+            'symbol "binance:spot:SOLUSDT" was not added by track_market. Added: bybit:spot:SOLUSDT. To stop recording a symbol of '
+            'WADM_SYMBOLS, the operator must remove it from that setting. Try untrack_market(symbol="bybit:spot:SOLUSDT")'
+        )
+
+
+_REFUSED = [
+    ({"symbol": "BTCUSDT_270326"}, "BTCUSDT", "delivery date"),
+    ({"symbol": "BTC/USDT:USDT-270326"}, "BTCUSDT", "delivery date"),
+    ({"symbol": "ETHUSDX"}, "ETHUSDT", "is not listed at binance spot and bybit spot. Nearest: ETHUSDT"),
+    ({"symbol": "binance:spot:QQQQQ"}, "BTCUSDT", "is not listed at binance spot. Nearest: none"),
+    ({"symbol": "BTC/USD:BTC"}, "BTC", "settled in its base asset"),
+    ({"symbol": "kraken:ETHUSDT"}, "ETHUSDT", "a part of it is neither an exchange"),
+    ({"symbol": "ETHUSDX.P", "exchange": "bybit"}, "ETHUSDT", "is not listed at bybit linear. Nearest: ETHUSDT"),
+    (
+        {"symbol": "binance:linear:ETHUSDT", "exchange": "bybit"},
+        "binance:linear:ETHUSDT",
+        'with exchange="bybit": the symbol names binance',
+    ),
+    ({"symbol": "ETHUSDT-PERP", "market": "spot"}, "linear:ETHUSDT", 'with market="spot": the symbol names linear'),
+    ({"symbol": "bnbusdt", "exchange": "bybit"}, "", "is not listed at bybit spot"),
+    ({"symbol": "ETHUSDT", "wait": 999}, "binance:spot:ETHUSDT", "wait=999: a whole number from 0 to 300 is needed"),
+    ({"symbol": "ETHUSDT", "exchange": "kraken"}, "", 'exchange="kraken": allowed are binance, bybit, all'),
+    ({"symbol": "ETHUSDT", "market": "options"}, "", 'market="options": allowed are spot, linear'),
+    ({"symbol": "..."}, "", "the name of a symbol is needed"),
+    ({"symbol": "X" * 200}, "", "the name of a symbol is needed"),
+    ({"symbol": 7}, "", "the name of a symbol is needed"),
+    ({"symbol": "ETHUSDT", "for_ever": True}, "", 'has no argument "for_ever"'),
+]
+
+
+async def test_a_refused_request_suggests_another_one_that_is_accepted(tmp_path: Path) -> None:
+    async with following(tmp_path) as client:
+        for arguments, named, said in _REFUSED:
+            refusal = await call(client, "track_market", **arguments)
+            assert isinstance(refusal, str), arguments
+            assert said in refusal
+            tool, instead = suggested(refusal)
+            assert named in str(instead["symbol"]), refusal
+            assert (tool, instead) != ("track_market", arguments), refusal
+            assert 0 <= instead.pop("wait", 0) <= 300
+            assert isinstance(await call(client, tool, **instead), dict), refusal
+
+
+async def test_a_refused_removal_suggests_another_one_that_is_accepted(tmp_path: Path) -> None:
+    async with following(tmp_path) as client:
+        wrong: list[dict[str, Any]] = [
+            {"symbol": "BTCUSDT"},
+            {"symbol": "binance:spot:SOLUSDT", "exchange": "bybit"},
+            {"symbol": "SOLUSDT.P", "market": "spot"},
+            {"symbol": "SOLUSDT_270326"},
+            {"symbol": None},
+            {"symbol": "SOLUSDT", "exchange": "kraken"},
+            {"symbol": "SOLUSDT", "market": "options"},
+            {"symbol": "SOLUSDT", "wait": 3},
+        ]
+        for arguments in wrong:
+            await call(client, "untrack_market", symbol="SOLUSDT")
+            refusal = await call(client, "untrack_market", **arguments)
+            assert isinstance(refusal, str), arguments
+            assert suggested(refusal) == ("list_markets", {}), refusal
+            await call(client, "track_market", symbol="SOLUSDT")
+            refusal = await call(client, "untrack_market", **arguments)
+            assert isinstance(refusal, str), arguments
+            tool, instead = suggested(refusal)
+            assert (tool, instead) != ("untrack_market", arguments)
+            assert isinstance(await call(client, tool, **instead), dict), refusal
+
+
+async def test_at_the_limit_the_error_names_a_call_that_makes_room(tmp_path: Path) -> None:
+    async with following(tmp_path, WADM_MAX_INSTRUMENTS=3) as client:
+        refusal = await call(client, "track_market", symbol="SOLUSDT")
+        assert isinstance(refusal, str)
+        assert "WADM_MAX_INSTRUMENTS=3 is the limit. The operator can raise that setting" in refusal
+        assert suggested(refusal) == ("list_markets", {})
+        await call(client, "track_market", symbol="binance:spot:SOLUSDT")
+        refusal = await call(client, "track_market", symbol="binance:spot:ETHUSDT")
+        assert isinstance(refusal, str)
+        assert suggested(refusal) == ("untrack_market", {"symbol": "binance:spot:SOLUSDT"})
