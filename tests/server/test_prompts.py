@@ -78,6 +78,12 @@ async def test_a_market_and_a_window_are_passed_on_to_the_calls() -> None:
     assert 'compare_exchanges(symbol="BTCUSDT", window="4h")' in text
 
 
+async def test_a_name_of_another_form_becomes_arguments_of_the_calls() -> None:
+    text = await _text("waickoff_report", {"symbol": "bybit:BTC/USDT:USDT", "window": "4h"})
+    assert 'get_volume_profile(symbol="BTCUSDT", exchange="bybit", market="linear", window="4h", detail="brief")' in text
+    assert 'compare_exchanges(symbol="BTCUSDT", window="4h")' in text
+
+
 async def test_a_closed_session_is_asked_about_as_of_its_end() -> None:
     text = await _text("session_review", {"symbol": "BTCUSDT", "session": "2026-05-31"})
     assert 'get_market_structure(symbol="BTCUSDT", as_of="2026-06-01T00:00Z", detail="full")' in text
@@ -102,6 +108,18 @@ async def test_a_language_is_known_by_its_names(spoken: str) -> None:
     [
         ("waickoff_report", {}, "waickoff_report needs the argument symbol. Try waickoff_report("),
         ("waickoff_report", {"symbol": " "}, "waickoff_report needs the argument symbol."),
+        ("waickoff_report", {"symbol": "x" * 100_000}, 'symbol "xxx'),
+        (
+            "waickoff_report",
+            {"symbol": "BTCUSDT.P", "market": "spot"},
+            'symbol="BTCUSDT.P" with market="spot": the symbol names linear. Try waickoff_report(symbol="BTCUSDT")',
+        ),
+        ("compare_venues", {"symbol": "BTCUSDT_270326"}, 'symbol "BTCUSDT_270326": it names a contract with a delivery date'),
+        (
+            "session_review",
+            {"symbol": "BTCUSDT", "exchange": "okx"},
+            'exchange="okx": allowed are binance, bybit, all. Try session_review(',
+        ),
         ("waickoff_report", {"symbol": "BTCUSDT", "windo": "1h"}, 'waickoff_report has no argument "windo". Nearest: window.'),
         ("waickoff_report", {"symbol": "BTCUSDT", "language": "fr"}, 'language="fr": allowed are en, es. Try waickoff_report('),
         ("session_review", {"symbol": "BTCUSDT", "session": "yesterday"}, 'session="yesterday": a day as YYYY-MM-DD is needed.'),

@@ -55,6 +55,27 @@ async def test_a_listener_is_notified_of_the_instruments_that_it_subscribed_to()
     assert heard == {_TRADES, _MERGED, "wadm://markets"}
 
 
+async def test_a_resource_is_updated_under_every_name_under_which_it_is_read() -> None:
+    runtime = FakeRuntime()
+    server = build_server(runtime)
+    await server.publisher.publish()
+    spellings = ["wadm://BINANCE/spot/btc-usdt/trades", "wadm://binance/Spot/BTC%2FUSDT/trades", "wadm://all/spot/all:spot:BTCUSDT/trades"]
+    others = ["wadm://binance/perp/BTCUSDT/trades", "wadm://binance/spot/ETHUSDT/trades"]
+    with anyio.fail_after(5):
+        async with Client(server) as client, client.listen(resource_subscriptions=[*others, *spellings]) as events:
+            for uri in spellings:
+                assert (await client.read_resource(uri)).contents
+            runtime.trade()
+            await server.publisher.publish()
+            heard: list[str] = []
+            async for event in events:
+                assert isinstance(event, ResourceUpdated)
+                heard.append(event.uri)
+                if len(heard) == len(spellings):
+                    break
+    assert sorted(heard) == sorted(spellings)
+
+
 async def test_a_subscriber_of_the_older_protocol_is_notified_until_it_unsubscribes() -> None:
     runtime, inbox = FakeRuntime(), _Inbox()
     server = build_server(runtime)

@@ -7,8 +7,10 @@ from mcp.client import Client
 from mcp.shared.exceptions import MCPError
 from mcp_types import TextResourceContents
 
+from tests.market import listing
 from tests.server.fake import ERAS, FakeRuntime
 from wadm_mcp.errors import StoreError
+from wadm_mcp.model import Instrument
 from wadm_mcp.server.guide import GUIDE
 from wadm_mcp.server.server import build_server
 
@@ -51,6 +53,17 @@ async def test_every_listed_resource_can_be_read() -> None:
             assert isinstance(content, TextResourceContents)
             assert content.mime_type == one.mime_type
             assert content.text
+
+
+async def test_a_resource_is_read_by_every_name_of_its_instrument() -> None:
+    runtime = FakeRuntime()
+    runtime.tape.follow(listing(Instrument("binance", "spot", "币安人生USDT")))
+    for path in ("binance/spot/btc-usdt", "BINANCE/Spot/binance:spot:BTCUSDT", "binance/spot/BTC%2FUSDT"):
+        assert json.loads((await _read(runtime, f"wadm://{path}/trades"))[0])["instrument"] == "binance:spot:BTCUSDT"
+    for symbol in ("币安人生USDT", "%E5%B8%81%E5%AE%89%E4%BA%BA%E7%94%9FUSDT", "币安人生-usdt"):
+        assert json.loads((await _read(runtime, f"wadm://all/spot/{symbol}/trades"))[0])["instrument"] == "all:spot:币安人生USDT"
+    said = (await _refusal(runtime, "wadm://binance/spot/BTCUSDT.P/trades")).error.message
+    assert said.startswith('symbol="BTCUSDT.P" with market="spot": the symbol names linear.')
 
 
 @pytest.mark.parametrize("era", ERAS)

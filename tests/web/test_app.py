@@ -45,6 +45,16 @@ async def test_a_json_route_answers_the_same_as_its_tool(path: str) -> None:
     assert response.text == json.dumps(response.json(), separators=(",", ":"), ensure_ascii=False)
 
 
+async def test_a_route_reads_a_symbol_as_its_tool_does() -> None:
+    async with _client(FakeRuntime()) as client:
+        answer = await client.get("/api/trades", params={"symbol": "BINANCE:BTC/USDT"})
+        perpetual = await client.get("/api/trades", params={"symbol": "BTC/USDT:USDT"})
+        contradiction = await client.get("/api/trades", params={"symbol": "binance:spot:BTCUSDT", "exchange": "bybit"})
+    assert (answer.status_code, answer.json()["instrument"]) == (200, "binance:spot:BTCUSDT")
+    assert (perpetual.status_code, perpetual.json()["error"][:48]) == (404, 'symbol "BTCUSDT" is not followed in market linea')
+    assert (contradiction.status_code, "the symbol names binance" in contradiction.json()["error"]) == (400, True)
+
+
 @pytest.mark.parametrize("path", _ROUTES)
 async def test_messagepack_carries_the_same_as_json(path: str) -> None:
     arguments = arguments_for(_ROUTES[path])

@@ -25,6 +25,7 @@ Every figure comes from recorded public trades. Every answer begins with `covera
   named by their start; sessions begin at 00:00 UTC.
 - `trade_type` is the aggressor's side. `delta` = buy - sell volume; `cumulative_delta` counts from 00:00 UTC and is complete if
   `coverage.anchor` has ratio 1. `imbalance_ratio` = delta / volume.
+- `symbol` may name its place: `binance:linear:BTCUSDT`, `BTC/USDT:USDT` and `BTCUSDT.P` (linear), `BTCUSDT:spot`.
 - Rows are `row_size` high and named by their low price; `vah` is a row's top tick. Compare profiles at one `row_size`.
 - `exchange=all` (default) merges the exchanges of one market; coverage is then the worst one's (`worst`), `parts` has each. Spot and
   linear are never merged: compare_exchanges sets them side by side.

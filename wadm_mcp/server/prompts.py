@@ -3,7 +3,6 @@ in each language."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Annotated, Any, Final
 
@@ -11,21 +10,24 @@ from mcp.server.mcpserver import MCPServer
 from pydantic import Field
 
 from wadm_mcp.errors import QueryError
-from wadm_mcp.model import SECOND
-from wadm_mcp.queries.arguments import shown
+from wadm_mcp.exchanges.registry import exchange_names
+from wadm_mcp.model import MARKETS, SECOND
+from wadm_mcp.queries.arguments import Call, read_place, read_symbol, shown
 from wadm_mcp.queries.numbers import iso_minute
+from wadm_mcp.queries.view import View
 from wadm_mcp.server.prompt_texts import COMPARE_VENUES, SESSION_REVIEW, WAICKOFF_REPORT
+from wadm_mcp.suggest import plain
 
 LANGUAGES: Final = {"en": "en", "english": "en", "inglés": "en", "es": "es", "spanish": "es", "español": "es"}
 
 _Symbol = Annotated[str, Field(description="a followed symbol, e.g. BTCUSDT")]
 _Window = Annotated[str, Field(description="15m, 1h, 4h, 24h, 7d or session")]
-_Exchange = Annotated[str, Field(description="binance, bybit or all; default: all, merged")]
+_Exchange = Annotated[str, Field(description=f"{', '.join(exchange_names())} or all; default: all, merged")]
 _Market = Annotated[str, Field(description="spot or linear; default: the first market followed")]
 _Language = Annotated[str, Field(description="en or es: the language of the report")]
 
 
-def declare(server: MCPServer[Any], clock: Callable[[], int]) -> None:
+def declare(server: MCPServer[Any], view: View) -> None:
     """Register the prompts."""
 
     @server.prompt(title="waickoff report")
@@ -33,7 +35,7 @@ def declare(server: MCPServer[Any], clock: Callable[[], int]) -> None:
         symbol: _Symbol, window: _Window = "24h", exchange: _Exchange = "", market: _Market = "", language: _Language = "en"
     ) -> str:
         """A Wyckoff-style report on one symbol: coverage, facts, judgement, scenarios with their invalidation."""
-        return _filled(WAICKOFF_REPORT, symbol, exchange, market, language, window=window)
+        return _filled(WAICKOFF_REPORT, _about(view, "waickoff_report", symbol, exchange, market), language, window=window)
 
     @server.prompt(title="Session review")
     async def session_review(
@@ -44,17 +46,18 @@ def declare(server: MCPServer[Any], clock: Callable[[], int]) -> None:
         language: _Language = "en",
     ) -> str:
         """What one session did: where value went, who was aggressive, what the events led to within the session."""
-        closed = session if session and _end_of(session) <= clock() else ""
-        return _filled(SESSION_REVIEW, symbol, exchange, market, language, session=closed)
+        closed = session if session and _end_of(session) <= view.clock() else ""
+        return _filled(SESSION_REVIEW, _about(view, "session_review", symbol, exchange, market), language, session=closed)
 
     @server.prompt(title="Compare venues")
     async def compare_venues(symbol: _Symbol, window: _Window = "4h", language: _Language = "en") -> str:
-        """Spot against perpetuals, Binance against Bybit: who trades, who is aggressive, who moves first, at what basis."""
-        return _filled(COMPARE_VENUES, symbol, "", "", language, window=window)
+        """Spot against perpetuals, exchange against exchange: who trades, who is aggressive, who moves first, at what basis."""
+        return _filled(COMPARE_VENUES, {"symbol": _about(view, "compare_venues", symbol)["symbol"]}, language, window=window)
 
 
-def check(name: str, arguments: dict[str, str]) -> None:
+def check(name: str, arguments: dict[str, str], view: View) -> None:
     """Check the values of a prompt's arguments. `QueryError` for an invalid one."""
+    _about(view, name, arguments["symbol"], arguments.get("exchange", ""), arguments.get("market", ""))
     if "language" in arguments:
         _language(name, arguments["language"])
     day = arguments.get("session", "")
@@ -62,9 +65,22 @@ def check(name: str, arguments: dict[str, str]) -> None:
         raise QueryError(f'session={shown(day)}: a day as YYYY-MM-DD is needed. Try session_review(symbol="BTCUSDT", session="2026-06-01")')
 
 
-def _filled(texts: dict[str, str], symbol: str, exchange: str, market: str, language: str, *, window: str = "", session: str = "") -> str:
-    where = {"exchange": exchange, "market": market}
-    about = {"symbol": symbol.strip().upper(), **{name: value for name, value in where.items() if value}}
+def _about(view: View, name: str, symbol: str, exchange: str = "", market: str = "") -> dict[str, str]:
+    """Symbol, and exchange and market where they are said, as arguments of calls. `QueryError` for what those calls would refuse."""
+    call = Call(name, (("symbol", "BTCUSDT"),))
+    followed = {plain(listing.instrument.symbol) for listing in view.listings}
+    named = read_symbol(call, symbol, sorted(followed), followed.__contains__)
+    asked = read_place(call, exchange or None, market or None, MARKETS)
+    problem = named.problem or ("" if named.symbol else "it has no letter or digit, or more than 100 characters")
+    if problem:
+        raise QueryError(f"symbol {shown(symbol)}: {problem}. Try {call.example()}")
+    if clash := asked.contradiction(named):
+        raise QueryError(f"symbol={shown(symbol)} with {clash}. Try {call.about(named.symbol).example()}")
+    place = asked.completed_by(named)._asdict()
+    return {"symbol": named.symbol, **{name: value for name, value in place.items() if value is not None}}
+
+
+def _filled(texts: dict[str, str], about: dict[str, str], language: str, *, window: str = "", session: str = "") -> str:
     spoken = _language("waickoff_report", language)
     after = iso_minute(_end_of(session)) if session else ""
     ends = {"as_of": after} if session else {}

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, Final, Protocol
+from urllib.parse import unquote
 
 import anyio
 from mcp.server.connection import Connection
@@ -21,10 +23,13 @@ from mcp.shared.exceptions import MCPError
 from mcp_types import INVALID_PARAMS, EmptyResult, SubscribeRequestParams, UnsubscribeRequestParams
 
 from wadm_mcp.coverage.judge import IN_TRANSIT
+from wadm_mcp.exchanges.names import MARKET_WORDS, read_name
+from wadm_mcp.exchanges.registry import canonical_instrument
 from wadm_mcp.logs import log
 from wadm_mcp.model import Instrument, Timeframe
 from wadm_mcp.queries.arguments import ALL
 from wadm_mcp.queries.view import View
+from wadm_mcp.suggest import plain
 
 _PUBLISH_SECONDS: Final = 1.0
 """Time between two rounds of updates."""
@@ -33,6 +38,8 @@ _SEND_SECONDS: Final = 1.0
 _MAX_URIS: Final = 256
 """URIs that one client may subscribe to."""
 _MAX_URI_CHARS: Final = 256
+_CACHED_NAMES: Final = 4_096
+"""Spellings of instruments in URIs that are remembered."""
 
 
 class _Source(Protocol):
@@ -95,14 +102,15 @@ class Publisher:
                     tasks.start_soon(_notify, connection, due)
 
     def _changed(self) -> set[Instrument]:
-        """Instruments that traded since the last round; each also with the exchange `all`, as in the URIs of merged answers."""
+        """Instruments that traded since the last round, with plain symbols; each also with the exchange `all`, as in merged answers."""
         view, changed = self._source.view, set[Instrument]()
         for listing in view.listings:
             instrument = listing.instrument
             newest = view.newest(instrument)
             if newest is not None and self._published.get(instrument) != newest.order:
                 self._published[instrument] = newest.order
-                changed |= {instrument, instrument._replace(exchange=ALL)}
+                for symbol in {plain(instrument.symbol), plain(canonical_instrument(instrument).symbol)}:
+                    changed |= {instrument._replace(symbol=symbol), Instrument(ALL, instrument.market, symbol)}
         return changed
 
     def _closed(self) -> set[str]:
@@ -149,9 +157,16 @@ def _concerns(uri: str, changed: set[Instrument], closed: set[str]) -> bool:
         case [_, _, _, _, timeframe] if timeframe in closed:
             return True
         case [exchange, market, symbol, *_]:
-            return Instrument(exchange.lower(), market.lower(), symbol.upper()) in changed
+            return _instrument(exchange, market, symbol) in changed
         case _:
             return False
+
+
+@lru_cache(_CACHED_NAMES)
+def _instrument(exchange: str, market: str, symbol: str) -> Instrument:
+    """The instrument of a URI, by plain symbol, spelled in any way in which the resource can be read."""
+    market = unquote(market).strip().lower()
+    return Instrument(unquote(exchange).strip().lower(), MARKET_WORDS.get(market, market), read_name(unquote(symbol)).symbol)
 
 
 def _listened_to(params: Mapping[str, Any] | None) -> set[str]:
