@@ -55,6 +55,11 @@ def test_a_secret_never_shows() -> None:
     assert "very-secret" not in repr(settings) + str(settings)
 
 
+_SYMBOLS_ALLOWED = "allowed are letters and digits, at most 40, comma separated, such as BTCUSDT,ETHUSDT"
+_WITH_VENUE = ". For bybit:spot:btcusdt write BTCUSDT and WADM_EXCHANGES=bybit and WADM_MARKETS=spot"
+_RECORDED = "and WADM records spot and perpetuals"
+
+
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
@@ -62,7 +67,11 @@ def test_a_secret_never_shows() -> None:
         ("WADM_MINUTES_TTL_DAYS", "1.5", "a whole number from 1 to 3650 is needed"),
         ("WADM_ALLOW_TRACKING", "maybe", "allowed are true and false"),
         ("WADM_HISTORY_RAW", "2", "allowed are true and false"),
-        ("WADM_SYMBOLS", "BTC-USDT", "allowed are letters and digits, at most 40, comma separated, such as BTCUSDT,ETHUSDT"),
+        ("WADM_SYMBOLS", "BTC-USDT", _SYMBOLS_ALLOWED + ". For BTC-USDT write BTCUSDT"),
+        ("WADM_SYMBOLS", "BTC/USDT:USDT", _SYMBOLS_ALLOWED + ". For BTC/USDT:USDT write BTCUSDT and WADM_MARKETS=linear"),
+        ("WADM_SYMBOLS", "bybit:spot:btcusdt", _SYMBOLS_ALLOWED + _WITH_VENUE),
+        ("WADM_SYMBOLS", "BTCUSDT_270326", _SYMBOLS_ALLOWED + ". BTCUSDT_270326: it names a contract with a delivery date, " + _RECORDED),
+        ("WADM_SYMBOLS", "***", _SYMBOLS_ALLOWED),
         ("WADM_BINANCE_SPOT_WS", "stream.binance.com", "a base URL without path is needed, such as wss://host:port"),
         ("WADM_BYBIT_REST", "https://host?x=1", "a base URL without path is needed, such as https://host:port"),
     ],

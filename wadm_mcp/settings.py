@@ -22,6 +22,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 
 from wadm_mcp.errors import SettingError, printable
 from wadm_mcp.exchanges.exchange import Host, Venue
+from wadm_mcp.exchanges.names import read_name
 from wadm_mcp.exchanges.registry import exchange_names, find_exchange
 from wadm_mcp.model import DAY, HOUR, MARKETS, Retention
 from wadm_mcp.suggest import nearest
@@ -50,8 +51,20 @@ def _folder(folder: Path) -> Path:
 def _symbols(names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
         if not (name.isascii() and name.isalnum() and len(name) <= _MAX_SYMBOL_CHARS):
-            raise ValueError(f"allowed are letters and digits, at most {_MAX_SYMBOL_CHARS}, comma separated, such as BTCUSDT,ETHUSDT")
+            allowed = f"allowed are letters and digits, at most {_MAX_SYMBOL_CHARS}, comma separated, such as BTCUSDT,ETHUSDT"
+            raise ValueError(f"{allowed}{_advice_on(name)}")
     return _unique(tuple(name.upper() for name in names), "symbol")
+
+
+def _advice_on(name: str) -> str:
+    """What to write instead of an instrument's name of another form, as a clause; empty where the name says nothing."""
+    named = read_name(name)
+    if named.problem:
+        return f". {printable(name, _SHOWN_CHARS)}: {named.problem}"
+    if not 0 < len(named.symbol) <= _MAX_SYMBOL_CHARS or named.symbol == name.upper():
+        return ""
+    others = [f"{setting}={value}" for setting, value in (("WADM_EXCHANGES", named.exchange), ("WADM_MARKETS", named.market)) if value]
+    return f". For {printable(name, _SHOWN_CHARS)} write {' and '.join([named.symbol, *others])}"
 
 
 def _exchanges(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import gc
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from wadm_mcp.errors import ungrouped
+from wadm_mcp.errors import SettingError, printable, ungrouped
 from wadm_mcp.settings import Settings
 
 if TYPE_CHECKING:
     from wadm_mcp.commands.audit import Choice
+
+
+_SHOWN_CHARS: Final = 100
 
 
 async def run_command(settings: Settings, arguments: argparse.Namespace) -> int:
@@ -57,6 +60,17 @@ async def run_command(settings: Settings, arguments: argparse.Namespace) -> int:
 
 
 def _choice(arguments: argparse.Namespace) -> Choice:
+    """What the arguments choose. `SettingError` for a symbol that cannot be recorded, or that contradicts another argument."""
     from wadm_mcp.commands.audit import Choice
+    from wadm_mcp.exchanges.names import InstrumentName, read_name
+    from wadm_mcp.queries.arguments import Place
 
-    return Choice(arguments.exchange, arguments.market, arguments.symbol, arguments.start, arguments.end)
+    given, place = arguments.symbol, Place(arguments.exchange, arguments.market)
+    named = InstrumentName("") if given is None else InstrumentName(given) if given.isalnum() else read_name(given)
+    if named.problem or (given is not None and not named.symbol):
+        problem = named.problem or "the name of a symbol is needed, such as BTCUSDT"
+        raise SettingError(f"--symbol {printable(given, _SHOWN_CHARS)}: {problem}")
+    if clash := place.contradiction(named):
+        raise SettingError(f"--symbol {printable(given, _SHOWN_CHARS)} with --{clash}. Give one of them")
+    exchange, market = place.completed_by(named)
+    return Choice(exchange, market, named.symbol or None, arguments.start, arguments.end)
