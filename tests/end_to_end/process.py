@@ -61,15 +61,18 @@ class Served:
 
 
 @asynccontextmanager
-async def serving(folder: Path, *arguments: str, settings: Mapping[str, str] | None = None, name: str = "log") -> AsyncGenerator[Served]:
+async def serving(
+    folder: Path, *arguments: str, settings: Mapping[str, str] | None = None, name: str = "log", command: Sequence[str] = COMMAND
+) -> AsyncGenerator[Served]:
     """`wadm-mcp ARGUMENTS`, up and answering; killed at the end if it still runs."""
     port = free_port()
     log = folder.parent / f"{folder.name}-{name}.txt"
     env = environment(folder, WADM_PORT=str(port), **(settings or {}))
     url = f"http://127.0.0.1:{port}"
     with log.open("w") as stderr:
-        command = [*COMMAND, *arguments]
-        async with await anyio.open_process(command, env=env, stdout=subprocess.PIPE, stderr=stderr, cwd=folder.parent) as process:
+        async with await anyio.open_process(
+            [*command, *arguments], env=env, stdout=subprocess.PIPE, stderr=stderr, cwd=folder.parent
+        ) as process:
             assert process.stdout is not None
             try:
                 with anyio.fail_after(START_WITHIN):

@@ -17,7 +17,7 @@ import pytest
 from anyio import to_thread
 from anyio.abc import Process
 
-from tests.end_to_end.process import ended, serving, started, until
+from tests.end_to_end.process import COMMAND, ended, serving, started, until
 from wadm_mcp.clock import now_ms
 from wadm_mcp.simulator.simulator import Simulator
 
@@ -87,6 +87,42 @@ async def test_stdio_stops_on_a_signal_although_its_input_stays_open(tmp_path: P
         stderr = b"".join([part async for part in process.stderr])
         assert b"Traceback" not in stderr
         assert b"recorder.begins" in stderr
+
+
+async def test_a_hangup_stops_stdio_like_any_other_stop_signal(tmp_path: Path) -> None:
+    async with speaking(tmp_path) as process:
+        process.send_signal(signal.SIGHUP)
+        status, stderr = await ended(process)
+    assert status == 0
+    assert "Traceback" not in stderr
+
+
+async def test_a_hangup_stops_serve_and_does_not_if_nohup_started_it(tmp_path: Path) -> None:
+    async with serving(tmp_path / "data", "serve", "--demo") as served:
+        assert await served.stop(signal.SIGHUP) == 0
+        assert "Traceback" not in served.stderr
+    async with serving(tmp_path / "data", "serve", "--demo", command=("nohup", *COMMAND), name="nohup") as served:
+        served.process.send_signal(signal.SIGHUP)
+        assert await served.get("/health/live")
+        assert await served.stop() == 0
+
+
+LAUNCHER = "import subprocess, sys; subprocess.run(sys.argv[1:])"
+
+
+async def test_stdio_stops_when_its_parent_has_ended_although_another_process_holds_its_input_open(tmp_path: Path) -> None:
+    async with started(tmp_path, "--demo", command=[sys.executable, "-c", LAUNCHER, *COMMAND]) as parent:
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        assert parent.stderr is not None
+        await parent.stdin.send(INITIALIZE)
+        with anyio.fail_after(30):
+            assert b'"serverInfo"' in await parent.stdout.receive()
+        parent.kill()
+        with anyio.fail_after(6):
+            stderr = b"".join([part async for part in parent.stderr]).decode()
+    assert "stdio.closed by=parent" in stderr
+    assert "Traceback" not in stderr
 
 
 async def test_stdio_stops_at_the_end_of_its_input(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT, from the first instruction of the process to its last: either one ends the process with status 0.
+"""SIGTERM, SIGINT and SIGHUP, from the first instruction of the process to its last: each of them ends the process with status 0.
 
 During start-up a signal ends the process at once. While a command runs, the signal is passed to the command. Afterwards it is ignored.
 One handler replaces another directly, so that the system's default handler is never active in between.
@@ -15,8 +15,16 @@ from contextlib import closing, contextmanager, suppress
 from types import FrameType
 from typing import Final, NoReturn
 
-STOPS: Final = (signal.SIGINT, signal.SIGTERM)
-"""The signals that stop the process."""
+
+def _stops() -> tuple[signal.Signals, ...]:
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hangup is None or signal.getsignal(hangup) is signal.SIG_IGN:
+        return (signal.SIGINT, signal.SIGTERM)
+    return (signal.SIGINT, signal.SIGTERM, hangup)
+
+
+STOPS: Final = _stops()
+"""The signals that stop the process. SIGHUP is one of them, unless the process was started with it ignored, as `nohup` does."""
 
 
 def exit_on_signals() -> None:

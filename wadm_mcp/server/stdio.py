@@ -1,7 +1,7 @@
 """MCP over stdin and stdout, for the client that launched this process. Only MCP goes to stdout.
 
-Serving ends at the end of input, on SIGTERM or SIGINT, or when the runtime fails. The runtime is closed and flushed before the transport,
-so that a client that stops reading cannot cause data loss.
+Serving ends at the end of input, on a stop signal, when the process that launched this one has ended, or when the runtime fails. The
+runtime is closed and flushed before the transport, so that a client that stops reading cannot cause data loss.
 """
 
 from __future__ import annotations
@@ -31,12 +31,14 @@ from wadm_mcp.server.server import WadmServer
 _STDIN: Final = 0
 _CHUNK_BYTES: Final = 1 << 16
 _QUEUED_LINES: Final = 16
+_PARENT_SECONDS: Final = 1.0
+"""Time between two looks whether the parent process lives."""
 _CLOSE_SECONDS: Final = 0.5
 """Time the transport may take to end once everything is flushed."""
 
 
 async def serve_stdio(server: WadmServer, runtime: ServedRuntime) -> None:
-    """Serve one client over stdin and stdout until it leaves or a signal arrives; then return.
+    """Serve one client over stdin and stdout until it leaves or ends, or a signal arrives; then return.
 
     Enters the runtime, once. Raises the `WadmError` that the runtime failed with.
     """
@@ -66,7 +68,12 @@ async def serve_stdio(server: WadmServer, runtime: ServedRuntime) -> None:
                     failures.append(await runtime.failed())
                     ended.set()
 
-                for task in (run_session, stop_on_signal, stop_on_failure):
+                async def stop_without_parent() -> None:
+                    await _parent_ended()
+                    log.info("stdio.closed", by="parent")
+                    ended.set()
+
+                for task in (run_session, stop_on_signal, stop_on_failure, stop_without_parent):
                     session.start_soon(task)
                 await ended.wait()
             session.cancel_scope.cancel()
@@ -74,6 +81,14 @@ async def serve_stdio(server: WadmServer, runtime: ServedRuntime) -> None:
         forced_exit.cancel()
     if failures:
         raise failures[0]
+
+
+async def _parent_ended() -> None:
+    """Wait until the process that launched this one has ended. Another process may have a copy of the client's end of stdin, so that the
+    client's end is not the end of input."""
+    parent = os.getppid()
+    while os.getppid() == parent:  # noqa: ASYNC110 - no event says that a parent has ended
+        await anyio.sleep(_PARENT_SECONDS)
 
 
 async def _run_session(server: WadmServer) -> None:
