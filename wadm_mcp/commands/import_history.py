@@ -9,8 +9,8 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import AsyncExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -53,7 +53,9 @@ async def import_history(settings: Settings, choice: Choice, files: Sequence[Pat
     """
     now = now_ms()
     job = _job_of_files(choice, files) if files else _job_of_window(settings, choice, now)
-    print_lines(await _plan(settings, job, now))
+    with _progress_line() as show:
+        lines = await _plan(settings, job, now, show)
+    print_lines(lines)
     if plan:
         return 0
     name, folder = f"{now}-{os.getpid()}", settings.WADM_DATA_DIR / "import"
@@ -108,8 +110,8 @@ def _job_of_window(settings: Settings, choice: Choice, now: int) -> ImportJob:
     return ImportJob(start, end, choice.exchange, choice.market, symbol)
 
 
-async def _plan(settings: Settings, job: ImportJob, now: int) -> list[str]:
-    """Lines on the days, bytes and time of a job, as if nothing of it were stored yet."""
+async def _plan(settings: Settings, job: ImportJob, now: int, show: Callable[[str], None]) -> list[str]:
+    """Lines on the days, bytes and time of a job, as if nothing of it were stored yet. `show` is called with the progress."""
     if job.files:
         size = sum([(await anyio.Path(file).stat()).st_size for file in job.files])
         return [f"{len(job.files)} files, {size / 1e6:,.1f} MB, about {_duration(size / _BYTES_PER_ROW / _ROWS_PER_SECOND)}"]
@@ -120,7 +122,9 @@ async def _plan(settings: Settings, job: ImportJob, now: int) -> list[str]:
             venue = settings.venue(instrument.exchange, instrument.market)
             archive = venue.traits.archive
             days, unavailable, size, paged = 0, 0, 0, 0
-            for start in range(window.start - window.start % DAY, window.end, DAY):
+            starts = range(window.start - window.start % DAY, window.end, DAY)
+            for number, start in enumerate(starts, 1):
+                show(f"plan: {instrument}, day {number} of {len(starts)}")
                 length = min(window.end, start + DAY) - max(window.start, start)
                 file_bytes = None
                 if archive is not None and start + DAY <= now:
@@ -173,9 +177,8 @@ async def _raise_failure(runtime: Runtime) -> None:
 
 async def _watch(folder: Path, name: str) -> ImportProgress:
     """Show the progress of a job until it is done. `WadmError` where no recorder accepts it."""
-    began, printed_at, shown = time.monotonic(), 0.0, False
-    terminal = sys.stderr.isatty()
-    try:
+    began = time.monotonic()
+    with _progress_line() as show:
         while True:
             progress = await to_thread.run_sync(imports.read_progress, folder, name)
             if progress is not None and progress.done:
@@ -184,23 +187,43 @@ async def _watch(folder: Path, name: str) -> ImportProgress:
                 raise WadmError(
                     f"no recorder accepted the import job within {_ACCEPT_SECONDS:.0f} s; check the process that uses {folder.parent}"
                 )
-            if progress is not None and (terminal or time.monotonic() - printed_at >= _LINE_SECONDS):
-                printed_at = time.monotonic()
-                shown = terminal
-                line = _line(progress)
-                sys.stderr.write(f"\r\x1b[K{line[: shutil.get_terminal_size().columns - 1]}" if terminal else f"{line}\n")
-                sys.stderr.flush()
+            if progress is not None:
+                show(_line(progress))
             await anyio.sleep(_POLL_SECONDS)
+
+
+@contextmanager
+def _progress_line() -> Generator[Callable[[str], None]]:
+    """Yields a function that shows how far the work is: on one line of a terminal, else on a line of its own every ten seconds."""
+    terminal, printed_at = sys.stderr.isatty(), time.monotonic()
+
+    def show(text: str) -> None:
+        nonlocal printed_at
+        if terminal:
+            _write_stderr(f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}")
+        elif time.monotonic() - printed_at >= _LINE_SECONDS:
+            printed_at = time.monotonic()
+            _write_stderr(f"{text}\n")
+
+    try:
+        yield show
     finally:
-        if shown:
-            with suppress(OSError):
-                sys.stderr.write("\r\x1b[K")
+        if terminal:
+            _write_stderr("\r\x1b[K")
+
+
+def _write_stderr(text: str) -> None:
+    with suppress(OSError):  # the terminal went away
+        sys.stderr.write(text)
+        sys.stderr.flush()
 
 
 def _line(progress: ImportProgress) -> str:
     done = int(progress.part * _BAR_CHARS)
     bar = "#" * done + "-" * (_BAR_CHARS - done)
-    return f"[{bar}] {progress.part:4.0%}  {progress.rate:,} trades/s, about {_duration(progress.seconds)} left"
+    rate = f"{progress.rate:,} trades/s" if progress.rate else ""
+    left = f"about {_duration(progress.seconds)} left" if progress.seconds is not None else ""
+    return f"[{bar}] {progress.part:4.0%}  {', '.join(filter(None, (progress.doing, rate, left)))}"
 
 
 def _duration(seconds: float) -> str:

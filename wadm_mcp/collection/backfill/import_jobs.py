@@ -6,8 +6,9 @@ beside it. Both are replaced as a whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,7 @@ from anyio import to_thread
 from wadm_mcp.collection.backfill.history import History
 from wadm_mcp.collection.recording.recorded_instrument import RecordedInstrument
 from wadm_mcp.errors import ArchiveError, StoreError, printable
+from wadm_mcp.exchanges.exchange import ArchiveFormat
 from wadm_mcp.exchanges.formats import recognise
 from wadm_mcp.exchanges.registry import is_called
 from wadm_mcp.health import Health, State
@@ -52,14 +54,18 @@ class ImportJob(msgspec.Struct, frozen=True):
 
 class ImportProgress(msgspec.Struct, frozen=True):
     """How far a job is: the part that is done (0 to 1), trades a second, estimated seconds left, lines to print, and
-    whether it is `done` and whether any of it was `refused`."""
+    whether it is `done` and whether any of it was `refused`.
+
+    `seconds` is None while nothing is known about it, and `rate` is then 0. `doing` says what is under way.
+    """
 
     part: float
     rate: int
-    seconds: float
+    seconds: float | None
     lines: list[str]
     done: bool = False
     refused: bool = False
+    doing: str = ""
 
 
 def leave_job(folder: Path, name: str, job: ImportJob) -> None:
@@ -121,34 +127,48 @@ class ImportJobRunner:
         """A line for each file, and whether any was refused."""
         lines: list[str] = []
         refused = False
+        sizes = [await _size(Path(name)) for name in job.files]
+        busy = 0.0
         for place, name in enumerate(job.files):
             if not await anyio.Path(path).exists():
                 break
-            await self._report(path, ImportProgress(place / len(job.files), 0, 0.0, lines))
-            file = Path(name)
+            file, done, whole = Path(name), sum(sizes[:place]), sum(sizes)
+            left = busy * (whole - done) / done if done else None
+            report = partial(self._report_step, path, f"file {place + 1} of {len(sizes)}", done / whole if whole else 0.0, left, lines)
             try:
-                new = await self._import_file(file, job)
+                history, recorded, form, window = await self._await_instrument(file, job, report)
+                await report(f"reading {file.name}")
+                began = anyio.current_time()
+                await history.load_coverage(recorded, window)
+                new = await history.take_file(recorded, file, window, form)
+                busy += anyio.current_time() - began
                 lines.append(f"{file.name}: {new:,} trades were new")
             except ArchiveError as error:
                 refused = True
                 lines.append(f"{file.name}: nothing is imported of it. {error}")
         return lines, refused
 
-    async def _import_file(self, file: Path, job: ImportJob) -> int:
-        """How many trades of a file were new; `ArchiveError` where it cannot be taken."""
+    async def _report_step(self, path: Path, file: str, part: float, left: float | None, lines: list[str], doing: str) -> None:
+        await self._report(path, ImportProgress(part, 0, left, lines, doing=f"{file}: {doing}"))
+
+    async def _await_instrument(
+        self, file: Path, job: ImportJob, report: Callable[[str], Awaitable[None]]
+    ) -> tuple[History, RecordedInstrument, ArchiveFormat, Window]:
+        """What a file is imported into, its format and its day, once the first trade of its instrument is known.
+
+        `ArchiveError` where the file cannot be imported.
+        """
         form, symbol, day = recognise(file, job.exchange, job.market)
         instrument = Instrument(form.exchange, form.market, symbol)
         began, found = anyio.current_time(), self._find(instrument)
         while found is None and anyio.current_time() - began < (_FIRST_TRADE_SECONDS if self._is_recorded(instrument) else _LISTED_SECONDS):
+            await report(f"waiting for the first trade of {instrument}")
             await anyio.sleep(_POLL_SECONDS)
             found = self._find(instrument)
         if found is None:
             raise ArchiveError(f"{instrument} is not followed here; add its symbol to WADM_SYMBOLS, or track it, and import again")
-        history, recorded = found
         start = round(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) * SECOND
-        window = Window(start, start + DAY)
-        await history.load_coverage(recorded, window)
-        return await history.take_file(recorded, file, window, form)
+        return *found, form, Window(start, start + DAY)
 
     def _is_recorded(self, instrument: Instrument) -> bool:
         return any(instrument in history.recorded for history in self._histories())
@@ -184,7 +204,10 @@ class ImportJobRunner:
                 waits = (not due or len(ready) < len(due)) and anyio.current_time() - began < _FIRST_TRADE_SECONDS
                 idle = idle + 1 if not left and not waits else 0
                 seconds, rate = sum(each.seconds for each in remaining), sum(each.rate for each in remaining)
-                await self._report(path, ImportProgress(1 - left / whole if whole else 0.0, rate, seconds, []))
+                part = 1 - left / whole if whole else 0.0
+                awaited = ", ".join(str(instrument) for instrument in due if instrument not in ready)
+                doing = f"waiting for the first trade of {awaited}" if waits and awaited else ""
+                await self._report(path, ImportProgress(part, rate, seconds if left else None, [], doing=doing))
                 await anyio.sleep(_POLL_SECONDS)
             return [line for history in taken for line in history.report(job.matches, window)] or ["no instrument matches"]
         finally:
@@ -194,6 +217,14 @@ class ImportJobRunner:
     async def _report(self, path: Path, progress: ImportProgress) -> None:
         if await anyio.Path(path).exists():
             await to_thread.run_sync(_replace, path.with_suffix(_PROGRESS_SUFFIX), msgspec.json.encode(progress))
+
+
+async def _size(file: Path) -> int:
+    """The size of a file; 0 for one that cannot be read, which its import reports."""
+    try:
+        return (await anyio.Path(file).stat()).st_size
+    except OSError:
+        return 0
 
 
 def _replace(path: Path, content: bytes) -> None:
