@@ -530,6 +530,14 @@ async def test_a_profile_in_a_file_states_the_rule_that_made_it(path: Path, monk
     assert [row.profile and row.profile.rule_version for row in stored] == [1, 2]
 
 
+async def test_the_size_of_the_write_ahead_log_is_told_apart(path: Path) -> None:
+    async with SqliteStore(path) as store:
+        await store.write([trade(1)], [])
+        state = await store.state()
+        assert state.log_bytes == path.with_name(f"{path.name}-wal").stat().st_size > 0
+        assert state.bytes == path.stat().st_size + state.log_bytes
+
+
 async def test_the_size_grows_with_what_is_written(path: Path) -> None:
     async with SqliteStore(path) as store:
         before = await store.state()

@@ -203,12 +203,13 @@ class SqliteStore(Store):
         """Does nothing: the lock on the data directory stands for all leases."""
 
     async def state(self) -> StoreState:
-        def measure(db: sqlite3.Connection) -> int:
+        def measure(db: sqlite3.Connection) -> StoreState:
             db.execute("SELECT id FROM instruments LIMIT 1").fetchone()
             wal = self._path.with_name(f"{self._path.name}-wal")
-            return self._path.stat().st_size + (wal.stat().st_size if wal.exists() else 0)
+            log_bytes = wal.stat().st_size if wal.exists() else 0
+            return StoreState("sqlite", str(self._path), self._path.stat().st_size + log_bytes, log_bytes)
 
-        return StoreState("sqlite", str(self._path), await self._read(measure))
+        return await self._read(measure)
 
     async def _read_bars(
         self,

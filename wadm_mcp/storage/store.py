@@ -103,11 +103,16 @@ class Derived(msgspec.Struct, frozen=True):
 
 
 class StoreState(NamedTuple):
-    """A store's kind, place and size on disk, for the health page."""
+    """A store's kind, place and size on disk, for the health page.
+
+    `log_bytes` is the part of the size that is a write-ahead log: what is committed and not in the store's own file yet. It is 0 where a
+    server takes care of that.
+    """
 
     kind: str
     place: str
     bytes: int
+    log_bytes: int = 0
 
 
 _PAGE_TRADES: Final = 10_000

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import anyio
@@ -13,6 +15,7 @@ from tests.recording import ALWAYS, Recording, recording
 from wadm_mcp.collection.recording import maintenance as maintenance_module
 from wadm_mcp.errors import StoreError, StoreUnreachable
 from wadm_mcp.health import State
+from wadm_mcp.storage.sqlite import SqliteStore
 
 pytestmark = pytest.mark.anyio
 
@@ -150,3 +153,26 @@ async def test_the_writer_and_maintenance_take_turns_while_the_journal_never_emp
                     await r.writer._journal_all()
                     await anyio.lowlevel.checkpoint()
                 tasks.cancel_scope.cancel()
+
+
+async def test_a_write_ahead_log_that_a_read_of_another_program_keeps_growing_is_reported_until_it_is_merged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # The log of a store that is only written to has at most 8 MB.
+    monkeypatch.setattr(maintenance_module, "_MAX_LOG_BYTES", 9_000_000)
+    async with recording(tmp_path) as r:
+        assert isinstance(r.store, SqliteStore)
+        with closing(sqlite3.connect(tmp_path / "wadm.sqlite", isolation_level=None)) as other:
+            other.execute("BEGIN")
+            other.execute("SELECT count(*) FROM trades").fetchone()
+            await r.store._write(lambda db: db.execute("CREATE TABLE much AS SELECT zeroblob(9000000)"))
+            await r.maintenance._expire()
+            report = r.health.parts["store log"]
+            assert report.state is State.OK
+            assert "has grown to 9 MB" in report.detail
+            assert "end that read" in report.detail
+        for seq in (1, 2):
+            await r.store.write([trade(seq, NOON + seq)], [])
+        await r.maintenance._expire()
+        assert "store log" not in r.health.parts
+    assert [record.message for record in caplog.records] == ["store.log_grows"]

@@ -21,12 +21,17 @@ from wadm_mcp.coverage.kinds import new_coverage
 from wadm_mcp.coverage.spans import Span, SpanReason
 from wadm_mcp.errors import StoreError, StoreUnreachable
 from wadm_mcp.health import Health, State
+from wadm_mcp.logs import RateLimitedWarning, log
 from wadm_mcp.model import DAY, MINUTE, Instrument, Retention, Trade, Window
-from wadm_mcp.storage.store import PartialFootprint, Store, all_trades
+from wadm_mcp.storage.store import PartialFootprint, Store, StoreState, all_trades
 from wadm_mcp.tape import InstrumentTape
 
 _ROLLUP_SECONDS: Final = 1.0
 _EXPIRY_SECONDS: Final = 30.0
+_LOG_PART: Final = "store log"
+_MAX_LOG_BYTES: Final = 64 << 20
+"""Size of the store's write-ahead log above which it is reported. It is usually below 8 MB."""
+_LOG_WARNING_SECONDS: Final = 600.0
 _POLL_SECONDS: Final = 0.25
 RECENT_TRADES: Final = 2_000
 """Newest stored trades that a start reads: they show which trades are repeats, and how often the instrument trades."""
@@ -54,6 +59,7 @@ class Maintenance:
         self._health = health
         self._retention = retention
         self._clock = clock
+        self._log_grows = RateLimitedWarning("store.log_grows", clock.monotonic, _LOG_WARNING_SECONDS)
 
     async def run(self) -> None:
         """Roll up every second, or at once while minutes are left over, and expire every 30 seconds."""
@@ -162,6 +168,23 @@ class Maintenance:
         async with self._writer.exclusive():
             while not self._writer.failing and await self._store.expire(self._clock.now(), self._retention):
                 await self._writer.drain()
+            if not self._writer.failing:
+                self._watch_log(await self._store.state())
+
+    def _watch_log(self, state: StoreState) -> None:
+        """Report a write-ahead log that has grown, since it takes disk space until the read that holds it ends."""
+        if state.log_bytes > _MAX_LOG_BYTES:
+            megabytes = round(state.log_bytes / 1e6)
+            self._health.report(
+                _LOG_PART,
+                State.OK,
+                f"the write-ahead log of {state.place} has grown to {megabytes:,} MB: a long read, usually of another program, keeps it "
+                "from being merged into the file; end that read",
+            )
+            self._log_grows(place=state.place, megabytes=megabytes, limit=round(_MAX_LOG_BYTES / 1e6))
+        elif _LOG_PART in self._health.parts:
+            self._health.forget(_LOG_PART)
+            log.info("store.log_merged", place=state.place, megabytes=round(state.log_bytes / 1e6))
 
     async def _try(self, part: str, step: Callable[[], Awaitable[None]]) -> None:
         """Run a step whose failure must not stop the writing of trades: it is reported, and the step is tried again later."""
