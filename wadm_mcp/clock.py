@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Final
 
 CLOCK_SKEW: Final = 5_000
@@ -14,6 +15,11 @@ CLOCK_SKEW: Final = 5_000
 def now_ms() -> int:
     """The wall clock: milliseconds since the epoch, UTC. It jumps when it is set."""
     return time.time_ns() // 1_000_000
+
+
+def utc_text(timestamp: int) -> str:
+    """A time (ms) for log lines, to the second: `2026-06-01T12:00:00Z`."""
+    return f"{datetime.fromtimestamp(timestamp // 1_000, UTC).isoformat(timespec='seconds')[:19]}Z"
 
 
 @dataclass(frozen=True)

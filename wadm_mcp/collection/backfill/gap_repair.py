@@ -14,7 +14,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 import anyio
 
-from wadm_mcp.clock import CLOCK_SKEW, Clock
+from wadm_mcp.clock import CLOCK_SKEW, Clock, utc_text
 from wadm_mcp.collection.recording.minute import partial_footprints
 from wadm_mcp.collection.recording.recorded_instrument import RecordedInstrument
 from wadm_mcp.collection.recording.recorder import Recorder
@@ -246,7 +246,7 @@ class GapRepairer:
             after = rows[-1].number + 1
             rows = await self._rest.aggregates(self._venue, listing, first=after, priority=Priority.REPAIR)
         if new:
-            log.info("gap.repaired", instrument=instrument, since=start, trades=new, rows=False)
+            log.info("gap.repaired", instrument=instrument, since=utc_text(start), trades=new, rows=False)
         elif start > gap.start:
             self._postpone(recorded, gap, at_once=True)
         else:

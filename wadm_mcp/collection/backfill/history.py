@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 import anyio
 
 from wadm_mcp.backoff import Backoff
-from wadm_mcp.clock import CLOCK_SKEW, Clock
+from wadm_mcp.clock import CLOCK_SKEW, Clock, utc_text
 from wadm_mcp.collection.backfill.archive_import import PARTIALS_AT_ONCE, ArchiveImport
 from wadm_mcp.collection.backfill.history_plan import HistoryPlan, ImportStep, StepKey
 from wadm_mcp.collection.recording.minute import partial_footprints
@@ -225,7 +225,8 @@ class History:
         seconds = max(0.001, self._clock.monotonic() - began)
         if new:
             self._plan.learn_speed(step, new, seconds)
-            log.info("history.imported", instrument=step.instrument, since=step.stretch.window.start, trades=new, seconds=round(seconds, 1))
+            since = utc_text(step.stretch.window.start)
+            log.info("history.imported", instrument=step.instrument, since=since, trades=new, seconds=round(seconds, 1))
 
     async def _take_day(self, step: ImportStep) -> int:
         """Import a day from the archive; how many trades were new."""
