@@ -20,7 +20,13 @@ def runtime(folder: Path) -> Runtime:
 def test_the_welcome_says_where_to_connect_with_one_call_to_try(tmp_path: Path) -> None:
     text = "\n".join(welcome("http://127.0.0.1:8920", read_settings({"WADM_DATA_DIR": str(tmp_path), "WADM_SYMBOLS": "ETHUSDT"})))
     assert "http://127.0.0.1:8920/mcp" in text
-    assert 'curl -s "http://127.0.0.1:8920/api/volume-profile?symbol=ETHUSDT&window=15m"' in text
+    assert 'curl -s "http://127.0.0.1:8920/api/volume-profile?symbol=ETHUSDT&exchange=binance&window=15m"' in text
+
+
+@pytest.mark.parametrize("exchange", ["binance", "bybit"])
+def test_with_one_exchange_the_call_to_try_names_none(tmp_path: Path, exchange: str) -> None:
+    text = "\n".join(welcome("http://127.0.0.1:8920", read_settings({"WADM_DATA_DIR": str(tmp_path), "WADM_EXCHANGES": exchange})))
+    assert "/api/volume-profile?symbol=BTCUSDT&window=15m" in text
 
 
 def test_the_welcome_replaces_a_wildcard_address_and_names_the_key_without_showing_it(tmp_path: Path) -> None:

@@ -25,18 +25,23 @@ _MANY_PENDING: Final = 5_000
 
 
 def welcome(url: str, settings: Settings) -> list[str]:
-    """Lines on where to connect, with one call to try. A wildcard address is replaced by the loopback address."""
+    """Lines on where to connect, with one call to try. A wildcard address is replaced by the loopback address.
+
+    The call is about an exchange whose past can be fetched, if there is one: elsewhere coverage of the first minutes is low.
+    """
     url = url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
     key = ' -H "Authorization: Bearer $API_KEY"' if settings.API_KEY is not None else ""
     header = ' --header "Authorization: Bearer $API_KEY"' if settings.API_KEY is not None else ""
-    symbol = settings.WADM_SYMBOLS[0]
+    symbol, market = settings.WADM_SYMBOLS[0], settings.WADM_MARKETS[0]
+    repaired = [venue.exchange.name for venue in settings.venues if venue.market == market and venue.traits.has_gapless_ids]
+    exchange = f"&exchange={repaired[0]}" if repaired and len(settings.WADM_EXCHANGES) > 1 else ""
     return [
         "WADM is up.",
         f"  MCP, Streamable HTTP   {url}/mcp",
         f"  MCP, SSE               {url}/sse",
         f"  health                 {url}/health",
         f"  data                   {settings.WADM_DATA_DIR}",
-        f'  try                    curl -s{key} "{url}/api/volume-profile?symbol={symbol}&window=15m"',
+        f'  try                    curl -s{key} "{url}/api/volume-profile?symbol={symbol}{exchange}&window=15m"',
         f"  connect Claude Code    claude mcp add --transport http wadm {url}/mcp{header}",
     ]
 
