@@ -373,6 +373,8 @@ def ledger(simulator: Simulator, instrument: Instrument, window: Window) -> list
     for at, seq, trade_id, price, quantity, buy, fills in rows:
         price_at, decimals = parse_decimal(price, steps.price_decimals)
         size, places = parse_decimal(quantity, steps.quantity_decimals)
+        if not size:
+            continue
         side = TradeType.BUY if buy else TradeType.SELL
         trades.append(Trade(instrument, at, seq, trade_id, price_at, size, side, fills, Scale(decimals, places)))
     return trades

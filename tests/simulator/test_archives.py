@@ -14,7 +14,7 @@ import pytest
 
 from tests.simulator.wire import NOW, get
 from wadm_mcp.model import DAY, Instrument
-from wadm_mcp.simulator.faults import Faults
+from wadm_mcp.simulator.faults import ArchiveFaults, Faults
 from wadm_mcp.simulator.simulator import Simulator
 
 pytestmark = pytest.mark.anyio
@@ -138,3 +138,42 @@ async def test_only_finished_days_of_listed_symbols_are_served_after_their_delay
         assert (await get(simulator, "bybit_archive", path("bybit spot"))).status_code == 404
         faults.archive_delay -= 1
         assert (await get(simulator, "bybit_archive", path("bybit spot"))).status_code == 200
+
+
+@pytest.mark.parametrize("kind", ["spot trades", "linear aggregates", "bybit linear", "bybit spot"])
+async def test_a_faulty_file_has_the_same_rows_otherwise_written(kind: str) -> None:
+    faults = Faults()
+    setting = "bybit_archive" if kind.startswith("bybit") else "binance_archive"
+    found: list[list[list[str]]] = []
+    for wrong in (ArchiveFaults(), ArchiveFaults(unsorted=True, repeated_every=10, extra_column=True, exponents=True)):
+        faults.archive_rows = wrong
+        async with Simulator(seed=5, activity=QUIET / 4, clock=lambda: NOW, faults=faults) as simulator:
+            found.append(rows(kind, (await get(simulator, setting, path(kind))).content))
+    documented, faulty = found
+    if documented[0][0][0].isalpha():
+        assert faulty.pop(0) == [*documented.pop(0), "another"]
+    quantity = 3 if kind.startswith("bybit") else 2
+    assert all("e" in row[quantity] for row in faulty)
+    assert len(faulty) == len(documented) + len(documented) // 10
+    plain = [[*row[:quantity], f"{Decimal(row[quantity]):f}", *row[quantity + 1 : -1]] for row in faulty]
+    assert sorted({tuple(row) for row in plain}) == sorted(tuple(row) for row in documented)
+    assert plain[:2] == [documented[0], documented[len(documented) // 2]]
+
+
+async def test_rows_without_volume_are_the_same_ones_in_every_source() -> None:
+    faults = Faults()
+    faults.empty_every = 5
+    instrument = Instrument("binance", "spot", "BTCUSDT")
+    async with Simulator(seed=5, activity=QUIET, clock=lambda: NOW, faults=faults) as simulator:
+        tape = simulator.tape(instrument)
+        prints = [row for row in tape.prints(YESTERDAY, TODAY) if not Decimal(row.quantity)]
+        folded = [row for row in tape.aggregates(YESTERDAY, TODAY) if not Decimal(row.quantity)]
+        assert prints
+        assert all(row.number % 5 == 0 for row in prints)
+        assert [row.number for row in prints] == [row.first for row in folded] == [row.last for row in folded]
+        archived = rows("spot trades", (await get(simulator, "binance_archive", path("spot trades"))).content)
+        assert [row[0] for row in archived if not Decimal(row[2])] == [str(row.number) for row in prints]
+        served = (
+            await get(simulator, "binance_spot_rest", f"/api/v3/historicalTrades?symbol=BTCUSDT&limit=1&fromId={prints[0].number}")
+        ).json()
+        assert Decimal(served[0]["qty"]) == 0

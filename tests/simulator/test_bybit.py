@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from typing import Any
+from urllib.parse import quote
 from uuid import UUID
 
 import anyio
@@ -174,12 +175,17 @@ async def test_listings_come_in_pages_on_linear_only() -> None:
     async with Simulator(clock=still) as simulator:
         listed: list[dict[str, Any]] = []
         cursor = ""
+        cursors: list[str] = []
         while not listed or cursor:
             reply = await get(simulator, "bybit_rest", f"/v5/market/instruments-info?category=linear&limit=3&cursor={cursor}")
             result = reply.json()["result"]
             listed += result["list"]
             cursor = result["nextPageCursor"]
+            cursors.append(cursor)
         assert len({one["symbol"] for one in listed}) == len(listed) == 7
+        assert cursors == ["first%3DBTCUSDT%26last%3DSOLUSDT", "first%3DXRPUSDT%26last%3DDOGEUSDT", ""]
+        twice = await get(simulator, "bybit_rest", f"/v5/market/instruments-info?category=linear&cursor={quote(cursors[0])}")
+        assert twice.json()["retMsg"] == "params error: cursor invalid"
         assert (listed[0]["priceFilter"]["tickSize"], listed[0]["lotSizeFilter"]["qtyStep"]) == ("0.10", "0.001")
         spot = (await get(simulator, "bybit_rest", "/v5/market/instruments-info?category=spot&limit=3")).json()["result"]
         assert "nextPageCursor" not in spot

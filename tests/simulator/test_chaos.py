@@ -82,6 +82,24 @@ async def test_a_shutdown_is_announced_before_the_connection_ends() -> None:
         assert len(await ids(socket, 3)) == 3
 
 
+async def test_one_row_of_some_frames_cannot_be_read() -> None:
+    async with faulty(Kind.UNREADABLE) as (simulator, _), opened(simulator, "binance_spot_ws", STREAM) as socket:
+        await simulator.subscribed(*SPOT)
+        await trade(simulator, 60)
+        with anyio.fail_after(TIMEOUT_SECONDS):
+            prices = [json.loads(await socket.recv())["p"] for _ in range(60)]
+        assert 0 < prices.count("-") < 40
+
+
+async def test_one_row_of_each_page_of_trades_cannot_be_read() -> None:
+    async with faulty(Kind.SPOILED) as (simulator, _):
+        await trade(simulator, 60)
+        page = (await get(simulator, "binance_spot_rest", "/api/v3/historicalTrades?symbol=BTCUSDT&fromId=1")).json()
+        assert [row["price"] for row in page].count("-") == 1
+        info = await get(simulator, "binance_spot_rest", "/api/v3/exchangeInfo")
+        assert info.status_code == 200
+
+
 async def test_a_mute_connection_answers_pings_without_trades_while_another_delivers() -> None:
     async with faulty(Kind.MUTE) as (simulator, _), opened(simulator, "binance_spot_ws", STREAM) as socket:
         await simulator.subscribed(*SPOT)

@@ -56,12 +56,13 @@ def ledger(simulator: Simulator, instrument: Instrument, start: int, end: int) -
     tape = simulator.tape(instrument)
     if instrument[:2] == ("binance", "linear"):
         # An aggregate has the time of its first execution, and is published after its window has ended.
-        folded = (one for one in tape.aggregates(start - MINUTE, end) if start <= one.time)
+        folded = (one for one in tape.aggregates(start - MINUTE, end) if start <= one.time and Decimal(one.quantity))
         return [
             Traded(str(one.number), one.time, Decimal(one.price), Decimal(one.quantity), one.buy, one.last - one.first + 1, one.number)
             for one in folded
         ]
-    prints = [one for one in tape.prints(start, end) if one.kind in MARKET_PRINTS]
+    # A row of quantity zero is no trade.
+    prints = [one for one in tape.prints(start, end) if one.kind in MARKET_PRINTS and Decimal(one.quantity)]
     prints.sort(key=lambda one: (one.time, one.seq, Decimal(one.price) if one.buy else -Decimal(one.price), one.trade_id))
     return [Traded(one.trade_id, one.time, Decimal(one.price), Decimal(one.quantity), one.buy, 1, one.seq) for one in prints]
 

@@ -12,13 +12,14 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from hashlib import sha256
 from typing import Final, NamedTuple
 
 from anyio import CapacityLimiter, to_process, to_thread
 
 from wadm_mcp.model import DAY, Instrument
-from wadm_mcp.simulator.faults import Reply
+from wadm_mcp.simulator.faults import ArchiveFaults, Reply
 from wadm_mcp.simulator.state import SimulatorState
 from wadm_mcp.simulator.tape import Aggregate, Tape
 
@@ -37,6 +38,8 @@ class _FileKind(NamedTuple):
     market: str
     zipped: bool
     lines: Callable[[Tape, Instrument, int, int], Iterator[str]]
+    quantity: int
+    """The column of the quantity."""
 
 
 class Archives:
@@ -98,7 +101,7 @@ class Archives:
                 if key not in self._files:
                     # The simulator must not slow down the process it serves, so a busy day is generated in another process.
                     run = to_process.run_sync if tape.prints_per_day > _BUSY_PRINTS_PER_DAY else to_thread.run_sync
-                    body = await run(_file_bytes, path, tape.copy(), instrument, start)
+                    body = await run(_file_bytes, path, tape.copy(), instrument, start, self._state.faults.archive_rows)
                     self._files[key] = body
                     if len(self._files) > _MAX_FILES:
                         self._files.popitem(last=False)
@@ -112,10 +115,12 @@ def _start(day: str) -> int | None:
         return None
 
 
-def _file_bytes(path: str, tape: Tape, instrument: Instrument, start: int) -> bytes:
+def _file_bytes(path: str, tape: Tape, instrument: Instrument, start: int, faults: ArchiveFaults) -> bytes:
     """The bytes of a file; empty if nothing was traded that day."""
     kind = next(kind for kind in _FILE_KINDS[instrument.exchange] if kind.path.fullmatch(path))
-    lines = kind.lines(tape, instrument, start, start + DAY)
+    lines: Iterable[str] = kind.lines(tape, instrument, start, start + DAY)
+    if any(faults):
+        lines = _faulty([line for line in lines if line], kind.quantity, faults)
     text = "".join(lines).encode()
     if not text:
         return b""
@@ -127,6 +132,27 @@ def _file_bytes(path: str, tape: Tape, instrument: Instrument, start: int) -> by
         member.compress_type = zipfile.ZIP_DEFLATED
         archive.writestr(member, text)
     return packed.getvalue()
+
+
+def _faulty(lines: list[str], quantity: int, faults: ArchiveFaults) -> Iterator[str]:
+    """The lines of a file as a faulty one has them."""
+    headed = bool(lines) and lines[0][0].isalpha()
+    rows = lines[headed:]
+    if headed:
+        yield lines[0].rstrip("\n") + (",another\n" if faults.extra_column else "\n")
+    if faults.unsorted:
+        half = len(rows) // 2
+        rows = [row for pair in zip(rows[:half], rows[half : 2 * half], strict=True) for row in pair] + rows[2 * half :]
+    for place, row in enumerate(rows, 1):
+        texts = row.rstrip("\n").split(",")
+        if faults.exponents:
+            texts[quantity] = f"{Decimal(texts[quantity]):e}"
+        if faults.extra_column:
+            texts.append("0.5")
+        line = ",".join(texts) + "\n"
+        yield line
+        if faults.repeated_every and place % faults.repeated_every == 0:
+            yield line
 
 
 def _spot_time(at: int) -> int:
@@ -186,19 +212,21 @@ def _product(price: str, quantity: str) -> str:
     return f"{value // 100_000_000}.{value % 100_000_000:08d}"
 
 
-def _file_kind(path: str, market: str, zipped: bool, lines: Callable[[Tape, Instrument, int, int], Iterator[str]]) -> _FileKind:
-    return _FileKind(re.compile(path, re.ASCII), market, zipped, lines)
+def _file_kind(
+    path: str, market: str, zipped: bool, lines: Callable[[Tape, Instrument, int, int], Iterator[str]], quantity: int
+) -> _FileKind:
+    return _FileKind(re.compile(path, re.ASCII), market, zipped, lines, quantity)
 
 
-_SYMBOL: Final = r"([A-Z0-9]{1,40})"
+_SYMBOL: Final = r"([^/]{1,40}?)"
 _FILE_KINDS: Final = {
     "binance": (
-        _file_kind(rf"/data/spot/daily/trades/{_SYMBOL}/\1-trades-{_DATE}\.zip", "spot", True, _spot_trades),
-        _file_kind(rf"/data/spot/daily/aggTrades/{_SYMBOL}/\1-aggTrades-{_DATE}\.zip", "spot", True, _spot_aggregates),
-        _file_kind(rf"/data/futures/um/daily/aggTrades/{_SYMBOL}/\1-aggTrades-{_DATE}\.zip", "linear", True, _linear_aggregates),
+        _file_kind(rf"/data/spot/daily/trades/{_SYMBOL}/\1-trades-{_DATE}\.zip", "spot", True, _spot_trades, 2),
+        _file_kind(rf"/data/spot/daily/aggTrades/{_SYMBOL}/\1-aggTrades-{_DATE}\.zip", "spot", True, _spot_aggregates, 2),
+        _file_kind(rf"/data/futures/um/daily/aggTrades/{_SYMBOL}/\1-aggTrades-{_DATE}\.zip", "linear", True, _linear_aggregates, 2),
     ),
     "bybit": (
-        _file_kind(rf"/trading/{_SYMBOL}/\1{_DATE}\.csv\.gz", "linear", False, _bybit_linear),
-        _file_kind(rf"/spot/{_SYMBOL}/\1_{_DATE}\.csv\.gz", "spot", False, _bybit_spot),
+        _file_kind(rf"/trading/{_SYMBOL}/\1{_DATE}\.csv\.gz", "linear", False, _bybit_linear, 3),
+        _file_kind(rf"/spot/{_SYMBOL}/\1_{_DATE}\.csv\.gz", "spot", False, _bybit_spot, 3),
     ),
 }

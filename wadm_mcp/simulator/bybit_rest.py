@@ -5,9 +5,11 @@ Numbers are sent as text, errors with HTTP status 200.
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Mapping
 from typing import Final
+from urllib.parse import quote
 
 from wadm_mcp.model import MINUTE, SECOND, Instrument
 from wadm_mcp.simulator.candles import bybit_row, candles
@@ -22,6 +24,8 @@ RECENT: Final = {"spot": 60, "linear": 1_000}
 _DEFAULT: Final = {"spot": 60, "linear": 500}
 _MAX_REQUESTS: Final = 600
 _MAX_INSTRUMENTS: Final = 1_000
+_CURSOR: Final = re.compile("first=([^&%]+)&last=([^&%]+)")
+"""The first and the last symbol of the page before."""
 
 
 class _RefusedError(Exception):
@@ -93,14 +97,19 @@ class BybitRest:
                 raise _RefusedError("symbol invalid")
         if category == "spot":
             return {"category": category, "list": [_spot_listing(symbol) for symbol in symbols]}
-        limit = _limit(params, _MAX_INSTRUMENTS, 500)
-        cursor = params.get("cursor", "")
-        if cursor and cursor not in symbols:
-            raise _RefusedError("cursor invalid")
-        first = symbols.index(cursor) if cursor else 0
-        following = symbols[first + limit : first + limit + 1]
-        page = [_linear_listing(symbol) for symbol in symbols[first : first + limit]]
-        return {"category": category, "list": page, "nextPageCursor": following[0] if following else ""}
+        faults = self._state.faults
+        limit = min(_limit(params, _MAX_INSTRUMENTS, 500), faults.listings_page or _MAX_INSTRUMENTS)
+        first = 0
+        if cursor := params.get("cursor", ""):
+            # A cursor that was encoded twice still has its percent signs.
+            found = _CURSOR.fullmatch(cursor)
+            if found is None or found[2] not in symbols:
+                raise _RefusedError("cursor invalid")
+            first = limit if faults.repeats_page else symbols.index(found[2]) + 1
+        page = symbols[first : first + limit]
+        ends = first + limit >= len(symbols) and not (faults.repeats_page and cursor)
+        following = "" if ends or not page else quote(f"first={page[0]}&last={page[-1]}", safe="")
+        return {"category": category, "list": [_linear_listing(symbol) for symbol in page], "nextPageCursor": following}
 
 
 def _category(params: Mapping[str, str]) -> str:

@@ -59,6 +59,7 @@ def _candle(tape: Tape, start: int, end: int) -> Candle | None:
     # A replay of USD-M has only aggregates.
     rows: list[tuple[Print | Aggregate, int]] = [(row, 1) for row in tape.prints(start, end) if row.kind in MARKET_PRINTS]
     rows = rows or [(row, row.last - row.first + 1) for row in tape.aggregates(start, end) if start <= row.time < end]
+    rows = [(row, fills) for row, fills in rows if Decimal(row.quantity)]
     if not rows:
         return None
     trades = [(Decimal(row.price), Decimal(row.quantity), row.buy) for row, _ in rows]

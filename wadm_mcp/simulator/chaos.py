@@ -12,8 +12,8 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from random import Random
-from typing import Final, NamedTuple
 from zlib import crc32
+from typing import Any, Final, NamedTuple
 
 import anyio
 
@@ -43,6 +43,8 @@ class Kind(StrEnum):
     """Frames that are not JSON, or JSON with other fields, are sent in between."""
     OVERSIZED = "oversized"
     """A frame of eight million bytes."""
+    UNREADABLE = "unreadable"
+    """One row of some frames has a price that is no number."""
     REFUSE = "refuse"
     """New connections are refused with 503."""
     TOO_MANY = "too_many"
@@ -55,6 +57,8 @@ class Kind(StrEnum):
     """REST answers late."""
     LAG = "lag"
     """REST does not serve the newest trades yet."""
+    SPOILED = "spoiled"
+    """One row of each page of trades that REST serves has a price that is no number."""
     SKEW = "skew"
     """The exchange's clock is wrong."""
     UNSEEN = "unseen"
@@ -64,7 +68,7 @@ class Kind(StrEnum):
 ON_ORDER: Final = (Kind.UNSEEN,)
 """Kinds that no plan has: they take trades that the exchange's own figures alone show to be missing."""
 ON_SOCKETS: Final = tuple(Kind)[: list(Kind).index(Kind.REFUSE)]
-ON_REST: Final = (Kind.TOO_MANY, Kind.BANNED, Kind.ERROR, Kind.SLOW, Kind.LAG)
+ON_REST: Final = (Kind.TOO_MANY, Kind.BANNED, Kind.ERROR, Kind.SLOW, Kind.LAG, Kind.SPOILED)
 
 _DURATIONS: Final = {
     Kind.MUTE: (2.0, 15.0),
@@ -72,6 +76,7 @@ _DURATIONS: Final = {
     Kind.REPEAT: (0.2, 1.0),
     Kind.REORDER: (0.2, 1.0),
     Kind.GARBAGE: (0.05, 0.2),
+    Kind.UNREADABLE: (0.1, 0.5),
     Kind.SHUTDOWN: (0.0, 1.0),
     Kind.REFUSE: (0.5, 2.0),
     Kind.TOO_MANY: (0.5, 2.0),
@@ -79,6 +84,8 @@ _DURATIONS: Final = {
     Kind.ERROR: (0.5, 3.0),
     Kind.SLOW: (0.5, 2.0),
     Kind.LAG: (1.0, 5.0),
+    # An id that a third reply, three seconds later, still has unreadable is not requested again.
+    Kind.SPOILED: (0.5, 2.0),
     Kind.SKEW: (2.0, 5.0),
 }
 """Shortest and longest duration in seconds; other faults have none."""
@@ -92,6 +99,8 @@ _FRAMES_REMEMBERED: Final = 200
 _TRADES: Final = re.compile(rb'"T":(\d{10,})', re.ASCII)
 _IDS: Final = re.compile(rb'"i":"([^"]+)"', re.ASCII)
 """The ids of the trades in a frame, where the exchange does not number them."""
+_PRICES: Final = re.compile(r'"p":"[^"]*"', re.ASCII)
+_PAGES_OF_TRADES: Final = ("historicalTrades", "aggTrades", "trades", "recent-trade")
 _GARBAGE: Final = (
     "not json",
     b"\x00\xff\xfe",
@@ -284,6 +293,8 @@ class Chaos(Faults):
                 return (self._random.choice(old), frame) if old else (frame,)
             case Kind.GARBAGE:
                 return (self._random.choice(_GARBAGE), frame)
+            case Kind.UNREADABLE:
+                return (self._spoiled(frame) if self._random.random() < 0.3 else frame,)
             case _:
                 return ("x" * 8_000_000, frame)
 
@@ -297,13 +308,20 @@ class Chaos(Faults):
         found = _TRADES.search(text)
         return (frame, delayed) if found is not None and int(found[1]) == traded_at else (delayed, frame)
 
+    def _spoiled(self, frame: str | bytes) -> str | bytes:
+        """The frame with one price, of any of its rows, that is no number."""
+        text = frame.decode() if isinstance(frame, bytes) else frame
+        start, end = self._random.choice([found.span() for found in _PRICES.finditer(text)])
+        text = f'{text[:start]}"p":"-"{text[end:]}'
+        return text.encode() if isinstance(frame, bytes) else text
+
     def _with_delayed(self, connection: int, frames: Sequence[str | bytes]) -> Sequence[str | bytes]:
         delayed = self._delayed.pop(connection, None)
         return frames if delayed is None else (delayed, *frames)
 
     async def requested(self, exchange: str, path: str, params: Mapping[str, str]) -> Reply | None:
         self._update_skew()
-        market = params.get("category", "linear" if path.startswith("/fapi") else "spot")
+        market = _market_of(path, params)
         reply = None
         if (fault := self._active_fault(Kind.SLOW, exchange, market)) is not None:
             await anyio.sleep(self._random.uniform(0.2, max(0.2, fault.lasts)))
@@ -317,6 +335,18 @@ class Chaos(Faults):
         elif self._active_fault(Kind.ERROR, exchange, market) is not None:
             reply = Reply(503, {"code": -1000, "msg": "Service unavailable."})
         self.requests.append((self.now, exchange, path, reply.status if reply is not None else 200))
+        return reply
+
+    def answered(self, exchange: str, path: str, params: Mapping[str, str], reply: Reply) -> Reply:
+        if path.rpartition("/")[2] not in _PAGES_OF_TRADES or reply.status != 200:
+            return reply
+        if self._active_fault(Kind.SPOILED, exchange, _market_of(path, params)) is None:
+            return reply
+        body: Any = reply.body
+        rows = body if isinstance(body, list) else body.get("result", {}).get("list", [])
+        if rows:
+            place = self._random.randrange(len(rows))
+            rows[place] = {**rows[place], "p" if "p" in rows[place] else "price": "-"}
         return reply
 
     def lag(self, exchange: str, market: str) -> int:
@@ -337,6 +367,10 @@ class Chaos(Faults):
         fault = self._active_fault(Kind.SKEW, "binance", "") or self._active_fault(Kind.SKEW, "bybit", "")
         # One second ahead or behind, depending on the fault's time, so that it is reproducible.
         self.skew = 0 if fault is None else 1_000 if int(fault.at * 10) % 2 else -1_000
+
+
+def _market_of(path: str, params: Mapping[str, str]) -> str:
+    return params.get("category", "linear" if path.startswith("/fapi") else "spot")
 
 
 def _denied() -> Reply:

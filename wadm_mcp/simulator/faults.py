@@ -26,6 +26,19 @@ class Cut(Exception):
         self.reason = reason
 
 
+class ArchiveFaults(NamedTuple):
+    """How the daily files of an archive differ from the documented ones. All of it was seen in real files (docs/exchanges.md 4.4, 8.24)."""
+
+    unsorted: bool = False
+    """The rows of the first and the second half of the day are interleaved."""
+    repeated_every: int = 0
+    """Every so many rows, one is there twice. 0 for none."""
+    extra_column: bool = False
+    """Another column follows the documented ones."""
+    exponents: bool = False
+    """Quantities are written with an exponent: `1.2e-3`."""
+
+
 class Faults:
     """The hooks that a venue calls; the defaults change nothing."""
 
@@ -34,8 +47,17 @@ class Faults:
     absent_every: int = 0
     """The exchange itself lacks every id that is a multiple of this number, in its streams and its history. 0 for none."""
 
+    empty_every: int = 0
+    """The exchanges serve every id that is a multiple of this number with a quantity of zero, if it is in no aggregate with others. 0 for
+    none."""
     archive_delay: int = 0
     """Milliseconds from the end of a day until its file is in the archive."""
+    archive_rows: ArchiveFaults = ArchiveFaults()
+    """What is wrong with the rows of daily files."""
+    listings_page: int = 0
+    """Most symbols on a page of Bybit's linear list. 0 for as many as the exchange has."""
+    repeats_page: bool = False
+    """Bybit's list of linear symbols serves its second page for ever."""
 
     async def connecting(self, exchange: str, path: str) -> Reply | None:
         """Called before a WebSocket is accepted; returning a reply refuses it."""
@@ -51,6 +73,10 @@ class Faults:
     async def requested(self, exchange: str, path: str, params: Mapping[str, str]) -> Reply | None:
         """Called before a REST request is answered; a returned reply is sent instead of the answer."""
         return None
+
+    def answered(self, exchange: str, path: str, params: Mapping[str, str], reply: Reply) -> Reply:
+        """Called before the answer to a REST request is sent; the returned reply is sent instead."""
+        return reply
 
     async def archived(self, exchange: str, path: str, reply: Reply) -> Reply:
         """Called before a file of an archive, or its checksum, is sent; the returned reply is sent instead."""

@@ -27,7 +27,7 @@ from wadm_mcp.simulator.listings import known_instruments
 from wadm_mcp.simulator.market import Fill, Market, default_rate
 from wadm_mcp.simulator.replay import Recording
 from wadm_mcp.simulator.state import QUEUE, Batch, SimulatorState, Timing
-from wadm_mcp.simulator.tape import IdsOfFill, MarketTape, Print, PushedTape, Tape, TapeWithMissingIds, aggregate_of
+from wadm_mcp.simulator.tape import IdsOfFill, MarketTape, Print, PushedTape, Tape, TapeWithEmptyRows, TapeWithMissingIds, aggregate_of
 from wadm_mcp.simulator.venue import Venue
 
 FIRST_ID: Final = 1_000_001
@@ -77,6 +77,8 @@ class Simulator:
         }
         if faults.absent_every:
             tapes = {one: TapeWithMissingIds(tape, faults.absent_every) for one, tape in tapes.items()}
+        if faults.empty_every:
+            tapes = {one: TapeWithEmptyRows(tape, faults.empty_every, aggregated=one.exchange == "binance") for one, tape in tapes.items()}
         self._manual = manual
         queue_frames = queue or (QUEUE if replay is None else _REPLAY_QUEUE)
         now = clock or _now

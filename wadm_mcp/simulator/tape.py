@@ -16,6 +16,8 @@ MARKET_PRINTS: Final = ("MARKET", "RPI")
 
 _MAX_ROWS: Final = 200_000
 _MAX_QUIET_MINUTES: Final = 24 * 60
+_LONGEST_WINDOW_MS: Final = 100
+"""Within which USD-M aggregates."""
 
 
 class Print(NamedTuple):
@@ -248,6 +250,61 @@ class TapeWithMissingIds:
 
     def _existing(self, rows: Iterable[_Numbered]) -> Iterator[_Numbered]:
         return (row for row in rows if row.number % self._every)
+
+
+class TapeWithEmptyRows:
+    """A tape whose exchange serves every print that is a multiple of `every` without volume, if it is in no aggregate with others.
+
+    `aggregated` says whether the exchange has aggregates.
+    """
+
+    def __init__(self, tape: Tape, every: int, *, aggregated: bool) -> None:
+        self._tape = tape
+        self._every = every
+        self._aggregated = aggregated
+
+    def copy(self) -> TapeWithEmptyRows:
+        return TapeWithEmptyRows(self._tape.copy(), self._every, aggregated=self._aggregated)
+
+    @property
+    def prints_per_day(self) -> float:
+        return self._tape.prints_per_day
+
+    def prints(self, start: int, end: int) -> Iterator[Print]:
+        return map(self._print, self._tape.prints(start, end))
+
+    def aggregates(self, start: int, end: int) -> Iterator[Aggregate]:
+        return map(self._aggregate, self._tape.aggregates(start, end))
+
+    def prints_from(self, number: int, end: int) -> Iterator[Print]:
+        return map(self._print, self._tape.prints_from(number, end))
+
+    def aggregates_from(self, number: int, end: int) -> Iterator[Aggregate]:
+        return map(self._aggregate, self._tape.aggregates_from(number, end))
+
+    def newest_prints(self, limit: int, end: int) -> list[Print]:
+        return [self._print(row) for row in self._tape.newest_prints(limit, end)]
+
+    def newest_aggregates(self, limit: int, end: int) -> list[Aggregate]:
+        return [self._aggregate(row) for row in self._tape.newest_aggregates(limit, end)]
+
+    def _print(self, row: Print) -> Print:
+        if row.number % self._every or (self._aggregated and not self._is_alone(row)):
+            return row
+        return row._replace(quantity=_zero(row.quantity))
+
+    def _aggregate(self, row: Aggregate) -> Aggregate:
+        if row.first % self._every or row.first != row.last:
+            return row
+        return row._replace(quantity=_zero(row.quantity), plain=_zero(row.plain))
+
+    def _is_alone(self, row: Print) -> bool:
+        near = self._tape.aggregates(row.time, row.time + _LONGEST_WINDOW_MS)
+        return any(one.first == one.last == row.number for one in near)
+
+
+def _zero(quantity: str) -> str:
+    return f"{Decimal(quantity) * 0:f}"
 
 
 def extends(whole: Aggregate, row: Print, window: int) -> bool:

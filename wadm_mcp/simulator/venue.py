@@ -210,7 +210,7 @@ class Venue:
             file = await self.archives.answer(path, request.headers)
             if file is not None:
                 return _response(await self.state.faults.archived(self.exchange, path, file))
-            return _response(self.rest(path, query, request.headers))
+            return _response(self.state.faults.answered(self.exchange, path, query, self.rest(path, query, request.headers)))
         refusal = await self.state.faults.connecting(self.exchange, path)
         if refusal is None and self.route(path, query) is None:
             refusal = Reply(404, {})
