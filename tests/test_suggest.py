@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from wadm_mcp.suggest import nearest
+from wadm_mcp.suggest import nearest, plain
 
 KNOWN = ["ETHBTC", "BTCAUD", "BTCBRL", "BTCDAI", "BTCEUR", "BTCUSDC", "BTCUSDT", "BTCSTUSDT", "ETHUSDC", "ETHUSDT", "ETHFIUSDT", "XRPUSDT"]
 
@@ -32,3 +32,11 @@ def test_a_name_that_is_near_to_none_has_no_match() -> None:
     assert nearest("///", KNOWN) == []
     assert nearest("QQQQQQQQ" * 10_000, KNOWN) == []
     assert nearest("BTC", []) == []
+
+
+def test_a_name_in_another_script_keeps_its_letters_marks_and_signs() -> None:
+    assert plain("币安人生/usdt") == "币安人生USDT"
+    assert plain("हिंदी-USDT") == "हिंदीUSDT"
+    assert plain("🚀usdt") == "🚀USDT"
+    assert plain("BTC–USDT\u200b　：") == "BTCUSDT"
+    assert nearest("币安", ["币安人生USDT", *KNOWN], 1) == ["币安人生USDT"]

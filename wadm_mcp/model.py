@@ -7,6 +7,7 @@ they are parsed exactly from the exchange's text and never pass through float.
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
@@ -21,9 +22,27 @@ DAY: Final = 24 * HOUR
 
 MARKETS: Final = ("spot", "linear")
 
-_DECIMAL: Final = re.compile(r"([0-9]{1,18})(?:\.([0-9]{1,18}))?", re.ASCII)
+MAX_SYMBOL_CHARS: Final = 40
+"""Characters of a symbol at most. In UTF-8 they are 160 bytes at most, so that its daily files have valid names on every disk."""
+
+_DECIMAL: Final = re.compile(r"([0-9]{1,18})(?:\.([0-9]{1,18}))?(?:[eE]([+-]?[0-9]{1,2}))?", re.ASCII)
+_MAX_DECIMALS: Final = 18
 _INTEGER_LIMIT: Final = 1 << 63
 """Single prices and quantities stay below this, so that every store can keep one as a 64-bit integer. Sums may exceed it."""
+
+
+def is_symbol_letter(letter: str) -> bool:
+    """True for a character that names an asset: a letter or digit of any script and, beyond ASCII, its marks and signs."""
+    return letter.isalnum() or (not letter.isascii() and unicodedata.category(letter)[0] in "MS")
+
+
+def is_symbol(text: str) -> bool:
+    """True for a name that a symbol may have: letters and digits of any script (`币安人生USDT`), `-` and `_`, 1 to 40 characters.
+
+    It has no blank, control character, dot, slash or colon, so it can stand in a path, a URI and the name of an instrument. An exchange's
+    listing with another name is skipped as malformed.
+    """
+    return 0 < len(text) <= MAX_SYMBOL_CHARS and text[0] not in "-_" and all(one in "-_" or is_symbol_letter(one) for one in text)
 
 
 class TradeType(StrEnum):
@@ -88,7 +107,8 @@ class Listing(msgspec.Struct, frozen=True):
 class Trade(msgspec.Struct, frozen=True, gc=False):
     """One public execution, or (linear Binance) one aggregate of `fills` executions.
 
-    `price` and `quantity` are integers at `scale`; `timestamp` is the exchange's match time in milliseconds.
+    `price` and `quantity` are integers at `scale`; `timestamp` is the exchange's match time in milliseconds. A row with `quantity` 0
+    carries no volume: its id counts as covered, and it is part of no figure (docs/exchanges.md 8.25).
     `seq` is the exchange's own order within the instrument: the trade's id on Binance, the cross sequence on Bybit.
     """
 
@@ -179,20 +199,34 @@ def decimals_of(value: Decimal) -> int:
 def parse_decimal(text: str, decimals: int) -> tuple[int, int]:
     """An exchange's decimal text as `(integer, decimals)`, exact.
 
-    The result has `decimals` decimals, or more where the text is finer: it is rescaled, never rounded.
-    `ValueError` for anything but plain digits with one point, or a value that does not fit 64 bits.
+    The result has `decimals` decimals, or more where the text is finer: it is rescaled, never rounded. An exponent (`1.25e-05`) is as exact
+    as the digits. `ValueError` for anything but digits with one point and an exponent, more than 18 decimals, or a value that does not fit
+    64 bits.
     """
     match = _DECIMAL.fullmatch(text)
     if match is None:
         raise ValueError(f"{text[:40]!r} is not a plain decimal number")
-    whole, fraction = match.groups(default="")
+    whole, fraction, exponent = match.groups(default="")
+    if exponent:
+        whole, fraction = _point_moved(whole, fraction, int(exponent))
     if len(fraction) > decimals:
         fraction = fraction.rstrip("0")
+        if len(fraction) > _MAX_DECIMALS:
+            raise ValueError(f"{text} has more than {_MAX_DECIMALS} decimals")
         decimals = max(decimals, len(fraction))
     value = int(whole + fraction.ljust(decimals, "0"))
     if value >= _INTEGER_LIMIT:
         raise ValueError(f"{text} at {decimals} decimals does not fit 64 bits")
     return value, decimals
+
+
+def _point_moved(whole: str, fraction: str, places: int) -> tuple[str, str]:
+    """The digits before and after the decimal point, once it is moved to the right by so many places (to the left where negative)."""
+    digits, point = whole + fraction, len(whole) + places
+    if point <= 0:
+        return "0", "0" * -point + digits
+    digits = digits.ljust(point, "0")
+    return digits[:point], digits[point:]
 
 
 def rescale(value: int, decimals: int, finer: int) -> int:

@@ -24,8 +24,8 @@ from wadm_mcp.errors import SettingError, printable
 from wadm_mcp.exchanges.exchange import Host, Venue
 from wadm_mcp.exchanges.names import read_name
 from wadm_mcp.exchanges.registry import exchange_names, find_exchange
-from wadm_mcp.model import DAY, HOUR, MARKETS, Retention
-from wadm_mcp.suggest import nearest
+from wadm_mcp.model import DAY, HOUR, MARKETS, MAX_SYMBOL_CHARS, Retention, is_symbol
+from wadm_mcp.suggest import nearest, plain
 
 
 def _list(value: object) -> object:
@@ -50,8 +50,8 @@ def _folder(folder: Path) -> Path:
 
 def _symbols(names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
-        if not (name.isascii() and name.isalnum() and len(name) <= _MAX_SYMBOL_CHARS):
-            allowed = f"allowed are letters and digits, at most {_MAX_SYMBOL_CHARS}, comma separated, such as BTCUSDT,ETHUSDT"
+        if not is_symbol(name.upper()) or plain(name) != name.upper():
+            allowed = f"allowed are letters and digits, at most {MAX_SYMBOL_CHARS}, comma separated, such as BTCUSDT,ETHUSDT"
             raise ValueError(f"{allowed}{_advice_on(name)}")
     return _unique(tuple(name.upper() for name in names), "symbol")
 
@@ -61,7 +61,7 @@ def _advice_on(name: str) -> str:
     named = read_name(name)
     if named.problem:
         return f". {printable(name, _SHOWN_CHARS)}: {named.problem}"
-    if not 0 < len(named.symbol) <= _MAX_SYMBOL_CHARS or named.symbol == name.upper():
+    if not is_symbol(named.symbol) or named.symbol == name.upper():
         return ""
     others = [f"{setting}={value}" for setting, value in (("WADM_EXCHANGES", named.exchange), ("WADM_MARKETS", named.market)) if value]
     return f". For {printable(name, _SHOWN_CHARS)} write {' and '.join([named.symbol, *others])}"
@@ -111,7 +111,6 @@ def _base_url(name: str, url: str, schemes: Sequence[str]) -> str:
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\.?(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
 
 _SECRETS: Final = ("API_KEY", "MONGODB_URL", "REDIS_URL")
-_MAX_SYMBOL_CHARS: Final = 40
 _SHOWN_CHARS: Final = 160
 _WRITABLE: Final = "set it to a writable folder"
 

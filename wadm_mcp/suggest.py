@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Final
 
-_MAX_SYMBOL_CHARS: Final = 40
+from wadm_mcp.model import MAX_SYMBOL_CHARS, is_symbol_letter
 
 
 def nearest(symbol: str, known: Iterable[str], count: int = 3) -> list[str]:
@@ -15,7 +14,7 @@ def nearest(symbol: str, known: Iterable[str], count: int = 3) -> list[str]:
     Symbols that start with the given text come first (`BTC` finds `BTCUSDT`), those quoted in USDT and shorter ones before others; then
     symbols of similar spelling (`ETHUSDX` finds `ETHUSDT`). Case and separators (`btc/usdt`) are ignored.
     """
-    wanted = plain(symbol[:_MAX_SYMBOL_CHARS])
+    wanted = plain(symbol[:MAX_SYMBOL_CHARS])
     if not wanted or count < 1:
         return []
     names = {plain(name): name for name in sorted(set(known), reverse=True)}
@@ -27,4 +26,4 @@ def nearest(symbol: str, known: Iterable[str], count: int = 3) -> list[str]:
 
 def plain(name: str) -> str:
     """A symbol in upper case and without separators: `btc/usdt` becomes `BTCUSDT`."""
-    return "".join(letter for letter in name.upper() if letter.isalnum())
+    return "".join(letter for letter in name.upper() if is_symbol_letter(letter))

@@ -18,7 +18,7 @@ from wadm_mcp.exchanges.names import InstrumentName, never, read_name
 from wadm_mcp.exchanges.registry import canonical_instrument, exchange_names, find_exchange
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
-from wadm_mcp.model import MARKETS, Instrument
+from wadm_mcp.model import MARKETS, MAX_SYMBOL_CHARS, Instrument
 from wadm_mcp.queries.arguments import ALL, Call, Place, read_place, read_whole, shown
 from wadm_mcp.queries.markets import markets
 from wadm_mcp.queries.view import View
@@ -33,7 +33,6 @@ UNTRACK: Final = "untrack_market"
 _POLL_SECONDS: Final = 0.5
 _SETTLE_SECONDS: Final = 3.0
 """Time without an import, after which none is expected to start."""
-_MAX_SYMBOL_CHARS: Final = 40
 DEFAULT_WAIT_SECONDS: Final = 10
 """How long `track` waits by default."""
 MAX_WAIT_SECONDS: Final = 300
@@ -225,7 +224,7 @@ def _call_to_untrack(tracked: Sequence[Instrument]) -> Call:
 def _readings(call: Call, symbol: object) -> list[InstrumentName]:
     """The ways to read a name: as a symbol that an exchange may have (`BTCPERP`), and with what its ending says. Mostly they are one."""
     own, ended = (read_name(symbol, is_symbol) if isinstance(symbol, str) else InstrumentName("") for is_symbol in (lambda _: True, never))
-    if not 0 < len(own.symbol) <= _MAX_SYMBOL_CHARS:
+    if not 0 < len(own.symbol) <= MAX_SYMBOL_CHARS:
         raise call.refuse("symbol", symbol, "the name of a symbol is needed, such as ETHUSDT")
     return list(dict.fromkeys((own, own._replace(market=ended.market), ended)))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any, Final
+from urllib.parse import quote
 
 from mcp.server.mcpserver import MCPServer
 from mcp_types import Resource
@@ -76,7 +77,7 @@ def declare(server: MCPServer[Any], runtime: ServedRuntime) -> None:
 def resources_of(followed: Iterable[Instrument]) -> list[Resource]:
     """The resources that are listed for each followed instrument; the templates reach the others."""
     return [
-        Resource(uri=f"wadm://{exchange}/{market}/{symbol}/{kind}", name=f"{exchange}:{market}:{symbol} {kind}", mime_type=_JSON)
+        Resource(uri=f"wadm://{exchange}/{market}/{quote(symbol)}/{kind}", name=f"{exchange}:{market}:{symbol} {kind}", mime_type=_JSON)
         for exchange, market, symbol in followed
         for kind in ("trades", f"volume-profile/{Timeframe.H1}", f"order-flow/{Timeframe.M1}", f"market-structure/{Timeframe.M15}")
     ]
@@ -86,6 +87,6 @@ def _timeframe(runtime: ServedRuntime, kind: str, given: str) -> Timeframe:
     try:
         return Timeframe(given)
     except ValueError:
-        path = next((f"{one.exchange}/{one.market}/{one.symbol}" for one in runtime.followed), "all/spot/BTCUSDT")
+        path = next((f"{one.exchange}/{one.market}/{quote(one.symbol)}" for one in runtime.followed), "all/spot/BTCUSDT")
         allowed = ", ".join(Timeframe)
         raise QueryError(f"timeframe={shown(given)}: allowed are {allowed}. Try wadm://{path}/{kind}/{Timeframe.H1}") from None

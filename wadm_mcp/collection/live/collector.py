@@ -313,7 +313,7 @@ class Connection:
             return
         for instrument in self._instruments:
             # The whole name only: a refusal of WBTCUSDT must not exclude BTCUSDT.
-            if re.search(rf"(?<![A-Za-z0-9]){re.escape(instrument.symbol)}(?![A-Za-z0-9])", refused.message):
+            if re.search(rf"(?<!\w){re.escape(instrument.symbol)}(?!\w)", refused.message):
                 self._refused.add(instrument)
                 self._collector.health.report(str(instrument), State.DOWN, f"the exchange refused the subscription: {message}")
 
