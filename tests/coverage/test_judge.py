@@ -158,6 +158,20 @@ def test_the_gap_before_the_first_span_is_not_recorded_and_the_one_after_the_las
     assert judge(spans, window, 30, 99).gaps == (Gap(0, 10, None, GapReason.NOT_RECORDED),)
 
 
+def test_ids_that_no_reply_has_in_readable_form_are_a_gap_of_their_own_reason() -> None:
+    def lost(first: int, last: int, reason: GapReason) -> Span:
+        return Span(10, 20, first, last, Basis.EXACT, SpanReason.ABSENT, reason)
+
+    spans = [exact(0, 10, 1, 5), exact(20, 30, 9, 12)]
+    for parts, reason in (
+        ([lost(6, 8, GapReason.ABSENT)], GapReason.ABSENT),
+        ([lost(6, 8, GapReason.UNREADABLE)], GapReason.UNREADABLE),
+        ([lost(6, 6, GapReason.ABSENT), lost(7, 7, GapReason.UNREADABLE), lost(8, 8, GapReason.ABSENT)], GapReason.UNREADABLE),
+        ([lost(6, 7, GapReason.UNREADABLE)], GapReason.DISCONNECT),
+    ):
+        assert judge([*spans, *parts], Window(0, 30), 30).gaps == (Gap(10, 20, 3, reason),)
+
+
 def test_an_open_window_is_judged_as_far_as_the_live_tape_reaches() -> None:
     spans = [exact(0, 20, 1, 5, GapReason.START)]
     assert judge(spans, Window(10, 60_000), 30, 25) == Judgement(15, 15, Basis.EXACT, ())

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from wadm_mcp.errors import FrameError
 from wadm_mcp.exchanges.binance import Binance
 from wadm_mcp.exchanges.exchange import Acknowledged, Decoder, Exchange, Refused, ShuttingDown, Trades
-from wadm_mcp.model import Instrument, Listing, Scale, TradeType, to_decimal
+from wadm_mcp.model import MAX_SYMBOL_CHARS, Instrument, Listing, Scale, TradeType, to_decimal
 
 from .hostile import hostile
 
@@ -103,7 +103,7 @@ def test_one_absurdly_fine_print_does_not_put_later_trades_out_of_reach() -> Non
 def test_a_refused_frame_changes_no_scale() -> None:
     wire = decoder("spot")
     with pytest.raises(FrameError):
-        wire.decode(json.dumps({**SPOT, "p": "64511.890001", "q": "0"}))
+        wire.decode(json.dumps({**SPOT, "p": "64511.890001", "q": "-"}))
     assert trades_of(wire.decode(json.dumps(SPOT))).trades[0].scale == Scale(2, 5)
 
 
@@ -119,11 +119,11 @@ def test_a_refused_frame_changes_no_scale() -> None:
         ({"p": "0.00000000"}, "$.p"),
         ({"p": "-1.0"}, "$.p"),
         ({"p": "NaN"}, "$.p"),
-        ({"p": "1e5"}, "$.p"),
+        ({"p": "1e50"}, "$.p"),
         ({"p": ""}, "$.p"),
         ({"p": "١.٥"}, "$.p"),
         ({"p": "99999999999999999999"}, "$.p"),
-        ({"q": "0"}, "$.q"),
+        ({"q": "-0"}, "$.q"),
         ({"q": "Infinity"}, "$.q"),
         ({"q": None}, "$.q"),
         ({"E": "now"}, "$.E"),
@@ -144,6 +144,21 @@ def test_a_wrong_value_is_refused_in_one_line_that_names_its_path(change: dict[s
         assert str(caught.value).startswith("binance spot frame: ")
         assert str(caught.value).endswith(f"at `{at}`")
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("zero", ["0", "0.000", "0E-8"])
+@pytest.mark.parametrize("price", ["0", "64511.89", "no number"])
+def test_a_frame_of_quantity_zero_is_an_id_without_volume(zero: str, price: str) -> None:
+    for market, event in (("spot", SPOT), ("linear", AGGREGATE)):
+        (trade,) = trades_of(decoder(market).decode(json.dumps({**event, "p": price, "q": zero}))).trades
+        (whole,) = trades_of(decoder(market).decode(json.dumps(event))).trades
+        assert (trade.seq, trade.timestamp, trade.trade_id) == (whole.seq, whole.timestamp, whole.trade_id)
+        assert (trade.quantity, trade.price, trade.fills) == (0, 0, 0)
+
+
+def test_a_figure_with_an_exponent_is_read_exactly() -> None:
+    (trade,) = trades_of(decoder("spot").decode(json.dumps({**SPOT, "p": "6.451189e4", "q": "2.88E-3"}))).trades
+    assert trade == trades_of(decoder("spot").decode(json.dumps({**SPOT, "p": "64511.89", "q": "0.00288"}))).trades[0]
 
 
 @pytest.mark.parametrize("key", ["E", "s", "t", "p", "q", "T", "m"])
@@ -219,6 +234,9 @@ def test_the_longest_subscribe_request_stays_below_what_the_exchange_drops_in_si
     limits = BINANCE.limits(market)
     symbols = [f"{place:04}币安人生1000000MOG_260327USDT" for place in range(limits.names_per_request)]
     assert len(BINANCE.subscribe(market, symbols, 1 << 62).encode()) < 4_000
+    longest = [f"{place:04}{'币' * 36}" for place in range(limits.names_per_request)]
+    assert all(len(symbol) == MAX_SYMBOL_CHARS for symbol in longest)
+    assert len(BINANCE.subscribe(market, longest, 1 << 62).encode()) < 4_000
     assert limits.lifetime == 24 * 3600
     assert limits.ping_every is None
     assert limits.requests_per_second < {"spot": 5, "linear": 10}[market] / 2 + 0.1

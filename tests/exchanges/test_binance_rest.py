@@ -75,9 +75,19 @@ def test_rows_come_out_by_id_whatever_their_order() -> None:
     assert BINANCE.read_trades(SPOT, b"[]") == BINANCE.read_aggregates(SPOT, b"[]") == BINANCE.read_candles(SPOT, b"[]") == []
 
 
-def test_aggregates_that_the_exchange_marked_invalid_are_left_out() -> None:
+def test_aggregates_that_the_exchange_marked_invalid_carry_no_volume_and_on_spot_no_id() -> None:
     assert [each.number for each in BINANCE.read_aggregates(SPOT, body(SPOT_AGGREGATE, EMPTIED))] == [4022483483]
-    assert [trade.seq for trade in BINANCE.read_trades(LINEAR, body(EMPTIED, LINEAR_AGGREGATE))] == [3011222333]
+    read = BINANCE.read_trades(LINEAR, body(EMPTIED, LINEAR_AGGREGATE))
+    assert [(trade.seq, trade.quantity, trade.fills) for trade in read] == [(3011222333, 120, 12), (4022483484, 0, 0)]
+    assert BINANCE.read_aggregates(SPOT, body(SPOT_AGGREGATE, EMPTIED)).served == 2
+
+
+@pytest.mark.parametrize("zero", ["0", "0.000", "0E-8"])
+def test_a_row_of_quantity_zero_is_an_id_without_volume(zero: str) -> None:
+    before, empty, after = BINANCE.read_trades(SPOT, body(*[{**RAW_ROW, "id": n, "qty": zero if n == 8 else "12"} for n in (7, 8, 9)]))
+    assert [(each.seq, each.quantity, each.fills) for each in (before, empty, after)] == [(7, 1_200_000, 1), (8, 0, 0), (9, 1_200_000, 1)]
+    (folded,) = BINANCE.read_aggregates(SPOT, body({**SPOT_AGGREGATE, "p": "0", "q": zero}))
+    assert (folded.trade.seq, folded.last, folded.trade.quantity) == (6534153222, 6534153225, 0)
 
 
 def test_a_finer_figure_widens_its_own_row_and_rounds_nothing() -> None:
@@ -106,13 +116,24 @@ def test_a_finer_figure_widens_its_own_row_and_rounds_nothing() -> None:
         (SPOT_AGGREGATE, {"f": -2, "l": -2}, "$[1].f"),
     ],
 )
-def test_a_wrong_value_refuses_the_reply_and_is_reported_with_its_path(row: dict[str, Any], change: dict[str, Any], path: str) -> None:
+def test_a_wrong_value_costs_its_own_row_alone_and_is_reported_with_its_path(
+    row: dict[str, Any], change: dict[str, Any], path: str
+) -> None:
     read = BINANCE.read_trades if row is RAW_ROW else BINANCE.read_aggregates
+    key = "id" if row is RAW_ROW else "a"
+    good, spoiled, last = row, {**row, key: row[key] + 1, **change}, {**row, key: row[key] + 2}
+    page = read(SPOT, body(good, spoiled, last))
+    assert page == read(SPOT, body(good, last))
+    (unreadable,) = page.unreadable
+    assert (page.served, unreadable.place, unreadable.seq) == (3, 1, None if key in change else row[key] + 1)
+    assert unreadable.why.endswith(f"at `{path}`")
+    assert unreadable.why.isprintable()
+    # Where no row can be read the reply is something else.
     with pytest.raises(ExchangeError) as caught:
-        read(SPOT, body(row, {**row, **change}))
+        read(SPOT, body(spoiled))
     assert str(caught.value).startswith("binance spot sent ")
     assert "of BTCUSDT that cannot be read: " in str(caught.value)
-    assert f"at `{path}`" in str(caught.value)
+    assert f"at `{path.replace('[1]', '[0]')}`" in str(caught.value)
     assert str(caught.value).isprintable()
 
 

@@ -92,7 +92,7 @@ def test_a_finer_figure_widens_the_scale_from_then_on_and_rounds_nothing() -> No
 def test_a_refused_frame_changes_no_scale() -> None:
     wire = decoder("linear")
     with pytest.raises(FrameError):
-        wire.decode(frame({**LINEAR_ROW, "p": "64474.2555"}, {**LINEAR_ROW, "v": "0"}))
+        wire.decode(frame({**LINEAR_ROW, "p": "64474.2555"}, {**LINEAR_ROW, "s": "ETHUSDT"}))
     assert trades_of(wire.decode(frame(LINEAR_ROW))).trades[0].scale == Scale(1, 3)
 
 
@@ -103,8 +103,8 @@ def test_a_refused_frame_changes_no_scale() -> None:
         ({"p": "-64474.2"}, "p"),
         ({"p": 64474.2}, "p"),
         ({"v": "NaN"}, "v"),
-        ({"v": "0.000"}, "v"),
-        ({"v": "1e3"}, "v"),
+        ({"v": "-0.000"}, "v"),
+        ({"v": "1e300"}, "v"),
         ({"S": "buy"}, "S"),
         ({"S": "Hold\nit"}, "S"),
         ({"T": "1785060230817"}, "T"),
@@ -116,16 +116,43 @@ def test_a_refused_frame_changes_no_scale() -> None:
         ({"seq": -1}, "seq"),
         ({"seq": 1 << 63}, "seq"),
         ({"BT": 0}, "BT"),
-        ({"s": "ETHUSDT"}, "s"),
         ({"s": None}, "s"),
     ],
 )
-def test_a_wrong_value_in_one_row_refuses_the_frame_and_names_the_path(change: dict[str, Any], key: str) -> None:
+def test_a_wrong_value_costs_its_own_row_alone_and_names_the_path(change: dict[str, Any], key: str) -> None:
+    rows = [{**LINEAR_ROW, "i": f"id-{place}"} for place in range(5)]
+    message = trades_of(decoder("linear").decode(frame(*rows[:2], {**rows[2], **change}, *rows[3:])))
+    assert [trade.trade_id for trade in message.trades] == ["id-0", "id-1", "id-3", "id-4"]
+    (unreadable,) = message.unreadable
+    assert (unreadable.place, unreadable.seq, message.set_aside) == (2, None, 0)
+    assert unreadable.why.endswith(f"`$.data[2].{key}`")
+    assert unreadable.why.isprintable()
+    assert [[trade.trade_id for trade in run] for run in message.runs] == [["id-0", "id-1"], ["id-3", "id-4"]]
+    # Where no row can be read the frame is something else.
     with pytest.raises(FrameError) as caught:
-        decoder("linear").decode(frame(LINEAR_ROW, {**LINEAR_ROW, **change}))
+        decoder("linear").decode(frame({**LINEAR_ROW, **change}))
     assert str(caught.value).startswith("bybit linear frame: ")
-    assert str(caught.value).endswith((f"`$.data[1].{key}`", f"`$.data[...].{key}`"))
+    assert f".{key}`" in str(caught.value)
     assert str(caught.value).isprintable()
+
+
+def test_a_frame_that_carries_another_symbol_is_refused() -> None:
+    with pytest.raises(FrameError, match=r"carries symbol 'ETHUSDT' - at `\$\.data\[1\]\.s`"):
+        decoder("linear").decode(frame(LINEAR_ROW, {**LINEAR_ROW, "s": "ETHUSDT"}))
+
+
+@pytest.mark.parametrize("zero", ["0", "0.000", "0e-8"])
+def test_a_row_of_quantity_zero_carries_no_volume_and_costs_no_other_row_anything(zero: str) -> None:
+    rows = [{**LINEAR_ROW, "i": f"id-{place}", "v": zero if place == 17 else "0.002"} for place in range(50)]
+    message = trades_of(decoder("linear").decode(frame(*rows)))
+    assert [trade.quantity for trade in message.trades] == [0 if place == 17 else 2 for place in range(50)]
+    assert (message.trades[17].trade_id, message.trades[17].price, message.unreadable) == ("id-17", 0, [])
+    assert len(trades_of(decoder("linear").decode(frame({**LINEAR_ROW, "v": zero, "p": "-"}))).trades) == 1
+
+
+def test_a_size_with_an_exponent_is_read_exactly() -> None:
+    (trade,) = trades_of(decoder("linear").decode(frame({**LINEAR_ROW, "v": "1.25e+06"}))).trades
+    assert to_decimal(trade.quantity, trade.scale.quantity) == 1_250_000
 
 
 @pytest.mark.parametrize("key", ["T", "s", "S", "v", "p", "i"])
@@ -227,8 +254,8 @@ def test_whatever_arrives_the_next_valid_frame_reads_as_before(data: st.DataObje
     assert said.isprintable()
     assert message is None or isinstance(message, Trades | Acknowledged | Refused | Pong)
     for trade in message.trades if isinstance(message, Trades) else ():
-        assert 0 < trade.price < 1 << 63
-        assert 0 < trade.quantity < 1 << 63
+        assert trade.quantity == trade.price == 0 or 0 < trade.price < 1 << 63
+        assert 0 <= trade.quantity < 1 << 63
         assert 0 <= trade.seq < 1 << 63
     (before,), (after,) = (trades_of(each.decode(VALID[market][0])).trades for each in (decoder(market), wire))
     assert to_decimal(after.price, after.scale.price) == to_decimal(before.price, before.scale.price)

@@ -118,29 +118,52 @@ def test_a_finer_figure_widens_its_own_row_and_rounds_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "path"),
+    "change",
     [
-        ({"price": "0"}, "$.result.list[1].price"),
-        ({"price": 64474.2}, "$.list[1].price"),
-        ({"size": "1e3"}, "$.result.list[1].size"),
-        ({"side": "buy"}, "$.list[1].side"),
-        ({"time": "yesterday"}, "$.list[1].time"),
-        ({"time": "1785060230"}, "$.list[1].time"),
-        ({"execId": ""}, "$.list[1].execId"),
-        ({"execId": 2290000000587387109}, "$.list[1].execId"),
-        ({"seq": "-1"}, "$.list[1].seq"),
-        ({"seq": ""}, "$.list[1].seq"),
-        ({"seq": str(1 << 63)}, "$.list[1].seq"),
-        ({"isBlockTrade": "perhaps"}, "$.list[1].isBlockTrade"),
-        ({"symbol": "ETHUSDT"}, "$.result.list"),
+        {"price": "0"},
+        {"price": 64474.2},
+        {"size": "1e300"},
+        {"side": "buy"},
+        {"time": "yesterday"},
+        {"time": "1785060230"},
+        {"execId": ""},
+        {"execId": 2290000000587387109},
+        {"seq": "-1"},
+        {"seq": ""},
+        {"seq": str(1 << 63)},
+        {"isBlockTrade": "perhaps"},
     ],
 )
-def test_a_wrong_value_refuses_the_reply_and_is_reported_with_its_path(change: dict[str, Any], path: str) -> None:
-    with pytest.raises(ExchangeError) as caught:
-        BYBIT.read_trades(LINEAR, recent(RECENT_ROW, {**RECENT_ROW, **change}))
-    assert str(caught.value).startswith("bybit linear sent trades of BTCUSDT that cannot be read: ")
-    assert f"at `{path}`" in str(caught.value)
-    assert str(caught.value).isprintable()
+def test_a_wrong_value_costs_its_own_row_alone_and_is_reported_with_its_path(change: dict[str, Any]) -> None:
+    rows = [at(4, 40, "d"), {**at(3, 30, "c"), **change}, at(2, 20, "b"), at(1, 10, "a")]
+    page = BYBIT.read_trades(LINEAR, recent(*rows))
+    assert [trade.trade_id for trade in page] == ["a", "b", "d"]
+    (unreadable,) = page.unreadable
+    assert unreadable.why.endswith(f"`$.result.list[1].{next(iter(change))}`")
+    assert unreadable.why.isprintable()
+    # The list proves what follows the row, whichever way it runs.
+    assert (
+        [trade.trade_id for trade in page.unbroken]
+        == [trade.trade_id for trade in BYBIT.read_trades(LINEAR, recent(*rows[::-1])).unbroken]
+        == ["d"]
+    )
+    with pytest.raises(ExchangeError, match=r"^bybit linear sent trades of BTCUSDT that cannot be read: "):
+        BYBIT.read_trades(LINEAR, recent(rows[1]))
+
+
+def test_a_list_whose_direction_is_unknown_proves_nothing_beside_an_unreadable_row() -> None:
+    assert BYBIT.read_trades(LINEAR, recent(at(1, 10, "x", price="-"), at(1, 10, "a"))).unbroken == []
+    assert len(BYBIT.read_trades(LINEAR, recent(at(1, 10, "a"))).unbroken) == 1
+
+
+def test_a_list_that_carries_another_symbol_is_refused() -> None:
+    with pytest.raises(ExchangeError, match=r"carries symbol 'ETHUSDT' - at `\$\.result\.list`"):
+        BYBIT.read_trades(LINEAR, recent(RECENT_ROW, {**RECENT_ROW, "symbol": "ETHUSDT"}))
+
+
+def test_a_row_of_quantity_zero_carries_no_volume() -> None:
+    page = BYBIT.read_trades(LINEAR, recent(at(2, 20, "b"), at(1, 10, "a", size="0.000", price="0")))
+    assert [(trade.trade_id, trade.quantity, trade.fills) for trade in page] == [("a", 0, 0), ("b", 1, 1)]
 
 
 def test_a_reply_of_the_other_market_is_not_taken_though_its_symbols_are_alike() -> None:
@@ -269,8 +292,8 @@ def test_listings_are_asked_for_page_after_page() -> None:
 
 def test_one_malformed_record_costs_only_itself() -> None:
     malformed: list[Any] = [None, {"symbol": "A"}, record("B"), contract(""), record("C/D")]
-    listings, _ = BYBIT.read_listings("linear", reply(*malformed, contract()))
-    assert [each.instrument.symbol for each in listings] == ["BTCUSDT"]
+    listings, _ = BYBIT.read_listings("linear", reply(*malformed, contract(".."), contract("A B"), contract(), contract("币安人生USDT")))
+    assert [each.instrument.symbol for each in listings] == ["BTCUSDT", "币安人生USDT"]
     with pytest.raises(ExchangeError, match="cannot be read"):
         BYBIT.read_listings("linear", reply(*malformed))
 

@@ -140,9 +140,12 @@ def _check(found: object) -> None:
     for each in found if isinstance(found, list) else ():
         trade = each.trade if isinstance(each, Aggregate) else each
         if isinstance(trade, Trade):
+            assert 0 <= trade.seq < 1 << 63
+            if not trade.quantity:
+                assert (trade.price, trade.fills) == (0, 0)
+                continue
             assert 0 < trade.price < 1 << 63
             assert 0 < trade.quantity < 1 << 63
-            assert 0 <= trade.seq < 1 << 63
             assert 0 < trade.fills < 1 << 31
 
 

@@ -34,6 +34,7 @@ from wadm_mcp.exchanges.exchange import (
     Limits,
     MarketTraits,
     Message,
+    Page,
     Request,
     Trades,
 )
@@ -162,14 +163,14 @@ class Toy:
     def trades_request(self, market: str, symbol: str, first: int | None = None) -> Request:
         return Request("/trades", {"symbol": symbol})
 
-    def read_trades(self, listing: Listing, body: bytes) -> list[Trade]:
+    def read_trades(self, listing: Listing, body: bytes) -> Page[Trade]:
         with reading(*request_names(listing, "trades")):
-            return sorted(_trades(listing, _read_rows(body)), key=lambda trade: trade.order)
+            return Page(sorted(_trades(listing, _read_rows(body)), key=lambda trade: trade.order))
 
     def aggregates_request(self, market: str, symbol: str, *, start: int | None = None, first: int | None = None) -> Request:
         raise NotImplementedError("there are no aggregates")
 
-    def read_aggregates(self, listing: Listing, body: bytes) -> list[Aggregate]:
+    def read_aggregates(self, listing: Listing, body: bytes) -> Page[Aggregate]:
         raise NotImplementedError("there are no aggregates")
 
     def candles_request(self, market: str, symbol: str, window: Window) -> Request:

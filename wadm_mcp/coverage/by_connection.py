@@ -129,7 +129,7 @@ class ConnectionCoverage(SpanList):
         fresh = [OpenSpan(start, end, -1, -1, GapReason.START, reason, raw=raw) for start, end in parts if start < end]
         self._spans = sorted([*self._spans, *fresh], key=lambda span: span.start)
 
-    def mark_absent(self, first: int, last: int) -> None:
+    def mark_absent(self, first: int, last: int, reason: GapReason = GapReason.ABSENT) -> None:
         raise NotImplementedError("mark_absent needs gapless trade ids; this instrument's coverage is by connection")
 
     def mark_differing(self, minute: int) -> None:

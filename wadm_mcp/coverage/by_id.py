@@ -94,12 +94,12 @@ class SequenceCoverage(SpanList):
     def cover(self, window: Window, reason: SpanReason, *, raw: bool) -> None:
         """Changes nothing: the ids of the record prove what it covers."""
 
-    def mark_absent(self, first: int, last: int) -> None:
+    def mark_absent(self, first: int, last: int, reason: GapReason = GapReason.ABSENT) -> None:
         place = bisect_right(self._spans, first, key=lambda span: span.first)
         if 0 < place < len(self._spans):
             before, after = self._spans[place - 1], self._spans[place]
             start = min(before.end, after.start)
-            self._absent.append(OpenSpan(start, after.start, first, last, GapReason.ABSENT, SpanReason.ABSENT))
+            self._absent.append(OpenSpan(start, after.start, first, last, reason, SpanReason.ABSENT))
 
     def mark_differing(self, minute: int) -> None:
         raise NotImplementedError("mark_differing is for trades without gapless ids; here the ids show what is missing")

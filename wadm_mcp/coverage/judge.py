@@ -157,8 +157,8 @@ def _gaps(covered: Sequence[Span], absent: Sequence[Span], start: int, horizon: 
             continue
         missing = _missing_ids(tail, span)
         if missing != 0:
-            lost_there = missing is not None and _all_absent(tail, span, absent)
-            yield Gap(min(tail.end, span.start), span.start, missing, GapReason.ABSENT if lost_there else span.opened_by)
+            lost_there = _lost_there(tail, span, absent) if missing is not None else None
+            yield Gap(min(tail.end, span.start), span.start, missing, lost_there or span.opened_by)
             tail = span if span.end >= tail.end else tail
         else:
             first, last = min(tail.first_seq, span.first_seq), max(tail.last_seq, span.last_seq)
@@ -176,13 +176,15 @@ def _missing_ids(earlier: Span, later: Span) -> int | None:
     return max(0, later.first_seq - earlier.last_seq - 1, earlier.first_seq - later.last_seq - 1)
 
 
-def _all_absent(earlier: Span, later: Span, absent: Sequence[Span]) -> bool:
-    """True if the exchange itself has none of the ids between two spans."""
+def _lost_there(earlier: Span, later: Span, absent: Sequence[Span]) -> GapReason | None:
+    """Why none of the ids between two spans can be had from the exchange; None where some can."""
     first, last = earlier.last_seq + 1, later.first_seq - 1
+    reason = GapReason.ABSENT
     for span in sorted(absent, key=lambda span: span.first_seq):
         if span.first_seq <= first <= span.last_seq:
             first = span.last_seq + 1
-    return first > last
+            reason = GapReason.UNREADABLE if span.opened_by is GapReason.UNREADABLE else reason
+    return reason if first > last else None
 
 
 def _clip(gap: Gap, start: int, end: int) -> Iterator[Gap]:

@@ -63,13 +63,20 @@ class GapReason(StrEnum):
     START = "start", "No process was recording at this time: WADM was not running, or it had just started and no trade had arrived yet."
     DISCONNECT = "disconnect", "The connection closed. The gap ends with the first trade of the next connection."
     MUTE = "mute", "The connection stayed open but delivered no data, so WADM closed it."
-    BAD_FRAME = "bad_frame", "WADM could not decode a frame that may have contained trades, and the exchange's trade ids are not gapless."
+    BAD_FRAME = (
+        "bad_frame",
+        "WADM could not decode a frame, or a row of one, that may have contained trades, and the exchange's trade ids are not gapless.",
+    )
     MISSING_IDS = "missing_ids", "The exchange's trade ids show that trades are missing. WADM is requesting them from the exchange."
     ABSENT = "absent", "The exchange itself does not have these trade ids, so this gap cannot be repaired."
+    UNREADABLE = (
+        "unreadable",
+        "The exchange has these trades, but serves at least one of them in a form that WADM cannot read, so this gap cannot be repaired.",
+    )
     CANDLE_DIFFERS = (
         "candle_differs",
         "The exchange's own candle of this minute has more volume than was recorded: trades are missing although the connection delivered "
-        "data. The exchange does not number its trades, so only an archive file can bring them.",
+        "data. The exchange's trade ids are not gapless, so only an archive file can bring them.",
     )
     NOT_RECORDED = "not_recorded", "The time lies before recording began, or after it ended and no connection is live."
     NOT_YET_SEEN = "not_yet_seen", "The most recent moments of a live recording: no trade has confirmed them yet."
@@ -207,8 +214,11 @@ class InstrumentCoverage(Protocol):
         """Add a window that was imported from a complete source (a day's archive file). Changes nothing where ids are gapless."""
         ...
 
-    def mark_absent(self, first: int, last: int) -> None:
-        """Note ids, all of one gap, that the exchange itself does not have: they are not requested again. Needs gapless ids."""
+    def mark_absent(self, first: int, last: int, reason: GapReason = GapReason.ABSENT) -> None:
+        """Note ids, all of one gap, that the exchange itself does not have (`absent`) or serves in no readable form (`unreadable`).
+
+        They are not requested again. Needs gapless ids.
+        """
         ...
 
     def mark_differing(self, minute: int) -> None:

@@ -27,7 +27,7 @@ from wadm_mcp.exchanges.exchange import (
     ShuttingDown,
     Trades,
 )
-from wadm_mcp.exchanges.wire import MAX_FILLS, UNREADABLE, Code, Count, Millis, SymbolScale, figure, frame_error, one_line
+from wadm_mcp.exchanges.wire import MAX_FILLS, UNREADABLE, Code, Count, Millis, SymbolScale, figure, frame_error, is_zero, one_line
 from wadm_mcp.model import HOUR, Listing, Scale, Trade, TradeType
 
 _BUY: Final = TradeType.BUY
@@ -119,9 +119,9 @@ class _Wire(NamedTuple):
         return f"@{self.kind}"
 
 
-# Binance drops a client frame of more than about 4,000 bytes without an answer: 50 names of any length stay below that
-# (Binance.Net issue 974).
-_NAMES_PER_REQUEST: Final = 50
+# Binance drops a client frame of more than about 4,000 bytes without an answer (Binance.Net issue 974). 30 names stay below that even if
+# each has 40 letters of three bytes.
+_NAMES_PER_REQUEST: Final = 30
 _DAY_SECONDS: Final = 86_400.0
 
 # Spot pings every 20 s, USD-M every 3 minutes (docs/exchanges.md 1.4, 2.3): more than two missing pings in a row are no coincidence.
@@ -174,22 +174,24 @@ class BinanceDecoder:
         if known is None:
             raise frame_error(self._venue, f"symbol {event.symbol[:40]!r} is not subscribed here", f"{at}.s")
         instrument, scale, listed = known
-        try:
-            price, price_decimals = figure(event.price, scale.price, listed.price)
-        except ValueError as error:
-            raise frame_error(self._venue, error, f"{at}.p") from None
+        # `m` says that the buyer was the maker: then the taker sold.
+        side = _SELL if event.buyer_is_maker else _BUY
+        key = "q"
         try:
             quantity, quantity_decimals = figure(event.quantity, scale.quantity, listed.quantity)
+            key = "p"
+            price, price_decimals = figure(event.price, scale.price, listed.price)
         except ValueError as error:
-            raise frame_error(self._venue, error, f"{at}.q") from None
+            if not is_zero(event.quantity):
+                raise frame_error(self._venue, error, f"{at}.{key}") from None
+            empty = Trade(instrument, event.timestamp, event.id, str(event.id), 0, 0, side, 0, scale)
+            return Trades(instrument, (empty,), event.event_time)
         fills = event.fills
         if not 0 < fills <= MAX_FILLS:
             raise frame_error(self._venue, f"an aggregate cannot have {fills} fills", f"{at}.l")
         if price_decimals != scale.price or quantity_decimals != scale.quantity:
             scale = Scale(price_decimals, quantity_decimals)
             self._scales[event.symbol] = SymbolScale(instrument, scale, listed)
-        # `m` says that the buyer was the maker: then the taker sold.
-        side = _SELL if event.buyer_is_maker else _BUY
         trade = Trade(instrument, event.timestamp, event.id, str(event.id), price, quantity, side, fills, scale)
         return Trades(instrument, (trade,), event.event_time)
 

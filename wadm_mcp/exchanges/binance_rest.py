@@ -7,16 +7,16 @@ rows as its trade socket.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Annotated, Final, NamedTuple, TypeVar
 
 import msgspec
 
-from wadm_mcp.exchanges.exchange import Aggregate, Allowance, Candle, Request
+from wadm_mcp.exchanges.exchange import Aggregate, Allowance, Candle, Page, Request
 from wadm_mcp.exchanges.wire import (
     LISTINGS,
-    MAX_FILLS,
+    UNREADABLE,
     CandlePage,
     Code,
     Count,
@@ -26,6 +26,7 @@ from wadm_mcp.exchanges.wire import (
     Rows,
     candle,
     read_records,
+    read_rows,
     reading,
     refusal,
     request_names,
@@ -115,6 +116,18 @@ class _Aggregate(msgspec.Struct, frozen=True, gc=False):
         return self.first < 0 and self.last < 0
 
 
+class _TradeId(msgspec.Struct, frozen=True):
+    """A row of `historicalTrades` of which only the id is read."""
+
+    id: Count
+
+
+class _AggregateId(msgspec.Struct, frozen=True):
+    """A row of `aggTrades` of which only the id is read."""
+
+    id: Count = msgspec.field(name="a")
+
+
 class _Minute(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """A row of `klines`, up to the last column that is used."""
 
@@ -152,8 +165,11 @@ class _Listings(msgspec.Struct, frozen=True):
 
 
 _Row = TypeVar("_Row")
-_read_trades: Final = msgspec.json.Decoder(list[_Trade] | _Error).decode
-_read_aggregates: Final = msgspec.json.Decoder(list[_Aggregate] | _Error).decode
+_read_rows: Final = msgspec.json.Decoder(list[msgspec.Raw] | _Error).decode
+_read_trade: Final = msgspec.json.Decoder(_Trade).decode
+_read_aggregate: Final = msgspec.json.Decoder(_Aggregate).decode
+_read_trade_id: Final = msgspec.json.Decoder(_TradeId).decode
+_read_aggregate_id: Final = msgspec.json.Decoder(_AggregateId).decode
 _read_minutes: Final = msgspec.json.Decoder(list[_Minute] | _Error).decode
 _read_listings: Final = msgspec.json.Decoder(_Listings).decode
 _read_record: Final = msgspec.json.Decoder(_Record).decode
@@ -190,40 +206,54 @@ class BinanceRest:
         rest = _MARKETS[market]
         return Request(f"{rest.prefix}/{rest.trades_path}", _page(symbol, fromId=first), rest.trades_weight)
 
-    def read_trades(self, listing: Listing, body: bytes) -> list[Trade]:
+    def read_trades(self, listing: Listing, body: bytes) -> Page[Trade]:
         """Ascending by id."""
+        if listing.instrument.market == "linear":
+            page = self._aggregates(listing, body, "trades")
+            return Page([row.trade for row in page], page.served, page.unreadable)
         venue, what = request_names(listing, "trades")
+        rows = Rows(listing, "$", "price", "qty")
+
+        def read(place: int, raw: msgspec.Raw) -> Trade:
+            row = _read_trade(raw)
+            return rows.trade(place, row.timestamp, row.id, str(row.id), row.price, row.quantity, _side(row.buyer_is_maker))
+
         with reading(venue, what):
-            if listing.instrument.market == "linear":
-                rows = Rows(listing, "$", "p", "q")
-                folded = _rows(_read_aggregates(body), venue, what)
-                trades = [_fold(rows, place, row, row.number) for place, row in enumerate(folded) if not row.emptied]
-            else:
-                rows = Rows(listing, "$", "price", "qty")
-                trades = [
-                    rows.trade(place, row.timestamp, row.id, str(row.id), row.price, row.quantity, _side(row.buyer_is_maker))
-                    for place, row in enumerate(_rows(_read_trades(body), venue, what))
-                ]
-        return sorted(trades, key=lambda trade: trade.seq)
+            page = read_rows("$", _rows(_read_rows(body), venue, what), read, lambda raw: _id(_read_trade_id, raw))
+        page.sort(key=lambda trade: trade.seq)
+        return page
 
     def aggregates_request(self, market: str, symbol: str, *, start: int | None = None, first: int | None = None) -> Request:
         """On spot they weigh less than trades; on USD-M they are the trades, of the last 48 hours."""
         rest = _MARKETS[market]
         return Request(f"{rest.prefix}/aggTrades", _page(symbol, startTime=start, fromId=first), rest.aggregates_weight)
 
-    def read_aggregates(self, listing: Listing, body: bytes) -> list[Aggregate]:
+    def read_aggregates(self, listing: Listing, body: bytes) -> Page[Aggregate]:
         """Ascending by the aggregate's id. On spot the seq of its trade is the first raw id, so that an aggregate of one fill equals that
         trade; on USD-M it is the aggregate's id, as on the socket."""
-        venue, what = request_names(listing, "aggregates")
+        return self._aggregates(listing, body, "aggregates")
+
+    def _aggregates(self, listing: Listing, body: bytes, name: str) -> Page[Aggregate]:
+        venue, what = request_names(listing, name)
         spot = listing.instrument.market == "spot"
+        rows = Rows(listing, "$", "p", "q")
+
+        def read(place: int, raw: msgspec.Raw) -> Aggregate | None:
+            row = _read_aggregate(raw)
+            if row.emptied and spot:
+                # It names no trade ids. On USD-M its own id is the one that counts.
+                return None
+            if not row.emptied and row.first < 0:
+                raise ValueError(f"an aggregate cannot begin with id {row.first} - at `$[{place}].l`")
+            seq, last = (row.first, row.last) if spot else (row.number, row.number)
+            quantity, fills = ("0", 0) if row.emptied else (row.quantity, row.last - row.first + 1)
+            trade = rows.trade(place, row.timestamp, seq, str(seq), row.price, quantity, _side(row.buyer_is_maker), fills)
+            return Aggregate(row.number, last, trade)
+
         with reading(venue, what):
-            rows = Rows(listing, "$", "p", "q")
-            aggregates = [
-                Aggregate(row.number, row.last if spot else row.number, _fold(rows, place, row, row.first if spot else row.number))
-                for place, row in enumerate(_rows(_read_aggregates(body), venue, what))
-                if not row.emptied
-            ]
-        return sorted(aggregates, key=lambda aggregate: aggregate.number)
+            page = read_rows("$", _rows(_read_rows(body), venue, what), read, lambda raw: _id(_read_aggregate_id, raw))
+        page.sort(key=lambda aggregate: aggregate.number)
+        return page
 
     def candles_request(self, market: str, symbol: str, window: Window) -> Request:
         """On USD-M the weight depends on the limit."""
@@ -253,11 +283,12 @@ def _rows(reply: list[_Row] | _Error, venue: str, what: str) -> list[_Row]:
     return reply
 
 
-def _fold(rows: Rows, place: int, row: _Aggregate, seq: int) -> Trade:
-    fills = row.last - row.first + 1
-    if row.first < 0 or not 0 < fills <= MAX_FILLS:
-        raise ValueError(f"an aggregate cannot have {fills} fills - at `$[{place}].l`")
-    return rows.trade(place, row.timestamp, seq, str(seq), row.price, row.quantity, _side(row.buyer_is_maker), fills)
+def _id(read: Callable[[msgspec.Raw], _TradeId | _AggregateId], raw: msgspec.Raw) -> int | None:
+    """The id of a row that cannot be read as a whole; None where even that cannot."""
+    try:
+        return read(raw).id
+    except UNREADABLE:
+        return None
 
 
 def _side(buyer_is_maker: bool) -> TradeType:

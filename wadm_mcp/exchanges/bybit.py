@@ -12,6 +12,7 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
+from wadm_mcp.errors import FrameError
 from wadm_mcp.exchanges.bybit_archive import BybitLinearTrades, BybitSpotTrades
 from wadm_mcp.exchanges.bybit_rest import ROWS_PER_REPLY, SIDES, BybitRest
 from wadm_mcp.exchanges.exchange import (
@@ -26,8 +27,9 @@ from wadm_mcp.exchanges.exchange import (
     Pong,
     Refused,
     Trades,
+    Unreadable,
 )
-from wadm_mcp.exchanges.wire import UNREADABLE, Count, Millis, SymbolScale, TradeId, figure, frame_error, one_line
+from wadm_mcp.exchanges.wire import UNREADABLE, Count, Millis, SymbolScale, TradeId, figure, frame_error, is_zero, one_line
 from wadm_mcp.model import Listing, Scale, Trade
 
 _TOPIC: Final = "publicTrade."
@@ -63,6 +65,14 @@ class _Frame(msgspec.Struct, frozen=True):
     data: Annotated[list[_Row], msgspec.Meta(min_length=1)]
 
 
+class _RawFrame(msgspec.Struct, frozen=True):
+    """A frame of trades of which some row cannot be read."""
+
+    topic: str
+    ts: Millis
+    data: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1)]
+
+
 class _Other(msgspec.Struct, frozen=True):
     """A frame without trades. In the answer to a ping `op` is `ping` on spot and linear, `pong` in other categories."""
 
@@ -74,6 +84,8 @@ class _Other(msgspec.Struct, frozen=True):
 
 
 _read_frame: Final = msgspec.json.Decoder(_Frame).decode
+_read_raw_frame: Final = msgspec.json.Decoder(_RawFrame).decode
+_read_row: Final = msgspec.json.Decoder(_Row).decode
 _read_other: Final = msgspec.json.Decoder(_Other).decode
 
 
@@ -85,46 +97,69 @@ class BybitDecoder:
         self._scales = {_TOPIC + symbol: scale for symbol, scale in SymbolScale.by_symbol(listings).items()}
 
     def decode(self, frame: str | bytes) -> Message | None:
-        """See `Decoder.decode`. One bad row makes the whole frame a `FrameError`."""
+        """See `Decoder.decode`. A row that cannot be read is set aside; a frame of which no row can be read is a `FrameError`."""
         try:
             read = _read_frame(frame)
         except UNREADABLE as error:
             return self._other(frame, error)
         known = self._scales.get(read.topic)
         if known is not None:
-            return self._trades(read, known)
+            return self._trades(read.topic, read.ts, read.data, known)
         if read.topic.startswith(_TOPIC):
-            raise frame_error(self._venue, f"topic {read.topic[:40]!r} is not subscribed here", "$.topic")
+            raise self._not_subscribed(read.topic)
         return None
 
-    def _trades(self, frame: _Frame, known: SymbolScale) -> Trades:
+    def _trades(self, topic: str, sent_at: int, rows: Sequence[_Row | str], known: SymbolScale) -> Trades:
+        """`rows` have, in place of one that cannot be read, why."""
         instrument, scale, listed = known
         symbol = instrument.symbol
         trades: list[Trade] = []
-        for row in frame.data:
-            if row.symbol != symbol:
-                raise self._row_error(frame, row, f"topic {frame.topic!r} carries symbol {row.symbol[:40]!r}", "s")
-            if row.block:
+        unreadable: list[Unreadable] = []
+        blocks = 0
+        for place, row in enumerate(rows):
+            if isinstance(row, str):
+                unreadable.append(Unreadable(len(trades), None, row))
                 continue
-            try:
-                price, price_decimals = figure(row.price, scale.price, listed.price)
-            except ValueError as error:
-                raise self._row_error(frame, row, error, "p") from None
+            if row.symbol != symbol:
+                why = f"topic {topic!r} carries symbol {row.symbol[:40]!r}"
+                raise frame_error(self._venue, why, f"$.data[{place}].s")
+            if row.block:
+                blocks += 1
+                continue
+            seq = row.timestamp if row.seq is None else row.seq
+            key = "v"
             try:
                 quantity, quantity_decimals = figure(row.quantity, scale.quantity, listed.quantity)
+                key = "p"
+                price, price_decimals = figure(row.price, scale.price, listed.price)
             except ValueError as error:
-                raise self._row_error(frame, row, error, "v") from None
+                if is_zero(row.quantity):
+                    trades.append(Trade(instrument, row.timestamp, seq, row.id, 0, 0, SIDES[row.side], 0, scale))
+                else:
+                    unreadable.append(Unreadable(len(trades), None, _located(error, f"$.data[{place}].{key}")))
+                continue
             if price_decimals != scale.price or quantity_decimals != scale.quantity:
                 scale = Scale(price_decimals, quantity_decimals)
-            seq = row.timestamp if row.seq is None else row.seq
             trades.append(Trade(instrument, row.timestamp, seq, row.id, price, quantity, SIDES[row.side], 1, scale))
+        if len(unreadable) == len(rows):
+            raise frame_error(self._venue, unreadable[0].why)
         if scale is not known.scale:
-            self._scales[frame.topic] = SymbolScale(instrument, scale, listed)
-        return Trades(instrument, trades, frame.ts, len(frame.data) - len(trades))
+            self._scales[topic] = SymbolScale(instrument, scale, listed)
+        return Trades(instrument, trades, sent_at, blocks, unreadable)
 
-    def _row_error(self, frame: _Frame, row: _Row, why: object, key: str) -> Exception:
-        place = next(place for place, each in enumerate(frame.data) if each is row)
-        return frame_error(self._venue, why, f"$.data[{place}].{key}")
+    def _partly(self, frame: str | bytes, not_trades: Exception) -> Trades:
+        """A frame of trades of which some row cannot be read."""
+        try:
+            read = _read_raw_frame(frame)
+        except UNREADABLE:
+            raise frame_error(self._venue, not_trades) from None
+        known = self._scales.get(read.topic)
+        if known is None:
+            raise self._not_subscribed(read.topic)
+        return self._trades(read.topic, read.ts, [_row_of(place, raw) for place, raw in enumerate(read.data)], known)
+
+    def _not_subscribed(self, topic: str) -> FrameError:
+        return frame_error(self._venue, f"topic {topic[:40]!r} is not subscribed here", "$.topic")
 
     def _other(self, frame: str | bytes, not_trades: Exception) -> Message | None:
         """A frame without trades: an answer, a pong, another topic, or not valid."""
@@ -133,7 +168,7 @@ class BybitDecoder:
         except UNREADABLE as error:
             raise frame_error(self._venue, error) from None
         if read.topic.startswith(_TOPIC):
-            raise frame_error(self._venue, not_trades) from None
+            return self._partly(frame, not_trades)
         if read.topic:
             return None
         if read.success is False:
@@ -144,6 +179,18 @@ class BybitDecoder:
         if read.success:
             return Acknowledged(read.req_id[:64])
         raise frame_error(self._venue, "neither trades nor an answer", "$")
+
+
+def _row_of(place: int, raw: msgspec.Raw) -> _Row | str:
+    """A row, or why it cannot be read."""
+    try:
+        return _read_row(raw)
+    except UNREADABLE as error:
+        return one_line(str(error).replace("`$", f"`$.data[{place}]"))
+
+
+def _located(why: object, path: str) -> str:
+    return one_line(f"{why} - at `{path}`")
 
 
 _SPOT_TRADES: Final = BybitSpotTrades()

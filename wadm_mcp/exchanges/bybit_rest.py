@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from wadm_mcp.exchanges.exchange import Aggregate, Allowance, Candle, Request
+from wadm_mcp.exchanges.exchange import Aggregate, Allowance, Candle, Page, Request
 from wadm_mcp.exchanges.wire import (
     LISTINGS,
     CandlePage,
@@ -23,6 +23,7 @@ from wadm_mcp.exchanges.wire import (
     TradeId,
     candle,
     read_records,
+    read_rows,
     reading,
     refusal,
     request_names,
@@ -62,7 +63,7 @@ class _Row(msgspec.Struct, frozen=True, gc=False):
 
 
 class _Recent(msgspec.Struct, frozen=True):
-    rows: list[_Row] = msgspec.field(name="list")
+    rows: list[msgspec.Raw] = msgspec.field(name="list")
     category: str = ""
 
 
@@ -115,6 +116,7 @@ _read_record: Final = msgspec.json.Decoder(_Record).decode
 
 # Not strict, so that a number in quotes is read as a number.
 _read_recent: Final = msgspec.json.Decoder(_Recent, strict=False).decode
+_read_row: Final = msgspec.json.Decoder(_Row, strict=False).decode
 _read_minutes: Final = msgspec.json.Decoder(_Minutes, strict=False).decode
 
 
@@ -143,30 +145,42 @@ class BybitRest:
         """The newest trades, with or without `first`: at most 60 of spot, 1,000 of linear."""
         return Request("/v5/market/recent-trade", {"category": market, "symbol": symbol, "limit": str(ROWS_PER_REPLY[market])})
 
-    def read_trades(self, listing: Listing, body: bytes) -> list[Trade]:
+    def read_trades(self, listing: Listing, body: bytes) -> Page[Trade]:
         """Ordered by time and cross sequence, trades with the same sequence as in the list.
 
         The order of the list is not documented: linear lists were newest first, spot lists oldest first.
         """
         venue, what = request_names(listing, "trades")
+        path = "$.result.list"
+        rows, symbols = Rows(listing, path, "price", "size"), set[str]()
+
+        def read(place: int, raw: msgspec.Raw) -> Trade | None:
+            row = _read_row(raw)
+            symbols.add(row.symbol)
+            if row.block:
+                return None
+            return rows.trade(place, row.timestamp, _seq(row), row.id, row.price, row.quantity, SIDES[row.side])
+
         with reading(venue, what):
             recent = _read_recent(_result(venue, what, body))
-            _check(listing, recent.category, {row.symbol for row in recent.rows})
-            rows = Rows(listing, "$.result.list", "price", "size")
-            trades = [
-                rows.trade(place, row.timestamp, _seq(row), row.id, row.price, row.quantity, SIDES[row.side])
-                for place, row in enumerate(recent.rows)
-                if not row.block
-            ]
-        if trades and _moment(trades[0]) > _moment(trades[-1]):
-            trades.reverse()
-        return sorted(trades, key=_moment)
+            # These rows have no number that counts.
+            page = read_rows(path, recent.rows, read, lambda raw: None)
+            _check(listing, recent.category, symbols)
+        first, last = (_moment(page[0]), _moment(page[-1])) if page else ((0, 0), (0, 0))
+        if first > last:
+            page.reverse()
+            page.unreadable = [row._replace(place=len(page) - row.place) for row in reversed(page.unreadable)]
+        elif first == last:
+            # The list's direction is unknown: a row that cannot be read may be newer than all others.
+            page.unreadable = [row._replace(place=len(page)) for row in page.unreadable]
+        page.sort(key=_moment)
+        return page
 
     def aggregates_request(self, market: str, symbol: str, *, start: int | None = None, first: int | None = None) -> Request:
         """Never called: Bybit has no aggregates."""
         raise NotImplementedError(f"bybit {market} has no history of aggregates")
 
-    def read_aggregates(self, listing: Listing, body: bytes) -> list[Aggregate]:
+    def read_aggregates(self, listing: Listing, body: bytes) -> Page[Aggregate]:
         """Never called: Bybit has no aggregates."""
         raise NotImplementedError(f"{listing.instrument} has no history of aggregates")
 

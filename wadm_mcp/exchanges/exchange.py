@@ -6,24 +6,43 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import NamedTuple, Protocol
+from itertools import pairwise
+from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
 
 from wadm_mcp.model import Instrument, Listing, Trade, Window
 
 
+class Unreadable(NamedTuple):
+    """A row among others that cannot be read, and may hide volume.
+
+    `place` is how many readable rows come before it in the exchange's order; `seq` is None unless the row shows it.
+    """
+
+    place: int
+    seq: int | None
+    why: str
+
+
 class Trades(msgspec.Struct, frozen=True, gc=False):
     """A frame of trades of one instrument, in the exchange's order.
 
     `event_time` is when the exchange sent it (ms). `set_aside` counts block trades, which were not matched in the order book: they are
-    counted here and kept out of every figure.
+    counted here and kept out of every figure. `unreadable` are rows of the frame that could not be read, in order.
     """
 
     instrument: Instrument
     trades: Sequence[Trade]
     event_time: int
     set_aside: int = 0
+    unreadable: Sequence[Unreadable] = ()
+
+    @property
+    def runs(self) -> list[Sequence[Trade]]:
+        """The trades, parted where rows could not be read."""
+        cuts = [0, *(row.place for row in self.unreadable), len(self.trades)]
+        return [self.trades[start:end] for start, end in pairwise(cuts)]
 
 
 class Acknowledged(msgspec.Struct, frozen=True):
@@ -105,6 +124,23 @@ class Aggregate(NamedTuple):
     number: int
     last: int
     trade: Trade
+
+
+_Row = TypeVar("_Row")
+
+
+class Page(list[_Row]):
+    """The rows of a REST reply that can be used. `served` is how many the reply had; those in `unreadable` were set aside."""
+
+    def __init__(self, rows: Iterable[_Row] = (), served: int | None = None, unreadable: Sequence[Unreadable] = ()) -> None:
+        super().__init__(rows)
+        self.served = len(self) if served is None else served
+        self.unreadable = unreadable
+
+    @property
+    def unbroken(self) -> Sequence[_Row]:
+        """The rows after the last one that could not be read."""
+        return self[max((row.place for row in self.unreadable), default=0) :]
 
 
 class Candle(NamedTuple):
@@ -260,10 +296,11 @@ class Exchange(Protocol):
         `has_gapless_ids`, else (and without `first`) the newest."""
         ...
 
-    def read_trades(self, listing: Listing, body: bytes) -> list[Trade]:
+    def read_trades(self, listing: Listing, body: bytes) -> Page[Trade]:
         """The trades of a reply to `trades_request`, in `Trade.order`, without block trades.
 
-        `ExchangeError` for an error reply and for one of which any part cannot be read.
+        A row without volume is a trade of quantity 0; one that cannot be read is set aside. `ExchangeError` for an error reply, for one
+        that is not a list of rows, and for one whose rows are all unreadable.
         """
         ...
 
@@ -271,8 +308,9 @@ class Exchange(Protocol):
         """The request for aggregates from `start` (ms) on, or from the aggregate id `first` on, where the market `has_gapless_ids`."""
         ...
 
-    def read_aggregates(self, listing: Listing, body: bytes) -> list[Aggregate]:
-        """The aggregates of a reply, ascending, without rows that the exchange marks invalid. `ExchangeError` as for `read_trades`."""
+    def read_aggregates(self, listing: Listing, body: bytes) -> Page[Aggregate]:
+        """The aggregates of a reply, ascending, without rows that cover no id. Rows without volume, rows that cannot be read, and
+        `ExchangeError`: as for `read_trades`."""
         ...
 
     def candles_request(self, market: str, symbol: str, window: Window) -> Request:
@@ -280,7 +318,7 @@ class Exchange(Protocol):
         ...
 
     def read_candles(self, listing: Listing, body: bytes) -> list[Candle]:
-        """The minutes of a reply, oldest first. `ExchangeError` as for `read_trades`."""
+        """The minutes of a reply, oldest first. `ExchangeError` for an error reply and for one of which any part cannot be read."""
         ...
 
 

@@ -6,13 +6,26 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from functools import lru_cache
-from typing import Annotated, Final, NamedTuple
+from typing import Annotated, Final, NamedTuple, TypeVar
 
 import msgspec
 
 from wadm_mcp.errors import ExchangeError, FrameError
-from wadm_mcp.exchanges.exchange import Candle
-from wadm_mcp.model import MINUTE, Instrument, Listing, Scale, Trade, TradeType, Window, parse_decimal, rescale, to_decimal
+from wadm_mcp.exchanges.exchange import Candle, Page, Unreadable
+from wadm_mcp.model import (
+    MAX_SYMBOL_CHARS,
+    MINUTE,
+    Instrument,
+    Listing,
+    Scale,
+    Trade,
+    TradeType,
+    Window,
+    is_symbol,
+    parse_decimal,
+    rescale,
+    to_decimal,
+)
 
 MIN_TIME: Final = 1_230_768_000_000
 MAX_TIME: Final = 4_102_444_800_000
@@ -33,8 +46,8 @@ Code = Annotated[int, msgspec.Meta(ge=-(1 << 31), le=(1 << 31) - 1)]
 TradeId = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 """An id that is no number, or a number too long for `Count`."""
 
-Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[^\s:/]+$")]
-"""A symbol of a listing, without blanks and the characters that separate an instrument's parts."""
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_SYMBOL_CHARS)]
+"""A symbol of a listing. `read_records` skips one that is not `is_symbol`."""
 
 MAX_FILLS: Final = (1 << 31) - 1
 """Most fills of one row: documents store them in 32 bits."""
@@ -79,6 +92,16 @@ def figure(text: str, decimals: int, listed: int) -> tuple[int, int]:
     if not value:
         raise ValueError(f"{text!r} is not above zero")
     return value, finest
+
+
+def is_zero(text: str) -> bool:
+    """True for a quantity of exactly zero: a row with it carries no volume (docs/exchanges.md 8.25)."""
+    if text[:1] != "0":
+        return False
+    try:
+        return not parse_decimal(text, 0)[0]
+    except ValueError:
+        return False
 
 
 def step(text: str) -> Decimal:
@@ -127,6 +150,33 @@ def reading(venue: str, what: str) -> Generator[None]:
         raise unreadable(venue, what, error) from None
 
 
+_Row = TypeVar("_Row")
+
+
+def read_rows(
+    path: str, rows: Sequence[msgspec.Raw], read: Callable[[int, msgspec.Raw], _Row | None], seq_of: Callable[[msgspec.Raw], int | None]
+) -> Page[_Row]:
+    """The rows of a reply, in its order; `path` leads to them.
+
+    `read` gets each with its place (from 0), and returns None for one of no use. A row for which it raises is set aside with
+    its `seq_of`, so that it costs no other row anything. `ValueError` when all rows are unreadable: then the reply has another form.
+    """
+    found: list[_Row] = []
+    unreadable: list[Unreadable] = []
+    for place, raw in enumerate(rows):
+        try:
+            row = read(place, raw)
+        except (*UNREADABLE, ValueError) as error:
+            why = str(error).replace("`$", f"`{path}[{place}]") if isinstance(error, msgspec.MsgspecError) else str(error)
+            unreadable.append(Unreadable(len(found), seq_of(raw), one_line(why, 160)))
+            continue
+        if row is not None:
+            found.append(row)
+    if unreadable and len(unreadable) == len(rows):
+        raise ValueError(unreadable[0].why)
+    return Page(found, len(rows), unreadable)
+
+
 class Rows:
     """Makes trades of one listing from the rows of a reply: at the listing's scale, or at a finer one where a row needs it.
 
@@ -143,8 +193,15 @@ class Rows:
     def trade(
         self, place: int, timestamp: int, seq: int, trade_id: str, price: str, quantity: str, side: TradeType, fills: int = 1
     ) -> Trade:
-        """The trade of the row at `place` (from 0); `ValueError` when its price or quantity is no number above 0."""
+        """The trade of the row at `place` (from 0), of quantity 0 where the row carries no volume.
+
+        `ValueError` when its price or quantity is no number above 0, or its fills are impossible.
+        """
         scale = self._scale
+        if is_zero(quantity):
+            return Trade(self._instrument, timestamp, seq, trade_id, 0, 0, side, 0, scale)
+        if not 0 < fills <= MAX_FILLS:
+            raise ValueError(f"an aggregate cannot have {fills} fills - at `{self._path}[{place}].l`")
         value, price_decimals = self._figure(place, self._price, price, scale.price)
         size, quantity_decimals = self._figure(place, self._quantity, quantity, scale.quantity)
         if price_decimals != scale.price or quantity_decimals != scale.quantity:
@@ -193,6 +250,8 @@ def read_records(venue: str, records: Sequence[msgspec.Raw], read: Callable[[msg
     for record in records:
         try:
             listing = read(record)
+            if listing is not None and not is_symbol(listing.instrument.symbol):
+                raise ValueError(f"{listing.instrument.symbol[:MAX_SYMBOL_CHARS]!r} cannot be a symbol")
         except (*UNREADABLE, ValueError) as error:
             malformed, why = malformed + 1, error
             continue

@@ -16,7 +16,7 @@ Every figure comes from recorded public trades. Every answer begins with `covera
 - `basis`: `exact` is proven by the exchange's ids (Binance); `observed` rests on an unbroken connection (Bybit).
 - `gaps`: `[start, end, missing_trades, reason]`, the newest; `more_gaps` counts the rest. `not_recorded`, `start`: no process
   was recording. `expired`: older than the retention. `store_unreachable`: only data in memory is available. `importing`, `being_revised`,
-  `missing_ids`: trades are being added, ask again. `absent`: the exchange does not have them.
+  `missing_ids`: trades are being added, ask again. `absent`, `unreadable`: the exchange does not have them, or not in readable form.
 - `lag_ms`: age of the newest trade. `window.closed` false: the last bar still grows.
 
 ## Units

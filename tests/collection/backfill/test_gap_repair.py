@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from decimal import Decimal
 
@@ -20,12 +20,14 @@ from wadm_mcp.collection.backfill.gap_repair import GapRepairer
 from wadm_mcp.collection.recording.minute import partial_footprints
 from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.collection.rest.client import RestClient
+from wadm_mcp.coverage.judge import CoverageInputs
+from wadm_mcp.coverage.spans import GapReason
 from wadm_mcp.errors import ExchangeError
-from wadm_mcp.exchanges.exchange import Aggregate, Trades
+from wadm_mcp.exchanges.exchange import Aggregate, Page, Trades
 from wadm_mcp.health import Health
 from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, Instrument, Listing, Trade, Window
 from wadm_mcp.simulator.chaos import Chaos, Fault, Kind
-from wadm_mcp.simulator.faults import Faults
+from wadm_mcp.simulator.faults import Faults, Reply
 from wadm_mcp.simulator.simulator import Simulator
 from wadm_mcp.storage.store import PartialFootprint
 from wadm_mcp.tape import Tape
@@ -36,6 +38,20 @@ SPOT = Instrument("binance", "spot", "BTCUSDT")
 LINEAR = Instrument("binance", "linear", "BTCUSDT")
 UNTIL = NOON + 50 * DAY
 """The same market in every run."""
+
+
+class SpoiledRows(Faults):
+    """REST serves the rows of these ids with a price that is no number."""
+
+    def __init__(self) -> None:
+        self.ids: set[int] = set()
+        self.asked = 0
+
+    def answered(self, exchange: str, path: str, params: Mapping[str, str], reply: Reply) -> Reply:
+        self.asked += 1
+        assert isinstance(reply.body, list)
+        key, price = ("a", "p") if path.endswith("aggTrades") else ("id", "price")
+        return reply._replace(body=[{**row, price: "-"} if row[key] in self.ids else row for row in reply.body])
 
 
 class Repairing:
@@ -172,6 +188,42 @@ async def test_ids_that_the_exchange_does_not_have_are_marked_absent_and_not_req
         assert {trade.seq for trade in r.written} == {trade.seq for trade in trades}
 
 
+@pytest.mark.parametrize("instrument", [SPOT, LINEAR])
+async def test_an_id_of_quantity_zero_is_covered_without_volume_and_not_requested_again(instrument: Instrument) -> None:
+    faults = Faults()
+    faults.empty_every = 7
+    async with repairing(instrument, faults=faults) as r:
+        trades = r.traded(r.until - MINUTE)
+        await r.take([*trades[:3], *trades[-3:]])
+        await r.run_until(lambda: not r.missing)
+        assert {trade.seq for trade in r.written} == {trade.seq for trade in trades}
+        assert all(trade.quantity for trade in r.written)
+        assert r.health.counts["trades.without_volume"] == trades[-1].seq - trades[0].seq + 1 - len(trades) > 3
+        assert r.health.counts["trades.absent"] == 0
+
+
+@pytest.mark.parametrize("instrument", [SPOT, LINEAR])
+async def test_one_row_that_cannot_be_read_costs_its_own_id_alone_and_is_not_requested_for_ever(
+    instrument: Instrument, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repair_module, "_PAUSES_SECONDS", (0.01,))
+    faults = SpoiledRows()
+    async with repairing(instrument, faults=faults) as r:
+        trades = r.traded(r.until - MINUTE)
+        spoiled = {trades[20].seq, trades[21].seq, trades[40].seq}
+        faults.ids = spoiled
+        await r.take([*trades[:3], *trades[-3:]])
+        await r.run_until(lambda: not r.missing)
+        assert {trade.seq for trade in trades} - {trade.seq for trade in r.written} == spoiled
+        unreadable = [span for span in r.recorded.spans if span.opened_by is GapReason.UNREADABLE]
+        assert {(span.first_seq, span.last_seq) for span in unreadable} == {(number, number) for number in spoiled}
+        assert r.health.counts["trades.unreadable"] >= 3
+        window = Window(trades[3].timestamp, trades[-3].timestamp)
+        gaps = CoverageInputs(r.recorded.spans, r.clock.now()).judge(window).gaps
+        assert {(gap.reason, gap.missing_trades) for gap in gaps} == {(GapReason.UNREADABLE, 2), (GapReason.UNREADABLE, 1)}
+        assert faults.asked < 30
+
+
 async def test_a_failed_request_does_not_count_towards_marking_an_id_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repair_module, "_PAUSES_SECONDS", (0.01,))
     async with repairing() as r:
@@ -179,12 +231,12 @@ async def test_a_failed_request_does_not_count_towards_marking_an_id_absent(monk
         await r.take([*trades[:3], *trades[-3:]])
         request, calls = RestClient.trades, 0
 
-        async def fail_twice_then_lag(self: RestClient, *arguments: object, **more: object) -> list[Trade]:
+        async def fail_twice_then_lag(self: RestClient, *arguments: object, **more: object) -> Page[Trade]:
             nonlocal calls
             calls += 1
             if calls <= 2:
                 raise ExchangeError("binance spot answered HTTP 503")
-            return trades[-3:] if calls <= 4 else await request(self, *arguments, **more)  # type: ignore[arg-type]
+            return Page(trades[-3:]) if calls <= 4 else await request(self, *arguments, **more)  # type: ignore[arg-type]
 
         monkeypatch.setattr(RestClient, "trades", fail_twice_then_lag)
         await r.run_until(lambda: not r.missing)
@@ -243,9 +295,9 @@ async def test_a_row_whose_time_is_outside_its_gap_is_rejected(monkeypatch: pyte
         await r.take([*trades[:3], *trades[-3:]])
         request = RestClient.trades
 
-        async def falsify(self: RestClient, *arguments: object, **more: object) -> list[Trade]:
+        async def falsify(self: RestClient, *arguments: object, **more: object) -> Page[Trade]:
             rows = await request(self, *arguments, **more)  # type: ignore[arg-type]
-            return [msgspec.structs.replace(row, timestamp=row.timestamp - DAY) if row.seq % 2 else row for row in rows]
+            return Page([msgspec.structs.replace(row, timestamp=row.timestamp - DAY) if row.seq % 2 else row for row in rows])
 
         monkeypatch.setattr(RestClient, "trades", falsify)
         await r.run_until(lambda: r.health.counts["trades.implausible"] > 0)

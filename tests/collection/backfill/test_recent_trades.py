@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from decimal import Decimal
 
@@ -22,11 +22,11 @@ from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.coverage.by_connection import ConnectionCoverage
 from wadm_mcp.coverage.spans import GapReason
 from wadm_mcp.errors import ExchangeError
-from wadm_mcp.exchanges.exchange import Trades
+from wadm_mcp.exchanges.exchange import Page, Trades
 from wadm_mcp.health import Health
 from wadm_mcp.model import DAY, MINUTE, Instrument, Listing, Trade, Window
 from wadm_mcp.simulator.chaos import Chaos, Fault, Kind
-from wadm_mcp.simulator.faults import Faults
+from wadm_mcp.simulator.faults import Faults, Reply
 from wadm_mcp.simulator.simulator import Simulator
 from wadm_mcp.tape import Tape
 
@@ -94,6 +94,37 @@ async def test_a_short_gap_is_closed_by_newest_trades_that_span_it() -> None:
         assert [span.reason for span in r.recorded.spans if span.reason == "repaired"]
 
 
+class SpoiledRow(Faults):
+    """REST serves the trade with this id with a price that is no number."""
+
+    id = ""
+
+    def answered(self, exchange: str, path: str, params: Mapping[str, str], reply: Reply) -> Reply:
+        assert isinstance(reply.body, dict)
+        for row in reply.body["result"]["list"]:
+            if row["execId"] == self.id:
+                row["price"] = "-"
+        return reply
+
+
+async def test_newest_trades_prove_nothing_across_a_row_that_cannot_be_read() -> None:
+    faults = SpoiledRow()
+    async with reconciling(faults) as r:
+        hidden = r.trades[-20]
+        faults.id = hidden.trade_id
+        await r.deliver(1, r.trades[-50:-30])
+        r.lose(1)
+        await r.deliver(2, r.trades[-10:])
+        ((start, end),) = r.gaps
+        await r.run_until(lambda: r.gaps != [(start, end)])
+        # What follows the row is proven, and all other trades of the list are recorded.
+        assert r.gaps == [(start, r.trades[-19].timestamp + 1)]
+        assert start <= hidden.timestamp < r.gaps[0][1]
+        stored = {trade.trade_id for trade in r.recorder.take_batch().trades}
+        assert {trade.trade_id for trade in r.trades[-50:]} - stored == {hidden.trade_id}
+        assert r.health.counts["trades.unreadable"] >= 1
+
+
 async def test_covered_trades_are_not_recorded_again_although_their_ids_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     async with reconciling() as r:
         await r.deliver(1, r.trades[-55:-30])
@@ -135,9 +166,9 @@ async def test_newest_trades_that_lag_behind_the_stream_are_requested_again(monk
 async def test_an_instrument_whose_requests_fail_does_not_delay_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
     async with reconciling() as r:
         other = r.recorder.start(replace(r.recorded.tape.listing, instrument=SPOT._replace(symbol="ETHUSDT")), has_gapless_ids=False)
-        newest = [replace(trade, instrument=other.tape.instrument) for trade in r.trades[-60:]]
+        newest = Page([replace(trade, instrument=other.tape.instrument) for trade in r.trades[-60:]])
 
-        async def trades(venue: object, listing: Listing) -> Sequence[Trade]:
+        async def trades(venue: object, listing: Listing) -> Page[Trade]:
             if listing.instrument == SPOT:
                 raise ExchangeError("bybit spot does not know BTCUSDT")
             return newest

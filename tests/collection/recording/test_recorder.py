@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from tests.market import BYBIT, NOON, SPOT, ManualClock, listing, trade
 from wadm_mcp.collection.recording import recorder as recorder_module
+from wadm_mcp.collection.recording.minute import partial_footprints
 from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.coverage.spans import GapReason
-from wadm_mcp.exchanges.exchange import Trades
+from wadm_mcp.exchanges.exchange import Aggregate, Trades, Unreadable
 from wadm_mcp.health import Health, State
 from wadm_mcp.model import DAY, HOUR, MINUTE, Trade
 from wadm_mcp.tape import Tape
@@ -122,6 +123,41 @@ async def test_trades_that_the_exchange_excludes_are_counted() -> None:
     r = Recording()
     await r.frame(trade(1), set_aside=3)
     assert r.health.counts["trades.set_aside"] == 3
+
+
+@pytest.mark.parametrize("has_gapless_ids", [True, False])
+async def test_a_trade_without_volume_is_covered_counted_and_part_of_no_figure(has_gapless_ids: bool) -> None:
+    r = Recording(has_gapless_ids=has_gapless_ids)
+    of = {"instrument": r.instrument}
+    await r.frame(trade(1, **of), trade(2, NOON + 1, price=0, quantity=0, fills=0, **of), trade(3, NOON + 2, **of))
+    bar = r.tape[r.instrument].minutes[NOON].bar
+    assert (bar.trade_count, bar.low) == (2, 6_000_000)
+    batch = r.recorder.take_batch()
+    assert [each.seq for each in batch.trades] == [1, 3]
+    assert [(span.start, span.end, span.last_seq) for _, span in batch.spans] == [(NOON + 1, NOON + 2, 3)]
+    assert r.health.counts["trades.without_volume"] == 1
+    assert r.recorded.coverage.missing() == []
+
+
+async def test_fetched_rows_without_volume_are_covered_and_not_stored() -> None:
+    r = Recording()
+    await r.frame(trade(1), trade(9))
+    empty = [Aggregate(number, number, trade(number, NOON, 0, 0, fills=0)) for number in (3, 4)]
+    partials = partial_footprints(SPOT, empty)
+    assert await r.recorder.record_repaired(SPOT, [trade(2, NOON, 0, 0, fills=0)], partials) == 0
+    assert [(gap.first, gap.last) for gap in r.recorded.coverage.missing()] == [(5, 8)]
+    assert r.recorder.take_batch()[2] == []
+
+
+async def test_a_row_that_cannot_be_read_ends_coverage_at_its_place_and_keeps_the_others() -> None:
+    r = Recording(has_gapless_ids=False)
+    rows = [trade(number, NOON + 100 * number, instrument=BYBIT) for number in range(1, 6)]
+    r.clock.at = NOON + 600
+    await r.recorder.take(1, Trades(BYBIT, rows, r.clock.now(), 0, [Unreadable(2, None, "no number - at `$.data[2].p`")]))
+    assert [each.seq for each in r.recorder.take_batch().trades] == [1, 2, 3, 4, 5]
+    assert [(gap.start, gap.end) for gap in r.recorded.coverage.missing()] == [(NOON + 200, NOON + 301)]
+    assert [span.opened_by for span in r.recorded.coverage.spans] == ["start", "bad_frame"]
+    assert r.health.counts["trades.unreadable"] == 1
 
 
 async def test_backpressure_makes_the_exchange_wait_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ figure, without rows, and for a fraction of the request weight. Everything fetch
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import pairwise
 from typing import Final, NamedTuple, TypeAlias
 
@@ -20,7 +20,7 @@ from wadm_mcp.collection.recording.recorded_instrument import RecordedInstrument
 from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.collection.rest.rate_limit import Priority
-from wadm_mcp.coverage.spans import MissingRange, SpanReason
+from wadm_mcp.coverage.spans import GapReason, MissingRange, SpanReason
 from wadm_mcp.errors import ExchangeError
 from wadm_mcp.exchanges.exchange import Aggregate, Venue
 from wadm_mcp.health import Health, State
@@ -40,7 +40,7 @@ _MIN_GAP_AGE_MS: Final = SECOND
 """Age of a gap's upper edge below which its trades may simply arrive out of order."""
 _OLDEST_EVERY: Final = 4
 _ABSENT_AFTER: Final = 3
-"""Replies that must lack an id, while they have later ones, before it is marked as absent at the exchange."""
+"""Replies that must lack an id, or have it unreadable, while they have later ones, before it is not requested any more."""
 _PAUSES_SECONDS: Final = (1.0, 2.0, 5.0, 15.0, 60.0)
 """Before the same ids are requested again: the exchange's database lags behind its stream."""
 _MAX_LAG_MS: Final = HOUR
@@ -215,21 +215,28 @@ class GapRepairer:
         lacking = _lacking(first, gap.last, [row for row in usable if row.seq >= first])
         if not lacking:
             return
-        seen = gap.last + 1 if not rows and gap.end < self._clock.now() - _MAX_LAG_MS else max((row.seq for row in rows), default=-1)
+        unreadable = {row.seq for row in rows.unreadable if row.seq is not None}
+        if unreadable:
+            self._recorder.row_unreadable(instrument, rows.unreadable)
+        seen = (
+            gap.last + 1
+            if not rows and gap.end < self._clock.now() - _MAX_LAG_MS
+            else max(unreadable.union(row.seq for row in rows), default=-1)
+        )
         before = self._attempts.get(self._key(recorded, gap), _Attempts())
         seen_up_to = tuple(sorted((*before.seen_up_to, seen))[-_ABSENT_AFTER:])
         below = seen_up_to[0] if len(seen_up_to) == _ABSENT_AFTER else -1
         absent = [(begin, min(end, below - 1)) for begin, end in lacking if begin < below]
         if absent:
-            self._mark_absent(recorded, absent)
+            self._mark_absent(recorded, absent, unreadable)
         else:
             self._postpone(recorded, gap, seen_up_to=seen_up_to)
 
-    def _mark_absent(self, recorded: RecordedInstrument, ranges: Sequence[tuple[int, int]]) -> None:
-        for first, last in ranges:
-            recorded.coverage.mark_absent(first, last)
+    def _mark_absent(self, recorded: RecordedInstrument, ranges: Sequence[tuple[int, int]], unreadable: Collection[int]) -> None:
+        for first, last, reason in _by_reason(ranges, unreadable):
+            recorded.coverage.mark_absent(first, last, reason)
             self._health.count("trades.absent", last - first + 1)
-            log.warning("gap.absent", instrument=recorded.instrument, first=first, last=last)
+            log.warning("gap.absent", instrument=recorded.instrument, first=first, last=last, reason=reason)
 
     async def _fetch_folded(self, recorded: RecordedInstrument, gap: MissingRange) -> None:
         """Fetch the newest chunk of a gap as aggregates. A gap that none of them fits into is left to be fetched as rows."""
@@ -241,7 +248,7 @@ class GapRepairer:
         while rows:
             inside = [row for row in rows if row.trade.seq >= gap.first and row.last <= gap.last and self._plausible(row.trade, gap)]
             new += await self._recorder.record_repaired(instrument, (), partial_footprints(instrument, inside))
-            if _beyond(rows[-1], gap) or len(rows) < self._page_rows:
+            if _beyond(rows[-1], gap) or rows.served < self._page_rows:
                 break
             after = rows[-1].number + 1
             rows = await self._rest.aggregates(self._venue, listing, first=after, priority=Priority.REPAIR)
@@ -292,6 +299,19 @@ def _pages(gaps: Sequence[MissingRange], rows: int) -> int:
 
 def _beyond(row: Aggregate, gap: MissingRange) -> bool:
     return row.last >= gap.last or row.trade.timestamp > gap.end
+
+
+def _by_reason(ranges: Sequence[tuple[int, int]], unreadable: Collection[int]) -> Iterator[tuple[int, int, GapReason]]:
+    """Ranges of ids that cannot be had: those that the exchange serves in no readable form each by itself."""
+    for first, last in ranges:
+        start = first
+        for number in sorted(number for number in unreadable if first <= number <= last):
+            if start < number:
+                yield start, number - 1, GapReason.ABSENT
+            yield number, number, GapReason.UNREADABLE
+            start = number + 1
+        if start <= last:
+            yield start, last, GapReason.ABSENT
 
 
 def _lacking(first: int, last: int, rows: Sequence[Trade]) -> list[tuple[int, int]]:

@@ -25,7 +25,7 @@ from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.collection.rest.rate_limit import Priority
 from wadm_mcp.coverage.judge import uncovered
 from wadm_mcp.errors import ArchiveError, ExchangeError
-from wadm_mcp.exchanges.exchange import Aggregate, ArchiveFormat, Venue
+from wadm_mcp.exchanges.exchange import Aggregate, ArchiveFormat, Page, Venue
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
 from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, Instrument, Window
@@ -272,11 +272,14 @@ class History:
             page = await self._rows_from(step, page[0].trade.seq)
         while page:
             self._health.count("history.pages")
+            if page.unreadable:
+                # Their ids stay missing, and repair requests them.
+                self._recorder.row_unreadable(step.instrument, page.unreadable)
             least, most, end = first or 0, last if last is not None else page[-1].last, chunk.end + CLOCK_SKEW
             pending += [row for row in page if row.trade.seq >= least and row.last <= most and row.trade.timestamp < end]
             newest = page[-1]
             complete = newest.trade.timestamp >= chunk.end or (last is not None and newest.last >= last)
-            if complete or len(page) < self._venue.traits.page_rows:
+            if complete or page.served < self._venue.traits.page_rows:
                 break
             minute = newest.trade.timestamp - newest.trade.timestamp % MINUTE
             whole = [row for row in pending if row.trade.timestamp < minute]
@@ -290,6 +293,6 @@ class History:
         if pending:
             yield pending
 
-    async def _rows_from(self, step: ImportStep, first: int) -> list[Aggregate]:
+    async def _rows_from(self, step: ImportStep, first: int) -> Page[Aggregate]:
         rows = await self._rest.trades(self._venue, step.recorded.tape.listing, first=first, priority=Priority.HISTORY)
-        return [Aggregate(row.seq, row.seq, row) for row in rows]
+        return Page([Aggregate(row.seq, row.seq, row) for row in rows], rows.served, rows.unreadable)

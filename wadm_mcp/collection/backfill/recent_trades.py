@@ -107,8 +107,11 @@ class RecentTradesReconciler:
         breaks = coverage.breaks
         newest = await self._rest.trades(self._venue, recorded.tape.listing)
         new = await self._recorder.record_repaired(instrument, newest)
-        # No await between the two, or a gap could open that these trades seem to close.
-        finished = coverage.prove(newest)
+        if newest.unreadable:
+            self._recorder.row_unreadable(instrument, newest.unreadable)
+        # No await after the record, or a gap could open that these trades seem to close. What a row hides is unknown, so the list proves
+        # only what follows it.
+        finished = coverage.prove(newest.unbroken)
         if new:
             log.info("gap.repaired", instrument=instrument, trades=new)
         if finished:

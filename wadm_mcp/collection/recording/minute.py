@@ -119,7 +119,8 @@ def _footprint(trades: Sequence[Trade], scale: Scale) -> Footprint:
 def partial_footprints(instrument: Instrument, aggregates: Iterable[Aggregate]) -> list[PartialFootprint]:
     """Ascending aggregates as partial footprints: one for each run of consecutive ids within a minute.
 
-    All figures are exact but one: where an aggregate of several executions opens a run, the delta after its first execution is unknown.
+    A row without volume is part of a run and of no figure; a run of such rows alone has a footprint without cells. All figures are exact
+    but one: where an aggregate of several executions opens a run, the delta after its first execution is unknown.
     `min_delta` (where it bought) or `max_delta` (where it sold) is None if that might have been the extreme.
     """
     partials: list[PartialFootprint] = []
@@ -138,7 +139,7 @@ def partial_footprints(instrument: Instrument, aggregates: Iterable[Aggregate]) 
 class PartialRun:
     """Aggregates of one minute with consecutive ids, which become a partial footprint. `first` is the one that opens it."""
 
-    __slots__ = ("_bought_first", "_end", "_first_seq", "_folded_first", "footprint", "last", "minute")
+    __slots__ = ("_bought_first", "_end", "_first_at", "_first_seq", "_folded_first", "footprint", "last", "minute")
 
     def __init__(self, first: Aggregate) -> None:
         trade = first.trade
@@ -147,21 +148,28 @@ class PartialRun:
         self.footprint = Footprint(trade.scale)
         self.last = trade.seq - 1
         self._first_seq = trade.seq
-        self._folded_first = first.last > trade.seq
-        self._bought_first = trade.trade_type is TradeType.BUY
+        self._first_at = trade.timestamp
+        self._folded_first = self._bought_first = False
+        """Of the first aggregate with volume: whether it is of several executions, and of which side."""
 
     def continues_with(self, row: Aggregate) -> bool:
         """True if this is the next id, in the same minute."""
         return row.trade.seq == self.last + 1 and self.minute <= row.trade.timestamp < self._end
 
     def add(self, row: Aggregate) -> None:
-        self.footprint.add(row.trade)
+        trade = row.trade
+        if trade.quantity:
+            if not self.footprint.bar.trade_count:
+                self._folded_first, self._bought_first = row.last > trade.seq, trade.trade_type is TradeType.BUY
+            self.footprint.add(trade)
         self.last = row.last
 
     def partial(self, instrument: Instrument) -> PartialFootprint:
         """What was added, as one partial footprint."""
         bar = self.footprint.bar
         bar.last_seq = self.last
+        if not bar.trade_count:
+            bar.first_at = bar.last_at = self._first_at
         lowest, highest = bar.min_delta, bar.max_delta
         if self._folded_first and lowest is not None and highest is not None and (lowest > 0 if self._bought_first else highest < 0):
             # Both go together: a bar's path is known or it is not.

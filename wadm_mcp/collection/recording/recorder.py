@@ -19,8 +19,9 @@ from wadm_mcp.collection.recording.journal_segment import Entry
 from wadm_mcp.collection.recording.recorded_instrument import RecordedInstrument
 from wadm_mcp.coverage.kinds import new_coverage
 from wadm_mcp.coverage.spans import GapReason, Span, SpanReason
-from wadm_mcp.exchanges.exchange import Trades
+from wadm_mcp.exchanges.exchange import Trades, Unreadable
 from wadm_mcp.health import Health, State
+from wadm_mcp.logs import RateLimitedWarning
 from wadm_mcp.model import DAY, HOUR, Instrument, Listing, Trade, Window
 from wadm_mcp.storage.store import PartialFootprint
 from wadm_mcp.tape import Tape
@@ -55,6 +56,8 @@ class Recorder:
         self._stored = anyio.Event()
         self.taken = 0
         """Trades recorded since the start."""
+        self._without_volume = RateLimitedWarning("trade.without_volume", clock.monotonic)
+        self._unreadable = RateLimitedWarning("trade.unreadable", clock.monotonic)
 
     def start(self, listing: Listing, *, has_gapless_ids: bool) -> RecordedInstrument:
         """Begin to record an instrument. `RecordedInstrument.add_stored` adds its stored coverage, now or once the store answers."""
@@ -152,19 +155,39 @@ class Recorder:
                 seen = event_time
             if frame.set_aside:
                 self._health.count("trades.set_aside", frame.set_aside)
-            for trade in frame.trades:
-                if not oldest <= trade.timestamp <= newest:
-                    self._health.count("trades.implausible")
+            if frame.unreadable:
+                self.row_unreadable(recorded.instrument, frame.unreadable)
+            for place, trades in enumerate(frame.runs if frame.unreadable else (frame.trades,)):
+                if place:
+                    # What the row before these hides is unknown.
                     coverage.frame_unreadable(connection)
-                elif coverage.take(trade, live):
-                    fresh.append(trade)
-                else:
-                    repeated += 1
+                for trade in trades:
+                    if not oldest <= trade.timestamp <= newest:
+                        self._health.count("trades.implausible")
+                        coverage.frame_unreadable(connection)
+                    elif coverage.take(trade, live):
+                        fresh.append(trade)
+                    else:
+                        repeated += 1
         if seen is not None:
             recorded.frames_received(seen, self._clock.monotonic())
         if repeated:
             self._health.count("trades.repeated", repeated)
-        return fresh
+        return self._with_volume(fresh)
+
+    def row_unreadable(self, instrument: Instrument, rows: Sequence[Unreadable]) -> None:
+        """Rows of a frame or a reply could not be read: count them, and log the first."""
+        self._health.count("trades.unreadable", len(rows))
+        self._unreadable(instrument=instrument, id=rows[0].seq, reason=rows[0].why)
+
+    def _with_volume(self, trades: list[Trade]) -> list[Trade]:
+        """Without the rows of quantity 0: they are covered, and part of no figure."""
+        empty = [trade for trade in trades if not trade.quantity]
+        if not empty:
+            return trades
+        self._health.count("trades.without_volume", len(empty))
+        self._without_volume(instrument=empty[0].instrument, id=empty[0].trade_id)
+        return [trade for trade in trades if trade.quantity]
 
     def _keep(self, recorded: RecordedInstrument, trades: Sequence[Trade]) -> None:
         """Add new trades to the tape and to the next batch."""
@@ -231,10 +254,12 @@ class Recorder:
         fresh = [trade for trade in trades if coverage.take(trade, reason)]
         if len(fresh) < len(trades):
             self._health.count("trades.repeated", len(trades) - len(fresh))
+        fresh = self._with_volume(fresh)
         self._keep(recorded, fresh)
         new = sum(trade.fills for trade in fresh)
         for partial in partials:
-            if coverage.take_folded(partial.ids, reason):
+            # A run of rows without volume has ids and no figures.
+            if coverage.take_folded(partial.ids, reason) and partial.footprint.levels:
                 tape.add_partial(partial.minute, partial.footprint, whole=partial.whole)
                 self._partials.append(partial)
                 new += partial.footprint.bar.trade_count

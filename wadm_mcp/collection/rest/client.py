@@ -21,7 +21,7 @@ from wadm_mcp import __version__
 from wadm_mcp.clock import SYSTEM_CLOCK, Clock
 from wadm_mcp.collection.rest.rate_limit import Priority, RateLimiter
 from wadm_mcp.errors import ExchangeError, SettingError, printable
-from wadm_mcp.exchanges.exchange import Aggregate, Allowance, Candle, Request, Venue
+from wadm_mcp.exchanges.exchange import Aggregate, Allowance, Candle, Page, Request, Venue
 from wadm_mcp.exchanges.wire import one_line
 from wadm_mcp.model import Listing, Trade, Window
 
@@ -48,7 +48,7 @@ _PROXY_EXPECTED: Final = "not a usable proxy URL; expected http://host:port"
 _UNUSABLE_PROXY: Final = (ImportError, ValueError, httpx2.InvalidURL)
 """What httpx raises for a proxy URL with a scheme that is unknown or needs another package, or with an invalid port."""
 
-_Row = TypeVar("_Row")
+_Read = TypeVar("_Read")
 
 
 class _Host(NamedTuple):
@@ -168,7 +168,7 @@ class RestClient:
             cursor = following
         raise ExchangeError(f"{venue.name} lists its symbols on more than {self._pages} pages. Check {host.shown}")
 
-    async def trades(self, venue: Venue, listing: Listing, first: int | None = None, priority: int = Priority.REPAIR) -> list[Trade]:
+    async def trades(self, venue: Venue, listing: Listing, first: int | None = None, priority: int = Priority.REPAIR) -> Page[Trade]:
         """One reply of trades, oldest first: from the seq `first` on where the market `has_gapless_ids`, else the newest."""
         request = venue.exchange.trades_request(venue.market, listing.instrument.symbol, first)
         return await self._rows(venue, listing, request, priority, venue.exchange.read_trades)
@@ -181,7 +181,7 @@ class RestClient:
         start: int | None = None,
         first: int | None = None,
         priority: int = Priority.HISTORY,
-    ) -> list[Aggregate]:
+    ) -> Page[Aggregate]:
         """One reply of aggregates, oldest first: from `start` (ms) on, or from the aggregate id `first` on."""
         request = venue.exchange.aggregates_request(venue.market, listing.instrument.symbol, start=start, first=first)
         return await self._rows(venue, listing, request, priority, venue.exchange.read_aggregates)
@@ -197,8 +197,8 @@ class RestClient:
         listing: Listing,
         request: Request,
         priority: int,
-        read: Callable[[Listing, bytes], list[_Row]],
-    ) -> list[_Row]:
+        read: Callable[[Listing, bytes], _Read],
+    ) -> _Read:
         body = await self.get(venue, request, priority)
         return await anyio.to_thread.run_sync(read, listing, body)
 
