@@ -286,7 +286,7 @@ def test_listings_are_asked_for_page_after_page() -> None:
     first = BYBIT.listings_request("linear", "")
     assert (first.path, first.params) == ("/v5/market/instruments-info", {"category": "linear", "limit": "1000"})
     _, cursor = BYBIT.read_listings("linear", reply(contract(), cursor="first%3DBTC%26last%3DETH"))
-    assert BYBIT.listings_request("linear", cursor).params["cursor"] == "first%3DBTC%26last%3DETH"
+    assert BYBIT.listings_request("linear", cursor).params["cursor"] == "first=BTC&last=ETH"
     assert BYBIT.read_listings("linear", reply(contract(), cursor=None))[1] == ""
 
 

@@ -7,6 +7,7 @@ There is no history by id or time: `recent-trade` has only the newest rows. Its 
 from __future__ import annotations
 
 from typing import Final, Literal
+from urllib.parse import unquote
 
 import msgspec
 
@@ -131,8 +132,9 @@ class BybitRest:
         return _ALLOWANCE
 
     def listings_request(self, market: str, cursor: str) -> Request:
+        """A cursor comes percent-encoded. As a parameter it is encoded again, so that it leaves as it came (docs/exchanges.md 6)."""
         params = {"category": market, "limit": "1000"}
-        return Request("/v5/market/instruments-info", {**params, "cursor": cursor} if cursor else params)
+        return Request("/v5/market/instruments-info", {**params, "cursor": unquote(cursor)} if cursor else params)
 
     def read_listings(self, market: str, body: bytes) -> tuple[list[Listing], str]:
         """Every spot symbol, or every linear perpetual, without contracts that have a delivery date."""

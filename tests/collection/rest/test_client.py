@@ -18,12 +18,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from tests.venues import venue
+from tests.venues import simulated_venue, venue
 from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.errors import ExchangeError, SettingError
 from wadm_mcp.exchanges.binance import Binance
 from wadm_mcp.exchanges.bybit import Bybit
 from wadm_mcp.model import Listing
+from wadm_mcp.simulator.faults import Faults
+from wadm_mcp.simulator.simulator import Simulator
 
 pytestmark = pytest.mark.anyio
 
@@ -90,11 +92,13 @@ async def test_one_reply_lists_a_market_and_the_client_names_itself() -> None:
     assert asked[0].headers["User-Agent"].startswith("wadm-mcp/")
 
 
-def pages(cursors: dict[str, str], asked: list[dict[str, str]]) -> Starlette:
-    """Bybit's paginated list: by the cursor asked for, the cursor that follows."""
+def pages(cursors: dict[str, str], asked: list[dict[str, str]], queries: list[str] | None = None) -> Starlette:
+    """Bybit's paginated list: by the cursor asked for, the cursor that follows. `queries` gets the texts of the queries."""
 
     async def answer(request: Request) -> Response:
         asked.append(dict(request.query_params))
+        if queries is not None:
+            queries.append(request.url.query)
         following = cursors[request.query_params.get("cursor", "")]
         symbol = {
             "symbol": f"S{len(asked)}USDT",
@@ -109,23 +113,40 @@ def pages(cursors: dict[str, str], asked: list[dict[str, str]]) -> Starlette:
 
 async def test_every_page_is_read_and_a_cursor_goes_back_as_it_came() -> None:
     asked: list[dict[str, str]] = []
-    with serving(pages({"": "first%3DS1%26last%3DS1", "first%3DS1%26last%3DS1": "two", "two": ""}, asked)) as base_url:
+    queries: list[str] = []
+    # The server decodes what it gets once: encoded twice it would still have its percent signs.
+    with serving(pages({"": "first%3DS1%26last%3DS1", "first=S1&last=S1": "two", "two": ""}, asked, queries)) as base_url:
         async with RestClient() as rest:
             with anyio.fail_after(10):
                 listings = await rest.listings(venue(Bybit(), "linear", rest_url=base_url))
     assert [each.instrument.symbol for each in listings] == ["S1USDT", "S2USDT", "S3USDT"]
-    assert [query.get("cursor") for query in asked] == [None, "first%3DS1%26last%3DS1", "two"]
+    assert queries[1].endswith("&cursor=first%3DS1%26last%3DS1")
+    assert [query.get("cursor") for query in asked] == [None, "first=S1&last=S1", "two"]
     assert all((query["category"], query["limit"]) == ("linear", "1000") for query in asked)
 
 
-@pytest.mark.parametrize(("cursors", "most", "said"), [({"": "a", "a": "a"}, 2, "repeats"), ({"": "a", "a": "b", "b": "a"}, 5, "5 pages")])
-async def test_a_list_without_end_is_given_up(cursors: dict[str, str], most: int, said: str) -> None:
+@pytest.mark.parametrize(("cursors", "read"), [({"": "a", "a": "a"}, 2), ({"": "a", "a": "b", "b": "a"}, 3)])
+async def test_a_page_that_repeats_ends_the_list_with_a_warning_and_what_was_read(
+    cursors: dict[str, str], read: int, caplog: pytest.LogCaptureFixture
+) -> None:
     asked: list[dict[str, str]] = []
     with serving(pages(cursors, asked)) as base_url:
         async with RestClient(pages=5) as rest:
-            with anyio.fail_after(10), pytest.raises(ExchangeError, match=said):
+            with anyio.fail_after(10):
+                listings = await rest.listings(venue(Bybit(), "linear", rest_url=base_url))
+    assert [each.instrument.symbol for each in listings] == [f"S{place}USDT" for place in range(1, read + 1)]
+    assert len(asked) == read
+    (line,) = [record for record in caplog.records if record.getMessage() == "listings.repeated"]
+    assert vars(line)["wadm_fields"] == {"exchange": "bybit", "market": "linear", "cursor": "a", "symbols": read}
+
+
+async def test_a_list_without_end_is_given_up() -> None:
+    asked: list[dict[str, str]] = []
+    with serving(pages({"": "0", **{str(place): str(place + 1) for place in range(9)}}, asked)) as base_url:
+        async with RestClient(pages=5) as rest:
+            with anyio.fail_after(10), pytest.raises(ExchangeError, match="5 pages"):
                 await rest.listings(venue(Bybit(), "linear", rest_url=base_url))
-    assert len(asked) == most
+    assert len(asked) == 5
 
 
 @pytest.mark.parametrize(
@@ -294,3 +315,15 @@ async def test_an_archive_that_cannot_be_reached_is_reported_with_its_own_settin
             await rest.size(venue(Bybit(), "linear"), "/file")
     said = "bybit archive: http://127.0.0.1:1 refused the connection. Check the network, the proxy and WADM_BYBIT_ARCHIVE"
     assert str(caught.value) == said
+
+
+async def test_the_simulated_list_is_read_page_by_page_and_as_far_as_it_goes_where_a_page_repeats() -> None:
+    faults = Faults()
+    faults.listings_page = 2
+    async with Simulator(faults=faults) as simulator:
+        async with RestClient(proxied=False) as rest:
+            read = await rest.listings(simulated_venue(simulator, "bybit", "linear"))
+            assert len(read) == 7
+            faults.repeats_page = True
+            read = await rest.listings(simulated_venue(simulator, "bybit", "linear"))
+        assert [one.instrument.symbol for one in read] == ["BTCUSDT", "ETHUSDT", "SOLUSDT", "XRPUSDT"]

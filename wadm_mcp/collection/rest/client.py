@@ -23,7 +23,8 @@ from wadm_mcp.collection.rest.rate_limit import Priority, RateLimiter
 from wadm_mcp.errors import ExchangeError, SettingError, printable
 from wadm_mcp.exchanges.exchange import Aggregate, Allowance, Candle, Page, Request, Venue
 from wadm_mcp.exchanges.wire import one_line
-from wadm_mcp.model import Listing, Trade, Window
+from wadm_mcp.logs import log
+from wadm_mcp.model import Instrument, Listing, Trade, Window
 
 _ADVICE: Final[Mapping[int, str]] = {
     HTTPStatus.FORBIDDEN: "The exchange blocks this address: too many requests (Bybit: wait 10 minutes) or an unsupported region",
@@ -152,19 +153,20 @@ class RestClient:
         )
 
     async def listings(self, venue: Venue) -> list[Listing]:
-        """Every listing of a market, from all pages."""
+        """Every listing of a market, from all pages. A page that comes again ends the list: those read so far are returned."""
         exchange, market, host = venue.exchange, venue.market, _Host.rest(venue)
-        listings: list[Listing] = []
-        cursor = ""
+        listings: dict[Instrument, Listing] = {}
+        cursor, cursors = "", set[str]()
         for _ in range(self._pages):
             body = await self.get(venue, exchange.listings_request(market, cursor), Priority.LISTINGS)
             # A list of symbols has megabytes: parsing it in the event loop would delay every socket.
             page, following = await anyio.to_thread.run_sync(exchange.read_listings, market, body)
-            listings += page
-            if not following:
-                return listings
-            if following == cursor:
-                raise ExchangeError(f"{venue.name} repeats the same page of its list of symbols. Check {host.shown}")
+            listings.update((listing.instrument, listing) for listing in page)
+            cursors.add(cursor)
+            if following in cursors or not following:
+                if following:
+                    log.warning("listings.repeated", **venue.log_fields, cursor=printable(following, _QUOTED_CHARS), symbols=len(listings))
+                return list(listings.values())
             cursor = following
         raise ExchangeError(f"{venue.name} lists its symbols on more than {self._pages} pages. Check {host.shown}")
 
