@@ -3,6 +3,7 @@ from __future__ import annotations
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -61,8 +62,62 @@ def test_a_linear_aggregate_goes_by_its_own_id_with_and_without_a_header(lines: 
     assert (row.trade.timestamp, row.trade.trade_type) == (AT, TradeType.BUY)
 
 
-def test_a_row_that_the_exchange_emptied_is_left_out() -> None:
+def test_a_row_that_the_exchange_emptied_is_left_out_where_it_names_no_id_that_counts() -> None:
     assert not list(BinanceAggregates("spot").rows(SPOT, ["39002,0,0,-1,-1,1784851200054321,True,True\n"]))
+    (row,) = BinanceAggregates("linear").rows(LINEAR, ["2902,0,0,-1,-1,1784851200054,true\n"])
+    assert (row.number, row.last, row.trade.seq, row.trade.quantity, row.trade.fills) == (2902, 2902, 2902, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("form", "listing", "row", "given"),
+    [
+        (BinanceAggregates("spot"), SPOT, SPOT_ROW, "0.00120000"),
+        (BinanceSpotTrades(), SPOT, TRADE_ROW, "0.00120000"),
+        (BinanceAggregates("linear"), LINEAR, LINEAR_ROW, "0.120"),
+        (BybitLinearTrades(), BYBIT_LINEAR, BYBIT_ROW, "0.003"),
+        (BybitSpotTrades(), BYBIT_SPOT, BYBIT_SPOT_ROW, "0.000250"),
+    ],
+)
+@pytest.mark.parametrize("zero", ["0", "0.000", "0e-8"])
+def test_a_row_of_quantity_zero_carries_no_volume_and_costs_no_other_row_anything(
+    form: ArchiveFormat, listing: Listing, row: str, given: str, zero: str
+) -> None:
+    (as_it_is,) = form.rows(listing, [row])
+    before, empty, after = [each.trade for each in form.rows(listing, [row, row.replace(given, zero, 1), row])]
+    assert before == after == as_it_is.trade
+    assert (empty.seq, empty.timestamp, empty.quantity, empty.price, empty.fills) == (before.seq, before.timestamp, 0, 0, 0)
+
+
+def test_columns_that_follow_the_documented_ones_change_nothing() -> None:
+    for form, listing, row in (
+        (BinanceAggregates("spot"), SPOT, SPOT_ROW),
+        (BinanceSpotTrades(), SPOT, TRADE_ROW),
+        (BinanceAggregates("linear"), LINEAR, LINEAR_ROW),
+        (BybitLinearTrades(), BYBIT_LINEAR, BYBIT_ROW),
+        (BybitSpotTrades(), BYBIT_SPOT, BYBIT_SPOT_ROW),
+    ):
+        longer = row.replace("\n", ",0.03,x\n")
+        assert list(form.rows(listing, [longer, longer])) == list(form.rows(listing, [row, row]))
+
+
+def test_a_header_finds_the_columns_of_binance_in_any_order_and_spelling() -> None:
+    plain = list(BinanceAggregates("linear").rows(LINEAR, [LINEAR_ROW]))
+    header = "AggTradeId,Price,normal_quantity,Quantity,firstTradeId,lastTradeId,transactTime,isBuyerMaker\n"
+    named = LINEAR_ROW.replace(",0.120,", ",0.100,0.120,")
+    assert list(BinanceAggregates("linear").rows(LINEAR, [header, named])) == plain
+    documented = LINEAR_HEADER.replace("\n", ",normal_quantity\n"), LINEAR_ROW.replace("\n", ",0.120\n")
+    assert list(BinanceAggregates("linear").rows(LINEAR, documented)) == plain
+
+
+def test_a_header_may_have_fewer_names_than_there_are_columns() -> None:
+    lines = ["id,timestamp,price,volume,side\n", BYBIT_SPOT_ROW]
+    assert list(BybitSpotTrades().rows(BYBIT_SPOT, lines)) == list(BybitSpotTrades().rows(BYBIT_SPOT, [BYBIT_SPOT_ROW]))
+
+
+@pytest.mark.parametrize(("size", "exact"), [("1.25e+06", "1250000"), ("1e-05", "0.00001"), ("3E-3", "0.003"), ("0.03e1", "0.3")])
+def test_a_size_with_an_exponent_is_read_exactly(size: str, exact: str) -> None:
+    (row,) = BybitLinearTrades().rows(BYBIT_LINEAR, [BYBIT_HEADER, BYBIT_ROW.replace("0.003", size, 1)])
+    assert to_decimal(row.trade.quantity, row.trade.scale.quantity) == Decimal(exact)
 
 
 def test_seconds_of_bybit_linear_are_cut_to_the_millisecond_exactly() -> None:
@@ -93,12 +148,21 @@ def test_columns_that_come_and_go_change_nothing() -> None:
     ("form", "listing", "row", "given", "needed", "why"),
     [
         (BinanceAggregates("spot"), SPOT, SPOT_ROW, "64000.01000000", "cheap", "'cheap' is not a plain decimal number"),
-        (BinanceAggregates("spot"), SPOT, SPOT_ROW, "0.00120000", "0", "'0' is not above zero"),
+        (BinanceAggregates("spot"), SPOT, SPOT_ROW, "64000.01000000", "0", "'0' is not above zero"),
         (BinanceAggregates("spot"), SPOT, SPOT_ROW, ",700,702,", ",702,700,", "-1 fills are impossible"),
         (BinanceAggregates("spot"), SPOT, SPOT_ROW, "1784851200054321", "1784851200", "time 1784851200 is not a time in milliseconds"),
         (BinanceAggregates("spot"), SPOT, SPOT_ROW, "True,True", "maybe,True", "'maybe' is neither true nor false"),
         (BinanceAggregates("spot"), SPOT, SPOT_ROW, ",True\n", "\n", "it has 7 columns, 8 are needed"),
-        (BinanceSpotTrades(), SPOT, TRADE_ROW, ",True\n", ",True,0\n", "it has 8 columns, 7 are needed"),
+        (BinanceSpotTrades(), SPOT, TRADE_ROW * 2, "True\n701", "True,0\n701", "it has 7 columns, 8 are needed"),
+        (
+            BinanceAggregates("linear"),
+            LINEAR,
+            LINEAR_ROW,
+            "false\n",
+            "false,true\n",
+            "its last column is is_best_match, which files of spot",
+        ),
+        (BinanceAggregates("linear"), LINEAR, LINEAR_HEADER + LINEAR_ROW, "transact_time", "moment", "the header lacks transact_time"),
         (BinanceSpotTrades(), SPOT, TRADE_ROW, "701,", "-701,", "'-701' is not a whole number"),
         (BinanceAggregates("linear"), LINEAR, LINEAR_ROW, "2901", "29x1", "'29x1' is not a whole number"),
         (BybitLinearTrades(), BYBIT_LINEAR, BYBIT_HEADER + BYBIT_ROW, "BTCUSDT", "ETHUSDT", "symbol 'ETHUSDT' instead of 'BTCUSDT'"),
@@ -132,6 +196,34 @@ def test_a_line_that_cannot_be_read_is_named(form: ArchiveFormat, listing: Listi
 def test_a_day_lies_where_the_exchange_publishes_it(form: ArchiveFormat, path: str) -> None:
     assert form.path("BTCUSDT", DAY) == path
     assert form.checksum_path("BTCUSDT", DAY) == (f"{path}.CHECKSUM" if form.exchange == "binance" else None)
+
+
+@pytest.mark.parametrize("symbol", ["币安人生USDT", "1000PEPEUSDT"])
+@pytest.mark.parametrize(
+    "form", [BinanceAggregates("spot"), BinanceSpotTrades(), BinanceAggregates("linear"), BybitLinearTrades(), BybitSpotTrades()]
+)
+def test_a_file_is_known_by_its_name_in_any_script_percent_encoded_or_not(form: ArchiveFormat, symbol: str) -> None:
+    name = form.path(symbol, DAY).rpartition("/")[2]
+    assert form.named(name) == form.named(quote(name)) == (symbol, DAY)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "..-trades-2026-07-24.zip",
+        "../BTCUSDT-trades-2026-07-24.zip",
+        "..%2FBTCUSDT-trades-2026-07-24.zip",
+        "BTC USDT-trades-2026-07-24.zip",
+        "btcusdt-trades-2026-07-24.zip",
+        "BTC.USDT-trades-2026-07-24.zip",
+        "BTCUSDT-trades-2026-13-24.zip",
+        "-trades-2026-07-24.zip",
+        f"{'X' * 41}-trades-2026-07-24.zip",
+        "BTC\u202eUSDT-trades-2026-07-24.zip",
+    ],
+)
+def test_a_name_that_no_symbol_has_is_no_file_of_an_archive(name: str) -> None:
+    assert BinanceSpotTrades().named(name) is None
 
 
 @pytest.mark.parametrize("header", ["", "id,price,qty,quote_qty,time,is_buyer_maker,is_best_match\n"])

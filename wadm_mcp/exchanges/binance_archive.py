@@ -2,7 +2,7 @@
 
 Columns of aggregates: id, price, quantity, first and last trade id, time, buyer is maker, and on spot whether it was the best match.
 Columns of trades: id, price, quantity, quote quantity, time, and the same two. Times of spot are in microseconds since 2025-01-01 and in
-milliseconds before; recent USD-M files begin with a header.
+milliseconds before. Recent USD-M files begin with a header, which finds the columns; others may follow in any file.
 """
 
 from __future__ import annotations
@@ -12,15 +12,24 @@ from collections.abc import Iterable, Iterator
 from datetime import date
 from typing import Final
 
-from wadm_mcp.exchanges.archive import Fields, line_error, match_name, number
+from wadm_mcp.exchanges.archive import Fields, columns, line_error, match_name, number
 from wadm_mcp.exchanges.exchange import Aggregate, ArchiveFormat
 from wadm_mcp.model import Listing, TradeType
 
 _SIDES: Final = {"True": TradeType.SELL, "true": TradeType.SELL, "False": TradeType.BUY, "false": TradeType.BUY}
 """The taker's side by the column "buyer is maker"."""
-_COLUMNS: Final = {"spot": 8, "linear": 7}
-_TRADE_COLUMNS: Final = 7
-_NAME: Final = r"([A-Z0-9]{1,40})-%s-([0-9]{4}-[0-9]{2}-[0-9]{2})\.(?:zip|csv)"
+_ID: Final = ("agg_trade_id", "id")
+_PRICE: Final = ("price",)
+_QUANTITY: Final = ("quantity", "qty")
+_FIRST: Final = ("first_trade_id",)
+_LAST: Final = ("last_trade_id",)
+_TIME: Final = ("transact_time", "time", "timestamp")
+_MAKER: Final = ("is_buyer_maker",)
+_BEST: Final = "is_best_match"
+_AGGREGATES_ORDER: Final = ("agg_trade_id", "price", "quantity", "first_trade_id", "last_trade_id", "transact_time", "is_buyer_maker")
+_TRADES_ORDER: Final = ("id", "price", "qty", "quote_qty", "time", "is_buyer_maker", _BEST)
+"""Columns of a file without a header."""
+_NAME: Final = r"([^-]+)-%s-([0-9]{4}-[0-9]{2}-[0-9]{2})\.(?:zip|csv)"
 _AGGREGATES_NAME: Final = re.compile(_NAME % "aggTrades", re.ASCII)
 _TRADES_NAME: Final = re.compile(_NAME % "trades", re.ASCII)
 _MICROSECONDS: Final = 100_000_000_000_000
@@ -49,20 +58,22 @@ class BinanceAggregates(ArchiveFormat):
         return match_name(_AGGREGATES_NAME, name)
 
     def rows(self, listing: Listing, lines: Iterable[str]) -> Iterator[Aggregate]:
-        """See `ArchiveFormat.rows`. A row whose first id is negative was emptied by the exchange and is left out."""
-        fields, columns, spot = Fields(listing), _COLUMNS[self.market], self.market == "spot"
-        for place, line in enumerate(lines, 1):
-            if place == 1 and line[:1].isalpha():
-                continue
+        """See `ArchiveFormat.rows`. A row whose first id is negative was emptied: it carries no volume, and on spot no id."""
+        fields, spot = Fields(listing), self.market == "spot"
+        names = (_ID, _PRICE, _QUANTITY, _FIRST, _LAST, _TIME, _MAKER)
+        order = (*_AGGREGATES_ORDER, _BEST) if spot else _AGGREGATES_ORDER
+        for place, line, (aggregate_id, price, quantity, first_id, last_id, time, maker) in columns(listing, lines, names, order):
             try:
-                texts = line.rstrip("\r\n").split(",")
-                if len(texts) != columns:
-                    raise ValueError(f"it has {len(texts)} columns, {columns} are needed")
-                if texts[3].startswith("-"):
-                    continue
-                aggregate, first, last, at = number(texts[0]), number(texts[3]), number(texts[4]), number(texts[5])
+                if first_id.startswith("-"):
+                    if spot:
+                        continue
+                    first_id = last_id = aggregate_id
+                    quantity = "0"
+                if place == 1 and not spot and line.count(",") == len(_AGGREGATES_ORDER) and line.rstrip().rpartition(",")[2] in _SIDES:
+                    raise ValueError(f"its last column is {_BEST}, which files of spot have")
+                aggregate, first, last, at = number(aggregate_id), number(first_id), number(last_id), number(time)
                 seq = first if spot else aggregate
-                trade = fields.trade(_milliseconds(at), seq, str(seq), texts[1], texts[2], _side(texts[6]), last - first + 1)
+                trade = fields.trade(_milliseconds(at), seq, str(seq), price, quantity, _side(maker), last - first + 1)
             except ValueError as error:
                 raise line_error(listing, place, line, error) from None
             yield Aggregate(aggregate, last if spot else aggregate, trade)
@@ -87,16 +98,11 @@ class BinanceSpotTrades(ArchiveFormat):
 
     def rows(self, listing: Listing, lines: Iterable[str]) -> Iterator[Aggregate]:
         """See `ArchiveFormat.rows`: each row is an aggregate of one trade."""
-        fields = Fields(listing)
-        for place, line in enumerate(lines, 1):
-            if place == 1 and line[:1].isalpha():
-                continue
+        fields, names = Fields(listing), (_ID, _PRICE, _QUANTITY, _TIME, _MAKER)
+        for place, line, (trade_id, price, quantity, time, maker) in columns(listing, lines, names, _TRADES_ORDER):
             try:
-                texts = line.rstrip("\r\n").split(",")
-                if len(texts) != _TRADE_COLUMNS:
-                    raise ValueError(f"it has {len(texts)} columns, {_TRADE_COLUMNS} are needed")
-                seq = number(texts[0])
-                trade = fields.trade(_milliseconds(number(texts[4])), seq, str(seq), texts[1], texts[2], _side(texts[5]))
+                seq = number(trade_id)
+                trade = fields.trade(_milliseconds(number(time)), seq, str(seq), price, quantity, _side(maker))
             except ValueError as error:
                 raise line_error(listing, place, line, error) from None
             yield Aggregate(seq, seq, trade)

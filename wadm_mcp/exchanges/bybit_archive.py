@@ -12,15 +12,15 @@ from collections.abc import Iterable, Iterator
 from datetime import date
 from typing import Final
 
-from wadm_mcp.exchanges.archive import Fields, line_error, match_name, number
+from wadm_mcp.exchanges.archive import Fields, columns, line_error, match_name, number
 from wadm_mcp.exchanges.exchange import Aggregate, ArchiveFormat
 from wadm_mcp.model import Listing, TradeType
 
 _SIDES: Final = {"Buy": TradeType.BUY, "buy": TradeType.BUY, "Sell": TradeType.SELL, "sell": TradeType.SELL}
-_LINEAR_NAME: Final = re.compile(r"([A-Z0-9]{1,40})([0-9]{4}-[0-9]{2}-[0-9]{2})\.csv(?:\.gz)?", re.ASCII)
-_SPOT_NAME: Final = re.compile(r"([A-Z0-9]{1,40})_([0-9]{4}-[0-9]{2}-[0-9]{2})\.csv(?:\.gz)?", re.ASCII)
-_LINEAR: Final = ("timestamp", "symbol", "side", "size", "price", "trdMatchID")
-_SPOT: Final = ("timestamp", "side", "volume", "price", "id")
+_LINEAR_NAME: Final = re.compile(r"([^-_]+)([0-9]{4}-[0-9]{2}-[0-9]{2})\.csv(?:\.gz)?", re.ASCII)
+_SPOT_NAME: Final = re.compile(r"([^-_]+)_([0-9]{4}-[0-9]{2}-[0-9]{2})\.csv(?:\.gz)?", re.ASCII)
+_LINEAR: Final = (("timestamp",), ("symbol",), ("side",), ("size",), ("price",), ("trdMatchID",))
+_SPOT: Final = (("timestamp",), ("side",), ("volume", "size"), ("price",), ("id",))
 _LINEAR_ORDER: Final = ("timestamp", "symbol", "side", "size", "price", "tickDirection", "trdMatchID")
 _SPOT_ORDER: Final = ("id", "timestamp", "price", "volume", "side")
 """Columns of a file without a header, up to the last one that is used."""
@@ -46,7 +46,7 @@ class BybitLinearTrades(ArchiveFormat):
     def rows(self, listing: Listing, lines: Iterable[str]) -> Iterator[Aggregate]:
         """See `ArchiveFormat.rows`. Each line names its symbol: a line of another one is an `ArchiveError`."""
         fields, symbol = Fields(listing), listing.instrument.symbol
-        for place, line, (at, name, side, size, price, trade_id) in _columns(listing, lines, _LINEAR, _LINEAR_ORDER):
+        for place, line, (at, name, side, size, price, trade_id) in columns(listing, lines, _LINEAR, _LINEAR_ORDER):
             try:
                 if name != symbol:
                     raise ValueError(f"symbol {name[:40]!r} instead of {symbol!r}")
@@ -79,7 +79,7 @@ class BybitSpotTrades(ArchiveFormat):
     def rows(self, listing: Listing, lines: Iterable[str]) -> Iterator[Aggregate]:
         """See `ArchiveFormat.rows`. The file does not name its symbol."""
         fields = Fields(listing)
-        for place, line, (at, side, size, price, row) in _columns(listing, lines, _SPOT, _SPOT_ORDER):
+        for place, line, (at, side, size, price, row) in columns(listing, lines, _SPOT, _SPOT_ORDER):
             try:
                 timestamp = number(at)
                 trade = fields.trade(timestamp, timestamp, row, price, size, _side(side))
@@ -87,28 +87,6 @@ class BybitSpotTrades(ArchiveFormat):
             except ValueError as error:
                 raise line_error(listing, place, line, error) from None
             yield Aggregate(line_number, line_number, trade)
-
-
-def _columns(
-    listing: Listing, lines: Iterable[str], names: tuple[str, ...], order: tuple[str, ...]
-) -> Iterator[tuple[int, str, list[str]]]:
-    """Number, line, and the texts of the columns with these `names`: found by the header or, without one, by `order`."""
-    columns: list[int] = []
-    width = 0
-    for place, line in enumerate(lines, 1):
-        texts = line.rstrip("\r\n").split(",")
-        if place == 1:
-            headed = texts[0][:1].isalpha()
-            header = texts if headed else order
-            missing = [name for name in names if name not in header]
-            if missing:
-                raise line_error(listing, place, line, f"the header lacks {', '.join(missing)}")
-            columns, width = [header.index(name) for name in names], len(texts)
-            if headed:
-                continue
-        if len(texts) != width or width <= max(columns):
-            raise line_error(listing, place, line, f"it has {len(texts)} columns, {max(width, max(columns) + 1)} are needed")
-        yield place, line, [texts[column] for column in columns]
 
 
 def _side(text: str) -> TradeType:

@@ -60,6 +60,37 @@ def test_a_file_with_a_changed_byte_is_an_error(tmp_path: Path, build: Callable[
         list(lines(path))
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "gb18030"])
+def test_a_member_beyond_ascii_is_of_its_symbol_whether_its_name_says_that_it_is_utf_8_or_not(tmp_path: Path, encoding: str) -> None:
+    name = "币安人生USDT-aggTrades-2026-07-24.csv"
+    assert list(lines(zipped(tmp_path, name), "币安人生USDT")) == ROWS
+    path = zipped(tmp_path, "placeholder.csv")
+    with zipfile.ZipFile(path) as packed:
+        member = packed.infolist()[0]
+    raw = name.encode(encoding)
+    content = path.read_bytes().replace(b"placeholder.csv", raw)
+    length = len(raw).to_bytes(2, "little")
+    central = content.rindex(b"PK\x01\x02")
+    # The lengths of the name in both headers, and where the list of members begins.
+    patched = bytearray(content)
+    patched[member.header_offset + 26 : member.header_offset + 28] = length
+    patched[central + 28 : central + 30] = length
+    end = patched.rindex(b"PK\x05\x06")
+    patched[end + 12 : end + 16] = (end - central).to_bytes(4, "little")
+    patched[end + 16 : end + 20] = central.to_bytes(4, "little")
+    path.write_bytes(patched)
+    assert list(lines(path, "币安人生USDT")) == ROWS
+    with pytest.raises(ArchiveError, match="which is not of 人生USDT"):
+        list(lines(path, "人生USDT"))
+
+
+def test_lines_are_utf_8_with_or_without_a_byte_order_mark(tmp_path: Path) -> None:
+    for mark in (b"", b"\xef\xbb\xbf"):
+        path = tmp_path / "plain.csv"
+        path.write_bytes(mark + "timestamp,symbol\n1,币安人生USDT\n".encode())
+        assert list(lines(path)) == ["timestamp,symbol\n", "1,币安人生USDT\n"]
+
+
 def test_a_checksum_accepts_its_own_file_and_no_other(tmp_path: Path) -> None:
     path = zipped(tmp_path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -81,7 +112,7 @@ def test_a_file_that_is_not_a_daily_archive_is_refused_with_its_reason(tmp_path:
         list(lines(long))
     binary = tmp_path / "binary.csv"
     binary.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ArchiveError, match="it contains bytes that are not ASCII"):
+    with pytest.raises(ArchiveError, match="it contains bytes that are not UTF-8"):
         list(lines(binary))
     with pytest.raises(ArchiveError, match="cannot be read \\(No such file or directory\\)"):
         list(lines(tmp_path / "absent.csv"))

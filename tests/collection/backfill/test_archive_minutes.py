@@ -1,14 +1,20 @@
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+from types import MappingProxyType
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wadm_mcp.analytics.footprint import Footprint
-from wadm_mcp.collection.backfill.archive_minutes import PackedPartial, counted_minutes, whole_minutes
+from wadm_mcp.collection.backfill import archive_order
+from wadm_mcp.collection.backfill.archive_minutes import PackedPartial, by_id, by_minute, counted_minutes, whole_minutes
+from wadm_mcp.collection.backfill.archive_order import OutOfOrder, SortedRows
 from wadm_mcp.coverage.spans import Basis, Span
 from wadm_mcp.errors import ArchiveError
 from wadm_mcp.exchanges.binance_archive import BinanceAggregates, BinanceSpotTrades
@@ -30,7 +36,7 @@ def spot_line(number: int, at: int, *, price: str = "61837.63000000", sold: bool
 
 
 def spot_partials(lines: Iterable[str], covered: Sequence[Span] = ()) -> list[PackedPartial]:
-    return list(counted_minutes(BinanceSpotTrades(), SPOT, lines, TODAY, covered))
+    return list(counted_minutes(SPOT, BinanceSpotTrades().rows(SPOT, lines), TODAY, covered))
 
 
 def span(first: int, last: int, start: int, end: int) -> Span:
@@ -45,8 +51,58 @@ def test_a_day_becomes_a_partial_footprint_for_each_minute() -> None:
 
 
 def test_a_hole_in_a_file_stays_a_hole_and_a_repeated_row_counts_once() -> None:
-    lines = [spot_line(7, START), spot_line(7, START), spot_line(9, START + 1), spot_line(8, START + 2), spot_line(10, START + 3)]
+    lines = [spot_line(7, START), spot_line(7, START), spot_line(9, START + 1), spot_line(10, START + 3)]
     assert [(one.first_seq, one.last_seq, one.trades) for one in spot_partials(lines)] == [(7, 7, 1), (9, 10, 2)]
+
+
+def test_a_row_below_the_one_before_is_out_of_order_and_never_dropped() -> None:
+    with pytest.raises(OutOfOrder, match="the ids 8 to 8 overlap the ids 9 to 9 of another row"):
+        spot_partials([spot_line(7, START), spot_line(9, START + 1), spot_line(8, START + 2)])
+
+
+def test_rows_without_volume_cover_their_ids_and_are_part_of_no_figure() -> None:
+    empty = spot_line(8, START + 1, price="0").replace(",0.00100000,", ",0.00000000,")
+    (partial,) = spot_partials([spot_line(7, START), empty, spot_line(9, START + 2, sold=True)])
+    bar = partial.unpack(SPOT).footprint.bar
+    assert (partial.first_seq, partial.last_seq, partial.trades, bar.volume, bar.low) == (7, 9, 2, 200, 6_183_763)
+    (alone,) = spot_partials([empty])
+    ids = alone.unpack(SPOT).ids
+    assert (ids, alone.trades, alone.unpack(SPOT).footprint.levels) == ((8, 8, START + 1, START + 1), 0, 0)
+
+
+@settings(max_examples=25)
+@given(st.randoms(use_true_random=False), st.integers(1, 60), st.integers(0, 20))
+def test_a_shuffled_file_gives_what_a_sorted_one_gives(chance: Random, count: int, repeats: int) -> None:
+    rows = [spot_line(7 + number, START + number * 700) for number in range(count)]
+    shuffled = [*rows, *chance.choices(rows, k=repeats)]
+    chance.shuffle(shuffled)
+    with TemporaryDirectory() as folder, SortedRows(SPOT, BinanceSpotTrades().rows(SPOT, shuffled), by_id, Path(folder)) as ordered:
+        assert list(counted_minutes(SPOT, ordered, TODAY, [])) == spot_partials(rows)
+
+
+def test_rows_of_several_runs_come_out_in_order_each_time_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive_order, "RUN_ROWS", 7)
+    monkeypatch.setattr(archive_order, "_BLOCK_ROWS", 3)
+    rows = list(BinanceSpotTrades().rows(SPOT, [spot_line(number * 37 % 100, START + number) for number in range(100)]))
+    with SortedRows(SPOT, rows, by_id, tmp_path) as ordered:
+        assert list(ordered) == list(ordered) == sorted(rows, key=by_id)
+        assert list(zip(ordered, ordered, strict=True))[-1][0].trade.seq == 99
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_of_one_minute_stay_in_the_files_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive_order, "RUN_ROWS", 4)
+    lines = [linear_line(START + minute * MINUTE, f"id-{place}") for place, minute in enumerate((0, 1, 2, 3, 0, 2, 0, 1, 0))]
+    with SortedRows(BYBIT, BybitLinearTrades().rows(BYBIT, lines), by_minute, tmp_path) as ordered:
+        assert [row.trade.trade_id for row in ordered] == [f"id-{place}" for place in (0, 4, 6, 8, 1, 7, 2, 5, 3)]
+
+
+def test_two_rows_that_contradict_each_other_refuse_a_sorted_file(tmp_path: Path) -> None:
+    form = BinanceAggregates("spot")
+    lines = [f"{n},61837.63,0.002,{first},{last},{START * 1000},False,True\n" for n, first, last in ((2, 9, 12), (1, 7, 9))]
+    said = "binance:spot:BTCUSDT archive: the ids 9 to 12 overlap the ids 7 to 9 of another row"
+    with SortedRows(SPOT, form.rows(SPOT, lines), by_id, tmp_path) as ordered, pytest.raises(ArchiveError, match=said):
+        list(counted_minutes(SPOT, ordered, TODAY, []))
 
 
 def test_ids_that_are_covered_already_are_left_out() -> None:
@@ -80,7 +136,8 @@ def test_aggregates_of_spot_are_joined_by_the_ids_of_their_fills() -> None:
         f"2,61837.64,0.001,9,9,{(START + 1) * 1000},True,True\n",
         f"3,61837.64,0.001,10,12,{(START + 2) * 1000},True,True\n",
     ]
-    partials = list(counted_minutes(BinanceAggregates("spot"), SPOT, lines, TODAY, [span(12, 20, START + 2, START + 9)]))
+    rows = BinanceAggregates("spot").rows(SPOT, lines)
+    partials = list(counted_minutes(SPOT, rows, TODAY, [span(12, 20, START + 2, START + 9)]))
     assert [(one.first_seq, one.last_seq, one.trades) for one in partials] == [(7, 9, 3)]
     # The lowest delta may have been after the first fill of the first aggregate, which is unknown.
     assert partials[0].unpack(SPOT).footprint.bar.min_delta is None
@@ -92,7 +149,7 @@ def test_rows_of_binance_linear_are_those_of_its_socket_so_their_delta_path_is_k
         f"5,61837.6,0.002,70,78,{START},false\n",
         f"6,61837.5,0.001,90,90,{START + 1},true\n",
     ]
-    (partial,) = counted_minutes(BinanceAggregates("linear"), LINEAR, lines, TODAY, [])
+    (partial,) = counted_minutes(LINEAR, BinanceAggregates("linear").rows(LINEAR, lines), TODAY, [])
     bar = partial.unpack(LINEAR).footprint.bar
     assert (partial.first_seq, partial.last_seq, partial.trades, bar.min_delta, bar.max_delta) == (5, 6, 10, 1, 2)
 
@@ -102,7 +159,7 @@ def test_a_row_of_another_day_is_refused(at: int) -> None:
     with pytest.raises(ArchiveError, match=r"binance:spot:BTCUSDT archive, row 1: its time .* is not on the day in the file's name"):
         spot_partials([spot_line(7, at)])
     with pytest.raises(ArchiveError, match="is not on the day in the file's name"):
-        list(whole_minutes(BybitLinearTrades(), BYBIT, [linear_line(at, "a")], TODAY, {START}, {}))
+        bybit_partials([linear_line(at, "a")], {START})
 
 
 @pytest.mark.parametrize("number", [5, 5_000])
@@ -120,13 +177,19 @@ def linear_line(at: int, trade_id: str, *, side: str = "Buy", price: str = "6183
     return f"{at / 1000:.4f},BTCUSDT,{side},0.002,{price},PlusTick,{trade_id},1,0.002,123.6,0\n"
 
 
+def bybit_partials(
+    lines: Iterable[str], wanted: set[int], tape_trades: Mapping[int, Sequence[Trade]] = MappingProxyType({})
+) -> list[PackedPartial]:
+    return list(whole_minutes(BYBIT, BybitLinearTrades().rows(BYBIT, lines), TODAY, wanted, tape_trades))
+
+
 def bybit_trade(at: int, trade_id: str, price: int = 618_380) -> Trade:
     return Trade(BYBIT.instrument, at, at, trade_id, price, 2, TradeType.SELL, 1, BYBIT.scale)
 
 
 def test_rows_without_counting_ids_become_the_wanted_minutes_each_complete() -> None:
     lines = [linear_line(START + second * SECOND, f"id-{second}") for second in range(0, 300, 10)]
-    partials = list(whole_minutes(BybitLinearTrades(), BYBIT, lines, TODAY, {START + MINUTE, START + 3 * MINUTE, START + 9 * MINUTE}, {}))
+    partials = bybit_partials(lines, {START + MINUTE, START + 3 * MINUTE, START + 9 * MINUTE})
     assert [(one.minute, one.first_seq, one.last_seq, one.trades) for one in partials] == [
         (START + MINUTE, WHOLE, WHOLE, 6),
         (START + 3 * MINUTE, WHOLE, WHOLE, 6),
@@ -139,15 +202,15 @@ def test_a_file_in_newest_first_order_gives_the_same_minutes() -> None:
         for second in range(0, 300, 7)
     ]
     wanted = {START + minute * MINUTE for minute in range(5)}
-    forward = list(whole_minutes(BybitLinearTrades(), BYBIT, lines, TODAY, wanted, {}))
-    assert sorted(whole_minutes(BybitLinearTrades(), BYBIT, lines[::-1], TODAY, wanted, {})) == forward
+    forward = bybit_partials(lines, wanted)
+    assert sorted(bybit_partials(lines[::-1], wanted)) == forward
     assert len(forward) == 5
 
 
 def test_a_linear_minute_is_joined_with_the_tape_by_trade_id() -> None:
     lines = [linear_line(START, "a"), linear_line(START + 500, "b")]
     tape_trades = {START: [bybit_trade(START + 500, "b"), bybit_trade(START + 100, "c")]}
-    (partial,) = whole_minutes(BybitLinearTrades(), BYBIT, lines, TODAY, {START}, tape_trades)
+    (partial,) = bybit_partials(lines, {START}, tape_trades)
     expected = Footprint(BYBIT.scale)
     rows = list(BybitLinearTrades().rows(BYBIT, lines))
     for trade in (rows[0].trade, bybit_trade(START + 100, "c"), rows[1].trade):
@@ -157,11 +220,18 @@ def test_a_linear_minute_is_joined_with_the_tape_by_trade_id() -> None:
 
 def test_a_repeated_row_counts_once_where_ids_do_not_count() -> None:
     spot = ["id,timestamp,price,volume,side,rpi\n", *(f"{row},{START + 5},61837.6,0.000001,buy,0\n" for row in (1, 2, 2, 3))]
-    (partial,) = whole_minutes(BybitSpotTrades(), BYBIT_SPOT, spot, TODAY, {START}, {})
+    (partial,) = whole_minutes(BYBIT_SPOT, BybitSpotTrades().rows(BYBIT_SPOT, spot), TODAY, {START}, {})
     assert partial.trades == 3
 
 
-def test_an_unsorted_file_is_refused() -> None:
+def test_minutes_out_of_time_order_are_sorted_first(tmp_path: Path) -> None:
     lines = [linear_line(START + minute * MINUTE, f"id-{place}") for place, minute in enumerate((0, 1, 2, 3, 0))]
-    with pytest.raises(ArchiveError, match="row 5: out of time order by minutes; the file is not sorted"):
-        list(whole_minutes(BybitLinearTrades(), BYBIT, lines, TODAY, {START}, {}))
+    with pytest.raises(OutOfOrder, match="row 5: out of time order by minutes"):
+        bybit_partials(lines, {START})
+    with SortedRows(BYBIT, BybitLinearTrades().rows(BYBIT, lines), by_minute, tmp_path) as ordered:
+        (partial,) = whole_minutes(BYBIT, ordered, TODAY, {START}, {})
+    assert (partial.minute, partial.trades) == (START, 2)
+
+
+def test_a_minute_of_rows_without_volume_alone_has_no_footprint() -> None:
+    assert bybit_partials([linear_line(START, "a").replace(",0.002,", ",0,", 1)], {START}) == []

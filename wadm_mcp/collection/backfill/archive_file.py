@@ -9,7 +9,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import IO, Final
@@ -22,6 +22,8 @@ _MAX_LINE_CHARS: Final = 4_096
 _DAMAGE: Final = (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 """What unpacking raises if the bytes are incomplete, changed, encrypted, or compressed in a way that no archive uses."""
 _QUOTED_CHARS: Final = 80
+_UTF8_NAME: Final = 1 << 11
+"""The bit of a member in a `.zip` that says that its name is UTF-8. Without it Python reads the name as cp437."""
 
 
 def verify(path: Path, checksum: str) -> None:
@@ -38,11 +40,11 @@ def verify(path: Path, checksum: str) -> None:
 
 
 def lines(path: Path, symbol: str = "") -> Iterator[str]:
-    """The lines of a `.zip` with one file in it, of a `.gz`, or of plain text. `ArchiveError` if it is damaged.
+    """The lines of a `.zip` with one file in it, of a `.gz`, or of plain text, in UTF-8. `ArchiveError` if it is damaged.
 
     The name of the file in a `.zip` has to begin with `symbol`, or it is an `ArchiveError` too.
     """
-    with _unpacked(path, symbol) as file, io.TextIOWrapper(file, "ascii") as text:
+    with _unpacked(path, symbol) as file, io.TextIOWrapper(file, "utf-8-sig") as text:
         for line in iter(partial(text.readline, _MAX_LINE_CHARS), ""):
             if len(line) == _MAX_LINE_CHARS:
                 raise ArchiveError(f"{_name(path)}: a line has more than {_MAX_LINE_CHARS:,} characters; this is not a file of trades")
@@ -54,11 +56,13 @@ def _unpacked(path: Path, symbol: str) -> Generator[IO[bytes] | gzip.GzipFile]:
     with _archive_errors(path):
         if zipfile.is_zipfile(path) or path.suffix == ".zip":
             with zipfile.ZipFile(path) as packed:
-                members = packed.namelist()
+                members = packed.infolist()
                 if len(members) != 1:
                     raise ArchiveError(f"{_name(path)}: it contains {len(members)} files, a daily archive contains one")
-                if not members[0].startswith(symbol):
-                    raise ArchiveError(f"{_name(path)}: it contains {printable(members[0], _QUOTED_CHARS)}, which is not of {symbol}")
+                if not any(name.startswith(symbol) for name in _names(members[0])):
+                    raise ArchiveError(
+                        f"{_name(path)}: it contains {printable(members[0].filename, _QUOTED_CHARS)}, which is not of {symbol}"
+                    )
                 with packed.open(members[0]) as member:
                     yield member
         elif path.suffix == ".gz":
@@ -77,9 +81,19 @@ def _archive_errors(path: Path) -> Generator[None]:
     except _DAMAGE as error:
         raise ArchiveError(f"{_name(path)}: it is incomplete or damaged ({printable(error, _QUOTED_CHARS)}); download it again") from None
     except UnicodeDecodeError:
-        raise ArchiveError(f"{_name(path)}: it contains bytes that are not ASCII; use the exchange's own daily file") from None
+        raise ArchiveError(f"{_name(path)}: it contains bytes that are not UTF-8; use the exchange's own daily file") from None
     except OSError as error:
         raise ArchiveError(f"{_name(path)}: it cannot be read ({error.strerror}); check that it exists and is readable") from None
+
+
+def _names(member: zipfile.ZipInfo) -> list[str]:
+    """The name of a file in a `.zip`, in each way it may be meant: programs write names beyond ASCII without saying how."""
+    names = [member.filename]
+    if not member.flag_bits & _UTF8_NAME:
+        for encoding in ("utf-8", "gb18030"):
+            with suppress(UnicodeError):
+                names.append(member.filename.encode("cp437").decode(encoding))
+    return names
 
 
 def _name(path: Path) -> str:

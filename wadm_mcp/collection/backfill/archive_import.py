@@ -6,8 +6,8 @@ its trades the file joins the tape exactly, by id; where it does not, a minute c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from datetime import date
 from itertools import islice
 from pathlib import Path
@@ -18,17 +18,18 @@ from anyio import from_thread, to_thread
 
 from wadm_mcp.clock import Clock
 from wadm_mcp.collection.backfill import archive_file
-from wadm_mcp.collection.backfill.archive_minutes import PackedPartial, counted_minutes, whole_minutes
+from wadm_mcp.collection.backfill.archive_minutes import PackedPartial, by_id, by_minute, counted_minutes, whole_minutes
+from wadm_mcp.collection.backfill.archive_order import OutOfOrder, SortedRows
 from wadm_mcp.collection.backfill.history_plan import ImportStep
 from wadm_mcp.collection.recording.recorded_instrument import RecordedInstrument
 from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.coverage.judge import uncovered
 from wadm_mcp.errors import ArchiveError
-from wadm_mcp.exchanges.exchange import ArchiveFormat, Venue
+from wadm_mcp.exchanges.exchange import Aggregate, ArchiveFormat, Venue
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
-from wadm_mcp.model import MINUTE, Trade, Window
+from wadm_mcp.model import MINUTE, Listing, Trade, Window
 from wadm_mcp.storage.store import Store
 
 PARTIALS_AT_ONCE: Final = 30
@@ -91,30 +92,41 @@ class ArchiveImport:
         return new
 
     async def take_file(self, recorded: RecordedInstrument, file: Path, day: Window, form: ArchiveFormat) -> int:
-        """Import what the tape lacks of a day from its file; how many trades were new. `ArchiveError`, and nothing taken, where the file
-        is damaged or of another day or symbol."""
+        """Import what the tape lacks of a day from its file; how many trades were new.
+
+        A file whose rows are out of order is sorted first. `ArchiveError`, and nothing taken, where the file is damaged, contradicts
+        itself, or is of another day or symbol. `OSError` where there is no room to sort a file.
+        """
         listing, counted = recorded.tape.listing, self._venue.traits.has_gapless_ids
         covered = recorded.coverage.covered
         gaps = uncovered(covered, day)
         wanted = {minute for gap in gaps for minute in range(gap.start - gap.start % MINUTE, gap.end, MINUTE)}
         tape_trades = {} if counted else await self._tape_trades(recorded, form, gaps)
 
-        def read() -> list[PackedPartial]:
-            lines = archive_file.lines(file, listing.instrument.symbol)
+        def partials_of(rows: Iterable[Aggregate]) -> list[PackedPartial]:
             if counted:
-                found = counted_minutes(form, listing, lines, day, covered)
-            else:
-                found = whole_minutes(form, listing, lines, day, wanted, tape_trades)
-            return list(_cancellable(found))
+                return list(counted_minutes(listing, rows, day, covered))
+            return list(whole_minutes(listing, rows, day, wanted, tape_trades))
 
-        partials = await to_thread.run_sync(read)
-        rows_too = form.carries_live_ids and self.stores_rows(day.start)
-        if rows_too:
-            known = {trade.trade_id for trades in tape_trades.values() for trade in trades}
-            new = await self._take_rows(recorded, form, file, gaps, known)
-            if counted:
-                return new
-            # The whole minutes replace these rows in every figure: the archive does not have them in the exchange's own order.
+        def read() -> tuple[Iterable[Aggregate], list[PackedPartial]]:
+            rows = _FileRows(form, listing, file)
+            try:
+                return rows, partials_of(rows)
+            except OutOfOrder as error:
+                log.warning("archive.unsorted", file=file.name, reason=error)
+            # Beside the folder of downloads, which is deleted while nothing is being downloaded.
+            ordered = stack.enter_context(SortedRows(listing, rows, by_id if counted else by_minute, self._folder.parent))
+            return ordered, partials_of(_cancellable(ordered))
+
+        with ExitStack() as stack:
+            rows, partials = await to_thread.run_sync(read)
+            rows_too = form.carries_live_ids and self.stores_rows(day.start)
+            if rows_too:
+                known = {trade.trade_id for trades in tape_trades.values() for trade in trades}
+                new = await self._take_rows(recorded, rows, gaps, known)
+                if counted:
+                    return new
+                # The whole minutes replace these rows in every figure: the archive does not have them in the exchange's own order.
         return await self._take_partials(recorded, partials, day, raw=rows_too)
 
     async def sweep(self) -> None:
@@ -175,11 +187,11 @@ class ArchiveImport:
         return new
 
     async def _take_rows(
-        self, recorded: RecordedInstrument, form: ArchiveFormat, file: Path, gaps: Sequence[Window], known: set[str]
+        self, recorded: RecordedInstrument, file_rows: Iterable[Aggregate], gaps: Sequence[Window], known: set[str]
     ) -> int:
         """Import the single trades of a file that was read to its end before."""
         listing, counted = recorded.tape.listing, self._venue.traits.has_gapless_ids
-        rows = form.rows(listing, archive_file.lines(file, listing.instrument.symbol))
+        rows = iter(file_rows)
         new, minutes = 0, set[int]()
         while part := await to_thread.run_sync(lambda: [row.trade for row in islice(rows, _ROWS_AT_ONCE)]):
             if not counted:
@@ -206,8 +218,22 @@ async def _delete(file: Path | anyio.Path) -> None:
         log.warning("archive.not_deleted", file=file.name, error=error)
 
 
-def _cancellable(found: Iterator[PackedPartial]) -> Iterator[PackedPartial]:
+class _FileRows:
+    """The rows of a day's file in its own order, iterable several times, each time from the disk. For a worker thread."""
+
+    def __init__(self, form: ArchiveFormat, listing: Listing, file: Path) -> None:
+        self._form = form
+        self._listing = listing
+        self._file = file
+
+    def __iter__(self) -> Iterator[Aggregate]:
+        lines = archive_file.lines(self._file, self._listing.instrument.symbol)
+        return _cancellable(self._form.rows(self._listing, lines))
+
+
+def _cancellable(rows: Iterable[Aggregate]) -> Iterator[Aggregate]:
     """In a worker thread: ends when the task that waits for it is cancelled."""
-    for packed in found:
-        from_thread.check_cancelled()
-        yield packed
+    for place, row in enumerate(rows):
+        if place % _ROWS_AT_ONCE == 0:
+            from_thread.check_cancelled()
+        yield row

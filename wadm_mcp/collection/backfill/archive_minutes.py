@@ -1,8 +1,8 @@
 """Turns a day's archive file into packed partial footprints, one or more a minute. Blocking: call it in a worker thread.
 
-Callers read the whole file before they take anything of it. Files have holes and repeated rows of their own (docs/exchanges.md 8.24). A
-repeated row counts once. Where ids are gapless, a hole stays a gap, which gap repair fills by id. Where they are not, a hole cannot be
-detected.
+Callers read the whole file before they take anything of it. Files have holes, repeated rows and rows out of order of their own
+(docs/exchanges.md 8.24). A repeated row counts once. `OutOfOrder` says that the rows have to be sorted first, so that none is lost. Where
+ids are gapless, a hole stays a gap, which gap repair fills by id. Where they are not, a hole cannot be detected.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import Final, NamedTuple
 
 from wadm_mcp.analytics.footprint import Footprint
 from wadm_mcp.clock import CLOCK_SKEW
+from wadm_mcp.collection.backfill.archive_order import OutOfOrder
 from wadm_mcp.collection.recording.minute import PartialRun
 from wadm_mcp.coverage.spans import Span
 from wadm_mcp.errors import ArchiveError
-from wadm_mcp.exchanges.exchange import Aggregate, ArchiveFormat
+from wadm_mcp.exchanges.exchange import Aggregate
 from wadm_mcp.model import MINUTE, Listing, Trade, Window
 from wadm_mcp.storage.store import WHOLE, PartialFootprint
 
@@ -43,23 +44,35 @@ class PackedPartial(NamedTuple):
         return PartialFootprint(listing.instrument, self.minute, self.first_seq, self.last_seq, Footprint.unpack(self.packed))
 
 
-def counted_minutes(
-    form: ArchiveFormat, listing: Listing, lines: Iterable[str], day: Window, covered: Sequence[Span]
-) -> Iterator[PackedPartial]:
+def by_id(row: Aggregate) -> int:
+    """The order that `counted_minutes` needs."""
+    return row.trade.seq
+
+
+def by_minute(row: Aggregate) -> int:
+    """The order that `whole_minutes` needs."""
+    return row.trade.timestamp // MINUTE
+
+
+def counted_minutes(listing: Listing, rows: Iterable[Aggregate], day: Window, covered: Sequence[Span]) -> Iterator[PackedPartial]:
     """Partial footprints of a file with gapless ids, without the ids that are `covered` already (disjoint spans, by id).
 
-    `ArchiveError` for a row of another day, and for an id whose time does not fit the tape: then the file is of another symbol.
+    `OutOfOrder` for a row whose ids are not above those of the row before. `ArchiveError` for a row of another day, and for an id whose
+    time does not fit the tape: then the file is of another symbol.
     """
     first_seqs = [span.first_seq for span in covered]
     run: PartialRun | None = None
-    reached = -1
+    first = reached = -1
+    """The ids of the row before."""
     next_covered = -1
     """The first covered id after the row before: rows below it are new without a search."""
-    for number, row in enumerate(form.rows(listing, lines), 1):
+    for number, row in enumerate(rows, 1):
         seq, last = row.trade.seq, row.last
         if seq <= reached:
-            continue
-        reached = last
+            if (seq, last) == (first, reached):
+                continue
+            raise OutOfOrder(f"{listing.instrument} archive: the ids {seq} to {last} overlap the ids {first} to {reached} of another row")
+        first, reached = seq, last
         if last >= next_covered:
             following = bisect_right(first_seqs, seq)
             if following and covered[following - 1].last_seq >= seq:
@@ -80,9 +93,8 @@ def counted_minutes(
 
 
 def whole_minutes(
-    form: ArchiveFormat,
     listing: Listing,
-    lines: Iterable[str],
+    rows: Iterable[Aggregate],
     day: Window,
     wanted: Collection[int],
     tape_trades: Mapping[int, Sequence[Trade]],
@@ -90,13 +102,13 @@ def whole_minutes(
     """The `wanted` minutes (by start) of a file without gapless ids, each complete, in the file's order.
 
     `tape_trades` are the tape's trades of some of these minutes. Those that the file does not have (by `trade_id`) are added.
-    `ArchiveError` for a row of another day, and for minutes out of time order.
+    `OutOfOrder` for minutes out of time order. `ArchiveError` for a row of another day.
     """
     open_minutes: dict[int, dict[str, Trade]] = {}
     closed: set[int] = set()
     newest_first: bool | None = None
-    minute, rows, first_at = -1, {}, -1
-    for number, row in enumerate(form.rows(listing, lines), 1):
+    minute, trades, first_at = -1, dict[str, Trade](), -1
+    for number, row in enumerate(rows, 1):
         trade = row.trade
         at = trade.timestamp
         if not minute <= at < minute + MINUTE:
@@ -108,14 +120,14 @@ def whole_minutes(
             elif newest_first is None:
                 newest_first = at < first_at
             if minute in closed:
-                raise ArchiveError(f"{listing.instrument} archive, row {number:,}: out of time order by minutes; the file is not sorted")
+                raise OutOfOrder(f"{listing.instrument} archive, row {number:,}: out of time order by minutes")
             while len(open_minutes) >= _OPEN_MINUTES and minute not in open_minutes:
                 finished = max(open_minutes) if newest_first else min(open_minutes)
                 closed.add(finished)
                 yield from _whole_minute(listing, finished, open_minutes.pop(finished), wanted, tape_trades, newest_first)
-            rows = open_minutes.setdefault(minute, {})
-        if minute in wanted:
-            rows.setdefault(trade.trade_id, trade)
+            trades = open_minutes.setdefault(minute, {})
+        if trade.quantity and minute in wanted:
+            trades.setdefault(trade.trade_id, trade)
     for finished in sorted(open_minutes, reverse=bool(newest_first)):
         yield from _whole_minute(listing, finished, open_minutes[finished], wanted, tape_trades, newest_first)
 
@@ -128,7 +140,7 @@ def _whole_minute(
     tape_trades: Mapping[int, Sequence[Trade]],
     newest_first: bool | None,
 ) -> Iterator[PackedPartial]:
-    if minute not in wanted:
+    if minute not in wanted or not rows:
         return
     trades = list(rows.values())
     if newest_first is None:

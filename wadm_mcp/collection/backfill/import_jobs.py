@@ -146,6 +146,9 @@ class ImportJobRunner:
             except ArchiveError as error:
                 refused = True
                 lines.append(f"{file.name}: nothing is imported of it. {error}")
+            except OSError as error:
+                refused = True
+                lines.append(f"{file.name}: nothing is imported of it. It has to be sorted on disk ({error.strerror}); make room there")
         return lines, refused
 
     async def _report_step(self, path: Path, file: str, part: float, left: float | None, lines: list[str], doing: str) -> None:
