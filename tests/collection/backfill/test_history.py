@@ -7,7 +7,7 @@ import random
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Collection
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import date
@@ -26,6 +26,7 @@ from tests.test_audit import ledger
 from tests.venues import simulated_venue
 from wadm_mcp.analytics.footprint import Footprint
 from wadm_mcp.clock import Clock
+from wadm_mcp.collection.backfill import archive_order
 from wadm_mcp.collection.backfill import history as history_module
 from wadm_mcp.collection.backfill.gap_repair import GapRepairer
 from wadm_mcp.collection.backfill.history import History
@@ -49,7 +50,7 @@ from wadm_mcp.health import Health
 from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, Instrument, Listing, Retention, Timeframe, Trade, Window
 from wadm_mcp.simulator import market
 from wadm_mcp.simulator.archives import Archives
-from wadm_mcp.simulator.faults import Faults, Reply
+from wadm_mcp.simulator.faults import ArchiveFaults, Faults, Reply
 from wadm_mcp.simulator.simulator import Simulator
 from wadm_mcp.storage.sqlite import SqliteStore
 from wadm_mcp.storage.store import Store
@@ -64,6 +65,7 @@ BYBIT_LINEAR = Instrument("bybit", "linear", "BTCUSDT")
 EVERY = [SPOT, LINEAR, BYBIT_SPOT, BYBIT_LINEAR]
 MIDNIGHT = 1_785_024_000_000
 """2026-07-26T00:00Z. The same market in every run."""
+BEYOND_ASCII = [instrument._replace(symbol="币安人生USDT") for instrument in (LINEAR, BYBIT_LINEAR)]
 QUIET = {"binance": 0.04, "bybit": 0.2}
 
 
@@ -564,6 +566,70 @@ async def test_a_file_of_an_earlier_process_stays_until_the_missing_stretches_ar
         clock.at = MIDNIGHT + DAY - HOUR
         await one.bring_in(one.history(HOUR), repair=False)
         assert not leftover.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("instrument", "raw"),
+    [*((instrument, False) for instrument in EVERY), (LINEAR, True), (BYBIT_LINEAR, True), *((each, False) for each in BEYOND_ASCII)],
+    ids=str,
+)
+async def test_no_row_is_lost_of_a_file_that_is_out_of_order_repeats_rows_and_has_more_columns(
+    instrument: Instrument, raw: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive_order, "RUN_ROWS", 500)
+    clock, faults = ManualClock(MIDNIGHT), Faults()
+    faults.archive_rows = ArchiveFaults(unsorted=True, repeated_every=20, extra_column=True, exponents=True)
+    faults.empty_every = 9
+    activity = (0.004 if instrument.exchange == "binance" else 0.01) * (1 if instrument in EVERY else 12)
+    async with (
+        simulated(instrument, clock, faults, activity=activity) as simulator,
+        world(instrument, tmp_path, simulator, clock, now=MIDNIGHT + MINUTE) as one,
+    ):
+        await one.live(MIDNIGHT + MINUTE, MIDNIGHT + 11 * MINUTE)
+        await one.bring_in(one.history(DAY, raw=raw), repair=one.has_gapless_ids)
+        window = Window(MIDNIGHT - DAY, MIDNIGHT)
+        await one.compare(window)
+        assert await one.covered(window) == 1
+        assert one.health.counts["history.damaged"] == 0
+        assert one.recorded.coverage.missing() == [] or not one.has_gapless_ids
+        if raw and instrument is not BYBIT_SPOT:
+            stored = await one.store.trades(instrument, window, limit=100_000)
+            assert sorted(each.trade_id for each in stored) == sorted(each.trade_id for each in one.traded(window.start, window.end))
+
+
+class NoHistory(Faults):
+    """REST has no trades before a time."""
+
+    def __init__(self, since: int) -> None:
+        self.since = since
+        self.starts: list[int] = []
+
+    async def requested(self, exchange: str, path: str, params: Mapping[str, str]) -> Reply | None:
+        if "startTime" in params and int(params["startTime"]) < self.since:
+            self.starts.append(int(params["startTime"]))
+            return Reply(200, [])
+        return None
+
+
+async def test_a_market_without_trades_is_asked_in_chunks_that_double_and_a_later_job_for_what_was_not_asked(tmp_path: Path) -> None:
+    now = MIDNIGHT + 20 * HOUR
+    clock, faults = ManualClock(MIDNIGHT), NoHistory(now)
+    async with simulated(SPOT, clock, faults) as simulator, world(SPOT, tmp_path, simulator, clock, now=now) as one:
+        await one.live(now, now + MINUTE)
+        began = one.recorded.coverage.covered[0].start
+        history = one.history(10 * HOUR)
+        await one.bring_in(history, repair=False)
+        oldest = (one.clock.at - 10 * HOUR) // MINUTE * MINUTE - 20 * MINUTE
+        assert faults.starts == [(began - hours * HOUR) // MINUTE * MINUTE for hours in (1, 2, 4, 8)] + [oldest]
+        assert history._steps() == []
+        faults.starts.clear()
+        history.requested.append((lambda _: True, Window(MIDNIGHT + HOUR, now)))
+        history.idle = anyio.Event()
+        await one.bring_in(history, repair=False)
+        # Of this day only the time before the first job's window was not asked yet.
+        assert faults.starts[0] == oldest - HOUR
+        assert min(faults.starts) == MIDNIGHT + HOUR
+        assert history._steps() == []
 
 
 async def test_an_imported_day_is_not_downloaded_again_for_hours_that_its_file_does_not_have(tmp_path: Path) -> None:

@@ -331,6 +331,17 @@ def test_an_empty_day_is_not_asked_for_again_from_pages_or_archive() -> None:
     assert planned.source(part(-19.5, -19, None, 9)) == "nowhere"
 
 
+def test_a_part_of_a_day_before_the_empty_one_is_still_wanted() -> None:
+    planned = Planned(SPOT)
+    planned.plan.mark_empty(planned.step(part(5, 10, None, 9)))
+    # A later job asks for more of that day: what had nothing is not asked for again.
+    (step,) = planned.steps(part(0, 10, None, 9))
+    assert (step.stretch, step.day, step.from_archive) == (part(0, 5, None, 9), window(0, 24), False)
+    planned.plan.mark_empty(step)
+    assert planned.source(part(0, 10, None, 9)) == "nowhere"
+    assert planned.source(part(5, 10, None, 9)) == "nowhere"
+
+
 def test_the_day_before_an_empty_one_is_still_wanted_and_so_is_another_instruments() -> None:
     planned = Planned(SPOT)
     planned.plan.mark_empty(planned.step(part(0, 10, None, 9)))
@@ -351,6 +362,11 @@ def test_an_empty_day_is_wanted_again_before_another_id() -> None:
 def test_the_newest_finished_day_that_waits_for_the_archive_is_stated() -> None:
     planned = Planned(BYBIT)
     assert planned.unpublished(*planned.stretches(window(-60, 12))) == date(2026, 5, 31)
+
+
+def test_the_newest_day_that_waits_is_stated_whichever_window_wants_it() -> None:
+    planned = Planned(BYBIT)
+    assert planned.unpublished(*planned.stretches(window(-72, -48), window(-30, 12))) == date(2026, 5, 31)
 
 
 def test_today_does_not_wait_for_the_archive() -> None:
@@ -390,6 +406,12 @@ def test_a_day_from_the_archive_takes_thirty_seconds_until_one_was_imported_and_
     assert planned.progress(*days[1:]) == Importing(MIDNIGHT - DAY, MIDNIGHT - DAY, 20_000, 100.0)
     planned.plan.learn_speed(planned.step(days[1]), 8, 3.0)
     assert planned.progress(*days[2:]) == Importing(MIDNIGHT - DAY, MIDNIGHT - 2 * DAY, 3, 3.0)
+
+
+def test_one_file_is_estimated_once_however_many_stretches_it_has() -> None:
+    planned = Planned(BYBIT)
+    parts = [part(-2, -1), part(-5, -4), part(-24, -20), part(-26, -25)]
+    assert planned.progress(*parts) == Importing(MIDNIGHT - DAY, MIDNIGHT - HOUR, 0, 60.0)
 
 
 def test_pages_tell_the_speed_of_their_instrument_and_not_how_long_a_day_from_the_archive_takes() -> None:

@@ -43,6 +43,10 @@ StepKey: TypeAlias = tuple[Instrument, int, int | None]
 """Instrument, end of the stretch (ms) and its last id."""
 
 
+_EmptyKey: TypeAlias = tuple[Instrument, int, int | None]
+"""Instrument, start of a day (ms), and the last id of a stretch."""
+
+
 class ImportStep(NamedTuple):
     """One step of an import: a part of one day of one instrument."""
 
@@ -77,8 +81,8 @@ class HistoryPlan:
         self._weight_per_window = weight_per_window
         self._not_before: dict[tuple[Instrument, int], float] = {}
         """When (monotonic seconds) the archive may be asked again for a day."""
-        self._empty: set[StepKey] = set()
-        """Days (by start) of stretches, with their last id, that turned out to have nothing before it."""
+        self._empty_since: dict[_EmptyKey, int] = {}
+        """The time (ms) from which on the exchange has nothing of a day before an id."""
         self._rates: dict[Instrument, int] = {}
         self._day_seconds = _DAY_SECONDS
 
@@ -89,8 +93,9 @@ class HistoryPlan:
         self._not_before[step.instrument, step.day.start] = self._clock.monotonic() + seconds
 
     def mark_empty(self, step: ImportStep) -> None:
-        """The exchange has nothing of this day before the stretch's last id."""
-        self._empty.add((step.instrument, step.day.start, step.stretch.last))
+        """The exchange has nothing between the start of the stretch, which is a part of one day, and its last id."""
+        key = _empty_key(step.recorded, step.stretch)
+        self._empty_since[key] = min(step.stretch.window.start, self._empty_since.get(key, step.stretch.window.start))
 
     def learn_speed(self, step: ImportStep, trades: int, seconds: float) -> None:
         """A step brought this many trades in this time."""
@@ -115,14 +120,17 @@ class HistoryPlan:
             return None
         today = self._clock.now() // DAY
         days = [part.window.start for part in stretches if part.window.start // DAY < today and not self._is_empty(recorded, part)]
-        return date_of(days[0]) if days else None
+        return date_of(max(days)) if days else None
 
     def progress(self, recorded: RecordedInstrument, target: int, steps: Sequence[ImportStep]) -> Importing | None:
         """How far an import back to `target` (ms) is, None where there is no step to take."""
         if not steps:
             return None
         reached = max(step.stretch.window.end for step in steps)
-        seconds = sum(self._day_seconds if step.from_archive else self._page_seconds(recorded, step.stretch.window) for step in steps)
+        # One file has every stretch of its day.
+        files = {step.day.start for step in steps if step.from_archive}
+        pages = sum(self._page_seconds(recorded, step.stretch.window) for step in steps if not step.from_archive)
+        seconds = len(files) * self._day_seconds + pages
         return Importing(target, reached, self._rates.get(recorded.instrument, 0), seconds)
 
     def _missing(self, recorded: RecordedInstrument, window: Window) -> list[MissingStretch]:
@@ -152,13 +160,19 @@ class HistoryPlan:
             return ImportStep(recorded, part, day, True) if archived else None
         if self._is_empty(recorded, part):
             return None
+        empty_since = self._empty_since.get(_empty_key(recorded, part))
+        if empty_since is not None:
+            # What was asked of this day before had nothing; only the time before that is left to be asked.
+            window = Window(window.start, min(window.end, empty_since))
+            part = part._replace(window=window)
         served = traits.rest_reach is None or window.end > now - traits.rest_reach
         if archived and (window.length >= LONG_GAP or not served):
             return ImportStep(recorded, part, day, True)
         return ImportStep(recorded, part, day, False) if served else None
 
     def _is_empty(self, recorded: RecordedInstrument, part: MissingStretch) -> bool:
-        return (recorded.instrument, part.window.start // DAY * DAY, part.last) in self._empty
+        empty_since = self._empty_since.get(_empty_key(recorded, part))
+        return empty_since is not None and empty_since <= part.window.start
 
     def _page_seconds(self, recorded: RecordedInstrument, window: Window) -> float:
         """Time that REST pages need within the rate limit, if the market traded as in what is covered."""
@@ -170,6 +184,10 @@ class HistoryPlan:
         exchange, market = self._venue.exchange, self._venue.market
         weight = exchange.aggregates_request(market, recorded.instrument.symbol, start=0).weight
         return max(1.0, pages * weight * exchange.allowance(market).seconds / self._weight_per_window)
+
+
+def _empty_key(recorded: RecordedInstrument, part: MissingStretch) -> _EmptyKey:
+    return recorded.instrument, part.window.start // DAY * DAY, part.last
 
 
 def date_of(at: int) -> date:
