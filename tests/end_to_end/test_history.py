@@ -129,6 +129,8 @@ async def test_an_import_command_prints_its_plan_survives_kills_and_takes_files_
             assert killed.cancelled_caught
         status, output, _ = await run(tmp_path, settings, *command)
         assert (status, output.splitlines()[-1]) == (0, "binance:spot:BTCUSDT: 24.0 of 24.0 hours are covered")
+        status, plan, _ = await run(tmp_path, settings, *command, "--plan")
+        assert (status, plan.splitlines()[-1]) == (0, "  binance:spot:BTCUSDT: all of it is stored already")
         path = BinanceSpotTrades().path("BTCUSDT", day.date())
         name = path.rpartition("/")[2]
         async with httpx2.AsyncClient(trust_env=False) as client:

@@ -24,7 +24,9 @@ from wadm_mcp.collection.backfill.import_jobs import ImportJob, ImportProgress
 from wadm_mcp.collection.recorder_lock import RecorderLock
 from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.commands.audit import Choice
-from wadm_mcp.errors import ArchiveError, ExchangeError, QueryError, SettingError, WadmError
+from wadm_mcp.coverage.judge import judge
+from wadm_mcp.coverage.spans import Span
+from wadm_mcp.errors import ArchiveError, ExchangeError, QueryError, SettingError, StoreError, WadmError
 from wadm_mcp.exchanges.formats import recognise
 from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, Instrument, Window
 from wadm_mcp.process.signals import stop_signals
@@ -33,6 +35,7 @@ from wadm_mcp.queries.arguments import Call, read_time
 from wadm_mcp.queries.numbers import iso
 from wadm_mcp.runtime import Runtime
 from wadm_mcp.settings import Settings, unusable_folder
+from wadm_mcp.storage.opening import open_store, sqlite_path
 
 _POLL_SECONDS: Final = 0.25
 _LINE_SECONDS: Final = 10.0
@@ -54,7 +57,7 @@ async def import_history(settings: Settings, choice: Choice, files: Sequence[Pat
     now = now_ms()
     job = _job_of_files(choice, files) if files else _job_of_window(settings, choice, now)
     with _progress_line() as show:
-        lines = await _plan(settings, job, now, show)
+        lines = await _plan(settings, job, now, suffix, show)
     print_lines(lines)
     if plan:
         return 0
@@ -110,22 +113,28 @@ def _job_of_window(settings: Settings, choice: Choice, now: int) -> ImportJob:
     return ImportJob(start, end, choice.exchange, choice.market, symbol)
 
 
-async def _plan(settings: Settings, job: ImportJob, now: int, show: Callable[[str], None]) -> list[str]:
-    """Lines on the days, bytes and time of a job, as if nothing of it were stored yet. `show` is called with the progress."""
+async def _plan(settings: Settings, job: ImportJob, now: int, suffix: str, show: Callable[[str], None]) -> list[str]:
+    """Lines on the days, bytes and time of what a job has left to import. `show` is called with the progress."""
     if job.files:
         size = sum([(await anyio.Path(file).stat()).st_size for file in job.files])
         return [f"{len(job.files)} files, {size / 1e6:,.1f} MB, about {_duration(size / _BYTES_PER_ROW / _ROWS_PER_SECOND)}"]
     lines = [f"{iso(job.start)} to {iso(job.end)}, where it is not stored yet:"]
     window = Window(job.start, job.end)
+    instruments = _instruments(settings, job)
+    stored = await _stored_spans(settings, suffix, instruments, window, lines)
     async with RestClient(proxied=not settings.stays_on_loopback) as rest:
-        for instrument in _instruments(settings, job):
+        for instrument in instruments:
             venue = settings.venue(instrument.exchange, instrument.market)
             archive = venue.traits.archive
             days, unavailable, size, paged = 0, 0, 0, 0
             starts = range(window.start - window.start % DAY, window.end, DAY)
             for number, start in enumerate(starts, 1):
                 show(f"plan: {instrument}, day {number} of {len(starts)}")
-                length = min(window.end, start + DAY) - max(window.start, start)
+                gaps = judge(stored.get(instrument, ()), Window(max(window.start, start), min(window.end, start + DAY)), now).gaps
+                length = sum(gap.end - gap.start for gap in gaps)
+                # Where ids count, coverage begins and ends with a trade, and not where an imported day does.
+                if length <= (MINUTE if venue.traits.has_gapless_ids else 0):
+                    continue
                 file_bytes = None
                 if archive is not None and start + DAY <= now:
                     day = datetime.fromtimestamp(start / SECOND, UTC).date()
@@ -145,8 +154,23 @@ async def _plan(settings: Settings, job: ImportJob, now: int, show: Callable[[st
             if unavailable:
                 parts.append(f"{unavailable / HOUR:,.1f} hours not available yet")
             parts.append(f"about {_duration(size / _BYTES_PER_ROW / _ROWS_PER_SECOND)}, plus the time of the pages")
-            lines.append(f"  {instrument}: {'; '.join(parts)}")
+            left = days or paged or unavailable
+            lines.append(f"  {instrument}: {'; '.join(parts) if left else 'all of it is stored already'}")
     return lines
+
+
+async def _stored_spans(
+    settings: Settings, suffix: str, instruments: Sequence[Instrument], window: Window, lines: list[str]
+) -> dict[Instrument, list[Span]]:
+    """What the store covers of a window. Adds a line where there is a store that cannot be read; then nothing counts as stored."""
+    if settings.MONGODB_URL is None and not await anyio.Path(sqlite_path(settings)).exists():
+        return {}
+    try:
+        async with open_store(settings, suffix, read_only=True) as store:
+            return {instrument: await store.spans(instrument, window) for instrument in instruments}
+    except StoreError as error:
+        lines.append(f"  what is stored already is counted too: {error}")
+        return {}
 
 
 def _instruments(settings: Settings, job: ImportJob) -> list[Instrument]:
