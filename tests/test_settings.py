@@ -131,3 +131,10 @@ def test_an_unreadable_folder_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     assert str(refused.value) == "WADM_DATA_DIR=/locked: the folder cannot be used (Permission denied); set it to a writable folder"
     with pytest.raises(SettingError, match=r"\.env: this \.env file cannot be read \(Permission denied\); fix or remove it"):
         read_settings({}, dotenv=Path(".env"))
+
+
+def test_symbols_may_be_of_any_script() -> None:
+    assert read_settings({"WADM_SYMBOLS": "btcusdt, 币安人生usdt"}).WADM_SYMBOLS == ("BTCUSDT", "币安人生USDT")
+    for symbol in ("币安/USDT", "..", "币 安", "BTC\u202eUSDT", "币" * 41):
+        with pytest.raises(SettingError, match="allowed are letters and digits, at most 40"):
+            read_settings({"WADM_SYMBOLS": symbol})

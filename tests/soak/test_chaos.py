@@ -9,19 +9,22 @@ import anyio
 import pytest
 
 from tests.end_to_end.process import resident
-from tests.soak.deployment import SEED, SOAK, deployment
+from tests.soak.deployment import INSTRUMENTS, SEED, SOAK, deployment
+from wadm_mcp.model import Instrument
 from wadm_mcp.simulator.chaos import ON_SOCKETS, Chaos, Fault, Kind, plan
 
 pytestmark = pytest.mark.anyio
 
 SECONDS = 330.0 if SOAK else 14.0
+BEYOND_ASCII = Instrument("binance", "linear", "币安人生USDT")
 
 
 async def test_covered_data_is_exact_under_all_faults_and_binance_is_repaired_completely(tmp_path: Path) -> None:
     chaos = Chaos(plan(SEED, SECONDS, every=1.6 if SOAK else 0.5), seed=SEED)
     for number, market in enumerate(("spot", "linear", "spot", "linear")):
         chaos.order(Fault(Kind.UNSEEN, SECONDS * (number + 1) / 6, 1.5, "bybit", market))
-    async with deployment(tmp_path, faults=chaos) as one:
+    chaos.empty_every, chaos.listings_page = 50, 1
+    async with deployment(tmp_path, faults=chaos, instruments=(*INSTRUMENTS, BEYOND_ASCII)) as one:
         wadm = one.wadm()
         await wadm.start()
         await one.live(wadm)

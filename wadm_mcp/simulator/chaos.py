@@ -12,8 +12,8 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from random import Random
-from zlib import crc32
 from typing import Any, Final, NamedTuple
+from zlib import crc32
 
 import anyio
 
