@@ -183,6 +183,22 @@ def test_a_line_that_cannot_be_read_is_named(form: ArchiveFormat, listing: Listi
     assert "\n" not in said
 
 
+def test_a_line_that_cannot_be_read_may_be_left_out_and_a_line_of_another_symbol_may_not() -> None:
+    for form, listing, row, given in (
+        (BinanceAggregates("spot"), SPOT, SPOT_ROW, "64000.01000000"),
+        (BinanceSpotTrades(), SPOT, TRADE_ROW, "64000.01000000"),
+        (BinanceAggregates("linear"), LINEAR, LINEAR_ROW, "64000.1"),
+        (BybitLinearTrades(), BYBIT_LINEAR, BYBIT_ROW, "64000.10"),
+        (BybitSpotTrades(), BYBIT_SPOT, BYBIT_SPOT_ROW, "64000.1"),
+    ):
+        errors: list[ArchiveError] = []
+        found = list(form.rows(listing, [row, row.replace(given, "cheap"), "short\n", row], errors.append))
+        assert [each.trade for each in found] == [each.trade for each in form.rows(listing, [row, row])]
+        assert ["line 2: 'cheap' is not a plain" in str(errors[0]), "line 3: it has 1 columns" in str(errors[1])] == [True, True]
+    with pytest.raises(ArchiveError, match="symbol 'ETHUSDT' instead of 'BTCUSDT'"):
+        list(BybitLinearTrades().rows(BYBIT_LINEAR, [BYBIT_ROW, BYBIT_ROW.replace("BTCUSDT", "ETHUSDT")], lambda _: None))
+
+
 @pytest.mark.parametrize(
     ("form", "path"),
     [

@@ -117,7 +117,7 @@ class ConnectionCoverage(SpanList):
         """Always true: without ids a partial footprint is a complete minute; `cover` says which window its record covers."""
         return True
 
-    def cover(self, window: Window, reason: SpanReason, *, raw: bool) -> None:
+    def cover(self, window: Window, reason: SpanReason, *, raw: bool, opened_by: GapReason = GapReason.START) -> None:
         """Cover the parts of a window that no span covers yet, and its minutes whose candle differs."""
         for minute in self._differing_minutes():
             if window.start <= minute.start and minute.end <= window.end:
@@ -126,7 +126,7 @@ class ConnectionCoverage(SpanList):
         reached = max((span.end for span in self._spans), default=window.start)
         gaps.append(MissingRange(-1, -1, reached, window.end))
         parts = [(max(gap.start, window.start), min(gap.end, window.end)) for gap in gaps]
-        fresh = [OpenSpan(start, end, -1, -1, GapReason.START, reason, raw=raw) for start, end in parts if start < end]
+        fresh = [OpenSpan(start, end, -1, -1, opened_by, reason, raw=raw) for start, end in parts if start < end]
         self._spans = sorted([*self._spans, *fresh], key=lambda span: span.start)
 
     def mark_absent(self, first: int, last: int, reason: GapReason = GapReason.ABSENT) -> None:

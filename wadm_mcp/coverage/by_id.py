@@ -91,7 +91,7 @@ class SequenceCoverage(SpanList):
             return False
         return self._insert(ids.first, ids.last, ids.first_at + 1, ids.last_at, reason, raw=False)
 
-    def cover(self, window: Window, reason: SpanReason, *, raw: bool) -> None:
+    def cover(self, window: Window, reason: SpanReason, *, raw: bool, opened_by: GapReason = GapReason.START) -> None:
         """Changes nothing: the ids of the record prove what it covers."""
 
     def mark_absent(self, first: int, last: int, reason: GapReason = GapReason.ABSENT) -> None:

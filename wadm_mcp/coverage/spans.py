@@ -210,8 +210,11 @@ class InstrumentCoverage(Protocol):
         """
         ...
 
-    def cover(self, window: Window, reason: SpanReason, *, raw: bool) -> None:
-        """Add a window that was imported from a complete source (a day's archive file). Changes nothing where ids are gapless."""
+    def cover(self, window: Window, reason: SpanReason, *, raw: bool, opened_by: GapReason = GapReason.START) -> None:
+        """Add a window that was imported from a complete source (a day's archive file); `opened_by` is why there may be a gap before it.
+
+        Changes nothing where ids are gapless.
+        """
         ...
 
     def mark_absent(self, first: int, last: int, reason: GapReason = GapReason.ABSENT) -> None:

@@ -12,6 +12,7 @@ from typing import Final
 from urllib.parse import unquote
 
 from wadm_mcp.errors import ArchiveError, printable
+from wadm_mcp.exchanges.exchange import LineErrors
 from wadm_mcp.exchanges.wire import MAX_FILLS, MAX_TIME, MIN_TIME, figure, is_zero
 from wadm_mcp.model import Listing, Scale, Trade, TradeType, is_symbol
 
@@ -60,13 +61,13 @@ class Fields:
 
 
 def columns(
-    listing: Listing, lines: Iterable[str], names: Sequence[Sequence[str]], order: Sequence[str]
+    listing: Listing, lines: Iterable[str], names: Sequence[Sequence[str]], order: Sequence[str], bad_line: LineErrors
 ) -> Iterator[tuple[int, str, list[str]]]:
     """Number (from 1), line, and the texts of the columns that are used, for each line but a header.
 
     `names` has the names of each used column, its documented one first. A header finds them, in any order and among any others; capitals
-    and underscores do not matter. A file without a header has the documented `order`. Columns that follow are ignored. `ArchiveError` for a
-    header without one of them, and for a line with fewer columns than that, or with another number than the first.
+    and underscores do not matter. A file without a header has the documented `order`. Columns that follow are ignored. `bad_line` gets the
+    error of a line with fewer columns than that, or with another number than the first. `ArchiveError` for a header without one of them.
     """
     width, least = 0, 0
     used: list[int] = []
@@ -82,7 +83,8 @@ def columns(
         if not width and len(texts) >= least:
             width = len(texts)
         if len(texts) != width:
-            raise line_error(listing, place, line, f"it has {len(texts)} columns, {width or least} are needed")
+            bad_line(line_error(listing, place, line, f"it has {len(texts)} columns, {width or least} are needed"))
+            continue
         yield place, line, [texts[column] for column in used]
 
 

@@ -13,7 +13,7 @@ from datetime import date
 from typing import Final
 
 from wadm_mcp.exchanges.archive import Fields, columns, line_error, match_name, number
-from wadm_mcp.exchanges.exchange import Aggregate, ArchiveFormat
+from wadm_mcp.exchanges.exchange import Aggregate, ArchiveFormat, LineErrors, refuse_line
 from wadm_mcp.model import Listing, TradeType
 
 _SIDES: Final = {"True": TradeType.SELL, "true": TradeType.SELL, "False": TradeType.BUY, "false": TradeType.BUY}
@@ -57,12 +57,12 @@ class BinanceAggregates(ArchiveFormat):
         """Files of spot and USD-M have the same names."""
         return match_name(_AGGREGATES_NAME, name)
 
-    def rows(self, listing: Listing, lines: Iterable[str]) -> Iterator[Aggregate]:
+    def rows(self, listing: Listing, lines: Iterable[str], bad_line: LineErrors = refuse_line) -> Iterator[Aggregate]:
         """See `ArchiveFormat.rows`. A row whose first id is negative was emptied: it carries no volume, and on spot no id."""
         fields, spot = Fields(listing), self.market == "spot"
         names = (_ID, _PRICE, _QUANTITY, _FIRST, _LAST, _TIME, _MAKER)
         order = (*_AGGREGATES_ORDER, _BEST) if spot else _AGGREGATES_ORDER
-        for place, line, (aggregate_id, price, quantity, first_id, last_id, time, maker) in columns(listing, lines, names, order):
+        for place, line, (aggregate_id, price, quantity, first_id, last_id, time, maker) in columns(listing, lines, names, order, bad_line):
             try:
                 if first_id.startswith("-"):
                     if spot:
@@ -75,7 +75,8 @@ class BinanceAggregates(ArchiveFormat):
                 seq = first if spot else aggregate
                 trade = fields.trade(_milliseconds(at), seq, str(seq), price, quantity, _side(maker), last - first + 1)
             except ValueError as error:
-                raise line_error(listing, place, line, error) from None
+                bad_line(line_error(listing, place, line, error))
+                continue
             yield Aggregate(aggregate, last if spot else aggregate, trade)
 
 
@@ -96,15 +97,16 @@ class BinanceSpotTrades(ArchiveFormat):
     def named(self, name: str) -> tuple[str, date] | None:
         return match_name(_TRADES_NAME, name)
 
-    def rows(self, listing: Listing, lines: Iterable[str]) -> Iterator[Aggregate]:
+    def rows(self, listing: Listing, lines: Iterable[str], bad_line: LineErrors = refuse_line) -> Iterator[Aggregate]:
         """See `ArchiveFormat.rows`: each row is an aggregate of one trade."""
         fields, names = Fields(listing), (_ID, _PRICE, _QUANTITY, _TIME, _MAKER)
-        for place, line, (trade_id, price, quantity, time, maker) in columns(listing, lines, names, _TRADES_ORDER):
+        for place, line, (trade_id, price, quantity, time, maker) in columns(listing, lines, names, _TRADES_ORDER, bad_line):
             try:
                 seq = number(trade_id)
                 trade = fields.trade(_milliseconds(number(time)), seq, str(seq), price, quantity, _side(maker))
             except ValueError as error:
-                raise line_error(listing, place, line, error) from None
+                bad_line(line_error(listing, place, line, error))
+                continue
             yield Aggregate(seq, seq, trade)
 
 

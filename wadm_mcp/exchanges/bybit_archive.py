@@ -13,7 +13,7 @@ from datetime import date
 from typing import Final
 
 from wadm_mcp.exchanges.archive import Fields, columns, line_error, match_name, number
-from wadm_mcp.exchanges.exchange import Aggregate, ArchiveFormat
+from wadm_mcp.exchanges.exchange import Aggregate, ArchiveFormat, LineErrors, refuse_line
 from wadm_mcp.model import Listing, TradeType
 
 _SIDES: Final = {"Buy": TradeType.BUY, "buy": TradeType.BUY, "Sell": TradeType.SELL, "sell": TradeType.SELL}
@@ -43,19 +43,20 @@ class BybitLinearTrades(ArchiveFormat):
     def named(self, name: str) -> tuple[str, date] | None:
         return match_name(_LINEAR_NAME, name)
 
-    def rows(self, listing: Listing, lines: Iterable[str]) -> Iterator[Aggregate]:
+    def rows(self, listing: Listing, lines: Iterable[str], bad_line: LineErrors = refuse_line) -> Iterator[Aggregate]:
         """See `ArchiveFormat.rows`. Each line names its symbol: a line of another one is an `ArchiveError`."""
         fields, symbol = Fields(listing), listing.instrument.symbol
-        for place, line, (at, name, side, size, price, trade_id) in columns(listing, lines, _LINEAR, _LINEAR_ORDER):
+        for place, line, (at, name, side, size, price, trade_id) in columns(listing, lines, _LINEAR, _LINEAR_ORDER, bad_line):
+            if name != symbol:
+                raise line_error(listing, place, line, f"symbol {name[:40]!r} instead of {symbol!r}")
             try:
-                if name != symbol:
-                    raise ValueError(f"symbol {name[:40]!r} instead of {symbol!r}")
                 if not 0 < len(trade_id) <= 64:
                     raise ValueError("it has no trade id")
                 timestamp = _milliseconds(at)
                 trade = fields.trade(timestamp, timestamp, trade_id, price, size, _side(side))
             except ValueError as error:
-                raise line_error(listing, place, line, error) from None
+                bad_line(line_error(listing, place, line, error))
+                continue
             yield Aggregate(place, place, trade)
 
 
@@ -76,16 +77,17 @@ class BybitSpotTrades(ArchiveFormat):
     def named(self, name: str) -> tuple[str, date] | None:
         return match_name(_SPOT_NAME, name)
 
-    def rows(self, listing: Listing, lines: Iterable[str]) -> Iterator[Aggregate]:
+    def rows(self, listing: Listing, lines: Iterable[str], bad_line: LineErrors = refuse_line) -> Iterator[Aggregate]:
         """See `ArchiveFormat.rows`. The file does not name its symbol."""
         fields = Fields(listing)
-        for place, line, (at, side, size, price, row) in columns(listing, lines, _SPOT, _SPOT_ORDER):
+        for place, line, (at, side, size, price, row) in columns(listing, lines, _SPOT, _SPOT_ORDER, bad_line):
             try:
                 timestamp = number(at)
                 trade = fields.trade(timestamp, timestamp, row, price, size, _side(side))
                 line_number = number(row)
             except ValueError as error:
-                raise line_error(listing, place, line, error) from None
+                bad_line(line_error(listing, place, line, error))
+                continue
             yield Aggregate(line_number, line_number, trade)
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from itertools import pairwise
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
+from wadm_mcp.errors import ArchiveError
 from wadm_mcp.model import Instrument, Listing, Trade, Window
 
 
@@ -156,6 +157,15 @@ class Candle(NamedTuple):
     buy_volume: int | None = None
 
 
+LineErrors: TypeAlias = Callable[[ArchiveError], None]
+"""Called for a line that cannot be read. It raises the error, or returns so that the line is left out."""
+
+
+def refuse_line(error: ArchiveError) -> None:
+    """Refuse the whole file for one line that cannot be read."""
+    raise error
+
+
 class ArchiveFormat(Protocol):
     """One kind of daily file of one market, as its exchange's archive has it."""
 
@@ -178,10 +188,11 @@ class ArchiveFormat(Protocol):
         """The symbol and the day in a file's name, None for a name of another kind."""
         ...
 
-    def rows(self, listing: Listing, lines: Iterable[str]) -> Iterator[Aggregate]:
+    def rows(self, listing: Listing, lines: Iterable[str], bad_line: LineErrors = refuse_line) -> Iterator[Aggregate]:
         """The rows of a file in its order, without the header. A single trade is an `Aggregate` of one fill.
 
-        `ArchiveError` names the first line that does not have this format, or is of another symbol.
+        `bad_line` gets the error of each line that cannot be read. `ArchiveError` for a header of another format, and for a line of another
+        symbol.
         """
         ...
 

@@ -235,3 +235,32 @@ def test_minutes_out_of_time_order_are_sorted_first(tmp_path: Path) -> None:
 
 def test_a_minute_of_rows_without_volume_alone_has_no_footprint() -> None:
     assert bybit_partials([linear_line(START, "a").replace(",0.002,", ",0,", 1)], {START}) == []
+
+
+@pytest.mark.parametrize("newest_first", [False, True])
+@pytest.mark.parametrize(
+    ("bad", "expected"),
+    [
+        # Between two rows of one minute; between two minutes; after the last row.
+        (3, {1}),
+        (8, {1, 2, 3, 4}),
+        (16, {6, *range(7, 1_440)}),
+    ],
+)
+def test_the_minutes_to_which_an_unreadable_line_may_belong_are_left_out(bad: int, expected: set[int], newest_first: bool) -> None:
+    # Four rows a minute, in the minutes 0, 1, 4 and 6 of the day.
+    lines = [linear_line(START + minute * MINUTE + part * 15_000, f"id-{minute}-{part}") for minute in (0, 1, 4, 6) for part in range(4)]
+    place = {3: 5, 8: 8, 16: 16}[bad]
+    lines.insert(place, "a line that cannot be read\n")
+    if newest_first:
+        lines.reverse()
+        # What follows the last row of such a file is earlier than it.
+        lines = lines if bad != 16 else [*lines[1:], lines[0]]
+        expected = expected if bad != 16 else {0}
+    bad_lines: list[ArchiveError] = []
+    spoiled: set[int] = set()
+    rows = BybitLinearTrades().rows(BYBIT, lines, bad_lines.append)
+    wanted = range(START, START + DAY, MINUTE)
+    found = {one.minute for one in whole_minutes(BYBIT, rows, TODAY, wanted, {}, bad_lines, spoiled)}
+    assert {(minute - START) // MINUTE for minute in spoiled} == expected
+    assert found == {START + minute * MINUTE for minute in {0, 1, 4, 6} - expected}

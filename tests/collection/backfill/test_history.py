@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import random
 import zipfile
@@ -595,6 +596,58 @@ async def test_no_row_is_lost_of_a_file_that_is_out_of_order_repeats_rows_and_ha
         if raw and instrument is not BYBIT_SPOT:
             stored = await one.store.trades(instrument, window, limit=100_000)
             assert sorted(each.trade_id for each in stored) == sorted(each.trade_id for each in one.traded(window.start, window.end))
+
+
+def with_a_line_that_cannot_be_read(body: bytes) -> bytes:
+    """The price of a row in the middle of the file is no number."""
+    zipped = body[:2] == b"PK"
+    if zipped:
+        with zipfile.ZipFile(io.BytesIO(body)) as packed:
+            text = packed.read(packed.namelist()[0])
+    else:
+        text = gzip.decompress(body)
+    lines = text.decode().splitlines(keepends=True)
+    place = len(lines) // 2
+    texts = lines[place].split(",")
+    texts[2 if len(texts) == 6 else 4 if len(texts) > 8 else 1] = "-"
+    lines[place] = ",".join(texts)
+    text = "".join(lines).encode()
+    if not zipped:
+        return gzip.compress(text)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("BTCUSDT-of-that-day.csv", text)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("instrument", EVERY, ids=str)
+async def test_one_line_that_cannot_be_read_costs_its_own_trade_or_minute_and_not_its_file(instrument: Instrument, tmp_path: Path) -> None:
+    clock, faults = ManualClock(MIDNIGHT), Damage(with_a_line_that_cannot_be_read)
+    activity = 0.004 if instrument.exchange == "binance" else 0.02
+    async with (
+        simulated(instrument, clock, faults, activity=activity) as simulator,
+        world(instrument, tmp_path, simulator, clock, now=MIDNIGHT + MINUTE) as one,
+    ):
+        faults.archive = simulator.archive(instrument.exchange)
+        await one.live(MIDNIGHT + MINUTE, MIDNIGHT + 11 * MINUTE)
+        await one.bring_in(one.history(DAY), repair=False)
+        assert one.health.counts["history.damaged"] == 0
+        assert one.health.counts["trades.unreadable"] >= 1
+        window = Window(MIDNIGHT - DAY, MIDNIGHT)
+        gaps = judge(await one.store.spans(instrument, window), window, one.clock.at).gaps
+        if one.has_gapless_ids:
+            # REST has the trade in readable form.
+            ((_, _, missing, _),) = gaps
+            assert missing == 1
+            await one.bring_in(one.history(DAY))
+            assert await one.covered(window) == 1
+            await one.compare(window)
+        else:
+            ((start, end, _, reason),) = gaps
+            assert reason is GapReason.UNREADABLE
+            assert 0 < end - start <= 20 * MINUTE
+            await one.compare(Window(window.start, start))
+            await one.compare(Window(end, window.end))
 
 
 class NoHistory(Faults):

@@ -94,11 +94,11 @@ def archived(listing: Listing, events: Sequence[Event], folder: Path) -> dict[in
                 packed.writestr(name.replace(".zip", ".csv"), text)
         else:
             (folder / name).write_bytes(gzip.compress(text.encode()))
-        rows = lines(folder / name, symbol)
+        rows = form.rows(listing, lines(folder / name, symbol))
         if traits.has_gapless_ids:
-            partials = counted_minutes(form, listing, rows, day, [])
+            partials = counted_minutes(listing, rows, day, [])
         else:
-            partials = whole_minutes(form, listing, rows, day, range(day.start, day.end, MINUTE), {})
+            partials = whole_minutes(listing, rows, day, range(day.start, day.end, MINUTE), {})
         found.update((partial.minute, partial.packed) for partial in partials)
     return found
 

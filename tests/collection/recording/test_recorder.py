@@ -128,8 +128,8 @@ async def test_trades_that_the_exchange_excludes_are_counted() -> None:
 @pytest.mark.parametrize("has_gapless_ids", [True, False])
 async def test_a_trade_without_volume_is_covered_counted_and_part_of_no_figure(has_gapless_ids: bool) -> None:
     r = Recording(has_gapless_ids=has_gapless_ids)
-    of = {"instrument": r.instrument}
-    await r.frame(trade(1, **of), trade(2, NOON + 1, price=0, quantity=0, fills=0, **of), trade(3, NOON + 2, **of))
+    empty = trade(2, NOON + 1, price=0, quantity=0, fills=0, instrument=r.instrument)
+    await r.frame(trade(1, instrument=r.instrument), empty, trade(3, NOON + 2, instrument=r.instrument))
     bar = r.tape[r.instrument].minutes[NOON].bar
     assert (bar.trade_count, bar.low) == (2, 6_000_000)
     batch = r.recorder.take_batch()

@@ -6,7 +6,7 @@ its trades the file joins the tape exactly, by id; where it does not, a minute c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from datetime import date
 from itertools import islice
@@ -25,8 +25,9 @@ from wadm_mcp.collection.recording.recorded_instrument import RecordedInstrument
 from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.coverage.judge import uncovered
+from wadm_mcp.coverage.spans import GapReason
 from wadm_mcp.errors import ArchiveError
-from wadm_mcp.exchanges.exchange import Aggregate, ArchiveFormat, Venue
+from wadm_mcp.exchanges.exchange import Aggregate, ArchiveFormat, Unreadable, Venue
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
 from wadm_mcp.model import MINUTE, Listing, Trade, Window
@@ -35,6 +36,8 @@ from wadm_mcp.storage.store import Store
 PARTIALS_AT_ONCE: Final = 30
 """Partial footprints that wait for the store at once: unpacked, each is as large as its minute was busy."""
 _ROWS_AT_ONCE: Final = 1_000
+_MAX_BAD_LINES: Final = 100
+"""Lines of a file that are left out because they cannot be read, before the file is refused."""
 
 
 class ArchiveImport:
@@ -94,7 +97,8 @@ class ArchiveImport:
     async def take_file(self, recorded: RecordedInstrument, file: Path, day: Window, form: ArchiveFormat) -> int:
         """Import what the tape lacks of a day from its file; how many trades were new.
 
-        A file whose rows are out of order is sorted first. `ArchiveError`, and nothing taken, where the file is damaged, contradicts
+        A file whose rows are out of order is sorted first. A few lines that cannot be read are left out, and what they may hide is not
+        covered. `ArchiveError`, and nothing taken, where the file is damaged, contradicts
         itself, or is of another day or symbol. `OSError` where there is no room to sort a file.
         """
         listing, counted = recorded.tape.listing, self._venue.traits.has_gapless_ids
@@ -103,23 +107,29 @@ class ArchiveImport:
         wanted = {minute for gap in gaps for minute in range(gap.start - gap.start % MINUTE, gap.end, MINUTE)}
         tape_trades = {} if counted else await self._tape_trades(recorded, form, gaps)
 
+        file_rows, spoiled = _FileRows(form, listing, file), set[int]()
+
         def partials_of(rows: Iterable[Aggregate]) -> list[PackedPartial]:
             if counted:
                 return list(counted_minutes(listing, rows, day, covered))
-            return list(whole_minutes(listing, rows, day, wanted, tape_trades))
+            return list(whole_minutes(listing, rows, day, wanted, tape_trades, file_rows.bad_lines, spoiled))
 
         def read() -> tuple[Iterable[Aggregate], list[PackedPartial]]:
-            rows = _FileRows(form, listing, file)
             try:
-                return rows, partials_of(rows)
+                return file_rows, partials_of(file_rows)
             except OutOfOrder as error:
                 log.warning("archive.unsorted", file=file.name, reason=error)
             # Beside the folder of downloads, which is deleted while nothing is being downloaded.
-            ordered = stack.enter_context(SortedRows(listing, rows, by_id if counted else by_minute, self._folder.parent))
+            ordered = stack.enter_context(SortedRows(listing, file_rows, by_id if counted else by_minute, self._folder.parent))
+            if file_rows.bad_lines and not counted:
+                # Without order the neighbours of a line do not say to which minute it belongs.
+                raise file_rows.bad_lines[0]
             return ordered, partials_of(_cancellable(ordered))
 
         with ExitStack() as stack:
             rows, partials = await to_thread.run_sync(read)
+            if file_rows.bad_lines:
+                self._recorder.row_unreadable(recorded.instrument, [Unreadable(0, None, str(error)) for error in file_rows.bad_lines])
             rows_too = form.carries_live_ids and self.stores_rows(day.start)
             if rows_too:
                 known = {trade.trade_id for trades in tape_trades.values() for trade in trades}
@@ -127,7 +137,7 @@ class ArchiveImport:
                 if counted:
                     return new
                 # The whole minutes replace these rows in every figure: the archive does not have them in the exchange's own order.
-        return await self._take_partials(recorded, partials, day, raw=rows_too)
+        return await self._take_partials(recorded, partials, day, spoiled, raw=rows_too)
 
     async def sweep(self) -> None:
         """Nothing is being imported: delete what an earlier process left behind."""
@@ -172,7 +182,10 @@ class ArchiveImport:
         # A file has its name only once it is complete.
         return await anyio.Path(file).exists() or await self._rest.download(self._venue, path, file, progress)
 
-    async def _take_partials(self, recorded: RecordedInstrument, partials: Sequence[PackedPartial], day: Window, *, raw: bool) -> int:
+    async def _take_partials(
+        self, recorded: RecordedInstrument, partials: Sequence[PackedPartial], day: Window, spoiled: Collection[int], *, raw: bool
+    ) -> int:
+        """Import partial footprints. Where they are whole minutes the day is covered, without the `spoiled` minutes."""
         new, instrument, listing = 0, recorded.instrument, recorded.tape.listing
         ordered = sorted(partials)
         reached = day.start
@@ -181,7 +194,10 @@ class ArchiveImport:
             following = ordered[place + PARTIALS_AT_ONCE : place + PARTIALS_AT_ONCE + 1]
             whole = Window(reached, following[0].minute if following else day.end)
             unpacked = [packed.unpack(listing) for packed in part]
-            new += await self._recorder.record_imported(instrument, (), unpacked, whole, raw=raw)
+            for window in _without(whole, spoiled) or [Window(whole.start, whole.start)]:
+                opened_by = GapReason.UNREADABLE if window.start - MINUTE in spoiled else GapReason.START
+                new += await self._recorder.record_imported(instrument, (), unpacked, window, raw=raw, opened_by=opened_by)
+                unpacked = []
             await self._recorder.until_stored(instrument, [packed.minute for packed in part])
             reached = whole.end
         return new
@@ -218,17 +234,43 @@ async def _delete(file: Path | anyio.Path) -> None:
         log.warning("archive.not_deleted", file=file.name, error=error)
 
 
+def _without(window: Window, minutes: Collection[int]) -> list[Window]:
+    """The parts of a window beside these minutes (by start)."""
+    parts: list[Window] = []
+    start = window.start
+    for minute in sorted(minute for minute in minutes if minute in window):
+        if start < minute:
+            parts.append(Window(start, minute))
+        start = minute + MINUTE
+    return [*parts, Window(start, window.end)] if start < window.end else parts
+
+
 class _FileRows:
-    """The rows of a day's file in its own order, iterable several times, each time from the disk. For a worker thread."""
+    """The rows of a day's file in its own order, iterable several times, each time from the disk. For a worker thread.
+
+    `bad_lines` are the errors of lines that could not be read so far. `ArchiveError` when they are many, or come before any row: then the
+    file has another format.
+    """
 
     def __init__(self, form: ArchiveFormat, listing: Listing, file: Path) -> None:
         self._form = form
         self._listing = listing
         self._file = file
+        self._begun = False
+        self.bad_lines: list[ArchiveError] = []
 
     def __iter__(self) -> Iterator[Aggregate]:
         lines = archive_file.lines(self._file, self._listing.instrument.symbol)
-        return _cancellable(self._form.rows(self._listing, lines))
+        self.bad_lines.clear()
+        self._begun = False
+        for row in _cancellable(self._form.rows(self._listing, lines, self._leave_out)):
+            self._begun = True
+            yield row
+
+    def _leave_out(self, error: ArchiveError) -> None:
+        if not self._begun or len(self.bad_lines) == _MAX_BAD_LINES:
+            raise error
+        self.bad_lines.append(error)
 
 
 def _cancellable(rows: Iterable[Aggregate]) -> Iterator[Aggregate]:

@@ -98,19 +98,27 @@ def whole_minutes(
     day: Window,
     wanted: Collection[int],
     tape_trades: Mapping[int, Sequence[Trade]],
+    bad_lines: Sequence[object] = (),
+    spoiled: set[int] | None = None,
 ) -> Iterator[PackedPartial]:
     """The `wanted` minutes (by start) of a file without gapless ids, each complete, in the file's order.
 
     `tape_trades` are the tape's trades of some of these minutes. Those that the file does not have (by `trade_id`) are added.
-    `OutOfOrder` for minutes out of time order. `ArchiveError` for a row of another day.
+    `bad_lines` grows with every line between two `rows` that cannot be read. The minutes in which it may belong are added to `spoiled` and
+    left out. `OutOfOrder` for minutes out of time order. `ArchiveError` for a row of another day.
     """
     open_minutes: dict[int, dict[str, Trade]] = {}
     closed: set[int] = set()
     newest_first: bool | None = None
     minute, trades, first_at = -1, dict[str, Trade](), -1
+    seen = 0
+    incomplete = set[int]() if spoiled is None else spoiled
     for number, row in enumerate(rows, 1):
         trade = row.trade
         at = trade.timestamp
+        if len(bad_lines) != seen:
+            seen, now = len(bad_lines), at - at % MINUTE
+            incomplete.update(range(min(minute, now), max(minute, now) + 1, MINUTE))
         if not minute <= at < minute + MINUTE:
             minute = at - at % MINUTE
             if not day.start <= at < day.end:
@@ -124,11 +132,15 @@ def whole_minutes(
             while len(open_minutes) >= _OPEN_MINUTES and minute not in open_minutes:
                 finished = max(open_minutes) if newest_first else min(open_minutes)
                 closed.add(finished)
-                yield from _whole_minute(listing, finished, open_minutes.pop(finished), wanted, tape_trades, newest_first)
+                found = open_minutes.pop(finished)
+                if finished not in incomplete:
+                    yield from _whole_minute(listing, finished, found, wanted, tape_trades, newest_first)
             trades = open_minutes.setdefault(minute, {})
         if trade.quantity and minute in wanted:
             trades.setdefault(trade.trade_id, trade)
-    for finished in sorted(open_minutes, reverse=bool(newest_first)):
+    if len(bad_lines) != seen:
+        incomplete.update(range(day.start, minute + 1, MINUTE) if newest_first else range(minute, day.end, MINUTE))
+    for finished in sorted(open_minutes.keys() - incomplete, reverse=bool(newest_first)):
         yield from _whole_minute(listing, finished, open_minutes[finished], wanted, tape_trades, newest_first)
 
 

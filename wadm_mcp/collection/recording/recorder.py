@@ -218,16 +218,17 @@ class Recorder:
         whole: Window | None = None,
         *,
         raw: bool = False,
+        opened_by: GapReason = GapReason.START,
     ) -> int:
         """Record history of an exchange, as `record_repaired` does; returns how many trades were new.
 
         Where ids are not gapless, the partial footprints are whole minutes and their source is complete for the window `whole`; `raw` says
-        that its single trades were recorded before.
+        that its single trades were recorded before, `opened_by` why there may be a gap before the window.
         """
         new = await self._record(instrument, trades, partials, SpanReason.IMPORTED)
         recorded = self._instruments.get(instrument)
         if recorded is not None and whole is not None:
-            recorded.coverage.cover(whole, SpanReason.IMPORTED, raw=raw)
+            recorded.coverage.cover(whole, SpanReason.IMPORTED, raw=raw, opened_by=opened_by)
         return new
 
     def mark_differing(self, instrument: Instrument, minutes: Iterable[int]) -> None:
