@@ -26,9 +26,9 @@ from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.commands.audit import Choice
 from wadm_mcp.coverage.judge import judge
 from wadm_mcp.coverage.spans import Span
-from wadm_mcp.errors import ArchiveError, ExchangeError, QueryError, SettingError, StoreError, WadmError
+from wadm_mcp.errors import ArchiveError, ExchangeError, QueryError, SettingError, StoreError, WadmError, printable
 from wadm_mcp.exchanges.formats import recognise
-from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, Instrument, Window
+from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, Instrument, Window, is_symbol
 from wadm_mcp.process.signals import stop_signals
 from wadm_mcp.process.standard_streams import print_lines
 from wadm_mcp.queries.arguments import Call, read_time
@@ -43,6 +43,7 @@ _LINE_SECONDS: Final = 10.0
 _ACCEPT_SECONDS: Final = 30.0
 """Time within which a recorder must accept the job."""
 _BAR_CHARS: Final = 24
+_SHOWN_CHARS: Final = 80
 _ROWS_PER_SECOND: Final = 100_000
 _BYTES_PER_ROW: Final = 18
 """Of a compressed spot file. Both rates only estimate the time of the plan."""
@@ -110,6 +111,9 @@ def _job_of_window(settings: Settings, choice: Choice, now: int) -> ImportJob:
     if start >= end:
         raise SettingError(f"--from {choice.start or iso(start)} --to {choice.end or iso(end)}: the window has no whole minute before now")
     symbol = None if choice.symbol is None else choice.symbol.upper()
+    if symbol is not None and not is_symbol(symbol):
+        # It becomes a part of the archive's URLs.
+        raise SettingError(f"--symbol {printable(choice.symbol, _SHOWN_CHARS)}: an exchange's own name is needed, such as BTCUSDT")
     return ImportJob(start, end, choice.exchange, choice.market, symbol)
 
 
