@@ -24,6 +24,8 @@ MARKETS: Final = ("spot", "linear")
 
 MAX_SYMBOL_CHARS: Final = 40
 """Characters of a symbol at most. In UTF-8 they are 160 bytes at most, so that its daily files have valid names on every disk."""
+UNLISTED: Final = "UNLISTED"
+"""`Listing.status` of an instrument that its exchange does not list, or not any more. It is WADM's own word: no exchange uses it."""
 
 _DECIMAL: Final = re.compile(r"([0-9]{1,18})(?:\.([0-9]{1,18}))?(?:[eE]([+-]?[0-9]{1,2}))?", re.ASCII)
 _MAX_DECIMALS: Final = 18
@@ -81,21 +83,30 @@ class Scale(NamedTuple):
 
 
 class Listing(msgspec.Struct, frozen=True):
-    """How an exchange lists an instrument today: its price step (tick), quantity step (lot) and status."""
+    """How an exchange lists an instrument today: its price step (tick), quantity step (lot) and status.
+
+    `trading` is false while it does not trade, and then it sends nothing. `status` is the exchange's own word for that (`TRADING`, `BREAK`,
+    `Delivering`), empty where it is not known: an older WADM did not store it.
+    """
 
     instrument: Instrument
     tick: Decimal
     lot: Decimal
     trading: bool = True
+    status: str = ""
 
     @classmethod
     def none(cls, instrument: Instrument) -> Self:
         """The placeholder for an instrument that its exchange does not list, so that all processes on a store know it."""
-        return cls(instrument, Decimal(0), Decimal(0), False)
+        return cls(instrument, Decimal(0), Decimal(0), False, UNLISTED)
+
+    def unlisted(self) -> Self:
+        """The same instrument once its exchange does not list it any more: its steps stay, because recorded data has them."""
+        return msgspec.structs.replace(self, trading=False, status=UNLISTED)
 
     @property
     def listed(self) -> bool:
-        """Whether the exchange lists it at all."""
+        """Whether the exchange lists it, or listed it while WADM followed it."""
         return self.tick > 0
 
     @property

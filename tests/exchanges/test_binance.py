@@ -227,6 +227,7 @@ def test_subscriptions_are_lower_case_names_on_the_markets_own_route() -> None:
         "method": "SUBSCRIBE", "params": ["btcusdt@trade", "ethusdt@trade"], "id": 1,
     }  # fmt: skip
     assert json.loads(BINANCE.subscribe("linear", ["BTCUSDT"], 2))["params"] == ["btcusdt@aggTrade"]
+    assert json.loads(BINANCE.unsubscribe("linear", ["BTCUSDT"], 3)) == {"method": "UNSUBSCRIBE", "params": ["btcusdt@aggTrade"], "id": 3}
 
 
 @pytest.mark.parametrize("market", ["spot", "linear"])

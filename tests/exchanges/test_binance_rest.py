@@ -316,6 +316,24 @@ def test_perpetuals_of_metals_and_stocks_are_listed_by_their_own_kind_of_contrac
     assert [each.instrument.symbol for each in listings] == ["BTCUSDT", "XAUUSDT"]
 
 
+def test_a_symbol_that_does_not_trade_is_listed_with_the_exchanges_own_word_for_it() -> None:
+    kinds = [record("POLUSDT"), record("MATICUSDT", status="BREAK"), record("ODDUSDT", status="BREAK\x1b[31m " + "x" * 100)]
+    listings, _ = BINANCE.read_listings("spot", json.dumps({"symbols": kinds}).encode())
+    assert [(each.trading, each.status) for each in listings[:2]] == [(True, "TRADING"), (False, "BREAK")]
+    assert len(listings[2].status) == 40
+    assert listings[2].status.isprintable()
+    kinds = [
+        record("BNXUSDT", status="SETTLING", contractType="PERPETUAL"),
+        record("ENDUSDT", status="SETTLING", contractType="PERPETUAL_DELIVERING"),
+    ]
+    listings, _ = BINANCE.read_listings("linear", json.dumps({"symbols": kinds}).encode())
+    assert [(each.instrument.symbol, each.trading, each.status) for each in listings] == [
+        ("BNXUSDT", False, "SETTLING"),
+        ("ENDUSDT", False, "SETTLING"),
+    ]
+    assert list(BINANCE.listing_states("linear")) == [""]
+
+
 def test_one_malformed_record_costs_only_itself() -> None:
     malformed: list[Any] = [
         7, {"symbol": "A"}, record("B", filters=[]), record("C", filters=[{"filterType": "PRICE_FILTER", "tickSize": "0.00"}]),

@@ -215,6 +215,8 @@ def test_a_refusal_says_why() -> None:
 def test_requests_have_the_exchanges_form() -> None:
     subscribe = json.loads(BYBIT.subscribe("linear", ["BTCUSDT", "ETHUSDT"], 4))
     assert subscribe == {"req_id": "4", "op": "subscribe", "args": ["publicTrade.BTCUSDT", "publicTrade.ETHUSDT"]}
+    unsubscribe = json.loads(BYBIT.unsubscribe("spot", ["BTCUSDT"], 5))
+    assert unsubscribe == {"req_id": "5", "op": "unsubscribe", "args": ["publicTrade.BTCUSDT"]}
     assert json.loads(BYBIT.ping(100001)) == {"req_id": "100001", "op": "ping"}
     assert [BYBIT.stream_path(market) for market in ("spot", "linear")] == ["/v5/public/spot", "/v5/public/linear"]
 

@@ -268,10 +268,10 @@ def reply(*records: Any, cursor: str | None = "") -> bytes:
 
 def test_a_listing_has_the_markets_own_quantity_step() -> None:
     assert BYBIT.read_listings("spot", reply(record())) == (
-        [Listing(Instrument("bybit", "spot", "BTCUSDT"), Decimal("0.1"), Decimal("0.000001"))],
+        [Listing(Instrument("bybit", "spot", "BTCUSDT"), Decimal("0.1"), Decimal("0.000001"), status="Trading")],
         "",
     )
-    perpetual = Listing(Instrument("bybit", "linear", "BTCUSDT"), Decimal("0.1"), Decimal("0.001"))
+    perpetual = Listing(Instrument("bybit", "linear", "BTCUSDT"), Decimal("0.1"), Decimal("0.001"), status="Trading")
     assert BYBIT.read_listings("linear", reply(contract()))[0] == [perpetual]
     assert perpetual.scale == Scale(1, 3)
 
@@ -279,7 +279,15 @@ def test_a_listing_has_the_markets_own_quantity_step() -> None:
 def test_a_symbol_that_is_not_trading_says_so_and_a_dated_contract_is_left_out() -> None:
     future = contract("BTCUSDT-26DEC25") | {"contractType": "LinearFutures"}
     listings, _ = BYBIT.read_listings("linear", reply(contract("NEWUSDT", status="PreLaunch"), future))
-    assert [(each.instrument.symbol, each.trading) for each in listings] == [("NEWUSDT", False)]
+    assert [(each.instrument.symbol, each.trading, each.status) for each in listings] == [("NEWUSDT", False, "PreLaunch")]
+
+
+def test_linear_contracts_that_do_not_trade_are_in_lists_of_their_own() -> None:
+    assert list(BYBIT.listing_states("spot")) == [""]
+    states = BYBIT.listing_states("linear")
+    assert [BYBIT.listings_request("linear", "", state).params.get("status") for state in states] == ["PreLaunch", None, "Delivering"]
+    page = BYBIT.listings_request("linear", "first%3DBTC", "Delivering")
+    assert (page.params["status"], page.params["cursor"]) == ("Delivering", "first%3DBTC")
 
 
 def test_listings_are_asked_for_page_after_page() -> None:

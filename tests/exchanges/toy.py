@@ -143,13 +143,19 @@ class Toy:
     def subscribe(self, market: str, symbols: Sequence[str], request_id: int) -> str:
         return json.dumps({"subscribe": list(symbols), "id": str(request_id)})
 
+    def unsubscribe(self, market: str, symbols: Sequence[str], request_id: int) -> str:
+        return json.dumps({"unsubscribe": list(symbols), "id": str(request_id)})
+
     def ping(self, request_id: int) -> str:
         raise NotImplementedError("the server pings")
 
     def decoder(self, market: str, listings: Sequence[Listing]) -> Decoder:
         return ToyDecoder(listings)
 
-    def listings_request(self, market: str, cursor: str) -> Request:
+    def listing_states(self, market: str) -> Sequence[str]:
+        return ("",)
+
+    def listings_request(self, market: str, cursor: str, state: str = "") -> Request:
         return Request("/symbols", {})
 
     def read_listings(self, market: str, body: bytes) -> tuple[list[Listing], str]:
@@ -228,7 +234,8 @@ class ToyServer:
         try:
             async for frame in connection:
                 asked = json.loads(frame)
-                self._subscribers[connection].update(asked["subscribe"])
+                self._subscribers[connection].difference_update(asked.get("unsubscribe", ()))
+                self._subscribers[connection].update(asked.get("subscribe", ()))
                 await connection.send(json.dumps({"subscribed": asked["id"]}))
         except (ConnectionClosed, KeyError):
             pass

@@ -212,6 +212,8 @@ async def test_a_file_of_the_first_schema_is_migrated_by_a_writer_and_refused_by
         for statement in (
             "DROP TABLE pieces",
             "DROP TABLE tracked",
+            "ALTER TABLE instruments DROP COLUMN status",
+            "UPDATE instruments SET tick = '0.1', lot = '0.001', trading = 0",
             "DROP TABLE coverage",
             """CREATE TABLE coverage (
                 instrument INTEGER NOT NULL, start INTEGER NOT NULL, end INTEGER NOT NULL, first_seq INTEGER NOT NULL,
@@ -231,6 +233,7 @@ async def test_a_file_of_the_first_schema_is_migrated_by_a_writer_and_refused_by
             assert await store.spans(BTC, EVER) == [stored, span(T0, T0 + 20, 8, 9)]
             assert await store.pieces(BTC, EVER) == [piece(T0, 10)]
             assert await store.tracked() == []
+            assert {(one.trading, one.status) for one in await store.listings()} == {(False, "")}
 
 
 async def refused_and_left_alone(path: Path, says: str, read_only: bool = False) -> None:

@@ -481,7 +481,7 @@ async def test_listings_come_back_in_their_newest_form(store: Store) -> None:
     first = [Listing(BTC, Decimal("0.01"), Decimal("0.00001")), Listing(ETH, Decimal("1E-18"), Decimal("1000"))]
     await store.save_listings(first)
     assert await store.listings() == first
-    changed = Listing(BTC, Decimal("0.10"), Decimal("0.00001"), trading=False)
+    changed = Listing(BTC, Decimal("0.10"), Decimal("0.00001"), trading=False, status="BREAK")
     await store.save_listings([changed])
     assert {one.instrument: one for one in await store.listings()} == {BTC: changed, ETH: first[1]}
 
@@ -510,6 +510,7 @@ async def test_the_state_says_kind_place_and_size(store: Store) -> None:
             st.decimals(allow_nan=False, allow_infinity=False),
             st.decimals(allow_nan=False, allow_infinity=False),
             st.booleans(),
+            st.sampled_from(["", "TRADING", "PreLaunch"]),
         ),
         unique_by=lambda listing: listing.instrument,
         max_size=5,

@@ -243,6 +243,11 @@ def _reason(code: int, text: str) -> str:
     return f"{one_line(text) or 'no reason given'} (code {code})"
 
 
+def _control(method: str, market: str, symbols: Sequence[str], request_id: int) -> str:
+    names = [symbol.lower() + _WIRES[market].suffix for symbol in symbols]
+    return msgspec.json.encode({"method": method, "params": names, "id": request_id}).decode()
+
+
 _SPOT_TRADES: Final = BinanceSpotTrades()
 _SPOT_AGGREGATES: Final = BinanceAggregates("spot")
 _LINEAR_AGGREGATES: Final = BinanceAggregates("linear")
@@ -304,8 +309,10 @@ class Binance(BinanceRest):
 
     def subscribe(self, market: str, symbols: Sequence[str], request_id: int) -> str:
         """Stream names are in lower case: upper-case ones are accepted and deliver nothing."""
-        names = [symbol.lower() + _WIRES[market].suffix for symbol in symbols]
-        return msgspec.json.encode({"method": "SUBSCRIBE", "params": names, "id": request_id}).decode()
+        return _control("SUBSCRIBE", market, symbols, request_id)
+
+    def unsubscribe(self, market: str, symbols: Sequence[str], request_id: int) -> str:
+        return _control("UNSUBSCRIBE", market, symbols, request_id)
 
     def ping(self, request_id: int) -> str:
         """Never called: Binance sends WebSocket pings, which the socket answers itself."""

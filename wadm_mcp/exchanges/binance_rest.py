@@ -16,6 +16,7 @@ import msgspec
 from wadm_mcp.exchanges.exchange import Aggregate, Allowance, Candle, Page, Request
 from wadm_mcp.exchanges.wire import (
     LISTINGS,
+    MAX_STATUS_CHARS,
     UNREADABLE,
     CandlePage,
     Code,
@@ -25,6 +26,7 @@ from wadm_mcp.exchanges.wire import (
     Name,
     Rows,
     candle,
+    one_line,
     read_records,
     read_rows,
     reading,
@@ -40,8 +42,9 @@ ROWS_PER_REPLY: Final = 1_000
 _USED_WEIGHT: Final = "X-MBX-USED-WEIGHT-1M"
 BAN_END: Final = re.compile(rb"until ([0-9]{13})(?![0-9])")
 """The end of a ban in the text of its reply, in ms."""
-_CONTRACTS: Final = frozenset(("", "PERPETUAL", "TRADIFI_PERPETUAL"))
-"""Contract types without a delivery date; perpetuals of metals and stocks have a type of their own."""
+_CONTRACTS: Final = frozenset(("", "PERPETUAL", "TRADIFI_PERPETUAL", "PERPETUAL_DELIVERING", "PERPETUAL DELIVERING"))
+"""Contract types without a delivery date from the start; perpetuals of metals and stocks have a type of their own, and so have those that
+are being delisted."""
 
 
 class _Market(NamedTuple):
@@ -185,7 +188,11 @@ class BinanceRest:
         """One address has a weight of 6,000 a minute on spot and 2,400 on USD-M; every reply states the weight used in this minute."""
         return _MARKETS[market].allowance
 
-    def listings_request(self, market: str, cursor: str) -> Request:
+    def listing_states(self, market: str) -> Sequence[str]:
+        """One list has every symbol, whatever its status."""
+        return ("",)
+
+    def listings_request(self, market: str, cursor: str, state: str = "") -> Request:
         """One reply has every symbol; there is no cursor."""
         rest = _MARKETS[market]
         return Request(f"{rest.prefix}/exchangeInfo", {}, rest.listings_weight)
@@ -301,4 +308,10 @@ def _listing(market: str, raw: msgspec.Raw) -> Listing | None:
         return None
     tick = next((each.tick for each in record.filters if each.kind == "PRICE_FILTER"), "")
     lot = next((each.step for each in record.filters if each.kind == "LOT_SIZE"), "")
-    return Listing(Instrument("binance", market, record.symbol), step(tick), step(lot), record.status == "TRADING")
+    return Listing(
+        Instrument("binance", market, record.symbol),
+        step(tick),
+        step(lot),
+        record.status == "TRADING",
+        one_line(record.status, MAX_STATUS_CHARS),
+    )

@@ -193,6 +193,11 @@ def _located(why: object, path: str) -> str:
     return one_line(f"{why} - at `{path}`")
 
 
+def _control(op: str, symbols: Sequence[str], request_id: int) -> str:
+    topics = [_TOPIC + symbol for symbol in symbols]
+    return msgspec.json.encode({"req_id": str(request_id), "op": op, "args": topics}).decode()
+
+
 _SPOT_TRADES: Final = BybitSpotTrades()
 _LINEAR_TRADES: Final = BybitLinearTrades()
 _HOSTS: Final = Hosts(
@@ -234,8 +239,10 @@ class Bybit(BybitRest):
         return f"/v5/public/{market}"
 
     def subscribe(self, market: str, symbols: Sequence[str], request_id: int) -> str:
-        topics = [_TOPIC + symbol for symbol in symbols]
-        return msgspec.json.encode({"req_id": str(request_id), "op": "subscribe", "args": topics}).decode()
+        return _control("subscribe", symbols, request_id)
+
+    def unsubscribe(self, market: str, symbols: Sequence[str], request_id: int) -> str:
+        return _control("unsubscribe", symbols, request_id)
 
     def ping(self, request_id: int) -> str:
         return msgspec.json.encode({"req_id": str(request_id), "op": "ping"}).decode()

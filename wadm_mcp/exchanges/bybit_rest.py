@@ -6,6 +6,7 @@ There is no history by id or time: `recent-trade` has only the newest rows. Its 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, Literal
 from urllib.parse import unquote
 
@@ -14,6 +15,7 @@ import msgspec
 from wadm_mcp.exchanges.exchange import Aggregate, Allowance, Candle, Page, Request
 from wadm_mcp.exchanges.wire import (
     LISTINGS,
+    MAX_STATUS_CHARS,
     CandlePage,
     Code,
     Count,
@@ -23,6 +25,7 @@ from wadm_mcp.exchanges.wire import (
     Rows,
     TradeId,
     candle,
+    one_line,
     read_records,
     read_rows,
     reading,
@@ -37,6 +40,10 @@ SIDES: Final = {"Buy": TradeType.BUY, "Sell": TradeType.SELL}
 
 ROWS_PER_REPLY: Final = {"spot": 60, "linear": 1_000}
 """Rows of `recent-trade` at most."""
+
+_STATES: Final = {"spot": ("",), "linear": ("PreLaunch", "", "Delivering")}
+"""The `status` of each list that is requested: without one it has the symbols that trade. They are in the order of a contract's life, so
+that one whose status changes between two requests is in one of the replies, and the last reply holds. A closed contract is not listed."""
 
 # One address has 600 requests in 5 s for the whole host; after more than that it answers 403 until ten minutes pass without a request.
 _ALLOWANCE: Final = Allowance(600, 5.0, forbidden=600.0)
@@ -131,9 +138,13 @@ class BybitRest:
         """One address has 600 requests in 5 s for both markets together; no reply states how many are used."""
         return _ALLOWANCE
 
-    def listings_request(self, market: str, cursor: str) -> Request:
+    def listing_states(self, market: str) -> Sequence[str]:
+        """Linear contracts before their launch and during their delivery are in lists of their own; spot only lists what trades."""
+        return _STATES[market]
+
+    def listings_request(self, market: str, cursor: str, state: str = "") -> Request:
         """A cursor comes percent-encoded. As a parameter it is encoded again, so that it leaves as it came (docs/exchanges.md 6)."""
-        params = {"category": market, "limit": "1000"}
+        params = {"category": market, "limit": "1000", **({"status": state} if state else {})}
         return Request("/v5/market/instruments-info", {**params, "cursor": unquote(cursor)} if cursor else params)
 
     def read_listings(self, market: str, body: bytes) -> tuple[list[Listing], str]:
@@ -232,4 +243,10 @@ def _listing(market: str, raw: msgspec.Raw) -> Listing | None:
     if record.contract not in ("", "LinearPerpetual"):
         return None
     lot = record.lots.base if market == "spot" else record.lots.step
-    return Listing(Instrument("bybit", market, record.symbol), step(record.prices.tick), step(lot), record.status == "Trading")
+    return Listing(
+        Instrument("bybit", market, record.symbol),
+        step(record.prices.tick),
+        step(lot),
+        record.status == "Trading",
+        one_line(record.status, MAX_STATUS_CHARS),
+    )

@@ -279,6 +279,10 @@ class Exchange(Protocol):
         """The request that subscribes to trades of `symbols`: at most `Limits.names_per_request` of them."""
         ...
 
+    def unsubscribe(self, market: str, symbols: Sequence[str], request_id: int) -> str:
+        """The request that ends subscriptions, as `subscribe` begins them."""
+        ...
+
     def ping(self, request_id: int) -> str:
         """The ping frame, where clients must ping (`Limits.ping_every`)."""
         ...
@@ -287,8 +291,13 @@ class Exchange(Protocol):
         """The decoder of a new connection that subscribes to these listings."""
         ...
 
-    def listings_request(self, market: str, cursor: str) -> Request:
-        """The request for a page of the market's listings; `cursor` is empty at first, then the one that `read_listings` returned."""
+    def listing_states(self, market: str) -> Sequence[str]:
+        """The lists that together have every instrument of the market, each by the `state` of its `listings_request`. One is the empty
+        `state`, the list of what trades. Where an instrument is in several, the last one holds."""
+        ...
+
+    def listings_request(self, market: str, cursor: str, state: str = "") -> Request:
+        """The request for a page of one of the market's lists; `cursor` is empty at first, then the one that `read_listings` returned."""
         ...
 
     def read_listings(self, market: str, body: bytes) -> tuple[list[Listing], str]:

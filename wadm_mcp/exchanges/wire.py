@@ -49,6 +49,9 @@ TradeId = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_SYMBOL_CHARS)]
 """A symbol of a listing. `read_records` skips one that is not `is_symbol`."""
 
+MAX_STATUS_CHARS: Final = 40
+"""Longest status of a listing: an exchange's own word, which answers repeat."""
+
 MAX_FILLS: Final = (1 << 31) - 1
 """Most fills of one row: documents store them in 32 bits."""
 

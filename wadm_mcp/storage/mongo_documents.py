@@ -292,6 +292,7 @@ def listing_document(listing: Listing) -> Document:
         "tick": str(listing.tick),
         "lot": str(listing.lot),
         "trading": listing.trading,
+        "status": listing.status,
     }
 
 
@@ -299,7 +300,7 @@ def listing_of(document: Mapping[str, Any]) -> Listing:
     """A listing from its document."""
     instrument = Instrument(document["exchange"], document["market"], document["symbol"])
     try:
-        return Listing(instrument, Decimal(document["tick"]), Decimal(document["lot"]), document["trading"])
+        return Listing(instrument, Decimal(document["tick"]), Decimal(document["lot"]), document["trading"], document.get("status", ""))
     except InvalidOperation:
         raise ValueError(f"{document['tick']!r} and {document['lot']!r} are not decimals") from None
 

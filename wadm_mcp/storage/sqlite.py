@@ -127,8 +127,11 @@ class SqliteStore(Store):
     async def save_listings(self, listings: Sequence[Listing]) -> None:
         def update(db: sqlite3.Connection) -> None:
             ids = _register_instruments(db, (listing.instrument for listing in listings))
-            rows = ((str(listing.tick), str(listing.lot), listing.trading, ids[listing.instrument]) for listing in listings)
-            db.executemany("UPDATE instruments SET tick = ?, lot = ?, trading = ? WHERE id = ?", rows)
+            rows = (
+                (str(listing.tick), str(listing.lot), listing.trading, listing.status or None, ids[listing.instrument])
+                for listing in listings
+            )
+            db.executemany("UPDATE instruments SET tick = ?, lot = ?, trading = ?, status = ? WHERE id = ?", rows)
 
         if listings:
             await self._write(update)

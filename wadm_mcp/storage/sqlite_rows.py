@@ -77,7 +77,7 @@ COUNT_TRADES: Final = """SELECT
 SELECT_MARKS: Final = """SELECT minute, writes, exchange, market, symbol FROM marks JOIN instruments ON instruments.id = marks.instrument
     ORDER BY minute, marks.instrument"""
 
-SELECT_LISTINGS: Final = "SELECT exchange, market, symbol, tick, lot, trading FROM instruments WHERE tick IS NOT NULL ORDER BY id"
+SELECT_LISTINGS: Final = "SELECT exchange, market, symbol, tick, lot, trading, status FROM instruments WHERE tick IS NOT NULL ORDER BY id"
 
 
 def select_trades(
@@ -176,8 +176,8 @@ def order_flow_of(instrument: Instrument, timeframe: Timeframe, row: Row) -> Ord
 
 def listing_of(row: Row) -> Listing:
     """A listing from a row of `SELECT_LISTINGS`."""
-    exchange, market, symbol, tick, lot, trading = row
+    exchange, market, symbol, tick, lot, trading, status = row
     try:
-        return Listing(Instrument(exchange, market, symbol), Decimal(tick), Decimal(lot), bool(trading))
+        return Listing(Instrument(exchange, market, symbol), Decimal(tick), Decimal(lot), bool(trading), status or "")
     except InvalidOperation:
         raise ValueError(f"{tick!r} and {lot!r} are not decimals") from None

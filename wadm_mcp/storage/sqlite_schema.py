@@ -15,7 +15,7 @@ from typing import Final
 from wadm_mcp.errors import StoreError
 
 APPLICATION_ID: Final = int.from_bytes(b"WADM", "big")
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 
 CHECK_SECONDS: Final = 1.0
 """Time limit of the check when a file is opened: a small file is checked completely, a huge one in part."""
@@ -43,7 +43,7 @@ _TRACKED: Final = """CREATE TABLE IF NOT EXISTS tracked (
 _TABLES: Final = (
     """CREATE TABLE IF NOT EXISTS instruments (
         id INTEGER PRIMARY KEY, exchange TEXT NOT NULL, market TEXT NOT NULL, symbol TEXT NOT NULL,
-        tick TEXT, lot TEXT, trading INTEGER, UNIQUE (exchange, market, symbol))""",
+        tick TEXT, lot TEXT, trading INTEGER, status TEXT, UNIQUE (exchange, market, symbol))""",
     """CREATE TABLE IF NOT EXISTS trades (
         instrument INTEGER NOT NULL, timestamp INTEGER NOT NULL, seq INTEGER NOT NULL, trade_id TEXT NOT NULL, price INTEGER NOT NULL,
         quantity INTEGER NOT NULL, fills INTEGER NOT NULL, scale INTEGER NOT NULL,
@@ -84,6 +84,7 @@ _MIGRATIONS: Final = {
         _COVERAGE_BY_END,
     ),
     2: (_TRACKED,),
+    3: ("ALTER TABLE instruments ADD COLUMN status TEXT",),
 }
 
 _OTHER_FOLDER: Final = "or set WADM_DATA_DIR to another folder"

@@ -96,6 +96,8 @@ def pages(cursors: dict[str, str], asked: list[dict[str, str]], queries: list[st
     """Bybit's paginated list: by the cursor asked for, the cursor that follows. `queries` gets the texts of the queries."""
 
     async def answer(request: Request) -> Response:
+        if "status" in request.query_params:
+            return JSONResponse({"retCode": 0, "retMsg": "OK", "result": {"list": [], "nextPageCursor": ""}})
         asked.append(dict(request.query_params))
         if queries is not None:
             queries.append(request.url.query)
@@ -123,6 +125,27 @@ async def test_every_page_is_read_and_a_cursor_goes_back_as_it_came() -> None:
     assert queries[1].endswith("&cursor=first%3DS1%26last%3DS1")
     assert [query.get("cursor") for query in asked] == [None, "first=S1&last=S1", "two"]
     assert all((query["category"], query["limit"]) == ("linear", "1000") for query in asked)
+
+
+@pytest.mark.parametrize("refused", [None, "PreLaunch", "Delivering"])
+async def test_contracts_that_do_not_trade_are_listed_too_and_the_others_without_them(refused: str | None) -> None:
+    async def answer(request: Request) -> Response:
+        status = request.query_params.get("status", "Trading")
+        if status == refused:
+            return JSONResponse({"retCode": 10001, "retMsg": "params error: status invalid", "result": {}})
+        contract = {"status": status, "priceFilter": {"tickSize": "0.10"}, "lotSizeFilter": {"qtyStep": "0.001"}}
+        # One that is launched between two requests is in both lists.
+        symbols = [f"{status.upper()}USDT", *(["NEWUSDT"] if status != "Delivering" else [])]
+        return JSONResponse({"retCode": 0, "result": {"list": [{"symbol": symbol, **contract} for symbol in symbols]}})
+
+    with serving(Starlette(routes=[Route("/v5/market/instruments-info", answer)])) as base_url:
+        async with RestClient() as rest:
+            with anyio.fail_after(10):
+                listings = await rest.listings(venue(Bybit(), "linear", rest_url=base_url))
+    found = {each.instrument.symbol: each.status for each in listings}
+    every = {"PRELAUNCHUSDT": "PreLaunch", "NEWUSDT": "Trading", "TRADINGUSDT": "Trading", "DELIVERINGUSDT": "Delivering"}
+    assert found == {symbol: status for symbol, status in every.items() if status != refused}
+    assert len(listings) == len(found)
 
 
 @pytest.mark.parametrize(("cursors", "read"), [({"": "a", "a": "a"}, 2), ({"": "a", "a": "b", "b": "a"}, 3)])

@@ -153,12 +153,27 @@ class RestClient:
         )
 
     async def listings(self, venue: Venue) -> list[Listing]:
-        """Every listing of a market, from all pages. A page that comes again ends the list: those read so far are returned."""
+        """Every listing of a market, from all its lists; where an instrument is in several the last one holds.
+
+        Only the list of what trades has to be served. Without another one its instruments count as not listed.
+        """
+        found: dict[Instrument, Listing] = {}
+        for state in venue.exchange.listing_states(venue.market):
+            try:
+                found.update((listing.instrument, listing) for listing in await self._listings_in(venue, state))
+            except ExchangeError as error:
+                if not state:
+                    raise
+                log.warning("listings.incomplete", **venue.log_fields, state=state, error=error)
+        return list(found.values())
+
+    async def _listings_in(self, venue: Venue, state: str) -> list[Listing]:
+        """The listings of one list of a market, from all pages. A page that comes again ends the list: those read so far are returned."""
         exchange, market, host = venue.exchange, venue.market, _Host.rest(venue)
         listings: dict[Instrument, Listing] = {}
         cursor, cursors = "", set[str]()
         for _ in range(self._pages):
-            body = await self.get(venue, exchange.listings_request(market, cursor), Priority.LISTINGS)
+            body = await self.get(venue, exchange.listings_request(market, cursor, state), Priority.LISTINGS)
             # A list of symbols has megabytes: parsing it in the event loop would delay every socket.
             page, following = await anyio.to_thread.run_sync(exchange.read_listings, market, body)
             listings.update((listing.instrument, listing) for listing in page)
