@@ -17,6 +17,7 @@ from wadm_mcp.clock import now_ms
 from wadm_mcp.model import Instrument
 from wadm_mcp.simulator.chaos import ON_ORDER, ON_SOCKETS, Chaos, Fault, Kind, plan
 from wadm_mcp.simulator.faults import Faults
+from wadm_mcp.simulator.halts import HaltingTape
 from wadm_mcp.simulator.simulator import Simulator
 
 pytestmark = pytest.mark.anyio
@@ -221,6 +222,75 @@ async def test_the_exchanges_clock_is_wrong_and_right_again() -> None:
         await get(simulator, "binance_spot_rest", "/api/v3/time")
         server_time = (await get(simulator, "binance_spot_rest", "/api/v3/time")).json()["serverTime"]
         assert abs(server_time - now_ms()) < 500
+
+
+async def test_one_symbol_of_a_connection_is_silent_and_the_others_are_not() -> None:
+    chaos = Chaos([Fault(Kind.STALL, 0.0, 30.0, "binance", "spot", "BTCUSDT")])
+    async with Simulator(manual=True, faults=chaos) as simulator:
+        chaos.begin()
+        async with opened(simulator, "binance_spot_ws", f"{STREAM}/ethusdt@trade") as socket:
+            await simulator.subscribed("binance", "spot", "ETHUSDT")
+            await trade(simulator)
+            await simulator.push("binance", "spot", "ETHUSDT", [(now_ms(), "3000.5", "0.1", "BUY")])
+            assert '"s":"ETHUSDT"' in str(await socket.recv())
+
+
+@pytest.mark.parametrize(
+    ("kind", "instrument", "status"),
+    [
+        (Kind.HALT, ("binance", "spot", "ETHUSDT"), "BREAK"),
+        (Kind.HALT, ("binance", "linear", "ETHUSDT"), "SETTLING"),
+        (Kind.UNLIST, ("binance", "linear", "ETHUSDT"), None),
+    ],
+)
+async def test_a_symbol_is_halted_or_delisted_and_trades_again_without_a_missing_id(
+    kind: Kind, instrument: tuple[str, str, str], status: str | None
+) -> None:
+    exchange, market, symbol = instrument
+    chaos = Chaos([Fault(kind, 0.0, 60.0, exchange, market, symbol)])
+    path = "/api/v3/exchangeInfo" if market == "spot" else "/fapi/v1/exchangeInfo"
+
+    async def listed(simulator: Simulator) -> dict[str, str]:
+        symbols = (await get(simulator, f"{exchange}_{market}_rest", path)).json()["symbols"]
+        return {each["symbol"]: each["status"] for each in symbols}
+
+    async with Simulator(faults=chaos, activity=30) as simulator:
+        tape = simulator.tape(Instrument(*instrument))
+        assert isinstance(tape, HaltingTape)
+        chaos.begin()
+        known = await listed(simulator)
+        assert (known.get(symbol), known["BTCUSDT"]) == (status, "TRADING")
+        with anyio.fail_after(TIMEOUT_SECONDS):
+            while not tape.halts or now_ms() < tape.halts[0].start + 300:
+                await anyio.sleep(0.02)
+            chaos.end()
+            while (end := tape.halts[0].end) is None or now_ms() < end + 300:
+                await anyio.sleep(0.02)
+        assert (await listed(simulator))[symbol] == "TRADING"
+        start = tape.halts[0].start
+        assert end - start >= 300
+        rows = list(tape.prints(start - 2_000, end + 300))
+        assert [row.number for row in rows] == list(range(rows[0].number, rows[0].number + len(rows)))
+        assert not any(start <= row.time < end for row in rows)
+        assert rows[0].time < start
+        assert rows[-1].time >= end
+
+
+async def test_a_contract_that_does_not_trade_is_only_in_the_list_of_its_status() -> None:
+    async with Simulator(manual=True) as simulator:
+        simulator.set_status("bybit", "linear", "ETHUSDT", "Delivering")
+        simulator.set_status("bybit", "linear", "SOLUSDT", "")
+        found: dict[str, set[str]] = {}
+        for status in ("Trading", "Delivering"):
+            page = (await get(simulator, "bybit_rest", f"/v5/market/instruments-info?category=linear&status={status}")).json()
+            found[status] = {each["symbol"] for each in page["result"]["list"]}
+        assert found["Delivering"] == {"ETHUSDT"}
+        assert not {"ETHUSDT", "SOLUSDT"} & found["Trading"]
+        simulator.set_status("bybit", "linear", "SOLUSDT", None)
+        simulator.set_steps("bybit", "linear", "SOLUSDT", "0.0001", "0.5")
+        page = (await get(simulator, "bybit_rest", "/v5/market/instruments-info?category=linear&symbol=SOLUSDT")).json()
+        (listed,) = page["result"]["list"]
+        assert (listed["priceFilter"]["tickSize"], listed["lotSizeFilter"]["qtyStep"]) == ("0.0001", "0.5")
 
 
 async def test_ids_that_the_exchange_itself_lacks_are_served_nowhere() -> None:

@@ -13,7 +13,7 @@ from websockets.datastructures import Headers
 from wadm_mcp.model import HOUR, MINUTE, SECOND, Instrument
 from wadm_mcp.simulator.candles import binance_row, candles
 from wadm_mcp.simulator.faults import Reply
-from wadm_mcp.simulator.listings import assets_of, steps_of, symbols_of
+from wadm_mcp.simulator.listings import assets_of
 from wadm_mcp.simulator.state import SimulatorState
 from wadm_mcp.simulator.tape import MARKET_PRINTS, Aggregate, Print, PushedTape, Tape
 
@@ -122,8 +122,9 @@ class BinanceRest:
         symbol = params.get("symbol", "")
         if not symbol:
             raise _RefusedError(-1102, "Mandatory parameter 'symbol' was not sent, was empty/null, or malformed.")
-        tape = self._state.tapes.get(Instrument("binance", self._market, symbol))
-        if tape is None:
+        instrument = Instrument("binance", self._market, symbol)
+        tape = self._state.tapes.get(instrument)
+        if tape is None or self._state.status(instrument) == "":
             raise _RefusedError(-1121, "Invalid symbol.")
         limit = _number(params, "limit")
         if limit == 0:
@@ -196,8 +197,8 @@ class BinanceRest:
         return common | ({"M": True} if self._market == "spot" else {})
 
     def _exchange_info(self, params: Mapping[str, str]) -> dict[str, object]:
-        listed = symbols_of(self._state.tapes, "binance", self._market)
-        wanted = listed
+        listed = self._state.listed("binance", self._market)
+        wanted = list(listed)
         if self._market == "spot" and ("symbol" in params or "symbols" in params):
             wanted = [params["symbol"]] if "symbol" in params else re.findall(r'"([^"]*)"', params["symbols"])
             if not wanted or any(symbol not in listed for symbol in wanted):
@@ -208,17 +209,17 @@ class BinanceRest:
             "serverTime": self._state.clock(),
             "rateLimits": [limits],
             "exchangeFilters": [],
-            "symbols": [self._listing(symbol) for symbol in wanted],
+            "symbols": [self._listing(symbol, listed[symbol] or "TRADING") for symbol in wanted],
         }
 
-    def _listing(self, symbol: str) -> dict[str, object]:
-        steps = steps_of(Instrument("binance", self._market, symbol))
+    def _listing(self, symbol: str, status: str) -> dict[str, object]:
+        steps = self._state.steps_of(Instrument("binance", self._market, symbol))
         base, quote = assets_of(symbol)
         filters = [
             {"filterType": "PRICE_FILTER", "minPrice": steps.tick_text, "maxPrice": steps.price(10**9), "tickSize": steps.tick_text},
             {"filterType": "LOT_SIZE", "minQty": steps.lot_text, "maxQty": steps.quantity(10**9), "stepSize": steps.lot_text},
         ]
-        common: dict[str, object] = {"symbol": symbol, "status": "TRADING", "baseAsset": base, "quoteAsset": quote}
+        common: dict[str, object] = {"symbol": symbol, "status": status, "baseAsset": base, "quoteAsset": quote}
         if self._market == "spot":
             common |= {"baseAssetPrecision": 8, "quotePrecision": 8, "quoteAssetPrecision": 8, "isSpotTradingAllowed": True}
         else:

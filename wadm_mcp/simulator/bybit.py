@@ -128,7 +128,8 @@ class Bybit(Venue):
     def _is_topic(self, market: str, topic: str) -> bool:
         kind, _, rest = topic.partition(".")
         symbol = rest.rpartition(".")[2]
-        known = Instrument(self.exchange, market, symbol) in self.state.tapes
+        instrument = Instrument(self.exchange, market, symbol)
+        known = instrument in self.state.tapes and self.state.statuses.get(instrument) != ""
         return known and (rest == symbol if kind == "publicTrade" else kind in _OTHER_TOPICS)
 
     def _pong(self, client: Client, number: str) -> dict[str, object]:

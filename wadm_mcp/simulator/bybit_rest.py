@@ -14,7 +14,7 @@ from urllib.parse import quote
 from wadm_mcp.model import MINUTE, SECOND, Instrument
 from wadm_mcp.simulator.candles import bybit_row, candles
 from wadm_mcp.simulator.faults import Reply
-from wadm_mcp.simulator.listings import assets_of, steps_of, symbols_of
+from wadm_mcp.simulator.listings import Steps, assets_of
 from wadm_mcp.simulator.state import SimulatorState
 from wadm_mcp.simulator.tape import Print
 
@@ -26,6 +26,8 @@ _MAX_REQUESTS: Final = 600
 _MAX_INSTRUMENTS: Final = 1_000
 _CURSOR: Final = re.compile("first=([^&%]+)&last=([^&%]+)")
 """The first and the last symbol of the page before."""
+_STATUSES: Final = {"spot": ("Trading",), "linear": ("PreLaunch", "Trading", "Delivering", "Closed")}
+"""Values of `status`; without it a list has the symbols that trade."""
 
 
 class _RefusedError(Exception):
@@ -90,13 +92,20 @@ class BybitRest:
 
     def _instruments(self, params: Mapping[str, str]) -> dict[str, object]:
         category = _category(params)
-        symbols = symbols_of(self._state.tapes, "bybit", category)
+        known = self._state.listed("bybit", category)
+        wanted = params.get("status", "Trading")
+        if wanted not in _STATUSES[category]:
+            raise _RefusedError("status invalid")
+        symbols = [symbol for symbol, status in known.items() if (status or "Trading") == wanted]
         if "symbol" in params:
             symbols = [symbol for symbol in symbols if symbol == params["symbol"]]
             if not symbols:
                 raise _RefusedError("symbol invalid")
         if category == "spot":
-            return {"category": category, "list": [_spot_listing(symbol) for symbol in symbols]}
+            return {
+                "category": category,
+                "list": [_spot_listing(symbol, self._state.steps_of(Instrument("bybit", category, symbol))) for symbol in symbols],
+            }
         faults = self._state.faults
         limit = min(_limit(params, _MAX_INSTRUMENTS, 500), faults.listings_page or _MAX_INSTRUMENTS)
         first = 0
@@ -106,10 +115,11 @@ class BybitRest:
             if found is None or found[2] not in symbols:
                 raise _RefusedError("cursor invalid")
             first = limit if faults.repeats_page else symbols.index(found[2]) + 1
-        page = symbols[first : first + limit]
+        names = symbols[first : first + limit]
         ends = first + limit >= len(symbols) and not (faults.repeats_page and cursor)
-        following = "" if ends or not page else quote(f"first={page[0]}&last={page[-1]}", safe="")
-        return {"category": category, "list": [_linear_listing(symbol) for symbol in page], "nextPageCursor": following}
+        following = "" if ends or not names else quote(f"first={names[0]}&last={names[-1]}", safe="")
+        page = [_linear_listing(symbol, wanted, self._state.steps_of(Instrument("bybit", category, symbol))) for symbol in names]
+        return {"category": category, "list": page, "nextPageCursor": following}
 
 
 def _category(params: Mapping[str, str]) -> str:
@@ -147,8 +157,7 @@ def _recent_row(symbol: str, row: Print) -> dict[str, object]:
     }
 
 
-def _spot_listing(symbol: str) -> dict[str, object]:
-    steps = steps_of(Instrument("bybit", "spot", symbol))
+def _spot_listing(symbol: str, steps: Steps) -> dict[str, object]:
     base, quote = assets_of(symbol)
     return {
         "symbol": symbol,
@@ -167,13 +176,12 @@ def _spot_listing(symbol: str) -> dict[str, object]:
     }
 
 
-def _linear_listing(symbol: str) -> dict[str, object]:
-    steps = steps_of(Instrument("bybit", "linear", symbol))
+def _linear_listing(symbol: str, status: str, steps: Steps) -> dict[str, object]:
     base, quote = assets_of(symbol)
     return {
         "symbol": symbol,
         "contractType": "LinearPerpetual",
-        "status": "Trading",
+        "status": status,
         "baseCoin": base,
         "quoteCoin": quote,
         "launchTime": "1585526400000",

@@ -17,6 +17,7 @@ from zlib import crc32
 
 import anyio
 
+from wadm_mcp.model import Instrument
 from wadm_mcp.simulator.faults import Cut, Faults, Reply
 
 
@@ -31,6 +32,8 @@ class Kind(StrEnum):
     """A `serverShutdown` event, and the connection is closed a second later."""
     MUTE = "mute"
     """The socket stays open and answers pings, but no trades are sent."""
+    STALL = "stall"
+    """The connection delivers nothing of one symbol, and the others go on."""
     LOSE = "lose"
     """Some frames are not sent."""
     REPEAT = "repeat"
@@ -63,15 +66,21 @@ class Kind(StrEnum):
     """The exchange's clock is wrong."""
     UNSEEN = "unseen"
     """Some frames are sent on no connection. Where the exchange does not number its trades, nothing but its candles shows it."""
+    HALT = "halt"
+    """A symbol does not trade, and is listed with another status."""
+    UNLIST = "unlist"
+    """A symbol does not trade, and is not listed."""
 
 
 ON_ORDER: Final = (Kind.UNSEEN,)
 """Kinds that no plan has: they take trades that the exchange's own figures alone show to be missing."""
 ON_SOCKETS: Final = tuple(Kind)[: list(Kind).index(Kind.REFUSE)]
+ON_LISTINGS: Final = (Kind.HALT, Kind.UNLIST)
 ON_REST: Final = (Kind.TOO_MANY, Kind.BANNED, Kind.ERROR, Kind.SLOW, Kind.LAG, Kind.SPOILED)
 
 _DURATIONS: Final = {
     Kind.MUTE: (2.0, 15.0),
+    Kind.STALL: (2.0, 30.0),
     Kind.LOSE: (0.1, 1.0),
     Kind.REPEAT: (0.2, 1.0),
     Kind.REORDER: (0.2, 1.0),
@@ -87,6 +96,8 @@ _DURATIONS: Final = {
     # An id that a third reply, three seconds later, still has unreadable is not requested again.
     Kind.SPOILED: (0.5, 2.0),
     Kind.SKEW: (2.0, 5.0),
+    Kind.HALT: (5.0, 90.0),
+    Kind.UNLIST: (5.0, 90.0),
 }
 """Shortest and longest duration in seconds; other faults have none."""
 
@@ -96,6 +107,9 @@ _RECOVERY_SECONDS: Final = 4.0
 """Time without faults between two faults of redundant connections, so that both deliver again before the next one."""
 _FRAMES_REMEMBERED: Final = 200
 """Frames of a market that are kept for `REPLAY`."""
+_SYMBOL: Final = re.compile(rb'"s":"([^"]+)"')
+_STATUS: Final = {("binance", "spot"): "BREAK", ("binance", "linear"): "SETTLING", ("bybit", "linear"): "Delivering", ("bybit", "spot"): ""}
+"""The word for a halted symbol; Bybit spot does not list one."""
 _TRADES: Final = re.compile(rb'"T":(\d{10,})', re.ASCII)
 _IDS: Final = re.compile(rb'"i":"([^"]+)"', re.ASCII)
 """The ids of the trades in a frame, where the exchange does not number them."""
@@ -117,13 +131,17 @@ _TOO_MANY_VISITS: Final = Reply(200, {"retCode": 10006, "retMsg": "Too many visi
 
 
 class Fault(NamedTuple):
-    """One fault on a market's sockets or REST host, from `at` seconds after `begin` on, for `lasts` seconds."""
+    """One fault on a market's sockets, REST host or listings, from `at` seconds after `begin` on, for `lasts` seconds.
+
+    `symbol` is the one that a stall, a halt or a delisting is about; empty for the first one that it meets.
+    """
 
     kind: Kind
     at: float
     lasts: float
     exchange: str
     market: str
+    symbol: str = ""
 
 
 class Happened(NamedTuple):
@@ -161,6 +179,7 @@ def plan(seed: int, seconds: float, *, every: float = 1.5, kinds: Iterable[Kind]
             add(exchange, market, sockets, every)
             # A ban by Bybit lasts ten minutes, too long for a run.
             add(exchange, market, [kind for kind in rare["rest"] if exchange == "binance" or kind is not Kind.BANNED], 6 * every)
+            add(exchange, market, [kind for kind in ON_LISTINGS if kind in allowed], 20 * every)
         add(exchange, "", rare[""], 8 * every)
     return sorted(faults, key=lambda fault: fault.at)
 
@@ -194,12 +213,15 @@ class Chaos(Faults):
         self._began: float | None = None
         self._sockets: dict[tuple[str, str], deque[Fault]] = defaultdict(deque)
         self._others: list[Fault] = []
+        self._on_listings: dict[tuple[str, str], list[Fault]] = defaultdict(list)
         self._recorded: set[Fault] = set()
         self._active: dict[tuple[str, str], _Active] = {}
         self._ended: dict[tuple[str, str], float] = {}
         self._alive: dict[tuple[str, str], dict[int, float]] = defaultdict(dict)
         self._old: dict[tuple[str, str], deque[tuple[float, str | bytes]]] = defaultdict(lambda: deque(maxlen=_FRAMES_REMEMBERED))
         self._delayed: dict[int, str | bytes] = {}
+        self._symbols: dict[Fault, str] = {}
+        """The symbols of the faults that name none."""
         for fault in faults:
             self.order(fault)
 
@@ -207,6 +229,8 @@ class Chaos(Faults):
         """Schedule a fault. A socket fault whose time has passed takes place at the next frame."""
         if fault.kind in ON_SOCKETS:
             self._sockets[fault.exchange, fault.market].append(fault)
+        elif fault.kind in ON_LISTINGS:
+            self._on_listings[fault.exchange, fault.market].append(fault)
         else:
             self._others.append(fault)
 
@@ -219,6 +243,7 @@ class Chaos(Faults):
         self._sockets.clear()
         self._active.clear()
         self._others.clear()
+        self._on_listings.clear()
         self.skew = 0
 
     @property
@@ -282,6 +307,10 @@ class Chaos(Faults):
                 raise Cut(1001, "going away")
             case Kind.MUTE:
                 return ()
+            case Kind.STALL:
+                found = _SYMBOL.search(frame if isinstance(frame, bytes) else frame.encode())
+                symbol = found[1].decode() if found is not None else ""
+                return () if symbol == self._symbol(fault, symbol) else (frame,)
             case Kind.LOSE:
                 return () if self._random.random() < 0.3 else (frame,)
             case Kind.REPEAT:
@@ -349,19 +378,34 @@ class Chaos(Faults):
             rows[place] = {**rows[place], "p" if "p" in rows[place] else "price": "-"}
         return reply
 
+    def status(self, instrument: Instrument) -> str | None:
+        market = instrument.exchange, instrument.market
+        for fault in self._on_listings.get(market, ()):
+            if self._is_active(fault) and self._symbol(fault, instrument.symbol) == instrument.symbol:
+                return "" if fault.kind is Kind.UNLIST else _STATUS[market]
+        return None
+
+    def _symbol(self, fault: Fault, first: str) -> str:
+        """The symbol that a fault is about: its own, or the `first` that it met."""
+        return fault.symbol or self._symbols.setdefault(fault, first)
+
     def lag(self, exchange: str, market: str) -> int:
         fault = self._active_fault(Kind.LAG, exchange, market)
         return round(fault.lasts * 1_000) if fault is not None else 0
 
     def _active_fault(self, kind: Kind, exchange: str, market: str) -> Fault | None:
-        now = self.now
         for fault in self._others:
-            if fault.kind is kind and (fault.exchange, fault.market) == (exchange, market) and fault.at <= now < fault.at + fault.lasts:
-                if fault not in self._recorded:
-                    self._recorded.add(fault)
-                    self.happened.append(Happened(fault, now, None))
+            if fault.kind is kind and (fault.exchange, fault.market) == (exchange, market) and self._is_active(fault):
                 return fault
         return None
+
+    def _is_active(self, fault: Fault) -> bool:
+        """Whether it is the fault's time; notes that it took place."""
+        active = fault.at <= self.now < fault.at + fault.lasts
+        if active and fault not in self._recorded:
+            self._recorded.add(fault)
+            self.happened.append(Happened(fault, self.now, None))
+        return active
 
     def _update_skew(self) -> None:
         fault = self._active_fault(Kind.SKEW, "binance", "") or self._active_fault(Kind.SKEW, "bybit", "")

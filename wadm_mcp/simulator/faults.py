@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from wadm_mcp.model import Instrument
+
 
 class Reply(NamedTuple):
     """An HTTP reply. `body` is bytes, or a value that is encoded as JSON. A `Content-Length` in `headers` replaces the real one."""
@@ -81,6 +83,10 @@ class Faults:
     async def archived(self, exchange: str, path: str, reply: Reply) -> Reply:
         """Called before a file of an archive, or its checksum, is sent; the returned reply is sent instead."""
         return reply
+
+    def status(self, instrument: Instrument) -> str | None:
+        """The exchange's word for an instrument that does not trade now, empty for one that it does not list; None while it trades."""
+        return None
 
     def lag(self, exchange: str, market: str) -> int:
         """Milliseconds by which the trades that REST serves are behind the stream."""

@@ -42,6 +42,7 @@ class LiveFeed:
         venue, state = self._venue, self._venue.state
         reached: dict[Instrument, int] = {}
         while True:
+            state.note_halts(venue.exchange, venue.markets)
             now = state.clock()
             reached = {instrument: reached.get(instrument, now) for instrument in venue.following()}
             for instrument, start in reached.items():

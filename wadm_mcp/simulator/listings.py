@@ -113,6 +113,12 @@ def steps_of(instrument: Instrument) -> Steps:
     """Tick and lot of an instrument; those of an unknown one are derived from the size of its price."""
     exchange, market, symbol = instrument
     tick, lot = _STEPS[exchange, market].get(symbol) or _default_steps(base_price(symbol))
+    return custom_steps(instrument, tick, lot)
+
+
+def custom_steps(instrument: Instrument, tick: str, lot: str) -> Steps:
+    """This tick and lot as the instrument's market writes them."""
+    exchange, market, _ = instrument
     padded = exchange == "binance" and market == "spot"
     price_decimals, quantity_decimals = (SPOT_DECIMALS, SPOT_DECIMALS) if padded else (_decimals(tick), _decimals(lot))
     tick_units, lot_units = _units(tick, price_decimals), _units(lot, quantity_decimals)

@@ -23,7 +23,8 @@ from wadm_mcp.simulator.binance import BinanceLinear, BinanceSpot
 from wadm_mcp.simulator.bybit import Bybit, linear_ids, pushed_ids, spot_ids
 from wadm_mcp.simulator.faults import Faults
 from wadm_mcp.simulator.feed import LiveFeed, ReplayFeed
-from wadm_mcp.simulator.listings import known_instruments
+from wadm_mcp.simulator.halts import HaltingTape
+from wadm_mcp.simulator.listings import custom_steps, known_instruments
 from wadm_mcp.simulator.market import Fill, Market, default_rate
 from wadm_mcp.simulator.replay import Recording
 from wadm_mcp.simulator.state import QUEUE, Batch, SimulatorState, Timing
@@ -75,6 +76,8 @@ class Simulator:
         tapes: dict[Instrument, Tape] = {
             one: _pushed_tape(replay) if pushed else _market_tape(one, seed, _activity_of(activity, one)) for one in listed
         }
+        if not pushed:
+            tapes = {one: HaltingTape(tape) for one, tape in tapes.items()}
         if faults.absent_every:
             tapes = {one: TapeWithMissingIds(tape, faults.absent_every) for one, tape in tapes.items()}
         if faults.empty_every:
@@ -157,6 +160,26 @@ class Simulator:
     def unmute(self, exchange: str, market: str) -> None:
         """Sends trades again, from now on."""
         self._venue(exchange, market).muted.discard(market)
+
+    def set_status(self, exchange: str, market: str, symbol: str, status: str | None) -> None:
+        """Stop a symbol and list it with this status, the exchange's own word; with an empty one it is not listed. None: it trades.
+
+        A computed market is halted meanwhile, and its ids go on without a hole. With `manual`, do not push trades of it.
+        """
+        instrument = self._listed(exchange, market, symbol)
+        if status is None:
+            self._state.statuses.pop(instrument, None)
+        else:
+            self._state.statuses[instrument] = status
+
+    def set_steps(self, exchange: str, market: str, symbol: str, tick: str, lot: str) -> None:
+        """List a symbol with another tick and lot. Computed prices stay multiples of the old ones."""
+        instrument = self._listed(exchange, market, symbol)
+        self._state.steps[instrument] = custom_steps(instrument, tick, lot)
+
+    def stall(self, exchange: str, market: str, symbol: str) -> None:
+        """Deliver nothing of a symbol to the clients that are subscribed to it, until they unsubscribe and subscribe it again."""
+        self._venue(exchange, market).stall(self._listed(exchange, market, symbol))
 
     def send_raw(self, exchange: str, market: str, frame: str | bytes) -> None:
         """Sends a frame unchanged to every client of a market: text as a text frame, bytes as a binary one."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from wadm_mcp.model import Instrument
 from wadm_mcp.simulator.faults import Faults
+from wadm_mcp.simulator.halts import HaltingTape
+from wadm_mcp.simulator.listings import Steps, steps_of, symbols_of
 from wadm_mcp.simulator.tape import Aggregate, Print, Tape
 
 QUEUE: Final = 20_000
@@ -45,6 +47,30 @@ class SimulatorState:
     queue: int = QUEUE
     sent: Counter[tuple[str, str, str]] = field(default_factory=Counter[tuple[str, str, str]])
     skips: Counter[Instrument] = field(default_factory=Counter[Instrument])
+    statuses: dict[Instrument, str] = field(default_factory=dict[Instrument, str])
+    """Instruments that do not trade: the exchange's word for it, empty for one that it does not list."""
+    steps: dict[Instrument, Steps] = field(default_factory=dict[Instrument, Steps])
+    """Ticks and lots that differ from `steps_of`."""
+
+    def status(self, instrument: Instrument) -> str | None:
+        """As `statuses`, or as a fault has it; None while the instrument trades."""
+        return self.statuses[instrument] if instrument in self.statuses else self.faults.status(instrument)
+
+    def listed(self, exchange: str, market: str) -> dict[str, str]:
+        """The listed symbols of a market with the exchange's word for their status, empty for those that trade."""
+        known = {symbol: self.status(Instrument(exchange, market, symbol)) for symbol in symbols_of(self.tapes, exchange, market)}
+        return {symbol: status or "" for symbol, status in known.items() if status != ""}
+
+    def steps_of(self, instrument: Instrument) -> Steps:
+        """Tick and lot as the exchange lists them now."""
+        return self.steps.get(instrument) or steps_of(instrument)
+
+    def note_halts(self, exchange: str, markets: Collection[str]) -> None:
+        """Let the computed tapes of these markets stop and go on as their instruments do."""
+        now = self.clock()
+        for instrument, tape in self.tapes.items():
+            if instrument.exchange == exchange and instrument.market in markets and isinstance(tape, HaltingTape):
+                tape.halt(self.status(instrument) is not None, now)
 
 
 class Batch(NamedTuple):

@@ -116,6 +116,13 @@ class Venue:
             del self._following[instrument]
             del self._followed[instrument]
 
+    def stall(self, instrument: Instrument) -> None:
+        """Deliver nothing more to the present subscribers of an instrument, whose subscriptions seem to stay."""
+        for market, topic in [key for key in self._listeners if self.instrument_of(*key) == instrument]:
+            for client in list(self._listeners[market, topic]):
+                self.remove_topic(client, topic)
+                client.topics[topic] = None
+
     def following(self) -> list[Instrument]:
         """Instruments that a client is subscribed to."""
         return list(self._following)

@@ -1,0 +1,103 @@
+"""Halts of a computed market: nothing trades meanwhile, and the ids go on afterwards without a hole, as at a real exchange."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+from wadm_mcp.simulator.tape import Aggregate, Print, Tape
+
+_ALIGNED_MS: Final = 100
+"""Halts begin and end at whole multiples of the longest window in which fills are aggregated, so that they split no aggregate."""
+
+_Row = TypeVar("_Row", Print, Aggregate)
+
+
+@dataclass(slots=True)
+class Halt:
+    """One halt `[start, end)` (ms), and how many rows of the computed market are left out of it. Without an end it lasts."""
+
+    start: int
+    end: int | None = None
+    prints: int = 0
+    aggregates: int = 0
+
+
+class HaltingTape:
+    """A tape of which the halts are left out, from the moment at which they are ordered."""
+
+    def __init__(self, tape: Tape, halts: Iterable[Halt] = ()) -> None:
+        self._tape = tape
+        self.halts = list(halts)
+        """The halts so far, oldest first."""
+        self._latest = 0
+        """The latest time so far. The clock of the exchanges may be set back, and what was left out stays left out."""
+
+    def copy(self) -> HaltingTape:
+        return HaltingTape(self._tape.copy(), [Halt(halt.start, halt.end, halt.prints, halt.aggregates) for halt in self.halts])
+
+    @property
+    def prints_per_day(self) -> float:
+        return self._tape.prints_per_day
+
+    def halt(self, halted: bool, now: int) -> None:
+        """Begin or end a halt within the next tenth of a second; does nothing if that is its state. The feed calls it all the time."""
+        self._latest = now = max(self._latest, now)
+        last = self.halts[-1] if self.halts else None
+        if halted == (last is not None and last.end is None):
+            return
+        at = now - now % _ALIGNED_MS + _ALIGNED_MS
+        if halted:
+            self.halts.append(Halt(at))
+        elif last is not None:
+            last.end = max(at, last.start)
+            last.prints = sum(1 for _ in self._tape.prints(last.start, last.end))
+            last.aggregates = sum(1 for _ in self._tape.aggregates(last.start, last.end))
+
+    def prints(self, start: int, end: int) -> Iterator[Print]:
+        return self._traded(self._tape.prints(start, end))
+
+    def aggregates(self, start: int, end: int) -> Iterator[Aggregate]:
+        return self._traded(self._tape.aggregates(start, end))
+
+    def prints_from(self, number: int, end: int) -> Iterator[Print]:
+        # Numbers only ever become smaller, so this begins at or before the row.
+        return (row for row in self._traded(self._tape.prints_from(number, end)) if row.number >= number)
+
+    def aggregates_from(self, number: int, end: int) -> Iterator[Aggregate]:
+        return (row for row in self._traded(self._tape.aggregates_from(number, end)) if row.number >= number)
+
+    def newest_prints(self, limit: int, end: int) -> list[Print]:
+        more = sum(halt.prints if halt.end is not None else self._count(self._tape.prints(halt.start, end)) for halt in self.halts)
+        return list(self._traded(self._tape.newest_prints(limit + more, end)))[-limit:]
+
+    def newest_aggregates(self, limit: int, end: int) -> list[Aggregate]:
+        more = sum(halt.aggregates if halt.end is not None else self._count(self._tape.aggregates(halt.start, end)) for halt in self.halts)
+        return list(self._traded(self._tape.newest_aggregates(limit + more, end)))[-limit:]
+
+    @staticmethod
+    def _count(rows: Iterable[object]) -> int:
+        return sum(1 for _ in rows)
+
+    def _traded(self, rows: Iterable[_Row]) -> Iterator[_Row]:
+        """The rows outside the halts, numbered as if the halts had never been computed."""
+        if not self.halts:
+            return iter(rows)
+        return (moved for row in rows if (moved := self._moved(row)) is not None)
+
+    def _moved(self, row: _Row) -> _Row | None:
+        prints = aggregates = 0
+        for halt in self.halts:
+            if row.time < halt.start:
+                break
+            if halt.end is None or row.time < halt.end:
+                return None
+            prints, aggregates = prints + halt.prints, aggregates + halt.aggregates
+        if not prints:
+            return row
+        if isinstance(row, Aggregate):
+            return row._replace(number=row.number - aggregates, first=row.first - prints, last=row.last - prints)
+        number = row.number - prints
+        # The ids of Bybit do not count.
+        return row._replace(number=number, trade_id=str(number), seq=number) if row.seq == row.number else row._replace(number=number)
