@@ -2,13 +2,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from decimal import Decimal
 
 import anyio
 import pytest
 from anyio import wait_all_tasks_blocked
 
-from tests.market import NOON, ManualClock
-from wadm_mcp.health import Health, Report, State
+from tests.market import NOON, SPOT, ManualClock
+from wadm_mcp.health import Health, Report, State, not_trading
+from wadm_mcp.model import Listing
 
 
 def test_it_is_ready_when_every_part_is_ok_or_on_standby() -> None:
@@ -20,6 +22,16 @@ def test_it_is_ready_when_every_part_is_ok_or_on_standby() -> None:
     health.report("binance:spot:BTCUSDT", State.DOWN, "the connection closed")
     assert not health.ready
     assert health.reasons == ["binance:spot:BTCUSDT: down, the connection closed"]
+
+
+def test_an_instrument_that_does_not_trade_does_not_make_it_unready() -> None:
+    health = Health(ManualClock().now)
+    health.report("store", State.OK)
+    for listed in (Listing(SPOT, Decimal(1), Decimal(1), False, "BREAK"), Listing(SPOT, Decimal(1), Decimal(1)).unlisted()):
+        health.report(str(SPOT), *not_trading(listed))
+        assert health.ready
+        assert health.reasons == []
+    assert health.parts[str(SPOT)].state is State.UNLISTED
 
 
 def test_a_part_keeps_the_time_at_which_it_entered_its_state() -> None:

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 import anyio
 
 from wadm_mcp.logs import log
-from wadm_mcp.model import MINUTE
+from wadm_mcp.model import MINUTE, UNLISTED, Listing
 
 _LINES_PER_MINUTE: Final = 2
 """Log lines on one part: that it went down and that it came back."""
@@ -24,6 +24,14 @@ class State(StrEnum):
     STANDBY = "standby"
     """Healthy, while another process records and this one answers from the store."""
     DOWN = "down"
+    HALTED = "halted"
+    """An instrument that its exchange lists and does not trade: nothing is expected of it."""
+    UNLISTED = "unlisted"
+    """An instrument that its exchange does not list, or not any more."""
+
+
+_READY: Final = (State.OK, State.STANDBY, State.HALTED, State.UNLISTED)
+"""The states in which a part needs nothing."""
 
 
 class Report(NamedTuple):
@@ -32,6 +40,13 @@ class Report(NamedTuple):
     state: State
     detail: str
     since: int
+
+
+def not_trading(listing: Listing) -> tuple[State, str]:
+    """The state of an instrument that does not trade, and why in a few words."""
+    if listing.status == UNLISTED:
+        return State.UNLISTED, "the exchange does not list it; it is recorded again once it does"
+    return State.HALTED, f"the exchange does not trade it: its status there is {listing.status or 'not known'}"
 
 
 class Health:
@@ -73,17 +88,18 @@ class Health:
 
     @property
     def ready(self) -> bool:
-        """Whether every part but the cache is OK or on standby. Without the cache answers are slower, not wrong."""
+        """Whether every part but the cache is OK or on standby, or an instrument that does not trade. Without the cache answers are
+        slower, not wrong."""
         needed = [part for name, part in self._parts.items() if name != "cache"]
-        return bool(needed) and all(part.state in (State.OK, State.STANDBY) for part in needed)
+        return bool(needed) and all(part.state in _READY for part in needed)
 
     @property
     def reasons(self) -> list[str]:
-        """The parts that are neither OK nor on standby, one line each."""
+        """The parts that are neither OK nor on standby, one line each, without instruments that do not trade."""
         return [
             f"{name}: {part.state}{f', {part.detail}' if part.detail else ''}"
             for name, part in self.parts.items()
-            if part.state not in (State.OK, State.STANDBY)
+            if part.state not in _READY
         ]
 
     async def log_changes(self) -> None:

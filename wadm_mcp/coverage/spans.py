@@ -62,7 +62,7 @@ class GapReason(StrEnum):
 
     START = "start", "No process was recording at this time: WADM was not running, or it had just started and no trade had arrived yet."
     DISCONNECT = "disconnect", "The connection closed. The gap ends with the first trade of the next connection."
-    MUTE = "mute", "The connection stayed open but delivered no data, so WADM closed it."
+    MUTE = "mute", "The connection stayed open but delivered no data, so WADM closed it or subscribed again."
     BAD_FRAME = (
         "bad_frame",
         "WADM could not decode a frame, or a row of one, that may have contained trades, and the exchange's trade ids are not gapless.",

@@ -9,6 +9,7 @@ from dataclasses import replace
 import anyio
 import pytest
 import trustme
+from msgspec.structs import replace as replace_listing
 from websockets.asyncio.server import ServerConnection, serve
 
 from tests.market import listing
@@ -340,6 +341,79 @@ def test_sockets_use_the_same_proxy_as_rest(monkeypatch: pytest.MonkeyPatch, var
         monkeypatch.delenv(name.lower(), raising=False)
     monkeypatch.setenv(variable, "http://10.0.0.1:8080")
     assert collector_module._network(url, None)["proxy"] == proxy
+
+
+@asynccontextmanager
+async def impatient(monkeypatch: pytest.MonkeyPatch, exchange: Exchange, market: str = "spot") -> AsyncGenerator[Scene]:
+    """A collector of two symbols that waits half a second for each; ETHUSDT trades all the time."""
+    monkeypatch.setattr(staleness_module, "_MIN_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(staleness_module, "_TIMEOUT_INTERVALS", 0.1)
+    monkeypatch.setattr(collector_module, "_WATCH_SECONDS", 0.1)
+    async with collecting(exchange, market, NAMES) as s, anyio.create_task_group() as tasks:
+
+        async def trade() -> None:
+            while True:
+                await s.push("3000.5", symbol="ETHUSDT", wait=False)
+                await anyio.sleep(0.05)
+
+        tasks.start_soon(trade)
+        yield s
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_symbol_that_sends_nothing_does_not_end_the_connection_of_its_sibling(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with impatient(monkeypatch, Bybit(), "linear") as s:
+        await s.push("61000")
+        await anyio.sleep(1.5)
+        assert s.recorder.losses == []
+        assert len(s.recorder.spans(s.instruments[1])) == 1
+
+
+@pytest.mark.parametrize(("exchange", "market"), [(Binance(), "spot"), (Binance(), "linear"), (Bybit(), "spot"), (Bybit(), "linear")])
+async def test_a_subscription_that_died_is_renewed_alone(monkeypatch: pytest.MonkeyPatch, exchange: Exchange, market: str) -> None:
+    async with impatient(monkeypatch, exchange, market) as s:
+        silent, sibling = s.instruments
+        await s.push("61000")
+        s.simulator.stall(*silent)
+        with anyio.fail_after(10):
+            await s.simulator.subscribed(*silent)
+        await s.push("61001")
+        assert s.recorder.losses == []
+        assert s.recorder.health.counts["subscriptions.renewed"] == 1
+        assert len(s.recorder.spans(sibling)) == 1
+        if exchange.name == "bybit":
+            # What was traded while it was not subscribed cannot be known.
+            assert [span.opened_by for span in s.recorder.spans(silent)] == ["start", "mute"]
+
+
+async def test_a_symbol_that_stays_silent_has_its_connection_replaced_without_a_gap_of_its_sibling(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collector_module, "_REPLACEMENT_SECONDS", 1.0)
+    async with impatient(monkeypatch, Bybit(), "linear") as s:
+        silent, sibling = s.instruments
+        await s.push("61000")
+        await s.recorder.until(lambda: bool(s.recorder.losses))
+        assert s.recorder.losses[0][1] == "replaced by a newer connection"
+        assert s.recorder.health.counts["subscriptions.renewed"] == 2
+        assert len(s.recorder.spans(sibling)) == 1
+        # Its own patience has doubled, and not that of its sibling.
+        assert s.recorder.staleness(silent).timeout == pytest.approx(2 * s.recorder.staleness(sibling).timeout, rel=0.2)
+
+
+async def test_a_symbol_that_is_halted_is_left_alone_and_its_listing_is_doubted_once_it_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with impatient(monkeypatch, Bybit(), "linear") as s:
+        halted, _ = s.instruments
+        await s.push("61000")
+        with anyio.fail_after(10):
+            await s.recorder.doubted.wait(lambda one: one == halted)
+        s.recorder.relist(replace_listing(s.recorder.tape[halted].listing, trading=False, status="Delivering"))
+        report = s.recorder.health.parts[str(halted)]
+        assert (report.state, "Delivering" in report.detail) == (State.HALTED, True)
+        assert s.recorder.health.ready
+        renewed = s.recorder.health.counts["subscriptions.renewed"]
+        await anyio.sleep(1.5)
+        assert (s.recorder.losses, s.recorder.health.counts["subscriptions.renewed"]) == ([], renewed)
+        await s.push("61002")
+        assert s.recorder.health.parts[str(halted)].state is State.OK
 
 
 @pytest.mark.parametrize("refused", ["BTCUSDT", "WETHUSDT"])

@@ -2,8 +2,8 @@
 
 A collector follows some instruments of one market over one connection at a time, and reconnects without end. It replaces a connection
 that nears the exchange's age limit, or whose end the exchange announces, while that still delivers: the old one is closed when the new
-one has delivered. Only frames of trades prove that a subscription works: Binance linear acknowledges a stream on the wrong route and
-then sends nothing (docs/exchanges.md 2.1).
+one has delivered. A silent instrument among others that deliver is subscribed again alone. Only frames of trades prove that a subscription
+works: Binance linear acknowledges a stream on the wrong route and then sends nothing (docs/exchanges.md 2.1).
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from websockets.exceptions import ConnectionClosed, PayloadTooBig, WebSocketExce
 from wadm_mcp.backoff import Backoff
 from wadm_mcp.clock import Clock
 from wadm_mcp.collection.live.frame_socket import FrameSocket
+from wadm_mcp.collection.live.silence import SilenceWatch
 from wadm_mcp.collection.live.staleness import StaleDetector
 from wadm_mcp.coverage.spans import GapReason
 from wadm_mcp.errors import FrameError
-from wadm_mcp.exchanges.exchange import Pong, Refused, ShuttingDown, Trades, Venue
-from wadm_mcp.health import Health, State
+from wadm_mcp.exchanges.exchange import Acknowledged, Pong, Refused, ShuttingDown, Trades, Venue
+from wadm_mcp.health import Health
 from wadm_mcp.logs import RateLimitedWarning, log
 from wadm_mcp.model import Instrument, Listing
 from wadm_mcp.settings import is_loopback
@@ -48,6 +49,10 @@ _NEXT_ADDRESS_SECONDS: Final = 0.25
 """After this time without an answer the host's next address is tried as well (RFC 8305), since one of its networks may be down."""
 _BACKPRESSURE_SECONDS: Final = 1.0
 """If the sink takes longer than this, the socket was not read meanwhile, and the silence is not the exchange's."""
+_WATCH_SECONDS: Final = 1.0
+"""How often a connection is checked."""
+_UNSUBSCRIBE_SECONDS: Final = 5.0
+"""How long the answer to an unsubscription may take, before the instrument is subscribed again without it."""
 _LOGGED_CHARS: Final = 200
 """How much of an exchange's message is logged."""
 _connection_numbers: Iterator[int] = count(1)
@@ -64,7 +69,13 @@ class Sink(Protocol):
 
     def connection_lost(self, connection: int, instruments: Sequence[Instrument], reason: GapReason, detail: str) -> None: ...
 
+    def subscription_lost(self, connection: int, instrument: Instrument, reason: GapReason, detail: str) -> None: ...
+
     def staleness(self, instrument: Instrument) -> StaleDetector: ...
+
+    def is_trading(self, instrument: Instrument) -> bool: ...
+
+    def doubt_listing(self, instrument: Instrument) -> None: ...
 
 
 class Collector:
@@ -125,14 +136,21 @@ class Connection:
     def __init__(self, collector: Collector) -> None:
         self._collector = collector
         self._instruments = {listing.instrument: listing for listing in collector.listings}
-        self._heard: dict[Instrument, float] = {}
         self._refused: set[Instrument] = set()
-        self._subscribe_singly = anyio.Event()
+        self._subscribe_singly: set[Instrument] = set()
+        """Instruments to subscribe once more, each by a request of its own."""
+        self._resubscribe: dict[Instrument, None] = {}
+        """Instruments to unsubscribe and subscribe again, in this order."""
+        self._requested = anyio.Event()
+        """Set when one of these is not empty."""
+        self._unsubscribing: dict[str, tuple[Instrument, anyio.Event]] = {}
+        """By request: the instrument that is being unsubscribed, and what is set once the exchange has answered."""
         self._subscribed_singly = False
         self._pinged_at: float | None = None
         """When the ping without a pong so far was sent (monotonic seconds)."""
         self._began = self._read_since = collector.clock.monotonic()
         """`_read_since`: since this time there was no backpressure, so missing frames are the exchange's fault."""
+        self._silence = SilenceWatch(self._instruments, self._began)
         self._in_sink = False
         self._scope = anyio.CancelScope()
         self._end: tuple[GapReason, str] | None = None
@@ -140,13 +158,13 @@ class Connection:
         self.attention = anyio.Event()
         """Set when the connection has ended or should be replaced."""
         self.delivering = anyio.Event()
-        """Set when every instrument has delivered, or when the connection has ended."""
+        """Set when every instrument that trades has delivered, or when the connection has ended."""
         self.ended = False
 
     @property
     def was_healthy(self) -> bool:
         """True if it delivered, and lived for long enough to reset the backoff."""
-        return bool(self._heard) and self._collector.clock.monotonic() - self._began >= _HEALTHY_SECONDS
+        return self._silence.any_heard and self._collector.clock.monotonic() - self._began >= _HEALTHY_SECONDS
 
     def close(self) -> None:
         """End the connection, because a newer one has replaced it."""
@@ -226,6 +244,11 @@ class Connection:
                     continue
                 if type(message) is Trades:
                     trades.append(message)
+                elif isinstance(message, Acknowledged | Refused) and message.request_id in self._unsubscribing:
+                    # The sink has to see the trades before this answer first: they are the last of the subscription.
+                    await self._deliver(trades)
+                    trades = []
+                    self._unsubscribed(message.request_id)
                 elif isinstance(message, Pong):
                     self._pinged_at = None
                 elif isinstance(message, Refused):
@@ -241,9 +264,9 @@ class Connection:
             return
         began = self._collector.clock.monotonic()
         for instrument in {message.instrument for message in trades}:
-            if instrument not in self._heard:
-                self._first_frame(instrument)
-            self._heard[instrument] = began
+            if self._silence.heard(instrument, began):
+                log.info("instrument.live", instrument=instrument, connection=self.number)
+                self._check_delivering()
         self._in_sink = True
         await self._collector.sink.take(self.number, *trades)
         self._in_sink = False
@@ -263,10 +286,14 @@ class Connection:
                 await anyio.sleep(1 / limits.requests_per_second)
             while True:
                 with anyio.move_on_after(limits.ping_every):
-                    await self._subscribe_singly.wait()
-                if self._subscribe_singly.is_set():
-                    self._subscribe_singly = anyio.Event()
-                    for instrument in [each for each in self._instruments if each not in self._heard]:
+                    await self._requested.wait()
+                if self._requested.is_set():
+                    self._requested = anyio.Event()
+                    singly, again = self._subscribe_singly, self._resubscribe
+                    self._subscribe_singly, self._resubscribe = set(), {}
+                    for instrument in [*again, *(each for each in self._instruments if each in singly and each not in again)]:
+                        if instrument in again:
+                            await self._unsubscribe(socket, instrument, next(request))
                         await socket.send(venue.exchange.subscribe(venue.market, [instrument.symbol], next(request)))
                         await anyio.sleep(1 / limits.requests_per_second)
                 elif limits.ping_every is not None:
@@ -275,13 +302,33 @@ class Connection:
         except ConnectionClosed:
             return
 
+    async def _unsubscribe(self, socket: FrameSocket, instrument: Instrument, request: int) -> None:
+        """Unsubscribe an instrument, and return once the exchange has answered, or did not for a few seconds."""
+        venue, answered = self._collector.venue, anyio.Event()
+        self._unsubscribing[str(request)] = instrument, answered
+        await socket.send(venue.exchange.unsubscribe(venue.market, [instrument.symbol], request))
+        await anyio.sleep(1 / self._collector.limits.requests_per_second)
+        with anyio.move_on_after(_UNSUBSCRIBE_SECONDS):
+            await answered.wait()
+        if str(request) in self._unsubscribing:
+            self._unsubscribed(str(request))
+
+    def _unsubscribed(self, request: str) -> None:
+        """What the connection covers of the instrument ends here: trades before the next subscription are missed."""
+        instrument, answered = self._unsubscribing.pop(request)
+        self._collector.sink.subscription_lost(self.number, instrument, GapReason.MUTE, "it delivered nothing and is subscribed again")
+        answered.set()
+
     async def _watch(self, socket: FrameSocket) -> None:
-        """End the connection when it is stale, and have it replaced before it reaches the exchange's age limit."""
+        """End the connection when it delivers nothing, and have it replaced before it reaches the exchange's age limit.
+
+        An instrument that is silent while others deliver is subscribed again.
+        """
         collector, limits = self._collector, self._collector.limits
         began = collector.clock.monotonic()
         replace_at = None if limits.lifetime is None else began + limits.lifetime * _LIFETIME_USED * random.uniform(0.98, 1.0)
         while True:
-            await anyio.sleep(1.0)
+            await anyio.sleep(_WATCH_SECONDS)
             now = collector.clock.monotonic()
             if replace_at is not None and now >= replace_at:
                 self.attention.set()
@@ -290,15 +337,33 @@ class Connection:
                 self._give_up(GapReason.MUTE, f"no pong came within {limits.pong_within:g} s")
             if limits.bytes_within is not None and now - max(socket.heard_at, read_since) > limits.bytes_within:
                 self._give_up(GapReason.MUTE, f"no byte came within {limits.bytes_within:g} s, although the exchange pings more often")
-            silent = {instrument: now - max(self._heard.get(instrument, began), read_since) for instrument in self._instruments}
-            stale = [instrument for instrument in silent if silent[instrument] > collector.sink.staleness(instrument).timeout]
-            subscribed = [instrument for instrument in stale if instrument not in self._refused]
-            if subscribed:
-                for instrument in stale:
-                    collector.sink.staleness(instrument).gave_up()
-                detail = f"{subscribed[0]} delivered nothing for {silent[subscribed[0]]:.0f} s, longer than it usually pauses"
-                self._give_up(GapReason.MUTE, detail)
+            if self._judge_silence(now, read_since):
                 return
+            self._check_delivering()
+
+    def _judge_silence(self, now: float, read_since: float) -> bool:
+        """Act on instruments that are silent for longer than they usually pause. True if the connection is given up."""
+        sink = self._collector.sink
+        verdict = self._silence.judge(now, read_since, lambda one: sink.staleness(one).timeout, sink.is_trading, self._refused)
+        for instrument in verdict.stale:
+            sink.doubt_listing(instrument)
+        if verdict.mute is not None:
+            for instrument in verdict.stale:
+                sink.staleness(instrument).gave_up()
+            instrument, silent = verdict.mute
+            self._give_up(GapReason.MUTE, f"{instrument} delivered nothing for {silent:.0f} s, longer than it usually pauses")
+            return True
+        for instrument in verdict.resubscribe:
+            log.info("instrument.resubscribed", instrument=instrument, connection=self.number)
+            self._collector.health.count("subscriptions.renewed")
+            self._refused.discard(instrument)
+            self._resubscribe[instrument] = None
+            self._requested.set()
+        if verdict.replace:
+            for instrument in verdict.stale:
+                sink.staleness(instrument).gave_up()
+            self.attention.set()
+        return False
 
     def _request_refused(self, refused: Refused) -> None:
         """One bad topic voids its whole request (docs/exchanges.md 3.3), so subscribe to each instrument singly: only the bad one fails."""
@@ -309,18 +374,22 @@ class Connection:
         log.warning("request.refused", **self._collector.venue.log_fields, message=message)
         if not self._subscribed_singly:
             self._subscribed_singly = True
-            self._subscribe_singly.set()
+            self._subscribe_singly.update(self._silence.unheard())
+            self._requested.set()
             return
         for instrument in self._instruments:
             # The whole name only: a refusal of WBTCUSDT must not exclude BTCUSDT.
             if re.search(rf"(?<!\w){re.escape(instrument.symbol)}(?!\w)", refused.message):
                 self._refused.add(instrument)
-                self._collector.health.report(str(instrument), State.DOWN, f"the exchange refused the subscription: {message}")
+                self._collector.sink.subscription_lost(
+                    self.number, instrument, GapReason.DISCONNECT, f"the exchange refused the subscription: {message}"
+                )
+                self._collector.sink.doubt_listing(instrument)
 
-    def _first_frame(self, instrument: Instrument) -> None:
-        self._heard[instrument] = self._collector.clock.monotonic()
-        log.info("instrument.live", instrument=instrument, connection=self.number)
-        if len(self._heard) >= len(self._instruments) - len(self._refused):
+    def _check_delivering(self) -> None:
+        """Set `delivering` if only instruments that cannot deliver have not delivered yet."""
+        missing = self._silence.unheard()
+        if self._silence.any_heard and all(one in self._refused or not self._collector.sink.is_trading(one) for one in missing):
             self.delivering.set()
 
     def _bad_frame(self, error: FrameError) -> None:

@@ -1,7 +1,6 @@
-"""How often an instrument usually trades, and therefore how long it may be silent before its connection counts as stale.
+"""How often an instrument usually trades, and therefore how long it may be silent before it counts as stale.
 
-`Connection._watch` in `collector.py` acts on it, and on missing pongs and missing bytes. One stale instrument ends the connection of all
-that share it, unless the exchange refused its subscription.
+`SilenceWatch` in `silence.py` says what follows from that for its connection.
 """
 
 from __future__ import annotations

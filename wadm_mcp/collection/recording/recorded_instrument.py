@@ -24,6 +24,10 @@ class RecordedInstrument:
         self.tape = tape
         self.coverage = coverage
         self.staleness = StaleDetector()
+        self.finest = tape.listing.scale
+        """The finest scale at which the listing or a trade was written."""
+        self.halted = False
+        """True from a report that the instrument does not trade to its next trade."""
         self.being_imported: Window | None = None
         """A window whose trades are coming in now, oldest first: gaps in it are not for gap repair."""
         self.since = clock.now()

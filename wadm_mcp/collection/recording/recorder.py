@@ -15,14 +15,15 @@ import anyio
 
 from wadm_mcp.clock import CLOCK_SKEW, Clock
 from wadm_mcp.collection.live.staleness import StaleDetector
+from wadm_mcp.collection.recording.doubts import DoubtedListings
 from wadm_mcp.collection.recording.journal_segment import Entry
 from wadm_mcp.collection.recording.recorded_instrument import RecordedInstrument
 from wadm_mcp.coverage.kinds import new_coverage
 from wadm_mcp.coverage.spans import GapReason, Span, SpanReason
 from wadm_mcp.exchanges.exchange import Trades, Unreadable
-from wadm_mcp.health import Health, State
+from wadm_mcp.health import Health, State, not_trading
 from wadm_mcp.logs import RateLimitedWarning
-from wadm_mcp.model import DAY, HOUR, Instrument, Listing, Trade, Window
+from wadm_mcp.model import DAY, HOUR, MINUTE, Instrument, Listing, Trade, Window
 from wadm_mcp.storage.store import PartialFootprint
 from wadm_mcp.tape import Tape
 
@@ -33,6 +34,8 @@ _BATCH_TRADES: Final = 1_000
 _MAX_FRAME_AGE: Final = 7 * DAY
 _MAX_FRAME_LEAD: Final = HOUR
 """A frame whose event time is outside these bounds around now is dropped as implausible."""
+_RECENT_MS: Final = MINUTE
+"""A trade of at most this age shows that its instrument trades now."""
 _MAX_TRADE_AGE: Final = HOUR
 """Greatest age of a trade with a gapless id, relative to its frame. An older one would extend coverage over time without a connection."""
 
@@ -54,6 +57,8 @@ class Recorder:
         self._batch_ready = anyio.Event()
         self._gap_opened = anyio.Event()
         self._stored = anyio.Event()
+        self.doubted = DoubtedListings()
+        """Instruments whose listing should be read again."""
         self.taken = 0
         """Trades recorded since the start."""
         self._without_volume = RateLimitedWarning("trade.without_volume", clock.monotonic)
@@ -65,8 +70,17 @@ class Recorder:
         recorded = RecordedInstrument(tape, new_coverage(has_gapless_ids=has_gapless_ids), self._clock)
         tape.start_recording(recorded)
         self._instruments[listing.instrument] = recorded
-        self._health.report(str(listing.instrument), State.STARTING, "no trade has come in yet")
+        self._report(recorded, State.STARTING, "no trade has come in yet")
         return recorded
+
+    def relist(self, listing: Listing) -> None:
+        """The exchange lists a recorded instrument differently now: with other steps, or another status."""
+        recorded = self._instruments.get(listing.instrument)
+        if recorded is None:
+            return
+        self._tape.follow(listing)
+        if recorded.halted or not listing.trading:
+            self._report(recorded, State.STARTING, "it trades again, and no trade has come in yet")
 
     def stop(self, instrument: Instrument) -> None:
         """Another process records this instrument from now on. What is pending still goes to the store."""
@@ -100,7 +114,10 @@ class Recorder:
             recorded = self._instruments.get(instrument)
             if recorded is not None:
                 breaks = recorded.coverage.breaks
-                self._keep(recorded, self._new_trades(recorded, connection, frames))
+                fresh = self._new_trades(recorded, connection, frames)
+                if fresh:
+                    self._check_listing(recorded, fresh[-1])
+                self._keep(recorded, fresh)
                 recorded.tape.limit_minutes()
                 gap_opened = gap_opened or recorded.coverage.breaks != breaks
         if len(self._pending) >= _BATCH_TRADES:
@@ -125,12 +142,37 @@ class Recorder:
                 continue
             recorded.coverage.connection_lost(connection, reason)
             if not recorded.coverage.alive:
-                self._health.report(str(instrument), State.DOWN, detail)
+                self._report(recorded, State.DOWN, detail)
+
+    def subscription_lost(self, connection: int, instrument: Instrument, reason: GapReason, detail: str) -> None:
+        """A connection does not deliver this instrument for now: what it covers of it ends with its last trade."""
+        recorded = self._instruments.get(instrument)
+        if recorded is not None:
+            recorded.coverage.connection_lost(connection, reason)
+            if not recorded.coverage.alive:
+                self._report(recorded, State.DOWN, detail)
 
     def staleness(self, instrument: Instrument) -> StaleDetector:
         """How long the instrument may be silent before its connection counts as stale."""
         recorded = self._instruments.get(instrument)
         return recorded.staleness if recorded is not None else StaleDetector()
+
+    def is_trading(self, instrument: Instrument) -> bool:
+        """True unless the exchange says that the instrument does not trade: then it is not expected to deliver."""
+        recorded = self._instruments.get(instrument)
+        return recorded is None or recorded.tape.listing.trading
+
+    def doubt_listing(self, instrument: Instrument) -> None:
+        """What the instrument delivers does not fit its listing, which should be read again."""
+        self.doubted.add(instrument)
+
+    def _report(self, recorded: RecordedInstrument, state: State, detail: str) -> None:
+        """Report the state of an instrument; one that does not trade is neither starting, nor down, nor live by an old trade."""
+        listing = recorded.tape.listing
+        if not listing.trading:
+            recorded.halted = True
+            state, detail = not_trading(listing)
+        self._health.report(str(recorded.instrument), state, detail)
 
     def _new_trades(self, recorded: RecordedInstrument, connection: int, frames: Iterable[Trades]) -> list[Trade]:
         """Add the trades of these frames to the coverage, and return those that are not repeats."""
@@ -149,7 +191,7 @@ class Recorder:
                     continue
                 if not coverage.alive:
                     recorded.alive_from(event_time)
-                    self._health.report(str(recorded.instrument), State.OK)
+                    self._report(recorded, State.OK, "")
                 coverage.frame_received(connection, max(event_time, since))
                 newest, oldest = event_time + CLOCK_SKEW, event_time - _MAX_TRADE_AGE if counted else -math.inf
                 seen = event_time
@@ -199,6 +241,19 @@ class Recorder:
             self._health.count("trades.late", late)
         self._pending += trades
         self.taken += len(trades)
+
+    def _check_listing(self, recorded: RecordedInstrument, newest: Trade) -> None:
+        """Doubt the listing if the instrument trades although it should not, or at finer steps than the listing has."""
+        listing = recorded.tape.listing
+        if (recorded.halted or not listing.trading) and self._clock.now() - newest.timestamp < _RECENT_MS:
+            recorded.halted = False
+            self._health.report(str(listing.instrument), State.OK)
+            if not listing.trading:
+                self.doubted.add(listing.instrument)
+        if newest.scale != recorded.finest:
+            finest, recorded.finest = recorded.finest, recorded.finest.finest(newest.scale)
+            if recorded.finest != finest and recorded.finest.finest(listing.scale) != listing.scale:
+                self.doubted.add(listing.instrument)
 
     # What is fetched from the exchange afterwards.
 
