@@ -103,7 +103,7 @@ async def test_a_symbol_that_no_exchange_knows_stops_the_start_and_names_near_ma
         urls = {f"WADM_{name.upper()}": url for name, url in simulator.urls.items()}
         from anyio import to_thread
 
-        ended = await to_thread.run_sync(lambda: run(tmp_path, "serve", WADM_SYMBOLS="BTCUSDT,ETHUSDX", **urls))
+        ended = await to_thread.run_sync(lambda: run(tmp_path, "serve", WADM_SYMBOLS="ETHUSDX", **urls))
     assert ended.returncode == 2
     (line,) = [line for line in ended.stderr.splitlines() if line.startswith("wadm-mcp: ")]
     assert "WADM_SYMBOLS=ETHUSDX" in line

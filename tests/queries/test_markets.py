@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from tests.market import BYBIT, NOON, SPOT, listing
 from tests.queries.world import Held, World, made, rows_of
 from wadm_mcp.coverage.spans import Basis, GapReason, Span, SpanReason
 from wadm_mcp.health import Health, State
-from wadm_mcp.model import DAY, HOUR, MINUTE
+from wadm_mcp.model import DAY, HOUR, MINUTE, UNLISTED
 from wadm_mcp.queries.markets import COLUMNS, markets
 from wadm_mcp.tape import Importing, Repairing
 
@@ -70,6 +71,25 @@ async def test_the_status_is_what_the_instrument_last_reported(state: State, sta
     health = Health(world.clock.now)
     health.report(str(BYBIT), state)
     assert [row["status"] for row in rows_of((await markets(world.view, health))["markets"])] == [status]
+
+
+@pytest.mark.parametrize(
+    ("state", "word", "status"),
+    [
+        (State.STANDBY, "BREAK", "halted"),
+        (State.DOWN, "Delivering", "halted"),
+        (State.STANDBY, UNLISTED, "unlisted"),
+        # It trades although the list of the last hour says otherwise.
+        (State.OK, "BREAK", "live"),
+    ],
+)
+async def test_an_instrument_that_does_not_trade_is_told_with_the_exchanges_word(state: State, word: str, status: str) -> None:
+    world = World(replace(listing(BYBIT), trading=False, status=word), now=NOON)
+    health = Health(world.clock.now)
+    health.report(str(BYBIT), state)
+    answer = await markets(world.view, health)
+    assert [row["status"] for row in rows_of(answer["markets"])] == [status]
+    assert (f"Not trading: bybit:spot:BTCUSDT ({word})." in answer["reading"]) == (status != "live")
 
 
 async def test_a_standby_shows_the_newest_trade_of_the_store() -> None:

@@ -105,6 +105,18 @@ class MarketRecording:
             services.start(f"{self.venue.name} history", self.history.run)
         self._collect(listings)
 
+    def relist(self, listing: Listing) -> None:
+        """The exchange lists an instrument differently now. What its connections open from now on begins with the new listing."""
+
+        def updated(listings: Sequence[Listing]) -> list[Listing]:
+            return [listing if each.instrument == listing.instrument else each for each in listings]
+
+        self.listings = updated(self.listings)
+        for group in self._groups:
+            # In place: its collectors have the list.
+            group.listings[:] = updated(group.listings)
+        self._services.recorder.relist(listing)
+
     def stop(self, instruments: Collection[Instrument]) -> None:
         """Stop recording these instruments. The others on their connections are moved to new connections."""
         for instrument in instruments:

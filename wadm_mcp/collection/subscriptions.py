@@ -1,14 +1,15 @@
 """Which instruments this process records: the configured and the tracked ones, as far as their exchanges list them and no other process
 has their lease.
 
-A symbol that one exchange does not list is a warning; one that no exchange lists stops the start. Of all processes on one store the one
+A symbol that an exchange does not list is a warning; the start stops only if nothing at all can be recorded. Lists are read again while
+recording (`ListingRefresher`), so that halts, delistings, new listings and changed steps take effect. Of all processes on one store the one
 that has acquired an instrument's lease records it. While the store does not answer, every process that wants an instrument records it,
 since every write can be repeated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -16,12 +17,14 @@ import anyio
 from anyio.abc import TaskGroup
 
 from wadm_mcp.collection.backfill.history import History
+from wadm_mcp.collection.listing_refresher import ListingRefresher
 from wadm_mcp.collection.listings import Listings
 from wadm_mcp.collection.market import MarketRecording, RecordingServices
 from wadm_mcp.errors import SettingError, StoreError
 from wadm_mcp.exchanges.registry import is_called
+from wadm_mcp.health import State, not_trading
 from wadm_mcp.logs import log
-from wadm_mcp.model import Instrument, Listing, Window
+from wadm_mcp.model import UNLISTED, Instrument, Listing, Window
 from wadm_mcp.suggest import nearest
 
 _LEASE_SECONDS: Final = 8.0
@@ -46,11 +49,20 @@ class SubscriptionManager:
         self._tracked: set[Instrument] = set()
         """Instruments that were requested beside the settings."""
         self._changed = anyio.Event()
+        self._refresher = ListingRefresher(self._listings, services.recorder.doubted, services.health, services.clock, self._relist)
+        self._refreshed: set[str] = set()
+        """Names of the venues whose lists are read again."""
 
     @property
     def recorded_elsewhere(self) -> set[Instrument]:
         """Instruments that are wanted here and recorded by another process."""
-        return {listing.instrument for market in self._markets for listing in market.listings} - self._recording
+        return set(self._recordable) - self._recording
+
+    @property
+    def _recordable(self) -> list[Instrument]:
+        """Instruments that are wanted here and can be recorded; an unlisted one goes on where it is recorded already."""
+        every = [listing for market in self._markets for listing in market.listings]
+        return [each.instrument for each in every if each.status != UNLISTED or each.instrument in self._recording]
 
     @property
     def records(self) -> bool:
@@ -63,7 +75,7 @@ class SubscriptionManager:
         return [market.history for market in self._markets if market.history is not None]
 
     async def run(self) -> None:
-        """Look up all symbols and keep the leases, until cancelled. `SettingError` for a symbol that no exchange lists."""
+        """Look up all symbols and keep the leases, until cancelled. `SettingError` if no exchange lists any symbol."""
         services = self._services
         async with anyio.create_task_group() as tasks:
             await self._follow_tracked(tasks)
@@ -92,15 +104,20 @@ class SubscriptionManager:
     async def _look_up(self, market: MarketRecording, tasks: TaskGroup) -> None:
         listed = await self._listings.look_up(market.venue, self._settings.WADM_SYMBOLS, partial(self._asked, market))
         found: list[Listing] = []
+        stored = await self._listings.stored(market.venue)
         for symbol in self._settings.WADM_SYMBOLS:
             instrument = market.venue.instrument(symbol)
-            if symbol in listed:
+            if symbol in listed and listed[symbol].status != UNLISTED:
                 market.listings.append(listed[symbol])
                 found.append(listed[symbol])
+            elif symbol in stored and stored[symbol].listed:
+                found.append(self._keep_unlisted(market, stored[symbol]))
             else:
                 self._other_symbols[symbol].update(listed)
-                self._unlisted.append((market, symbol, ", ".join(nearest(symbol, listed)) or "none"))
+                near = ", ".join(nearest(symbol, listed)) or "none"
+                self._unlisted.append((market, symbol, near))
                 self._services.tape.remove_awaited(instrument)
+                self._services.health.report(str(instrument), State.UNLISTED, f"the exchange does not list it. Nearest: {near}")
                 found.append(Listing.none(instrument))
         market.looked_up = True
         self._warn_of_unlisted()
@@ -112,16 +129,19 @@ class SubscriptionManager:
         self._changed.set()
 
     async def _refuse_unknown_symbols(self) -> None:
-        """Refuse a symbol that no exchange lists: it is probably a typo. One that was recorded before is delisted and only logged."""
+        """Refuse symbols of which no exchange lists any: they are probably typos. One that was recorded before is delisted and only logged,
+        and so is any other while something can be recorded."""
         settings = self._settings
         for symbol in settings.WADM_SYMBOLS:
             if not self._is_listed(symbol):
+                near = ", ".join(nearest(symbol, self._other_symbols[symbol])) or "none"
                 if await self._was_recorded(symbol):
                     log.warning("symbol.delisted", symbol=symbol, reason="no exchange lists it any more; remove it from WADM_SYMBOLS")
-                    continue
-                asked = f"{' and '.join(settings.WADM_EXCHANGES)} ({', '.join(settings.WADM_MARKETS)})"
-                near = ", ".join(nearest(symbol, self._other_symbols[symbol])) or "none"
-                raise SettingError(f"WADM_SYMBOLS={symbol}: no such symbol at {asked}. Nearest: {near}")
+                elif self._recordable or self._tracked:
+                    log.warning("symbol.unknown", symbol=symbol, nearest=near, reason="no exchange lists it; correct WADM_SYMBOLS")
+                else:
+                    asked = f"{' and '.join(settings.WADM_EXCHANGES)} ({', '.join(settings.WADM_MARKETS)})"
+                    raise SettingError(f"WADM_SYMBOLS={symbol}: no such symbol at {asked}. Nearest: {near}")
 
     async def _was_recorded(self, symbol: str) -> bool:
         try:
@@ -142,6 +162,42 @@ class SubscriptionManager:
     def _is_listed(self, symbol: str) -> bool:
         return any(is_called(listing.instrument, symbol) for market in self._markets for listing in market.listings)
 
+    # Listings that change.
+
+    def _keep_unlisted(self, market: MarketRecording, listing: Listing) -> Listing:
+        """Follow an instrument that was recorded and is not listed any more, so that what is stored of it can be asked for."""
+        unlisted = listing.unlisted()
+        market.listings.append(unlisted)
+        self._services.tape.follow(unlisted)
+        self._services.health.report(str(listing.instrument), *not_trading(unlisted))
+        log.warning("symbol.delisted", instrument=listing.instrument, reason="its exchange does not list it any more")
+        return unlisted
+
+    async def _relist(self, market: MarketRecording, listed: Mapping[str, Listing]) -> None:
+        """The list of a market was read again: apply what has changed, and record what is listed now."""
+        changed: list[Listing] = []
+        for old in market.listings:
+            new = listed.get(old.instrument.symbol) or old.unlisted()
+            if new != old:
+                _log_change(old, new)
+                market.relist(new)
+                changed.append(new)
+            elif not new.trading:
+                # A trade may have reported it as live, and the list says again that it is not.
+                market.relist(new)
+        known = {listing.instrument for listing in market.listings}
+        wanted = [listed[symbol] for symbol in self._settings.WADM_SYMBOLS if symbol in listed]
+        wanted += [listed[one.symbol] for one in self._tracked if market.venue.trades_here(one) and one.symbol in listed]
+        for new in wanted:
+            if new.instrument not in known and (self._is_configured(new.instrument) or new.instrument in self._tracked):
+                log.info("symbol.listed", instrument=new.instrument)
+                known.add(new.instrument)
+                market.listings.append(new)
+                changed.append(new)
+        if changed:
+            self._changed.set()
+            await self._listings.save(changed)
+
     # Tracked instruments.
 
     async def _follow_tracked(self, tasks: TaskGroup) -> None:
@@ -161,8 +217,14 @@ class SubscriptionManager:
     async def _add(self, instrument: Instrument) -> None:
         market = self._market(instrument)
         listed = await self._listings.look_up_again(market.venue, instrument.symbol, partial(self._asked, market))
-        if instrument.symbol not in listed:
+        if instrument.symbol not in listed or listed[instrument.symbol].status == UNLISTED:
+            stored = (await self._listings.stored(market.venue)).get(instrument.symbol)
+            if stored is not None and stored.listed and all(listing.instrument != instrument for listing in market.listings):
+                await self._listings.save([self._keep_unlisted(market, stored)])
+                return
             log.warning("symbol.unknown", **market.venue.log_fields, symbol=instrument.symbol)
+            # The list may be a minute old, and the symbol new.
+            self._services.recorder.doubt_listing(instrument)
         elif instrument in self._tracked and all(listing.instrument != instrument for listing in market.listings):
             listing = listed[instrument.symbol]
             log.info("market.tracked", instrument=instrument)
@@ -201,7 +263,11 @@ class SubscriptionManager:
         while True:
             self._changed = anyio.Event()
             await self._follow_tracked(tasks)
-            acquired = await self._acquire([listing.instrument for market in self._markets for listing in market.listings])
+            for market in self._markets:
+                if market.looked_up and market.venue.name not in self._refreshed:
+                    self._refreshed.add(market.venue.name)
+                    self._services.start(f"{market.venue.name} symbol list", partial(self._refresher.run, market))
+            acquired = await self._acquire(self._recordable)
             for market in self._markets:
                 lost = [listing.instrument for listing in market.listings if listing.instrument in self._recording - acquired]
                 for instrument in lost:
@@ -228,3 +294,15 @@ class SubscriptionManager:
             return set(await self._store.acquire_leases(self._owner, wanted, _LEASE_SECONDS))
         except StoreError:
             return set(wanted)
+
+
+def _log_change(old: Listing, new: Listing) -> None:
+    """Log what has changed in a listing: whether it trades, or its steps."""
+    instrument = new.instrument
+    if new.status == UNLISTED:
+        log.warning("symbol.delisted", instrument=instrument, reason="its exchange does not list it any more")
+    elif new.trading != old.trading or (not new.trading and new.status != old.status):
+        change = log.info if new.trading else log.warning
+        change("symbol.trading" if new.trading else "symbol.halted", instrument=instrument, status=new.status)
+    if (new.tick, new.lot) != (old.tick, old.lot):
+        log.info("symbol.steps_changed", instrument=instrument, tick=new.tick, lot=new.lot)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 from wadm_mcp.coverage.judge import judge
-from wadm_mcp.health import Health, State
-from wadm_mcp.model import DAY, MINUTE, Instrument, Window
+from wadm_mcp.health import Health, State, not_trading
+from wadm_mcp.model import DAY, MINUTE, Listing, Window
 from wadm_mcp.queries.arguments import Call, read_detail, read_whole
 from wadm_mcp.queries.coverage import ratio
 from wadm_mcp.queries.figures import table
@@ -28,13 +28,18 @@ COLUMNS: Final = (
     "importing",
 )
 
+_NAMED: Final = 5
+"""Instruments that do not trade which the reading names."""
+
 BRIEF: Final = ("exchange", "market", "symbol", "status", "last_price", "coverage_24h")
 
-_STATUS: Final = {State.OK: "live", State.STANDBY: "standby", State.STARTING: "starting", State.DOWN: "down"}
+_STATUS: Final = {State.OK: "live"}
+"""Names of a state in answers that differ from those in `/health`."""
 
 
 async def markets(view: View, health: Health, *, limit: object = 100, detail: object = "standard") -> dict[str, Any]:
-    """A row for each followed instrument. `status` is `live`, `starting`, `standby` (another process records) or `down`.
+    """A row for each followed instrument. `status` is `live`, `starting`, `standby` (another process records), `down`,
+    `halted` (listed and not traded) or `unlisted` (not listed any more); `reading` has the exchange's own word for the last two.
 
     `open_gaps` is the number of gaps in the last 24 hours, `history_from` the start of the oldest coverage. `repairing` is
     `[missing_trades, seconds]` of a running repair, null without one; `missing_trades` is null if the trade ids are not gapless.
@@ -43,7 +48,8 @@ async def markets(view: View, health: Health, *, limit: object = 100, detail: ob
     """
     call = Call("list_markets")
     max_rows, chosen_detail = read_whole(call, "limit", limit, 1, 1_000, 100), read_detail(call, detail)
-    rows = [await _row(view, health, listing.instrument) for listing in view.listings]
+    listings = view.listings
+    rows = [await _row(view, health, listing) for listing in listings]
     rows += [[*instrument, "starting", None, None, None, 0, 1, None, None, None] for instrument in view.awaited]
     omitted = max(0, len(rows) - max_rows)
     columns = BRIEF if chosen_detail == "brief" else None
@@ -51,11 +57,25 @@ async def markets(view: View, health: Health, *, limit: object = 100, detail: ob
     live = sum(row[3] == "live" for row in rows)
     complete = sum(row[7] == 1 for row in rows)
     reading = f"{live} of {len(rows)} instruments are live; {complete} have full coverage for the last 24 h."
+    idle = [listing for listing, row in zip(listings, rows, strict=False) if row[3] in (State.HALTED, State.UNLISTED)]
+    if idle:
+        more = f" and {len(idle) - _NAMED} more" if len(idle) > _NAMED else ""
+        named = ", ".join(f"{each.instrument} ({each.status or 'no status'})" for each in idle[:_NAMED])
+        reading += f" Not trading: {named}{more}."
     return {"store": "unreachable" if view.without_store else "ok", "markets": listed, "reading": reading}
 
 
-async def _row(view: View, health: Health, instrument: Instrument) -> list[Any]:
-    now = view.clock()
+def _status(health: Health, listing: Listing) -> str:
+    """The state of an instrument. While trades come in, a list that says otherwise is out of date."""
+    report = health.parts.get(str(listing.instrument))
+    state = report.state if report is not None else State.STARTING
+    if not listing.trading and state is not State.OK:
+        state, _ = not_trading(listing)
+    return _STATUS.get(state, state.value)
+
+
+async def _row(view: View, health: Health, listing: Listing) -> list[Any]:
+    instrument, now = listing.instrument, view.clock()
     # As every open window it ends after now, so that trades which are still in transit do not count as missing.
     day = Window(now - DAY, now - now % MINUTE + MINUTE)
     alive_until = view.alive_until(instrument)
@@ -66,11 +86,10 @@ async def _row(view: View, health: Health, instrument: Instrument) -> list[Any]:
     newest = view.newest(instrument)
     if newest is None:
         newest = next(iter(await view.trades(instrument, Window(0, now + MINUTE), limit=1, newest=True)), None)
-    report = health.parts.get(str(instrument))
     repairing, importing = view.repairing(instrument), view.importing(instrument)
     return [
         *instrument,
-        _STATUS[report.state if report is not None else State.STARTING],
+        _status(health, listing),
         number(newest.price, newest.scale.price) if newest is not None else None,
         iso(newest.timestamp) if newest is not None else None,
         max(0, now - newest.timestamp) if newest is not None else None,
