@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import Any
 
@@ -16,18 +16,55 @@ from hypothesis import strategies as st
 from tests.analytics.oracles import point_of_control, value_area
 from tests.market import BYBIT, NOON, SPOT, listing
 from tests.queries.world import World, exact, made, price_of, quantity_of, rows_of, signed, whole_day
+from wadm_mcp.analytics.footprint import Bar, Footprint
 from wadm_mcp.errors import QueryError
-from wadm_mcp.model import DAY, HOUR, MINUTE, Instrument, Retention, Timeframe, Trade, TradeType
+from wadm_mcp.model import DAY, HOUR, MINUTE, Instrument, Retention, Timeframe, Trade, TradeType, Window
 from wadm_mcp.queries.footprint import MAX_NODES, footprint
+from wadm_mcp.queries.market_structure import market_structure
 from wadm_mcp.queries.numbers import iso
 from wadm_mcp.queries.order_flow import order_flow
 from wadm_mcp.queries.trades import trades
+from wadm_mcp.queries.view import View
 from wadm_mcp.queries.volume_profile import volume_profile
+from wadm_mcp.storage.cached import CachedFootprints
 
 anyio_test = pytest.mark.anyio
 
 MIDNIGHT = NOON - 12 * HOUR
 TICK = Decimal("0.01")
+
+
+class CachedBefore(CachedFootprints):
+    """A cache with the footprints of every window as they were before the tick became finer."""
+
+    def __init__(self, before: View) -> None:
+        self.before = before
+
+    async def footprint(self, instrument: Instrument, window: Window, *_: Any, **__: Any) -> Footprint:
+        return await self.before.footprint(instrument, window)
+
+    async def figures(self, key: str, expected: Bar, make: Callable[[], Awaitable[list[int]]]) -> list[int]:
+        return await make()
+
+
+@anyio_test
+@pytest.mark.parametrize("ask", [volume_profile, footprint, market_structure], ids=["profile", "footprint", "structure"])
+async def test_figures_of_trades_from_before_the_tick_became_finer_stay_as_they_are(ask: Callable[..., Awaitable[Any]]) -> None:
+    old, new = (whole_day(World(listing(SPOT), now=NOON), SPOT).add(random_tape(3, 900, NOON - 20 * HOUR, NOON, (SPOT,))) for _ in range(2))
+    # The cache's copy is from before; the tape has the new listing.
+    new.tape.follow(listing(SPOT, "0.0001"))
+    new.view._cached = CachedBefore(old.view)
+    before: dict[str, Any] = await ask(old.view, symbol="BTCUSDT", row_size="0.5")
+    after: dict[str, Any] = await ask(new.view, symbol="BTCUSDT", row_size="0.5")
+    if ask is volume_profile:
+        # The top of a row is its last tick, and the average has two decimals more than prices.
+        assert after.pop("vah") - before.pop("vah") == pytest.approx(0.0099)
+        assert after.pop("vwap") == pytest.approx(before.pop("vwap"), abs=0.0001)
+        assert after | {"reading": ""} == before | {"reading": ""}
+    finer = await ask(new.view, symbol="BTCUSDT", row_size="0.4999")
+    assert finer["coverage"]["ratio"] == before["coverage"]["ratio"]
+    with pytest.raises(QueryError, match="whole multiple of the tick"):
+        await ask(old.view, symbol="BTCUSDT", row_size="0.4999")
 
 
 def random_tape(

@@ -111,7 +111,9 @@ class View:
         merge = partial(self._merged, instrument, live, row)
         if self._cached is None or self.without_store:
             return await merge(window)
-        return await self._cached.footprint(instrument, window, live, partial(self.bars, instrument, Timeframe.D1), merge, row)
+        found = await self._cached.footprint(instrument, window, live, partial(self.bars, instrument, Timeframe.D1), merge, row)
+        # It may be cached from before the tick became finer.
+        return found.at(found.scale.finest(self._tape[instrument].listing.scale))
 
     async def figures(self, key: str, proof: Bar, make: Callable[[], Awaitable[list[int]]]) -> list[int]:
         """POC, VAH and VAL of a closed window as integers: from the cache if they were cached with the bar `proof`, else from `make`."""

@@ -127,6 +127,19 @@ async def test_every_timeframe_equals_its_trades(tmp_path: Path) -> None:
                 assert row.footprint == footprint_of([each for each in trades if each.timestamp in window])
 
 
+async def test_a_minute_that_was_open_when_the_tick_became_finer_has_its_profile(tmp_path: Path) -> None:
+    async with recording(tmp_path) as r:
+        await r.trade(trade(1, price=51, quantity=100))
+        r.recorder.relist(listing(tick="0.0001"))
+        r.clock.pass_seconds(63)
+        await r.write()
+        (profile,) = sqlite_profiles(tmp_path / "wadm.sqlite", SPOT)
+        assert profile.profile is not None
+        assert (profile.profile.scale.price, profile.profile.vah, profile.profile.volume) == (4, 5_100, 100)
+        (row,) = await r.bars()
+        assert row.bar == bar_of([trade(1, price=51, quantity=100)])
+
+
 async def test_a_late_trade_revises_its_minute_the_longer_bars_and_the_cumulative_deltas_after_it(tmp_path: Path) -> None:
     async with recording(tmp_path) as r:
         for minute in range(6):

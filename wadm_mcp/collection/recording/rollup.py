@@ -308,4 +308,6 @@ def _path_unknown(bar: Bar) -> bool:
 
 
 def _profile(footprint: Footprint, listing: Listing) -> VolumeProfile | None:
+    # Recorded before the tick became finer, its prices may have fewer decimals than the tick.
+    footprint = footprint.at(footprint.scale.finest(listing.scale))
     return volume_profile(footprint, tick=int(listing.tick.scaleb(footprint.scale.price)))
