@@ -174,6 +174,33 @@ async def test_new_connections_are_refused() -> None:
         assert refused.value.response.status_code == 503
 
 
+@pytest.mark.parametrize(
+    ("exchange", "path", "status", "said"),
+    [("binance", "/api/v3/time", 451, b"restricted location"), ("bybit", "/v5/market/time?category=spot", 403, b"<H1>403 ERROR</H1>")],
+)
+async def test_a_blocked_region_is_refused_with_the_replies_of_the_real_exchanges(
+    exchange: str, path: str, status: int, said: bytes
+) -> None:
+    chaos = Chaos([Fault(Kind.BLOCKED, -1.0, 60, exchange, "spot"), Fault(Kind.BLOCKED_SOCKETS, -1.0, 60, exchange, "")])
+    chaos.begin()
+    host = {"binance": "binance_spot", "bybit": "bybit"}[exchange]
+    async with Simulator(manual=True, faults=chaos) as simulator:
+        reply = await get(simulator, f"{host}_rest", path)
+        assert (reply.status_code, said in reply.content) == (status, True)
+        # Archives stay open.
+        assert (await get(simulator, f"{host}_rest", "/data/nothing")).status_code == 404
+        with pytest.raises(InvalidStatus) as refused:
+            async with opened(simulator, f"{host}_ws", STREAM if exchange == "binance" else "/v5/public/spot"):
+                pass
+        assert (refused.value.response.status_code, said in (refused.value.response.body or b"")) == (status, True)
+
+
+async def test_a_host_without_history_lacks_the_trades_by_id_alone() -> None:
+    async with faulty(Kind.NO_HISTORY) as (simulator, _):
+        paths = [f"/api/v3/{name}?symbol=BTCUSDT" for name in ("historicalTrades", "trades", "aggTrades")]
+        assert [(await get(simulator, "binance_spot_rest", path)).status_code for path in paths] == [404, 200, 200]
+
+
 @pytest.mark.parametrize(("kind", "status"), [(Kind.TOO_MANY, 429), (Kind.BANNED, 418), (Kind.ERROR, 503)])
 async def test_rest_refuses_and_every_request_is_recorded(kind: Kind, status: int) -> None:
     async with faulty(kind) as (simulator, chaos):
@@ -270,7 +297,8 @@ async def test_a_symbol_is_halted_or_delisted_and_trades_again_without_a_missing
         start = tape.halts[0].start
         assert end - start >= 300
         rows = list(tape.prints(start - 2_000, end + 300))
-        assert [row.number for row in rows] == list(range(rows[0].number, rows[0].number + len(rows)))
+        numbers = [row.number for row in (rows if market == "spot" else tape.aggregates(start - 2_000, end + 300))]
+        assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
         assert not any(start <= row.time < end for row in rows)
         assert rows[0].time < start
         assert rows[-1].time >= end
@@ -305,7 +333,7 @@ async def test_ids_that_the_exchange_itself_lacks_are_served_nowhere() -> None:
         assert [row["id"] for row in again] == [number for number in range(first, first + 60) if number % 10][:50]
 
 
-def test_a_plan_is_reproducible_by_its_seed_and_contains_every_kind() -> None:
+def test_a_plan_is_reproducible_by_its_seed_and_contains_every_kind_but_those_on_order() -> None:
     first = plan(7, 300)
     assert first == plan(7, 300) != plan(8, 300)
     assert Counter(fault.kind for fault in first).keys() == set(Kind) - set(ON_ORDER)

@@ -9,7 +9,9 @@ from typing import Final, TypeVar
 from wadm_mcp.simulator.tape import Aggregate, Print, Tape
 
 _ALIGNED_MS: Final = 100
-"""Halts begin and end at whole multiples of the longest window in which fills are aggregated, so that they split no aggregate."""
+"""Halts begin and end near whole multiples of this."""
+_AROUND_MS: Final = 400
+"""Longer than any window in which fills are aggregated, twice over."""
 
 _Row = TypeVar("_Row", Print, Aggregate)
 
@@ -42,18 +44,28 @@ class HaltingTape:
         return self._tape.prints_per_day
 
     def halt(self, halted: bool, now: int) -> None:
-        """Begin or end a halt within the next tenth of a second; does nothing if that is its state. The feed calls it all the time."""
+        """Begin or end a halt within the next two tenths of a second; does nothing if that is its state. The feed calls it all the time."""
         self._latest = now = max(self._latest, now)
         last = self.halts[-1] if self.halts else None
         if halted == (last is not None and last.end is None):
             return
-        at = now - now % _ALIGNED_MS + _ALIGNED_MS
+        at = self._between_aggregates(now - now % _ALIGNED_MS + _ALIGNED_MS)
         if halted:
             self.halts.append(Halt(at))
         elif last is not None:
             last.end = max(at, last.start)
             last.prints = sum(1 for _ in self._tape.prints(last.start, last.end))
-            last.aggregates = sum(1 for _ in self._tape.aggregates(last.start, last.end))
+            # Aggregates are published once their window has ended.
+            published = self._tape.aggregates(last.start, last.end + _AROUND_MS)
+            last.aggregates = sum(last.start <= row.time < last.end for row in published)
+
+    def _between_aggregates(self, at: int) -> int:
+        """The first moment from `at` on that splits no aggregate."""
+        times = {row.number: row.time for row in self._tape.prints(at - _AROUND_MS, at + _AROUND_MS)}
+        for row in self._tape.aggregates(at - _AROUND_MS, at + _AROUND_MS):
+            if row.time < at <= times.get(row.last, row.time):
+                at = times[row.last] + 1
+        return at
 
     def prints(self, start: int, end: int) -> Iterator[Print]:
         return self._traded(self._tape.prints(start, end))

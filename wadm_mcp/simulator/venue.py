@@ -252,7 +252,8 @@ def _response(reply: Reply) -> Response:
     plain = isinstance(reply.body, bytes)
     body = reply.body if isinstance(reply.body, bytes) else msgspec.json.encode(reply.body)
     headers = Headers(reply.headers)
-    headers["Content-Type"] = "application/octet-stream" if plain else "application/json;charset=UTF-8"
+    if "Content-Type" not in headers:
+        headers["Content-Type"] = "application/octet-stream" if plain else "application/json;charset=UTF-8"
     if "Content-Length" not in headers:
         headers["Content-Length"] = str(len(body))
     headers["Connection"] = "close"
