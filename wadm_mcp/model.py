@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 from typing import Final, NamedTuple, Self
 
@@ -86,12 +86,13 @@ class Listing(msgspec.Struct, frozen=True):
     """How an exchange lists an instrument today: its price step (tick), quantity step (lot) and status.
 
     `trading` is false while it does not trade, and then it sends nothing. `status` is the exchange's own word for that (`TRADING`, `BREAK`,
-    `Delivering`), empty where it is not known: an older WADM did not store it.
+    `Delivering`), empty where it is not known: an older WADM did not store it. Tick and lot of a provisional listing are None: the exchange
+    has not said yet whether it lists the instrument.
     """
 
     instrument: Instrument
-    tick: Decimal
-    lot: Decimal
+    tick: Decimal | None
+    lot: Decimal | None
     trading: bool = True
     status: str = ""
 
@@ -104,15 +105,45 @@ class Listing(msgspec.Struct, frozen=True):
         """The same instrument once its exchange does not list it any more: its steps stay, because recorded data has them."""
         return msgspec.structs.replace(self, trading=False, status=UNLISTED)
 
+    @classmethod
+    def unconfirmed(cls, instrument: Instrument) -> Self:
+        """The provisional listing of an instrument, with which it is recorded until its exchange returns its symbol list."""
+        return cls(instrument, None, None)
+
+    @property
+    def provisional(self) -> bool:
+        """Whether the exchange has not confirmed yet that it lists the instrument. Its tick is unknown then."""
+        return self.tick is None
+
     @property
     def listed(self) -> bool:
-        """Whether the exchange lists it, or listed it while WADM followed it."""
-        return self.tick > 0
+        """Whether the exchange lists it, or listed it while WADM followed it; a provisional listing counts as listed."""
+        return self.tick is None or self.tick > 0
 
     @property
     def scale(self) -> Scale:
-        """The coarsest scale that writes the tick and the lot exactly."""
-        return Scale(decimals_of(self.tick), decimals_of(self.lot))
+        """The coarsest scale that writes the tick and the lot exactly; whole numbers, which trades widen, while they are unknown."""
+        return Scale(decimals_of(self.tick or Decimal(0)), decimals_of(self.lot or Decimal(0)))
+
+    def tick_at(self, decimals: int) -> int:
+        """The tick as an integer at so many decimals. While it is unknown it is 1: the finest step that prices at this scale have."""
+        return 1 if self.tick is None else int(self.tick.scaleb(decimals))
+
+    def stored_steps(self) -> tuple[str, str]:
+        """Tick and lot as a store keeps them. Unknown ones are 0, as of an instrument that is not listed, but it counts as trading.
+
+        Versions that do not know provisional listings then ignore the instrument.
+        """
+        return str(self.tick or 0), str(self.lot or 0)
+
+    @classmethod
+    def from_store(cls, instrument: Instrument, tick: str, lot: str, trading: bool, status: str = "") -> Self:
+        """A listing from what `stored_steps` returned; `ValueError` where tick or lot is no decimal."""
+        try:
+            listing = cls(instrument, Decimal(tick), Decimal(lot), trading, status)
+        except InvalidOperation:
+            raise ValueError(f"{tick!r} and {lot!r} are not decimals") from None
+        return cls.unconfirmed(instrument) if trading and not listing.tick else listing
 
 
 class Trade(msgspec.Struct, frozen=True, gc=False):

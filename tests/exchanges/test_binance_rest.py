@@ -194,6 +194,8 @@ def test_history_is_asked_for_by_id_as_much_as_one_reply_has() -> None:
     assert linear == ("/fapi/v1/aggTrades", {"symbol": "BTCUSDT", "limit": "1000", "fromId": "0"}, 20)
     for market in ("spot", "linear"):
         assert BINANCE.trades_request(market, "BTCUSDT").params == {"symbol": "BTCUSDT", "limit": "1000"}
+    # The newest trades have an endpoint of their own, which the host of market data serves too.
+    assert [BINANCE.trades_request(market, "BTCUSDT").path for market in ("spot", "linear")] == ["/api/v3/trades", "/fapi/v1/aggTrades"]
 
 
 def test_aggregates_are_asked_for_by_time_or_by_their_own_id() -> None:
@@ -371,4 +373,4 @@ def test_a_hostile_list_of_symbols_is_listings_or_an_error_of_ours(body: bytes) 
     except ExchangeError as error:
         said = str(error)
     assert said.isprintable()
-    assert all(each.tick > 0 and each.lot > 0 for each in listings)
+    assert all(each.tick and each.lot and min(each.tick, each.lot) > 0 for each in listings)

@@ -486,6 +486,15 @@ async def test_listings_come_back_in_their_newest_form(store: Store) -> None:
     assert {one.instrument: one for one in await store.listings()} == {BTC: changed, ETH: first[1]}
 
 
+async def test_a_provisional_listing_comes_back_without_tick_and_lot_and_is_not_taken_for_an_unlisted_symbol(store: Store) -> None:
+    listings = [Listing.unconfirmed(BTC), Listing.none(ETH)]
+    await store.save_listings(listings)
+    assert await store.listings() == listings
+    assert [(one.provisional, one.listed, one.scale) for one in listings] == [(True, True, (0, 0)), (False, False, (0, 0))]
+    await store.save_listings([Listing(BTC, Decimal("0.01"), Decimal("0.00001"))])
+    assert not (await store.listings())[0].provisional
+
+
 async def test_an_instrument_that_was_never_listed_has_no_listing(store: Store) -> None:
     await store.write([trade(1, instrument=ETH)], [])
     await store.save_listings([Listing(BTC, Decimal(1), Decimal(1))])

@@ -283,8 +283,9 @@ class Binance(BinanceRest):
     hosts: Mapping[str, Hosts] = MappingProxyType(
         {
             "spot": Hosts(
-                Host("WADM_BINANCE_SPOT_WS", "wss://stream.binance.com:9443"),
-                Host("WADM_BINANCE_SPOT_REST", "https://api.binance.com"),
+                # The hosts of market data serve regions that the others refuse (docs/exchanges.md 4.6).
+                Host("WADM_BINANCE_SPOT_WS", "wss://stream.binance.com:9443", "wss://data-stream.binance.vision"),
+                Host("WADM_BINANCE_SPOT_REST", "https://api.binance.com", "https://data-api.binance.vision"),
                 _ARCHIVE,
             ),
             "linear": Hosts(

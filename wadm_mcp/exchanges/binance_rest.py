@@ -54,7 +54,10 @@ class _Market(NamedTuple):
     allowance: Allowance
     listings_weight: int
     trades_path: str
+    newest_path: str
+    """Serves the newest trades, in the same rows; the hosts of market data have it too."""
     trades_weight: int
+    """Of a request to either path."""
     aggregates_weight: int
     candles_weights: Sequence[tuple[int, int]]
     """`(below, weight)`: the weight of a request for fewer minutes than `below`, ascending."""
@@ -67,6 +70,7 @@ _MARKETS: Final[Mapping[str, _Market]] = MappingProxyType(
             Allowance(6_000, 60.0, _USED_WEIGHT, ban_end=BAN_END),
             listings_weight=20,
             trades_path="historicalTrades",
+            newest_path="trades",
             trades_weight=25,
             aggregates_weight=4,
             candles_weights=((1_001, 2),),
@@ -76,6 +80,7 @@ _MARKETS: Final[Mapping[str, _Market]] = MappingProxyType(
             Allowance(2_400, 60.0, _USED_WEIGHT, ban_end=BAN_END),
             listings_weight=1,
             trades_path="aggTrades",
+            newest_path="aggTrades",
             trades_weight=20,
             aggregates_weight=20,
             candles_weights=((100, 1), (500, 2), (1_001, 5)),
@@ -90,7 +95,7 @@ class _Error(msgspec.Struct, frozen=True):
 
 
 class _Trade(msgspec.Struct, frozen=True, gc=False):
-    """A row of `historicalTrades`."""
+    """A row of `historicalTrades` and of `trades`."""
 
     id: Count
     price: str
@@ -209,9 +214,10 @@ class BinanceRest:
         return read_records(venue, reply.symbols, lambda record: _listing(market, record)), ""
 
     def trades_request(self, market: str, symbol: str, first: int | None = None) -> Request:
-        """`first` is inclusive. A trade of the last moment may be missing: both endpoints read a database that lags."""
+        """`first` is inclusive. A trade of the last moment may be missing: endpoints with history read a database that lags."""
         rest = _MARKETS[market]
-        return Request(f"{rest.prefix}/{rest.trades_path}", _page(symbol, fromId=first), rest.trades_weight)
+        path = rest.newest_path if first is None else rest.trades_path
+        return Request(f"{rest.prefix}/{path}", _page(symbol, fromId=first), rest.trades_weight)
 
     def read_trades(self, listing: Listing, body: bytes) -> Page[Trade]:
         """Ascending by id."""

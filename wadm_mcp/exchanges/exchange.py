@@ -106,7 +106,8 @@ class Allowance(NamedTuple):
 
     `used_header` is the response header with the weight that the address has used since the last whole multiple of `seconds`, empty
     where there is none. `forbidden` is how many seconds to stay away after an HTTP 403. `ban_end` finds, in the body of a ban, when it
-    ends (its group 1, in ms); None where the body does not say.
+    ends (its group 1, in ms); None where the body does not say. `region` is how many seconds to stay away after an HTTP 451: the answer
+    changes only with the network.
     """
 
     weight: int
@@ -114,6 +115,7 @@ class Allowance(NamedTuple):
     used_header: str = ""
     forbidden: float = 60.0
     ban_end: re.Pattern[bytes] | None = None
+    region: float = 300.0
 
 
 class Aggregate(NamedTuple):
@@ -221,10 +223,20 @@ class MarketTraits:
 
 
 class Host(NamedTuple):
-    """A base URL without path: the setting that may replace it (`WADM_BINANCE_SPOT_WS`), and the exchange's own."""
+    """A base URL without path: the setting that may replace it (`WADM_BINANCE_SPOT_WS`), and the exchange's own.
+
+    `market_data` is the exchange's host for public market data alone, which also serves regions that `url` refuses. Empty where there is
+    none.
+    """
 
     setting: str
     url: str
+    market_data: str = ""
+
+    def way_on(self, refused: str) -> str:
+        """What an operator can do where the base URL `refused` does not serve this address."""
+        proxy = "HTTPS_PROXY to a proxy in a region that the exchange serves"
+        return f"Set {self.setting}={self.market_data}, or {proxy}" if self.market_data not in ("", refused) else f"Set {proxy}"
 
 
 class Hosts(NamedTuple):
@@ -313,7 +325,7 @@ class Exchange(Protocol):
 
     def trades_request(self, market: str, symbol: str, first: int | None = None) -> Request:
         """The request for trades like those of the trade socket, as many as one reply has: from the seq `first` on where the market
-        `has_gapless_ids`, else (and without `first`) the newest."""
+        `has_gapless_ids`, else (and without `first`) the newest. Where a market `folds_history`, a host may lack the trades by seq."""
         ...
 
     def read_trades(self, listing: Listing, body: bytes) -> Page[Trade]:
@@ -344,13 +356,19 @@ class Exchange(Protocol):
 
 @dataclass(frozen=True)
 class Venue:
-    """One market of one exchange, and the base URLs that lead to it. `archive_url` is empty where there is no archive."""
+    """One market of one exchange, and the base URLs that lead to it. `archive_url` is empty where there is no archive.
+
+    `socket_fallback` and `rest_fallback` are base URLs to use where the first ones do not serve this address; empty where there is none,
+    and where the operator set the first one.
+    """
 
     exchange: Exchange
     market: str
     socket_url: str
     rest_url: str
     archive_url: str
+    socket_fallback: str = ""
+    rest_fallback: str = ""
 
     @property
     def name(self) -> str:

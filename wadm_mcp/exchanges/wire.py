@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from functools import lru_cache
+from html import unescape
 from typing import Annotated, Final, NamedTuple, TypeVar
 
 import msgspec
@@ -65,6 +67,12 @@ UNREADABLE: Final = (msgspec.MsgspecError, UnicodeError, RecursionError)
 """What decoding untrusted bytes may raise."""
 
 
+_HTML: Final = re.compile(r"<(?:!doctype|html|head|body)\b", re.IGNORECASE)
+_HTML_SEARCHED: Final = 1_000
+"""Characters of a reply in which a page of HTML begins."""
+_NOT_SHOWN: Final = ("title", "script", "style")
+
+
 class SymbolScale(NamedTuple):
     """An instrument in a decoder: its scale now, and the scale of its listing."""
 
@@ -121,6 +129,26 @@ def one_line(text: str, most: int = 240) -> str:
     """Untrusted text as one line of at most `most` printable characters."""
     line = " ".join("".join(letter if letter.isprintable() else " " for letter in text[: 4 * most]).split())
     return line if len(line) <= most else line[: most - 1] + "…"
+
+
+def plain_text(body: bytes) -> str:
+    """The text of a reply. Of an HTML page the text that a browser would show, without markup, title and scripts."""
+    text = body.decode("utf-8", "replace")
+    if _HTML.search(text[:_HTML_SEARCHED]) is None:
+        return text
+    # One pass over the tags, which no page makes fail or take long, as parsers and backtracking may.
+    before, *parts = text.split("<")
+    shown, hidden = [before], ""
+    for part in parts:
+        tag, _, after = part.partition(">")
+        name = tag.split(maxsplit=1)[0].lower() if tag.strip() else ""
+        if hidden:
+            hidden = "" if name == f"/{hidden}" else hidden
+        elif name in _NOT_SHOWN:
+            hidden = name
+        if not hidden:
+            shown.append(after)
+    return unescape(" ".join(shown))
 
 
 def refusal(venue: str, what: str, code: int, text: str) -> ExchangeError:

@@ -9,7 +9,6 @@ A document that cannot be read raises `ValueError`, `TypeError` or `KeyError`; t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from hashlib import blake2b
 from struct import Struct
@@ -286,11 +285,12 @@ def mark_of(document: Mapping[str, Any]) -> DirtyMinute:
 
 def listing_document(listing: Listing) -> Document:
     """A document of `listings`; tick and lot are stored as text, which is exact for any decimal."""
+    tick, lot = listing.stored_steps()
     return {
         "_id": str(listing.instrument),
         **listing.instrument._asdict(),
-        "tick": str(listing.tick),
-        "lot": str(listing.lot),
+        "tick": tick,
+        "lot": lot,
         "trading": listing.trading,
         "status": listing.status,
     }
@@ -299,10 +299,7 @@ def listing_document(listing: Listing) -> Document:
 def listing_of(document: Mapping[str, Any]) -> Listing:
     """A listing from its document."""
     instrument = Instrument(document["exchange"], document["market"], document["symbol"])
-    try:
-        return Listing(instrument, Decimal(document["tick"]), Decimal(document["lot"]), document["trading"], document.get("status", ""))
-    except InvalidOperation:
-        raise ValueError(f"{document['tick']!r} and {document['lot']!r} are not decimals") from None
+    return Listing.from_store(instrument, document["tick"], document["lot"], document["trading"], document.get("status", ""))
 
 
 def tracked_document(instrument: Instrument) -> Document:

@@ -127,10 +127,7 @@ class SqliteStore(Store):
     async def save_listings(self, listings: Sequence[Listing]) -> None:
         def update(db: sqlite3.Connection) -> None:
             ids = _register_instruments(db, (listing.instrument for listing in listings))
-            rows = (
-                (str(listing.tick), str(listing.lot), listing.trading, listing.status or None, ids[listing.instrument])
-                for listing in listings
-            )
+            rows = ((*listing.stored_steps(), listing.trading, listing.status or None, ids[listing.instrument]) for listing in listings)
             db.executemany("UPDATE instruments SET tick = ?, lot = ?, trading = ?, status = ? WHERE id = ?", rows)
 
         if listings:

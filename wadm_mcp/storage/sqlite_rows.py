@@ -5,7 +5,6 @@ A row that cannot be read raises `ValueError` or `TypeError`; the store adds whi
 
 from __future__ import annotations
 
-from decimal import Decimal, InvalidOperation
 from typing import Any, Final, TypeAlias
 
 from wadm_mcp.analytics.footprint import Bar, Footprint
@@ -177,7 +176,4 @@ def order_flow_of(instrument: Instrument, timeframe: Timeframe, row: Row) -> Ord
 def listing_of(row: Row) -> Listing:
     """A listing from a row of `SELECT_LISTINGS`."""
     exchange, market, symbol, tick, lot, trading, status = row
-    try:
-        return Listing(Instrument(exchange, market, symbol), Decimal(tick), Decimal(lot), bool(trading), status or "")
-    except InvalidOperation:
-        raise ValueError(f"{tick!r} and {lot!r} are not decimals") from None
+    return Listing.from_store(Instrument(exchange, market, symbol), tick, lot, bool(trading), status or "")
