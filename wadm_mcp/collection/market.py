@@ -23,13 +23,15 @@ from wadm_mcp.exchanges.exchange import Venue
 from wadm_mcp.health import Health, State
 from wadm_mcp.model import HOUR, Instrument, Listing
 from wadm_mcp.settings import Settings
-from wadm_mcp.storage.store import Store
+from wadm_mcp.storage.store import Store, all_trades
 from wadm_mcp.tape import Tape
 
 _RESUME_WITHIN_SECONDS: Final = 3.0
 """How long a start waits for the stored state of its instruments; after that a pass of rollup loads it."""
 _STAGGER_SECONDS: Final = 2.0
 """Between the starts of connections that cover each other, so that no age limit ends them all at once."""
+_HANDOVER_SECONDS: Final = 10.0
+"""How long connections go on after others were opened in their place: an instrument must not lose trades because another one is dropped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,11 @@ class _ConnectionGroup:
         for scope in self.scopes:
             scope.cancel()
 
+    async def stop_after(self, seconds: float) -> None:
+        """Stop after so many seconds."""
+        await anyio.sleep(seconds)
+        self.stop()
+
     async def collect(self, collector: Collector, delay: float) -> None:
         """Run a collector after `delay` seconds, until the group is stopped."""
         if self.stopped:
@@ -77,13 +84,13 @@ class _ConnectionGroup:
 class MarketRecording:
     """Records instruments of one market. `listings` are those wanted here, whether this process records them or another does."""
 
-    def __init__(self, venue: Venue, services: RecordingServices) -> None:
+    def __init__(self, venue: Venue, services: RecordingServices, *, configured: bool = True) -> None:
         self.venue = venue
+        self.configured = configured
+        """Whether the settings name this market, with every configured symbol; else it has only tracked instruments."""
         self.listings: list[Listing] = []
         self.looked_up = False
-        """True once it is known, from the exchange or else from the store, which configured symbols it lists."""
-        self.asked = False
-        """True once the symbol list was requested at least once, with or without success."""
+        """True once its listings are known: from the exchange or the store, or as provisional ones."""
         self.history: History | None = None
         self._services = services
         self._groups: list[_ConnectionGroup] = []
@@ -115,18 +122,22 @@ class MarketRecording:
         for group in self._groups:
             # In place: its collectors have the list.
             group.listings[:] = updated(group.listings)
+        if self._services.tape.get(listing.instrument) is not None:
+            self._services.tape.follow(listing)
         self._services.recorder.relist(listing)
 
     def stop(self, instruments: Collection[Instrument]) -> None:
-        """Stop recording these instruments. The others on their connections are moved to new connections."""
+        """Stop recording these instruments. The others on their connections are moved to new ones before the old ones end."""
         for instrument in instruments:
             self._services.recorder.stop(instrument)
         for group in [group for group in self._groups if any(listing.instrument in instruments for listing in group.listings)]:
             self._groups.remove(group)
-            group.stop()
             left = [listing for listing in group.listings if listing.instrument not in instruments]
             if left:
                 self._collect(left)
+                self._services.start(f"{self.venue.name} handover", partial(group.stop_after, _HANDOVER_SECONDS))
+            else:
+                group.stop()
 
     def _collect(self, listings: Sequence[Listing]) -> None:
         services = self._services
@@ -156,6 +167,7 @@ class MarketRecording:
             services.clock,
             services.settings.retention.trades,
             long_gaps=not services.settings.WADM_HISTORY_HOURS,
+            recorded_trades=partial(all_trades, services.store),
         )
 
     def _new_history(self) -> History:

@@ -1,8 +1,9 @@
 """Which instruments this process records: the configured and the tracked ones, as far as their exchanges list them and no other process
 has their lease.
 
-A symbol that an exchange does not list is a warning; the start stops only if nothing at all can be recorded. Lists are read again while
-recording (`ListingRefresher`), so that halts, delistings, new listings and changed steps take effect. Of all processes on one store the one
+While an exchange does not answer, its instruments are recorded by their stored or provisional listings; its answer corrects them. A symbol
+that an exchange does not list is a warning; the start stops only if nothing at all can be recorded. Lists are read again while recording
+(`ListingRefresher`), so that halts, delistings, new listings and changed steps take effect. Of all processes on one store the one
 that has acquired an instrument's lease records it. While the store does not answer, every process that wants an instrument records it,
 since every write can be repeated.
 """
@@ -18,7 +19,7 @@ from anyio.abc import TaskGroup
 
 from wadm_mcp.collection.backfill.history import History
 from wadm_mcp.collection.listing_refresher import ListingRefresher
-from wadm_mcp.collection.listings import Listings
+from wadm_mcp.collection.listings import Listings, LookUp
 from wadm_mcp.collection.market import MarketRecording, RecordingServices
 from wadm_mcp.errors import SettingError, StoreError
 from wadm_mcp.exchanges.registry import is_called
@@ -102,13 +103,20 @@ class SubscriptionManager:
     # Configured symbols.
 
     async def _look_up(self, market: MarketRecording, tasks: TaskGroup) -> None:
-        listed = await self._listings.look_up(market.venue, self._settings.WADM_SYMBOLS, partial(self._asked, market))
+        correct = partial(self._correct, market, tasks)
+        found = await self._listings.look_up(market.venue, self._settings.WADM_SYMBOLS, tasks, correct)
+        # Without the exchange's answer there is no await in between: it may come at any time, and corrects what is wanted by then.
+        stored = await self._listings.stored(market.venue) if found.confirmed else found.listed
+        self._adopt(market, found.listed, stored, tasks)
+
+    def _adopt(self, market: MarketRecording, listed: Mapping[str, Listing], stored: Mapping[str, Listing], tasks: TaskGroup) -> None:
+        """Want the configured symbols that are listed, keep those that were, and note the others."""
         found: list[Listing] = []
-        stored = await self._listings.stored(market.venue)
         for symbol in self._settings.WADM_SYMBOLS:
             instrument = market.venue.instrument(symbol)
             if symbol in listed and listed[symbol].status != UNLISTED:
-                market.listings.append(listed[symbol])
+                if all(listing.instrument != listed[symbol].instrument for listing in market.listings):
+                    market.listings.append(listed[symbol])
                 found.append(listed[symbol])
             elif symbol in stored and stored[symbol].listed:
                 found.append(self._keep_unlisted(market, stored[symbol]))
@@ -124,8 +132,28 @@ class SubscriptionManager:
         tasks.start_soon(self._listings.save, found)
         self._changed.set()
 
-    def _asked(self, market: MarketRecording) -> None:
-        market.asked = True
+    async def _correct(self, market: MarketRecording, tasks: TaskGroup, found: LookUp) -> None:
+        """The exchange, or the store, has answered after a start without it: its listings replace those that took their place.
+
+        A provisional instrument that the exchange does not list is dropped. `SettingError` if none is left, as at a start.
+        """
+        if not found.confirmed:
+            for listing in [listing for listing in found.listed.values() if not listing.provisional]:
+                market.relist(listing)
+            return
+        listed, dropped = found.listed, list[Listing]()
+        for known in [listing for listing in market.listings if listing.provisional]:
+            symbol = known.instrument.symbol
+            if symbol not in listed:
+                log.warning("symbol.not_listed", **market.venue.log_fields, symbol=symbol, nearest=", ".join(nearest(symbol, listed)))
+                self._stop_following(market, known.instrument)
+                dropped.append(Listing.none(known.instrument))
+        tasks.start_soon(self._listings.save, [*dropped, *self._apply(market, listed)])
+        log.info("listings.corrected", **market.venue.log_fields, instruments=len(market.listings))
+        if market.configured:
+            self._adopt(market, listed, await self._listings.stored(market.venue), tasks)
+        if not any(each.listings for each in self._markets):
+            await self._refuse_unknown_symbols()
         self._changed.set()
 
     async def _refuse_unknown_symbols(self) -> None:
@@ -167,6 +195,8 @@ class SubscriptionManager:
     def _keep_unlisted(self, market: MarketRecording, listing: Listing) -> Listing:
         """Follow an instrument that was recorded and is not listed any more, so that what is stored of it can be asked for."""
         unlisted = listing.unlisted()
+        if any(known.instrument == listing.instrument for known in market.listings):
+            return unlisted
         market.listings.append(unlisted)
         self._services.tape.follow(unlisted)
         self._services.health.report(str(listing.instrument), *not_trading(unlisted))
@@ -175,6 +205,13 @@ class SubscriptionManager:
 
     async def _relist(self, market: MarketRecording, listed: Mapping[str, Listing]) -> None:
         """The list of a market was read again: apply what has changed, and record what is listed now."""
+        changed = self._apply(market, listed)
+        if changed:
+            self._changed.set()
+            await self._listings.save(changed)
+
+    def _apply(self, market: MarketRecording, listed: Mapping[str, Listing]) -> list[Listing]:
+        """Replace the listings of a market by these and add wanted ones that are new. Returns those that have changed."""
         changed: list[Listing] = []
         for old in market.listings:
             new = listed.get(old.instrument.symbol) or old.unlisted()
@@ -194,9 +231,7 @@ class SubscriptionManager:
                 known.add(new.instrument)
                 market.listings.append(new)
                 changed.append(new)
-        if changed:
-            self._changed.set()
-            await self._listings.save(changed)
+        return changed
 
     # Tracked instruments.
 
@@ -208,19 +243,20 @@ class SubscriptionManager:
             return
         for instrument in tracked - self._tracked:
             if not self._is_configured(instrument):
-                tasks.start_soon(self._add, instrument)
+                tasks.start_soon(self._add, instrument, tasks)
         for instrument in self._tracked - tracked:
             if not self._is_configured(instrument):
                 self._drop(instrument)
         self._tracked = tracked
 
-    async def _add(self, instrument: Instrument) -> None:
+    async def _add(self, instrument: Instrument, tasks: TaskGroup) -> None:
         market = self._market(instrument)
-        listed = await self._listings.look_up_again(market.venue, instrument.symbol, partial(self._asked, market))
+        correct = partial(self._correct, market, tasks)
+        listed, confirmed = await self._listings.look_up_again(market.venue, instrument.symbol, tasks, correct)
         if instrument.symbol not in listed or listed[instrument.symbol].status == UNLISTED:
-            stored = (await self._listings.stored(market.venue)).get(instrument.symbol)
+            stored = (await self._listings.stored(market.venue) if confirmed else listed).get(instrument.symbol)
             if stored is not None and stored.listed and all(listing.instrument != instrument for listing in market.listings):
-                await self._listings.save([self._keep_unlisted(market, stored)])
+                tasks.start_soon(self._listings.save, [self._keep_unlisted(market, stored)])
                 return
             log.warning("symbol.unknown", **market.venue.log_fields, symbol=instrument.symbol)
             # The list may be a minute old, and the symbol new.
@@ -228,25 +264,27 @@ class SubscriptionManager:
         elif instrument in self._tracked and all(listing.instrument != instrument for listing in market.listings):
             listing = listed[instrument.symbol]
             log.info("market.tracked", instrument=instrument)
-            await self._listings.save([listing])
             market.listings.append(listing)
+            tasks.start_soon(self._listings.save, [listing])
             self._changed.set()
 
     def _drop(self, instrument: Instrument) -> None:
-        market = self._market(instrument)
+        self._stop_following(self._market(instrument), instrument)
+        log.info("market.untracked", instrument=instrument)
+
+    def _stop_following(self, market: MarketRecording, instrument: Instrument) -> None:
         market.listings = [listing for listing in market.listings if listing.instrument != instrument]
         if instrument in self._recording:
             self._stop(market, {instrument})
         self._services.tape.forget(instrument)
         self._services.health.forget(str(instrument))
-        log.info("market.untracked", instrument=instrument)
 
     def _market(self, instrument: Instrument) -> MarketRecording:
         """The market of an instrument, which the settings may not name."""
         for market in self._markets:
             if market.venue.trades_here(instrument):
                 return market
-        market = MarketRecording(self._settings.venue(instrument.exchange, instrument.market), self._services)
+        market = MarketRecording(self._settings.venue(instrument.exchange, instrument.market), self._services, configured=False)
         market.looked_up = True
         self._markets.append(market)
         return market
@@ -264,7 +302,7 @@ class SubscriptionManager:
             self._changed = anyio.Event()
             await self._follow_tracked(tasks)
             for market in self._markets:
-                if market.looked_up and market.venue.name not in self._refreshed:
+                if self._listings.read_at(market.venue) is not None and market.venue.name not in self._refreshed:
                     self._refreshed.add(market.venue.name)
                     self._services.start(f"{market.venue.name} symbol list", partial(self._refresher.run, market))
             acquired = await self._acquire(self._recordable)
@@ -278,7 +316,7 @@ class SubscriptionManager:
                 if fresh:
                     self._recording.update(listing.instrument for listing in fresh)
                     await market.start(fresh)
-            if all(market.looked_up or market.asked for market in self._markets):
+            if all(market.looked_up for market in self._markets):
                 self._services.tape.mark_listings_attempted()
             with anyio.move_on_after(_LEASE_SECONDS / 4):
                 await self._changed.wait()

@@ -81,6 +81,10 @@ class Repairing:
         for trade in trades:
             await self.recorder.take(1, Trades(self.instrument, (trade,), trade.timestamp + 1))
 
+    async def stored(self, instrument: Instrument, window: Window) -> Sequence[Trade]:
+        """What a store would have of a window."""
+        return [trade for trade in self.tape[instrument].pending.values() if trade.timestamp in window]
+
     async def run_until(self, condition: Callable[[], bool], within: float = 20) -> None:
         with anyio.fail_after(within):
             async with anyio.create_task_group() as tasks:
@@ -243,6 +247,61 @@ async def test_a_failed_request_does_not_count_towards_marking_an_id_absent(monk
         assert r.health.counts["repair.failures"] == 2
         assert r.health.counts["trades.absent"] == 0
         assert {trade.seq for trade in r.written} == {trade.seq for trade in trades}
+
+
+def without_history() -> Chaos:
+    """Faults that take the trades by id from Binance spot, as its host of market data lacks them."""
+    chaos = Chaos([Fault(Kind.NO_HISTORY, -1.0, 3_600, "binance", "spot")])
+    chaos.begin()
+    return chaos
+
+
+async def test_a_recent_gap_is_repaired_by_the_newest_trades_where_the_host_has_none_by_id() -> None:
+    chaos = without_history()
+    async with repairing(faults=chaos) as r:
+        trades = r.traded(r.until - MINUTE)
+        await r.take([*trades[:20], *trades[-300:-150], *trades[-100:]])
+        r.repairer._recorded_trades = r.stored
+        await r.run_until(lambda: not r.missing)
+        assert {trade.seq for trade in trades[-150:-100]} <= {trade.seq for trade in r.written}
+        assert [path for _, _, path, _ in chaos.requests].count("/api/v3/historicalTrades") == 1
+
+
+async def test_an_older_gap_is_repaired_by_aggregates_to_its_very_edges_where_the_host_has_no_trades_by_id() -> None:
+    chaos = without_history()
+    async with repairing(activity=8, faults=chaos) as r:
+        trades = r.traded(r.until - 6 * MINUTE)
+        inside = [(place * 97, place * 97 + place % 30 + 1) for place in range(5, 45)]
+        await r.take([trade for place, trade in enumerate(trades) if not any(first <= place < last for first, last in inside)])
+        assert r.missing > 100
+        r.repairer._recorded_trades = r.stored
+        await r.run_until(lambda: not r.missing, within=40)
+        assert [path for _, _, path, _ in chaos.requests].count("/api/v3/historicalTrades") == 1
+        rows = {trade.seq for trade in r.written}
+        folded = {number for partial in r.partials for number in range(partial.first_seq, partial.last_seq + 1)}
+        assert rows | folded == {trade.seq for trade in trades}
+        for partial in r.partials:
+            expected = Footprint(r.listing.scale)
+            for trade in trades:
+                if partial.first_seq <= trade.seq <= partial.last_seq:
+                    expected.add(trade)
+            assert partial.footprint.cells == expected.cells
+
+
+async def test_what_no_request_can_repair_is_reported_and_not_asked_for_again() -> None:
+    chaos = without_history()
+    async with repairing(activity=8, faults=chaos) as r:
+        trades = r.traded(r.until - 6 * MINUTE)
+        # One of two executions of an aggregate is missing, and the other one cannot be read again.
+        place = next(place for place in range(100, len(trades)) if trades[place].timestamp == trades[place - 1].timestamp)
+        await r.take([*trades[:place], *trades[place + 1 :]])
+        part = "binance spot repair"
+        await r.run_until(lambda: part in r.health.parts and "stay missing" in r.health.parts[part].detail)
+        before = len(chaos.requests)
+        assert r.repairer._next() is None
+        assert r.missing == 1
+        assert r.health.parts[part].detail == "BTCUSDT: 1 trades stay missing, because the host has no trades by id"
+        assert len(chaos.requests) == before
 
 
 async def test_a_long_downtime_is_repaired_with_aggregates_whose_figures_equal_those_of_the_trades(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,12 +12,13 @@ import trustme
 from msgspec.structs import replace as replace_listing
 from websockets.asyncio.server import ServerConnection, serve
 
-from tests.market import listing
+from tests.market import ManualClock, listing
 from tests.venues import simulated_venue, venue
 from wadm_mcp.clock import SYSTEM_CLOCK, now_ms
 from wadm_mcp.collection.live import collector as collector_module
 from wadm_mcp.collection.live import staleness as staleness_module
 from wadm_mcp.collection.live.collector import Collector
+from wadm_mcp.collection.network import SocketFailure, SocketHosts, socket_options
 from wadm_mcp.collection.recording import recorder as recorder_module
 from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.coverage.spans import GapReason, Span
@@ -26,6 +27,7 @@ from wadm_mcp.exchanges.bybit import Bybit
 from wadm_mcp.exchanges.exchange import Exchange, Limits, Trades
 from wadm_mcp.health import Health, State
 from wadm_mcp.model import Instrument, Trade
+from wadm_mcp.simulator.chaos import Chaos, Fault, Kind
 from wadm_mcp.simulator.simulator import Simulator
 from wadm_mcp.tape import Tape
 
@@ -340,7 +342,7 @@ def test_sockets_use_the_same_proxy_as_rest(monkeypatch: pytest.MonkeyPatch, var
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
     monkeypatch.setenv(variable, "http://10.0.0.1:8080")
-    assert collector_module._network(url, None)["proxy"] == proxy
+    assert socket_options(url, None)["proxy"] == proxy
 
 
 @asynccontextmanager
@@ -426,6 +428,58 @@ async def test_a_symbol_that_the_exchange_refuses_does_not_affect_the_others(ref
             while "refused" not in s.recorder.health.parts[f"bybit:spot:{refused}"].detail:
                 await anyio.sleep(0.02)
         assert s.recorder.health.parts["bybit:spot:ETHUSDT"].state is State.OK
+
+
+@pytest.mark.parametrize(
+    ("exchange", "parts", "wait"),
+    [
+        (
+            Binance(),
+            ["HTTP 451", "does not serve this region", "WADM_BINANCE_SPOT_WS=wss://data-stream.binance.vision", "HTTPS_PROXY"],
+            300.0,
+        ),
+        (Bybit(), ["HTTP 403, 403 ERROR The request could not be satisfied", "blocks this address", "Set HTTPS_PROXY"], 600.0),
+    ],
+)
+async def test_a_refused_handshake_says_what_it_means_and_waits_as_long_as_a_refused_request(
+    monkeypatch: pytest.MonkeyPatch, exchange: Exchange, parts: list[str], wait: float
+) -> None:
+    chaos = Chaos([Fault(Kind.BLOCKED_SOCKETS, -1.0, 60, exchange.name, "")])
+    chaos.begin()
+    instrument, recorder, waited = Instrument(exchange.name, "spot", "BTCUSDT"), Recording(), list[float]()
+    recorder.start(listing(instrument), has_gapless_ids=exchange.traits["spot"].has_gapless_ids)
+    async with Simulator(manual=True, faults=chaos) as simulator, anyio.create_task_group() as tasks:
+        collector = Collector(
+            simulated_venue(simulator, exchange.name, "spot"), [listing(instrument)], recorder, recorder.health, SYSTEM_CLOCK
+        )
+        tasks.start_soon(collector.run)
+        await recorder.until(lambda: bool(recorder.losses))
+        waited.append(collector.hosts.wait)
+        with anyio.move_on_after(1.5):
+            await recorder.until(lambda: len(recorder.losses) > 1)
+        tasks.cancel_scope.cancel()
+    assert len(recorder.losses) == 1
+    assert all(part in recorder.losses[0][1] for part in parts)
+    assert "<" not in recorder.losses[0][1]
+    assert wait - 5 < waited[0] <= wait
+
+
+def test_a_socket_host_that_refuses_is_left_for_the_fallback_and_tried_again_when_its_time_is_over() -> None:
+    clock = ManualClock()
+    here = replace(venue(Binance(), "spot", socket_url="ws://one"), socket_fallback="ws://two")
+    hosts = SocketHosts(here, clock)
+    assert (hosts.base_url, hosts.wait) == ("ws://one", 0)
+    hosts.failed("ws://one", SocketFailure("refused", refused=True, wait=300))
+    assert (hosts.base_url, hosts.wait) == ("ws://two", 0)
+    assert hosts.note("ws://two") == "uses ws://two, because: refused"
+    clock.pass_seconds(10)
+    hosts.failed("ws://two", SocketFailure("refused", refused=True, wait=300))
+    assert (hosts.base_url, hosts.wait) == ("ws://one", 290)
+    clock.pass_seconds(291)
+    assert (hosts.base_url, hosts.wait) == ("ws://one", 0)
+    assert hosts.note("ws://one") == ""
+    hosts.failed("ws://one", SocketFailure("too many", wait=60))
+    assert (hosts.base_url, hosts.wait) == ("ws://one", 60)
 
 
 async def test_an_unreachable_exchange_is_retried_and_reported() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import anyio
 import pytest
+from msgspec import structs
 
 from tests.market import NOON, SPOT, ManualClock, listing, trade
 from tests.recording import ALWAYS, Recording, recording
@@ -21,7 +22,7 @@ from wadm_mcp.collection.recording.rollup import _Pass
 from wadm_mcp.coverage.spans import Basis, GapReason, Span
 from wadm_mcp.errors import StoreError
 from wadm_mcp.exchanges.exchange import Aggregate
-from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, Instrument, Timeframe, Trade, Window
+from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, Instrument, Listing, Scale, Timeframe, Trade, Window
 from wadm_mcp.queries.view import View
 from wadm_mcp.storage.sqlite import SqliteStore
 from wadm_mcp.storage.store import Derived
@@ -74,6 +75,18 @@ async def test_a_quiet_minute_of_a_live_connection_has_an_empty_bar(tmp_path: Pa
         assert quiet.cumulative_delta == first.cumulative_delta
         (_, profile) = sqlite_profiles(tmp_path / "wadm.sqlite", SPOT)
         assert profile.profile is None
+
+
+async def test_a_minute_that_began_before_its_tick_was_known_has_a_profile_in_ticks(tmp_path: Path) -> None:
+    async with recording(tmp_path) as r:
+        r.tape.follow(Listing.unconfirmed(SPOT))
+        await r.trade(structs.replace(trade(1, price=600_005), quantity=1, scale=Scale(1, 0)))
+        r.tape.follow(listing())
+        r.clock.pass_minutes(3)
+        await r.write()
+        profile = sqlite_profiles(tmp_path / "wadm.sqlite", SPOT)[0].profile
+        assert profile is not None
+        assert (profile.tick, profile.scale.price, profile.poc, profile.volume) == (1, 2, 6_000_050, 100_000)
 
 
 async def test_a_minute_without_a_connection_has_no_bar(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from tests.venues import simulated_venue, venue
+from tests.market import NOON, ManualClock, listing
+from tests.venues import NOWHERE, simulated_venue, venue
 from wadm_mcp.collection.rest.client import RestClient
-from wadm_mcp.errors import ExchangeError, SettingError
+from wadm_mcp.errors import EndpointMissing, ExchangeError, HostRefused, SettingError
 from wadm_mcp.exchanges.binance import Binance
 from wadm_mcp.exchanges.bybit import Bybit
+from wadm_mcp.exchanges.exchange import Venue
+from wadm_mcp.health import Health
 from wadm_mcp.model import Listing
 from wadm_mcp.simulator.faults import Faults
 from wadm_mcp.simulator.simulator import Simulator
@@ -176,11 +180,11 @@ async def test_a_list_without_end_is_given_up() -> None:
     ("status", "headers", "parts"),
     [
         (400, {}, ["HTTP 400", "Invalid symbol."]),
-        (403, {}, ["HTTP 403", "region"]),
+        (403, {}, ["HTTP 403", "region", "WADM_BINANCE_SPOT_REST=https://data-api.binance.vision, or HTTPS_PROXY"]),
         (404, {}, ["HTTP 404", "Check WADM_BINANCE_SPOT_REST=http://127.0.0.1:"]),
         (418, {"Retry-After": "7200"}, ["HTTP 418", "banned", "Retry-After: 7200 s"]),
         (429, {"Retry-After": "12"}, ["HTTP 429", "wait", "Retry-After: 12 s"]),
-        (451, {}, ["HTTP 451", "region"]),
+        (451, {}, ["HTTP 451", "does not serve this region", "WADM_BINANCE_SPOT_REST=https://data-api.binance.vision, or HTTPS_PROXY"]),
         (503, {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}, ["HTTP 503", "Retry-After: Wed, 21 Oct 2026 07:28:00 GMT"]),
         (302, {"Location": "https://elsewhere.example/"}, ["HTTP 302"]),
         (599, {}, ["HTTP 599"]),
@@ -191,7 +195,85 @@ async def test_an_error_status_is_reported_with_the_exchanges_own_text(status: i
     with serving(answering(status, body, headers)) as base_url:
         said = await refusal(base_url)
     assert all(part in said for part in [*parts, SPOT, "-1121"])
-    assert len(said) < 400
+    assert len(said) < 480
+
+
+async def test_a_page_of_html_is_reported_as_its_text() -> None:
+    head = '<!DOCTYPE HTML PUBLIC "-//W3C//DTD HTML 4.01 Transitional//EN">\n<HTML><HEAD><TITLE>ERROR</TITLE></HEAD>'
+    page = f"{head}<script>{'x' * 2_000}</script><BODY>\n<H1>403 ERROR</H1><p>Access from your&nbsp;country is blocked.</p></BODY></HTML>"
+    with serving(answering(403, page.encode())) as base_url:
+        assert f"answered HTTP 403 to {SPOT}: 403 ERROR Access from your country is blocked. The exchange blocks" in await refusal(base_url)
+
+
+def spot(url: str, fallback: str = "") -> Venue:
+    return replace(venue(Binance(), "spot", rest_url=url), rest_fallback=fallback)
+
+
+@pytest.mark.parametrize("status", [403, 451, None])
+async def test_the_fallback_host_is_asked_where_the_first_refuses_or_is_unreachable(status: int | None) -> None:
+    clock, health = ManualClock(), Health(lambda: NOON)
+    asked: list[Request] = []
+
+    async def refuse(request: Request) -> Response:
+        asked.append(request)
+        return Response(b"", status or 200)
+
+    with serving(Starlette(routes=[Route(SPOT, refuse)])) as url, serving(answering(200, LISTED)) as fallback:
+        here = spot(url if status is not None else NOWHERE, fallback)
+        async with RestClient(clock=clock, health=health) as rest:
+            for _ in range(2):
+                assert len(await rest.listings(here)) == 1
+            assert len(asked) == (status is not None)
+            (note,) = rest.notes(here)
+            assert note.startswith(f"uses {fallback}, because binance spot")
+            assert health.parts["binance spot REST"].detail == note
+            # The first host is tried again after an hour.
+            clock.pass_minutes(61)
+            assert len(await rest.listings(here)) == 1
+            assert len(asked) == 2 * (status is not None)
+            clock.pass_minutes(61)
+            rest.limiter(here)
+            assert "binance spot REST" not in health.parts
+
+
+@pytest.mark.parametrize("status", [418, 429, 500, 400])
+async def test_the_fallback_host_is_no_way_round_a_ban_or_an_error(status: int) -> None:
+    with serving(answering(status, b"")) as url, serving(answering(200, LISTED)) as fallback:
+        async with RestClient() as rest:
+            with pytest.raises(ExchangeError, match=f"HTTP {status}"):
+                await rest.listings(spot(url, fallback))
+
+
+async def test_the_refusal_of_the_first_host_is_reported_where_the_fallback_serves_neither() -> None:
+    with serving(answering(451, b"not here")) as url, serving(answering(451, b"nor there")) as fallback:
+        async with RestClient() as rest:
+            with pytest.raises(HostRefused, match="not here"):
+                await rest.listings(spot(url, fallback))
+            assert not rest.notes(spot(url, fallback))
+            assert 290 < rest.closed_for(spot(url, fallback)) <= 300
+
+
+async def test_a_host_without_trades_by_id_is_asked_for_them_once_an_hour() -> None:
+    clock, health, asked, served = ManualClock(), Health(lambda: NOON), list[str](), ["trades"]
+
+    async def answer(request: Request) -> Response:
+        asked.append(request.url.path)
+        return Response(b"[]") if request.path_params["name"] in served else Response(b'{"code":-1,"msg":"not here"}', 404)
+
+    with serving(Starlette(routes=[Route("/api/v3/{name}", answer)])) as url:
+        async with RestClient(clock=clock, health=health) as rest:
+            here = spot(url)
+            for _ in range(3):
+                with pytest.raises(EndpointMissing):
+                    await rest.trades(here, listing(), first=7)
+            assert await rest.trades(here, listing()) == []
+            assert asked == ["/api/v3/historicalTrades", "/api/v3/trades"]
+            assert "has no trades by id" in health.parts["binance spot REST"].detail
+            clock.pass_minutes(61)
+            assert not rest.lacks_trades(here)
+            served.append("historicalTrades")
+            assert await rest.trades(here, listing(), first=7) == []
+            assert "binance spot REST" not in health.parts
 
 
 async def test_an_error_without_text_is_reported_too() -> None:
@@ -265,7 +347,7 @@ async def test_a_proxy_of_the_environment_is_not_used_for_this_machine(monkeypat
         assert len(await spot_listings(base_url.replace("127.0.0.1", "localhost"))) == 1
     said = await refusal("http://api.exchange.invalid")
     assert "http://api.exchange.invalid refused the connection" in said
-    assert said.endswith("Check the network, the proxy and WADM_BINANCE_SPOT_REST")
+    assert said.endswith("Check the network, the proxy and WADM_BINANCE_SPOT_REST; https://data-api.binance.vision has market data too")
 
 
 @pytest.mark.parametrize("content", [None, "no certificate"])

@@ -92,6 +92,7 @@ async def test_a_short_penalty_is_waited_out(status: int, retry_after: str) -> N
         (418, {}, b"", 120),
         (429, {}, b"", 60),
         (403, {}, b"", MINUTELY.forbidden),
+        (451, {}, b"", MINUTELY.region),
     ],
 )
 async def test_a_ban_sends_nothing_until_it_ends_and_says_so_at_once(

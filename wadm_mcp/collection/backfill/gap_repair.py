@@ -3,29 +3,33 @@
 The newest gap comes first; every fourth request goes to the oldest. Up to `RAW_LIMIT` trades of a gap are fetched as rows, by id. The rest
 of a longer gap, and gaps older than the retention of single trades, come from aggregates where the exchange has them: exact in every
 figure, without rows, and for a fraction of the request weight. Everything fetched goes through the recorder, as live trades do.
+
+A host of market data may lack the rows by id (docs/exchanges.md 4.1). Then the newest page of rows repairs what it reaches, and
+aggregates the rest. Of an aggregate that reaches beyond the edge of a gap, what the recorded trades of it leave is missing.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Collection, Iterator, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from itertools import pairwise
 from typing import Final, NamedTuple, TypeAlias
 
 import anyio
+from msgspec import structs
 
 from wadm_mcp.clock import CLOCK_SKEW, Clock, utc_text
 from wadm_mcp.collection.recording.minute import partial_footprints
 from wadm_mcp.collection.recording.recorded_instrument import RecordedInstrument
 from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.collection.rest.client import RestClient
-from wadm_mcp.collection.rest.rate_limit import Priority
+from wadm_mcp.collection.rest.rate_limit import Priority, RateLimiter
 from wadm_mcp.coverage.spans import GapReason, MissingRange, SpanReason
-from wadm_mcp.errors import ExchangeError
+from wadm_mcp.errors import EndpointMissing, ExchangeError, StoreError
 from wadm_mcp.exchanges.exchange import Aggregate, Venue
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
-from wadm_mcp.model import HOUR, MINUTE, SECOND, Instrument, Trade
+from wadm_mcp.model import HOUR, MINUTE, SECOND, Instrument, Scale, Trade, Window, rescale
 from wadm_mcp.tape import Repairing
 
 RAW_LIMIT: Final = 100_000
@@ -67,6 +71,7 @@ class GapRepairer:
     """Repairs every recorded instrument of a market until cancelled.
 
     `trades_retention` is how long rows are kept (ms). Without `long_gaps` gaps of more than two hours are left to the import of history.
+    `recorded_trades` returns the stored trades of a window; None where there is no store.
     """
 
     def __init__(
@@ -78,6 +83,7 @@ class GapRepairer:
         clock: Clock,
         trades_retention: int,
         long_gaps: bool = True,
+        recorded_trades: Callable[[Instrument, Window], Awaitable[Sequence[Trade]]] | None = None,
     ) -> None:
         self._venue = venue
         self._traits = venue.traits
@@ -88,7 +94,7 @@ class GapRepairer:
         self._trades_retention = trades_retention
         self._long_gaps = long_gaps
         self._page_rows = venue.traits.page_rows
-        self._limiter = rest.limiter(venue)
+        self._recorded_trades = recorded_trades
         self._part = f"{venue.name} repair"
         self._turn = 0
         self._attempts: dict[_GapKey, _Attempts] = {}
@@ -96,6 +102,13 @@ class GapRepairer:
         """Ranges of ids that are fetched as aggregates."""
         self._rows_only: set[_GapKey] = set()
         """Gaps that no aggregate fits into."""
+        self._beyond_newest: set[_GapKey] = set()
+        """Gaps that the newest page of rows did not reach."""
+
+    @property
+    def _limiter(self) -> RateLimiter:
+        """The rate limit of the host that serves now."""
+        return self._rest.limiter(self._venue)
 
     async def run(self) -> None:
         """Look for gaps and fill them, one request at a time, for ever."""
@@ -108,12 +121,12 @@ class GapRepairer:
             recorded, gap = due
             try:
                 await (self._fetch_folded(recorded, gap) if self._folds(recorded, gap) else self._fetch_rows(recorded, gap))
-            except ExchangeError as error:
+            except (ExchangeError, StoreError) as error:
                 self._health.count("repair.failures")
                 self._health.report(self._part, State.OK, f"waits: {error}")
                 log.warning("repair.failed", **self._venue.log_fields, error=error)
                 self._postpone(recorded, gap)
-                await anyio.sleep(max(_PAUSES_SECONDS[0], self._limiter.state.closed_for))
+                await anyio.sleep(max(_PAUSES_SECONDS[0], self._rest.closed_for(self._venue)))
 
     def _next(self) -> tuple[RecordedInstrument, MissingRange] | None:
         """The gap whose turn it is, None where none is due. Reports progress on the way."""
@@ -126,16 +139,22 @@ class GapRepairer:
             if not self._venue.trades_here(recorded.instrument):
                 continue
             gaps = [gap for gap in recorded.coverage.missing() if self._is_mine(recorded, gap)]
-            lines += self._report(recorded, gaps)
+            stuck = {gap for gap in gaps if self._is_out_of_reach(recorded, gap)}
+            lines += self._report(recorded, [gap for gap in gaps if gap not in stuck])
+            if stuck:
+                trades = sum(gap.trades for gap in stuck)
+                lines.append(f"{recorded.instrument.symbol}: {trades:,} trades stay missing, because the host has no trades by id")
             for gap in gaps:
                 key = self._key(recorded, gap)
                 known.add(key)
                 whole.add((recorded.instrument, gap.first, gap.last))
                 attempts = self._attempts.get(key)
-                if gap.end <= market_now - _MIN_GAP_AGE_MS and (attempts is None or attempts.retry_at <= now):
+                ripe = gap.end <= market_now - _MIN_GAP_AGE_MS and (attempts is None or attempts.retry_at <= now)
+                if ripe and gap not in stuck:
                     due.append((recorded, gap))
         self._attempts = {key: attempts for key, attempts in self._attempts.items() if key in known}
         self._rows_only &= whole
+        self._beyond_newest &= whole
         self._health.report(self._part, State.OK, "; ".join(lines))
         if not due:
             return None
@@ -186,7 +205,10 @@ class GapRepairer:
         if not self._traits.folds_history:
             return False
         instrument = recorded.instrument
-        if gap.trades <= _MAX_EDGE_IDS or (instrument, gap.first, gap.last) in self._rows_only:
+        key = instrument, gap.first, gap.last
+        if self._rest.lacks_trades(self._venue):
+            return key in self._beyond_newest or not self._is_among_newest(recorded, gap)
+        if gap.trades <= _MAX_EDGE_IDS or key in self._rows_only:
             return False
         ranges = self._folded_ranges.setdefault(instrument, [])
         if not any(first <= gap.last and last >= gap.first for first, last in ranges):
@@ -195,13 +217,43 @@ class GapRepairer:
                 ranges.append((gap.first, gap.last if expired else gap.last - RAW_LIMIT))
         return any(first <= gap.last <= last for first, last in ranges)
 
+    def _is_among_newest(self, recorded: RecordedInstrument, gap: MissingRange) -> bool:
+        """Does the newest page of rows probably have trades of this gap?"""
+        return recorded.coverage.spans[-1].last_seq - gap.last < self._page_rows
+
+    def _is_out_of_reach(self, recorded: RecordedInstrument, gap: MissingRange) -> bool:
+        """Is there nothing left that could repair this gap, as long as the host lacks the rows?"""
+        key = recorded.instrument, gap.first, gap.last
+        return (
+            key in self._rows_only
+            and self._rest.lacks_trades(self._venue)
+            and (key in self._beyond_newest or not self._is_among_newest(recorded, gap))
+        )
+
     async def _fetch_rows(self, recorded: RecordedInstrument, gap: MissingRange) -> None:
-        """Fetch the newest page of a gap, by id, and with it the small gaps that the page includes."""
+        """Fetch the newest page of a gap, by id, and with it the small gaps that the page includes.
+
+        Where the host lacks the rows by id, the exchange's newest page is fetched in its place.
+        """
         first = self._first(recorded, gap)
         instrument = recorded.instrument
+        newest_only = self._rest.lacks_trades(self._venue)
         small = [one for one in recorded.coverage.missing() if gap.last - self._page_rows < one.first and one.last < first]
         start = min([first, *(one.first for one in small)])
-        rows = await self._rest.trades(self._venue, recorded.tape.listing, first=start)
+        try:
+            rows = await self._rest.trades(self._venue, recorded.tape.listing, first=None if newest_only else start)
+        except EndpointMissing:
+            if newest_only or not self._rest.lacks_trades(self._venue):
+                raise
+            # It is known now that the host lacks the rows: the gap's next turn takes another way.
+            return
+        if newest_only:
+            oldest = min((row.seq for row in rows), default=gap.last + 1)
+            if oldest > gap.first:
+                self._beyond_newest.add((instrument, gap.first, gap.last))
+            if oldest > gap.last:
+                return
+            first = max(first, oldest)
         gaps = [*small, gap._replace(first=first)]
         firsts = [one.first for one in gaps]
         usable = [
@@ -243,12 +295,15 @@ class GapRepairer:
         instrument, listing = recorded.instrument, recorded.tape.listing
         attempts = self._attempts.get(self._key(recorded, gap), _Attempts()).number
         start = max(gap.start, gap.end - (_CHUNK_MS << attempts))
-        new = 0
+        new, reached = 0, False
         rows = await self._rest.aggregates(self._venue, listing, start=start, priority=Priority.REPAIR)
         while rows:
             inside = [row for row in rows if row.trade.seq >= gap.first and row.last <= gap.last and self._plausible(row.trade, gap)]
+            if self._rest.lacks_trades(self._venue):
+                inside = await self._parts_in_gaps(recorded, rows)
             new += await self._recorder.record_repaired(instrument, (), partial_footprints(instrument, inside))
-            if _beyond(rows[-1], gap) or rows.served < self._page_rows:
+            reached = _beyond(rows[-1], gap)
+            if reached or rows.served < self._page_rows:
                 break
             after = rows[-1].number + 1
             rows = await self._rest.aggregates(self._venue, listing, first=after, priority=Priority.REPAIR)
@@ -256,8 +311,51 @@ class GapRepairer:
             log.info("gap.repaired", instrument=instrument, since=utc_text(start), trades=new, rows=False)
         elif start > gap.start:
             self._postpone(recorded, gap, at_once=True)
+        elif not reached and self._rest.lacks_trades(self._venue):
+            # The exchange's database does not have the end of the gap yet.
+            self._postpone(recorded, gap)
         else:
             self._rows_only.add((instrument, gap.first, gap.last))
+
+    async def _parts_in_gaps(self, recorded: RecordedInstrument, rows: Sequence[Aggregate]) -> list[Aggregate]:
+        """What a page of aggregates has in the gaps of an instrument, ascending: whole aggregates, and the missing parts of others."""
+        parts: list[Aggregate] = []
+        for gap in recorded.coverage.missing():
+            if gap.last < rows[0].trade.seq or gap.first > rows[-1].last or not self._is_mine(recorded, gap):
+                continue
+            for row in rows[bisect_left(rows, gap.first, key=_last_id) :]:
+                if row.trade.seq > gap.last:
+                    break
+                if not self._plausible(row.trade, gap):
+                    continue
+                part = row if gap.first <= row.trade.seq and row.last <= gap.last else await self._missing_part(recorded, row, gap)
+                if part is not None:
+                    parts.append(part)
+        return parts
+
+    async def _missing_part(self, recorded: RecordedInstrument, row: Aggregate, gap: MissingRange) -> Aggregate | None:
+        """The part of an aggregate that lies in the gap, where every other execution of it is recorded as a single trade; else None.
+
+        All executions of a spot aggregate have its price, side and time, so what the recorded ones leave of its quantity is missing.
+        """
+        if self._recorded_trades is None:
+            return None
+        whole, instrument = row.trade, recorded.instrument
+        moment = Window(whole.timestamp, whole.timestamp + 1)
+        pending = recorded.tape.pending_in(moment)
+        known = {trade.seq: trade for trade in (*pending, *await self._recorded_trades(instrument, moment))}
+        first, last = max(whole.seq, gap.first), min(row.last, gap.last)
+        others = [known.get(number) for number in (*range(whole.seq, first), *range(last + 1, row.last + 1))]
+        if any(one is None or not _same_print(one, whole) for one in others):
+            return None
+        decimals = max(whole.scale.quantity, *(one.scale.quantity for one in others if one is not None))
+        quantity = rescale(whole.quantity, whole.scale.quantity, decimals)
+        quantity -= sum(rescale(one.quantity, one.scale.quantity, decimals) for one in others if one is not None)
+        if quantity <= 0:
+            return None
+        scale = Scale(whole.scale.price, decimals)
+        part = structs.replace(whole, seq=first, trade_id=str(first), quantity=quantity, fills=last - first + 1, scale=scale)
+        return Aggregate(row.number, last, part)
 
     def _first(self, recorded: RecordedInstrument, gap: MissingRange) -> int:
         """The id from which on a gap's newest page is fetched."""
@@ -312,6 +410,17 @@ def _by_reason(ranges: Sequence[tuple[int, int]], unreadable: Collection[int]) -
             start = number + 1
         if start <= last:
             yield start, last, GapReason.ABSENT
+
+
+def _last_id(row: Aggregate) -> int:
+    return row.last
+
+
+def _same_print(trade: Trade, whole: Trade) -> bool:
+    """Can a single trade be one of the executions of an aggregate?"""
+    decimals = max(trade.scale.price, whole.scale.price)
+    prices = [rescale(one.price, one.scale.price, decimals) for one in (trade, whole)]
+    return prices[0] == prices[1] and (trade.timestamp, trade.trade_type) == (whole.timestamp, whole.trade_type)
 
 
 def _lacking(first: int, last: int, rows: Sequence[Trade]) -> list[tuple[int, int]]:

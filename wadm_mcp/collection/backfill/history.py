@@ -243,7 +243,7 @@ class History:
         start = max(window.start, (window.end - (_CHUNK_MS << doubled)) // MINUTE * MINUTE)
         new = 0
         # Decided once a chunk: rows and aggregates are paged by ids of their own.
-        as_rows = self._archive.stores_rows(start)
+        as_rows = self._archive.stores_rows(start) and not self._rest.lacks_trades(self._venue)
         async for rows in self._pages(step, Window(start, window.end), as_rows=as_rows):
             if as_rows:
                 new += await self._recorder.record_imported(instrument, [row.trade for row in rows])

@@ -45,7 +45,6 @@ class RecentTradesReconciler:
         self._recorder = recorder
         self._health = health
         self._clock = clock
-        self._limiter = rest.limiter(venue)
         self._part = f"{venue.name} repair"
         self._finished: dict[Instrument, int] = {}
         """The `breaks` of an instrument up to which its gaps are closed as far as possible."""
@@ -74,7 +73,7 @@ class RecentTradesReconciler:
                 self._health.report(self._part, State.OK, f"waits: {error}")
                 log.warning("repair.failed", **self._venue.log_fields, error=error)
                 self._postpone(due.instrument, due.coverage.breaks)
-                await anyio.sleep(max(_PAUSES_SECONDS[0], self._limiter.state.closed_for))
+                await anyio.sleep(max(_PAUSES_SECONDS[0], self._rest.closed_for(self._venue)))
             finally:
                 self._under_way.discard(due.instrument)
 

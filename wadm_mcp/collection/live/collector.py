@@ -13,9 +13,7 @@ import re
 import ssl
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
-from typing import Any, Final, Protocol
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
+from typing import Final, Protocol
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -27,13 +25,13 @@ from wadm_mcp.clock import Clock
 from wadm_mcp.collection.live.frame_socket import FrameSocket
 from wadm_mcp.collection.live.silence import SilenceWatch
 from wadm_mcp.collection.live.staleness import StaleDetector
+from wadm_mcp.collection.network import SocketFailure, SocketHosts, socket_options, socket_url
 from wadm_mcp.coverage.spans import GapReason
 from wadm_mcp.errors import FrameError
 from wadm_mcp.exchanges.exchange import Acknowledged, Pong, Refused, ShuttingDown, Trades, Venue
-from wadm_mcp.health import Health
+from wadm_mcp.health import Health, State
 from wadm_mcp.logs import RateLimitedWarning, log
 from wadm_mcp.model import Instrument, Listing
-from wadm_mcp.settings import is_loopback
 
 _MAX_FRAME_BYTES: Final = 4 * 1024 * 1024
 """A larger frame ends the connection. The largest valid one (1,024 Bybit trades) has about 300 kB."""
@@ -45,8 +43,6 @@ _REPLACEMENT_SECONDS: Final = 60.0
 """Time in which a new connection should deliver every instrument. After it the old connection is closed all the same."""
 _LIFETIME_USED: Final = 0.97
 """Share of the exchange's age limit after which a connection is replaced."""
-_NEXT_ADDRESS_SECONDS: Final = 0.25
-"""After this time without an answer the host's next address is tried as well (RFC 8305), since one of its networks may be down."""
 _BACKPRESSURE_SECONDS: Final = 1.0
 """If the sink takes longer than this, the socket was not read meanwhile, and the silence is not the exchange's."""
 _WATCH_SECONDS: Final = 1.0
@@ -92,7 +88,7 @@ class Collector:
     ) -> None:
         self.venue = venue
         self.listings = listings
-        self.url = venue.socket_url + venue.exchange.stream_path(venue.market)
+        self.hosts = SocketHosts(venue, clock)
         self.sink = sink
         self.health = health
         self.clock = clock
@@ -113,7 +109,7 @@ class Collector:
                 if connection.ended:
                     if connection.was_healthy:
                         backoff.reset()
-                    await anyio.sleep(backoff.next())
+                    await anyio.sleep(max(backoff.next(), self.hosts.wait))
                     connection = Connection(self)
                     tasks.start_soon(connection.run)
                     continue
@@ -127,7 +123,16 @@ class Collector:
                     connection.close()
                     connection = replacement
                 else:
-                    await anyio.sleep(backoff.next())
+                    await anyio.sleep(max(backoff.next(), self.hosts.wait))
+
+    def connected_to(self, base_url: str) -> None:
+        """Report the host of a new connection, if it is not the market's first one."""
+        part, note = f"{self.venue.name} socket", self.hosts.note(base_url)
+        if note:
+            log.warning("host.fallback", **self.venue.log_fields, fallback=base_url, reason=note)
+            self.health.report(part, State.OK, note)
+        else:
+            self.health.forget(part)
 
 
 class Connection:
@@ -188,23 +193,25 @@ class Connection:
     async def _connect_and_deliver(self) -> str:
         """Connect and deliver until the connection ends. Returns why it ended, in a few words."""
         collector = self._collector
+        base_url = collector.hosts.base_url
+        url = socket_url(collector.venue, base_url)
         try:
             socket = await connect(
-                collector.url,
+                url,
                 compression=None,
                 ping_interval=None,
-                open_timeout=10,
                 close_timeout=1,
                 max_size=_MAX_FRAME_BYTES,
                 create_connection=FrameSocket,
-                **_network(collector.url, collector.certificates),
+                **socket_options(url, collector.certificates),
             )
-        except TimeoutError:
-            return f"{collector.url} did not answer the handshake within 10 s"
         except (OSError, WebSocketException) as error:
-            return f"cannot connect to {collector.url}: {error}"
+            failure = SocketFailure.of(error, base_url, collector.venue, collector.clock.now())
+            collector.hosts.failed(base_url, failure)
+            return failure.reason
         assert isinstance(socket, FrameSocket)
         try:
+            collector.connected_to(base_url)
             collector.sink.connected(self.number)
             for instrument in self._instruments:
                 collector.sink.staleness(instrument).connected(collector.clock.monotonic())
@@ -401,19 +408,3 @@ class Connection:
         if self._end is None:
             self._end = (reason, detail)
         self._scope.cancel()
-
-
-def _network(url: str, certificates: ssl.SSLContext | None) -> dict[str, Any]:
-    """Options for `connect`: the same certificates and the same proxy as REST uses; no proxy on loopback."""
-    address = urlsplit(url)
-    host = address.hostname or ""
-    options: dict[str, Any] = {}
-    if address.scheme == "wss" and certificates is not None:
-        options["ssl"] = certificates
-    if is_loopback(host):
-        return options | {"proxy": None}
-    options["happy_eyeballs_delay"] = _NEXT_ADDRESS_SECONDS
-    proxies = getproxies()
-    # The websockets library reads these variables itself, but not ALL_PROXY, which REST obeys.
-    named = any(proxies.get(kind) for kind in ("wss", "socks", "https"))
-    return options | {"proxy": True if named or proxy_bypass(host) else proxies.get("all")}

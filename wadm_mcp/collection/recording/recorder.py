@@ -70,7 +70,8 @@ class Recorder:
         recorded = RecordedInstrument(tape, new_coverage(has_gapless_ids=has_gapless_ids), self._clock)
         tape.start_recording(recorded)
         self._instruments[listing.instrument] = recorded
-        self._report(recorded, State.STARTING, "no trade has come in yet")
+        unconfirmed = ", and the exchange has not confirmed that it lists this symbol" if listing.provisional else ""
+        self._report(recorded, State.STARTING, f"no trade has come in yet{unconfirmed}")
         return recorded
 
     def relist(self, listing: Listing) -> None:

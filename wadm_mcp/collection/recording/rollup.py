@@ -308,6 +308,6 @@ def _path_unknown(bar: Bar) -> bool:
 
 
 def _profile(footprint: Footprint, listing: Listing) -> VolumeProfile | None:
-    # Recorded before the tick became finer, its prices may have fewer decimals than the tick.
+    # Minutes that began before the tick was known, or while it was coarser, may have a coarser scale than the tick.
     footprint = footprint.at(footprint.scale.finest(listing.scale))
-    return volume_profile(footprint, tick=int(listing.tick.scaleb(footprint.scale.price)))
+    return volume_profile(footprint, tick=listing.tick_at(footprint.scale.price))

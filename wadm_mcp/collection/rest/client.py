@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import ssl
@@ -19,20 +20,14 @@ import httpx2
 
 from wadm_mcp import __version__
 from wadm_mcp.clock import SYSTEM_CLOCK, Clock
-from wadm_mcp.collection.rest.rate_limit import Priority, RateLimiter
-from wadm_mcp.errors import ExchangeError, SettingError, printable
-from wadm_mcp.exchanges.exchange import Aggregate, Allowance, Candle, Page, Request, Venue
-from wadm_mcp.exchanges.wire import one_line
+from wadm_mcp.collection.rest.rate_limit import REFUSED, Priority, RateLimiter, advice
+from wadm_mcp.errors import EndpointMissing, ExchangeError, HostRefused, SettingError, printable
+from wadm_mcp.exchanges.exchange import Aggregate, Allowance, Candle, Host, Page, Request, Venue
+from wadm_mcp.exchanges.wire import one_line, plain_text
+from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
 from wadm_mcp.model import Instrument, Listing, Trade, Window
 
-_ADVICE: Final[Mapping[int, str]] = {
-    HTTPStatus.FORBIDDEN: "The exchange blocks this address: too many requests (Bybit: wait 10 minutes) or an unsupported region",
-    HTTPStatus.NOT_FOUND: "Check {setting}",
-    HTTPStatus.IM_A_TEAPOT: "This address is banned for too many requests: wait",
-    HTTPStatus.TOO_MANY_REQUESTS: "Too many requests from this address: wait",
-    HTTPStatus.UNAVAILABLE_FOR_LEGAL_REASONS: "The exchange does not serve this region",
-}
 _LOOPBACK: Final = ("all://127.0.0.1", "all://localhost", "all://[::1]")
 """Hosts that are reached without a proxy: the loopback exchanges of a demo are on this machine."""
 
@@ -43,6 +38,12 @@ _SERVED: Final = (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT, HTTPStatus.NOT_FOUN
 _CHUNK_BYTES: Final = 1 << 17
 _QUOTED_CHARS: Final = 160
 """Characters of an exchange's own text that an error repeats."""
+_REFUSAL_BYTES: Final = 16 * 1024
+"""Bytes of a refusal that are read. In a page of HTML the text that is quoted comes late."""
+_FALLBACK_SECONDS: Final = 3_600.0
+"""How long a fallback host is used before the first host is tried again."""
+_MISSING_SECONDS: Final = 3_600.0
+"""How long a host counts as one without trades by id, after it answered that it has no such path."""
 
 _PROXY_SCHEMES: Final = ("all", "https", "http")
 _PROXY_EXPECTED: Final = "not a usable proxy URL; expected http://host:port"
@@ -53,22 +54,26 @@ _Read = TypeVar("_Read")
 
 
 class _Host(NamedTuple):
-    """A host that is requested: its name in errors (`binance spot`), the setting of its base URL, and the base URL."""
+    """A host that is requested: its name in errors (`binance spot`), its base URL, and the exchange's own host, None without one."""
 
     name: str
-    setting: str
     base_url: str
+    known: Host | None
 
     @classmethod
-    def rest(cls, venue: Venue) -> _Host:
-        """The REST host of a market."""
-        return cls(venue.name, venue.hosts.rest.setting, venue.rest_url)
+    def rest(cls, venue: Venue, base_url: str) -> _Host:
+        """A REST host of a market."""
+        return cls(venue.name, base_url, venue.hosts.rest)
 
     @classmethod
     def archive(cls, venue: Venue) -> _Host:
         """The host of an exchange's daily files."""
-        archive = venue.hosts.archive
-        return cls(f"{venue.exchange.name} archive", archive.setting if archive is not None else "", venue.archive_url)
+        return cls(f"{venue.exchange.name} archive", venue.archive_url, venue.hosts.archive)
+
+    @property
+    def setting(self) -> str:
+        """The setting of the base URL."""
+        return self.known.setting if self.known is not None else ""
 
     @property
     def address(self) -> str:
@@ -84,7 +89,14 @@ class _Host(NamedTuple):
     @property
     def advice(self) -> str:
         """What to do if the host cannot be reached."""
-        return f"Check the network, the proxy and {self.setting}"
+        text = f"Check the network, the proxy and {self.setting}"
+        other = self.known.market_data if self.known is not None else ""
+        return f"{text}; {other} has market data too" if other not in ("", self.base_url) else text
+
+    @property
+    def way_on(self) -> str:
+        """What to do if the host does not serve this address."""
+        return self.known.way_on(self.base_url) if self.known is not None else ""
 
     def url(self, path: str = "") -> httpx2.URL:
         """The URL of a path; `ExchangeError` if the base URL is not a URL."""
@@ -94,12 +106,22 @@ class _Host(NamedTuple):
             raise ExchangeError(f"{self.name}: {self.shown} is not a URL; {_BASE_URL_EXPECTED}") from None
 
 
+class _Fallback(NamedTuple):
+    """A fallback host in use: until when (monotonic seconds), and why the first host is not used."""
+
+    until: float
+    why: str
+
+
 class RestClient:
     """Sends requests to exchanges. Enter it once as a context manager; `SettingError` if the environment names a proxy or a file of
     certificates that cannot be used.
 
     Timeouts are in seconds: `connect` and `read` limit each wait, `whole` limits a request from first to last byte. `body_limit` is in
     bytes, after decompression; `pages` limits the requests for one list. With `proxied` the environment's proxies are used.
+
+    Where a market's REST host does not serve this address or cannot be reached, its fallback host is used for an hour, if it serves what
+    is requested. `health` is told which host is used instead, and what a host lacks.
 
     Every method waits for its turn within the rate limit. `ExchangeError`, in one line that says why, when the exchange cannot be reached,
     is too slow, refuses, sends a reply that cannot be read, or is sent no request for now. All can be cancelled at any time.
@@ -115,6 +137,7 @@ class RestClient:
         body_limit: int = 64 * 1024 * 1024,
         pages: int = 50,
         clock: Clock = SYSTEM_CLOCK,
+        health: Health | None = None,
     ) -> None:
         self.limiters: dict[str, RateLimiter] = {}
         """The rate limit of each host, by its base URL without credentials."""
@@ -125,6 +148,11 @@ class RestClient:
         self._body_limit = body_limit
         self._pages = pages
         self._clock = clock
+        self._health = health
+        self._fallbacks: dict[str, _Fallback] = {}
+        """The fallback hosts in use, by the base URL of the host that does not serve."""
+        self._without_trades: dict[str, float] = {}
+        """Until when (monotonic seconds) a host counts as one without trades by id, by its base URL."""
         self.certificates: ssl.SSLContext | None = None
         """What TLS trusts, for sockets too: the certificates of the operating system, or of `SSL_CERT_FILE`. Set once entered."""
 
@@ -169,7 +197,7 @@ class RestClient:
 
     async def _listings_in(self, venue: Venue, state: str) -> list[Listing]:
         """The listings of one list of a market, from all pages. A page that comes again ends the list: those read so far are returned."""
-        exchange, market, host = venue.exchange, venue.market, _Host.rest(venue)
+        exchange, market = venue.exchange, venue.market
         listings: dict[Instrument, Listing] = {}
         cursor, cursors = "", set[str]()
         for _ in range(self._pages):
@@ -183,12 +211,41 @@ class RestClient:
                     log.warning("listings.repeated", **venue.log_fields, cursor=printable(following, _QUOTED_CHARS), symbols=len(listings))
                 return list(listings.values())
             cursor = following
-        raise ExchangeError(f"{venue.name} lists its symbols on more than {self._pages} pages. Check {host.shown}")
+        raise ExchangeError(f"{venue.name} lists its symbols on more than {self._pages} pages. Check {self._serving(venue).shown}")
 
     async def trades(self, venue: Venue, listing: Listing, first: int | None = None, priority: int = Priority.REPAIR) -> Page[Trade]:
-        """One reply of trades, oldest first: from the seq `first` on where the market `has_gapless_ids`, else the newest."""
+        """One reply of trades, oldest first: from the seq `first` on where the market `has_gapless_ids`, else (and without it) the newest.
+
+        `EndpointMissing` where the host has no trades by seq; for an hour it is not asked for them again, see `lacks_trades`.
+        """
         request = venue.exchange.trades_request(venue.market, listing.instrument.symbol, first)
-        return await self._rows(venue, listing, request, priority, venue.exchange.read_trades)
+        if first is None or not venue.traits.folds_history:
+            return await self._rows(venue, listing, request, priority, venue.exchange.read_trades)
+        if self.lacks_trades(venue):
+            raise EndpointMissing(f"{venue.name}: {self._serving(venue).address} has no {request.path}")
+        try:
+            trades = await self._rows(venue, listing, request, priority, venue.exchange.read_trades)
+        except EndpointMissing:
+            host = self._serving(venue)
+            self._without_trades[host.base_url] = self._clock.monotonic() + _MISSING_SECONDS
+            log.warning("host.lacks_trades", **venue.log_fields, host=host.address, path=request.path)
+            self._report(venue)
+            raise
+        if self._without_trades.pop(self._serving(venue).base_url, None) is not None:
+            self._report(venue)
+        return trades
+
+    def lacks_trades(self, venue: Venue) -> bool:
+        """Whether the market's REST host is known to have no trades by seq. Its aggregates and its newest trades are left."""
+        return self._clock.monotonic() < self._without_trades.get(self._serving(venue).base_url, -math.inf)
+
+    def notes(self, venue: Venue) -> list[str]:
+        """What is unusual about the market's REST host now: that it is a fallback, and what it lacks."""
+        host, fallback = self._serving(venue), self._fallbacks.get(venue.rest_url)
+        notes = [f"uses {host.address}, because {fallback.why}"] if fallback is not None else []
+        if self.lacks_trades(venue):
+            notes.append(f"{host.address} has no trades by id: gaps are repaired from aggregates and the newest trades")
+        return notes
 
     async def aggregates(
         self,
@@ -221,9 +278,59 @@ class RestClient:
 
     async def get(self, venue: Venue, request: Request, priority: int = Priority.REPAIR) -> bytes:
         """The body of a reply with status 200; `ExchangeError` for any other. Every request to an exchange's REST goes through here."""
-        limiter = self.limiter(venue)
+        host = self._serving(venue)
+        try:
+            return await self._get(venue, host, request, priority)
+        except HostRefused as error:
+            if host.base_url != venue.rest_url:
+                # The next request tries the first host again.
+                self._fallbacks.pop(venue.rest_url, None)
+                self._report(venue)
+                raise
+            if not venue.rest_fallback:
+                raise
+            refused = error
+        try:
+            body = await self._get(venue, _Host.rest(venue, venue.rest_fallback), request, priority)
+        except EndpointMissing:
+            # It serves this address, and lacks this path alone.
+            self._fall_back(venue, host, refused)
+            raise
+        except ExchangeError:
+            raise refused from None
+        self._fall_back(venue, host, refused)
+        return body
+
+    async def _get(self, venue: Venue, host: _Host, request: Request, priority: int) -> bytes:
+        limiter = self._limiter(venue, host)
         async with limiter.request(request.weight, priority) as number:
-            return await self._ask(_Host.rest(venue), request, lambda *reply: limiter.note_reply(number, *reply))
+            return await self._ask(host, request, lambda *reply: limiter.note_reply(number, *reply))
+
+    def _serving(self, venue: Venue) -> _Host:
+        """The REST host that the next request of a market goes to."""
+        fallback = self._fallbacks.get(venue.rest_url)
+        if fallback is not None and self._clock.monotonic() >= fallback.until:
+            del self._fallbacks[venue.rest_url]
+            fallback = None
+            self._report(venue)
+        return _Host.rest(venue, venue.rest_url if fallback is None else venue.rest_fallback)
+
+    def _fall_back(self, venue: Venue, refused: _Host, error: HostRefused) -> None:
+        """Use the fallback host for a while, because it serves what the other one refused."""
+        if venue.rest_url in self._fallbacks:
+            return
+        self._fallbacks[venue.rest_url] = _Fallback(self._clock.monotonic() + _FALLBACK_SECONDS, str(error))
+        log.warning("host.fallback", **venue.log_fields, host=refused.address, fallback=venue.rest_fallback, reason=error)
+        self._report(venue)
+
+    def _report(self, venue: Venue) -> None:
+        if self._health is None:
+            return
+        part, notes = f"{venue.name} REST", self.notes(venue)
+        if notes:
+            self._health.report(part, State.OK, "; ".join(notes))
+        else:
+            self._health.forget(part)
 
     async def download(self, venue: Venue, path: str, file: Path, progress: Callable[[int, int], None]) -> bool:
         """Download a file of the exchange's archive to `file`, resuming an earlier attempt; False where the archive has no such file.
@@ -262,7 +369,7 @@ class RestClient:
                 async with self._client.stream("GET", url, headers=head) as response:
                     limiter.note_reply(number, response.status_code, response.headers, b"")
                     if response.status_code not in _SERVED:
-                        text = await self._body(host, response, most=4 * _QUOTED_CHARS, cut=True)
+                        text = await self._body(host, response, most=_REFUSAL_BYTES, cut=True)
                         raise _status_error(host, Request(path, {}), response, text)
                     yield response
 
@@ -277,11 +384,22 @@ class RestClient:
                 progress(here, max(here, whole))
 
     def limiter(self, venue: Venue) -> RateLimiter:
-        """The rate limit of a market's REST host; `ExchangeError` if its base URL is not a URL."""
-        address = _Host.rest(venue).address
+        """The rate limit of the REST host that serves a market now; `ExchangeError` if its base URL is not a URL."""
+        return self._limiter(venue, self._serving(venue))
+
+    def closed_for(self, venue: Venue) -> float:
+        """Seconds until a request may be sent to one of the market's REST hosts; 0 now."""
+        hosts = [_Host.rest(venue, url) for url in (venue.rest_url, venue.rest_fallback) if url]
+        try:
+            return min(self._limiter(venue, host).state.closed_for for host in hosts)
+        except ExchangeError:
+            return 0.0
+
+    def _limiter(self, venue: Venue, host: _Host) -> RateLimiter:
+        address = host.address
         if address not in self.limiters:
-            name = f"{venue.exchange.name} at {address}"
-            self.limiters[address] = RateLimiter(name, venue.exchange.allowance(venue.market), clock=self._clock)
+            name, allowance = f"{venue.exchange.name} at {address}", venue.exchange.allowance(venue.market)
+            self.limiters[address] = RateLimiter(name, allowance, way_on=host.way_on, clock=self._clock)
         return self.limiters[address]
 
     async def _ask(self, host: _Host, request: Request, note: Callable[[int, Mapping[str, str], bytes], None]) -> bytes:
@@ -291,7 +409,7 @@ class RestClient:
                 async with self._client.stream("GET", host.url(request.path), params=dict(request.params)) as response:
                     note(response.status_code, response.headers, b"")
                     if response.status_code != HTTPStatus.OK:
-                        text = await self._body(host, response, most=4 * _QUOTED_CHARS, cut=True)
+                        text = await self._body(host, response, most=_REFUSAL_BYTES, cut=True)
                         note(response.status_code, response.headers, text)
                         raise _status_error(host, request, response, text)
                     return await self._body(host, response, most=self._body_limit)
@@ -315,11 +433,12 @@ def _network_errors(host: _Host, connect: float, read: float) -> Generator[None]
     try:
         yield
     except httpx2.ConnectTimeout:
-        raise ExchangeError(f"{host.name}: connecting to {host.address} timed out after {connect:g} s. {host.advice}") from None
+        raise HostRefused(f"{host.name}: connecting to {host.address} timed out after {connect:g} s. {host.advice}") from None
     except httpx2.TimeoutException:
         raise ExchangeError(f"{host.name}: {host.address} sent no data for {read:g} s. Try again later") from None
     except httpx2.HTTPError as error:
-        raise ExchangeError(f"{host.name}: {host.address} {_cause_of(error, host)}") from None
+        kind = HostRefused if isinstance(error, httpx2.ConnectError) else ExchangeError
+        raise kind(f"{host.name}: {host.address} {_cause_of(error, host)}") from None
 
 
 def _size(part: Path) -> int:
@@ -349,14 +468,15 @@ def _proxy_error() -> SettingError:
 
 def _status_error(host: _Host, request: Request, response: httpx2.Response, body: bytes) -> ExchangeError:
     """The error of a reply with another status than 200, with the exchange's text and its Retry-After."""
-    quoted = one_line(body.decode("utf-8", "replace"), _QUOTED_CHARS)
-    wait = response.headers.get("Retry-After", "")[:40]
-    text = f"{host.name} answered HTTP {response.status_code} to {request.path}" + (f": {quoted}" if quoted else "")
-    if advice := _ADVICE.get(response.status_code):
-        text += f". {advice.format(setting=host.shown)}"
+    status, wait = response.status_code, response.headers.get("Retry-After", "")[:40]
+    quoted = one_line(plain_text(body), _QUOTED_CHARS).rstrip(".")
+    text = f"{host.name} answered HTTP {status} to {request.path}" + (f": {quoted}" if quoted else "")
+    if hint := f"Check {host.shown}" if status == HTTPStatus.NOT_FOUND else advice(status, host.way_on):
+        text += f". {hint}"
     if wait:
         text += f" (Retry-After: {wait}{' s' if wait.isdecimal() else ''})"
-    return ExchangeError(text)
+    kind = HostRefused if status in REFUSED else EndpointMissing if status == HTTPStatus.NOT_FOUND else ExchangeError
+    return kind(text)
 
 
 def _certificates_error(error: OSError) -> SettingError:

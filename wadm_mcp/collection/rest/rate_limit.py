@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 import anyio
 
 from wadm_mcp.clock import SYSTEM_CLOCK, Clock
-from wadm_mcp.errors import ExchangeError
+from wadm_mcp.errors import ExchangeError, HostRefused
 from wadm_mcp.exchanges.exchange import Allowance
 from wadm_mcp.model import SECOND
 
@@ -51,10 +51,53 @@ _MAX_BAN_SECONDS: Final = 3 * 86_400.0
 _MAX_BACKOFF_SECONDS: Final = 60.0
 
 _REASONS: Final[Mapping[int, str]] = {
-    HTTPStatus.FORBIDDEN: " (it blocks this address)",
-    HTTPStatus.IM_A_TEAPOT: " (this address is banned for too many requests)",
-    HTTPStatus.TOO_MANY_REQUESTS: " (too many requests from this address)",
+    HTTPStatus.FORBIDDEN: "it blocks this address",
+    HTTPStatus.IM_A_TEAPOT: "this address is banned for too many requests",
+    HTTPStatus.TOO_MANY_REQUESTS: "too many requests from this address",
+    HTTPStatus.UNAVAILABLE_FOR_LEGAL_REASONS: "it does not serve this region",
 }
+"""What the statuses mean after which no request is sent for a while."""
+
+REFUSED: Final = (HTTPStatus.FORBIDDEN, HTTPStatus.UNAVAILABLE_FOR_LEGAL_REASONS)
+"""Statuses with which a host refuses this address or its region, whatever is requested."""
+
+
+def penalty(allowance: Allowance, status: int, retry_after: str, body: bytes, now: int) -> float:
+    """Seconds to stay away from a host after it refused a request or a handshake with this status; 0 where the status asks for none.
+
+    `retry_after` is that header's value, empty without one; `now` is the wall time (ms).
+    """
+    if status not in _REASONS:
+        return 0.0
+    if status == HTTPStatus.FORBIDDEN:
+        return allowance.forbidden
+    if retry_after.isascii() and retry_after.isdecimal():
+        return min(_MAX_BAN_SECONDS, int(retry_after[:12]) + _GRACE_SECONDS)
+    if status == HTTPStatus.UNAVAILABLE_FOR_LEGAL_REASONS:
+        return allowance.region
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        return _TOO_MANY_SECONDS
+    found = allowance.ban_end.search(body) if allowance.ban_end is not None else None
+    left = (int(found[1]) - now) / SECOND if found is not None else 0.0
+    return min(_MAX_BAN_SECONDS, left + _GRACE_SECONDS) if left > 0 else _BAN_SECONDS
+
+
+def advice(status: int, way_on: str) -> str:
+    """What a refusal with this status means and what to do, for the end of an error; empty for other statuses.
+
+    `way_on` is what an operator can do where the host does not serve this address.
+    """
+    match status:
+        case HTTPStatus.FORBIDDEN:
+            return f"The exchange blocks this address: too many requests came from it, or it does not serve its region. {way_on}"
+        case HTTPStatus.UNAVAILABLE_FOR_LEGAL_REASONS:
+            return f"The exchange does not serve this region. {way_on}"
+        case HTTPStatus.IM_A_TEAPOT:
+            return "This address is banned for too many requests: wait"
+        case HTTPStatus.TOO_MANY_REQUESTS:
+            return "Too many requests from this address: wait"
+        case _:
+            return ""
 
 
 class Priority(IntEnum):
@@ -89,7 +132,9 @@ async def _until(event: anyio.Event, seconds: float) -> None:
 
 
 class RateLimiter:
-    """Limits the requests to one host. `host` names it in errors; `until` waits for an event, at most so many seconds.
+    """Limits the requests to one host. `host` names it in errors, `way_on` says there what to do where it refuses this address.
+
+    `until` waits for an event, at most so many seconds.
 
     Our own requests are counted over a sliding window, which is stricter than the exchange's whole minutes and does not depend on the
     clocks. The weight that a reply reports for all users of the address counts until the exchange's minute ends.
@@ -100,6 +145,7 @@ class RateLimiter:
         host: str,
         allowance: Allowance,
         *,
+        way_on: str = "",
         clock: Clock = SYSTEM_CLOCK,
         until: Callable[[anyio.Event, float], Awaitable[None]] = _until,
     ) -> None:
@@ -110,7 +156,10 @@ class RateLimiter:
         self._allowance = allowance
         self._clock = clock
         self._until = until
+        self._way_on = way_on
         self._why = ""
+        self._refused = False
+        """Whether the last refusal was one of this address."""
         self._queue: list[_Waiter] = []
         self._numbers = count()
         self._unanswered = 0
@@ -135,7 +184,7 @@ class RateLimiter:
         """Returns when a request of this weight may be sent; send it at once.
 
         Requests of one priority go in the order of their calls. `ExchangeError` at once when no request is sent for more than a few
-        seconds, also for calls that wait already.
+        seconds, also for calls that wait already; it is a `HostRefused` while the host refuses this address.
         """
         if weight > self.allowed:
             raise ValueError(f"request weight {weight} exceeds the limit of {self.allowed} per window")
@@ -173,8 +222,8 @@ class RateLimiter:
         self._note_used(number, headers.get(self._allowance.used_header, ""))
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             self._fail(number, status)
-        elif status in _REASONS:
-            self._close(self._penalty(status, headers.get("Retry-After", ""), body), status)
+        elif seconds := penalty(self._allowance, status, headers.get("Retry-After", ""), body, self._clock.now()):
+            self._close(seconds, status)
         else:
             self._failures = 0
 
@@ -184,7 +233,8 @@ class RateLimiter:
         closed = self.closed_until - now
         if closed > _MAX_WAIT_SECONDS:
             again = datetime.fromtimestamp(self._clock.now() / SECOND + closed, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-            raise ExchangeError(f"no request to {self.host} until {again}: it answered {self._why}")
+            text = f"no request to {self.host} until {again}: it answered {self._why}"
+            raise HostRefused(f"{text}. {self._way_on}" if self._way_on else text) if self._refused else ExchangeError(text)
         if waiter is not self._queue[0] or self._unanswered >= AT_ONCE:
             return math.inf
         return max(closed, self._until_ours_fits(now, weight, allowed), self._until_all_fits(now, weight, allowed))
@@ -225,22 +275,12 @@ class RateLimiter:
             self._failed_at = self._total
             self._close(min(_MAX_BACKOFF_SECONDS, 2.0 ** min(self._failures - 1, 10)), status)
 
-    def _penalty(self, status: int, retry_after: str, body: bytes) -> float:
-        if status == HTTPStatus.FORBIDDEN:
-            return self._allowance.forbidden
-        if retry_after.isascii() and retry_after.isdecimal():
-            return min(_MAX_BAN_SECONDS, int(retry_after[:12]) + _GRACE_SECONDS)
-        if status == HTTPStatus.TOO_MANY_REQUESTS:
-            return _TOO_MANY_SECONDS
-        found = self._allowance.ban_end.search(body) if self._allowance.ban_end is not None else None
-        left = (int(found[1]) - self._clock.now()) / SECOND if found is not None else 0.0
-        return min(_MAX_BAN_SECONDS, left + _GRACE_SECONDS) if left > 0 else _BAN_SECONDS
-
     def _close(self, seconds: float, status: int) -> None:
         until = self._clock.monotonic() + seconds
         if until > self.closed_until:
             self.closed_until = until
-            self._why = f"HTTP {status}{_REASONS.get(status, '')}"
+            self._refused = status in REFUSED
+            self._why = f"HTTP {status} ({_REASONS[status]})" if status in _REASONS else f"HTTP {status}"
         for waiter in self._queue:
             waiter.recheck.set()
 

@@ -1,0 +1,126 @@
+"""How this process reaches the hosts of exchanges: the proxies of the environment, the certificates that TLS trusts, several addresses.
+
+The collectors and `doctor` open their sockets by the same options, so that what `doctor` finds holds for the collectors.
+"""
+
+from __future__ import annotations
+
+import ssl
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from websockets.exceptions import InvalidStatus, WebSocketException
+
+from wadm_mcp.clock import Clock
+from wadm_mcp.collection.rest.rate_limit import REFUSED, advice, penalty
+from wadm_mcp.exchanges.exchange import Venue
+from wadm_mcp.exchanges.wire import one_line, plain_text
+from wadm_mcp.settings import is_loopback
+
+HANDSHAKE_SECONDS: Final = 10
+"""Time limit of opening a socket, from the first packet to the exchange's answer to the handshake."""
+
+_NEXT_ADDRESS_SECONDS: Final = 0.25
+"""After this time without an answer the host's next address is tried as well (RFC 8305), since one of its networks may be down."""
+_QUOTED_CHARS: Final = 160
+"""Characters of an exchange's own text that an error repeats."""
+
+
+def socket_options(url: str, certificates: ssl.SSLContext | None) -> dict[str, Any]:
+    """Options for `connect`: the same certificates and the same proxy as REST uses; no proxy on loopback."""
+    address = urlsplit(url)
+    host = address.hostname or ""
+    options: dict[str, Any] = {"open_timeout": HANDSHAKE_SECONDS}
+    if address.scheme == "wss" and certificates is not None:
+        options["ssl"] = certificates
+    if is_loopback(host):
+        return options | {"proxy": None}
+    options["happy_eyeballs_delay"] = _NEXT_ADDRESS_SECONDS
+    proxies = getproxies()
+    # The websockets library reads these variables itself, but not ALL_PROXY, which REST obeys.
+    named = any(proxies.get(kind) for kind in ("wss", "socks", "https"))
+    return options | {"proxy": True if named or proxy_bypass(host) else proxies.get("all")}
+
+
+class SocketFailure(NamedTuple):
+    """Why a socket could not be opened: a line for users, and what follows from it."""
+
+    reason: str
+    refused: bool = False
+    """Whether the host refused this address or its region: another host may serve it."""
+    wait: float = 0.0
+    """Seconds for which the exchange wants no other attempt at this host."""
+
+    @classmethod
+    def of(cls, error: OSError | WebSocketException, base_url: str, venue: Venue, now: int) -> SocketFailure:
+        """The failure that `connect` to a trade socket of the market raised. `now` is the wall time (ms)."""
+        url = socket_url(venue, base_url)
+        if isinstance(error, TimeoutError):
+            return cls(f"{url} did not answer the handshake within {HANDSHAKE_SECONDS} s")
+        if not isinstance(error, InvalidStatus):
+            return cls(f"cannot connect to {url}: {one_line(str(error))}")
+        reply = error.response
+        status, body = reply.status_code, bytes(reply.body or b"")
+        quoted = one_line(plain_text(body), _QUOTED_CHARS).rstrip(".")
+        said = f"it answered HTTP {status}" + (f", {quoted}" if quoted else "")
+        hint = advice(status, venue.hosts.socket.way_on(base_url))
+        wait = penalty(venue.exchange.allowance(venue.market), status, reply.headers.get("Retry-After", ""), body, now)
+        return cls(f"cannot connect to {url}: {said}" + (f". {hint}" if hint else ""), status in REFUSED, wait)
+
+
+class _Closed(NamedTuple):
+    """A host that is not tried for now: until when (monotonic seconds), and why."""
+
+    until: float
+    failure: SocketFailure
+
+
+class SocketHosts:
+    """Chooses the host of a market's next trade socket.
+
+    A host that refused a handshake is tried again when its time is over. Meanwhile the fallback is used, if the first host refused this
+    address or its region; after too many attempts there is no way round the wait.
+    """
+
+    def __init__(self, venue: Venue, clock: Clock) -> None:
+        self._venue = venue
+        self._clock = clock
+        self._closed: dict[str, _Closed] = {}
+
+    @property
+    def base_url(self) -> str:
+        """The base URL of the next connection."""
+        first, fallback = self._venue.socket_url, self._venue.socket_fallback
+        closed = self._closed_now(first)
+        if closed is None or not fallback or not closed.failure.refused:
+            return first
+        other = self._closed_now(fallback)
+        return fallback if other is None or other.until < closed.until else first
+
+    @property
+    def wait(self) -> float:
+        """Seconds until the next connection may be tried."""
+        closed = self._closed_now(self.base_url)
+        return closed.until - self._clock.monotonic() if closed is not None else 0.0
+
+    def failed(self, base_url: str, failure: SocketFailure) -> None:
+        """Note that a handshake failed."""
+        if failure.wait:
+            self._closed[base_url] = _Closed(self._clock.monotonic() + failure.wait, failure)
+
+    def note(self, base_url: str) -> str:
+        """Why this host is used instead of the first one; empty for the first one."""
+        closed = self._closed.get(self._venue.socket_url)
+        if base_url == self._venue.socket_url or closed is None:
+            return ""
+        return f"uses {base_url}, because: {closed.failure.reason}"
+
+    def _closed_now(self, base_url: str) -> _Closed | None:
+        closed = self._closed.get(base_url)
+        return closed if closed is not None and self._clock.monotonic() < closed.until else None
+
+
+def socket_url(venue: Venue, base_url: str) -> str:
+    """The URL of a market's trade socket at a base URL."""
+    return base_url + venue.exchange.stream_path(venue.market)
