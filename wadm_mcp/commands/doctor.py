@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,8 @@ import anyio
 from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
 
+from wadm_mcp.clock import SYSTEM_CLOCK
+from wadm_mcp.collection.network import SocketFailure, SocketHosts, socket_options, socket_url
 from wadm_mcp.collection.recorder_lock import RecorderLock
 from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.errors import FrameError, WadmError
@@ -29,11 +32,20 @@ _TRADE_SECONDS: Final = 15.0
 
 
 class Finding(NamedTuple):
-    """One line of the table."""
+    """One line of the table. `ok` is None for a check that was not tried because of another finding; it is no failure of its own."""
 
     part: str
-    ok: bool
+    ok: bool | None
     detail: str
+
+    @property
+    def mark(self) -> str:
+        """The word in the table."""
+        return "skip" if self.ok is None else "ok" if self.ok else "FAIL"
+
+
+class _NotTriedError(Exception):
+    """A check has nothing to try."""
 
 
 async def examine(settings: Settings) -> int:
@@ -46,16 +58,12 @@ async def examine(settings: Settings) -> int:
     async def check(part: str, step: Callable[[], Awaitable[str]]) -> None:
         try:
             findings.append(Finding(part, True, await step()))
+        except _NotTriedError as error:
+            findings.append(Finding(part, None, f"not tried: {error}"))
         except WadmError as error:
             findings.append(Finding(part, False, str(error)))
 
-    findings.append(
-        Finding(
-            "settings",
-            True,
-            f"{', '.join(settings.WADM_SYMBOLS)} at {', '.join(settings.WADM_EXCHANGES)} ({', '.join(settings.WADM_MARKETS)})",
-        )
-    )
+    findings.append(Finding("settings", True, _settings(settings)))
     await check("data folder", lambda: _folder(settings))
     if settings.MONGODB_URL is not None:
         findings.append(_processor())
@@ -66,19 +74,17 @@ async def examine(settings: Settings) -> int:
         await check("Redis", lambda: _redis(settings))
     async with RestClient(proxied=not settings.stays_on_loopback) as rest:
         for venue in settings.venues:
-            listings: list[Listing] = []
+            # Until the exchange answers, the collectors record with provisional listings: so is its stream tried here.
+            listings = [Listing.unconfirmed(venue.instrument(symbol)) for symbol in settings.WADM_SYMBOLS]
             await check(f"{venue.name} REST", partial(_listings, rest, settings, venue, listings))
-            if listings:
-                await check(f"{venue.name} stream", partial(_stream, settings, venue, listings))
-            else:
-                findings.append(Finding(f"{venue.name} stream", False, "not tried: nothing to subscribe to"))
+            await check(f"{venue.name} stream", partial(_stream, rest, venue, listings))
     width = max(len(finding.part) for finding in findings)
     lines: list[str] = []
     for finding in findings:
         first, *more = finding.detail.splitlines()
-        lines.append(f"{finding.part:<{width}}  {'ok  ' if finding.ok else 'FAIL'}  {first}")
+        lines.append(f"{finding.part:<{width}}  {finding.mark:<4}  {first}")
         lines += [f"{'':<{width}}        {line}" for line in more]
-    failed = sum(not finding.ok for finding in findings)
+    failed = sum(finding.ok is False for finding in findings)
     lines.append(f"{failed} of {len(findings)} checks failed" if failed else "ready to record")
     print_lines(lines)
     return 1 if failed else 0
@@ -142,36 +148,67 @@ async def _sqlite(settings: Settings) -> str:
 
 
 async def _listings(rest: RestClient, settings: Settings, venue: Venue, found: list[Listing]) -> str:
+    """Request the symbol list; `found` then has the configured symbols that are listed. Unchanged where the exchange does not answer."""
     every = await rest.listings(venue)
     listed = venue.by_symbol(every)
-    found += [listed[symbol] for symbol in settings.WADM_SYMBOLS if symbol in listed]
+    found[:] = [listed[symbol] for symbol in settings.WADM_SYMBOLS if symbol in listed]
     missing = [symbol for symbol in settings.WADM_SYMBOLS if symbol not in listed]
     if missing:
         raise WadmError(f"{missing[0]} is not listed here. Nearest: {', '.join(nearest(missing[0], listed)) or 'none'}")
-    return f"{len(every):,} instruments; " + ", ".join(f"{each.instrument.symbol} tick {each.tick} lot {each.lot}" for each in found[:3])
+    steps = ", ".join(f"{each.instrument.symbol} {'' if each.trading else 'halted, '}tick {each.tick} lot {each.lot}" for each in found[:3])
+    return "\n".join([f"{len(every):,} instruments; {steps}", *rest.notes(venue)])
 
 
-async def _stream(settings: Settings, venue: Venue, listings: list[Listing]) -> str:
+async def _stream(rest: RestClient, venue: Venue, listings: list[Listing]) -> str:
     """Subscribe and wait for a trade: an acknowledged subscription alone does not prove that trades arrive."""
+    traded = [listing for listing in listings if listing.trading]
+    if not traded:
+        halted = ", ".join(listing.instrument.symbol for listing in listings)
+        raise _NotTriedError(f"{halted} is halted, so no trade is expected" if halted else "nothing to subscribe to")
+    hosts = SocketHosts(venue, SYSTEM_CLOCK)
+    while True:
+        base_url = hosts.base_url
+        url = socket_url(venue, base_url)
+        began = anyio.current_time()
+        try:
+            await _first_trade(venue, url, rest.certificates, traded)
+        except (OSError, WebSocketException) as error:
+            failure = SocketFailure.of(error, base_url, venue, SYSTEM_CLOCK.now())
+            hosts.failed(base_url, failure)
+            if hosts.base_url == base_url or hosts.wait:
+                raise WadmError(failure.reason) from error
+        except FrameError as error:
+            raise WadmError(f"{url}: {error}") from error
+        else:
+            note = hosts.note(base_url)
+            return f"first trade after {anyio.current_time() - began:.1f} s" + (f"\n{note}" if note else "")
+
+
+async def _first_trade(venue: Venue, url: str, certificates: ssl.SSLContext | None, listings: list[Listing]) -> None:
+    """Return when a socket has delivered a trade. `WadmError` when it delivers none, `OSError` when it cannot be opened."""
     exchange, market = venue.exchange, venue.market
-    url = venue.socket_url + exchange.stream_path(market)
     names = [each.instrument.symbol for each in listings][: exchange.limits(market).names_per_request]
     decoder = exchange.decoder(market, listings)
-    began = anyio.current_time()
-    try:
-        async with connect(
-            url, compression=None, open_timeout=10, close_timeout=1, proxy=None if settings.stays_on_loopback else True
-        ) as socket:
-            await socket.send(exchange.subscribe(market, names, 1))
-            with anyio.fail_after(_TRADE_SECONDS):
-                while not isinstance(decoder.decode(await socket.recv(decode=False)), Trades):
-                    pass
-    except TimeoutError:
-        raise WadmError(
-            f"{url}: connected, but no trade arrived within {_TRADE_SECONDS:g} s; the market may be quiet, or the network may block trades"
-        ) from None
-    except (OSError, WebSocketException) as error:
-        raise WadmError(f"cannot connect to {url}: {error}") from error
-    except FrameError as error:
-        raise WadmError(f"{url}: {error}") from error
-    return f"first trade after {anyio.current_time() - began:.1f} s"
+    async with connect(url, compression=None, close_timeout=1, **socket_options(url, certificates)) as socket:
+        await socket.send(exchange.subscribe(market, names, 1))
+        with anyio.move_on_after(_TRADE_SECONDS):
+            while not isinstance(decoder.decode(await socket.recv(decode=False)), Trades):
+                pass
+            return
+    unconfirmed = any(listing.provisional for listing in listings)
+    raise WadmError(
+        f"{url}: connected, but no trade arrived within {_TRADE_SECONDS:g} s; the market may be quiet, "
+        + ("the symbol may not be listed, " * unconfirmed)
+        + "or the network may block trades"
+    )
+
+
+def _settings(settings: Settings) -> str:
+    """What is configured, and which `.env` that comes from: `serve` reads another one than every other command."""
+    lines = [f"{', '.join(settings.WADM_SYMBOLS)} at {', '.join(settings.WADM_EXCHANGES)} ({', '.join(settings.WADM_MARKETS)})"]
+    if settings.dotenv is not None:
+        own, other = settings.dotenv.absolute(), Path(".env").absolute()
+        lines.append(f"{'read' if own.is_file() else 'not found:'} {own}")
+        if other != own:
+            lines.append(f"wadm-mcp serve, started here, reads {other}" + ("" if other.is_file() else ", which does not exist"))
+    return "\n".join(lines)
