@@ -10,7 +10,7 @@ import pytest
 
 from wadm_mcp.clock import now_ms
 from wadm_mcp.coverage.judge import judge
-from wadm_mcp.errors import NotReady, SettingError, StoreError
+from wadm_mcp.errors import SettingError, StoreError
 from wadm_mcp.health import State
 from wadm_mcp.model import Instrument, Window
 from wadm_mcp.runtime import Runtime
@@ -217,5 +217,5 @@ async def test_the_first_answer_names_a_configured_exchange_that_has_not_answere
             await simulator.subscribed(*SPOT)
         markets = (await MARKETS.ask(runtime, {})).answer
         assert [row[:2] for row in markets["markets"]["rows"]] == [["binance", "spot"], ["bybit", "spot"]]
-        with pytest.raises(NotReady, match="the list of symbols of its exchange is not loaded yet"):
-            await VOLUME_PROFILE.ask(runtime, {"symbol": "BTCUSDT", "exchange": "bybit"})
+        alone = (await VOLUME_PROFILE.ask(runtime, {"symbol": "BTCUSDT", "exchange": "bybit"})).answer
+        assert (alone["coverage"]["ratio"], alone["provisional"]) == (0, ["bybit:spot:BTCUSDT"])

@@ -109,6 +109,17 @@ def test_what_was_given_is_shown_as_one_short_line_whatever_it_was() -> None:
     assert len(str(refused.value)) < 300
 
 
+def test_a_base_url_has_a_fallback_unless_it_is_set() -> None:
+    venue = read_settings({}).venue("binance", "spot")
+    assert (venue.rest_url, venue.rest_fallback) == ("https://api.binance.com", "https://data-api.binance.vision")
+    assert (venue.socket_url, venue.socket_fallback) == ("wss://stream.binance.com:9443", "wss://data-stream.binance.vision")
+    # Its own host too, where somebody names it.
+    venue = read_settings({"WADM_BINANCE_SPOT_REST": "https://api.binance.com"}).venue("binance", "spot")
+    assert (venue.rest_fallback, venue.socket_fallback) == ("", "wss://data-stream.binance.vision")
+    others = [read_settings({}).venue(*names) for names in (("binance", "linear"), ("bybit", "spot"), ("bybit", "linear"))]
+    assert not any(venue.rest_fallback or venue.socket_fallback for venue in others)
+
+
 def test_a_symbol_of_more_than_40_characters_is_refused() -> None:
     with pytest.raises(SettingError, match="letters and digits, at most 40"):
         read_settings({"WADM_SYMBOLS": "A" * 41})

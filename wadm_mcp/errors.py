@@ -66,6 +66,14 @@ class ExchangeError(WadmError):
     """An exchange is unreachable or refused a request."""
 
 
+class HostRefused(ExchangeError):
+    """A host does not serve this address at all (HTTP 403 or 451), or cannot be reached. Another host of the exchange may serve it."""
+
+
+class EndpointMissing(ExchangeError):
+    """A host does not have the path that was requested (HTTP 404)."""
+
+
 class ArchiveError(WadmError):
     """An invalid file of an exchange's archive. None of its trades are imported."""
 

@@ -243,7 +243,7 @@ class Runtime:
     async def _follow_and_write(self, recorder: Recorder, writer: Writer, maintenance: Maintenance) -> None:
         settings, health = self.settings, self.health
         try:
-            async with RestClient(proxied=not settings.stays_on_loopback) as rest, anyio.create_task_group() as tasks:
+            async with RestClient(proxied=not settings.stays_on_loopback, health=health) as rest, anyio.create_task_group() as tasks:
 
                 def start(name: str, job: Callable[[], Awaitable[None]]) -> None:
                     tasks.start_soon(self._supervise, name, job)

@@ -175,6 +175,8 @@ class Settings(BaseSettings):
     WADM_MAX_INSTRUMENTS: int = Field(50, ge=1, le=1_000, description="maximum number of instruments, including those that agents add")
     hosts: Mapping[str, str] = Field(default_factory=dict[str, str])
     """Base URLs that replace the exchanges' own, by the name of their setting. `with_hosts` adds some."""
+    dotenv: Path | None = None
+    """The `.env` file that was looked for, which may not exist; None where none was."""
 
     @classmethod
     def settings_customise_sources(
@@ -203,7 +205,7 @@ class Settings(BaseSettings):
         return all(
             is_loopback(urlsplit(url).hostname or "")
             for venue in self.venues
-            for url in (venue.socket_url, venue.rest_url, venue.archive_url)
+            for url in (venue.socket_url, venue.rest_url, venue.archive_url, venue.socket_fallback, venue.rest_fallback)
             if url
         )
 
@@ -218,10 +220,12 @@ class Settings(BaseSettings):
         )
 
     def venue(self, exchange: str, market: str) -> Venue:
-        """One market of one exchange, with the base URLs that are set for it."""
+        """One market of one exchange, with the base URLs that are set for it. A URL that is set has no fallback."""
         found = find_exchange(exchange)
         socket, rest, archive = found.hosts[market]
-        return Venue(found, market, self._url(socket), self._url(rest), self._url(archive) if archive is not None else "")
+        urls = self._url(socket), self._url(rest), self._url(archive) if archive is not None else ""
+        fallbacks = ["" if host.setting in self.hosts else host.market_data for host in (socket, rest)]
+        return Venue(found, market, *urls, *fallbacks)
 
     def with_hosts(self, urls: Mapping[str, str]) -> Settings:
         """These settings with other base URLs, by setting name. `SettingError` for an invalid URL or an unknown setting."""
@@ -247,11 +251,16 @@ def _host_settings() -> dict[str, _HostSetting]:
     every = [hosts for name in exchange_names() for hosts in find_exchange(name).hosts.values()]
     found: dict[str, _HostSetting] = {}
     for hosts in every:
-        found[hosts.socket.setting] = _HostSetting(hosts.socket.url, ("ws", "wss"), "base URL, no path")
-        found[hosts.rest.setting] = _HostSetting(hosts.rest.url, ("http", "https"), "base URL, no path")
+        found[hosts.socket.setting] = _HostSetting(hosts.socket.url, ("ws", "wss"), _meaning(hosts.socket))
+        found[hosts.rest.setting] = _HostSetting(hosts.rest.url, ("http", "https"), _meaning(hosts.rest))
     for archive in [hosts.archive for hosts in every if hosts.archive is not None]:
         found[archive.setting] = _HostSetting(archive.url, ("http", "https"), "base URL of the daily files, no path")
     return found
+
+
+def _meaning(host: Host) -> str:
+    instead = f"; unless it is set, {host.market_data} is used where this host refuses your address" if host.market_data else ""
+    return f"base URL, no path{instead}"
 
 
 def _own_settings() -> dict[str, FieldInfo]:
@@ -277,7 +286,7 @@ def read_settings(environ: Mapping[str, str], *, dotenv: Path | None = None, ove
     file = {name: value for name, value in _file_values(dotenv).items() if value}
     raw: dict[str, Any] = {**file, **{name: value for name, value in environ.items() if value}, **(overrides or {})}
     try:
-        settings = Settings(**{name: raw[name] for name in _own_settings() if name in raw})
+        settings = Settings(dotenv=dotenv, **{name: raw[name] for name in _own_settings() if name in raw})
     except ValidationError as error:
         raise _setting_error(error, raw) from None
     return settings.with_hosts({name: raw[name] for name in _host_settings() if name in raw})

@@ -120,6 +120,11 @@ class InstrumentTape:
     def instrument(self) -> Instrument:
         return self.listing.instrument
 
+    @property
+    def unverified(self) -> bool:
+        """Whether nothing shows yet that the instrument exists: its exchange has not confirmed it, and no trade of it is known."""
+        return self.listing.provisional and self.newest is None
+
     # State.
 
     @property

@@ -18,7 +18,7 @@ from tests.market import BYBIT, NOON, SPOT, listing
 from tests.queries.world import World, exact, made, price_of, quantity_of, rows_of, signed, whole_day
 from wadm_mcp.analytics.footprint import Bar, Footprint
 from wadm_mcp.errors import QueryError
-from wadm_mcp.model import DAY, HOUR, MINUTE, Instrument, Retention, Timeframe, Trade, TradeType, Window
+from wadm_mcp.model import DAY, HOUR, MINUTE, Instrument, Listing, Retention, Timeframe, Trade, TradeType, Window
 from wadm_mcp.queries.footprint import MAX_NODES, footprint
 from wadm_mcp.queries.market_structure import market_structure
 from wadm_mcp.queries.numbers import iso
@@ -357,6 +357,17 @@ async def test_exchanges_with_other_ticks_share_rows_of_a_common_multiple() -> N
         await volume_profile(world.view, symbol="BTCUSDT", row_size="0.01")
     alone = await volume_profile(world.view, symbol="BTCUSDT", exchange="bybit", row_size="0.015")
     assert alone["row_size"] == 0.015
+
+
+@anyio_test
+async def test_without_a_tick_rows_are_steps_of_the_finest_price() -> None:
+    world = World(Listing.unconfirmed(SPOT), now=NOON).add([made(1, NOON - 2, 6_000_010), made(2, NOON - 1, 6_000_025)])
+    answer = await volume_profile(world.view, symbol="BTCUSDT", window="15m")
+    assert answer["provisional"] == ["binance:spot:BTCUSDT"]
+    assert (answer["row_size"], answer["poc"], answer["vah"]) == (0.01, 60000.1, 60000.25)
+    assert (await volume_profile(world.view, symbol="BTCUSDT", window="15m", row_size=0.1))["vah"] == 60000.29
+    with pytest.raises(QueryError, match=r"row_size=0.005: its tick is not known yet and its prices have 2 decimals; use 0.01"):
+        await volume_profile(world.view, symbol="BTCUSDT", window="15m", row_size=0.005)
 
 
 @anyio_test

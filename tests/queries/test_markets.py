@@ -7,7 +7,7 @@ from tests.market import BYBIT, NOON, SPOT, listing
 from tests.queries.world import Held, World, made, rows_of
 from wadm_mcp.coverage.spans import Basis, GapReason, Span, SpanReason
 from wadm_mcp.health import Health, State
-from wadm_mcp.model import DAY, HOUR, MINUTE, UNLISTED
+from wadm_mcp.model import DAY, HOUR, MINUTE, UNLISTED, Listing
 from wadm_mcp.queries.markets import COLUMNS, markets
 from wadm_mcp.tape import Importing, Repairing
 
@@ -33,11 +33,17 @@ async def test_every_followed_instrument_has_a_row() -> None:
     assert answer["store"] == "ok"
     assert answer["markets"]["columns"] == list(COLUMNS)
     assert COLUMNS[:7] == ("exchange", "market", "symbol", "status", "last_price", "last_trade_at", "lag_ms")
-    assert COLUMNS[7:] == ("coverage_24h", "open_gaps", "history_from", "repairing", "importing")
+    assert COLUMNS[7:] == ("coverage_24h", "open_gaps", "history_from", "repairing", "importing", "tick")
     assert answer["markets"]["rows"] == [
-        ["binance", "spot", "BTCUSDT", "live", 61837.63, "2026-06-01T11:59:00Z", 60_000, 0.75, 1, "2026-05-23T12:00:00Z", None, None],
-        ["bybit", "spot", "BTCUSDT", "starting", None, None, None, 0, 1, None, None, None],
+        ["binance", "spot", "BTCUSDT", "live", 61837.63, "2026-06-01T11:59:00Z", 60_000, 0.75, 1, "2026-05-23T12:00:00Z", None, None, 0.01],
+        ["bybit", "spot", "BTCUSDT", "starting", None, None, None, 0, 1, None, None, None, 0.01],
     ]
+
+
+async def test_rows_come_in_the_order_of_the_settings_whichever_exchange_answered_first() -> None:
+    world = World(listing(BYBIT), listing(SPOT), now=NOON)
+    rows = rows_of((await markets(world.view, Health(world.clock.now)))["markets"])
+    assert [row["exchange"] for row in rows] == ["binance", "bybit"]
 
 
 async def test_a_running_repair_shows_what_is_missing_and_how_long_it_takes() -> None:
@@ -90,6 +96,19 @@ async def test_an_instrument_that_does_not_trade_is_told_with_the_exchanges_word
     answer = await markets(world.view, health)
     assert [row["status"] for row in rows_of(answer["markets"])] == [status]
     assert (f"Not trading: bybit:spot:BTCUSDT ({word})." in answer["reading"]) == (status != "live")
+
+
+async def test_an_instrument_that_its_exchange_has_not_confirmed_is_unverified_until_it_trades() -> None:
+    world = World(Listing.unconfirmed(BYBIT), now=NOON)
+    health = Health(world.clock.now)
+    health.report(str(BYBIT), State.DOWN)
+    answer = await markets(world.view, health)
+    assert [(row["status"], row["tick"]) for row in rows_of(answer["markets"])] == [("unverified", None)]
+    assert answer["provisional"] == ["bybit:spot:BTCUSDT"]
+    world.add([made(3, NOON - HOUR, instrument=BYBIT)])
+    health.report(str(BYBIT), State.OK)
+    (row,) = rows_of((await markets(world.view, health))["markets"])
+    assert (row["status"], row["tick"]) == ("live", None)
 
 
 async def test_a_standby_shows_the_newest_trade_of_the_store() -> None:

@@ -31,7 +31,10 @@ async def coverage_inputs(view: View, scope: Scope, instrument: Instrument, wind
     spans = await view.spans(instrument, window, raw=raw)
     progress = view.importing(instrument)
     importing = progress is not None and window.start < progress.reached
-    before = GapReason.STORE_UNREACHABLE if view.without_store else GapReason.IMPORTING if importing else GapReason.NOT_RECORDED
+    if view.unverified(instrument):
+        before = GapReason.EXCHANGE_UNREACHABLE
+    else:
+        before = GapReason.STORE_UNREACHABLE if view.without_store else GapReason.IMPORTING if importing else GapReason.NOT_RECORDED
     return CoverageInputs(spans, scope.now, alive_until, before, await view.being_revised(instrument, window, raw=raw))
 
 

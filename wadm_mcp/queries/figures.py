@@ -13,7 +13,7 @@ from anyio import to_thread
 from wadm_mcp.analytics.footprint import Bar, Footprint
 from wadm_mcp.analytics.volume_profile import MAX_ROWS, default_row, row_count, smallest_row
 from wadm_mcp.errors import QueryError
-from wadm_mcp.model import Listing, Timeframe, Window, at_decimals, to_decimal
+from wadm_mcp.model import Listing, Timeframe, Window, at_decimals, decimals_of, to_decimal
 from wadm_mcp.queries.arguments import Call, read_amount
 from wadm_mcp.queries.numbers import decimal_text, places
 from wadm_mcp.queries.scope import Scope
@@ -24,17 +24,24 @@ MAX_PRICES_ON_LOOP: Final = 5_000
 
 
 class Ticks(NamedTuple):
-    """The price steps of an answer about several instruments. Rows are multiples of `common`; the top tick of a row uses `finest`."""
+    """The price steps of an answer about several instruments. Rows are multiples of `common`; the top tick of a row uses `finest`.
 
-    finest: Decimal
-    common: Decimal
+    Both are None where no tick is known, `finest` also where one of several is not. The finest step of the prices takes their place.
+    """
+
+    finest: Decimal | None
+    common: Decimal | None
 
     @classmethod
     def of(cls, listings: Sequence[Listing]) -> Ticks:
-        """The finest tick, and the smallest step that is a whole multiple of every tick."""
-        decimals = max(places(listing.tick) for listing in listings)
-        ticks = [at_decimals(listing.tick, decimals) for listing in listings]
-        return cls(to_decimal(min(ticks), decimals), to_decimal(lcm(*ticks), decimals))
+        """The finest tick, and the smallest step that is a whole multiple of every tick that is known."""
+        known = [listing.tick for listing in listings if listing.tick is not None]
+        if not known:
+            return cls(None, None)
+        decimals = max(places(tick) for tick in known)
+        ticks = [at_decimals(tick, decimals) for tick in known]
+        finest = to_decimal(min(ticks), decimals) if len(known) == len(listings) else None
+        return cls(finest, to_decimal(lcm(*ticks), decimals))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +61,9 @@ class RowChoice:
         """Reads the argument `row_size`, which must suit every instrument of the answer. The error names the tick and the nearest sizes."""
         ticks = Ticks.of(listings)
         step = ticks.common
-        row_size = read_amount(call, "row_size", given, zero=False, example=step)
+        row_size = read_amount(call, "row_size", given, zero=False, example=step or Decimal(1))
         choice = cls(call, given, row_size, ticks)
-        if row_size is None:
+        if row_size is None or step is None:
             return choice
         decimals = max(places(row_size), places(step))
         size, unit = at_decimals(row_size, decimals), at_decimals(step, decimals)
@@ -66,12 +73,16 @@ class RowChoice:
         return choice
 
     def tick(self, decimals: int) -> int:
-        """The finest tick of the answer."""
-        return at_decimals(self.ticks.finest, decimals)
+        """The finest tick of the answer; while one is unknown the finest step of prices with so many decimals."""
+        return 1 if self.ticks.finest is None else at_decimals(self.ticks.finest, decimals)
 
     def row(self, low: int, high: int, decimals: int) -> int:
-        """The row for a price range: the one that was asked for, or the default."""
-        return at_decimals(self.asked, decimals) if self.asked is not None else default_row(low, high, self.common(decimals))
+        """The row for a price range: the one that was asked for, or the default. `QueryError` if prices have no step as fine as it."""
+        if self.asked is None:
+            return default_row(low, high, self.common(decimals))
+        if decimals_of(self.asked) > decimals:
+            raise self.refuse(f"its tick is not known yet and its prices have {decimals} decimals", to_decimal(1, decimals))
+        return at_decimals(self.asked, decimals)
 
     def row_within_limit(self, low: int, high: int, decimals: int, what: str) -> int:
         """As `row`. `QueryError` if it divides the range into more than `MAX_ROWS` rows; `what` names the range for the error."""
@@ -83,8 +94,8 @@ class RowChoice:
         return row
 
     def common(self, decimals: int) -> int:
-        """The step that every row is a multiple of."""
-        return at_decimals(self.ticks.common, decimals)
+        """The step that every row is a multiple of; while no tick is known the finest step of prices with so many decimals."""
+        return 1 if self.ticks.common is None else at_decimals(self.ticks.common, decimals)
 
     def refuse(self, why: str, *instead: Decimal) -> QueryError:
         """The error for a row size that cannot be used, with sizes that can."""

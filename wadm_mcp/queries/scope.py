@@ -76,9 +76,15 @@ class Scope:
         return self.window.end <= self.now
 
     def heading(self, coverage: dict[str, Any]) -> dict[str, Any]:
-        """The first keys of every answer: coverage, instrument, window."""
+        """The first keys of every answer: coverage, instrument, window, and between them what `provisional` adds."""
         window = {"start": iso(self.window.start), "end": iso(self.window.end), "closed": self.closed}
-        return {"coverage": coverage, "instrument": self.name, "window": window}
+        return {"coverage": coverage, "instrument": self.name, **provisional(self.listings), "window": window}
+
+
+def provisional(listings: Iterable[Listing]) -> dict[str, Any]:
+    """The key `provisional` of an answer: instruments that their exchange has not confirmed, whose tick is unknown. Absent for none."""
+    names = [str(listing.instrument) for listing in listings if listing.provisional]
+    return {"provisional": names} if names else {}
 
 
 def ask(view: View, name: str, **examples: Example) -> Call:

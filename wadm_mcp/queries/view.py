@@ -90,6 +90,10 @@ class View:
         """Listings of every followed instrument."""
         return list(self._tape.listings)
 
+    def unverified(self, instrument: Instrument) -> bool:
+        """Whether nothing shows yet that the instrument exists: its exchange has not confirmed it, and no trade of it is known."""
+        return self._tape[instrument].unverified
+
     def newest(self, instrument: Instrument) -> Trade | None:
         """The newest trade of this instrument in memory."""
         return self._tape[instrument].newest

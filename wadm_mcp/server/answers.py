@@ -15,6 +15,8 @@ Count: TypeAlias = Annotated[StrictInt | None, WithJsonSchema({"type": ["integer
 Text: TypeAlias = Annotated[StrictStr | None, WithJsonSchema({"type": ["string", "null"]})]
 Rows: TypeAlias = Annotated[list[Any], WithJsonSchema({"type": "array"})]
 Parts: TypeAlias = Annotated[dict[str, Any], WithJsonSchema({"type": "object"})]
+Provisional: TypeAlias = Annotated[list[StrictStr], WithJsonSchema({"type": "array"})]
+"""Instruments that their exchange has not confirmed yet, so that their tick is unknown; absent for none."""
 
 
 class _Table(BaseModel):
@@ -70,12 +72,14 @@ class _Answer(BaseModel):
     instrument: StrictStr
     window: Span
     reading: StrictStr
+    provisional: Provisional = Field(default_factory=list)
 
 
 class Markets(BaseModel):
     store: StrictStr
     markets: Table
     reading: StrictStr
+    provisional: Provisional = Field(default_factory=list)
 
 
 class Tracked(Markets):
