@@ -117,6 +117,22 @@ async def test_a_mute_connection_answers_pings_without_trades_while_another_deli
         assert silence.cancelled_caught
 
 
+async def test_a_silence_mutes_every_connection_of_the_market_and_goes_on_without_what_was_traded() -> None:
+    async with faulty(Kind.SILENCE, 0.3) as (simulator, chaos), opened(simulator, "binance_spot_ws", STREAM) as socket:
+        await simulator.subscribed(*SPOT)
+        async with opened(simulator, "binance_spot_ws", STREAM) as other:
+            while simulator.connections("binance", "spot") < 2:
+                await anyio.sleep(0.01)
+            await trade(simulator, 3)
+            await anyio.sleep(0.31)
+            await trade(simulator)
+            first, second = await ids(socket, 1), await ids(other, 1)
+            assert first == second
+            reply = await get(simulator, "binance_spot_rest", "/api/v3/historicalTrades?symbol=BTCUSDT&limit=10")
+            assert [row["id"] for row in reply.json()] == list(range(first[0] - 3, first[0] + 1))
+        assert [happened.connection for happened in chaos.happened] == [None]
+
+
 async def test_some_frames_are_lost_and_rest_serves_their_trades() -> None:
     async with faulty(Kind.LOSE) as (simulator, _), opened(simulator, "binance_spot_ws", STREAM) as socket:
         await simulator.subscribed(*SPOT)

@@ -1,7 +1,7 @@
 """Injects faults into the simulated exchanges: single ones, or a plan that is reproducible from a seed.
 
 A plan is a list of `Fault`s with their times; `happened` records which faults took place and on which connection. Faults on the sockets
-of one market never overlap, so that redundant connections do not fail at the same time.
+of one market never overlap, so that redundant connections do not fail at the same time, except in a `SILENCE`.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ class Kind(StrEnum):
     """The socket stays open and answers pings, but no trades are sent."""
     STALL = "stall"
     """The connection delivers nothing of one symbol, and the others go on."""
+    SILENCE = "silence"
+    """As `MUTE`, but on every socket of the market, so that no redundant connection has what was traded."""
     LOSE = "lose"
     """Some frames are not sent."""
     REPEAT = "repeat"
@@ -87,6 +89,7 @@ ON_REST: Final = (Kind.TOO_MANY, Kind.BANNED, Kind.ERROR, Kind.SLOW, Kind.LAG, K
 _DURATIONS: Final = {
     Kind.MUTE: (2.0, 15.0),
     Kind.STALL: (2.0, 30.0),
+    Kind.SILENCE: (6.0, 15.0),
     Kind.LOSE: (0.1, 1.0),
     Kind.REPEAT: (0.2, 1.0),
     Kind.REORDER: (0.2, 1.0),
@@ -182,7 +185,7 @@ class Fault(NamedTuple):
 
 
 class Happened(NamedTuple):
-    """A fault that took place: when (seconds after `begin`), and on which connection if it was a socket fault."""
+    """A fault that took place: when (seconds after `begin`), and on which connection if it was a fault of one socket."""
 
     fault: Fault
     at: float
@@ -192,7 +195,8 @@ class Happened(NamedTuple):
 def plan(seed: int, seconds: float, *, every: float = 1.5, kinds: Iterable[Kind] = tuple(Kind)) -> list[Fault]:
     """Faults for a run of `seconds`, reproducible by `seed`.
 
-    Each market's sockets get one about every `every` seconds; REST, new connections and the clock get a few.
+    Each market's sockets get one about every `every` seconds; REST, new connections and the clock get a few. A `SILENCE` loses trades
+    unseen unless it is much longer than the market's pauses: leave it out of `kinds` where there are few trades.
     """
     random, allowed = Random(seed), set(kinds)
     sockets = [kind for kind in ON_SOCKETS if kind in allowed]
@@ -209,7 +213,8 @@ def plan(seed: int, seconds: float, *, every: float = 1.5, kinds: Iterable[Kind]
                 random.shuffle(remaining)
             kind = remaining.pop()
             lasts = random.uniform(*_DURATIONS.get(kind, (0.0, 0.0)))
-            faults.append(Fault(kind, at, min(lasts, seconds - at), exchange, market))
+            if kind is not Kind.SILENCE or at + lasts <= seconds:
+                faults.append(Fault(kind, at, min(lasts, seconds - at), exchange, market))
 
     for exchange in ("binance", "bybit"):
         for market in ("spot", "linear"):
@@ -222,13 +227,16 @@ def plan(seed: int, seconds: float, *, every: float = 1.5, kinds: Iterable[Kind]
 
 
 class _Active(NamedTuple):
+    """A fault that takes place now, on one connection, or with None on all of the market."""
+
     fault: Fault
-    connection: int
+    connection: int | None
     until: float
 
 
 class Chaos(Faults):
-    """Executes faults from `begin` on. Markets in `redundant` have several connections, of which only one fails at a time."""
+    """Executes faults from `begin` on. Markets in `redundant` have several connections, of which only one fails at a time, unless a
+    `SILENCE` is ordered."""
 
     def __init__(
         self,
@@ -276,9 +284,9 @@ class Chaos(Faults):
         self._began = self._monotonic()
 
     def end(self) -> None:
-        """Drop all pending faults and end the active ones."""
+        """Drop all pending faults and end the active ones. A `SILENCE` lasts its time, since a shorter one may be too short to notice."""
         self._sockets.clear()
-        self._active.clear()
+        self._active = {key: active for key, active in self._active.items() if active.fault.kind is Kind.SILENCE}
         self._others.clear()
         self._on_listings.clear()
         self.skew = 0
@@ -313,7 +321,7 @@ class Chaos(Faults):
         if active is None:
             active = self._next(key, connection, now)
         self._old[key].append((now, frame))
-        if active is None or active.connection != connection:
+        if active is None or active.connection not in (connection, None):
             return self._with_delayed(connection, (frame,))
         return self._apply(active, connection, frame, int(found[1]), now)
 
@@ -326,8 +334,9 @@ class Chaos(Faults):
             if alive < 2 or now - self._ended.get(key, -_RECOVERY_SECONDS) < _RECOVERY_SECONDS or self._random.random() < 0.5:
                 return None
         fault = due.popleft()
-        self.happened.append(Happened(fault, now, connection))
-        active = self._active[key] = _Active(fault, connection, now + fault.lasts)
+        on = None if fault.kind is Kind.SILENCE else connection
+        self.happened.append(Happened(fault, now, on))
+        active = self._active[key] = _Active(fault, on, now + fault.lasts)
         return active
 
     def _apply(self, active: _Active, connection: int, frame: str | bytes, traded_at: int, now: float) -> Sequence[str | bytes]:
@@ -344,7 +353,7 @@ class Chaos(Faults):
                 return (f'{{"stream":"!serverShutdown","data":{event}}}' if wrapped else event, frame)
             case Kind.SHUTDOWN:
                 raise Cut(1001, "going away")
-            case Kind.MUTE:
+            case Kind.MUTE | Kind.SILENCE:
                 return ()
             case Kind.STALL:
                 found = _SYMBOL.search(frame if isinstance(frame, bytes) else frame.encode())
