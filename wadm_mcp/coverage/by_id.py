@@ -6,12 +6,15 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from wadm_mcp.coverage.silence import SHORTEST_PAUSE, SilenceLimit
 from wadm_mcp.coverage.spans import REMEMBERED_SPANS, Basis, GapReason, IdRange, MissingRange, OpenSpan, Span, SpanList, SpanReason
-from wadm_mcp.model import Trade, Window
+from wadm_mcp.model import SECOND, Trade, Window
 
 _LIVE: Final = SpanReason.LIVE
 _MISSING_IDS: Final = GapReason.MISSING_IDS
 # Constants, since every trade reads them: looking a member up in its enum takes three times as long.
+_UNKNOWN_SILENCE: Final = 30 * SECOND
+"""The limit while the pace is unknown. It decides only what is claimed beyond the newest trade: across a silence the next id decides."""
 
 
 class SequenceCoverage(SpanList):
@@ -24,7 +27,7 @@ class SequenceCoverage(SpanList):
     basis = Basis.EXACT
 
     def __init__(self, stored: Iterable[Span] = ()) -> None:
-        super().__init__()
+        super().__init__(SilenceLimit(_UNKNOWN_SILENCE))
         self._absent: list[OpenSpan] = []
         self._connections: set[int] = set()
         self.add_stored(stored)
@@ -60,6 +63,10 @@ class SequenceCoverage(SpanList):
     def alive(self) -> bool:
         return bool(self._connections)
 
+    @property
+    def continuing(self) -> bool:
+        return self.alive
+
     def frame_received(self, connection: int, event_time: int) -> None:
         self._connections.add(connection)
 
@@ -79,6 +86,8 @@ class SequenceCoverage(SpanList):
             if newest.last + 1 == number and newest.reason is reason and newest.raw:
                 newest.last = number
                 if at > newest.end:
+                    if at - newest.end >= SHORTEST_PAUSE:
+                        self.silence_limit.learn(newest.end, at)
                     newest.end = at
                 newest.changed = True
                 self._opened_by = _MISSING_IDS

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
+from itertools import pairwise
 from typing import Final, NamedTuple, Protocol, Self
 
 import msgspec
 
+from wadm_mcp.coverage.silence import SHORTEST_PAUSE, SilenceLimit
 from wadm_mcp.model import Trade, Window
 
 REMEMBERED_SPANS: Final = 2_000
@@ -63,6 +65,11 @@ class GapReason(StrEnum):
     START = "start", "No process was recording at this time: WADM was not running, or it had just started and no trade had arrived yet."
     DISCONNECT = "disconnect", "The connection closed. The gap ends with the first trade of the next connection."
     MUTE = "mute", "The connection stayed open but delivered no data, so WADM closed it or subscribed again."
+    SILENCE = (
+        "silence",
+        "The connections stayed open and delivered no trade for much longer than this instrument pauses, so trades may have been lost. "
+        "The gap closes once the exchange's recent trades or its archive show what was traded.",
+    )
     BAD_FRAME = (
         "bad_frame",
         "WADM could not decode a frame, or a row of one, that may have contained trades, and the exchange's trade ids are not gapless.",
@@ -149,6 +156,8 @@ class InstrumentCoverage(Protocol):
 
     breaks: int
     """Grows with every new span and whenever stored spans are added. Only then can a new gap exist, so gap repair compares this number."""
+    silence_limit: SilenceLimit
+    """How long the instrument may be silent before nothing is claimed of that time."""
 
     @property
     def has_gapless_ids(self) -> bool:
@@ -161,6 +170,12 @@ class InstrumentCoverage(Protocol):
         ...
 
     @property
+    def continuing(self) -> bool:
+        """True while a connection will extend the newest span with its next trade, or show that trades are missing before it. A connection
+        that has only repeated an old trade, or whose last frame was unreadable, will not."""
+        ...
+
+    @property
     def spans(self) -> list[Span]:
         """Every span: first those of absent ids, then those of `covered`."""
         ...
@@ -168,6 +183,10 @@ class InstrumentCoverage(Protocol):
     @property
     def covered(self) -> list[Span]:
         """The spans that cover something, in order of their ids where these are gapless, otherwise in order of time."""
+        ...
+
+    def covers(self, window: Window) -> bool:
+        """True if one span covers the window's time."""
         ...
 
     def changed(self) -> list[Span]:
@@ -283,7 +302,8 @@ class SpanList:
 
     basis: Basis
 
-    def __init__(self) -> None:
+    def __init__(self, silence_limit: SilenceLimit) -> None:
+        self.silence_limit = silence_limit
         self._spans: list[OpenSpan] = []
         self._opened_by = GapReason.START
         """Why the next span does not continue the last one."""
@@ -301,9 +321,23 @@ class SpanList:
     def covered(self) -> list[Span]:
         return [span.span(self.basis) for span in self._spans]
 
+    def covers(self, window: Window) -> bool:
+        return any(span.start <= window.start and window.end <= span.end for span in reversed(self._spans))
+
     def changed(self) -> list[Span]:
         fresh = [span for span in self._spans if span.changed]
         for span in fresh:
             span.changed = False
         del self._spans[: max(0, len(self._spans) - REMEMBERED_SPANS)]
         return [span.span(self.basis) for span in fresh]
+
+    def _learn_stored_pauses(self, recent: Sequence[Trade]) -> None:
+        """Learn the pauses between the newest stored trades, oldest first, that lie within one span: no trade is missing there."""
+        place = 0
+        for before, after in pairwise(trade.timestamp for trade in recent):
+            if after - before < SHORTEST_PAUSE:
+                continue
+            while place < len(self._spans) and self._spans[place].end < after:
+                place += 1
+            if place < len(self._spans) and self._spans[place].start <= before + 1:
+                self.silence_limit.learn(before, after)

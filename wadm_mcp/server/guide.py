@@ -17,6 +17,7 @@ Every figure comes from recorded public trades. Every answer begins with `covera
 - `gaps`: `[start, end, missing_trades, reason]`, the newest; `more_gaps` counts the rest. `not_recorded`, `start`: no process
   was recording. `expired`: older than the retention. `store_unreachable`: only data in memory is available. `importing`, `being_revised`,
   `missing_ids`: trades are being added, ask again. `absent`, `unreadable`: the exchange does not have them, or not in readable form.
+  `silence`: open connections delivered nothing for suspiciously long.
 - `lag_ms`: age of the newest trade. `window.closed` false: the last bar still grows.
 
 ## Units

@@ -125,6 +125,29 @@ async def test_newest_trades_prove_nothing_across_a_row_that_cannot_be_read() ->
         assert r.health.counts["trades.unreadable"] >= 1
 
 
+async def test_a_suspect_silence_of_an_open_connection_is_closed_by_newest_trades_with_what_was_lost() -> None:
+    async with reconciling() as r:
+        await r.deliver(1, r.trades[-58:-54])
+        end = r.trades[-55].timestamp
+        await r.deliver(1, r.trades[-4:-3])
+        assert r.gaps == [(end, r.trades[-4].timestamp + 1)]
+        await r.run_until(lambda: not r.gaps)
+        stored = {trade.trade_id for trade in r.recorder.take_batch().trades}
+        assert {trade.trade_id for trade in r.trades[-58:-3]} <= stored
+
+
+async def test_trades_lost_in_an_unusual_silence_are_recorded() -> None:
+    async with reconciling() as r:
+        await r.deliver(1, r.trades[-58:-54])
+        silence = r.recorded.coverage.silence_limit
+        silence.ms, silence.unusual = MINUTE, 3_000
+        await r.deliver(1, r.trades[-4:])
+        await r.run_until(lambda: not r.gaps)
+        assert {trade.trade_id for trade in r.trades[-58:]} <= r.tape[SPOT].pending.keys()
+        counts = Counter(trade.trade_id for trade in r.recorder.take_batch().trades)
+        assert set(counts.values()) == {1}
+
+
 async def test_covered_trades_are_not_recorded_again_although_their_ids_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     async with reconciling() as r:
         await r.deliver(1, r.trades[-55:-30])

@@ -11,10 +11,11 @@ from tests.market import BYBIT, NOON, SPOT, ManualClock, listing, trade
 from wadm_mcp.collection.recording import recorder as recorder_module
 from wadm_mcp.collection.recording.minute import partial_footprints
 from wadm_mcp.collection.recording.recorder import Recorder
+from wadm_mcp.coverage.judge import judge
 from wadm_mcp.coverage.spans import GapReason
 from wadm_mcp.exchanges.exchange import Aggregate, Trades, Unreadable
 from wadm_mcp.health import Health, State
-from wadm_mcp.model import DAY, HOUR, MINUTE, Trade
+from wadm_mcp.model import DAY, HOUR, MINUTE, Trade, Window
 from wadm_mcp.tape import Tape
 
 pytestmark = pytest.mark.anyio
@@ -79,11 +80,72 @@ async def test_an_instrument_is_live_with_its_first_frame_and_down_when_its_conn
 
 async def test_time_without_trades_is_covered_while_the_connection_is_alive_for_at_most_thirty_seconds() -> None:
     r = Recording()
+    r.recorded.coverage.silence_limit.ms = HOUR
     await r.frame(trade(1))
     r.clock.pass_seconds(10)
     assert r.recorded.alive_until() == r.clock.now() - 1_000
-    r.clock.pass_seconds(21)
+    r.clock.pass_seconds(30)
+    assert r.recorded.alive_until() == NOON + 30_000
+
+
+async def test_where_ids_are_not_gapless_a_quiet_instrument_is_covered_as_long_as_its_pace_allows() -> None:
+    r = Recording(has_gapless_ids=False)
+    r.recorded.coverage.silence_limit.ms = HOUR
+    await r.frame(trade(1, instrument=BYBIT))
+    r.clock.pass_minutes(59)
+    assert r.recorded.alive_until() == r.clock.now() - 1_000
+
+
+@pytest.mark.parametrize("has_gapless_ids", [True, False])
+async def test_a_suspect_silence_covers_no_time_after_the_newest_trade(has_gapless_ids: bool) -> None:
+    r = Recording(has_gapless_ids=has_gapless_ids)
+    for number in range(100):
+        await r.frame(trade(number, r.clock.now(), instrument=r.instrument))
+        r.clock.pass_seconds(0.1)
+    newest = r.clock.now() - 100
+    r.clock.pass_seconds(3)
+    assert r.recorded.alive_until() == r.clock.now() - 1_000
+    r.clock.pass_seconds(2)
+    assert r.recorded.alive_until() == newest
+    judgement = judge(r.recorded.spans, Window(NOON, NOON + MINUTE), r.clock.now(), r.recorded.alive_until())
+    assert judgement.gaps[-1] == (newest, r.clock.now(), None, GapReason.NOT_YET_SEEN)
+
+
+async def test_an_old_trade_repeated_at_subscribe_covers_no_time_since_the_last_connection_ended() -> None:
+    r = Recording(has_gapless_ids=False)
+    r.recorded.coverage.silence_limit.learn_all(range(NOON - HOUR, NOON, MINUTE))
+    await r.frame(trade(1, instrument=BYBIT))
+    r.lose()
+    r.clock.pass_seconds(10)
+    await r.frame(trade(1, instrument=BYBIT), connection=2)
+    assert r.recorded.coverage.alive
     assert r.recorded.alive_until() is None
+    await r.frame(trade(2, r.clock.now(), instrument=BYBIT), connection=2)
+    assert r.recorded.alive_until() == r.clock.now()
+
+
+async def test_no_time_is_covered_after_an_unreadable_frame_until_the_next_trade() -> None:
+    r = Recording(has_gapless_ids=False)
+    await r.frame(trade(1, instrument=BYBIT))
+    r.recorder.frame_unreadable(1, [BYBIT])
+    r.clock.pass_seconds(2)
+    assert r.recorded.alive_until() is None
+
+
+async def test_a_silence_of_open_connections_is_a_gap_with_its_own_reason() -> None:
+    r = Recording(has_gapless_ids=False)
+    for number in range(100):
+        for connection in (1, 2):
+            await r.frame(trade(number, r.clock.now(), instrument=BYBIT), connection=connection)
+        r.clock.pass_seconds(0.1)
+    end = r.clock.now() - 100
+    opened = r.recorder._gap_opened
+    r.clock.pass_seconds(40)
+    for connection in (1, 2):
+        await r.frame(trade(5_000, r.clock.now(), instrument=BYBIT), connection=connection)
+    assert opened.is_set()
+    judgement = judge(r.recorded.spans, Window(NOON, NOON + MINUTE), r.clock.now(), r.recorded.alive_until(), before=GapReason.START)
+    assert [gap for gap in judgement.gaps if gap.start >= end] == [(end, r.clock.now(), None, GapReason.SILENCE)]
 
 
 async def test_time_without_trades_is_no_longer_covered_once_the_connection_is_lost() -> None:

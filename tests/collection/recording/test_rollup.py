@@ -67,6 +67,7 @@ async def test_a_closed_minute_leaves_the_tape_and_is_no_longer_dirty(tmp_path: 
 
 async def test_a_quiet_minute_of_a_live_connection_has_an_empty_bar(tmp_path: Path) -> None:
     async with recording(tmp_path) as r:
+        r.recorder[SPOT].coverage.silence_limit.ms = 2 * MINUTE
         await r.trade(trade(1))
         r.clock.pass_seconds(123)
         await r.write()
@@ -89,8 +90,28 @@ async def test_a_minute_that_began_before_its_tick_was_known_has_a_profile_in_ti
         assert (profile.tick, profile.scale.price, profile.poc, profile.volume) == (1, 2, 6_000_050, 100_000)
 
 
+async def test_a_minute_of_a_suspect_silence_has_no_bar(tmp_path: Path) -> None:
+    async with recording(tmp_path) as r:
+        r.recorder[SPOT].coverage.silence_limit.ms = 100 * SECOND
+        await r.trade(trade(1))
+        r.clock.pass_seconds(123)
+        await r.write()
+        assert [row.start for row in await r.bars()] == [NOON]
+
+
+async def test_a_minute_within_a_gap_has_no_bar_although_its_connection_delivers_again(tmp_path: Path) -> None:
+    async with recording(tmp_path) as r:
+        r.recorder[SPOT].coverage.silence_limit.ms = HOUR
+        await r.trade(trade(1))
+        r.clock.pass_seconds(130)
+        await r.trade(trade(5, r.clock.now()))
+        await r.write()
+        assert [row.start for row in await r.bars()] == [NOON]
+
+
 async def test_a_minute_without_a_connection_has_no_bar(tmp_path: Path) -> None:
     async with recording(tmp_path) as r:
+        r.recorder[SPOT].coverage.silence_limit.ms = 2 * MINUTE
         await r.trade(trade(1))
         r.recorder.connection_lost(1, [SPOT], GapReason.DISCONNECT, "cut")
         r.clock.pass_minutes(3)

@@ -8,11 +8,12 @@ from typing import Final
 from wadm_mcp.clock import Clock
 from wadm_mcp.collection.live.staleness import StaleDetector, usual_interval
 from wadm_mcp.coverage.spans import InstrumentCoverage, Span
-from wadm_mcp.model import SECOND, Instrument, Trade, Window
+from wadm_mcp.model import MINUTE, SECOND, Instrument, Trade, Window
 from wadm_mcp.tape import InstrumentTape
 
-_MAX_QUIET_SECONDS: Final = 30.0
-"""At most this much time without a trade counts as covered, however rarely the instrument trades."""
+_MAX_QUIET_MS: Final = 30 * SECOND
+"""At most this much time after the newest trade counts as covered where ids are gapless: the next id will prove the rest, and until then
+a dead connection may go unnoticed for minutes. Elsewhere one is noticed within this time."""
 _IN_FLIGHT_MS: Final = SECOND
 """Frames may arrive this much market time late: the time within it counts as covered only once a trade confirms it."""
 
@@ -34,6 +35,8 @@ class RecordedInstrument:
         """Others may have recorded it up to this time (ms)."""
         self._clock = clock
         self._event_time: int | None = None
+        self._traded_at = 0
+        """Time of the newest trade that a connection delivered (ms)."""
         self._received_at = 0.0
         self._alive_since = 0
         self._backpressure = False
@@ -53,9 +56,11 @@ class RecordedInstrument:
             self.staleness.expect(usual_interval(recent))
         self.tape.resume(recent[-1] if recent else None)
 
-    def frames_received(self, event_time: int, received_at: float) -> None:
-        """Frames of trades came in at `received_at` (monotonic seconds); the exchange sent the newest one at `event_time` (ms)."""
+    def frames_received(self, event_time: int, traded_at: int, received_at: float) -> None:
+        """Frames of trades came in at `received_at` (monotonic seconds). The exchange sent the newest one at `event_time` (ms); their
+        newest trade was made at `traded_at` (ms; 0 without one)."""
         self._event_time, self._received_at = event_time, received_at
+        self._traded_at = max(self._traded_at, traded_at)
         self._backpressure = False
         self.staleness.heard(received_at)
 
@@ -75,13 +80,20 @@ class RecordedInstrument:
         return min(now, self._event_time + round((self._clock.monotonic() - self._received_at) * SECOND))
 
     def covers_quiet(self, minute: int) -> bool:
-        """True if a connection was alive throughout a minute without trades."""
-        return self.coverage.alive and self._alive_since <= minute
+        """True if a connection was alive throughout a minute without trades, and its silence is not suspect."""
+        end = minute + MINUTE
+        if not self.coverage.continuing or self._alive_since > minute:
+            return False
+        if end <= self._traded_at:
+            return self.coverage.covers(Window(minute, end))
+        return end - self._traded_at <= self.coverage.silence_limit.ms
 
     def alive_until(self) -> int | None:
-        silent = self._clock.monotonic() - self._received_at
-        if self._backpressure or self._event_time is None or not self.coverage.alive:
+        if self._backpressure or self._event_time is None or not self.coverage.continuing:
             return None
-        if silent > min(_MAX_QUIET_SECONDS, self.staleness.timeout):
-            return None
-        return max(min(self._event_time, self._clock.now()), self.market_time() - _IN_FLIGHT_MS)
+        now = self._clock.now()
+        reached = max(min(self._event_time, now), self.market_time() - _IN_FLIGHT_MS)
+        if reached - self._traded_at > self.coverage.silence_limit.ms:
+            # The connection may have stopped delivering with its newest trade.
+            return min(self._traded_at, now)
+        return min(reached, self._traded_at + _MAX_QUIET_MS) if self.coverage.has_gapless_ids else reached

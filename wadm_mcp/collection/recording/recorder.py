@@ -182,7 +182,7 @@ class Recorder:
         counted, live = coverage.has_gapless_ids, SpanReason.LIVE
         seen: int | None = None
         oldest = newest = 0.0
-        repeated = 0
+        repeated = traded_at = 0
         for frame in frames:
             event_time = frame.event_time
             if event_time != seen:
@@ -200,6 +200,8 @@ class Recorder:
                 self._health.count("trades.set_aside", frame.set_aside)
             if frame.unreadable:
                 self.row_unreadable(recorded.instrument, frame.unreadable)
+            if frame.trades and oldest <= frame.trades[-1].timestamp <= newest:
+                traded_at = max(traded_at, frame.trades[-1].timestamp)
             for place, trades in enumerate(frame.runs if frame.unreadable else (frame.trades,)):
                 if place:
                     # What the row before these hides is unknown.
@@ -213,7 +215,7 @@ class Recorder:
                     else:
                         repeated += 1
         if seen is not None:
-            recorded.frames_received(seen, self._clock.monotonic())
+            recorded.frames_received(seen, traded_at, self._clock.monotonic())
         if repeated:
             self._health.count("trades.repeated", repeated)
         return self._with_volume(fresh)
