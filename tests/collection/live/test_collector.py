@@ -74,10 +74,11 @@ class Recording(Recorder):
 class Scene:
     """A simulated market, a collector of it, and the recorder that gets its trades."""
 
-    def __init__(self, simulator: Simulator, recorder: Recording, instruments: list[Instrument]) -> None:
+    def __init__(self, simulator: Simulator, recorder: Recording, instruments: list[Instrument], collectors: Sequence[Collector]) -> None:
         self.simulator = simulator
         self.recorder = recorder
         self.instruments = instruments
+        self.collectors = collectors
 
     async def push(self, *prices: str, symbol: str = "BTCUSDT", wait: bool = True) -> None:
         exchange, market, _ = self.instruments[0]
@@ -99,7 +100,12 @@ class Scene:
 
 @asynccontextmanager
 async def collecting(
-    exchange: Exchange | None = None, market: str = "spot", names: tuple[str, ...] = ("BTCUSDT",), *, listed: tuple[str, ...] | None = None
+    exchange: Exchange | None = None,
+    market: str = "spot",
+    names: tuple[str, ...] = ("BTCUSDT",),
+    *,
+    listed: tuple[str, ...] | None = None,
+    copies: int = 1,
 ) -> AsyncGenerator[Scene]:
     exchange = exchange or Binance()
     instruments = [Instrument(exchange.name, market, name) for name in names]
@@ -110,13 +116,14 @@ async def collecting(
     async with Simulator(instruments=known, manual=True) as simulator, anyio.create_task_group() as tasks:
         listings = [recorder.tape[instrument].listing for instrument in instruments]
         here = replace(simulated_venue(simulator, exchange.name, market), exchange=exchange)
-        collector = Collector(here, listings, recorder, recorder.health, SYSTEM_CLOCK)
-        tasks.start_soon(collector.run)
+        collectors = [Collector(here, listings, recorder, recorder.health, SYSTEM_CLOCK) for _ in range(copies)]
+        for collector in collectors:
+            tasks.start_soon(collector.run)
         with anyio.fail_after(10):
             for instrument in known:
                 if instrument in instruments:
                     await simulator.subscribed(*instrument)
-        yield Scene(simulator, recorder, instruments)
+        yield Scene(simulator, recorder, instruments, collectors)
         tasks.cancel_scope.cancel()
 
 
@@ -236,6 +243,29 @@ async def test_a_connection_that_delivers_nothing_is_closed_and_replaced(monkeyp
         s.simulator.unmute("bybit", "spot")
         await s.push_until_delivered()
         assert [span.opened_by for span in s.recorder.spans(s.instruments[0])] == ["start", "mute"]
+
+
+async def test_a_stale_connection_is_replaced_before_a_redundant_one_and_makes_it_no_more_patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(staleness_module, "_MIN_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(staleness_module, "_TIMEOUT_INTERVALS", 0.1)
+    monkeypatch.setattr(staleness_module, "_REPLACEMENT_SECONDS", 3_600.0)
+    async with collecting(Bybit(), copies=2) as s:
+        (instrument,) = s.instruments
+        while s.recorder.health.counts["trades.repeated"] == 0:
+            await s.push("61000")
+        s.simulator.mute("bybit", "spot")
+        await s.recorder.until(lambda: bool(s.recorder.losses))
+        assert sorted(collector.given_up[instrument] for collector in s.collectors) == [0, 1]
+        assert s.recorder[instrument].coverage.alive
+        monkeypatch.setattr(staleness_module, "_REPLACEMENT_SECONDS", 0.0)
+        await s.recorder.until(lambda: not s.recorder[instrument].coverage.alive)
+        assert all(collector.given_up[instrument] for collector in s.collectors)
+        s.simulator.unmute("bybit", "spot")
+        await s.push_until_delivered()
+        with anyio.fail_after(10):
+            while any(collector.given_up[instrument] for collector in s.collectors):
+                await s.push("61500", wait=False)
+                await anyio.sleep(0.05)
 
 
 async def test_backpressure_of_the_recorder_does_not_make_a_connection_stale(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,32 +11,37 @@ def after(interval: float, frames: int) -> StaleDetector:
 
 
 def test_the_timeout_of_a_busy_instrument_is_short() -> None:
-    assert after(0.02, 50_000).timeout < 40
+    assert after(0.02, 50_000).timeout() < 40
 
 
 def test_the_timeout_of_a_quiet_instrument_is_long() -> None:
-    assert after(60, 100).timeout > 1_200
+    assert after(60, 100).timeout() > 1_200
 
 
 def test_a_burst_within_a_second_counts_once() -> None:
     quiet, burst = after(60, 100), after(60, 100)
     for number in range(1_000):
         burst.heard(99 * 60 + number / 2_000)
-    assert burst.timeout == quiet.timeout
+    assert burst.timeout() == quiet.timeout()
 
 
-def test_the_timeout_doubles_when_a_market_stays_silent_after_a_reconnect_until_frames_come() -> None:
+def test_the_timeout_doubles_with_each_connection_in_a_row_that_was_given_up_to_at_most_an_hour() -> None:
     detector = after(1, 600)
-    usual = detector.timeout
-    detector.gave_up()
-    assert detector.timeout == 2 * usual
-    detector.heard(600)
-    assert detector.timeout < 1.1 * usual
+    assert [detector.timeout(given_up) / detector.timeout() for given_up in (0, 1, 2)] == [1, 2, 4]
+    assert detector.timeout(30) == 3_600
+
+
+def test_redundant_connections_are_given_up_one_after_the_other() -> None:
+    detector = after(1, 600)
+    assert detector.replaceable(640)
+    detector.gave_up(640)
+    assert not detector.replaceable(644.9)
+    assert detector.replaceable(645)
 
 
 def test_time_without_a_connection_does_not_count_as_silence_of_the_market() -> None:
     detector = after(1, 600)
-    usual = detector.timeout
+    usual = detector.timeout()
     detector.connected(10_000)
     detector.heard(10_001)
-    assert abs(detector.timeout - usual) < 1
+    assert abs(detector.timeout() - usual) < 1

@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 import re
 import ssl
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 from typing import Final, Protocol
@@ -97,6 +98,9 @@ class Collector:
         """The certificate authorities that TLS trusts; None for Python's default."""
         self.bad_frame = RateLimitedWarning("frame.bad", clock.monotonic)
         """Shared by all connections, so that reconnecting does not reset its rate limit."""
+        self.given_up: Counter[Instrument] = Counter()
+        """By instrument: its connections in a row that were given up as stale. Each collector has its own: that one of two redundant
+        connections is stale must not make the other one more patient."""
 
     async def run(self) -> None:
         """Connect, and connect again whenever the connection has ended or should be replaced."""
@@ -274,6 +278,8 @@ class Connection:
             if self._silence.heard(instrument, began):
                 log.info("instrument.live", instrument=instrument, connection=self.number)
                 self._check_delivering()
+            if self._collector.given_up:
+                self._collector.given_up.pop(instrument, None)
         self._in_sink = True
         await self._collector.sink.take(self.number, *trades)
         self._in_sink = False
@@ -350,14 +356,24 @@ class Connection:
 
     def _judge_silence(self, now: float, read_since: float) -> bool:
         """Act on instruments that are silent for longer than they usually pause. True if the connection is given up."""
-        sink = self._collector.sink
-        verdict = self._silence.judge(now, read_since, lambda one: sink.staleness(one).timeout, sink.is_trading, self._refused)
+        sink, given_up = self._collector.sink, self._collector.given_up
+
+        def timeout(instrument: Instrument) -> float:
+            return sink.staleness(instrument).timeout(given_up[instrument])
+
+        def count_stale() -> None:
+            for instrument in verdict.stale:
+                given_up[instrument] += 1
+                sink.staleness(instrument).gave_up(now)
+
+        verdict = self._silence.judge(now, read_since, timeout, sink.is_trading, self._refused)
         for instrument in verdict.stale:
             sink.doubt_listing(instrument)
         if verdict.mute is not None:
-            for instrument in verdict.stale:
-                sink.staleness(instrument).gave_up()
             instrument, silent = verdict.mute
+            if not sink.staleness(instrument).replaceable(now):
+                return False
+            count_stale()
             self._give_up(GapReason.MUTE, f"{instrument} delivered nothing for {silent:.0f} s, longer than it usually pauses")
             return True
         for instrument in verdict.resubscribe:
@@ -367,8 +383,7 @@ class Connection:
             self._resubscribe[instrument] = None
             self._requested.set()
         if verdict.replace:
-            for instrument in verdict.stale:
-                sink.staleness(instrument).gave_up()
+            count_stale()
             self.attention.set()
         return False
 

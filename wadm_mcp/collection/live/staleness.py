@@ -20,6 +20,8 @@ _MAX_TIMEOUT_SECONDS: Final = 3_600.0
 _DEFAULT_INTERVAL_SECONDS: Final = 4.0
 _MAX_INTERVAL_SECONDS: Final = 120.0
 _MAX_DOUBLINGS: Final = 10
+_REPLACEMENT_SECONDS: Final = 5.0
+"""After a connection was given up, the others of the instrument are kept for this time, until its successor delivers."""
 
 
 class StaleDetector:
@@ -29,7 +31,7 @@ class StaleDetector:
         self._seconds = interval
         self._count = 1.0
         self._last: float | None = None
-        self._stale_connections = 0
+        self._gave_up_at = -math.inf
 
     def expect(self, interval: float) -> None:
         """Start with an interval known from before, unless one was learned already."""
@@ -38,7 +40,6 @@ class StaleDetector:
 
     def heard(self, now: float) -> None:
         """A frame of trades came in."""
-        self._stale_connections = 0
         if self._last is None:
             self._last = now
             return
@@ -54,15 +55,19 @@ class StaleDetector:
         """A new connection begins: the time without one does not count as silence."""
         self._last = None if self._last is None else now
 
-    def gave_up(self) -> None:
-        """A connection was given up as stale. Until frames come again the timeout of the next one is twice as long."""
-        self._stale_connections += 1
+    def gave_up(self, now: float) -> None:
+        """A connection was given up as stale."""
+        self._gave_up_at = now
 
-    @property
-    def timeout(self) -> float:
-        """Seconds of silence after which a connection counts as stale."""
+    def replaceable(self, now: float) -> bool:
+        """False just after a connection was given up: redundant connections are replaced one after the other."""
+        return now - self._gave_up_at >= _REPLACEMENT_SECONDS
+
+    def timeout(self, given_up: int = 0) -> float:
+        """Seconds of silence after which a connection counts as stale, twice as long after each of `given_up` predecessors in a row that
+        were given up before they delivered."""
         usual = _TIMEOUT_INTERVALS * self._seconds / self._count
-        return min(_MAX_TIMEOUT_SECONDS, max(_MIN_TIMEOUT_SECONDS, usual) * 2.0 ** min(self._stale_connections, _MAX_DOUBLINGS))
+        return min(_MAX_TIMEOUT_SECONDS, max(_MIN_TIMEOUT_SECONDS, usual) * 2.0 ** min(given_up, _MAX_DOUBLINGS))
 
 
 def usual_interval(recent: Sequence[Trade]) -> float:
