@@ -408,6 +408,15 @@ async def test_pieces_are_stored_once_and_mark_their_minute(store: Store) -> Non
     assert {(mark.instrument, mark.minute) for mark in await store.dirty_minutes()} == {(BTC, T0), (BTC, T0 + MINUTE), (ETH, T0)}
 
 
+async def test_of_two_pieces_that_begin_with_the_same_id_the_longer_one_is_kept(store: Store) -> None:
+    shorter, longer = piece(T0, 1), piece(T0, 1, 5)
+    for pieces in ([longer], [shorter], [longer, shorter]):
+        await store.write([], [], pieces)
+        assert await store.pieces(BTC, EVER) == [longer]
+    await store.write([], [], [piece(T0, 1, 7)])
+    assert await store.pieces(BTC, EVER) == [piece(T0, 1, 7)]
+
+
 async def test_rows_and_partial_footprints_a_window_are_counted(store: Store) -> None:
     window = Window(T0, T0 + MINUTE)
     assert await store.count(BTC, window) == 0

@@ -139,7 +139,7 @@ class MongoStore(Store):
             await self._write_op(partial(_upsert_marks, marked, await self._write_op(_count_writes), _NOT_JOURNALED))
             await self._insert_trades(trades)
             for first in range(0, len(packed), _DOCUMENTS_PER_WRITE):
-                await self._write_op(partial(_insert, "pieces", packed[first : first + _DOCUMENTS_PER_WRITE]))
+                await self._write_op(partial(_replace_shorter, packed[first : first + _DOCUMENTS_PER_WRITE]))
         await barrier()
         if marked:
             await self._write_op(partial(_upsert_marks, marked, await self._write_op(_count_writes), None))
@@ -565,6 +565,19 @@ async def _insert(name: str, rows: Sequence[Any], database: Database) -> None:
     """Insert documents; existing ones are ignored. Does not wait for the journal: see `_NOT_JOURNALED`."""
     try:
         await database.get_collection(name, write_concern=_NOT_JOURNALED).insert_many(rows, ordered=False)
+    except BulkWriteError as error:
+        if not is_duplicate(error):
+            raise
+
+
+async def _replace_shorter(pieces: Sequence[Document], database: Database) -> None:
+    """Insert pieces, in place of shorter ones that begin with the same id. Does not wait for the journal: see `_NOT_JOURNALED`.
+
+    If there is no shorter one, the upsert tries an insert, which fails on an existing `_id`.
+    """
+    steps = [ReplaceOne({"_id": piece["_id"], "last_seq": {"$lt": piece["last_seq"]}}, piece, upsert=True) for piece in pieces]
+    try:
+        await database.get_collection("pieces", write_concern=_NOT_JOURNALED).bulk_write(steps, ordered=False)
     except BulkWriteError as error:
         if not is_duplicate(error):
             raise

@@ -232,12 +232,9 @@ def bar_of(instrument: Instrument, timeframe: Timeframe, document: Mapping[str, 
 
 
 def piece_document(piece: PartialFootprint) -> Document:
-    """A document of `pieces`. Its `_id` is its identity, so that a piece stored twice is one document.
-
-    The last id belongs to it: of two processes that repair one gap, each may fetch another stretch from the same id on.
-    """
+    """A document of `pieces`. Its `_id` is its identity, so that a piece stored twice is one document."""
     return {
-        "_id": _hashed_id(piece.minute, piece.instrument, f"piece {piece.first_seq} {piece.last_seq}"),
+        "_id": _hashed_id(piece.minute, piece.instrument, f"piece {piece.first_seq}"),
         **piece.instrument._asdict(),
         "minute": date(piece.minute),
         "first_seq": Int64(piece.first_seq),

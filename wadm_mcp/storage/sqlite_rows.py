@@ -25,7 +25,8 @@ INSERT_TRADE: Final = """INSERT INTO trades
     ON CONFLICT (instrument, timestamp, seq, trade_id) DO NOTHING"""
 
 INSERT_PIECE: Final = """INSERT INTO pieces (instrument, minute, first_seq, last_seq, packed) VALUES (?, ?, ?, ?, ?)
-    ON CONFLICT (instrument, minute, first_seq) DO NOTHING"""
+    ON CONFLICT (instrument, minute, first_seq) DO UPDATE SET last_seq = excluded.last_seq, packed = excluded.packed
+    WHERE excluded.last_seq > last_seq"""
 
 UPSERT_MARK: Final = """INSERT INTO marks (minute, instrument, writes) VALUES (?, ?, ?)
     ON CONFLICT (minute, instrument) DO UPDATE SET writes = excluded.writes"""

@@ -59,7 +59,8 @@ class PartialFootprint(msgspec.Struct, frozen=True):
     Where an exchange publishes its history as aggregates, they are stored as partial footprints, because the ids of aggregates and of
     trades are not the same. The figures of a minute are derived from its single trades and its partial footprints together. No id is in
     both, except where processes that share a database repaired one gap twice; `without_repeats` leaves one of both out. One is identified
-    by its instrument, `minute` (its start, ms) and its ids; storing it again changes nothing. Its table is named `pieces`.
+    by its instrument, `minute` (its start, ms) and `first_seq`; storing it again changes nothing, and of two the longer one is kept. Its
+    table is named `pieces`.
 
     With `WHOLE` in place of both ids it contains all trades of its minute, from a source without ids that could be matched with single
     trades. It then replaces the single trades of the minute.
