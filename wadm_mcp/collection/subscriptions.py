@@ -118,7 +118,7 @@ class SubscriptionManager:
                 if all(listing.instrument != listed[symbol].instrument for listing in market.listings):
                     market.listings.append(listed[symbol])
                 found.append(listed[symbol])
-            elif symbol in stored and stored[symbol].listed:
+            elif symbol in stored and _was_listed(stored[symbol]):
                 found.append(self._keep_unlisted(market, stored[symbol]))
             else:
                 self._other_symbols[symbol].update(listed)
@@ -255,7 +255,7 @@ class SubscriptionManager:
         listed, confirmed = await self._listings.look_up_again(market.venue, instrument.symbol, tasks, correct)
         if instrument.symbol not in listed or listed[instrument.symbol].status == UNLISTED:
             stored = (await self._listings.stored(market.venue) if confirmed else listed).get(instrument.symbol)
-            if stored is not None and stored.listed and all(listing.instrument != instrument for listing in market.listings):
+            if stored is not None and _was_listed(stored) and all(listing.instrument != instrument for listing in market.listings):
                 tasks.start_soon(self._listings.save, [self._keep_unlisted(market, stored)])
                 return
             log.warning("symbol.unknown", **market.venue.log_fields, symbol=instrument.symbol)
@@ -332,6 +332,11 @@ class SubscriptionManager:
             return set(await self._store.acquire_leases(self._owner, wanted, _LEASE_SECONDS))
         except StoreError:
             return set(wanted)
+
+
+def _was_listed(stored: Listing) -> bool:
+    """Whether the exchange has ever confirmed a stored listing."""
+    return stored.listed and not stored.provisional
 
 
 def _log_change(old: Listing, new: Listing) -> None:
