@@ -475,6 +475,7 @@ MINUTE_ONE = NOON + MINUTE
 
 def three_minutes() -> ConnectionCoverage:
     coverage = ConnectionCoverage()
+    coverage.silence_limit.ms = coverage.silence_limit.unusual = HOUR
     deliver_frame(coverage, 1, trade_at(1, NOON))
     deliver_frame(coverage, 1, trade_at(2, NOON + 3 * MINUTE))
     return coverage
@@ -514,7 +515,8 @@ def test_a_minute_whose_candle_differs_is_no_gap_that_the_newest_trades_could_br
 
 
 @pytest.mark.parametrize("raw", [False, True])
-def test_a_complete_source_covers_a_minute_whose_candle_differs_for_every_process(raw: bool) -> None:
+def test_a_complete_source_covers_a_minute_whose_candle_differs_for_every_process(raw: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(by_connection_module, "SHORTEST_SILENCE", HOUR)
     coverage = three_minutes()
     coverage.mark_differing(MINUTE_ONE)
     coverage.mark_differing(MINUTE_ONE + MINUTE)

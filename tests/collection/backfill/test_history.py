@@ -40,6 +40,7 @@ from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.collection.recording.rollup import Rollup
 from wadm_mcp.collection.recording.writer import Writer
 from wadm_mcp.collection.rest.client import RestClient
+from wadm_mcp.coverage import by_connection
 from wadm_mcp.coverage.judge import judge
 from wadm_mcp.coverage.spans import GapReason
 from wadm_mcp.errors import ExchangeError
@@ -523,8 +524,10 @@ async def test_a_source_without_the_instruments_own_ids_gives_figures_without_si
 
 @pytest.mark.parametrize(("instrument", "raw"), [(BYBIT_SPOT, False), (BYBIT_LINEAR, False), (BYBIT_LINEAR, True)], ids=str)
 async def test_trades_that_the_connections_lost_unseen_come_with_the_file_of_their_day(
-    instrument: Instrument, raw: bool, tmp_path: Path
+    instrument: Instrument, raw: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Nothing is lost in a silence here, and so few trades have long pauses.
+    monkeypatch.setattr(by_connection, "SHORTEST_SILENCE", HOUR)
     clock = ManualClock(MIDNIGHT)
     window, minute = Window(MIDNIGHT - 50 * MINUTE, MIDNIGHT), MIDNIGHT - 30 * MINUTE
     async with (
