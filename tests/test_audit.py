@@ -23,6 +23,7 @@ from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.collection.recording.rollup import Rollup
 from wadm_mcp.collection.recording.writer import Writer
 from wadm_mcp.collection.rest.client import RestClient
+from wadm_mcp.coverage import by_connection
 from wadm_mcp.coverage.judge import judge, uncovered
 from wadm_mcp.coverage.spans import Basis, GapReason, Span
 from wadm_mcp.errors import ExchangeError
@@ -38,6 +39,13 @@ from wadm_mcp.storage.store import WHOLE, Derived, PartialFootprint
 from wadm_mcp.tape import Tape
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So few trades have long pauses, and nothing is lost in a silence here."""
+    monkeypatch.setattr(by_connection, "SHORTEST_SILENCE", HOUR)
+
 
 BINANCE, BYBIT_EXCHANGE = find_exchange("binance"), find_exchange("bybit")
 TEN = Window(NOON, NOON + 10 * MINUTE)

@@ -8,7 +8,7 @@ import signal
 import socket
 import sqlite3
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 
@@ -89,6 +89,15 @@ async def test_stdio_stops_on_a_signal_although_its_input_stays_open(tmp_path: P
         assert b"recorder.begins" in stderr
 
 
+@pytest.fixture
+def hangup_ends() -> Generator[None]:
+    """A process begins with what its parent does on SIGHUP, and the tests may run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangup_ends")
 async def test_a_hangup_stops_stdio_like_any_other_stop_signal(tmp_path: Path) -> None:
     async with speaking(tmp_path) as process:
         process.send_signal(signal.SIGHUP)
@@ -97,6 +106,7 @@ async def test_a_hangup_stops_stdio_like_any_other_stop_signal(tmp_path: Path) -
     assert "Traceback" not in stderr
 
 
+@pytest.mark.usefixtures("hangup_ends")
 async def test_a_hangup_stops_serve_and_does_not_if_nohup_started_it(tmp_path: Path) -> None:
     async with serving(tmp_path / "data", "serve", "--demo") as served:
         assert await served.stop(signal.SIGHUP) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -175,4 +176,4 @@ async def test_a_write_ahead_log_that_a_read_of_another_program_keeps_growing_is
             await r.store.write([trade(seq, NOON + seq)], [])
         await r.maintenance._expire()
         assert "store log" not in r.health.parts
-    assert [record.message for record in caplog.records] == ["store.log_grows"]
+    assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == ["store.log_grows"]
