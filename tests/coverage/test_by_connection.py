@@ -15,8 +15,9 @@ from wadm_mcp.coverage import by_connection as by_connection_module
 from wadm_mcp.coverage import silence as silence_module
 from wadm_mcp.coverage.by_connection import ConnectionCoverage
 from wadm_mcp.coverage.judge import is_covered, judge
-from wadm_mcp.coverage.spans import Basis, GapReason, Span, SpanReason
+from wadm_mcp.coverage.spans import Basis, GapReason, IdRange, Span, SpanReason
 from wadm_mcp.model import HOUR, MINUTE, SECOND, Trade, Window
+from wadm_mcp.storage.store import WHOLE
 
 
 def trade_at(number: int, at: int) -> Trade:
@@ -286,6 +287,29 @@ def test_a_gap_after_an_unusual_silence_closes_by_itself_when_nothing_shows_a_lo
     assert s.gaps == []
 
 
+def test_a_gap_after_an_unusual_silence_stays_where_the_list_had_a_row_that_cannot_be_read() -> None:
+    s = Unusual()
+    # Of the trades before, and one in the silence, nothing is left but what followed the unreadable row.
+    s.coverage.prove(s.after, cut=True)
+    s.coverage.frame_received(1, NOON + HOUR)
+    assert len(s.gaps) == 1
+    whole_list = Unusual()
+    whole_list.coverage.prove([*whole_list.before, *whole_list.after], cut=True)
+    assert whole_list.gaps == []
+
+
+def test_a_gap_after_an_unusual_silence_with_an_unreadable_frame_in_it_stays() -> None:
+    coverage = ConnectionCoverage()
+    coverage.silence_limit.learn_all(random_times(1, 500, seed=1, since=NOON - HOUR))
+    lasts = (coverage.silence_limit.unusual + coverage.silence_limit.ms) // 2
+    for connection in (1, 2):
+        deliver_frame(coverage, connection, trade_at(1, NOON), trade_at(2, NOON + 900))
+    coverage.frame_unreadable(1)
+    deliver_frame(coverage, 2, trade_at(3, NOON + 900 + lasts), trade_at(4, NOON + 950 + lasts))
+    coverage.frame_received(2, NOON + HOUR)
+    assert len(coverage.missing()) == 1
+
+
 def test_a_suspect_silence_never_closes_by_itself() -> None:
     coverage = ConnectionCoverage()
     coverage.silence_limit.learn_all(random_times(1, 500, seed=1, since=NOON - HOUR))
@@ -485,6 +509,21 @@ def whole(minute: int) -> Window:
     return Window(minute, minute + MINUTE)
 
 
+def take_whole(coverage: ConnectionCoverage, *minutes: int) -> None:
+    """A complete source delivers these minutes."""
+    for minute in minutes:
+        assert coverage.take_folded(IdRange(WHOLE, WHOLE, minute + 1, minute + 2), SpanReason.IMPORTED)
+
+
+def test_a_minute_that_a_source_was_not_read_for_still_differs_although_the_source_covers_its_time() -> None:
+    coverage = three_minutes()
+    take_whole(coverage, MINUTE_ONE)
+    # The audit found it while the file was being read.
+    coverage.mark_differing(MINUTE_ONE)
+    coverage.cover(Window(NOON, NOON + HOUR), SpanReason.IMPORTED, raw=False)
+    assert missing(coverage) == [whole(MINUTE_ONE)]
+
+
 def missing(coverage: ConnectionCoverage) -> list[Window]:
     return [Window(gap.start, gap.end) for gap in coverage.missing()]
 
@@ -521,6 +560,7 @@ def test_a_complete_source_covers_a_minute_whose_candle_differs_for_every_proces
     coverage.mark_differing(MINUTE_ONE)
     coverage.mark_differing(MINUTE_ONE + MINUTE)
     stored = coverage.changed()
+    take_whole(coverage, MINUTE_ONE, MINUTE_ONE + MINUTE)
     coverage.cover(Window(MINUTE_ONE, MINUTE_ONE + MINUTE + 9), SpanReason.IMPORTED, raw=raw)
     assert is_covered(coverage.spans, whole(MINUTE_ONE), NOON + HOUR)
     assert not is_covered(coverage.spans, whole(MINUTE_ONE + MINUTE), NOON + HOUR), "only a part of this minute was covered"
@@ -537,6 +577,7 @@ def test_a_complete_source_covers_a_minute_whose_candle_differs_for_every_proces
 def test_a_minute_that_was_covered_may_differ_again() -> None:
     coverage = three_minutes()
     coverage.mark_differing(MINUTE_ONE)
+    take_whole(coverage, MINUTE_ONE)
     coverage.cover(whole(MINUTE_ONE), SpanReason.IMPORTED, raw=False)
     coverage.mark_differing(MINUTE_ONE)
     assert not is_covered(ConnectionCoverage(coverage.changed()).spans, whole(MINUTE_ONE), NOON + HOUR)

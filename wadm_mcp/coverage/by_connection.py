@@ -65,6 +65,8 @@ class ConnectionCoverage(SpanList):
         """True once the pauses of a whole list of the exchange's newest trades were learned."""
         self._provisional: list[Window] = []
         """Gaps after unusual silences, from one trade to the next, oldest first."""
+        self._unreadable_after = -1
+        """Time (ms) of the newest covered trade when the last unreadable frame came in."""
         self._connections: dict[int, _Connection] = {}
         self._last_frame = (0, 0)
         """Connection and event time (ms) of the last frame received."""
@@ -72,6 +74,8 @@ class ConnectionCoverage(SpanList):
         self._differing: dict[int, OpenSpan] = {}
         """By start: the minutes whose candle differs, and those that were covered by another source since. They stay apart from the other
         spans, which overlap them."""
+        self._taken_again: set[int] = set()
+        """Those of them that a complete source has delivered since."""
         self.add_stored(stored, recent)
 
     def add_stored(self, spans: Iterable[Span], recent: Sequence[Trade] = ()) -> None:
@@ -116,6 +120,7 @@ class ConnectionCoverage(SpanList):
         if delivering is not None and delivering.span is not None:
             delivering.span = None
             self._opened_by = GapReason.BAD_FRAME
+        self._unreadable_after = max((span.end for span in self._spans), default=0)
 
     def connection_lost(self, connection: int, reason: GapReason) -> None:
         if connection in self._connections:
@@ -134,12 +139,17 @@ class ConnectionCoverage(SpanList):
 
     def take_folded(self, ids: IdRange, reason: SpanReason) -> bool:
         """Always true: without ids a partial footprint is a complete minute; `cover` says which window its record covers."""
+        if self._differing:
+            minute = ids.first_at - ids.first_at % MINUTE
+            if minute in self._differing:
+                self._taken_again.add(minute)
         return True
 
     def cover(self, window: Window, reason: SpanReason, *, raw: bool, opened_by: GapReason = GapReason.START) -> None:
-        """Cover the parts of a window that no span covers yet, and its minutes whose candle differs."""
+        """Cover the parts of a window that no span covers yet, and its minutes whose candle differs and that were taken again."""
         for minute in self._differing_minutes():
-            if window.start <= minute.start and minute.end <= window.end:
+            if window.start <= minute.start and minute.end <= window.end and minute.start in self._taken_again:
+                self._taken_again.discard(minute.start)
                 minute.reason, minute.opened_by, minute.raw, minute.changed = reason, GapReason.START, raw, True
         gaps = [MissingRange(-1, -1, window.start, self._spans[0].start), *self._between_spans()] if self._spans else []
         reached = max((span.end for span in self._spans), default=window.start)
@@ -211,7 +221,7 @@ class ConnectionCoverage(SpanList):
             trade for trade in newest if trade.trade_id not in known and not any(start <= trade.timestamp < end for start, end in covered)
         ]
 
-    def prove(self, newest: Sequence[Trade]) -> bool:
+    def prove(self, newest: Sequence[Trade], *, cut: bool = False) -> bool:
         """Close gaps that the exchange's newest trades, oldest first, bridge, in whole or from the oldest of these trades on.
 
         The list has no gaps of its own. To close a gap it must contain the trade with which a connection began after the gap: before
@@ -227,7 +237,7 @@ class ConnectionCoverage(SpanList):
             self._list_learned = True
             self.silence_limit.learn_all(times)
         proven: list[OpenSpan] = []
-        self._decide_provisional(newest, learns=not first_list)
+        self._decide_provisional(newest, learns=not first_list, cut=cut)
         finished = True
         for gap in self._every_gap():
             if gap.end <= oldest:
@@ -255,13 +265,16 @@ class ConnectionCoverage(SpanList):
             self._reported_ids = set()
         return finished
 
-    def _decide_provisional(self, newest: Sequence[Trade], *, learns: bool) -> None:
-        """Close the provisional gaps of which the exchange's newest trades, oldest first, show none that was lost. The others stay."""
+    def _decide_provisional(self, newest: Sequence[Trade], *, learns: bool, cut: bool) -> None:
+        """Close the provisional gaps of which the exchange's newest trades, oldest first, show none that was lost.
+
+        The others stay. With `cut` so does a gap that these trades do not reach back over: what could not be read may have been in it.
+        """
         places = {trade.trade_id: place for place, trade in enumerate(newest)}
         waiting: list[Window] = []
         for silence in self._provisional:
             place = self._open_gap(silence)
-            if place is None:
+            if place is None or (cut and (not newest or newest[0].timestamp > silence.start)):
                 continue
             last, first = self._edges[self._spans[place]].last, self._edges[self._spans[place + 1]].first
             if first not in places:
@@ -355,7 +368,8 @@ class ConnectionCoverage(SpanList):
     def _after_silence(self, trade: Trade, before: OpenSpan, silent: int) -> OpenSpan:
         """The span that begins after a connection, which extended the span `before`, was silent for so many ms."""
         self.breaks += 1
-        if before is self._spans[-1] and silent <= self.silence_limit.ms:
+        # In a frame that could not be read trades may have been lost.
+        if before is self._spans[-1] and silent <= self.silence_limit.ms and before.end != self._unreadable_after:
             self._provisional.append(Window(before.end, trade.timestamp))
         return self._new_span(trade, _SILENCE)
 

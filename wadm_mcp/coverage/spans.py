@@ -252,8 +252,11 @@ class InstrumentCoverage(Protocol):
         """The trades of the exchange's newest ones that may be missing here. With gapless ids these are all; `take` drops repeats."""
         ...
 
-    def prove(self, newest: Sequence[Trade]) -> bool:
-        """Close gaps that the exchange's newest trades bridge; `take` must have added them. True if trying again cannot close more."""
+    def prove(self, newest: Sequence[Trade], *, cut: bool = False) -> bool:
+        """Close gaps that the exchange's newest trades bridge; `take` must have added them. True if trying again cannot close more.
+
+        `cut` says that older ones of the exchange's reply could not be read.
+        """
         ...
 
 

@@ -110,7 +110,7 @@ class RecentTradesReconciler:
             self._recorder.row_unreadable(instrument, newest.unreadable)
         # No await after the record, or a gap could open that these trades seem to close. What a row hides is unknown, so the list proves
         # only what follows it.
-        finished = coverage.prove(newest.unbroken)
+        finished = coverage.prove(newest.unbroken, cut=bool(newest.unreadable))
         if new:
             log.info("gap.repaired", instrument=instrument, trades=new)
         if finished:
