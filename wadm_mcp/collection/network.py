@@ -5,12 +5,14 @@ The collectors and `doctor` open their sockets by the same options, so that what
 
 from __future__ import annotations
 
+import re
 import ssl
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from websockets.exceptions import InvalidStatus, WebSocketException
+from websockets.asyncio import client
+from websockets.exceptions import InvalidProxy, InvalidStatus, WebSocketException
 
 from wadm_mcp.clock import Clock
 from wadm_mcp.collection.rest.rate_limit import REFUSED, advice, penalty
@@ -27,6 +29,17 @@ _QUOTED_CHARS: Final = 160
 """Characters of an exchange's own text that an error repeats."""
 
 
+_USER: Final = re.compile(r"//[^/@\s]*@")
+"""User name and password in a URL."""
+
+
+class connect(client.connect):  # noqa: N801 - named like what it replaces
+    """Opens a socket at the host that was asked for and at no other: a redirect is an error, as it is for REST."""
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        return exc
+
+
 def socket_options(url: str, certificates: ssl.SSLContext | None) -> dict[str, Any]:
     """Options for `connect`: the same certificates and the same proxy as REST uses; no proxy on loopback."""
     address = urlsplit(url)
@@ -37,10 +50,18 @@ def socket_options(url: str, certificates: ssl.SSLContext | None) -> dict[str, A
     if is_loopback(host):
         return options | {"proxy": None}
     options["happy_eyeballs_delay"] = _NEXT_ADDRESS_SECONDS
+    return options | {"proxy": None if proxy_bypass(host) else _proxy_of(address.scheme)}
+
+
+def _proxy_of(scheme: str) -> str | None:
+    """The environment's proxy for sockets, by the variables that REST obeys and in the forms that it takes; None where there is none."""
     proxies = getproxies()
-    # The websockets library reads these variables itself, but not ALL_PROXY, which REST obeys.
-    named = any(proxies.get(kind) for kind in ("wss", "socks", "https"))
-    return options | {"proxy": True if named or proxy_bypass(host) else proxies.get("all")}
+    given = proxies.get("https" if scheme == "wss" else "http") or proxies.get("all")
+    if not given:
+        return None
+    proxy = urlsplit(given if "://" in given else f"http://{given}")
+    user, at, place = proxy.netloc.rpartition("@")
+    return f"{proxy.scheme}://{user}{'' if ':' in user else ':'}@{place}" if at else f"{proxy.scheme}://{place}"
 
 
 class SocketFailure(NamedTuple):
@@ -53,13 +74,16 @@ class SocketFailure(NamedTuple):
     """Seconds for which the exchange wants no other attempt at this host."""
 
     @classmethod
-    def of(cls, error: OSError | WebSocketException, base_url: str, venue: Venue, now: int) -> SocketFailure:
+    def of(cls, error: OSError | ValueError | WebSocketException, base_url: str, venue: Venue, now: int) -> SocketFailure:
         """The failure that `connect` to a trade socket of the market raised. `now` is the wall time (ms)."""
         url = socket_url(venue, base_url)
         if isinstance(error, TimeoutError):
             return cls(f"{url} did not answer the handshake within {HANDSHAKE_SECONDS} s")
+        if isinstance(error, InvalidProxy):
+            return cls(f"cannot connect to {url}: HTTPS_PROXY or ALL_PROXY is not a usable proxy URL; expected http://host:port")
         if not isinstance(error, InvalidStatus):
-            return cls(f"cannot connect to {url}: {one_line(str(error))}")
+            # Texts of libraries may contain the URL of a proxy.
+            return cls(f"cannot connect to {url}: {_USER.sub('//', one_line(str(error)))}")
         reply = error.response
         status, body = reply.status_code, bytes(reply.body or b"")
         quoted = one_line(plain_text(body), _QUOTED_CHARS).rstrip(".")

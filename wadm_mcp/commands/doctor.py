@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import anyio
-from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
 
 from wadm_mcp.clock import SYSTEM_CLOCK
-from wadm_mcp.collection.network import SocketFailure, SocketHosts, socket_options, socket_url
+from wadm_mcp.collection.network import SocketFailure, SocketHosts, connect, socket_options, socket_url
 from wadm_mcp.collection.recorder_lock import RecorderLock
 from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.errors import FrameError, WadmError
@@ -172,7 +171,7 @@ async def _stream(rest: RestClient, venue: Venue, listings: list[Listing]) -> st
         began = anyio.current_time()
         try:
             await _first_trade(venue, url, rest.certificates, traded)
-        except (OSError, WebSocketException) as error:
+        except (OSError, ValueError, WebSocketException) as error:
             failure = SocketFailure.of(error, base_url, venue, SYSTEM_CLOCK.now())
             hosts.failed(base_url, failure)
             if hosts.base_url == base_url or hosts.wait:

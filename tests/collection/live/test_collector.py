@@ -362,12 +362,12 @@ async def test_a_connection_over_tls_that_ends_is_followed_by_another() -> None:
     ("variable", "url", "proxy"),
     [
         ("ALL_PROXY", "wss://stream.binance.com:9443", "http://10.0.0.1:8080"),
-        ("HTTPS_PROXY", "wss://stream.binance.com:9443", True),
+        ("HTTPS_PROXY", "wss://stream.binance.com:9443", "http://10.0.0.1:8080"),
         ("ALL_PROXY", "ws://127.0.0.1:9443", None),
         ("NO_PROXY", "wss://stream.binance.com:9443", None),
     ],
 )
-def test_sockets_use_the_same_proxy_as_rest(monkeypatch: pytest.MonkeyPatch, variable: str, url: str, proxy: str | bool | None) -> None:
+def test_sockets_use_the_same_proxy_as_rest(monkeypatch: pytest.MonkeyPatch, variable: str, url: str, proxy: str | None) -> None:
     for name in ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "WSS_PROXY", "SOCKS_PROXY", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)

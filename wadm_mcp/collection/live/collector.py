@@ -18,7 +18,6 @@ from typing import Final, Protocol
 
 import anyio
 from anyio.lowlevel import checkpoint
-from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, PayloadTooBig, WebSocketException
 
 from wadm_mcp.backoff import Backoff
@@ -26,7 +25,7 @@ from wadm_mcp.clock import Clock
 from wadm_mcp.collection.live.frame_socket import FrameSocket
 from wadm_mcp.collection.live.silence import SilenceWatch
 from wadm_mcp.collection.live.staleness import StaleDetector
-from wadm_mcp.collection.network import SocketFailure, SocketHosts, socket_options, socket_url
+from wadm_mcp.collection.network import SocketFailure, SocketHosts, connect, socket_options, socket_url
 from wadm_mcp.coverage.spans import GapReason
 from wadm_mcp.errors import FrameError
 from wadm_mcp.exchanges.exchange import Acknowledged, Pong, Refused, ShuttingDown, Trades, Venue
@@ -209,7 +208,7 @@ class Connection:
                 create_connection=FrameSocket,
                 **socket_options(url, collector.certificates),
             )
-        except (OSError, WebSocketException) as error:
+        except (OSError, ValueError, WebSocketException) as error:
             failure = SocketFailure.of(error, base_url, collector.venue, collector.clock.now())
             collector.hosts.failed(base_url, failure)
             return failure.reason
