@@ -71,7 +71,11 @@ class HostRefused(ExchangeError):
 
 
 class EndpointMissing(ExchangeError):
-    """A host does not have the path that was requested (HTTP 404)."""
+    """A host does not serve the path that was requested: HTTP 404, or any refusal of a path that it may lack (`Request.optional`)."""
+
+
+class RequestRefused(ExchangeError):
+    """A host answered, and refused the request in its own words."""
 
 
 class ArchiveError(WadmError):

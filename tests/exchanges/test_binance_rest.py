@@ -189,9 +189,9 @@ def test_an_error_body_instead_of_rows_is_an_error_in_the_exchanges_words(read: 
 
 def test_history_is_asked_for_by_id_as_much_as_one_reply_has() -> None:
     spot = BINANCE.trades_request("spot", "BTCUSDT", 28457)
-    assert spot == ("/api/v3/historicalTrades", {"symbol": "BTCUSDT", "limit": "1000", "fromId": "28457"}, 25)
+    assert spot == ("/api/v3/historicalTrades", {"symbol": "BTCUSDT", "limit": "1000", "fromId": "28457"}, 25, True)
     linear = BINANCE.trades_request("linear", "BTCUSDT", 0)
-    assert linear == ("/fapi/v1/aggTrades", {"symbol": "BTCUSDT", "limit": "1000", "fromId": "0"}, 20)
+    assert linear == ("/fapi/v1/aggTrades", {"symbol": "BTCUSDT", "limit": "1000", "fromId": "0"}, 20, False)
     for market in ("spot", "linear"):
         assert BINANCE.trades_request(market, "BTCUSDT").params == {"symbol": "BTCUSDT", "limit": "1000"}
     # The newest trades have an endpoint of their own, which the host of market data serves too.
@@ -200,12 +200,12 @@ def test_history_is_asked_for_by_id_as_much_as_one_reply_has() -> None:
 
 def test_aggregates_are_asked_for_by_time_or_by_their_own_id() -> None:
     by_time = BINANCE.aggregates_request("spot", "BTCUSDT", start=1785060230817)
-    assert by_time == ("/api/v3/aggTrades", {"symbol": "BTCUSDT", "limit": "1000", "startTime": "1785060230817"}, 4)
+    assert by_time == ("/api/v3/aggTrades", {"symbol": "BTCUSDT", "limit": "1000", "startTime": "1785060230817"}, 4, False)
     by_id = BINANCE.aggregates_request("spot", "BTCUSDT", first=7)
-    assert by_id == ("/api/v3/aggTrades", {"symbol": "BTCUSDT", "limit": "1000", "fromId": "7"}, 4)
+    assert by_id == ("/api/v3/aggTrades", {"symbol": "BTCUSDT", "limit": "1000", "fromId": "7"}, 4, False)
     assert {market: traits.folds_history for market, traits in BINANCE.traits.items()} == {"spot": True, "linear": False}
     rows = BINANCE.aggregates_request("linear", "BTCUSDT", start=7)
-    assert rows == ("/fapi/v1/aggTrades", {"symbol": "BTCUSDT", "limit": "1000", "startTime": "7"}, 20)
+    assert rows == ("/fapi/v1/aggTrades", {"symbol": "BTCUSDT", "limit": "1000", "startTime": "7"}, 20, False)
 
 
 @pytest.mark.parametrize(
@@ -360,8 +360,8 @@ def test_an_error_body_is_an_error_in_the_exchanges_words() -> None:
 
 
 def test_listings_use_the_path_and_weight_of_the_market() -> None:
-    assert BINANCE.listings_request("spot", "") == ("/api/v3/exchangeInfo", {}, 20)
-    assert BINANCE.listings_request("linear", "") == ("/fapi/v1/exchangeInfo", {}, 1)
+    assert BINANCE.listings_request("spot", "") == ("/api/v3/exchangeInfo", {}, 20, False)
+    assert BINANCE.listings_request("linear", "") == ("/fapi/v1/exchangeInfo", {}, 1, False)
 
 
 @settings(deadline=None)

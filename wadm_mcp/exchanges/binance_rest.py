@@ -217,7 +217,8 @@ class BinanceRest:
         """`first` is inclusive. A trade of the last moment may be missing: endpoints with history read a database that lags."""
         rest = _MARKETS[market]
         path = rest.newest_path if first is None else rest.trades_path
-        return Request(f"{rest.prefix}/{path}", _page(symbol, fromId=first), rest.trades_weight)
+        by_id = first is not None and market == "spot"
+        return Request(f"{rest.prefix}/{path}", _page(symbol, fromId=first), rest.trades_weight, optional=by_id)
 
     def read_trades(self, listing: Listing, body: bytes) -> Page[Trade]:
         """Ascending by id."""

@@ -94,11 +94,15 @@ class Limits(NamedTuple):
 
 
 class Request(NamedTuple):
-    """A REST request: path and query, appended to the market's REST base URL, and its weight in the market's `Allowance`."""
+    """A REST request: path and query, appended to the market's REST base URL, and its weight in the market's `Allowance`.
+
+    `optional` is True if a host that serves the market otherwise may not serve this path.
+    """
 
     path: str
     params: Mapping[str, str]
     weight: int = 1
+    optional: bool = False
 
 
 class Allowance(NamedTuple):

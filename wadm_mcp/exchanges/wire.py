@@ -12,7 +12,7 @@ from typing import Annotated, Final, NamedTuple, TypeVar
 
 import msgspec
 
-from wadm_mcp.errors import ExchangeError, FrameError
+from wadm_mcp.errors import ExchangeError, FrameError, RequestRefused
 from wadm_mcp.exchanges.exchange import Candle, Page, Unreadable
 from wadm_mcp.model import (
     MAX_SYMBOL_CHARS,
@@ -154,7 +154,7 @@ def plain_text(body: bytes) -> str:
 def refusal(venue: str, what: str, code: int, text: str) -> ExchangeError:
     """The error of a reply in which the exchange refuses `what` (`trades of BTCUSDT`)."""
     reason = one_line(text, 160) or "no reason given"
-    return ExchangeError(
+    return RequestRefused(
         f"{venue} refused {one_line(what, 80)}: {reason} (code {code}). Wait if it names a limit; otherwise check the REST base URL"
     )
 

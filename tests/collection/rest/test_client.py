@@ -253,12 +253,13 @@ async def test_the_refusal_of_the_first_host_is_reported_where_the_fallback_serv
             assert 290 < rest.closed_for(spot(url, fallback)) <= 300
 
 
-async def test_a_host_without_trades_by_id_is_asked_for_them_once_an_hour() -> None:
-    clock, health, asked, served = ManualClock(), Health(lambda: NOON), list[str](), ["trades"]
+@pytest.mark.parametrize("status", [404, 400, 401, 403, 405, 410, 451, 302, 200])
+async def test_a_host_without_trades_by_id_is_asked_for_them_once_an_hour(status: int) -> None:
+    clock, health, asked, served = ManualClock(), Health(lambda: NOON), list[str](), ["trades", "aggTrades"]
 
     async def answer(request: Request) -> Response:
         asked.append(request.url.path)
-        return Response(b"[]") if request.path_params["name"] in served else Response(b'{"code":-1,"msg":"not here"}', 404)
+        return Response(b"[]") if request.path_params["name"] in served else Response(b'{"code":-1,"msg":"not here"}', status)
 
     with serving(Starlette(routes=[Route("/api/v3/{name}", answer)])) as url:
         async with RestClient(clock=clock, health=health) as rest:
@@ -267,13 +268,24 @@ async def test_a_host_without_trades_by_id_is_asked_for_them_once_an_hour() -> N
                 with pytest.raises(EndpointMissing):
                     await rest.trades(here, listing(), first=7)
             assert await rest.trades(here, listing()) == []
-            assert asked == ["/api/v3/historicalTrades", "/api/v3/trades"]
+            assert asked == ["/api/v3/historicalTrades", "/api/v3/aggTrades", "/api/v3/trades"]
             assert "has no trades by id" in health.parts["binance spot REST"].detail
             clock.pass_minutes(61)
             assert not rest.lacks_trades(here)
             served.append("historicalTrades")
             assert await rest.trades(here, listing(), first=7) == []
             assert "binance spot REST" not in health.parts
+
+
+async def test_a_host_that_refuses_everything_does_not_just_lack_trades_by_id() -> None:
+    async def answer(request: Request) -> Response:
+        return Response(b"blocked", 403)
+
+    with serving(Starlette(routes=[Route("/api/v3/{name}", answer)])) as url:
+        async with RestClient() as rest:
+            with pytest.raises(HostRefused, match="HTTP 403 to /api/v3/aggTrades"):
+                await rest.trades(spot(url), listing(), first=7)
+            assert not rest.lacks_trades(spot(url))
 
 
 async def test_an_error_without_text_is_reported_too() -> None:

@@ -21,7 +21,7 @@ import httpx2
 from wadm_mcp import __version__
 from wadm_mcp.clock import SYSTEM_CLOCK, Clock
 from wadm_mcp.collection.rest.rate_limit import REFUSED, Priority, RateLimiter, advice
-from wadm_mcp.errors import EndpointMissing, ExchangeError, HostRefused, SettingError, printable
+from wadm_mcp.errors import EndpointMissing, ExchangeError, HostRefused, RequestRefused, SettingError, printable
 from wadm_mcp.exchanges.exchange import Aggregate, Allowance, Candle, Host, Page, Request, Venue
 from wadm_mcp.exchanges.wire import one_line, plain_text
 from wadm_mcp.health import Health, State
@@ -35,6 +35,7 @@ _ARCHIVE: Final = Allowance(120, 60.0)
 """No exchange documents a rate limit of its archive, which serves plain files. This one is a courtesy."""
 _BASE_URL_EXPECTED: Final = "set a base URL without a path, such as https://host:port"
 _SERVED: Final = (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT, HTTPStatus.NOT_FOUND, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE)
+_LIMITED: Final = (HTTPStatus.IM_A_TEAPOT, HTTPStatus.TOO_MANY_REQUESTS)
 _CHUNK_BYTES: Final = 1 << 17
 _QUOTED_CHARS: Final = 160
 """Characters of an exchange's own text that an error repeats."""
@@ -219,18 +220,28 @@ class RestClient:
         `EndpointMissing` where the host has no trades by seq; for an hour it is not asked for them again, see `lacks_trades`.
         """
         request = venue.exchange.trades_request(venue.market, listing.instrument.symbol, first)
-        if first is None or not venue.traits.folds_history:
+        if not request.optional:
             return await self._rows(venue, listing, request, priority, venue.exchange.read_trades)
+        host = self._serving(venue)
         if self.lacks_trades(venue):
-            raise EndpointMissing(f"{venue.name}: {self._serving(venue).address} has no {request.path}")
+            raise EndpointMissing(f"{venue.name}: {host.address} has no {request.path}")
         try:
             trades = await self._rows(venue, listing, request, priority, venue.exchange.read_trades)
-        except EndpointMissing:
-            host = self._serving(venue)
+        except (EndpointMissing, RequestRefused) as error:
+            # If the host refuses other paths too, it is not this one that it lacks, and that error says what is wrong.
+            await self._rows(
+                venue,
+                listing,
+                venue.exchange.aggregates_request(venue.market, listing.instrument.symbol),
+                priority,
+                venue.exchange.read_aggregates,
+            )
+            if self._serving(venue) != host:
+                return await self.trades(venue, listing, first, priority)
             self._without_trades[host.base_url] = self._clock.monotonic() + _MISSING_SECONDS
-            log.warning("host.lacks_trades", **venue.log_fields, host=host.address, path=request.path)
+            log.warning("host.lacks_trades", **venue.log_fields, host=host.address, path=request.path, reason=error)
             self._report(venue)
-            raise
+            raise EndpointMissing(str(error)) from None
         if self._without_trades.pop(self._serving(venue).base_url, None) is not None:
             self._report(venue)
         return trades
@@ -304,7 +315,13 @@ class RestClient:
     async def _get(self, venue: Venue, host: _Host, request: Request, priority: int) -> bytes:
         limiter = self._limiter(venue, host)
         async with limiter.request(request.weight, priority) as number:
-            return await self._ask(host, request, lambda *reply: limiter.note_reply(number, *reply))
+
+            def note(status: int, headers: Mapping[str, str], body: bytes) -> None:
+                # The refusal of a path that the host may lack does not shut the others.
+                if not (request.optional and status in REFUSED):
+                    limiter.note_reply(number, status, headers, body)
+
+            return await self._ask(host, request, note)
 
     def _serving(self, venue: Venue) -> _Host:
         """The REST host that the next request of a market goes to."""
@@ -475,8 +492,9 @@ def _status_error(host: _Host, request: Request, response: httpx2.Response, body
         text += f". {hint}"
     if wait:
         text += f" (Retry-After: {wait}{' s' if wait.isdecimal() else ''})"
-    kind = HostRefused if status in REFUSED else EndpointMissing if status == HTTPStatus.NOT_FOUND else ExchangeError
-    return kind(text)
+    if status == HTTPStatus.NOT_FOUND or (request.optional and status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in _LIMITED):
+        return EndpointMissing(text)
+    return HostRefused(text) if status in REFUSED else ExchangeError(text)
 
 
 def _certificates_error(error: OSError) -> SettingError:
