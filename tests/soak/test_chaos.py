@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from wadm_mcp.simulator.chaos import ON_ORDER, ON_SOCKETS, Chaos, Fault, Kind, p
 
 pytestmark = pytest.mark.anyio
 
-SECONDS = 330.0 if SOAK else 14.0
+SECONDS = float(os.environ.get("WADM_SOAK_SECONDS", "330")) if SOAK else 14.0
 BEYOND_ASCII = Instrument("binance", "linear", "币安人生USDT")
 
 
