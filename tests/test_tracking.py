@@ -17,6 +17,7 @@ from wadm_mcp.model import Instrument
 from wadm_mcp.runtime import Runtime
 from wadm_mcp.server.server import build_server
 from wadm_mcp.settings import read_settings
+from wadm_mcp.simulator.chaos import Chaos, Fault, Kind
 from wadm_mcp.simulator.listings import known_instruments
 from wadm_mcp.simulator.simulator import Simulator
 
@@ -24,10 +25,10 @@ pytestmark = pytest.mark.anyio
 
 
 @asynccontextmanager
-async def following(folder: Path, **changes: object) -> AsyncGenerator[Client]:
+async def following(folder: Path, *, faults: Chaos | None = None, **changes: object) -> AsyncGenerator[Client]:
     """A client of a process that follows BTCUSDT on both spot markets and lets agents track."""
     unusual = [Instrument("binance", "spot", "币安人生USDT"), Instrument("bybit", "linear", "BTCPERP")]
-    async with Simulator(manual=True, instruments=[*known_instruments(), *unusual]) as simulator:
+    async with Simulator(manual=True, instruments=[*known_instruments(), *unusual], faults=faults) as simulator:
         urls = {f"WADM_{name.upper()}": url for name, url in simulator.urls.items()}
         chosen = {"WADM_DATA_DIR": folder, "WADM_HISTORY_HOURS": 0, "WADM_ALLOW_TRACKING": True, **urls, **changes}
         async with Runtime(read_settings({}, overrides=chosen)) as runtime, Client(build_server(runtime)) as client:
@@ -68,6 +69,20 @@ async def test_a_symbol_is_tracked_and_untracked_by_any_name(tmp_path: Path, nam
             "untracked": tracked,
             "kept": "stored data is kept; call track_market again to query it",
         }
+
+
+async def test_a_ban_that_one_call_meets_holds_for_the_next(tmp_path: Path) -> None:
+    chaos = Chaos([Fault(Kind.BANNED, 0.0, 60.0, "binance", "spot")])
+    async with following(tmp_path, faults=chaos) as client:
+        chaos.begin()
+        asked = [len(chaos.requests)]
+        for _ in range(2):
+            error = await call(client, "track_market", symbol="SOLUSDT", exchange="binance")
+            assert isinstance(error, str)
+            assert "418" in error
+            asked.append(len(chaos.requests))
+        assert asked[1] == asked[0] + 1
+        assert asked[2] == asked[1]
 
 
 async def test_a_name_that_an_answer_wrote_is_taken_back(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from wadm_mcp.collection.recording.maintenance import Maintenance
 from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.collection.recording.rollup import Rollup
 from wadm_mcp.collection.recording.writer import Writer
-from wadm_mcp.collection.rest.client import RestClient
+from wadm_mcp.collection.rest.client import KnownHosts, RestClient
 from wadm_mcp.collection.subscriptions import SubscriptionManager
 from wadm_mcp.errors import StoreError, StoreUnreachable, WadmError, ungrouped
 from wadm_mcp.health import Health, State
@@ -97,7 +97,8 @@ class Runtime:
             self._store_down,
             _TRACK if settings.WADM_ALLOW_TRACKING else _ASK_OPERATOR,
         )
-        self.tracking = Tracking(settings, self.store, self.view, self.health, self._refresh_subscriptions)
+        self._hosts = KnownHosts()
+        self.tracking = Tracking(settings, self.store, self.view, self.health, self._refresh_subscriptions, self._hosts)
         # One process at a time has a data directory, so the next one after a crash has the leases of the crashed one.
         self._name = f"{gethostname()}:{settings.WADM_DATA_DIR.absolute()}"
         self._clock = clock
@@ -243,7 +244,8 @@ class Runtime:
     async def _follow_and_write(self, recorder: Recorder, writer: Writer, maintenance: Maintenance) -> None:
         settings, health = self.settings, self.health
         try:
-            async with RestClient(proxied=not settings.stays_on_loopback, health=health) as rest, anyio.create_task_group() as tasks:
+            client = RestClient(proxied=not settings.stays_on_loopback, health=health, hosts=self._hosts)
+            async with client as rest, anyio.create_task_group() as tasks:
 
                 def start(name: str, job: Callable[[], Awaitable[None]]) -> None:
                     tasks.start_soon(self._supervise, name, job)

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 import anyio
 
-from wadm_mcp.collection.rest.client import RestClient
+from wadm_mcp.collection.rest.client import KnownHosts, RestClient
 from wadm_mcp.errors import ExchangeError, QueryError, UnknownSymbol
 from wadm_mcp.exchanges.exchange import Venue
 from wadm_mcp.exchanges.names import InstrumentName, never, read_name
@@ -42,14 +42,20 @@ ProgressCallback = Callable[[float, float, str], Awaitable[None]]
 
 
 class Tracking:
-    """Adds and removes tracked instruments. `changed` wakes the recorder, where this process records."""
+    """Adds and removes tracked instruments. `changed` wakes the recorder, where this process records.
 
-    def __init__(self, settings: Settings, store: Store, view: View, health: Health, changed: Callable[[], None]) -> None:
+    `hosts` is what this process knows of REST hosts.
+    """
+
+    def __init__(
+        self, settings: Settings, store: Store, view: View, health: Health, changed: Callable[[], None], hosts: KnownHosts | None = None
+    ) -> None:
         self._settings = settings
         self._store = store
         self._view = view
         self._health = health
         self._changed = changed
+        self._hosts = hosts
 
     async def track(
         self,
@@ -128,7 +134,7 @@ class Tracking:
         names = _readings(call, symbol)
         found = _Search(set(), [], {}, [])
         lists: dict[str, list[Instrument]] = {}
-        async with RestClient(proxied=not self._settings.stays_on_loopback) as rest:
+        async with RestClient(proxied=not self._settings.stays_on_loopback, hosts=self._hosts) as rest:
             for name in names:
                 found = await self._search(rest, self._venues(call, asked, name), name, followed, lists)
                 if found.listed and not name.problem and not asked.contradiction(name):

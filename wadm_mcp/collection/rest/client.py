@@ -114,6 +114,18 @@ class _Fallback(NamedTuple):
     why: str
 
 
+class KnownHosts:
+    """What a process knows of the REST hosts. Its clients share it: a ban or a fallback that one has met holds for all."""
+
+    def __init__(self) -> None:
+        self.limiters: dict[str, RateLimiter] = {}
+        """The rate limit of each host, by its base URL without credentials."""
+        self.fallbacks: dict[str, _Fallback] = {}
+        """The fallback hosts in use, by the base URL of the host that does not serve."""
+        self.without_trades: dict[str, float] = {}
+        """Until when (monotonic seconds) a host counts as one without trades by id, by its base URL."""
+
+
 class RestClient:
     """Sends requests to exchanges. Enter it once as a context manager; `SettingError` if the environment names a proxy or a file of
     certificates that cannot be used.
@@ -122,7 +134,7 @@ class RestClient:
     bytes, after decompression; `pages` limits the requests for one list. With `proxied` the environment's proxies are used.
 
     Where a market's REST host does not serve this address or cannot be reached, its fallback host is used for an hour, if it serves what
-    is requested. `health` is told which host is used instead, and what a host lacks.
+    is requested. `health` gets which host is used instead, and what a host lacks. Clients with the same `hosts` share what they know.
 
     Every method waits for its turn within the rate limit. `ExchangeError`, in one line that says why, when the exchange cannot be reached,
     is too slow, refuses, sends a reply that cannot be read, or is sent no request for now. All can be cancelled at any time.
@@ -139,9 +151,9 @@ class RestClient:
         pages: int = 50,
         clock: Clock = SYSTEM_CLOCK,
         health: Health | None = None,
+        hosts: KnownHosts | None = None,
     ) -> None:
-        self.limiters: dict[str, RateLimiter] = {}
-        """The rate limit of each host, by its base URL without credentials."""
+        self._hosts = hosts or KnownHosts()
         self._proxied = proxied
         self._connect = connect
         self._read = read
@@ -150,10 +162,6 @@ class RestClient:
         self._pages = pages
         self._clock = clock
         self._health = health
-        self._fallbacks: dict[str, _Fallback] = {}
-        """The fallback hosts in use, by the base URL of the host that does not serve."""
-        self._without_trades: dict[str, float] = {}
-        """Until when (monotonic seconds) a host counts as one without trades by id, by its base URL."""
         self.certificates: ssl.SSLContext | None = None
         """What TLS trusts, for sockets too: the certificates of the operating system, or of `SSL_CERT_FILE`. Set once entered."""
 
@@ -238,21 +246,21 @@ class RestClient:
             )
             if self._serving(venue) != host:
                 return await self.trades(venue, listing, first, priority)
-            self._without_trades[host.base_url] = self._clock.monotonic() + _MISSING_SECONDS
+            self._hosts.without_trades[host.base_url] = self._clock.monotonic() + _MISSING_SECONDS
             log.warning("host.lacks_trades", **venue.log_fields, host=host.address, path=request.path, reason=error)
             self._report(venue)
             raise EndpointMissing(str(error)) from None
-        if self._without_trades.pop(self._serving(venue).base_url, None) is not None:
+        if self._hosts.without_trades.pop(self._serving(venue).base_url, None) is not None:
             self._report(venue)
         return trades
 
     def lacks_trades(self, venue: Venue) -> bool:
         """Whether the market's REST host is known to have no trades by seq. Its aggregates and its newest trades are left."""
-        return self._clock.monotonic() < self._without_trades.get(self._serving(venue).base_url, -math.inf)
+        return self._clock.monotonic() < self._hosts.without_trades.get(self._serving(venue).base_url, -math.inf)
 
     def notes(self, venue: Venue) -> list[str]:
         """What is unusual about the market's REST host now: that it is a fallback, and what it lacks."""
-        host, fallback = self._serving(venue), self._fallbacks.get(venue.rest_url)
+        host, fallback = self._serving(venue), self._hosts.fallbacks.get(venue.rest_url)
         notes = [f"uses {host.address}, because {fallback.why}"] if fallback is not None else []
         if self.lacks_trades(venue):
             notes.append(f"{host.address} has no trades by id: gaps are repaired from aggregates and the newest trades")
@@ -295,7 +303,7 @@ class RestClient:
         except HostRefused as error:
             if host.base_url != venue.rest_url:
                 # The next request tries the first host again.
-                self._fallbacks.pop(venue.rest_url, None)
+                self._hosts.fallbacks.pop(venue.rest_url, None)
                 self._report(venue)
                 raise
             if not venue.rest_fallback:
@@ -325,18 +333,18 @@ class RestClient:
 
     def _serving(self, venue: Venue) -> _Host:
         """The REST host that the next request of a market goes to."""
-        fallback = self._fallbacks.get(venue.rest_url)
+        fallback = self._hosts.fallbacks.get(venue.rest_url)
         if fallback is not None and self._clock.monotonic() >= fallback.until:
-            del self._fallbacks[venue.rest_url]
+            del self._hosts.fallbacks[venue.rest_url]
             fallback = None
             self._report(venue)
         return _Host.rest(venue, venue.rest_url if fallback is None else venue.rest_fallback)
 
     def _fall_back(self, venue: Venue, refused: _Host, error: HostRefused) -> None:
         """Use the fallback host for a while, because it serves what the other one refused."""
-        if venue.rest_url in self._fallbacks:
+        if venue.rest_url in self._hosts.fallbacks:
             return
-        self._fallbacks[venue.rest_url] = _Fallback(self._clock.monotonic() + _FALLBACK_SECONDS, str(error))
+        self._hosts.fallbacks[venue.rest_url] = _Fallback(self._clock.monotonic() + _FALLBACK_SECONDS, str(error))
         log.warning("host.fallback", **venue.log_fields, host=refused.address, fallback=venue.rest_fallback, reason=error)
         self._report(venue)
 
@@ -379,7 +387,9 @@ class RestClient:
         """A reply of the exchange's archive before its body is read: 206 with the range `wanted`, 200 with the whole file, 404 or 416."""
         host = _Host.archive(venue)
         url, address = host.url(path), host.address
-        limiter = self.limiters.setdefault(f"{address} archive", RateLimiter(f"{host.name} at {address}", _ARCHIVE, clock=self._clock))
+        limiter = self._hosts.limiters.setdefault(
+            f"{address} archive", RateLimiter(f"{host.name} at {address}", _ARCHIVE, clock=self._clock)
+        )
         head = {"Range": wanted} if wanted else {}
         async with limiter.request(1, Priority.HISTORY) as number:
             with _network_errors(host, self._connect, self._read):
@@ -414,10 +424,10 @@ class RestClient:
 
     def _limiter(self, venue: Venue, host: _Host) -> RateLimiter:
         address = host.address
-        if address not in self.limiters:
+        if address not in self._hosts.limiters:
             name, allowance = f"{venue.exchange.name} at {address}", venue.exchange.allowance(venue.market)
-            self.limiters[address] = RateLimiter(name, allowance, way_on=host.way_on, clock=self._clock)
-        return self.limiters[address]
+            self._hosts.limiters[address] = RateLimiter(name, allowance, way_on=host.way_on, clock=self._clock)
+        return self._hosts.limiters[address]
 
     async def _ask(self, host: _Host, request: Request, note: Callable[[int, Mapping[str, str], bytes], None]) -> bytes:
         """Sends the request; `note` is called with the reply's status and headers, and for a refusal again with its body."""
