@@ -10,7 +10,9 @@ from mcp.shared.exceptions import MCPError
 from mcp.shared.subscriptions import ResourceUpdated
 from mcp_types import ResourceUpdatedNotification
 
+from tests.market import listing, trade
 from tests.server.fake import FakeRuntime, over, serving
+from wadm_mcp.model import Instrument
 from wadm_mcp.server.server import build_server
 
 pytestmark = [
@@ -74,6 +76,25 @@ async def test_a_resource_is_updated_under_every_name_under_which_it_is_read() -
                 if len(heard) == len(spellings):
                     break
     assert sorted(heard) == sorted(spellings)
+
+
+@pytest.mark.parametrize("symbol", ["BTCPERP", "ETHPERP", "SOLPERP"])
+async def test_a_symbol_that_ends_like_a_market_is_updated_and_the_one_without_the_ending_is_not(symbol: str) -> None:
+    runtime, inbox = FakeRuntime(), _Inbox()
+    perpetual = Instrument("bybit", "linear", symbol)
+    runtime.tape.follow(listing(perpetual))
+    runtime.tape.follow(listing(Instrument("bybit", "linear", symbol.removesuffix("PERP"))))
+    server = build_server(runtime)
+    await server.publisher.publish()
+    base = symbol.removesuffix("PERP")
+    uris = [f"wadm://bybit/linear/{symbol}/trades", f"wadm://all/perp/{base.lower()}-perp/trades"]
+    async with Client(server, mode="legacy", message_handler=inbox) as client:
+        for uri in (*uris, f"wadm://bybit/linear/{base}/trades"):
+            await client.subscribe_resource(uri)
+        runtime.tape[perpetual].add([trade(1, runtime.clock.now() - 1, instrument=perpetual)])
+        await server.publisher.publish()
+        await client.send_ping()
+    assert sorted(inbox.uris) == sorted(uris)
 
 
 async def test_a_subscriber_of_the_older_protocol_is_notified_until_it_unsubscribes() -> None:

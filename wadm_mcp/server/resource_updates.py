@@ -61,6 +61,8 @@ class Publisher:
         self._listening: Counter[str] = Counter()
         self._subscribed: dict[Connection, set[str]] = {}
         self._published: dict[Instrument, object] = {}
+        self._followed: frozenset[str] = frozenset()
+        """Symbols of followed instruments, as in `_symbols`."""
         self._closed_until = source.view.clock() - IN_TRANSIT
 
     def serve(self, server: Server[Any]) -> None:
@@ -94,22 +96,27 @@ class Publisher:
         changed, closed = self._changed(), self._closed()
         if not changed and not closed:
             return
-        for uri in [uri for uri in self._listening if _concerns(uri, changed, closed)]:
+        followed = self._followed
+        for uri in [uri for uri in self._listening if _concerns(uri, changed, closed, followed)]:
             await self._source.bus.publish(ResourceUpdated(uri=uri))
         async with anyio.create_task_group() as tasks:
             for connection, uris in self._subscribed.items():
-                if due := [uri for uri in uris if _concerns(uri, changed, closed)]:
+                if due := [uri for uri in uris if _concerns(uri, changed, closed, followed)]:
                     tasks.start_soon(_notify, connection, due)
 
     def _changed(self) -> set[Instrument]:
         """Instruments that traded since the last round, with plain symbols; each also with the exchange `all`, as in merged answers."""
         view, changed = self._source.view, set[Instrument]()
+        followed = frozenset(symbol for listing in view.listings for symbol in _symbols(listing.instrument))
+        if followed != self._followed:
+            # Kept while it is equal, so that a look-up in the cache of names compares one object with itself.
+            self._followed = followed
         for listing in view.listings:
             instrument = listing.instrument
             newest = view.newest(instrument)
             if newest is not None and self._published.get(instrument) != newest.order:
                 self._published[instrument] = newest.order
-                for symbol in {plain(instrument.symbol), plain(canonical_instrument(instrument).symbol)}:
+                for symbol in _symbols(instrument):
                     changed |= {instrument._replace(symbol=symbol), Instrument(ALL, instrument.market, symbol)}
         return changed
 
@@ -148,7 +155,12 @@ async def _notify(connection: Connection, uris: Iterable[str]) -> None:
             await connection.send_resource_updated(uri)
 
 
-def _concerns(uri: str, changed: set[Instrument], closed: set[str]) -> bool:
+def _symbols(instrument: Instrument) -> set[str]:
+    """The symbols of an instrument, written without separators: the exchange's own and the canonical one."""
+    return {plain(instrument.symbol), plain(canonical_instrument(instrument).symbol)}
+
+
+def _concerns(uri: str, changed: set[Instrument], closed: set[str], followed: frozenset[str]) -> bool:
     match uri.removeprefix("wadm://").split("/"):
         case ["markets"]:
             return bool(changed)
@@ -157,16 +169,20 @@ def _concerns(uri: str, changed: set[Instrument], closed: set[str]) -> bool:
         case [_, _, _, _, timeframe] if timeframe in closed:
             return True
         case [exchange, market, symbol, *_]:
-            return _instrument(exchange, market, symbol) in changed
+            return _instrument(exchange, market, symbol, followed) in changed
         case _:
             return False
 
 
 @lru_cache(_CACHED_NAMES)
-def _instrument(exchange: str, market: str, symbol: str) -> Instrument:
-    """The instrument of a URI, by plain symbol, spelled in any way in which the resource can be read."""
+def _instrument(exchange: str, market: str, symbol: str, followed: frozenset[str]) -> Instrument:
+    """The instrument of a URI, by plain symbol, spelled in any way in which the resource can be read.
+
+    As in questions, a symbol that is `followed` is not searched for endings: Bybit has a BTCPERP.
+    """
     market = unquote(market).strip().lower()
-    return Instrument(unquote(exchange).strip().lower(), MARKET_WORDS.get(market, market), read_name(unquote(symbol)).symbol)
+    named = read_name(unquote(symbol), followed.__contains__)
+    return Instrument(unquote(exchange).strip().lower(), MARKET_WORDS.get(market, market), named.symbol)
 
 
 def _listened_to(params: Mapping[str, Any] | None) -> set[str]:
