@@ -16,11 +16,12 @@ def choice(*arguments: str) -> Choice:
     ("arguments", "chosen"),
     [
         ((), (None, None, None)),
-        (("--symbol", "btcusdt"), (None, None, "btcusdt")),
+        (("--symbol", "btcusdt"), (None, None, "BTCUSDT")),
         (("--symbol", "BTC/USDT:USDT"), (None, "linear", "BTCUSDT")),
         (("--symbol", "binance:spot:BTCUSDT", "--market", "spot"), ("binance", "spot", "BTCUSDT")),
         (("--symbol", "BTCUSDT.P", "--exchange", "bybit"), ("bybit", "linear", "BTCUSDT")),
         (("--symbol", "BTCPERP"), (None, None, "BTCPERP")),
+        (("--symbol", "bybit:linear:BTCPERP"), ("bybit", "linear", "BTCPERP")),
     ],
 )
 def test_a_symbol_on_the_command_line_is_read_as_in_questions(arguments: tuple[str, ...], chosen: tuple[str | None, ...]) -> None:

@@ -4,7 +4,9 @@ import pytest
 from mcp.client import Client
 from mcp_types import PromptReference, ResourceTemplateReference
 
+from tests.market import listing
 from tests.server.fake import ERAS, FakeRuntime
+from wadm_mcp.model import Instrument
 from wadm_mcp.server.server import build_server
 
 pytestmark = pytest.mark.anyio
@@ -38,3 +40,12 @@ async def test_an_argument_is_completed_from_what_is_followed(
     async with Client(build_server(FakeRuntime()), mode=era) as client:  # pyright: ignore[reportArgumentType]
         found = (await client.complete(ref, {"name": name, "value": typed}, context_arguments=chosen)).completion
     assert (found.values, found.total, found.has_more) == (values, len(values), False)
+
+
+async def test_a_followed_symbol_that_ends_like_a_market_is_completed_as_itself() -> None:
+    runtime = FakeRuntime()
+    for symbol in ("BTCPERP", "BTCUSDT"):
+        runtime.tape.follow(listing(Instrument("bybit", "linear", symbol)))
+    async with Client(build_server(runtime)) as client:
+        found = (await client.complete(_TEMPLATE, {"name": "symbol", "value": "btc-perp"})).completion
+    assert found.values == ["BTCPERP"]

@@ -66,7 +66,9 @@ def _choice(arguments: argparse.Namespace) -> Choice:
     from wadm_mcp.queries.arguments import Place
 
     given, place = arguments.symbol, Place(arguments.exchange, arguments.market)
-    named = InstrumentName("") if given is None else InstrumentName(given) if given.isalnum() else read_name(given)
+    # Which symbols there are is not known here. One written alone, or after its place, may end like a word for a market: BTCPERP.
+    whole = given is not None and given.rpartition(":")[2].isalnum()
+    named = InstrumentName("") if given is None else read_name(given, lambda _: whole)
     if named.problem or (given is not None and not named.symbol):
         problem = named.problem or "the name of a symbol is needed, such as BTCUSDT"
         raise SettingError(f"--symbol {printable(given, _SHOWN_CHARS)}: {problem}")

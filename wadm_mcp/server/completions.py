@@ -27,7 +27,7 @@ def declare(server: MCPServer[Any], runtime: ServedRuntime) -> None:
         """The values that start with what was typed and fit the other arguments given; none for an argument without choices."""
         chosen = (context.arguments if context is not None else None) or {}
         if argument.name == "symbol":
-            named = read_name(argument.value)
+            named = read_name(argument.value, {plain(one.symbol) for one in runtime.followed}.__contains__)
             said = {"exchange": named.exchange, "market": named.market}
             chosen = {**{name: value for name, value in said.items() if value is not None}, **chosen}
             found = [value for value in _values("symbol", runtime.followed, chosen) if plain(value).startswith(named.symbol)]
