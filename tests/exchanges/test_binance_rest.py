@@ -162,11 +162,26 @@ def test_minutes_come_out_oldest_first() -> None:
 
 
 @pytest.mark.parametrize(
-    "row", [MINUTE_ROW[:9], [MINUTE_ROW[0] + 1, *MINUTE_ROW[1:]], [*MINUTE_ROW[:5], "-1", *MINUTE_ROW[6:]], [*MINUTE_ROW[:8], -1, "1"], {}]
+    ("row", "seq"),
+    [
+        (MINUTE_ROW[:9], MINUTE_ROW[0]),
+        ([MINUTE_ROW[0] + 1, *MINUTE_ROW[1:]], None),
+        ([*MINUTE_ROW[:5], "-1", *MINUTE_ROW[6:]], MINUTE_ROW[0]),
+        ([*MINUTE_ROW[:5], "", *MINUTE_ROW[6:]], MINUTE_ROW[0]),
+        ([*MINUTE_ROW[:8], -1, "1"], MINUTE_ROW[0]),
+        ({}, None),
+    ],
 )
-def test_what_is_no_minute_refuses_the_reply(row: Any) -> None:
+def test_a_row_that_is_no_minute_costs_itself_alone(row: Any, seq: int | None) -> None:
+    before, after = ([MINUTE_ROW[0] + shift, *MINUTE_ROW[1:]] for shift in (-MINUTE, MINUTE))
+    page = BINANCE.read_candles(SPOT, body(before, row, after))
+    assert ([minute.start for minute in page], page.served) == ([before[0], after[0]], 3)
+    (unreadable,) = page.unreadable
+    assert (unreadable.place, unreadable.seq) == (1, seq)
+    assert unreadable.why.isprintable()
+    # Where no row can be read the reply is something else.
     with pytest.raises(ExchangeError, match=r"^binance spot sent minutes of BTCUSDT that cannot be read"):
-        BINANCE.read_candles(SPOT, body(MINUTE_ROW, row))
+        BINANCE.read_candles(SPOT, body(row))
 
 
 READERS = [BINANCE.read_trades, BINANCE.read_aggregates, BINANCE.read_candles]

@@ -181,10 +181,27 @@ def test_minutes_have_their_volume_alone_and_come_out_oldest_first() -> None:
     assert BYBIT.read_candles(SPOT, minutes(finer, category="spot")) == [Candle(start, 1234500001, 8)]
 
 
-@pytest.mark.parametrize("row", [MINUTE_ROW[:5], ["1785060180001", *MINUTE_ROW[1:]], [*MINUTE_ROW[:5], "-1", "0"], {}, None])
-def test_what_is_no_minute_refuses_the_reply(row: Any) -> None:
+@pytest.mark.parametrize(
+    ("row", "seq"),
+    [
+        (MINUTE_ROW[:5], int(MINUTE_ROW[0])),
+        (["1785060180001", *MINUTE_ROW[1:]], None),
+        ([*MINUTE_ROW[:5], "-1", "0"], int(MINUTE_ROW[0])),
+        ([*MINUTE_ROW[:5], "", "0"], int(MINUTE_ROW[0])),
+        ({}, None),
+        (None, None),
+    ],
+)
+def test_a_row_that_is_no_minute_costs_itself_alone(row: Any, seq: int | None) -> None:
+    before, after = ([str(int(MINUTE_ROW[0]) + shift), *MINUTE_ROW[1:]] for shift in (-MINUTE, MINUTE))
+    page = BYBIT.read_candles(LINEAR, minutes(after, row, before))
+    assert ([str(minute.start) for minute in page], page.served) == ([before[0], after[0]], 3)
+    (unreadable,) = page.unreadable
+    assert (unreadable.place, unreadable.seq) == (1, seq)
+    assert unreadable.why.isprintable()
+    # Where no row can be read the reply is something else.
     with pytest.raises(ExchangeError, match=r"^bybit linear sent minutes of BTCUSDT that cannot be read"):
-        BYBIT.read_candles(LINEAR, minutes(MINUTE_ROW, row))
+        BYBIT.read_candles(LINEAR, minutes(row))
 
 
 READERS = [BYBIT.read_trades, BYBIT.read_candles]

@@ -182,9 +182,9 @@ class Toy:
     def candles_request(self, market: str, symbol: str, window: Window) -> Request:
         return Request("/minutes", {"symbol": symbol, "start": str(window.start), "end": str(window.end)})
 
-    def read_candles(self, listing: Listing, body: bytes) -> list[Candle]:
+    def read_candles(self, listing: Listing, body: bytes) -> Page[Candle]:
         with reading(*request_names(listing, "minutes")):
-            return [candle(listing, start, volume) for start, volume in _read_minutes(body)]
+            return Page([candle(listing, start, volume) for start, volume in _read_minutes(body)])
 
 
 class ToyServer:

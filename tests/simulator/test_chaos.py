@@ -97,6 +97,10 @@ async def test_one_row_of_each_page_of_trades_cannot_be_read() -> None:
         await trade(simulator, 60)
         page = (await get(simulator, "binance_spot_rest", "/api/v3/historicalTrades?symbol=BTCUSDT&fromId=1")).json()
         assert [row["price"] for row in page].count("-") == 1
+        now = now_ms()
+        query = f"symbol=BTCUSDT&interval=1m&startTime={now - 5 * 60_000}&endTime={now}"
+        candles = (await get(simulator, "binance_spot_rest", f"/api/v3/klines?{query}")).json()
+        assert [row[5] for row in candles].count("") == 1
         info = await get(simulator, "binance_spot_rest", "/api/v3/exchangeInfo")
         assert info.status_code == 200
 

@@ -27,6 +27,7 @@ from wadm_mcp.exchanges.wire import (
     Rows,
     candle,
     one_line,
+    read_candle_rows,
     read_records,
     read_rows,
     reading,
@@ -178,7 +179,7 @@ _read_trade: Final = msgspec.json.Decoder(_Trade).decode
 _read_aggregate: Final = msgspec.json.Decoder(_Aggregate).decode
 _read_trade_id: Final = msgspec.json.Decoder(_TradeId).decode
 _read_aggregate_id: Final = msgspec.json.Decoder(_AggregateId).decode
-_read_minutes: Final = msgspec.json.Decoder(list[_Minute] | _Error).decode
+_read_minute: Final = msgspec.json.Decoder(_Minute).decode
 _read_listings: Final = msgspec.json.Decoder(_Listings).decode
 _read_record: Final = msgspec.json.Decoder(_Record).decode
 
@@ -276,13 +277,16 @@ class BinanceRest:
         span = {"startTime": str(page.start), "endTime": str(page.last), "limit": str(page.limit)}
         return Request(f"{_MARKETS[market].prefix}/klines", {"symbol": symbol, "interval": "1m", **span}, weight)
 
-    def read_candles(self, listing: Listing, body: bytes) -> list[Candle]:
+    def read_candles(self, listing: Listing, body: bytes) -> Page[Candle]:
         """Minutes with the number of raw trades and the volume that takers bought."""
         venue, what = request_names(listing, "minutes")
+
+        def read(raw: msgspec.Raw) -> Candle:
+            row = _read_minute(raw)
+            return candle(listing, row.start, row.volume, row.trade_count, row.buy_volume)
+
         with reading(venue, what):
-            rows = _rows(_read_minutes(body), venue, what)
-            minutes = [candle(listing, row.start, row.volume, row.trade_count, row.buy_volume) for row in rows]
-        return sorted(minutes, key=lambda minute: minute.start)
+            return read_candle_rows("$", _rows(_read_rows(body), venue, what), read)
 
 
 def _page(symbol: str, **places: int | None) -> dict[str, str]:

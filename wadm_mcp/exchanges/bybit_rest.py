@@ -26,6 +26,7 @@ from wadm_mcp.exchanges.wire import (
     TradeId,
     candle,
     one_line,
+    read_candle_rows,
     read_records,
     read_rows,
     reading,
@@ -87,7 +88,7 @@ class _Minute(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class _Minutes(msgspec.Struct, frozen=True):
-    rows: list[_Minute] = msgspec.field(name="list")
+    rows: list[msgspec.Raw] = msgspec.field(name="list")
     category: str = ""
     symbol: str = ""
 
@@ -126,6 +127,7 @@ _read_record: Final = msgspec.json.Decoder(_Record).decode
 _read_recent: Final = msgspec.json.Decoder(_Recent, strict=False).decode
 _read_row: Final = msgspec.json.Decoder(_Row, strict=False).decode
 _read_minutes: Final = msgspec.json.Decoder(_Minutes, strict=False).decode
+_read_minute: Final = msgspec.json.Decoder(_Minute, strict=False).decode
 
 
 class BybitRest:
@@ -203,14 +205,18 @@ class BybitRest:
         span = {"start": str(page.start), "end": str(page.last), "limit": str(page.limit)}
         return Request("/v5/market/kline", {"category": market, "symbol": symbol, "interval": "1", **span})
 
-    def read_candles(self, listing: Listing, body: bytes) -> list[Candle]:
+    def read_candles(self, listing: Listing, body: bytes) -> Page[Candle]:
         """Minutes with their volume and nothing else; the list is newest first."""
         venue, what = request_names(listing, "minutes")
+
+        def read(raw: msgspec.Raw) -> Candle:
+            row = _read_minute(raw)
+            return candle(listing, row.start, row.volume)
+
         with reading(venue, what):
             reply = _read_minutes(_result(venue, what, body))
             _check(listing, reply.category, {reply.symbol})
-            minutes = [candle(listing, row.start, row.volume) for row in reply.rows]
-        return sorted(minutes, key=lambda minute: minute.start)
+            return read_candle_rows("$.result.list", reply.rows, read)
 
 
 def _result(venue: str, what: str, body: bytes) -> msgspec.Raw:

@@ -18,7 +18,7 @@ from wadm_mcp.model import Instrument, Listing, Trade, Window
 class Unreadable(NamedTuple):
     """A row among others that cannot be read, and may hide volume.
 
-    `place` is how many readable rows come before it in the exchange's order; `seq` is None unless the row shows it.
+    `place` is how many readable rows come before it in the exchange's order; `seq` (of a minute its start) is None unless the row shows it.
     """
 
     place: int
@@ -353,8 +353,8 @@ class Exchange(Protocol):
         """The request for a window's minutes: the first of them, as many as one reply has."""
         ...
 
-    def read_candles(self, listing: Listing, body: bytes) -> list[Candle]:
-        """The minutes of a reply, oldest first. `ExchangeError` for an error reply and for one of which any part cannot be read."""
+    def read_candles(self, listing: Listing, body: bytes) -> Page[Candle]:
+        """The minutes of a reply, oldest first. Rows that cannot be read, and `ExchangeError`: as for `read_trades`."""
         ...
 
 

@@ -63,7 +63,7 @@ class Kind(StrEnum):
     LAG = "lag"
     """REST does not serve the newest trades yet."""
     SPOILED = "spoiled"
-    """One row of each page of trades that REST serves has a price that is no number."""
+    """One row of each page of trades that REST serves has a price that is no number, and one candle of each page has no volume."""
     SKEW = "skew"
     """The exchange's clock is wrong."""
     UNSEEN = "unseen"
@@ -124,6 +124,9 @@ _IDS: Final = re.compile(rb'"i":"([^"]+)"', re.ASCII)
 """The ids of the trades in a frame, where the exchange does not number them."""
 _PRICES: Final = re.compile(r'"p":"[^"]*"', re.ASCII)
 _PAGES_OF_TRADES: Final = ("historicalTrades", "aggTrades", "trades", "recent-trade")
+_PAGES_OF_MINUTES: Final = ("klines", "kline")
+_VOLUME: Final = 5
+"""The column of a minute's volume."""
 _GARBAGE: Final = (
     "not json",
     b"\x00\xff\xfe",
@@ -419,7 +422,7 @@ class Chaos(Faults):
         return reply
 
     def answered(self, exchange: str, path: str, params: Mapping[str, str], reply: Reply) -> Reply:
-        if path.rpartition("/")[2] not in _PAGES_OF_TRADES or reply.status != 200:
+        if path.rpartition("/")[2] not in (*_PAGES_OF_TRADES, *_PAGES_OF_MINUTES) or reply.status != 200:
             return reply
         if self._active_fault(Kind.SPOILED, exchange, _market_of(path, params)) is None:
             return reply
@@ -427,7 +430,11 @@ class Chaos(Faults):
         rows = body if isinstance(body, list) else body.get("result", {}).get("list", [])
         if rows:
             place = self._random.randrange(len(rows))
-            rows[place] = {**rows[place], "p" if "p" in rows[place] else "price": "-"}
+            row = rows[place]
+            if isinstance(row, list):
+                rows[place] = [*row[:_VOLUME], "", *row[_VOLUME + 1 :]]
+            else:
+                rows[place] = {**row, "p" if "p" in row else "price": "-"}
         return reply
 
     def status(self, instrument: Instrument) -> str | None:

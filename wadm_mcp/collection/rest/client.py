@@ -279,7 +279,7 @@ class RestClient:
         request = venue.exchange.aggregates_request(venue.market, listing.instrument.symbol, start=start, first=first)
         return await self._rows(venue, listing, request, priority, venue.exchange.read_aggregates)
 
-    async def candles(self, venue: Venue, listing: Listing, window: Window, priority: int = Priority.HISTORY) -> list[Candle]:
+    async def candles(self, venue: Venue, listing: Listing, window: Window, priority: int = Priority.HISTORY) -> Page[Candle]:
         """One reply of a window's minutes, oldest first: the first of them, as many as one reply has."""
         request = venue.exchange.candles_request(venue.market, listing.instrument.symbol, window)
         return await self._rows(venue, listing, request, priority, venue.exchange.read_candles)
