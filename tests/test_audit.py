@@ -5,14 +5,17 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from contextlib import asynccontextmanager, closing
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import anyio
+import anyio.lowlevel
 import msgspec
 import pytest
 
 from tests.end_to_end.process import COMMAND, environment
 from tests.market import BYBIT, NOON, SPOT, ManualClock, listing, trade
 from tests.recording import RETENTION, Recording, recording
+from tests.venues import simulated_venue
 from wadm_mcp.analytics.footprint import Footprint
 from wadm_mcp.audit import Audited, Auditor, ExchangeFigures, HourlyAudit, exchange_figures
 from wadm_mcp.clock import Clock, now_ms
@@ -27,10 +30,11 @@ from wadm_mcp.coverage import by_connection
 from wadm_mcp.coverage.judge import judge, uncovered
 from wadm_mcp.coverage.spans import Basis, GapReason, Span
 from wadm_mcp.errors import ExchangeError
-from wadm_mcp.exchanges.exchange import Aggregate, Candle, Trades, Venue
+from wadm_mcp.exchanges.exchange import Aggregate, Candle, Trades, Unreadable, Venue
 from wadm_mcp.exchanges.registry import find_exchange
 from wadm_mcp.health import Health, State
 from wadm_mcp.model import HOUR, MINUTE, Instrument, Listing, Scale, Timeframe, Trade, TradeType, Window, parse_decimal
+from wadm_mcp.simulator.faults import Faults, Reply
 from wadm_mcp.simulator.listings import steps_of
 from wadm_mcp.simulator.simulator import Simulator
 from wadm_mcp.simulator.tape import MARKET_PRINTS
@@ -253,7 +257,13 @@ async def test_the_exchanges_first_id_of_an_hour_and_the_one_before_it_must_be_c
 async def audit_hour(r: Recording, fetch_figures: Callable[[Listing, Window], Awaitable[ExchangeFigures]]) -> None:
     """Run the hourly audit until it has reported, and a little longer."""
     auditor = Auditor(r.store, RETENTION, r.clock.now)
-    audit = HourlyAudit(auditor, lambda: [listing(r.instrument)], fetch_figures, r.recorder.mark_differing, r.health, r.clock.now)
+
+    def recorded() -> list[Listing]:
+        # Called once a poll: time passes.
+        r.clock.pass_seconds(1)
+        return [listing(r.instrument)]
+
+    audit = HourlyAudit(auditor, recorded, fetch_figures, r.recorder.mark_differing, r.health, r.clock)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("wadm_mcp.audit._POLL_SECONDS", 0.01)
         with anyio.fail_after(10):
@@ -283,6 +293,93 @@ async def test_each_closed_hour_is_audited_once_and_reported_to_health(tmp_path:
         assert part.state is State.OK
         assert part.detail.startswith("9 differences, the last: binance:spot:BTCUSDT 1m")
         assert (r.health.counts["audit.minutes"], r.health.counts["audit.differences"]) == (9, 9)
+
+
+@pytest.mark.parametrize("changing", [False, True])
+async def test_an_hour_that_cannot_be_audited_is_tried_again_after_pauses_that_double(tmp_path: Path, changing: bool) -> None:
+    asked: list[float] = []
+    over = anyio.Event()
+
+    async with recording(tmp_path, instrument=BYBIT) as r:
+        await recorded(r)
+        began = r.clock.at = NOON + HOUR + 6 * MINUTE
+
+        async def fetch_figures(_: Listing, __: Window) -> ExchangeFigures:
+            asked.append((r.clock.at - began) / 1_000)
+            if not changing:
+                raise ExchangeError("away")
+            # No two readings of the candles agree.
+            return bybit_candles(m3=305 + len(asked))
+
+        def polled() -> list[Listing]:
+            r.clock.pass_seconds(30)
+            if r.clock.at >= began + 58 * MINUTE:
+                over.set()
+            return [listing(BYBIT)]
+
+        auditor = Auditor(r.store, RETENTION, r.clock.now)
+        audit = HourlyAudit(auditor, polled, fetch_figures, r.recorder.mark_differing, r.health, r.clock)
+        with pytest.MonkeyPatch.context() as patch:
+
+            async def until_the_next_poll(_: float) -> None:
+                await anyio.lowlevel.checkpoint()
+
+            patch.setattr("wadm_mcp.audit.anyio.sleep", until_the_next_poll)
+            with anyio.fail_after(20):
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(audit.run)
+                    await over.wait()
+                    tasks.cancel_scope.cancel()
+    assert asked == [30, 60, 120, 240, 480, 960, 1860, 2760]
+
+
+async def test_a_candle_that_cannot_be_read_costs_its_own_minute_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def fetch_figures(_: Listing, window: Window) -> ExchangeFigures:
+        starts = [start for start in range(window.start, window.end, MINUTE) if start != NOON + 4 * MINUTE]
+        return ExchangeFigures([minute(start, count=4) for start in starts], {}, [Unreadable(3, NOON + 4 * MINUTE, "'' is no number")])
+
+    async with recording(tmp_path) as r:
+        await recorded(r)
+        r.clock.at = NOON + HOUR + 6 * MINUTE
+        await audit_hour(r, fetch_figures)
+        assert (r.health.counts["audit.differences"], r.health.counts["audit.unreadable"]) == (8, 1)
+    (line,) = [record for record in caplog.records if record.getMessage() == "audit.unreadable"]
+    fields = {"instrument": SPOT, "minute": "2026-06-01T12:04:00Z", "reason": "'' is no number", "count": 1}
+    assert vars(line)["wadm_fields"] == fields
+
+
+class _SpoiledCandles(Faults):
+    """The candle of one minute has no volume."""
+
+    def __init__(self, start: int) -> None:
+        self.start = start
+        self.requests = 0
+
+    def answered(self, exchange: str, path: str, params: Mapping[str, str], reply: Reply) -> Reply:
+        if "kline" in path:
+            self.requests += 1
+            body: Any = reply.body
+            rows = body if isinstance(body, list) else body["result"]["list"]
+            for row in rows:
+                if int(row[0]) == self.start:
+                    row[5] = ""
+        return reply
+
+
+@pytest.mark.parametrize("place", [0, 2, -1])
+async def test_candles_are_read_to_the_end_of_the_window_though_one_of_them_cannot_be_read(place: int) -> None:
+    closed = now_ms() - now_ms() % MINUTE - MINUTE
+    window = Window(closed - 6 * MINUTE, closed)
+    starts = list(range(window.start, window.end, MINUTE))
+    faults = _SpoiledCandles(starts[place])
+    async with Simulator(seed=3, instruments=INSTRUMENTS, faults=faults) as simulator, RestClient(proxied=False) as rest:
+        for instrument in INSTRUMENTS:
+            market = simulated_venue(simulator, instrument.exchange, instrument.market)
+            with anyio.fail_after(20):
+                figures = await exchange_figures(rest, market, listing(instrument), window)
+            assert [candle.start for candle in figures.candles] == [start for start in starts if start != faults.start]
+            assert [row.seq for row in figures.unreadable] == [faults.start]
+    assert faults.requests == len(INSTRUMENTS)
 
 
 async def test_a_minute_that_lacks_trades_is_a_gap_until_a_complete_source_covers_it(tmp_path: Path) -> None:
@@ -425,7 +522,8 @@ async def record(folder: Path, simulator: Simulator, window: Window) -> None:
 async def test_the_command_reports_no_differences_and_exits_with_1_once_a_stored_figure_is_wrong(tmp_path: Path) -> None:
     closed = now_ms() - now_ms() % MINUTE - MINUTE
     window = Window(closed - 6 * MINUTE, closed)
-    async with Simulator(seed=3, instruments=INSTRUMENTS) as simulator:
+    faults = _SpoiledCandles(0)
+    async with Simulator(seed=3, instruments=INSTRUMENTS, faults=faults) as simulator:
         await record(tmp_path, simulator, window)
         urls = {f"WADM_{name.upper()}": url for name, url in simulator.urls.items()}
         command = [*COMMAND, "audit", "--from", str(window.start), "--to", str(window.end)]
@@ -439,6 +537,13 @@ async def test_the_command_reports_no_differences_and_exits_with_1_once_a_stored
         status, output = await audit()
         assert (status, output.splitlines()[-1]) == (0, "no differences"), output
         assert [line.split()[1:] for line in output.splitlines() if line.startswith(("binance", "bybit"))] == [["6", "6", "6", "0"]] * 4
+        faults.start = window.start + 2 * MINUTE
+        status, output = await audit("--exchange", "bybit", "--market", "spot")
+        assert "bybit:spot:BTCUSDT: 1 candles of its exchange cannot be read and were not compared, first" in output
+        assert (status, output.splitlines()[-1]) == (
+            1,
+            "no differences, but 1 of 1 instruments could not be fully compared with the exchange",
+        )
         with closing(sqlite3.connect(tmp_path / "wadm.sqlite", isolation_level=None)) as db:
             db.execute("DELETE FROM trades WHERE instrument = 1 AND timestamp = (SELECT max(timestamp) FROM trades WHERE instrument = 1)")
         status, output = await audit("--exchange", "binance", "--market", "spot")

@@ -22,6 +22,8 @@ from anyio import to_thread
 
 from wadm_mcp.analytics.footprint import Bar, Footprint
 from wadm_mcp.analytics.order_flow import session_start
+from wadm_mcp.backoff import Backoff
+from wadm_mcp.clock import Clock
 from wadm_mcp.collection.recording.minute import build_minute
 from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.collection.rest.rate_limit import Priority
@@ -36,10 +38,10 @@ from wadm_mcp.coverage.candles import (
 from wadm_mcp.coverage.judge import is_covered
 from wadm_mcp.coverage.spans import COVERS_NOTHING, Span
 from wadm_mcp.errors import ExchangeError, StoreError
-from wadm_mcp.exchanges.exchange import Candle, MarketTraits, Venue
+from wadm_mcp.exchanges.exchange import Candle, MarketTraits, Unreadable, Venue
 from wadm_mcp.exchanges.registry import find_exchange
 from wadm_mcp.health import Health, State
-from wadm_mcp.logs import log
+from wadm_mcp.logs import RateLimitedWarning, log
 from wadm_mcp.model import HOUR, MINUTE, Instrument, Listing, Retention, Timeframe, TradeType, Window, rescale, to_decimal
 from wadm_mcp.queries.numbers import decimal_text, iso
 from wadm_mcp.storage.store import OrderFlow, Store, all_trades
@@ -47,6 +49,8 @@ from wadm_mcp.storage.store import OrderFlow, Store, all_trades
 _SETTLE_MS: Final = 5 * MINUTE
 """Time after its end at which an hour is settled, so that the exchange's candles of it are final."""
 _POLL_SECONDS: Final = 30.0
+_MAX_PAUSE_SECONDS: Final = 900.0
+"""Longest pause before an hour that could not be audited is tried again. The first pause is that of a poll."""
 _MAX_LOGGED: Final = 20
 """Differences of an hour that are logged one by one."""
 
@@ -83,10 +87,14 @@ class Audited(NamedTuple):
 
 
 class ExchangeFigures(NamedTuple):
-    """The exchange's own figures: its candles, and where ids are gapless the first id at or after each of some times (ms)."""
+    """The exchange's own figures: its candles, and where ids are gapless the first id at or after each of some times (ms).
+
+    `unreadable` are rows of candles that could not be read. Their minutes are not compared with the exchange.
+    """
 
     candles: Sequence[Candle]
     edges: Mapping[int, int]
+    unreadable: Sequence[Unreadable] = ()
 
 
 class Auditor:
@@ -218,6 +226,14 @@ class Auditor:
         return differences
 
 
+class _Retry(NamedTuple):
+    """An hour (its start) that is to be audited again: from `due` (monotonic seconds) on."""
+
+    hour: int
+    due: float
+    backoff: Backoff
+
+
 class HourlyAudit:
     """Audits each closed hour of every recorded instrument once, and reports to `health` as the part `audit`.
 
@@ -233,27 +249,39 @@ class HourlyAudit:
         fetch_figures: Callable[[Listing, Window], Awaitable[ExchangeFigures]],
         mark_differing: Callable[[Instrument, Iterable[int]], None],
         health: Health,
-        now: Callable[[], int],
+        clock: Clock,
     ) -> None:
         self._auditor = auditor
         self._recorded = recorded
         self._fetch_figures = fetch_figures
         self._mark_differing = mark_differing
         self._health = health
-        self._now = now
+        self._clock = clock
         self._audited_hours: dict[Instrument, int] = {}
+        self._retries: dict[Instrument, _Retry] = {}
         self._unconfirmed: dict[Instrument, tuple[Difference, ...]] = {}
         """Differences that make minutes gaps once a second reading of the candles shows the same."""
         self._latest: Difference | None = None
+        self._log_unreadable = RateLimitedWarning("audit.unreadable", clock.monotonic)
 
     async def run(self) -> None:
         """Audit the hours that have settled, until cancelled."""
         while True:
-            hour = Timeframe.H1.floor(self._now() - _SETTLE_MS) - HOUR
+            hour = Timeframe.H1.floor(self._clock.now() - _SETTLE_MS) - HOUR
             for listing in self._recorded():
-                if self._audited_hours.get(listing.instrument, hour - HOUR) < hour:
+                if self._audited_hours.get(listing.instrument, hour - HOUR) < hour and self._is_due(listing.instrument, hour):
                     await self._audit(listing, Window(hour, hour + HOUR))
             await anyio.sleep(_POLL_SECONDS)
+
+    def _is_due(self, instrument: Instrument, hour: int) -> bool:
+        retry = self._retries.get(instrument)
+        return retry is None or retry.hour != hour or self._clock.monotonic() >= retry.due
+
+    def _retry(self, instrument: Instrument, hour: int) -> None:
+        """Audit this hour again after a pause that doubles each time."""
+        retry = self._retries.get(instrument)
+        backoff = retry.backoff if retry is not None and retry.hour == hour else Backoff(_POLL_SECONDS, _MAX_PAUSE_SECONDS)
+        self._retries[instrument] = _Retry(hour, self._clock.monotonic() + backoff.next(), backoff)
 
     async def _audit(self, listing: Listing, hour: Window) -> None:
         try:
@@ -261,6 +289,7 @@ class HourlyAudit:
             figures = await self._fetch_figures(listing, needed) if needed is not None else None
             audited = await self._auditor.audit(listing, hour, figures)
         except (ExchangeError, StoreError) as error:
+            self._retry(listing.instrument, hour.start)
             log.warning("audit.failed", instrument=listing.instrument, hour=iso(hour.start), error=error)
             return
         earlier = self._unconfirmed.pop(listing.instrument, ())
@@ -268,11 +297,18 @@ class HourlyAudit:
             # Candles are revised now and then, so they are read again before a minute that is covered becomes a gap.
             if audited.incomplete != earlier:
                 self._unconfirmed[listing.instrument] = audited.incomplete
+                self._retry(listing.instrument, hour.start)
                 return
             self._mark_differing(listing.instrument, [each.start for each in audited.incomplete])
             self._health.count("audit.gaps", len(audited.incomplete))
         self._audited_hours[listing.instrument] = hour.start
+        self._retries.pop(listing.instrument, None)
         self._health.count("audit.minutes", audited.compared)
+        if figures is not None and figures.unreadable:
+            self._health.count("audit.unreadable", len(figures.unreadable))
+            first = figures.unreadable[0]
+            minute = None if first.seq is None else iso(first.seq)
+            self._log_unreadable(instrument=listing.instrument, minute=minute, reason=first.why)
         if audited.differences:
             self._health.count("audit.differences", len(audited.differences))
             self._latest = audited.differences[0]
@@ -288,20 +324,24 @@ class HourlyAudit:
 async def exchange_figures(rest: RestClient, venue: Venue, listing: Listing, window: Window) -> ExchangeFigures:
     """The exchange's candles of a window, and on Binance spot its first id of each hour in it. `ExchangeError` as of `RestClient`."""
     candles: list[Candle] = []
+    unreadable: list[Unreadable] = []
     start = window.start
     while start < window.end:
         page = await rest.candles(venue, listing, Window(start, window.end))
         candles += [candle for candle in page if start <= candle.start < window.end]
+        unreadable += page.unreadable
         if not page or page[-1].start < start:
             break
-        start = page[-1].start + MINUTE
+        # The last row may be one that cannot be read. Alone in a reply it would refuse that reply.
+        last = max(row.seq or 0 for row in page.unreadable) if page.unreadable else 0
+        start = max(page[-1].start, last, start + (page.served - 1) * MINUTE) + MINUTE
     edges: dict[int, int] = {}
     if venue.traits.folds_history:
         for hour in range(window.start - window.start % -HOUR, window.end + 1, HOUR):
             rows = await rest.aggregates(venue, listing, start=hour, priority=Priority.HISTORY)
             if rows:
                 edges[hour] = rows[0].trade.seq
-    return ExchangeFigures(candles, edges)
+    return ExchangeFigures(candles, edges, unreadable)
 
 
 def _id_differences(instrument: Instrument, spans: Sequence[Span], edges: Mapping[int, int], covered: set[int]) -> list[Difference]:

@@ -276,7 +276,7 @@ class Runtime:
             return [each.tape.listing for each in recorder.recorded]
 
         auditor = Auditor(self.store, self.settings.retention, self._clock.now)
-        return HourlyAudit(auditor, recorded, fetch, recorder.mark_differing, self.health, self._clock.now)
+        return HourlyAudit(auditor, recorded, fetch, recorder.mark_differing, self.health, self._clock)
 
     async def _catch_up(self) -> None:
         """Bring the tape up to what is stored, as a follower would: questions are answered before any exchange was asked."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from wadm_mcp.audit import Audited, Auditor, exchange_figures
+from wadm_mcp.audit import Audited, Auditor, ExchangeFigures, exchange_figures
 from wadm_mcp.clock import now_ms
 from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.errors import ExchangeError, QueryError, SettingError
@@ -54,6 +54,7 @@ async def audit(settings: Settings, choice: Choice, suffix: str = "") -> int:
                 needed = await auditor.figures_window(listing.instrument, window)
                 if needed is not None:
                     figures = await exchange_figures(rest, venue, listing, needed)
+                    failed += _not_compared(listing, figures)
             except ExchangeError as error:
                 failed.append(f"{listing.instrument} was not compared with its exchange: {error}")
             found.append(await auditor.audit(listing, window, figures))
@@ -86,6 +87,15 @@ def _chosen(listing: Listing, choice: Choice) -> bool:
     )
 
 
+def _not_compared(listing: Listing, figures: ExchangeFigures) -> list[str]:
+    """A line for the minutes of an instrument whose candles cannot be read; none if all can."""
+    if not figures.unreadable:
+        return []
+    count, first = len(figures.unreadable), figures.unreadable[0]
+    which = "" if first.seq is None else f", first {iso(first.seq)}"
+    return [f"{listing.instrument}: {count:,} candles of its exchange cannot be read and were not compared{which}: {first.why}"]
+
+
 def _table(window: Window, found: list[Audited], failed: list[str]) -> list[str]:
     width = max(len(str(each.instrument)) for each in found)
     lines = [f"{iso(window.start)} to {iso(window.end)}", ""]
@@ -100,5 +110,5 @@ def _table(window: Window, found: list[Audited], failed: list[str]) -> list[str]
     lines += ["", *failed] if failed else []
     result = f"{len(differences):,} differences" if differences else "no differences"
     if failed and not differences:
-        result += f", but {len(failed)} of {len(found)} instruments could not be compared with the exchange"
+        result += f", but {len(failed)} of {len(found)} instruments could not be fully compared with the exchange"
     return [*lines, "", result]
