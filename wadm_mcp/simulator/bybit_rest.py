@@ -24,8 +24,8 @@ RECENT: Final = {"spot": 60, "linear": 1_000}
 _DEFAULT: Final = {"spot": 60, "linear": 500}
 _MAX_REQUESTS: Final = 600
 _MAX_INSTRUMENTS: Final = 1_000
-_CURSOR: Final = re.compile("first=([^&%]+)&last=([^&%]+)")
-"""The first and the last symbol of the page before."""
+_CURSOR: Final = re.compile("first=([^&%]+)&last=([^&%]+)(?:&page=([0-9]{1,9}))?")
+"""The first and the last symbol of the page before, and with `Faults.fresh_cursors` its number."""
 _STATUSES: Final = {"spot": ("Trading",), "linear": ("PreLaunch", "Trading", "Delivering", "Closed")}
 """Values of `status`; without it a list has the symbols that trade."""
 
@@ -108,16 +108,18 @@ class BybitRest:
             }
         faults = self._state.faults
         limit = min(_limit(params, _MAX_INSTRUMENTS, 500), faults.listings_page or _MAX_INSTRUMENTS)
-        first = 0
+        first, page_number = 0, 1
         if cursor := params.get("cursor", ""):
             # A cursor that was encoded twice still has its percent signs.
             found = _CURSOR.fullmatch(cursor)
             if found is None or found[2] not in symbols:
                 raise _RefusedError("cursor invalid")
             first = limit if faults.repeats_page else symbols.index(found[2]) + 1
+            page_number = int(found[3] or 1) + 1
         names = symbols[first : first + limit]
         ends = first + limit >= len(symbols) and not (faults.repeats_page and cursor)
-        following = "" if ends or not names else quote(f"first={names[0]}&last={names[-1]}", safe="")
+        fresh = f"&page={page_number}" if faults.fresh_cursors else ""
+        following = "" if ends or not names else quote(f"first={names[0]}&last={names[-1]}{fresh}", safe="")
         page = [_linear_listing(symbol, wanted, self._state.steps_of(Instrument("bybit", category, symbol))) for symbol in names]
         return {"category": category, "list": page, "nextPageCursor": following}
 

@@ -60,6 +60,8 @@ class Faults:
     """Most symbols on a page of Bybit's linear list. 0 for as many as the exchange has."""
     repeats_page: bool = False
     """Bybit's list of linear symbols serves its second page for ever."""
+    fresh_cursors: bool = False
+    """Each time with another cursor."""
 
     async def connecting(self, exchange: str, path: str) -> Reply | None:
         """Called before a WebSocket is accepted; returning a reply refuses it."""

@@ -4,7 +4,7 @@ import gzip
 import json
 import socket
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -165,6 +165,53 @@ async def test_a_page_that_repeats_ends_the_list_with_a_warning_and_what_was_rea
     assert len(asked) == read
     (line,) = [record for record in caplog.records if record.getMessage() == "listings.repeated"]
     assert vars(line)["wadm_fields"] == {"exchange": "bybit", "market": "linear", "cursor": "a", "symbols": read}
+
+
+def numbered(pages: Sequence[Sequence[str]], asked: list[str], contract: str = "LinearPerpetual") -> Starlette:
+    """Bybit's list with these symbols on each page; its last page comes again under another cursor each time. Only the first page has
+    perpetuals if `contract` is another type."""
+
+    async def answer(request: Request) -> Response:
+        if "status" in request.query_params:
+            return JSONResponse({"retCode": 0, "retMsg": "OK", "result": {"list": [], "nextPageCursor": ""}})
+        place = int(request.query_params.get("cursor", "0"))
+        asked.append(str(place))
+        listed = [
+            {
+                "symbol": symbol,
+                "status": "Trading",
+                "contractType": contract if place else "LinearPerpetual",
+                "priceFilter": {"tickSize": "0.10"},
+                "lotSizeFilter": {"qtyStep": "0.001"},
+            }
+            for symbol in pages[min(place, len(pages) - 1)]
+        ]
+        return JSONResponse({"retCode": 0, "retMsg": "OK", "result": {"list": listed, "nextPageCursor": str(place + 1)}})
+
+    return Starlette(routes=[Route("/v5/market/instruments-info", answer)])
+
+
+@pytest.mark.parametrize(
+    ("pages", "contract", "read", "requests"),
+    [
+        ([["A", "B"]], "LinearPerpetual", ["A", "B"], 2),
+        ([["A", "B"], ["B", "C"], ["D"]], "LinearPerpetual", ["A", "B", "C", "D"], 4),
+        # A page of nothing that is recorded does not end the list alone.
+        ([["A", "B"], []], "LinearPerpetual", ["A", "B"], 3),
+        ([["A", "B"], ["C-26MAR27"]], "LinearFutures", ["A", "B"], 3),
+    ],
+)
+async def test_a_page_without_a_new_symbol_ends_the_list_though_its_cursor_is_new(
+    pages: list[list[str]], contract: str, read: list[str], requests: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[str] = []
+    with serving(numbered(pages, asked, contract)) as base_url:
+        async with RestClient() as rest:
+            with anyio.fail_after(10):
+                listings = await rest.listings(venue(Bybit(), "linear", rest_url=base_url))
+    assert [each.instrument.symbol for each in listings] == read
+    assert len(asked) == requests
+    assert "listings.repeated" in [record.getMessage() for record in caplog.records]
 
 
 async def test_a_list_without_end_is_given_up() -> None:
@@ -437,10 +484,10 @@ async def test_an_archive_that_cannot_be_reached_is_reported_with_its_own_settin
 async def test_the_simulated_list_is_read_page_by_page_and_as_far_as_it_goes_where_a_page_repeats() -> None:
     faults = Faults()
     faults.listings_page = 2
-    async with Simulator(faults=faults) as simulator:
-        async with RestClient(proxied=False) as rest:
+    async with Simulator(faults=faults) as simulator, RestClient(proxied=False) as rest:
+        read = await rest.listings(simulated_venue(simulator, "bybit", "linear"))
+        assert len(read) == 7
+        faults.repeats_page = True
+        for faults.fresh_cursors in (False, True):
             read = await rest.listings(simulated_venue(simulator, "bybit", "linear"))
-            assert len(read) == 7
-            faults.repeats_page = True
-            read = await rest.listings(simulated_venue(simulator, "bybit", "linear"))
-        assert [one.instrument.symbol for one in read] == ["BTCUSDT", "ETHUSDT", "SOLUSDT", "XRPUSDT"]
+            assert [one.instrument.symbol for one in read] == ["BTCUSDT", "ETHUSDT", "SOLUSDT", "XRPUSDT"]

@@ -205,17 +205,24 @@ class RestClient:
         return list(found.values())
 
     async def _listings_in(self, venue: Venue, state: str) -> list[Listing]:
-        """The listings of one list of a market, from all pages. A page that comes again ends the list: those read so far are returned."""
+        """The listings of one list of a market, from all pages.
+
+        A page that comes again, under the same cursor or another one, ends the list: those read so far are returned. So does the second
+        page in a row without a listing of use. One alone may be full of contracts that are not recorded.
+        """
         exchange, market = venue.exchange, venue.market
         listings: dict[Instrument, Listing] = {}
-        cursor, cursors = "", set[str]()
+        cursor, cursors, useless = "", set[str](), 0
         for _ in range(self._pages):
             body = await self.get(venue, exchange.listings_request(market, cursor, state), Priority.LISTINGS)
             # A list of symbols has megabytes: parsing it in the event loop would delay every socket.
             page, following = await anyio.to_thread.run_sync(exchange.read_listings, market, body)
+            known = len(listings)
             listings.update((listing.instrument, listing) for listing in page)
+            useless = 0 if len(listings) > known else useless + 1
+            repeats = useless > (0 if page else 1)
             cursors.add(cursor)
-            if following in cursors or not following:
+            if repeats or following in cursors or not following:
                 if following:
                     log.warning("listings.repeated", **venue.log_fields, cursor=printable(following, _QUOTED_CHARS), symbols=len(listings))
                 return list(listings.values())
