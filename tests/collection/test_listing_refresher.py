@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Collection
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
 from random import Random
+from typing import TYPE_CHECKING, cast
 
 import anyio
 import pytest
 
+from tests.server.fake import EmptyStore
 from tests.soak.deployment import SEED, SOAK
-from wadm_mcp.clock import now_ms
+from tests.venues import simulated_venue
+from wadm_mcp.clock import SYSTEM_CLOCK, now_ms
 from wadm_mcp.collection import listing_refresher as refresher_module
 from wadm_mcp.collection import listings as listings_module
+from wadm_mcp.collection.listing_refresher import ListingRefresher
+from wadm_mcp.collection.listings import Listings
 from wadm_mcp.collection.live import collector as collector_module
 from wadm_mcp.collection.live import staleness as staleness_module
+from wadm_mcp.collection.market import MarketRecording
+from wadm_mcp.collection.recording.doubts import DoubtedListings
+from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.coverage.judge import judge
-from wadm_mcp.health import State
-from wadm_mcp.model import UNLISTED, Instrument, Window
+from wadm_mcp.health import Health, State
+from wadm_mcp.model import UNLISTED, Instrument, Listing, Window
 from wadm_mcp.queries.markets import markets
 from wadm_mcp.queries.volume_profile import volume_profile
 from wadm_mcp.runtime import Runtime
 from wadm_mcp.settings import read_settings
 from wadm_mcp.simulator.chaos import Chaos, Fault, Kind
 from wadm_mcp.simulator.simulator import Simulator
+
+if TYPE_CHECKING:
+    from wadm_mcp.collection.market import RecordingServices
 
 pytestmark = pytest.mark.anyio
 
@@ -245,6 +257,42 @@ async def test_an_empty_list_and_one_that_cannot_be_read_change_nothing(tmp_path
         await one.until(lambda: one.runtime.health.counts["listings.failures"] >= 2)
         assert one.runtime.tape[spot].listing.status != UNLISTED
         assert one.runtime.health.parts[str(spot)].state is State.OK
+
+
+async def test_a_doubt_ends_the_pause_after_a_failure_and_the_host_is_left_alone_for_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refresher_module, "_FIRST_PAUSE_SECONDS", 3_600.0)
+    monkeypatch.setattr(listings_module, "_HOST_PAUSE_SECONDS", 0.3)
+    spot = Instrument("binance", "spot", "BTCUSDT")
+    chaos = Chaos(())
+    read = anyio.Event()
+
+    async def apply(_: MarketRecording, listed: Mapping[str, Listing]) -> None:
+        assert "BTCUSDT" in listed
+        read.set()
+
+    async with Simulator(instruments=[spot], manual=True, faults=chaos) as simulator, RestClient(proxied=False) as rest:
+        chaos.begin()
+        # An empty list is a failure.
+        simulator.set_status(*spot, "")
+        health, doubted = Health(now_ms), DoubtedListings()
+        refresher = ListingRefresher(Listings(EmptyStore(), rest, health, SYSTEM_CLOCK), doubted, health, SYSTEM_CLOCK, apply)
+        market = MarketRecording(simulated_venue(simulator, "binance", "spot"), cast("RecordingServices", None))
+        with anyio.fail_after(10):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(refresher.run, market)
+                for failures in (1, 2):
+                    while health.counts["listings.failures"] < failures:
+                        await anyio.sleep(0.01)
+                    # One of another market wakes nothing.
+                    doubted.add(Instrument("bybit", "spot", "BTCUSDT"))
+                    if failures == 2:
+                        simulator.set_status(*spot, None)
+                    doubted.add(spot)
+                await read.wait()
+                tasks.cancel_scope.cancel()
+    moments = [at for at, exchange, _, _ in chaos.requests if exchange == "binance"]
+    assert len(moments) == 3
+    assert all(later - earlier >= 0.27 for earlier, later in pairwise(moments))
 
 
 @pytest.mark.usefixtures("fast_motion")

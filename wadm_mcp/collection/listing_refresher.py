@@ -50,7 +50,7 @@ class ListingRefresher:
             await self._apply(market, await self._read(market.venue))
 
     async def _read(self, venue: Venue) -> Mapping[str, Listing]:
-        """Every listing of a market, by symbol. Requested until the exchange answers."""
+        """Every listing of a market, by symbol. Requested until the exchange answers, after a failure with a pause that a doubt ends."""
         backoff = Backoff(_FIRST_PAUSE_SECONDS, _MAX_PAUSE_SECONDS)
         while True:
             try:
@@ -59,7 +59,8 @@ class ListingRefresher:
                 pause = backoff.next()
                 self._health.count("listings.failures")
                 log.warning("listings.failed", **venue.log_fields, error=error, again_in_s=pause)
-                await anyio.sleep(pause)
+                with anyio.move_on_after(pause):
+                    await self._doubted.wait(venue.trades_here)
 
     def _due_in(self, market: MarketRecording) -> float:
         """Seconds until the list is old enough; a list that was never read is due at once."""
