@@ -481,6 +481,26 @@ async def test_an_archive_that_cannot_be_reached_is_reported_with_its_own_settin
     assert str(caught.value) == said
 
 
+@pytest.mark.parametrize(
+    ("head", "size"),
+    [
+        ({"Content-Range": "bytes 0-0/1234"}, 1234),
+        ({"Content-Range": "bytes 0-0/*"}, None),
+        ({"Content-Range": f"bytes 0-0/{'9' * 5_000}"}, None),
+        ({"Content-Range": "bytes 0-0/1_000"}, None),
+        ({"Content-Range": "bytes 0-0/²"}, None),
+    ],
+)
+async def test_a_size_that_an_archive_cannot_have_counts_as_not_stated(head: dict[str, str], size: int | None) -> None:
+    async def answer(request: Request) -> Response:
+        return Response(b"x", 206, headers=head)
+
+    with serving(Starlette(routes=[Route("/file", answer)])) as base_url:
+        async with RestClient(proxied=False) as rest:
+            with anyio.fail_after(10):
+                assert await rest.size(venue(Bybit(), "linear", archive_url=base_url), "/file") == size
+
+
 async def test_the_simulated_list_is_read_page_by_page_and_as_far_as_it_goes_where_a_page_repeats() -> None:
     faults = Faults()
     faults.listings_page = 2

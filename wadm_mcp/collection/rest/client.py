@@ -37,6 +37,8 @@ _BASE_URL_EXPECTED: Final = "set a base URL without a path, such as https://host
 _SERVED: Final = (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT, HTTPStatus.NOT_FOUND, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE)
 _LIMITED: Final = (HTTPStatus.IM_A_TEAPOT, HTTPStatus.TOO_MANY_REQUESTS)
 _CHUNK_BYTES: Final = 1 << 17
+_SIZE_DIGITS: Final = 18
+"""Digits of the largest file at most."""
 _QUOTED_CHARS: Final = 160
 """Characters of an exchange's own text that an error repeats."""
 _REFUSAL_BYTES: Final = 16 * 1024
@@ -387,7 +389,7 @@ class RestClient:
         """Size in bytes of a file of the exchange's archive; None where there is no such file, or its size is not stated."""
         async with self._archived(venue, path, "bytes=0-0") as response:
             whole = response.headers.get("Content-Range", "").rpartition("/")[2] or response.headers.get("Content-Length", "")
-            return int(whole) if response.status_code != HTTPStatus.NOT_FOUND and whole.isdecimal() else None
+            return _byte_count(whole) if response.status_code != HTTPStatus.NOT_FOUND else None
 
     @asynccontextmanager
     async def _archived(self, venue: Venue, path: str, wanted: str) -> AsyncGenerator[httpx2.Response]:
@@ -408,8 +410,8 @@ class RestClient:
                     yield response
 
     async def _save(self, response: httpx2.Response, part: Path, here: int, progress: Callable[[int, int], None]) -> None:
-        length = response.headers.get("Content-Length", "")
-        whole = here + int(length) if length.isdecimal() else 0
+        length = _byte_count(response.headers.get("Content-Length", ""))
+        whole = here + length if length is not None else 0
         async with await anyio.open_file(part, "r+b" if here else "wb") as file:
             await file.seek(here)
             async for piece in response.aiter_raw(_CHUNK_BYTES):
@@ -473,6 +475,11 @@ def _network_errors(host: _Host, connect: float, read: float) -> Generator[None]
     except httpx2.HTTPError as error:
         kind = HostRefused if isinstance(error, httpx2.ConnectError) else ExchangeError
         raise kind(f"{host.name}: {host.address} {_cause_of(error, host)}") from None
+
+
+def _byte_count(text: str) -> int | None:
+    """A number of bytes in a header; None where it states none, or one that no file has."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= _SIZE_DIGITS else None
 
 
 def _size(part: Path) -> int:
