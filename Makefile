@@ -62,7 +62,7 @@ bench: $(VENV)/ready $(PEERS)/ready ## measure the hot path, the cache, the impo
 	$(BIN)/python -m benchmarks.recording
 
 soak: $(VENV)/ready ## run the fault, kill and outage tests at full rate, about 90 minutes; WADM_SOAK_SEED=2 for other faults
-	WADM_SOAK=1 $(BIN)/python -m pytest -q -s tests/soak tests/end_to_end/test_production_store.py
+	WADM_SOAK=1 $(BIN)/python -m pytest -q -s tests/soak tests/end_to_end/test_production_store.py tests/collection/test_listing_refresher.py
 
 clean: ## remove everything that the targets created
 	rm -rf $(VENV) $(PEERS) build dist *.egg-info .pytest_cache .ruff_cache .coverage*

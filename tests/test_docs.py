@@ -133,3 +133,13 @@ def test_every_version_is_pinned_and_no_index_is_named() -> None:
     for name in ("requirements.txt", "requirements-dev.txt"):
         for line in text(name).splitlines():
             assert re.fullmatch(r"#.*|-r requirements\.txt|[A-Za-z0-9_.-]+==[^ ;]+(; .+)?", line), line
+
+
+def test_make_soak_runs_every_test_that_has_a_longer_form() -> None:
+    (command,) = [line for line in text("Makefile").splitlines() if "WADM_SOAK=1" in line]
+    run = [ROOT / word for word in command.split() if word.startswith("tests/")]
+    longer = [
+        path for path in (ROOT / "tests").rglob("test_*.py") if re.search(r"^SOAK = |import .*\bSOAK\b", path.read_text(), re.MULTILINE)
+    ]
+    assert longer
+    assert [path.name for path in longer if not any(path.is_relative_to(each) for each in run)] == []
