@@ -112,6 +112,9 @@ _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\.?(:[0-9]{1,5})?|\
 
 _SECRETS: Final = ("API_KEY", "MONGODB_URL", "REDIS_URL")
 _SHOWN_CHARS: Final = 160
+_REFUSES: Final = "refuses your address (HTTP 403, 451)"
+_FAILS: Final = f"{_REFUSES} or cannot be reached"
+"""When the fallback of a socket's host and that of a REST host is used: where this host ..."""
 _WRITABLE: Final = "set it to a writable folder"
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_list)]
@@ -251,15 +254,16 @@ def _host_settings() -> dict[str, _HostSetting]:
     every = [hosts for name in exchange_names() for hosts in find_exchange(name).hosts.values()]
     found: dict[str, _HostSetting] = {}
     for hosts in every:
-        found[hosts.socket.setting] = _HostSetting(hosts.socket.url, ("ws", "wss"), _meaning(hosts.socket))
-        found[hosts.rest.setting] = _HostSetting(hosts.rest.url, ("http", "https"), _meaning(hosts.rest))
+        found[hosts.socket.setting] = _HostSetting(hosts.socket.url, ("ws", "wss"), _meaning(hosts.socket, _REFUSES))
+        found[hosts.rest.setting] = _HostSetting(hosts.rest.url, ("http", "https"), _meaning(hosts.rest, _FAILS))
     for archive in [hosts.archive for hosts in every if hosts.archive is not None]:
         found[archive.setting] = _HostSetting(archive.url, ("http", "https"), "base URL of the daily files, no path")
     return found
 
 
-def _meaning(host: Host) -> str:
-    instead = f"; unless it is set, {host.market_data} is used where this host refuses your address" if host.market_data else ""
+def _meaning(host: Host, fails: str) -> str:
+    """The meaning of a base URL, whose fallback is used where this host `fails`."""
+    instead = f"; unless it is set, {host.market_data} is used where this host {fails}" if host.market_data else ""
     return f"base URL, no path{instead}"
 
 
