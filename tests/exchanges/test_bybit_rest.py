@@ -242,14 +242,14 @@ def test_an_error_is_in_the_exchanges_words_whatever_its_result(read: Any, resul
 def test_the_newest_trades_are_asked_for_as_many_as_there_are(market: str, most: str) -> None:
     for first in (None, 5):
         request = BYBIT.trades_request(market, "BTCUSDT", first)
-        assert request == ("/v5/market/recent-trade", {"category": market, "symbol": "BTCUSDT", "limit": most}, 1)
+        assert request == ("/v5/market/recent-trade", {"category": market, "symbol": "BTCUSDT", "limit": most}, 1, False)
 
 
 def test_minutes_are_asked_for_from_the_first_on() -> None:
     start = 1785060180000
     params = {"category": "linear", "symbol": "BTCUSDT", "interval": "1", "start": str(start)}
     hour = BYBIT.candles_request("linear", "BTCUSDT", Window(start + 5, start + 60 * MINUTE))
-    assert hour == ("/v5/market/kline", {**params, "end": str(start + 60 * MINUTE - 1), "limit": "60"}, 1)
+    assert hour == ("/v5/market/kline", {**params, "end": str(start + 60 * MINUTE - 1), "limit": "60"}, 1, False)
     day = BYBIT.candles_request("linear", "BTCUSDT", Window(start, start + 1_440 * MINUTE))
     assert (day.params["end"], day.params["limit"]) == (str(start + 1_000 * MINUTE - 1), "1000")
 
