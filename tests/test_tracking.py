@@ -71,6 +71,27 @@ async def test_a_symbol_is_tracked_and_untracked_by_any_name(tmp_path: Path, nam
         }
 
 
+async def test_what_was_untracked_can_be_tracked_again_where_another_process_records(tmp_path: Path) -> None:
+    async with Simulator(activity=20) as simulator:
+        urls = {f"WADM_{name.upper()}": url for name, url in simulator.urls.items()}
+        chosen = {"WADM_DATA_DIR": tmp_path, "WADM_HISTORY_HOURS": 0, "WADM_ALLOW_TRACKING": True, **urls}
+        settings = read_settings({}, overrides=chosen)
+        async with (
+            Runtime(settings) as recording,
+            Runtime(settings) as standby,
+            Client(build_server(recording)) as one,
+            Client(build_server(standby)) as other,
+        ):
+            tracked = await call(one, "track_market", symbol="ETHUSDT", exchange="binance", wait=20)
+            assert isinstance(tracked, dict)
+            with anyio.fail_after(15):
+                while Instrument("binance", "spot", "ETHUSDT") not in standby.followed:
+                    await anyio.sleep(0.05)
+            assert isinstance(await call(one, "untrack_market", symbol="ETHUSDT"), dict)
+            assert isinstance(await call(other, "track_market", symbol="ETHUSDT", exchange="binance"), dict)
+            assert await recording.store.tracked() == [Instrument("binance", "spot", "ETHUSDT")]
+
+
 async def test_a_ban_that_one_call_meets_holds_for_the_next(tmp_path: Path) -> None:
     chaos = Chaos([Fault(Kind.BANNED, 0.0, 60.0, "binance", "spot")])
     async with following(tmp_path, faults=chaos) as client:
@@ -94,7 +115,7 @@ async def test_a_name_that_an_answer_wrote_is_taken_back(tmp_path: Path) -> None
         assert isinstance(removed, dict)
         assert removed["untracked"] == ["binance:spot:SOLUSDT"]
         assert await call(client, "untrack_market", symbol="binance:spot:SOLUSDT") == (
-            'symbol "binance:spot:SOLUSDT" was not added by track_market. Added: bybit:spot:SOLUSDT. To stop recording a symbol of '
+            'symbol "binance:spot:SOLUSDT" is not tracked by track_market. Tracked: bybit:spot:SOLUSDT. To stop recording a symbol of '
             'WADM_SYMBOLS, the operator must remove it from that setting. Try untrack_market(symbol="bybit:spot:SOLUSDT")'
         )
 

@@ -58,7 +58,9 @@ _HEALTHY_SECONDS: Final = 60.0
 _ANSWER_BYTES: Final = 8 << 20
 
 _TRACK: Final = "track_market adds one."
-_ASK_OPERATOR: Final = "The operator adds one in WADM_SYMBOLS, or lets agents do so by WADM_ALLOW_TRACKING=true."
+_ASK_OPERATOR: Final = (
+    "The operator adds one in WADM_SYMBOLS, or its market in WADM_MARKETS, or lets agents do so by WADM_ALLOW_TRACKING=true."
+)
 
 Role: TypeAlias = Literal["starting", "recording", "standby"]
 

@@ -23,8 +23,8 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from wadm_mcp.errors import SettingError, printable
 from wadm_mcp.exchanges.exchange import Host, Venue
 from wadm_mcp.exchanges.names import read_name
-from wadm_mcp.exchanges.registry import exchange_names, find_exchange
-from wadm_mcp.model import DAY, HOUR, MARKETS, MAX_SYMBOL_CHARS, Retention, is_symbol
+from wadm_mcp.exchanges.registry import exchange_names, find_exchange, is_called
+from wadm_mcp.model import DAY, HOUR, MARKETS, MAX_SYMBOL_CHARS, Instrument, Retention, is_symbol
 from wadm_mcp.suggest import nearest, plain
 
 
@@ -221,6 +221,11 @@ class Settings(BaseSettings):
             for market in self.WADM_MARKETS
             if market in find_exchange(exchange).traits
         )
+
+    def configures(self, instrument: Instrument) -> bool:
+        """Whether the settings name this instrument, by its exchange's own symbol or the canonical one."""
+        named = instrument.exchange in self.WADM_EXCHANGES and instrument.market in self.WADM_MARKETS
+        return named and any(is_called(instrument, symbol) for symbol in self.WADM_SYMBOLS)
 
     def venue(self, exchange: str, market: str) -> Venue:
         """One market of one exchange, with the base URLs that are set for it. A URL that is set has no fallback."""

@@ -74,8 +74,9 @@ class Tracking:
         listed = await self._find(symbol, exchange, market)
         seconds = read_whole(Call(TRACK, (("symbol", str(listed[0])),)), "wait", wait, 0, MAX_WAIT_SECONDS, DEFAULT_WAIT_SECONDS)
         tracked = sorted(await self._store.tracked())
-        followed = {*(listing.instrument for listing in self._view.listings), *tracked}
-        new = [one for one in listed if one not in followed]
+        # Where another process records, what it no longer tracks is in view for as long as its data is recent.
+        followed = {*(one.instrument for one in self._view.listings if self._settings.configures(one.instrument)), *tracked}
+        new = [one for one in listed if one not in followed and not self._settings.configures(one)]
         if len(followed) + len(new) > self._settings.WADM_MAX_INSTRUMENTS:
             way = "Remove one first" if tracked else "The operator can raise that setting or remove a symbol of WADM_SYMBOLS"
             raise QueryError(
@@ -107,7 +108,7 @@ class Tracking:
         if not chosen:
             added = ", ".join(map(str, tracked)) or "none"
             raise QueryError(
-                f"symbol {shown(symbol)} was not added by track_market. Added: {added}. "
+                f"symbol {shown(symbol)} is not tracked by track_market. Tracked: {added}. "
                 f"To stop recording a symbol of WADM_SYMBOLS, the operator must remove it from that setting. Try {call.example()}"
             )
         await self._store.untrack(chosen)

@@ -75,7 +75,7 @@ async def test_a_symbol_that_is_not_followed_becomes_live_with_its_history_once_
             assert "is not listed at binance spot. Nearest: ETHUSDT" in unknown.content[0].text
             kept = await client.call_tool("untrack_market", {"symbol": "BTCUSDT"})
             assert isinstance(kept.content[0], TextContent)
-            assert "was not added by track_market. Added: binance:spot:ETHUSDT" in kept.content[0].text
+            assert "is not tracked by track_market. Tracked: binance:spot:ETHUSDT" in kept.content[0].text
         async with Client(server) as client:
 
             async def followed() -> list[str]:

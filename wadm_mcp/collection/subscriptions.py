@@ -226,7 +226,7 @@ class SubscriptionManager:
         wanted = [listed[symbol] for symbol in self._settings.WADM_SYMBOLS if symbol in listed]
         wanted += [listed[one.symbol] for one in self._tracked if market.venue.trades_here(one) and one.symbol in listed]
         for new in wanted:
-            if new.instrument not in known and (self._is_configured(new.instrument) or new.instrument in self._tracked):
+            if new.instrument not in known and (self._settings.configures(new.instrument) or new.instrument in self._tracked):
                 log.info("symbol.listed", instrument=new.instrument)
                 known.add(new.instrument)
                 market.listings.append(new)
@@ -242,10 +242,10 @@ class SubscriptionManager:
         except StoreError:
             return
         for instrument in tracked - self._tracked:
-            if not self._is_configured(instrument):
+            if not self._settings.configures(instrument):
                 tasks.start_soon(self._add, instrument, tasks)
         for instrument in self._tracked - tracked:
-            if not self._is_configured(instrument):
+            if not self._settings.configures(instrument):
                 self._drop(instrument)
         self._tracked = tracked
 
@@ -288,11 +288,6 @@ class SubscriptionManager:
         market.looked_up = True
         self._markets.append(market)
         return market
-
-    def _is_configured(self, instrument: Instrument) -> bool:
-        settings = self._settings
-        named = instrument.exchange in settings.WADM_EXCHANGES and instrument.market in settings.WADM_MARKETS
-        return named and any(is_called(instrument, symbol) for symbol in settings.WADM_SYMBOLS)
 
     # Leases.
 

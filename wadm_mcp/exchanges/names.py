@@ -93,8 +93,12 @@ def read_name(text: str, is_symbol: Callable[[str], bool] = never) -> Instrument
         markets |= {says} if says else set()
         problems += [problem] if problem else []
     if ":" in rest:
+        *places, _ = rest.split(":")
         rest = max(rest.split(":"), key=len)
-        problems.append(f"a part of it is neither an exchange ({', '.join(exchange_names())}) nor a market ({', '.join(MARKETS)})")
+        if all(place.strip().lower() in (*exchange_names(), *MARKET_WORDS) for place in places):
+            problems.append("it names more than one exchange or market")
+        else:
+            problems.append(f"a part of it is neither an exchange ({', '.join(exchange_names())}) nor a market ({', '.join(MARKETS)})")
     if len(markets) > 1:
         problems.append(f"it says {' and '.join(sorted(markets))} at once")
     return InstrumentName(plain(rest), exchange, next(iter(sorted(markets)), None), problems[0] if problems else "")
