@@ -376,12 +376,12 @@ def test_sockets_use_the_same_proxy_as_rest(monkeypatch: pytest.MonkeyPatch, var
 
 
 @asynccontextmanager
-async def impatient(monkeypatch: pytest.MonkeyPatch, exchange: Exchange, market: str = "spot") -> AsyncGenerator[Scene]:
+async def impatient(monkeypatch: pytest.MonkeyPatch, exchange: Exchange, market: str = "spot", *, copies: int = 1) -> AsyncGenerator[Scene]:
     """A collector of two symbols that waits half a second for each; ETHUSDT trades all the time."""
     monkeypatch.setattr(staleness_module, "_MIN_TIMEOUT_SECONDS", 0.5)
     monkeypatch.setattr(staleness_module, "_TIMEOUT_INTERVALS", 0.1)
     monkeypatch.setattr(collector_module, "_WATCH_SECONDS", 0.1)
-    async with collecting(exchange, market, NAMES) as s, anyio.create_task_group() as tasks:
+    async with collecting(exchange, market, NAMES, copies=copies) as s, anyio.create_task_group() as tasks:
 
         async def trade() -> None:
             while True:
@@ -416,6 +416,29 @@ async def test_a_subscription_that_died_is_renewed_alone(monkeypatch: pytest.Mon
         if exchange.name == "bybit":
             # What was traded while it was not subscribed cannot be known.
             assert [span.opened_by for span in s.recorder.spans(silent)] == ["start", "mute"]
+
+
+async def test_a_quiet_symbol_is_subscribed_again_on_one_of_two_connections_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with impatient(monkeypatch, Bybit(), "linear", copies=2) as s:
+        quiet, sibling = s.instruments
+        while len(s.recorder[quiet].delivered_by) < 2:
+            await s.push("61000")
+        subscription_lost, unsubscribed, alive = s.recorder.subscription_lost, anyio.Event(), list[bool]()
+
+        def lost(connection: int, instrument: Instrument, reason: GapReason, detail: str) -> None:
+            subscription_lost(connection, instrument, reason, detail)
+            alive.append(s.recorder[quiet].coverage.alive)
+            unsubscribed.set()
+
+        monkeypatch.setattr(s.recorder, "subscription_lost", lost)
+        with anyio.fail_after(10):
+            await unsubscribed.wait()
+        # As long as another connection unsubscribed in the same second would take.
+        with anyio.move_on_after(1.0):
+            await anyio.sleep_forever()
+        assert alive == [True]
+        await s.push("61001")
+        assert [len(s.recorder.spans(one)) for one in (quiet, sibling)] == [1, 1]
 
 
 async def test_a_symbol_that_stays_silent_has_its_connection_replaced_without_a_gap_of_its_sibling(monkeypatch: pytest.MonkeyPatch) -> None:

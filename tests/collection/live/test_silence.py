@@ -16,11 +16,17 @@ class Watched:
         self.watch = SilenceWatch((BTC, ETH, DEAD), 0.0)
         self.halted: set[Instrument] = set()
         self.refused: set[Instrument] = set()
+        self.held_up: set[Instrument] = set()
         self.timeouts = dict.fromkeys((BTC, ETH, DEAD), TIMEOUT)
         self.second = 0.0
 
     def judge(self, read_since: float = 0.0) -> Verdict:
-        return self.watch.judge(self.second, read_since, self.timeouts.__getitem__, lambda one: one not in self.halted, self.refused)
+        return self.watch.judge(
+            self.second, read_since, self.timeouts.__getitem__, lambda one: one not in self.halted, self.refused, self.ready
+        )
+
+    def ready(self, instrument: Instrument) -> bool:
+        return instrument not in self.held_up
 
     def run(self, until: float, *speaking: Instrument, stop: Callable[[Verdict], bool] = lambda _: False) -> list[tuple[float, Verdict]]:
         """Let a second pass after another, in each of which these instruments deliver. Returns every verdict about something."""
@@ -112,3 +118,21 @@ def test_time_in_which_nothing_was_read_is_nobodys_silence() -> None:
     one = Watched()
     one.second = 100.0
     assert one.judge(read_since=99.0) == Verdict([], [], False, None)
+
+
+def test_an_instrument_on_which_another_connection_acts_is_left_alone_until_that_is_over() -> None:
+    one = Watched()
+    one.held_up = {DEAD}
+    assert one.run(60, BTC, ETH) == []
+    one.held_up = set()
+    assert [(second, verdict.resubscribe, verdict.stale) for second, verdict in one.run(61, BTC, ETH)] == [(61, [DEAD], [DEAD])]
+
+
+def test_an_instrument_that_trades_again_is_subscribed_again_once_no_other_connection_does_so() -> None:
+    one = Watched()
+    one.halted, one.held_up = {DEAD}, {DEAD}
+    one.run(10, BTC, ETH)
+    one.halted = set()
+    assert one.run(20, BTC, ETH) == []
+    one.held_up = set()
+    assert [(second, verdict.resubscribe) for second, verdict in one.run(30, BTC, ETH)] == [(21, [DEAD])]

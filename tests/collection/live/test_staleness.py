@@ -39,6 +39,15 @@ def test_redundant_connections_are_given_up_one_after_the_other() -> None:
     assert detector.replaceable(645)
 
 
+def test_a_collector_is_held_up_by_what_another_one_did_and_not_by_what_it_did_itself() -> None:
+    detector, one, other = after(1, 600), object(), object()
+    detector.gave_up(640, one)
+    assert detector.replaceable(640, one)
+    assert not detector.replaceable(644.9, other)
+    assert not detector.replaceable(659.9, other, 20)
+    assert detector.replaceable(660, other, 20)
+
+
 def test_time_without_a_connection_does_not_count_as_silence_of_the_market() -> None:
     detector = after(1, 600)
     usual = detector.timeout()

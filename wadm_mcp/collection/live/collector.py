@@ -12,7 +12,7 @@ import random
 import re
 import ssl
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import count
 from typing import Final, Protocol
 
@@ -66,6 +66,10 @@ class Sink(Protocol):
     def connection_lost(self, connection: int, instruments: Sequence[Instrument], reason: GapReason, detail: str) -> None: ...
 
     def subscription_lost(self, connection: int, instrument: Instrument, reason: GapReason, detail: str) -> None: ...
+
+    def withdrawn(self, connection: int, instruments: Iterable[Instrument]) -> None: ...
+
+    def delivered_only_by(self, connections: Collection[int], instrument: Instrument) -> bool: ...
 
     def staleness(self, instrument: Instrument) -> StaleDetector: ...
 
@@ -277,6 +281,7 @@ class Connection:
             if self._silence.heard(instrument, began):
                 log.info("instrument.live", instrument=instrument, connection=self.number)
                 self._check_delivering()
+            self._resubscribe.pop(instrument, None)
             if self._collector.given_up:
                 self._collector.given_up.pop(instrument, None)
         self._in_sink = True
@@ -363,14 +368,19 @@ class Connection:
         def count_stale() -> None:
             for instrument in verdict.stale:
                 given_up[instrument] += 1
-                sink.staleness(instrument).gave_up(now)
+                sink.staleness(instrument).gave_up(now, self._collector)
 
-        verdict = self._silence.judge(now, read_since, timeout, sink.is_trading, self._refused)
+        def ready(instrument: Instrument) -> bool:
+            # Where only this connection delivers it, another one that just subscribed it again should first have had the time to deliver.
+            within = timeout(instrument) if sink.delivered_only_by((self.number,), instrument) else 0.0
+            return sink.staleness(instrument).replaceable(now, self._collector, within)
+
+        verdict = self._silence.judge(now, read_since, timeout, sink.is_trading, self._refused, ready)
         for instrument in verdict.stale:
             sink.doubt_listing(instrument)
         if verdict.mute is not None:
             instrument, silent = verdict.mute
-            if not sink.staleness(instrument).replaceable(now):
+            if not sink.staleness(instrument).replaceable(now, self._collector):
                 return False
             count_stale()
             self._give_up(GapReason.MUTE, f"{instrument} delivered nothing for {silent:.0f} s, longer than it usually pauses")
@@ -380,6 +390,8 @@ class Connection:
             self._collector.health.count("subscriptions.renewed")
             self._refused.discard(instrument)
             self._resubscribe[instrument] = None
+            sink.staleness(instrument).gave_up(now, self._collector)
+            sink.withdrawn(self.number, (instrument,))
             self._requested.set()
         if verdict.replace:
             count_stale()
@@ -421,4 +433,5 @@ class Connection:
     def _give_up(self, reason: GapReason, detail: str) -> None:
         if self._end is None:
             self._end = (reason, detail)
+            self._collector.sink.withdrawn(self.number, self._instruments)
         self._scope.cancel()

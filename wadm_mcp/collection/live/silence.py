@@ -79,10 +79,13 @@ class SilenceWatch:
         timeout: Callable[[Instrument], float],
         trading: Callable[[Instrument], bool],
         refused: Collection[Instrument] = (),
+        ready: Callable[[Instrument], bool] = lambda _: True,
     ) -> Verdict:
         """What to do now. Silence counts from `read_since` at the earliest; `timeout` is what each instrument may pause in seconds.
 
         `refused` are the instruments whose subscription the exchange refused: they send nothing until they trade again.
+        One that is not `ready` is not acted on yet, because another connection of it is; a connection that delivers nothing at all is mute
+        all the same.
         """
         resubscribe: list[Instrument] = []
         silent: dict[Instrument, float] = {}
@@ -94,6 +97,8 @@ class SilenceWatch:
             if each.halted_at is not None:
                 # What has delivered since is subscribed.
                 if each.since <= each.halted_at:
+                    if not ready(instrument):
+                        continue
                     resubscribe.append(instrument)
                 each.halted_at, each.since, each.attempts = None, now, 0
                 continue
@@ -103,12 +108,12 @@ class SilenceWatch:
             passed = now - max(each.since, read_since)
             if each.attempts <= _RESUBSCRIPTIONS and passed > each.allowed(timeout(instrument)):
                 silent[instrument] = passed
-        stale = list(silent)
         whole = now - max(self._heard_at, read_since)
         for instrument, passed in silent.items():
             if whole > timeout(instrument):
-                return Verdict(stale, [], False, (instrument, passed))
+                return Verdict(list(silent), [], False, (instrument, passed))
         replace = False
+        stale = [instrument for instrument in silent if ready(instrument)]
         for instrument in stale:
             each = self._subscriptions[instrument]
             each.attempts, each.since = each.attempts + 1, now

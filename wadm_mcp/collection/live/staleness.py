@@ -21,7 +21,7 @@ _DEFAULT_INTERVAL_SECONDS: Final = 4.0
 _MAX_INTERVAL_SECONDS: Final = 120.0
 _MAX_DOUBLINGS: Final = 10
 _REPLACEMENT_SECONDS: Final = 5.0
-"""After a connection was given up, the others of the instrument are kept for this time, until its successor delivers."""
+"""After a connection was given up, or the instrument subscribed again on it, the others of the instrument are left alone for this time."""
 
 
 class StaleDetector:
@@ -32,6 +32,7 @@ class StaleDetector:
         self._count = 1.0
         self._last: float | None = None
         self._gave_up_at = -math.inf
+        self._gave_up_by: object = None
 
     def expect(self, interval: float) -> None:
         """Start with an interval known from before, unless one was learned already."""
@@ -55,13 +56,16 @@ class StaleDetector:
         """A new connection begins: the time without one does not count as silence."""
         self._last = None if self._last is None else now
 
-    def gave_up(self, now: float) -> None:
-        """A connection was given up as stale."""
-        self._gave_up_at = now
+    def gave_up(self, now: float, by: object = None) -> None:
+        """A collector (`by`) gave up its connection as stale, or subscribes the instrument again on it."""
+        self._gave_up_at, self._gave_up_by = now, by
 
-    def replaceable(self, now: float) -> bool:
-        """False just after a connection was given up: redundant connections are replaced one after the other."""
-        return now - self._gave_up_at >= _REPLACEMENT_SECONDS
+    def replaceable(self, now: float, by: object = None, within: float = 0.0) -> bool:
+        """False just after another collector than `by` gave up its connection, or did so `within` these seconds: redundant connections are
+        replaced one after the other."""
+        if by is not None and by is self._gave_up_by:
+            return True
+        return now - self._gave_up_at >= max(_REPLACEMENT_SECONDS, within)
 
     def timeout(self, given_up: int = 0) -> float:
         """Seconds of silence after which a connection counts as stale, twice as long after each of `given_up` predecessors in a row that

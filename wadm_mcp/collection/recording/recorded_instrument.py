@@ -29,6 +29,8 @@ class RecordedInstrument:
         """The finest scale at which the listing or a trade was written."""
         self.halted = False
         """True from a report that the instrument does not trade to its next trade."""
+        self.delivered_by: set[int] = set()
+        """Connections that have delivered it and are expected to go on."""
         self.being_imported: Window | None = None
         """A window whose trades are coming in now, oldest first: gaps in it are not for gap repair."""
         self.since = clock.now()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 import anyio
@@ -141,6 +141,7 @@ class Recorder:
             recorded = self._instruments.get(instrument)
             if recorded is None:
                 continue
+            recorded.delivered_by.discard(connection)
             recorded.coverage.connection_lost(connection, reason)
             if not recorded.coverage.alive:
                 self._report(recorded, State.DOWN, detail)
@@ -149,9 +150,22 @@ class Recorder:
         """A connection does not deliver this instrument for now: what it covers of it ends with its last trade."""
         recorded = self._instruments.get(instrument)
         if recorded is not None:
+            recorded.delivered_by.discard(connection)
             recorded.coverage.connection_lost(connection, reason)
             if not recorded.coverage.alive:
                 self._report(recorded, State.DOWN, detail)
+
+    def withdrawn(self, connection: int, instruments: Iterable[Instrument]) -> None:
+        """A connection is about to end, or to subscribe these instruments again: others must not count on it."""
+        for instrument in instruments:
+            recorded = self._instruments.get(instrument)
+            if recorded is not None:
+                recorded.delivered_by.discard(connection)
+
+    def delivered_only_by(self, connections: Collection[int], instrument: Instrument) -> bool:
+        """True if one of these connections delivers the instrument and no other one does."""
+        recorded = self._instruments.get(instrument)
+        return recorded is not None and bool(recorded.delivered_by) and recorded.delivered_by.issubset(connections)
 
     def staleness(self, instrument: Instrument) -> StaleDetector:
         """How long the instrument may be silent before its connection counts as stale."""
@@ -194,6 +208,7 @@ class Recorder:
                     recorded.alive_from(event_time)
                     self._report(recorded, State.OK, "")
                 coverage.frame_received(connection, max(event_time, since))
+                recorded.delivered_by.add(connection)
                 newest, oldest = event_time + CLOCK_SKEW, event_time - _MAX_TRADE_AGE if counted else -math.inf
                 seen = event_time
             if frame.set_aside:
