@@ -32,6 +32,10 @@ _STAGGER_SECONDS: Final = 2.0
 """Between the starts of connections that cover each other, so that no age limit ends them all at once."""
 _HANDOVER_SECONDS: Final = 10.0
 """How long connections go on after others were opened in their place: an instrument must not lose trades because another one is dropped."""
+_MAX_HANDOVER_SECONDS: Final = 600.0
+"""How much longer they go on at most, while one of them alone delivers an instrument."""
+_CHECK_SECONDS: Final = 1.0
+"""How often it is checked whether they are still needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +58,28 @@ class _ConnectionGroup:
     """Instruments of one market that share connections."""
 
     listings: list[Listing]
-    scopes: list[anyio.CancelScope] = field(default_factory=list[anyio.CancelScope])
+    scopes: dict[Collector, anyio.CancelScope] = field(default_factory=dict[Collector, anyio.CancelScope])
     stopped: bool = False
 
     def stop(self) -> None:
         """End its collectors, and let none start again."""
         self.stopped = True
-        for scope in self.scopes:
+        for scope in self.scopes.values():
             scope.cancel()
 
-    async def stop_after(self, seconds: float) -> None:
-        """Stop after so many seconds."""
-        await anyio.sleep(seconds)
+    async def hand_over(self) -> None:
+        """Stop its collectors one after the other, each once its instruments are delivered by another one too."""
+        await anyio.sleep(_HANDOVER_SECONDS)
+        self.stopped = True
+        with anyio.move_on_after(_MAX_HANDOVER_SECONDS):
+            for collector, scope in list(self.scopes.items()):
+                while True:
+                    if not collector.needed:
+                        break
+                    await anyio.sleep(_CHECK_SECONDS)
+                collector.close()
+                scope.cancel()
+                await anyio.sleep(_STAGGER_SECONDS)
         self.stop()
 
     async def collect(self, collector: Collector, delay: float) -> None:
@@ -73,12 +87,12 @@ class _ConnectionGroup:
         if self.stopped:
             return
         with anyio.CancelScope() as scope:
-            self.scopes.append(scope)
+            self.scopes[collector] = scope
             try:
                 await anyio.sleep(delay)
                 await collector.run()
             finally:
-                self.scopes.remove(scope)
+                del self.scopes[collector]
 
 
 class MarketRecording:
@@ -135,7 +149,7 @@ class MarketRecording:
             left = [listing for listing in group.listings if listing.instrument not in instruments]
             if left:
                 self._collect(left)
-                self._services.start(f"{self.venue.name} handover", partial(group.stop_after, _HANDOVER_SECONDS))
+                self._services.start(f"{self.venue.name} handover", group.hand_over)
             else:
                 group.stop()
 

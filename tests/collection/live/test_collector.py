@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import ssl
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -45,8 +46,11 @@ class Recording(Recorder):
         super().__init__(self.tape, self.health, SYSTEM_CLOCK)
         self.changed = anyio.Event()
         self.losses: list[tuple[str, str]] = []
+        self.heard_on: defaultdict[Instrument, set[int]] = defaultdict(set)
 
     async def take(self, connection: int, *messages: Trades) -> None:
+        for message in messages:
+            self.heard_on[message.instrument].add(connection)
         await super().take(connection, *messages)
         self._notify()
 
@@ -376,12 +380,14 @@ def test_sockets_use_the_same_proxy_as_rest(monkeypatch: pytest.MonkeyPatch, var
 
 
 @asynccontextmanager
-async def impatient(monkeypatch: pytest.MonkeyPatch, exchange: Exchange, market: str = "spot", *, copies: int = 1) -> AsyncGenerator[Scene]:
-    """A collector of two symbols that waits half a second for each; ETHUSDT trades all the time."""
+async def impatient(
+    monkeypatch: pytest.MonkeyPatch, exchange: Exchange, market: str = "spot", *, names: tuple[str, ...] = NAMES, copies: int = 1
+) -> AsyncGenerator[Scene]:
+    """Collectors of two symbols or more that wait half a second for each; ETHUSDT trades all the time."""
     monkeypatch.setattr(staleness_module, "_MIN_TIMEOUT_SECONDS", 0.5)
     monkeypatch.setattr(staleness_module, "_TIMEOUT_INTERVALS", 0.1)
     monkeypatch.setattr(collector_module, "_WATCH_SECONDS", 0.1)
-    async with collecting(exchange, market, NAMES, copies=copies) as s, anyio.create_task_group() as tasks:
+    async with collecting(exchange, market, names, copies=copies) as s, anyio.create_task_group() as tasks:
 
         async def trade() -> None:
             while True:
@@ -421,7 +427,7 @@ async def test_a_subscription_that_died_is_renewed_alone(monkeypatch: pytest.Mon
 async def test_a_quiet_symbol_is_subscribed_again_on_one_of_two_connections_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     async with impatient(monkeypatch, Bybit(), "linear", copies=2) as s:
         quiet, sibling = s.instruments
-        while len(s.recorder[quiet].delivered_by) < 2:
+        while len(s.recorder.heard_on[quiet]) < 2:
             await s.push("61000")
         subscription_lost, unsubscribed, alive = s.recorder.subscription_lost, anyio.Event(), list[bool]()
 
@@ -452,6 +458,30 @@ async def test_a_symbol_that_stays_silent_has_its_connection_replaced_without_a_
         assert len(s.recorder.spans(sibling)) == 1
         # Its own patience has doubled, and not that of its sibling.
         assert dict(s.collectors[0].given_up) == {silent: 1}
+
+
+async def test_of_two_connections_that_are_replaced_one_stays_until_a_quiet_sibling_is_heard_on_a_new_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(collector_module, "_REPLACEMENT_SECONDS", 1.0)
+    monkeypatch.setattr(staleness_module, "_REPLACEMENT_SECONDS", 0.2)
+    async with impatient(monkeypatch, Bybit(), "linear", names=(*NAMES, "SOLUSDT"), copies=2) as s:
+        dead, _, quiet = s.instruments
+        s.recorder[quiet].staleness.expect(600)
+        while len(s.recorder.heard_on[dead]) < 2:
+            await s.push("61000")
+        await s.push("150", symbol="SOLUSDT")
+        await s.recorder.until(lambda: len(s.recorder.heard_on[quiet]) == 2)
+        await s.recorder.until(lambda: bool(s.recorder.losses))
+        with anyio.move_on_after(2.5):
+            await s.recorder.until(lambda: len(s.recorder.losses) > 1)
+        assert [detail for _, detail in s.recorder.losses] == ["replaced by a newer connection"]
+        assert s.recorder[quiet].coverage.alive
+        await s.push("151", symbol="SOLUSDT")
+        await s.recorder.until(lambda: len(s.recorder.losses) == 2)
+        # Its silence may be suspect; its connections were there all the time.
+        assert {span.opened_by for span in s.recorder.spans(quiet)} <= {GapReason.START, GapReason.SILENCE}
+        assert all(collector.given_up[dead] for collector in s.collectors)
 
 
 async def test_a_symbol_that_is_halted_is_left_alone_and_its_listing_is_doubted_once_it_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,9 @@
 
 A collector follows some instruments of one market over one connection at a time, and reconnects without end. It replaces a connection
 that nears the exchange's age limit, or whose end the exchange announces, while that still delivers: the old one is closed when the new
-one has delivered. A silent instrument among others that deliver is subscribed again alone. Only frames of trades prove that a subscription
-works: Binance linear acknowledges a stream on the wrong route and then sends nothing (docs/exchanges.md 2.1).
+one has delivered, and where ids are not gapless only when every instrument is delivered by another connection too. A silent instrument
+among others that deliver is subscribed again alone. Only frames of trades prove that a subscription works: Binance linear acknowledges a
+stream on the wrong route and then sends nothing (docs/exchanges.md 2.1).
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ _MAX_PAUSE_SECONDS: Final = 60.0
 _HEALTHY_SECONDS: Final = 60.0
 """A connection that lived this long and delivered resets the backoff."""
 _REPLACEMENT_SECONDS: Final = 60.0
-"""Time in which a new connection should deliver every instrument. After it the old connection is closed all the same."""
+"""Time in which a new connection should deliver every instrument. After it the old connection is closed all the same, where ids are gapless
+or other connections deliver what it delivers."""
 _LIFETIME_USED: Final = 0.97
 """Share of the exchange's age limit after which a connection is replaced."""
 _BACKPRESSURE_SECONDS: Final = 1.0
@@ -101,6 +103,8 @@ class Collector:
         """The certificate authorities that TLS trusts; None for Python's default."""
         self.bad_frame = RateLimitedWarning("frame.bad", clock.monotonic)
         """Shared by all connections, so that reconnecting does not reset its rate limit."""
+        self.connections: list[Connection] = []
+        """The connection that delivers, and its replacement while there is one."""
         self.given_up: Counter[Instrument] = Counter()
         """By instrument: its connections in a row that were given up as stale. Each collector has its own: that one of two redundant
         connections is stale must not make the other one more patient."""
@@ -112,6 +116,7 @@ class Collector:
             connection = Connection(self)
             tasks.start_soon(connection.run)
             while True:
+                self.connections = [connection]
                 await connection.attention.wait()
                 if connection.ended:
                     if connection.was_healthy:
@@ -120,10 +125,16 @@ class Collector:
                     connection = Connection(self)
                     tasks.start_soon(connection.run)
                     continue
-                replacement = Connection(self)
+                replacement = Connection(self, connection)
                 tasks.start_soon(replacement.run)
+                self.connections = [connection, replacement]
                 with anyio.move_on_after(_REPLACEMENT_SECONDS):
                     await replacement.delivering.wait()
+                # Redundant connections may be replaced at the same time: then the first to close leaves its instruments to the others.
+                while True:
+                    if replacement.ended or connection.ended or not self._needs([connection]):
+                        break
+                    await anyio.sleep(_WATCH_SECONDS)
                 if not replacement.ended:
                     backoff.reset()
                     log.info("connection.replaced", **self.venue.log_fields, old=connection.number, new=replacement.number)
@@ -131,6 +142,28 @@ class Collector:
                     connection = replacement
                 else:
                     await anyio.sleep(max(backoff.next(), self.hosts.wait))
+
+    @property
+    def needed(self) -> bool:
+        """True while it alone delivers an instrument whose ids do not show what is missing."""
+        return self._needs(self.connections)
+
+    def close(self) -> None:
+        """Another collector delivers what this one did: others must not count on its connections any more. The caller cancels it."""
+        for connection in self.connections:
+            connection.close()
+
+    def _needs(self, connections: Sequence[Connection]) -> bool:
+        """`needed` for some of its connections. One that is silent or does not trade is not waited for."""
+        if self.venue.traits.has_gapless_ids:
+            return False
+        numbers = {connection.number for connection in connections}
+        return any(
+            self.sink.is_trading(listing.instrument)
+            and self.sink.delivered_only_by(numbers, listing.instrument)
+            and not any(connection.is_silent(listing.instrument) for connection in connections)
+            for listing in self.listings
+        )
 
     def connected_to(self, base_url: str) -> None:
         """Report the host of a new connection, if it is not the market's first one."""
@@ -145,10 +178,12 @@ class Collector:
 class Connection:
     """One socket from the handshake to its end. `run` reports to the sink why it ended, and returns."""
 
-    def __init__(self, collector: Collector) -> None:
+    def __init__(self, collector: Collector, predecessor: Connection | None = None) -> None:
         self._collector = collector
         self._instruments = {listing.instrument: listing for listing in collector.listings}
         self._refused: set[Instrument] = set()
+        self._not_awaited = {one for one in self._instruments if predecessor is not None and predecessor.is_silent(one)}
+        """Instruments that were silent on the connection that this one replaces: they may stay so."""
         self._subscribe_singly: set[Instrument] = set()
         """Instruments to subscribe once more, each by a request of its own."""
         self._resubscribe: dict[Instrument, None] = {}
@@ -170,13 +205,17 @@ class Connection:
         self.attention = anyio.Event()
         """Set when the connection has ended or should be replaced."""
         self.delivering = anyio.Event()
-        """Set when every instrument that trades has delivered, or when the connection has ended."""
+        """Set when every instrument that trades and was not silent on the predecessor has delivered, or when the connection has ended."""
         self.ended = False
 
     @property
     def was_healthy(self) -> bool:
         """True if it delivered, and lived for long enough to reset the backoff."""
         return self._silence.any_heard and self._collector.clock.monotonic() - self._began >= _HEALTHY_SECONDS
+
+    def is_silent(self, instrument: Instrument) -> bool:
+        """True if the instrument is not expected to deliver here soon: its silence is too long, or its subscription was refused."""
+        return instrument in self._refused or self._silence.is_silent(instrument)
 
     def close(self) -> None:
         """End the connection, because a newer one has replaced it."""
@@ -421,9 +460,11 @@ class Connection:
 
     def _check_delivering(self) -> None:
         """Set `delivering` if only instruments that cannot deliver have not delivered yet."""
-        missing = self._silence.unheard()
-        if self._silence.any_heard and all(one in self._refused or not self._collector.sink.is_trading(one) for one in missing):
+        if self._silence.any_heard and not any(self._is_awaited(one) for one in self._silence.unheard()):
             self.delivering.set()
+
+    def _is_awaited(self, instrument: Instrument) -> bool:
+        return instrument not in self._refused | self._not_awaited and self._collector.sink.is_trading(instrument)
 
     def _bad_frame(self, error: FrameError) -> None:
         self._collector.health.count("frames.bad")

@@ -72,6 +72,10 @@ class SilenceWatch:
         """Instruments that never delivered."""
         return [one for one, each in self._subscriptions.items() if not each.heard]
 
+    def is_silent(self, instrument: Instrument) -> bool:
+        """True if an attempt to end its silence was made since it last delivered."""
+        return self._subscriptions[instrument].attempts > 0
+
     def judge(
         self,
         now: float,

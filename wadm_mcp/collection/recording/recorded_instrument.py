@@ -29,8 +29,8 @@ class RecordedInstrument:
         """The finest scale at which the listing or a trade was written."""
         self.halted = False
         """True from a report that the instrument does not trade to its next trade."""
-        self.delivered_by: set[int] = set()
-        """Connections that have delivered it and are expected to go on."""
+        self.delivered_by: dict[int, tuple[int, int]] = {}
+        """By connection that delivers it and is expected to go on: event times (ms) of its first and its last frame."""
         self.being_imported: Window | None = None
         """A window whose trades are coming in now, oldest first: gaps in it are not for gap repair."""
         self.since = clock.now()

@@ -141,7 +141,7 @@ class Recorder:
             recorded = self._instruments.get(instrument)
             if recorded is None:
                 continue
-            recorded.delivered_by.discard(connection)
+            recorded.delivered_by.pop(connection, None)
             recorded.coverage.connection_lost(connection, reason)
             if not recorded.coverage.alive:
                 self._report(recorded, State.DOWN, detail)
@@ -150,7 +150,7 @@ class Recorder:
         """A connection does not deliver this instrument for now: what it covers of it ends with its last trade."""
         recorded = self._instruments.get(instrument)
         if recorded is not None:
-            recorded.delivered_by.discard(connection)
+            recorded.delivered_by.pop(connection, None)
             recorded.coverage.connection_lost(connection, reason)
             if not recorded.coverage.alive:
                 self._report(recorded, State.DOWN, detail)
@@ -160,12 +160,18 @@ class Recorder:
         for instrument in instruments:
             recorded = self._instruments.get(instrument)
             if recorded is not None:
-                recorded.delivered_by.discard(connection)
+                recorded.delivered_by.pop(connection, None)
 
     def delivered_only_by(self, connections: Collection[int], instrument: Instrument) -> bool:
-        """True if one of these connections delivers the instrument and no other one does."""
+        """True if one of these connections delivers the instrument, and no other one has since before their last frame.
+
+        Only then what they cover is continued without a gap: another connection covers nothing before its first frame.
+        """
         recorded = self._instruments.get(instrument)
-        return recorded is not None and bool(recorded.delivered_by) and recorded.delivered_by.issubset(connections)
+        if recorded is None:
+            return False
+        last = max((last for number, (_, last) in recorded.delivered_by.items() if number in connections), default=None)
+        return last is not None and all(first > last for number, (first, _) in recorded.delivered_by.items() if number not in connections)
 
     def staleness(self, instrument: Instrument) -> StaleDetector:
         """How long the instrument may be silent before its connection counts as stale."""
@@ -208,7 +214,8 @@ class Recorder:
                     recorded.alive_from(event_time)
                     self._report(recorded, State.OK, "")
                 coverage.frame_received(connection, max(event_time, since))
-                recorded.delivered_by.add(connection)
+                first, last = recorded.delivered_by.get(connection, (event_time, event_time))
+                recorded.delivered_by[connection] = first, max(last, event_time)
                 newest, oldest = event_time + CLOCK_SKEW, event_time - _MAX_TRADE_AGE if counted else -math.inf
                 seen = event_time
             if frame.set_aside:
