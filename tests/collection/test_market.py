@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 
 import anyio
 import pytest
+from msgspec.structs import replace
 
 from tests.collection.test_listing_refresher import trading
 from wadm_mcp.collection import market as market_module
+from wadm_mcp.collection.recording.maintenance import Maintenance
+from wadm_mcp.collection.recording.recorded_instrument import RecordedInstrument
 from wadm_mcp.health import State
 from wadm_mcp.model import Instrument
 
@@ -37,3 +41,28 @@ async def test_connections_that_hand_over_end_one_after_the_other_once_a_quiet_i
         one.stopped.discard(quiet)
         await one.until(lambda: one.simulator.connections("bybit", "linear") == 2)
         assert await one.gaps((quiet, busy)) == {}
+
+
+async def test_what_is_dropped_or_relisted_while_the_store_is_slow_takes_effect_on_the_first_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, dropped = every = [Instrument("binance", "spot", symbol) for symbol in ("AUSDT", "BUSDT")]
+    resuming, resume_now = anyio.Event(), anyio.Event()
+
+    async def resume(_maintenance: Maintenance, _recorded: RecordedInstrument) -> None:
+        resuming.set()
+        await resume_now.wait()
+
+    monkeypatch.setattr(Maintenance, "resume", resume)
+    async with trading(tmp_path, every, [each.symbol for each in every]) as one:
+        await resuming.wait()
+        manager = one.runtime._subscriptions
+        assert manager is not None
+        market = manager._markets[0]
+        finer = replace(market.listings[0], tick=Decimal("0.00001"))
+        manager._stop_following(market, dropped)
+        market.relist(finer)
+        resume_now.set()
+        await one.until_state(kept, State.OK)
+        (group,) = market._groups
+        assert group.listings == [finer]

@@ -124,7 +124,9 @@ class MarketRecording:
             self.history = self._new_history()
             services.start(f"{self.venue.name} repair", self._gap_repair().run)
             services.start(f"{self.venue.name} history", self.history.run)
-        self._collect(listings)
+        # Meanwhile some may have been stopped or listed differently.
+        wanted = {listing.instrument for listing in listings}
+        self._collect([each for each in self.listings if each.instrument in wanted and services.recorder.records(each.instrument)])
 
     def relist(self, listing: Listing) -> None:
         """The exchange lists an instrument differently now. What its connections open from now on begins with the new listing."""

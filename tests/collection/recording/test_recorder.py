@@ -350,3 +350,10 @@ async def test_an_old_first_frame_covers_nothing_before_its_connection() -> None
     await r.frame(trade(2, NOON, instrument=BYBIT))
     (span,) = r.recorded.spans
     assert span.start == NOON + 1
+
+
+async def test_what_is_not_recorded_is_not_expected_to_trade() -> None:
+    r = Recording()
+    assert r.recorder.is_trading(SPOT)
+    r.recorder.stop(SPOT)
+    assert not r.recorder.is_trading(SPOT)

@@ -93,6 +93,10 @@ class Recorder:
     def __getitem__(self, instrument: Instrument) -> RecordedInstrument:
         return self._instruments[instrument]
 
+    def records(self, instrument: Instrument) -> bool:
+        """True while the instrument is recorded."""
+        return instrument in self._instruments
+
     @property
     def recorded(self) -> list[RecordedInstrument]:
         """Every instrument that is recorded."""
@@ -179,9 +183,9 @@ class Recorder:
         return recorded.staleness if recorded is not None else StaleDetector()
 
     def is_trading(self, instrument: Instrument) -> bool:
-        """True unless the exchange says that the instrument does not trade: then it is not expected to deliver."""
+        """True if the instrument is recorded and, as far as is known, trades; else it is not expected to deliver."""
         recorded = self._instruments.get(instrument)
-        return recorded is None or recorded.tape.listing.trading
+        return recorded is not None and recorded.tape.listing.trading
 
     def doubt_listing(self, instrument: Instrument) -> None:
         """What the instrument delivers does not fit its listing, which should be read again."""
