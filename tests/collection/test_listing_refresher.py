@@ -20,7 +20,7 @@ from wadm_mcp.clock import SYSTEM_CLOCK, now_ms
 from wadm_mcp.collection import listing_refresher as refresher_module
 from wadm_mcp.collection import listings as listings_module
 from wadm_mcp.collection.listing_refresher import ListingRefresher
-from wadm_mcp.collection.listings import Listings
+from wadm_mcp.collection.listings import Listings, LookUp
 from wadm_mcp.collection.live import collector as collector_module
 from wadm_mcp.collection.live import staleness as staleness_module
 from wadm_mcp.collection.market import MarketRecording
@@ -334,3 +334,32 @@ async def test_a_halt_of_a_computed_market_ends_without_a_missing_id(tmp_path: P
                 while await one.gaps((spot, other)):
                     await anyio.sleep(0.1)
             assert runtime.health.counts["trades.absent"] == 0
+
+
+@pytest.mark.usefixtures("fast_motion")
+async def test_what_is_absent_from_an_incomplete_list_is_neither_unlisted_nor_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refresher_module, "_INTERVAL_SECONDS", 3_600.0)
+    kept, absent = (Instrument("binance", "spot", symbol) for symbol in ("C01USDT", "C02USDT"))
+    async with trading(tmp_path, [kept, absent], ["C01USDT", "C02USDT"]) as one:
+        for instrument in (kept, absent):
+            await one.until_state(instrument, State.OK)
+        manager = one.runtime._subscriptions
+        assert manager is not None
+        market, listing = manager._markets[0], one.runtime.tape[absent].listing
+        others = {each.instrument.symbol: each for each in market.listings if each.instrument != absent}
+        for provisional in (False, True):
+            if provisional:
+                market.relist(Listing.unconfirmed(absent))
+            before = list(market.listings)
+            assert manager._apply(market, LookUp(others, True, complete=False)) == []
+            async with anyio.create_task_group() as tasks:
+                await manager._correct(market, tasks, LookUp(others, True, complete=False))
+            assert market.listings == before
+        # One that trades is not dropped for a complete list either.
+        assert manager._apply(market, LookUp(others, True)) == []
+        assert market.listings == before
+        market.relist(listing)
+        manager._apply(market, LookUp(others, True))
+        assert one.runtime.tape[absent].listing.status == UNLISTED

@@ -52,7 +52,7 @@ async def test_lists_of_one_host_are_read_again_one_after_the_other_and_those_of
         began: list[str] = []
 
         async def read(venue: Venue) -> None:
-            assert "BTCUSDT" in await listings.read_again(venue, lambda: began.append(venue.name))
+            assert "BTCUSDT" in (await listings.read_again(venue, lambda: began.append(venue.name))).listed
 
         async with anyio.create_task_group() as tasks:
             for venue in (*bybit, binance, binance):
@@ -83,6 +83,6 @@ async def test_a_list_without_a_symbol_is_not_believed(tmp_path: Path, monkeypat
         with pytest.raises(ExchangeError, match="empty list"):
             await listings.read_again(simulated_venue(simulator, "binance", "spot"), lambda: None)
         simulator.set_status("binance", "spot", "BTCUSDT", "BREAK")
-        found = await listings.read_again(simulated_venue(simulator, "binance", "spot"), lambda: None)
+        found = (await listings.read_again(simulated_venue(simulator, "binance", "spot"), lambda: None)).listed
         assert {symbol: one.status for symbol, one in found.items()} == {"BTCUSDT": "BREAK"}
         assert found["BTCUSDT"].instrument == Instrument("binance", "spot", "BTCUSDT")

@@ -32,6 +32,7 @@ from wadm_mcp.exchanges.exchange import (
     Host,
     Hosts,
     Limits,
+    Listed,
     MarketTraits,
     Message,
     Page,
@@ -158,10 +159,10 @@ class Toy:
     def listings_request(self, market: str, cursor: str, state: str = "") -> Request:
         return Request("/symbols", {})
 
-    def read_listings(self, market: str, body: bytes) -> tuple[list[Listing], str]:
+    def read_listings(self, market: str, body: bytes) -> tuple[Listed, str]:
         with reading("toy spot", LISTINGS):
             listed = _read_listings(body)
-            return [Listing(Instrument("toy", market, one.name), step(one.tick), step(one.lot)) for one in listed], ""
+            return Listed(Listing(Instrument("toy", market, one.name), step(one.tick), step(one.lot)) for one in listed), ""
 
     def allowance(self, market: str) -> Allowance:
         return Allowance(600, 5.0)

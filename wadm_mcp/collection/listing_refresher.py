@@ -5,21 +5,20 @@ Symbols are halted, delisted and listed, and their steps change, without a word 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import anyio
 
 from wadm_mcp.backoff import Backoff
 from wadm_mcp.clock import Clock
-from wadm_mcp.collection.listings import Listings
+from wadm_mcp.collection.listings import Listings, LookUp
 from wadm_mcp.collection.market import MarketRecording
 from wadm_mcp.collection.recording.doubts import DoubtedListings
 from wadm_mcp.errors import ExchangeError
 from wadm_mcp.exchanges.exchange import Venue
 from wadm_mcp.health import Health
 from wadm_mcp.logs import log
-from wadm_mcp.model import Listing
 
 _INTERVAL_SECONDS: Final = 3_600.0
 _HALTED_INTERVAL_SECONDS: Final = 600.0
@@ -28,8 +27,8 @@ _FIRST_PAUSE_SECONDS: Final = 60.0
 _MAX_PAUSE_SECONDS: Final = 1_800.0
 """Bounds of the pause after a request that failed."""
 
-Apply = Callable[[MarketRecording, Mapping[str, Listing]], Awaitable[None]]
-"""Called with every listing of a market, by symbol as in `Venue.by_symbol`."""
+Apply = Callable[[MarketRecording, LookUp], Awaitable[None]]
+"""Called with the list of a market."""
 
 
 class ListingRefresher:
@@ -49,8 +48,8 @@ class ListingRefresher:
                 await self._doubted.wait(market.venue.trades_here)
             await self._apply(market, await self._read(market.venue))
 
-    async def _read(self, venue: Venue) -> Mapping[str, Listing]:
-        """Every listing of a market, by symbol. Requested until the exchange answers, after a failure with a pause that a doubt ends."""
+    async def _read(self, venue: Venue) -> LookUp:
+        """Every listing of a market. Requested until the exchange answers, after a failure with a pause that a doubt ends."""
         backoff = Backoff(_FIRST_PAUSE_SECONDS, _MAX_PAUSE_SECONDS)
         while True:
             try:

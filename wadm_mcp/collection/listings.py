@@ -13,7 +13,7 @@ from wadm_mcp.backoff import Backoff
 from wadm_mcp.clock import Clock
 from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.errors import ExchangeError, StoreError
-from wadm_mcp.exchanges.exchange import Venue
+from wadm_mcp.exchanges.exchange import Listed, Venue
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
 from wadm_mcp.model import Instrument, Listing
@@ -33,10 +33,14 @@ _HOST_PAUSE_SECONDS: Final = 60.0
 
 
 class LookUp(NamedTuple):
-    """The result of a look-up: listings by symbol as in `Venue.by_symbol`, and whether they come from the exchange."""
+    """The result of a look-up: listings by symbol as in `Venue.by_symbol`, and whether they come from the exchange.
+
+    What is absent from a list that is not `complete` may be listed all the same.
+    """
 
     listed: Mapping[str, Listing]
     confirmed: bool
+    complete: bool = True
 
 
 Correct = Callable[[LookUp], Awaitable[None]]
@@ -49,7 +53,7 @@ class _Request:
     def __init__(self) -> None:
         self.attempted = anyio.Event()
         """Set once the exchange has answered or a request has failed."""
-        self.answer: Mapping[str, Listing] | None = None
+        self.answer: LookUp | None = None
         self.correct: Correct | None = None
         """Awaits the answer, after the look-up returned other listings."""
         self.error = "the exchange has not answered yet"
@@ -67,8 +71,8 @@ class Listings:
         self._clock = clock
         self._requests: dict[str, _Request] = {}
         """Requests without an answer so far, by name of the venue."""
-        self._known: dict[str, tuple[float, Mapping[str, Listing]]] = {}
-        """By name of the venue: when (monotonic seconds) its listings were read, and the listings by symbol."""
+        self._known: dict[str, tuple[float, LookUp]] = {}
+        """By name of the venue: when (monotonic seconds) its listings were read, and what they were."""
         self._turns: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
         """By REST host: whose turn it is to read a list again."""
         self._asked_at: dict[str, float] = {}
@@ -87,14 +91,14 @@ class Listings:
         with anyio.move_on_after(_ANSWER_SECONDS):
             await request.attempted.wait()
         if request.answer is not None:
-            return LookUp(request.answer, True)
+            return request.answer
         stored: dict[str, Listing] | None = None
         with anyio.move_on_after(_STORED_SECONDS):
             stored = await self._stored(venue)
         instead = _instead(venue, symbols, stored or {})
         # The answer may have come meanwhile. No await after this, or `correct` would be called too early or never.
         if request.answer is not None:
-            return LookUp(request.answer, True)
+            return request.answer
         request.correct = correct
         if stored is None:
             tasks.start_soon(self._correct_from_store, venue, symbols, request)
@@ -113,9 +117,9 @@ class Listings:
 
     async def look_up_again(self, venue: Venue, symbol: str, tasks: TaskGroup, correct: Correct) -> LookUp:
         """`look_up` for one more symbol; listings of the last minute are reused."""
-        read_at, known = self._known.get(venue.name, (-_VALID_SECONDS, {}))
-        if known and self._clock.monotonic() - read_at < _VALID_SECONDS:
-            return LookUp(known, True)
+        read_at, known = self._known.get(venue.name, (-_VALID_SECONDS, LookUp({}, True)))
+        if known.listed and self._clock.monotonic() - read_at < _VALID_SECONDS:
+            return known
         return await self.look_up(venue, (symbol,), tasks, correct)
 
     async def save(self, listings: Sequence[Listing]) -> None:
@@ -150,11 +154,11 @@ class Listings:
                 request.attempted.set()
                 self._health.forget(_part(venue))
                 if request.correct is not None:
-                    await request.correct(LookUp(request.answer, True))
+                    await request.correct(request.answer)
                 return
 
-    async def read_again(self, venue: Venue, begins: Callable[[], None]) -> Mapping[str, Listing]:
-        """Every listing of a market, by symbol. Waits until its host was left alone for a minute, and calls `begins` before the request.
+    async def read_again(self, venue: Venue, begins: Callable[[], None]) -> LookUp:
+        """Every listing of a market. Waits until its host was left alone for a minute, and calls `begins` before the request.
 
         `ExchangeError` when the exchange does not answer, or names no symbol at all: that is no list to believe.
         """
@@ -173,10 +177,10 @@ class Listings:
         """When (monotonic seconds) the exchange last served the listings of a market; None while it never did."""
         return self._known[venue.name][0] if venue.name in self._known else None
 
-    def _remember(self, venue: Venue, found: Sequence[Listing]) -> Mapping[str, Listing]:
-        listed = venue.by_symbol(found)
-        self._known[venue.name] = self._clock.monotonic(), listed
-        return listed
+    def _remember(self, venue: Venue, found: Listed) -> LookUp:
+        known = LookUp(venue.by_symbol(found), True, not found.missing)
+        self._known[venue.name] = self._clock.monotonic(), known
+        return known
 
     def _report(self, venue: Venue, request: _Request) -> None:
         detail = f"{request.instead}, because the exchange did not answer: {request.error}" if request.instead else request.error

@@ -25,7 +25,7 @@ from wadm_mcp.errors import SettingError, StoreError
 from wadm_mcp.exchanges.registry import is_called
 from wadm_mcp.health import State, not_trading
 from wadm_mcp.logs import log
-from wadm_mcp.model import UNLISTED, Instrument, Listing, Window
+from wadm_mcp.model import HOUR, UNLISTED, Instrument, Listing, Window
 from wadm_mcp.suggest import nearest
 
 _LEASE_SECONDS: Final = 8.0
@@ -107,11 +107,12 @@ class SubscriptionManager:
         found = await self._listings.look_up(market.venue, self._settings.WADM_SYMBOLS, tasks, correct)
         # Without the exchange's answer there is no await in between: it may come at any time, and corrects what is wanted by then.
         stored = await self._listings.stored(market.venue) if found.confirmed else found.listed
-        self._adopt(market, found.listed, stored, tasks)
+        self._adopt(market, found, stored, tasks)
 
-    def _adopt(self, market: MarketRecording, listed: Mapping[str, Listing], stored: Mapping[str, Listing], tasks: TaskGroup) -> None:
+    def _adopt(self, market: MarketRecording, answer: LookUp, stored: Mapping[str, Listing], tasks: TaskGroup) -> None:
         """Want the configured symbols that are listed, keep those that were, and note the others."""
-        found: list[Listing] = []
+        listed, found = _with_stored(answer, stored), list[Listing]()
+        known = {listing.instrument for listing in market.listings}
         for symbol in self._settings.WADM_SYMBOLS:
             instrument = market.venue.instrument(symbol)
             if symbol in listed and listed[symbol].status != UNLISTED:
@@ -120,13 +121,14 @@ class SubscriptionManager:
                 found.append(listed[symbol])
             elif symbol in stored and _was_listed(stored[symbol]):
                 found.append(self._keep_unlisted(market, stored[symbol]))
-            else:
+            elif instrument not in known:
                 self._other_symbols[symbol].update(listed)
                 near = ", ".join(nearest(symbol, listed)) or "none"
                 self._unlisted.append((market, symbol, near))
                 self._services.tape.remove_awaited(instrument)
                 self._services.health.report(str(instrument), State.UNLISTED, f"the exchange does not list it. Nearest: {near}")
-                found.append(Listing.none(instrument))
+                if answer.complete:
+                    found.append(Listing.none(instrument))
         market.looked_up = True
         self._warn_of_unlisted()
         tasks.start_soon(self._listings.save, found)
@@ -135,23 +137,16 @@ class SubscriptionManager:
     async def _correct(self, market: MarketRecording, tasks: TaskGroup, found: LookUp) -> None:
         """The exchange, or the store, has answered after a start without it: its listings replace those that took their place.
 
-        A provisional instrument that the exchange does not list is dropped. `SettingError` if none is left, as at a start.
+        `SettingError` if nothing is left, as at a start.
         """
         if not found.confirmed:
             for listing in [listing for listing in found.listed.values() if not listing.provisional]:
                 market.relist(listing)
             return
-        listed, dropped = found.listed, list[Listing]()
-        for known in [listing for listing in market.listings if listing.provisional]:
-            symbol = known.instrument.symbol
-            if symbol not in listed:
-                log.warning("symbol.not_listed", **market.venue.log_fields, symbol=symbol, nearest=", ".join(nearest(symbol, listed)))
-                self._stop_following(market, known.instrument)
-                dropped.append(Listing.none(known.instrument))
-        tasks.start_soon(self._listings.save, [*dropped, *self._apply(market, listed)])
+        tasks.start_soon(self._listings.save, self._apply(market, found))
         log.info("listings.corrected", **market.venue.log_fields, instruments=len(market.listings))
         if market.configured:
-            self._adopt(market, listed, await self._listings.stored(market.venue), tasks)
+            self._adopt(market, found, await self._listings.stored(market.venue), tasks)
         if not any(each.listings for each in self._markets):
             await self._refuse_unknown_symbols()
         self._changed.set()
@@ -203,18 +198,31 @@ class SubscriptionManager:
         log.warning("symbol.delisted", instrument=listing.instrument, reason="its exchange does not list it any more")
         return unlisted
 
-    async def _relist(self, market: MarketRecording, listed: Mapping[str, Listing]) -> None:
+    async def _relist(self, market: MarketRecording, found: LookUp) -> None:
         """The list of a market was read again: apply what has changed, and record what is listed now."""
-        changed = self._apply(market, listed)
+        changed = self._apply(market, found)
         if changed:
             self._changed.set()
             await self._listings.save(changed)
 
-    def _apply(self, market: MarketRecording, listed: Mapping[str, Listing]) -> list[Listing]:
-        """Replace the listings of a market by these and add wanted ones that are new. Returns those that have changed."""
-        changed: list[Listing] = []
-        for old in market.listings:
-            new = listed.get(old.instrument.symbol) or old.unlisted()
+    def _apply(self, market: MarketRecording, found: LookUp) -> list[Listing]:
+        """Replace the listings of a market by these and add wanted ones that are new. Returns those that have changed.
+
+        From a complete list, a provisional instrument that is not listed and does not trade is dropped, and another one is unlisted.
+        """
+        listed, changed = found.listed, list[Listing]()
+        for old in list(market.listings):
+            symbol = old.instrument.symbol
+            if symbol not in listed and (
+                not found.complete or (old.provisional and self._services.recorder.has_traded(old.instrument, HOUR))
+            ):
+                continue
+            if symbol not in listed and old.provisional:
+                log.warning("symbol.not_listed", **market.venue.log_fields, symbol=symbol, nearest=", ".join(nearest(symbol, listed)))
+                self._stop_following(market, old.instrument)
+                changed.append(Listing.none(old.instrument))
+                continue
+            new = listed.get(symbol) or old.unlisted()
             if new != old:
                 _log_change(old, new)
                 market.relist(new)
@@ -252,9 +260,12 @@ class SubscriptionManager:
     async def _add(self, instrument: Instrument, tasks: TaskGroup) -> None:
         market = self._market(instrument)
         correct = partial(self._correct, market, tasks)
-        listed, confirmed = await self._listings.look_up_again(market.venue, instrument.symbol, tasks, correct)
+        found = await self._listings.look_up_again(market.venue, instrument.symbol, tasks, correct)
+        listed = found.listed
+        if found.confirmed and not found.complete:
+            listed = _with_stored(found, await self._listings.stored(market.venue))
         if instrument.symbol not in listed or listed[instrument.symbol].status == UNLISTED:
-            stored = (await self._listings.stored(market.venue) if confirmed else listed).get(instrument.symbol)
+            stored = (await self._listings.stored(market.venue) if found.confirmed else listed).get(instrument.symbol)
             if stored is not None and _was_listed(stored) and all(listing.instrument != instrument for listing in market.listings):
                 tasks.start_soon(self._listings.save, [self._keep_unlisted(market, stored)])
                 return
@@ -327,6 +338,13 @@ class SubscriptionManager:
             return set(await self._store.acquire_leases(self._owner, wanted, _LEASE_SECONDS))
         except StoreError:
             return set(wanted)
+
+
+def _with_stored(found: LookUp, stored: Mapping[str, Listing]) -> Mapping[str, Listing]:
+    """The listings of an answer. What is absent from one that is not complete is listed as it was."""
+    if found.complete:
+        return found.listed
+    return {symbol: listing for symbol, listing in stored.items() if _was_listed(listing)} | dict(found.listed)
 
 
 def _was_listed(stored: Listing) -> bool:

@@ -13,7 +13,7 @@ from typing import Annotated, Final, NamedTuple, TypeVar
 
 import msgspec
 
-from wadm_mcp.exchanges.exchange import Aggregate, Allowance, Candle, Page, Request
+from wadm_mcp.exchanges.exchange import Aggregate, Allowance, Candle, Listed, Page, Request
 from wadm_mcp.exchanges.wire import (
     LISTINGS,
     MAX_STATUS_CHARS,
@@ -203,7 +203,7 @@ class BinanceRest:
         rest = _MARKETS[market]
         return Request(f"{rest.prefix}/exchangeInfo", {}, rest.listings_weight)
 
-    def read_listings(self, market: str, body: bytes) -> tuple[list[Listing], str]:
+    def read_listings(self, market: str, body: bytes) -> tuple[Listed, str]:
         """Every spot symbol, or every perpetual, without contracts that have a delivery date."""
         venue = f"{self.name} {market}"
         with reading(venue, LISTINGS):

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 import msgspec
 
-from wadm_mcp.exchanges.exchange import Aggregate, Allowance, Candle, Page, Request
+from wadm_mcp.exchanges.exchange import Aggregate, Allowance, Candle, Listed, Page, Request
 from wadm_mcp.exchanges.wire import (
     LISTINGS,
     MAX_STATUS_CHARS,
@@ -149,7 +149,7 @@ class BybitRest:
         params = {"category": market, "limit": "1000", **({"status": state} if state else {})}
         return Request("/v5/market/instruments-info", {**params, "cursor": unquote(cursor)} if cursor else params)
 
-    def read_listings(self, market: str, body: bytes) -> tuple[list[Listing], str]:
+    def read_listings(self, market: str, body: bytes) -> tuple[Listed, str]:
         """Every spot symbol, or every linear perpetual, without contracts that have a delivery date."""
         venue = f"{self.name} {market}"
         with reading(venue, LISTINGS):

@@ -150,6 +150,14 @@ class Page(list[_Row]):
         return self[max((row.place for row in self.unreadable), default=0) :]
 
 
+class Listed(list[Listing]):
+    """The listings of a market, or of a part of its list. `missing` says why others may be missing; empty where the list is complete."""
+
+    def __init__(self, listings: Iterable[Listing] = (), missing: str = "") -> None:
+        super().__init__(listings)
+        self.missing = missing
+
+
 class Candle(NamedTuple):
     """One minute as the exchange itself states it. `start` is in ms; volumes are integers at `decimals` decimals.
 
@@ -316,10 +324,10 @@ class Exchange(Protocol):
         """The request for a page of one of the market's lists; `cursor` is empty at first, then the one that `read_listings` returned."""
         ...
 
-    def read_listings(self, market: str, body: bytes) -> tuple[list[Listing], str]:
+    def read_listings(self, market: str, body: bytes) -> tuple[Listed, str]:
         """Listings of a reply, and the cursor of the next page (empty at the end).
 
-        A malformed record is skipped. `ExchangeError` for an error reply and for one that cannot be read.
+        A malformed record is skipped and named in `missing`. `ExchangeError` for an error reply and for one that cannot be read.
         """
         ...
 

@@ -14,7 +14,7 @@ from typing import Annotated, Final, NamedTuple, TypeVar
 import msgspec
 
 from wadm_mcp.errors import ExchangeError, FrameError, RequestRefused
-from wadm_mcp.exchanges.exchange import Candle, Page, Unreadable
+from wadm_mcp.exchanges.exchange import Candle, Listed, Page, Unreadable
 from wadm_mcp.model import (
     MAX_SYMBOL_CHARS,
     MINUTE,
@@ -297,8 +297,9 @@ def _start(raw: msgspec.Raw) -> int | None:
         return None
 
 
-def read_records(venue: str, records: Sequence[msgspec.Raw], read: Callable[[msgspec.Raw], Listing | None]) -> list[Listing]:
-    """The listings of a reply's records. `read` returns None for a record of no use, and raises for a malformed one, which is skipped.
+def read_records(venue: str, records: Sequence[msgspec.Raw], read: Callable[[msgspec.Raw], Listing | None]) -> Listed:
+    """The listings of a reply's records. `read` returns None for a record of no use, and raises for a malformed one, which is skipped and
+    named in `missing`.
 
     `ExchangeError` when all records are malformed: then the reply cannot be read.
     """
@@ -317,4 +318,5 @@ def read_records(venue: str, records: Sequence[msgspec.Raw], read: Callable[[msg
             listings.append(listing)
     if malformed and malformed == len(records):
         raise unreadable(venue, LISTINGS, f"all {malformed} records are malformed, the last one: {why}")
-    return listings
+    missing = f"{malformed} of {len(records)} records are malformed, the last one: {one_line(str(why), 160)}" if malformed else ""
+    return Listed(listings, missing)

@@ -150,6 +150,7 @@ async def test_contracts_that_do_not_trade_are_listed_too_and_the_others_without
     every = {"PRELAUNCHUSDT": "PreLaunch", "NEWUSDT": "Trading", "TRADINGUSDT": "Trading", "DELIVERINGUSDT": "Delivering"}
     assert found == {symbol: status for symbol, status in every.items() if status != refused}
     assert len(listings) == len(found)
+    assert bool(listings.missing) == (refused is not None)
 
 
 @pytest.mark.parametrize(("cursors", "read"), [({"": "a", "a": "a"}, 2), ({"": "a", "a": "b", "b": "a"}, 3)])
@@ -163,6 +164,7 @@ async def test_a_page_that_repeats_ends_the_list_with_a_warning_and_what_was_rea
                 listings = await rest.listings(venue(Bybit(), "linear", rest_url=base_url))
     assert [each.instrument.symbol for each in listings] == [f"S{place}USDT" for place in range(1, read + 1)]
     assert len(asked) == read
+    assert listings.missing == "a page of it came again"
     (line,) = [record for record in caplog.records if record.getMessage() == "listings.repeated"]
     assert vars(line)["wadm_fields"] == {"exchange": "bybit", "market": "linear", "cursor": "a", "symbols": read}
 
@@ -212,6 +214,23 @@ async def test_a_page_without_a_new_symbol_ends_the_list_though_its_cursor_is_ne
     assert [each.instrument.symbol for each in listings] == read
     assert len(asked) == requests
     assert "listings.repeated" in [record.getMessage() for record in caplog.records]
+
+
+async def test_a_malformed_record_is_logged_once_for_a_list_and_makes_it_incomplete(caplog: pytest.LogCaptureFixture) -> None:
+    contract = {"status": "Trading", "priceFilter": {"tickSize": "0.10"}, "lotSizeFilter": {"qtyStep": "0.001"}}
+
+    async def answer(request: Request) -> Response:
+        records = [{"symbol": "AUSDT", **contract}, {"symbol": "B USDT", **contract}]
+        return JSONResponse({"retCode": 0, "result": {"list": records if "status" not in request.query_params else []}})
+
+    with serving(Starlette(routes=[Route("/v5/market/instruments-info", answer)])) as base_url:
+        async with RestClient() as rest:
+            with anyio.fail_after(10):
+                listings = await rest.listings(venue(Bybit(), "linear", rest_url=base_url))
+    assert [each.instrument.symbol for each in listings] == ["AUSDT"]
+    assert listings.missing == "1 of 2 records are malformed, the last one: 'B USDT' cannot be a symbol"
+    (line,) = [record for record in caplog.records if record.getMessage() == "listings.incomplete"]
+    assert vars(line)["wadm_fields"]["error"] == listings.missing
 
 
 async def test_a_list_without_end_is_given_up() -> None:

@@ -48,6 +48,11 @@ class RecordedInstrument:
         return self.tape.instrument
 
     @property
+    def traded_at(self) -> int:
+        """Time of the newest trade that a connection delivered (ms); 0 without one."""
+        return self._traded_at
+
+    @property
     def spans(self) -> list[Span]:
         return self.coverage.spans
 

@@ -187,6 +187,11 @@ class Recorder:
         recorded = self._instruments.get(instrument)
         return recorded is not None and recorded.tape.listing.trading
 
+    def has_traded(self, instrument: Instrument, within: int) -> bool:
+        """True if a connection delivered a trade of the last `within` milliseconds."""
+        recorded = self._instruments.get(instrument)
+        return recorded is not None and self._clock.now() - recorded.traded_at <= within
+
     def doubt_listing(self, instrument: Instrument) -> None:
         """What the instrument delivers does not fit its listing, which should be read again."""
         self.doubted.add(instrument)

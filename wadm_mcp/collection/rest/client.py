@@ -22,7 +22,7 @@ from wadm_mcp import __version__
 from wadm_mcp.clock import SYSTEM_CLOCK, Clock
 from wadm_mcp.collection.rest.rate_limit import REFUSED, Priority, RateLimiter, advice
 from wadm_mcp.errors import EndpointMissing, ExchangeError, HostRefused, RequestRefused, SettingError, printable
-from wadm_mcp.exchanges.exchange import Aggregate, Allowance, Candle, Host, Page, Request, Venue
+from wadm_mcp.exchanges.exchange import Aggregate, Allowance, Candle, Host, Listed, Page, Request, Venue
 from wadm_mcp.exchanges.wire import one_line, plain_text
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
@@ -191,22 +191,27 @@ class RestClient:
             trust_env=self._proxied,
         )
 
-    async def listings(self, venue: Venue) -> list[Listing]:
+    async def listings(self, venue: Venue) -> Listed:
         """Every listing of a market, from all its lists; where an instrument is in several the last one holds.
 
-        Only the list of what trades has to be served. Without another one its instruments count as not listed.
+        Only the list of what trades has to be served. Without another one the result is not complete.
         """
         found: dict[Instrument, Listing] = {}
+        missing = ""
         for state in venue.exchange.listing_states(venue.market):
             try:
-                found.update((listing.instrument, listing) for listing in await self._listings_in(venue, state))
+                listed = await self._listings_in(venue, state)
             except ExchangeError as error:
                 if not state:
                     raise
                 log.warning("listings.incomplete", **venue.log_fields, state=state, error=error)
-        return list(found.values())
+                missing = missing or str(error)
+            else:
+                found.update((listing.instrument, listing) for listing in listed)
+                missing = missing or listed.missing
+        return Listed(found.values(), missing)
 
-    async def _listings_in(self, venue: Venue, state: str) -> list[Listing]:
+    async def _listings_in(self, venue: Venue, state: str) -> Listed:
         """The listings of one list of a market, from all pages.
 
         A page that comes again, under the same cursor or another one, ends the list: those read so far are returned. So does the second
@@ -214,6 +219,7 @@ class RestClient:
         """
         exchange, market = venue.exchange, venue.market
         listings: dict[Instrument, Listing] = {}
+        missing = ""
         cursor, cursors, useless = "", set[str](), 0
         for _ in range(self._pages):
             body = await self.get(venue, exchange.listings_request(market, cursor, state), Priority.LISTINGS)
@@ -223,11 +229,14 @@ class RestClient:
             listings.update((listing.instrument, listing) for listing in page)
             useless = 0 if len(listings) > known else useless + 1
             repeats = useless > (0 if page else 1)
+            if page.missing and not missing:
+                missing = page.missing
+                log.warning("listings.incomplete", **venue.log_fields, state=state, error=missing)
             cursors.add(cursor)
             if repeats or following in cursors or not following:
                 if following:
                     log.warning("listings.repeated", **venue.log_fields, cursor=printable(following, _QUOTED_CHARS), symbols=len(listings))
-                return list(listings.values())
+                return Listed(listings.values(), missing or ("a page of it came again" if following else ""))
             cursor = following
         raise ExchangeError(f"{venue.name} lists its symbols on more than {self._pages} pages. Check {self._serving(venue).shown}")
 
