@@ -7,6 +7,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from tests.market import SPOT, listing
 from tests.venues import simulated_venue
 from wadm_mcp.clock import SYSTEM_CLOCK, now_ms
 from wadm_mcp.collection import listings as listings_module
@@ -15,7 +16,7 @@ from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.errors import ExchangeError
 from wadm_mcp.exchanges.exchange import Venue
 from wadm_mcp.health import Health
-from wadm_mcp.model import Instrument
+from wadm_mcp.model import Instrument, Listing
 from wadm_mcp.simulator.chaos import Chaos, Fault, Kind
 from wadm_mcp.simulator.simulator import Simulator
 from wadm_mcp.storage.sqlite import SqliteStore
@@ -86,3 +87,26 @@ async def test_a_list_without_a_symbol_is_not_believed(tmp_path: Path, monkeypat
         found = (await listings.read_again(simulated_venue(simulator, "binance", "spot"), lambda: None)).listed
         assert {symbol: one.status for symbol, one in found.items()} == {"BTCUSDT": "BREAK"}
         assert found["BTCUSDT"].instrument == Instrument("binance", "spot", "BTCUSDT")
+
+
+async def test_a_provisional_listing_that_is_being_stored_does_not_replace_the_real_one_stored_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with SqliteStore(tmp_path / "wadm.sqlite") as store, RestClient() as rest:
+        listings, reading = Listings(store, rest, Health(now_ms), SYSTEM_CLOCK), anyio.Event()
+        read_stored = store.listings
+
+        async def slowly() -> list[Listing]:
+            stored = list(await read_stored())
+            reading.set()
+            # For as long as the other one may take to be stored.
+            with anyio.move_on_after(0.3):
+                await anyio.sleep_forever()
+            return stored
+
+        monkeypatch.setattr(store, "listings", slowly)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(listings.save, [Listing.unconfirmed(SPOT)])
+            await reading.wait()
+            tasks.start_soon(listings.save, [listing(SPOT)])
+        assert await read_stored() == [listing(SPOT)]

@@ -75,6 +75,8 @@ class Listings:
         """By name of the venue: when (monotonic seconds) its listings were read, and what they were."""
         self._turns: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
         """By REST host: whose turn it is to read a list again."""
+        self._saving = anyio.Lock()
+        """Whose turn it is to store listings."""
         self._asked_at: dict[str, float] = {}
         """By REST host: when (monotonic seconds) a list was last read again, with or without success."""
 
@@ -123,15 +125,16 @@ class Listings:
         return await self.look_up(venue, (symbol,), tasks, correct)
 
     async def save(self, listings: Sequence[Listing]) -> None:
-        """Store listings; retried until it succeeds. A provisional one replaces none that is stored."""
-        while True:
-            try:
-                known = set[Instrument]()
-                if any(listing.provisional for listing in listings):
-                    known = {listing.instrument for listing in await self._store.listings()}
-                return await self._store.save_listings([one for one in listings if not one.provisional or one.instrument not in known])
-            except StoreError:
-                await anyio.sleep(_STORE_PAUSE_SECONDS)
+        """Store listings, after those of earlier calls; retried until it succeeds. A provisional one replaces none that is stored."""
+        async with self._saving:
+            while True:
+                try:
+                    known = set[Instrument]()
+                    if any(listing.provisional for listing in listings):
+                        known = {listing.instrument for listing in await self._store.listings()}
+                    return await self._store.save_listings([one for one in listings if not one.provisional or one.instrument not in known])
+                except StoreError:
+                    await anyio.sleep(_STORE_PAUSE_SECONDS)
 
     async def _request(self, venue: Venue, request: _Request) -> None:
         """Request a market's symbol list until the exchange answers."""
