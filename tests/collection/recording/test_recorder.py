@@ -6,6 +6,7 @@ import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tests.market import BYBIT, NOON, SPOT, ManualClock, listing, trade
 from wadm_mcp.collection.recording import recorder as recorder_module
@@ -356,4 +357,17 @@ async def test_what_is_not_recorded_is_not_expected_to_trade() -> None:
     r = Recording()
     assert r.recorder.is_trading(SPOT)
     r.recorder.stop(SPOT)
+    assert not r.recorder.is_trading(SPOT)
+
+
+async def test_a_current_trade_overrides_a_halted_listing_until_the_exchange_lists_it_anew() -> None:
+    r = Recording()
+    halted = replace(r.recorded.tape.listing, trading=False, status="BREAK")
+    r.recorder.relist(halted)
+    await r.frame(trade(1, at=r.clock.now() - HOUR + 1))
+    assert not r.recorder.is_trading(SPOT)
+    await r.frame(trade(2, at=r.clock.now()))
+    assert r.recorder.is_trading(SPOT)
+    assert r.health.parts[str(SPOT)].state is State.OK
+    r.recorder.relist(halted)
     assert not r.recorder.is_trading(SPOT)

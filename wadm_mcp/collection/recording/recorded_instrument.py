@@ -29,6 +29,8 @@ class RecordedInstrument:
         """The finest scale at which the listing or a trade was written."""
         self.halted = False
         """True from a report that the instrument does not trade to its next trade."""
+        self.trades_again = False
+        """True from a current trade although its listing says that it does not trade, until the exchange lists it anew."""
         self.delivered_by: dict[int, tuple[int, int]] = {}
         """By connection that delivers it and is expected to go on: event times (ms) of its first and its last frame."""
         self.being_imported: Window | None = None

@@ -80,6 +80,7 @@ class Recorder:
         if recorded is None:
             return
         self._tape.follow(listing)
+        recorded.trades_again = False
         if recorded.halted or not listing.trading:
             self._report(recorded, State.STARTING, "it trades again, and no trade has come in yet")
 
@@ -185,7 +186,7 @@ class Recorder:
     def is_trading(self, instrument: Instrument) -> bool:
         """True if the instrument is recorded and, as far as is known, trades; else it is not expected to deliver."""
         recorded = self._instruments.get(instrument)
-        return recorded is not None and recorded.tape.listing.trading
+        return recorded is not None and (recorded.tape.listing.trading or recorded.trades_again)
 
     def has_traded(self, instrument: Instrument, within: int) -> bool:
         """True if a connection delivered a trade of the last `within` milliseconds."""
@@ -283,6 +284,7 @@ class Recorder:
             recorded.halted = False
             self._health.report(str(listing.instrument), State.OK)
             if not listing.trading:
+                recorded.trades_again = True
                 self.doubted.add(listing.instrument)
         if newest.scale != recorded.finest:
             finest, recorded.finest = recorded.finest, recorded.finest.finest(newest.scale)
