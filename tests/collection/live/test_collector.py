@@ -484,6 +484,43 @@ async def test_of_two_connections_that_are_replaced_one_stays_until_a_quiet_sibl
         assert all(collector.given_up[dead] for collector in s.collectors)
 
 
+class Pinged(Bybit):
+    """Bybit with a ping every 0.3 seconds; counts them."""
+
+    pings = 0
+
+    def limits(self, market: str) -> Limits:
+        return super().limits(market)._replace(ping_every=0.3)
+
+    def ping(self, request_id: int) -> str:
+        self.pings += 1
+        return super().ping(request_id)
+
+
+async def test_pings_are_sent_while_many_symbols_are_subscribed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    exchange = Pinged()
+    names = tuple(f"C{number:02}USDT" for number in range(10))
+    async with collecting(exchange, "linear", names) as s:
+        (connection,) = s.collectors[0].connections
+        renewed: list[Instrument] = []
+        done = anyio.Event()
+
+        def lost(_connection: int, instrument: Instrument, *_: object) -> None:
+            renewed.append(instrument)
+            if len(renewed) == len(names):
+                done.set()
+
+        monkeypatch.setattr(s.recorder, "subscription_lost", lost)
+        before, began = exchange.pings, SYSTEM_CLOCK.monotonic()
+        connection._resubscribe.update(dict.fromkeys(s.instruments))
+        connection._requested.set()
+        with anyio.fail_after(30):
+            await done.wait()
+        assert renewed == s.instruments
+        assert exchange.pings - before >= 0.5 * (SYSTEM_CLOCK.monotonic() - began) / 0.3
+        assert s.recorder.losses == []
+
+
 async def test_a_symbol_that_is_halted_is_left_alone_and_its_listing_is_doubted_once_it_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     async with impatient(monkeypatch, Bybit(), "linear") as s:
         halted, _ = s.instruments

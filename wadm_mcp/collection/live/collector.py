@@ -9,6 +9,7 @@ stream on the wrong route and then sends nothing (docs/exchanges.md 2.1).
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import ssl
@@ -184,8 +185,8 @@ class Connection:
         self._refused: set[Instrument] = set()
         self._not_awaited = {one for one in self._instruments if predecessor is not None and predecessor.is_silent(one)}
         """Instruments that were silent on the connection that this one replaces: they may stay so."""
-        self._subscribe_singly: set[Instrument] = set()
-        """Instruments to subscribe once more, each by a request of its own."""
+        self._subscribe_singly: dict[Instrument, None] = {}
+        """Instruments to subscribe once more, each by a request of its own, in this order."""
         self._resubscribe: dict[Instrument, None] = {}
         """Instruments to unsubscribe and subscribe again, in this order."""
         self._requested = anyio.Event()
@@ -193,6 +194,10 @@ class Connection:
         self._unsubscribing: dict[str, tuple[Instrument, anyio.Event]] = {}
         """By request: the instrument that is being unsubscribed, and what is set once the exchange has answered."""
         self._subscribed_singly = False
+        self._requests = count(1)
+        """Numbers of the requests."""
+        self._ping_at = collector.clock.monotonic() + (math.inf if collector.limits.ping_every is None else collector.limits.ping_every)
+        """When the next ping is due (monotonic seconds)."""
         self._pinged_at: float | None = None
         """When the ping without a pong so far was sent (monotonic seconds)."""
         self._began = self._read_since = collector.clock.monotonic()
@@ -331,39 +336,64 @@ class Connection:
             self._read_since = taken_at
 
     async def _send(self, socket: FrameSocket) -> None:
-        """Subscribe in batches, then send pings, all within the exchange's message rate."""
-        collector, venue, limits = self._collector, self._collector.venue, self._collector.limits
+        """Subscribe in batches, then again what should be, within the exchange's message rate. Pings are sent in between."""
+        venue, limits = self._collector.venue, self._collector.limits
         symbols = [instrument.symbol for instrument in self._instruments]
-        request = count(1)
         try:
             for first in range(0, len(symbols), limits.names_per_request):
                 names = symbols[first : first + limits.names_per_request]
-                await socket.send(venue.exchange.subscribe(venue.market, names, next(request)))
-                await anyio.sleep(1 / limits.requests_per_second)
+                await socket.send(venue.exchange.subscribe(venue.market, names, next(self._requests)))
+                await self._pause(socket)
             while True:
-                with anyio.move_on_after(limits.ping_every):
-                    await self._requested.wait()
-                if self._requested.is_set():
+                if self._resubscribe:
+                    await self._renew(socket, next(iter(self._resubscribe)))
+                elif self._subscribe_singly:
+                    await self._subscribe(socket, next(iter(self._subscribe_singly)))
+                else:
                     self._requested = anyio.Event()
-                    singly, again = self._subscribe_singly, self._resubscribe
-                    self._subscribe_singly, self._resubscribe = set(), {}
-                    for instrument in [*again, *(each for each in self._instruments if each in singly and each not in again)]:
-                        if instrument in again:
-                            await self._unsubscribe(socket, instrument, next(request))
-                        await socket.send(venue.exchange.subscribe(venue.market, [instrument.symbol], next(request)))
-                        await anyio.sleep(1 / limits.requests_per_second)
-                elif limits.ping_every is not None:
-                    self._pinged_at = self._pinged_at or collector.clock.monotonic()
-                    await socket.send(venue.exchange.ping(next(request)))
+                    with anyio.move_on_after(max(0.0, self._ping_at - self._collector.clock.monotonic())):
+                        await self._requested.wait()
+                    await self._ping_if_due(socket)
         except ConnectionClosed:
             return
+
+    async def _pause(self, socket: FrameSocket) -> None:
+        """Wait as long as the exchange's message rate demands between two requests."""
+        await self._ping_if_due(socket)
+        await anyio.sleep(1 / self._collector.limits.requests_per_second)
+
+    async def _ping_if_due(self, socket: FrameSocket) -> None:
+        venue, limits, now = self._collector.venue, self._collector.limits, self._collector.clock.monotonic()
+        if limits.ping_every is not None and now >= self._ping_at:
+            self._ping_at = now + limits.ping_every
+            self._pinged_at = self._pinged_at or now
+            await socket.send(venue.exchange.ping(next(self._requests)))
+
+    async def _subscribe(self, socket: FrameSocket, instrument: Instrument) -> None:
+        """Subscribe an instrument by a request of its own."""
+        venue = self._collector.venue
+        self._subscribe_singly.pop(instrument, None)
+        await socket.send(venue.exchange.subscribe(venue.market, [instrument.symbol], next(self._requests)))
+        await self._pause(socket)
+
+    async def _renew(self, socket: FrameSocket, instrument: Instrument) -> None:
+        """Unsubscribe an instrument and subscribe it again; later, if another connection does so just now."""
+        staleness, now = self._collector.sink.staleness(instrument), self._collector.clock.monotonic()
+        del self._resubscribe[instrument]
+        if not staleness.replaceable(now, self._collector):
+            self._resubscribe[instrument] = None
+            await self._pause(socket)
+            return
+        staleness.gave_up(now, self._collector)
+        await self._unsubscribe(socket, instrument, next(self._requests))
+        await self._subscribe(socket, instrument)
 
     async def _unsubscribe(self, socket: FrameSocket, instrument: Instrument, request: int) -> None:
         """Unsubscribe an instrument, and return once the exchange has answered, or did not for a few seconds."""
         venue, answered = self._collector.venue, anyio.Event()
         self._unsubscribing[str(request)] = instrument, answered
         await socket.send(venue.exchange.unsubscribe(venue.market, [instrument.symbol], request))
-        await anyio.sleep(1 / self._collector.limits.requests_per_second)
+        await self._pause(socket)
         with anyio.move_on_after(_UNSUBSCRIBE_SECONDS):
             await answered.wait()
         if str(request) in self._unsubscribing:
@@ -446,7 +476,7 @@ class Connection:
         log.warning("request.refused", **self._collector.venue.log_fields, message=message)
         if not self._subscribed_singly:
             self._subscribed_singly = True
-            self._subscribe_singly.update(self._silence.unheard())
+            self._subscribe_singly.update(dict.fromkeys(self._silence.unheard()))
             self._requested.set()
             return
         for instrument in self._instruments:
