@@ -550,6 +550,25 @@ async def test_a_symbol_that_the_exchange_refuses_does_not_affect_the_others(ref
         assert s.recorder.health.parts["bybit:spot:ETHUSDT"].state is State.OK
 
 
+async def test_a_refused_subscription_is_requested_again_with_longer_pauses_until_it_delivers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collector_module, "_REFUSED_PAUSE_SECONDS", 0.2, raising=False)
+    monkeypatch.setattr(collector_module, "_WATCH_SECONDS", 0.05)
+    async with collecting(Bybit(), names=NAMES) as s:
+        late, _ = s.instruments
+        s.simulator.set_status(*late, "")
+        s.simulator.drop_connections("bybit", "spot")
+        with anyio.fail_after(10):
+            # The batch, the single request and two more.
+            while s.recorder.health.counts["requests.refused"] < 4:
+                await anyio.sleep(0.02)
+        await s.push("3000.5", symbol="ETHUSDT")
+        s.simulator.set_status(*late, None)
+        with anyio.fail_after(10):
+            await s.simulator.subscribed(*late)
+        await s.push("61000")
+        assert s.recorder.health.parts[str(late)].state is State.OK
+
+
 @pytest.mark.parametrize(
     ("exchange", "parts", "wait"),
     [

@@ -136,3 +136,11 @@ def test_an_instrument_that_trades_again_is_subscribed_again_once_no_other_conne
     assert one.run(20, BTC, ETH) == []
     one.held_up = set()
     assert [(second, verdict.resubscribe) for second, verdict in one.run(30, BTC, ETH)] == [(21, [DEAD])]
+
+
+def test_the_silence_of_a_refused_instrument_counts_from_when_it_is_requested_again() -> None:
+    one = Watched()
+    one.refused = {DEAD}
+    assert one.run(60, BTC, ETH) == []
+    one.refused = set()
+    assert [(second, verdict.resubscribe) for second, verdict in one.run(80, BTC, ETH)] == [(76, [DEAD])]

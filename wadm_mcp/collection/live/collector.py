@@ -52,6 +52,9 @@ _WATCH_SECONDS: Final = 1.0
 """How often a connection is checked."""
 _UNSUBSCRIBE_SECONDS: Final = 5.0
 """How long the answer to an unsubscription may take, before the instrument is subscribed again without it."""
+_REFUSED_PAUSE_SECONDS: Final = 60.0
+_MAX_REFUSED_PAUSE_SECONDS: Final = 3_600.0
+"""Bounds of the pause before a refused subscription is requested again."""
 _LOGGED_CHARS: Final = 200
 """How much of an exchange's message is logged."""
 _connection_numbers: Iterator[int] = count(1)
@@ -182,7 +185,10 @@ class Connection:
     def __init__(self, collector: Collector, predecessor: Connection | None = None) -> None:
         self._collector = collector
         self._instruments = {listing.instrument: listing for listing in collector.listings}
-        self._refused: set[Instrument] = set()
+        self._refused: dict[Instrument, float] = {}
+        """Instruments whose subscription was refused, and when (monotonic seconds) it is requested again."""
+        self._refusals: dict[Instrument, Backoff] = {}
+        """Of instruments that were refused and have not delivered since: the pauses between the requests."""
         self._not_awaited = {one for one in self._instruments if predecessor is not None and predecessor.is_silent(one)}
         """Instruments that were silent on the connection that this one replaces: they may stay so."""
         self._subscribe_singly: dict[Instrument, None] = {}
@@ -322,6 +328,7 @@ class Connection:
             return
         began = self._collector.clock.monotonic()
         for instrument in {message.instrument for message in trades}:
+            self._refusals.pop(instrument, None)
             if self._silence.heard(instrument, began):
                 log.info("instrument.live", instrument=instrument, connection=self.number)
                 self._check_delivering()
@@ -423,9 +430,17 @@ class Connection:
                 self._give_up(GapReason.MUTE, f"no pong came within {limits.pong_within:g} s")
             if limits.bytes_within is not None and now - max(socket.heard_at, read_since) > limits.bytes_within:
                 self._give_up(GapReason.MUTE, f"no byte came within {limits.bytes_within:g} s, although the exchange pings more often")
+            self._retry_refused(now)
             if self._judge_silence(now, read_since):
                 return
             self._check_delivering()
+
+    def _retry_refused(self, now: float) -> None:
+        """Subscribe again what was refused, as long as its exchange's list says that it trades."""
+        for instrument in [one for one, at in self._refused.items() if now >= at and self._collector.sink.is_trading(one)]:
+            del self._refused[instrument]
+            self._subscribe_singly[instrument] = None
+            self._requested.set()
 
     def _judge_silence(self, now: float, read_since: float) -> bool:
         """Act on instruments that are silent for longer than they usually pause. True if the connection is given up."""
@@ -457,7 +472,7 @@ class Connection:
         for instrument in verdict.resubscribe:
             log.info("instrument.resubscribed", instrument=instrument, connection=self.number)
             self._collector.health.count("subscriptions.renewed")
-            self._refused.discard(instrument)
+            self._refused.pop(instrument, None)
             self._resubscribe[instrument] = None
             sink.staleness(instrument).gave_up(now, self._collector)
             sink.withdrawn(self.number, (instrument,))
@@ -482,7 +497,8 @@ class Connection:
         for instrument in self._instruments:
             # The whole name only: a refusal of WBTCUSDT must not exclude BTCUSDT.
             if re.search(rf"(?<!\w){re.escape(instrument.symbol)}(?!\w)", refused.message):
-                self._refused.add(instrument)
+                pauses = self._refusals.setdefault(instrument, Backoff(_REFUSED_PAUSE_SECONDS, _MAX_REFUSED_PAUSE_SECONDS))
+                self._refused[instrument] = self._collector.clock.monotonic() + pauses.next()
                 self._collector.sink.subscription_lost(
                     self.number, instrument, GapReason.DISCONNECT, f"the exchange refused the subscription: {message}"
                 )
@@ -494,7 +510,7 @@ class Connection:
             self.delivering.set()
 
     def _is_awaited(self, instrument: Instrument) -> bool:
-        return instrument not in self._refused | self._not_awaited and self._collector.sink.is_trading(instrument)
+        return instrument not in self._refused and instrument not in self._not_awaited and self._collector.sink.is_trading(instrument)
 
     def _bad_frame(self, error: FrameError) -> None:
         self._collector.health.count("frames.bad")

@@ -87,7 +87,7 @@ class SilenceWatch:
     ) -> Verdict:
         """What to do now. Silence counts from `read_since` at the earliest; `timeout` is what each instrument may pause in seconds.
 
-        `refused` are the instruments whose subscription the exchange refused: they send nothing until they trade again.
+        `refused` are the instruments whose subscription the exchange refused: they send nothing, and their silence does not count.
         One that is not `ready` is not acted on yet, because another connection of it is; a connection that delivers nothing at all is mute
         all the same.
         """
@@ -107,6 +107,7 @@ class SilenceWatch:
                 each.halted_at, each.since, each.attempts = None, now, 0
                 continue
             if instrument in refused:
+                each.since = now
                 continue
             expected.append(each)
             passed = now - max(each.since, read_since)
