@@ -102,8 +102,7 @@ async def test_a_ban_that_one_call_meets_holds_for_the_next(tmp_path: Path) -> N
             assert isinstance(error, str)
             assert "418" in error
             asked.append(len(chaos.requests))
-        assert asked[1] == asked[0] + 1
-        assert asked[2] == asked[1]
+        assert asked[2] == asked[1] > asked[0]
 
 
 async def test_a_name_that_an_answer_wrote_is_taken_back(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from itertools import pairwise
@@ -266,8 +266,8 @@ async def test_a_doubt_ends_the_pause_after_a_failure_and_the_host_is_left_alone
     chaos = Chaos(())
     read = anyio.Event()
 
-    async def apply(_: MarketRecording, listed: Mapping[str, Listing]) -> None:
-        assert "BTCUSDT" in listed
+    async def apply(_: MarketRecording, found: LookUp) -> None:
+        assert "BTCUSDT" in found.listed
         read.set()
 
     async with Simulator(instruments=[spot], manual=True, faults=chaos) as simulator, RestClient(proxied=False) as rest:
