@@ -35,7 +35,7 @@ async def test_covered_data_is_exact_under_all_faults_and_binance_is_repaired_co
         await anyio.sleep(SECONDS)
         chaos.end()
         await one.live(wadm)
-        await one.settled(wadm, within=300)
+        await one.settled(wadm, within=max(300.0, SECONDS))
         kinds = Counter(happened.fault.kind.value for happened in chaos.happened)
         print(f"{len(chaos.happened)} faults: {dict(kinds)}, {resident(wadm.served) >> 20} MB")
         found = await one.check(wadm, chaos.unseen)

@@ -228,6 +228,24 @@ async def test_one_row_that_cannot_be_read_costs_its_own_id_alone_and_is_not_req
         assert faults.asked < 30
 
 
+async def test_a_symbol_that_the_exchange_refuses_waits_and_the_others_are_repaired_without_a_pause(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(repair_module, "_PAUSES_SECONDS", (3_600.0,))
+    async with repairing() as r:
+        unlisted = r.instrument._replace(symbol="GONEUSDT")
+        other = r.recorder.start(msgspec.structs.replace(r.listing, instrument=unlisted), has_gapless_ids=True)
+        trades = r.traded(r.until - 2 * MINUTE)
+        for trade in (trades[0], trades[-1]):
+            # Its gap ends last, so it has the first turn.
+            moved = msgspec.structs.replace(trade, instrument=unlisted, timestamp=trade.timestamp + 1)
+            await r.recorder.take(1, Trades(unlisted, (moved,), moved.timestamp + 1))
+        await r.take([trades[0], trades[-1]])
+        await r.run_until(lambda: not r.missing, within=10)
+        assert r.health.counts["repair.failures"] == 1
+        assert other.coverage.missing()
+
+
 async def test_a_failed_request_does_not_count_towards_marking_an_id_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repair_module, "_PAUSES_SECONDS", (0.01,))
     async with repairing() as r:

@@ -25,7 +25,7 @@ from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.collection.rest.rate_limit import Priority, RateLimiter
 from wadm_mcp.coverage.spans import GapReason, MissingRange, SpanReason
-from wadm_mcp.errors import EndpointMissing, ExchangeError, StoreError
+from wadm_mcp.errors import EndpointMissing, ExchangeError, RequestRefused, StoreError
 from wadm_mcp.exchanges.exchange import Aggregate, Venue
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
@@ -98,6 +98,8 @@ class GapRepairer:
         self._part = f"{venue.name} repair"
         self._turn = 0
         self._attempts: dict[_GapKey, _Attempts] = {}
+        self._refused: dict[Instrument, _Attempts] = {}
+        """Instruments whose last request the exchange refused, while it serves others."""
         self._folded_ranges: dict[Instrument, list[tuple[int, int]]] = {}
         """Ranges of ids that are fetched as aggregates."""
         self._rows_only: set[_GapKey] = set()
@@ -119,14 +121,24 @@ class GapRepairer:
                     await self._recorder.gap_opened()
                 continue
             recorded, gap = due
+            instrument = recorded.instrument
             try:
                 await (self._fetch_folded(recorded, gap) if self._folds(recorded, gap) else self._fetch_rows(recorded, gap))
+            except RequestRefused as error:
+                # The host answers: only this instrument waits, which the exchange may not list any more.
+                self._health.count("repair.failures")
+                log.warning("repair.refused", instrument=instrument, error=error)
+                refused = self._refused.get(instrument, _Attempts()).number
+                pause = _PAUSES_SECONDS[min(refused, len(_PAUSES_SECONDS) - 1)]
+                self._refused[instrument] = _Attempts(refused + 1, self._clock.monotonic() + pause)
             except (ExchangeError, StoreError) as error:
                 self._health.count("repair.failures")
                 self._health.report(self._part, State.OK, f"waits: {error}")
                 log.warning("repair.failed", **self._venue.log_fields, error=error)
                 self._postpone(recorded, gap)
                 await anyio.sleep(max(_PAUSES_SECONDS[0], self._rest.closed_for(self._venue)))
+            else:
+                self._refused.pop(instrument, None)
 
     def _next(self) -> tuple[RecordedInstrument, MissingRange] | None:
         """The gap whose turn it is, None where none is due. Reports progress on the way."""
@@ -144,13 +156,14 @@ class GapRepairer:
             if stuck:
                 trades = sum(gap.trades for gap in stuck)
                 lines.append(f"{recorded.instrument.symbol}: {trades:,} trades stay missing, because the host has no trades by id")
+            refused_until = self._refused.get(recorded.instrument, _Attempts()).retry_at
             for gap in gaps:
                 key = self._key(recorded, gap)
                 known.add(key)
                 whole.add((recorded.instrument, gap.first, gap.last))
                 attempts = self._attempts.get(key)
                 ripe = gap.end <= market_now - _MIN_GAP_AGE_MS and (attempts is None or attempts.retry_at <= now)
-                if ripe and gap not in stuck:
+                if ripe and gap not in stuck and refused_until <= now:
                     due.append((recorded, gap))
         self._attempts = {key: attempts for key, attempts in self._attempts.items() if key in known}
         self._rows_only &= whole

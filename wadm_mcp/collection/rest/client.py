@@ -527,6 +527,8 @@ def _status_error(host: _Host, request: Request, response: httpx2.Response, body
         text += f" (Retry-After: {wait}{' s' if wait.isdecimal() else ''})"
     if status == HTTPStatus.NOT_FOUND or (request.optional and status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in _LIMITED):
         return EndpointMissing(text)
+    if status == HTTPStatus.BAD_REQUEST:
+        return RequestRefused(text)
     return HostRefused(text) if status in REFUSED else ExchangeError(text)
 
 
