@@ -78,9 +78,14 @@ async def trading(folder: Path, rate: int, **settings: str) -> AsyncGenerator[tu
             tasks.cancel_scope.cancel()
 
 
-async def preloaded(store: Store, folder: Path) -> int:
-    """Eight closed hours of the past, so that a day's window has something to cache. Returns their number of trades."""
-    start = now_ms() - now_ms() % HOUR - 9 * HOUR
+def hour_now() -> int:
+    """The start of the hour. A test asks once, since the next one may begin meanwhile."""
+    return (now := now_ms()) - now % HOUR
+
+
+async def preloaded(store: Store, folder: Path, hour: int) -> int:
+    """Eight closed hours before `hour`, so that a day's window has something to cache. Returns their number of trades."""
+    start = hour - 9 * HOUR
     clock, count = ManualClock(start), 0
     async with store, Journal(folder / "preloading", 1 << 30) as journal:
         one = Recording(store, journal, clock)
@@ -96,9 +101,9 @@ async def preloaded(store: Store, folder: Path) -> int:
     return count
 
 
-async def closed_hours(served: Served) -> dict[str, Any]:
-    """A profile of the preloaded hours, once the store answers."""
-    start = now_ms() - now_ms() % HOUR - 8 * HOUR
+async def closed_hours(served: Served, hour: int) -> dict[str, Any]:
+    """A profile of the hours preloaded before `hour`, once the store answers."""
+    start = hour - 8 * HOUR
     question = {"symbol": "BTCUSDT", "exchange": "binance", "start": start, "end": start + 6 * HOUR, "detail": "full"}
     with anyio.fail_after(30):
         while (answer := await served.get("/api/volume-profile", **question))["coverage"]["gaps"]:
@@ -177,11 +182,11 @@ async def test_a_mongod_outage_under_load_loses_no_trade_and_shows_in_health(tmp
 
 async def test_killed_servers_lose_no_trade_and_double_none(tmp_path: Path) -> None:
     with own_mongod() as mongod, RedisServer(redis_binary()) as redis:
-        before = await preloaded(MongoStore(f"{mongod.url}/wadm", RETENTION), tmp_path)
+        before = await preloaded(MongoStore(f"{mongod.url}/wadm", RETENTION), tmp_path, hour := hour_now())
         servers = {"MONGODB_URL": f"{mongod.url}/wadm", "REDIS_URL": redis.url}
         async with trading(tmp_path / "data", RATE, **servers) as (served, pushed, stop):
             await until(lambda: _over(trade_count(served), 500))
-            past = await closed_hours(served)
+            past = await closed_hours(served, hour)
             for _ in range(KILLS):
                 before_kill = (await served.get("/api/volume-profile", symbol="BTCUSDT", window="15m", detail="brief"))["trade_count"]
                 mongod.kill()
@@ -189,10 +194,10 @@ async def test_killed_servers_lose_no_trade_and_double_none(tmp_path: Path) -> N
                 redis.start()
                 mongod.start()
                 await until(lambda least=before_kill: _over(trade_count(served), least), within=60)
-                assert await closed_hours(served) == past
+                assert await closed_hours(served, hour) == past
             stop()
             await recorded_all(served, pushed)
-            assert await closed_hours(served) == past
+            assert await closed_hours(served, hour) == past
             assert await hits(redis) > 0
             assert await served.stop() == 0
             assert "Traceback" not in served.stderr
@@ -266,12 +271,12 @@ async def test_of_two_processes_on_one_database_one_records_and_the_other_takes_
 async def test_answers_continue_without_redis_and_health_shows_its_outage(tmp_path: Path) -> None:
     with RedisServer(redis_binary()) as redis:
         (tmp_path / "data").mkdir()
-        await preloaded(SqliteStore(tmp_path / "data" / "wadm.sqlite"), tmp_path)
+        await preloaded(SqliteStore(tmp_path / "data" / "wadm.sqlite"), tmp_path, hour := hour_now())
         async with trading(tmp_path / "data", RATE if SOAK else 100, REDIS_URL=redis.url) as (served, pushed, stop):
             await until(lambda: _over(trade_count(served), 100))
             assert (await served.get("/health"))["parts"]["cache"]["state"] == "ok"
-            past = await closed_hours(served)
-            assert await closed_hours(served) == past
+            past = await closed_hours(served, hour)
+            assert await closed_hours(served, hour) == past
             assert await hits(redis) > 0
             settled = resident(served)
             redis.kill()
@@ -284,7 +289,7 @@ async def test_answers_continue_without_redis_and_health_shows_its_outage(tmp_pa
             with anyio.move_on_after(AWAY):
                 while True:
                     assert await status(served) == 200
-                    assert await closed_hours(served) == past
+                    assert await closed_hours(served, hour) == past
                     assert resident(served) - settled < 100 * 1024 * 1024
                     await anyio.sleep(0.2)
             meanwhile = pushed.count
@@ -295,8 +300,8 @@ async def test_answers_continue_without_redis_and_health_shows_its_outage(tmp_pa
                 return (await served.get("/health"))["parts"]["cache"]["state"] == "ok"
 
             await until(back)
-            assert await closed_hours(served) == past
-            assert await closed_hours(served) == past
+            assert await closed_hours(served, hour) == past
+            assert await closed_hours(served, hour) == past
             assert await hits(redis) > 0
             stop()
             await recorded_all(served, pushed)
