@@ -340,7 +340,8 @@ async def test_a_halt_of_a_computed_market_ends_without_a_missing_id(tmp_path: P
 async def test_what_is_absent_from_an_incomplete_list_is_neither_unlisted_nor_dropped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(refresher_module, "_INTERVAL_SECONDS", 3_600.0)
+    # A trade of a provisional symbol would have the list read again meanwhile.
+    monkeypatch.setattr(ListingRefresher, "_read", lambda *_: anyio.sleep_forever())
     kept, absent = (Instrument("binance", "spot", symbol) for symbol in ("C01USDT", "C02USDT"))
     async with trading(tmp_path, [kept, absent], ["C01USDT", "C02USDT"]) as one:
         for instrument in (kept, absent):

@@ -616,10 +616,10 @@ def with_a_line_that_cannot_be_read(body: bytes) -> bytes:
     lines[place] = ",".join(texts)
     text = "".join(lines).encode()
     if not zipped:
-        return gzip.compress(text)
+        return gzip.compress(text, mtime=0)
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:
-        packed.writestr("BTCUSDT-of-that-day.csv", text)
+        packed.writestr(zipfile.ZipInfo("BTCUSDT-of-that-day.csv"), text)
     return buffer.getvalue()
 
 
