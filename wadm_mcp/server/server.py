@@ -126,7 +126,8 @@ class WadmServer(MCPServer[ServedRuntime]):
             if argument.required and not str((arguments or {}).get(argument.name, "")).strip():
                 raise MCPError(INVALID_PARAMS, f"{name} needs the argument {argument.name}. {example}")
         try:
-            prompts.check(name, arguments or {}, self._runtime.view)
+            if "symbol" in allowed:
+                prompts.check(name, arguments or {}, self._runtime.view)
         except QueryError as error:
             raise MCPError(INVALID_PARAMS, str(error)) from None
         return await super().get_prompt(name, arguments, context)
