@@ -25,7 +25,8 @@ from wadm_mcp.model import Instrument
 from wadm_mcp.runtime import Runtime
 from wadm_mcp.server.questions import MARKETS, VOLUME_PROFILE
 from wadm_mcp.settings import Settings, read_settings
-from wadm_mcp.simulator.chaos import Chaos, Fault, Kind
+from wadm_mcp.simulator.chaos import Chaos
+from wadm_mcp.simulator.fault_plan import Fault, Kind
 from wadm_mcp.simulator.simulator import Simulator
 
 pytestmark = pytest.mark.anyio

@@ -17,7 +17,8 @@ from wadm_mcp.model import Instrument
 from wadm_mcp.runtime import Runtime
 from wadm_mcp.server.server import build_server
 from wadm_mcp.settings import read_settings
-from wadm_mcp.simulator.chaos import Chaos, Fault, Kind
+from wadm_mcp.simulator.chaos import Chaos
+from wadm_mcp.simulator.fault_plan import Fault, Kind
 from wadm_mcp.simulator.listings import known_instruments
 from wadm_mcp.simulator.simulator import Simulator
 

@@ -33,7 +33,8 @@ from wadm_mcp.queries.markets import markets
 from wadm_mcp.queries.volume_profile import volume_profile
 from wadm_mcp.runtime import Runtime
 from wadm_mcp.settings import read_settings
-from wadm_mcp.simulator.chaos import Chaos, Fault, Kind
+from wadm_mcp.simulator.chaos import Chaos
+from wadm_mcp.simulator.fault_plan import Fault, Kind
 from wadm_mcp.simulator.simulator import Simulator
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from wadm_mcp.errors import ExchangeError
 from wadm_mcp.exchanges.exchange import Venue
 from wadm_mcp.health import Health
 from wadm_mcp.model import Instrument, Listing
-from wadm_mcp.simulator.chaos import Chaos, Fault, Kind
+from wadm_mcp.simulator.chaos import Chaos
+from wadm_mcp.simulator.fault_plan import Fault, Kind
 from wadm_mcp.simulator.simulator import Simulator
 from wadm_mcp.storage.sqlite import SqliteStore
 

@@ -15,7 +15,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from tests.simulator.wire import TIMEOUT_SECONDS, get, opened
 from wadm_mcp.clock import now_ms
 from wadm_mcp.model import Instrument
-from wadm_mcp.simulator.chaos import ON_ORDER, ON_SOCKETS, Chaos, Fault, Kind, plan
+from wadm_mcp.simulator.chaos import Chaos
+from wadm_mcp.simulator.fault_plan import ON_ORDER, ON_SOCKETS, Fault, Kind, plan
 from wadm_mcp.simulator.faults import Faults
 from wadm_mcp.simulator.halts import HaltingTape
 from wadm_mcp.simulator.simulator import Simulator
@@ -339,6 +340,41 @@ async def test_a_contract_that_does_not_trade_is_only_in_the_list_of_its_status(
         page = (await get(simulator, "bybit_rest", "/v5/market/instruments-info?category=linear&symbol=SOLUSDT")).json()
         (listed,) = page["result"]["list"]
         assert (listed["priceFilter"]["tickSize"], listed["lotSizeFilter"]["qtyStep"]) == ("0.0001", "0.5")
+
+
+async def test_a_symbol_is_listed_with_finer_steps_as_long_as_the_fault_lasts() -> None:
+    chaos = Chaos([Fault(Kind.STEPS, 0.0, 60.0, "binance", "spot", "BTCUSDT")])
+
+    async def tick(symbol: str) -> str:
+        (listed,) = (await get(simulator, "binance_spot_rest", f"/api/v3/exchangeInfo?symbol={symbol}")).json()["symbols"]
+        return next(each["tickSize"] for each in listed["filters"] if each["filterType"] == "PRICE_FILTER")
+
+    async with Simulator(manual=True, faults=chaos) as simulator:
+        assert await tick("BTCUSDT") == "0.01000000"
+        chaos.begin()
+        assert (await tick("BTCUSDT"), await tick("ETHUSDT")) == ("0.00010000", "0.01000000")
+        chaos.end()
+        assert await tick("BTCUSDT") == "0.01000000"
+
+
+async def test_the_list_of_contracts_serves_its_second_page_again_and_again() -> None:
+    chaos = Chaos([Fault(Kind.REPEATS, 0.0, 60.0, "bybit", "linear")])
+    chaos.listings_page = 1
+
+    async def page(cursor: str) -> tuple[str, str]:
+        path = f"/v5/market/instruments-info?category=linear&cursor={cursor}"
+        result = (await get(simulator, "bybit_rest", path)).json()["result"]
+        return result["list"][0]["symbol"], result["nextPageCursor"]
+
+    async with Simulator(manual=True, faults=chaos) as simulator:
+        chaos.begin()
+        first, cursor = await page("")
+        pages = [await page(cursor)]
+        pages += [await page(pages[-1][1]) for _ in range(3)]
+        assert len(set(pages)) == 1
+        assert pages[0][0] != first
+        chaos.end()
+        assert (await page(cursor))[0] != (await page((await page(cursor))[1]))[0]
 
 
 async def test_ids_that_the_exchange_itself_lacks_are_served_nowhere() -> None:

@@ -47,9 +47,9 @@ class Wadm:
     """One `wadm-mcp serve` with its own data folder. It can be started several times."""
 
     def __init__(self, folder: Path, number: int, settings: Mapping[str, str]) -> None:
-        self._folder = folder
+        self.folder = folder
         self._number = number
-        self._settings = settings
+        self.settings = settings
         self._stack = AsyncExitStack()
         self._served: Served | None = None
         self.starts = 0
@@ -63,13 +63,13 @@ class Wadm:
     @property
     def log(self) -> str:
         """The log of all its processes."""
-        return "".join(path.read_text() for path in sorted(self._folder.parent.glob(f"{self._folder.name}-{self._number}-*.txt")))
+        return "".join(path.read_text() for path in sorted(self.folder.parent.glob(f"{self.folder.name}-{self._number}-*.txt")))
 
     async def start(self) -> None:
         self.starts += 1
         self.started_at = anyio.current_time()
         self._served = await self._stack.enter_async_context(
-            serving(self._folder, "serve", settings=self._settings, name=f"{self._number}-{self.starts:03}")
+            serving(self.folder, "serve", settings=self.settings, name=f"{self._number}-{self.starts:03}")
         )
 
     async def kill(self) -> None:
@@ -179,7 +179,7 @@ async def deployment(
     *,
     instruments: Sequence[Instrument] = INSTRUMENTS,
     faults: Faults | None = None,
-    activity: float = ACTIVITY,
+    activity: float | Mapping[str, float] = ACTIVITY,
     **settings: Any,
 ) -> AsyncGenerator[Deployment]:
     """Simulated exchanges that trade, and a deployment whose processes end with the block."""

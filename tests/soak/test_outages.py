@@ -10,7 +10,8 @@ import pytest
 from tests.end_to_end.process import resident, until
 from tests.servers import own_mongod
 from tests.soak.deployment import SEED, SOAK, Deployment, Wadm, deployment
-from wadm_mcp.simulator.chaos import Chaos, Fault, Kind
+from wadm_mcp.simulator.chaos import Chaos
+from wadm_mcp.simulator.fault_plan import Fault, Kind
 
 pytestmark = pytest.mark.anyio
 

@@ -10,7 +10,8 @@ import pytest
 
 from tests.servers import own_mongod
 from tests.soak.deployment import INSTRUMENTS, SEED, SOAK, Deployment, Wadm, deployment
-from wadm_mcp.simulator.chaos import Chaos, Kind, plan
+from wadm_mcp.simulator.chaos import Chaos
+from wadm_mcp.simulator.fault_plan import Kind, plan
 
 pytestmark = pytest.mark.anyio
 

@@ -10,7 +10,8 @@ import pytest
 from tests.soak.deployment import INSTRUMENTS, SEED, SOAK, deployment
 from tests.soak.verdict import exact, ledger, ms
 from wadm_mcp.model import MINUTE
-from wadm_mcp.simulator.chaos import Chaos, Fault, Kind, plan
+from wadm_mcp.simulator.chaos import Chaos
+from wadm_mcp.simulator.fault_plan import Fault, Kind, plan
 
 pytestmark = [
     pytest.mark.anyio,

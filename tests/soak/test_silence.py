@@ -19,7 +19,8 @@ from wadm_mcp.collection.recording.recorded_instrument import RecordedInstrument
 from wadm_mcp.coverage.by_connection import ConnectionCoverage
 from wadm_mcp.coverage.spans import GapReason, SpanReason
 from wadm_mcp.model import HOUR, MINUTE, SECOND, Trade, TradeType
-from wadm_mcp.simulator.chaos import Chaos, Fault, Kind
+from wadm_mcp.simulator.chaos import Chaos
+from wadm_mcp.simulator.fault_plan import Fault, Kind
 from wadm_mcp.tape import InstrumentTape
 
 RATES: Final = (1 / 3_600, 1 / 300, 1 / 30, 1 / 4, 2.0, 15.0, 75.0)

@@ -16,7 +16,8 @@ from wadm_mcp.coverage.spans import GapReason
 from wadm_mcp.model import HOUR, MINUTE, SECOND, Instrument, Window
 from wadm_mcp.runtime import Runtime
 from wadm_mcp.settings import read_settings
-from wadm_mcp.simulator.chaos import Chaos, Fault, Kind
+from wadm_mcp.simulator.chaos import Chaos
+from wadm_mcp.simulator.fault_plan import Fault, Kind
 from wadm_mcp.simulator.simulator import Simulator
 
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(not SOAK, reason="takes three minutes; run with WADM_SOAK=1")]

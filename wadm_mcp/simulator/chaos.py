@@ -1,4 +1,4 @@
-"""Injects faults into the simulated exchanges: single ones, or a plan that is reproducible from a seed.
+"""Injects faults into the simulated exchanges: single ones, or a plan that is reproducible from a seed (`fault_plan.py`).
 
 A plan is a list of `Fault`s with their times; `happened` records which faults took place and on which connection. Faults on the sockets
 of one market never overlap, so that redundant connections do not fail at the same time, except in a `SILENCE`.
@@ -10,7 +10,6 @@ import re
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from enum import StrEnum
 from random import Random
 from typing import Any, Final, NamedTuple
 from zlib import crc32
@@ -18,97 +17,8 @@ from zlib import crc32
 import anyio
 
 from wadm_mcp.model import Instrument
+from wadm_mcp.simulator.fault_plan import ON_LISTINGS, ON_SOCKETS, Fault, Kind
 from wadm_mcp.simulator.faults import Cut, Faults, Reply
-
-
-class Kind(StrEnum):
-    """The kinds of faults; all of them occur on the real exchanges (docs/exchanges.md)."""
-
-    DROP = "drop"
-    """The connection is cut without a closing handshake."""
-    DAY = "day"
-    """It is closed with a handshake, as after 24 hours."""
-    SHUTDOWN = "shutdown"
-    """A `serverShutdown` event, and the connection is closed a second later."""
-    MUTE = "mute"
-    """The socket stays open and answers pings, but no trades are sent."""
-    STALL = "stall"
-    """The connection delivers nothing of one symbol, and the others go on."""
-    SILENCE = "silence"
-    """As `MUTE`, but on every socket of the market, so that no redundant connection has what was traded."""
-    LOSE = "lose"
-    """Some frames are not sent."""
-    REPEAT = "repeat"
-    """Frames are sent twice."""
-    REORDER = "reorder"
-    """Trades of one millisecond are sent in another order."""
-    REPLAY = "replay"
-    """An old frame is sent again."""
-    GARBAGE = "garbage"
-    """Frames that are not JSON, or JSON with other fields, are sent in between."""
-    OVERSIZED = "oversized"
-    """A frame of eight million bytes."""
-    UNREADABLE = "unreadable"
-    """One row of some frames has a price that is no number."""
-    REFUSE = "refuse"
-    """New connections are refused with 503."""
-    TOO_MANY = "too_many"
-    """REST answers 429 with `Retry-After` (Bybit: code 10006)."""
-    BANNED = "banned"
-    """REST answers 418 with `Retry-After` until the ban ends (Bybit: 403)."""
-    ERROR = "error"
-    """REST answers 503."""
-    SLOW = "slow"
-    """REST answers late."""
-    LAG = "lag"
-    """REST does not serve the newest trades yet."""
-    SPOILED = "spoiled"
-    """One row of each page of trades that REST serves has a price that is no number, and one candle of each page has no volume."""
-    SKEW = "skew"
-    """The exchange's clock is wrong."""
-    UNSEEN = "unseen"
-    """Some frames are sent on no connection. Where the exchange does not number its trades, nothing but its candles shows it."""
-    HALT = "halt"
-    """A symbol does not trade, and is listed with another status."""
-    UNLIST = "unlist"
-    """A symbol does not trade, and is not listed."""
-    BLOCKED = "blocked"
-    """REST refuses this region: Binance answers 451, Bybit 403 with a page of HTML. Archives and sockets stay open."""
-    BLOCKED_SOCKETS = "blocked_sockets"
-    """New connections are refused with the same replies."""
-    NO_HISTORY = "no_history"
-    """Binance spot answers 404 to `historicalTrades`, as its host of market data does."""
-
-
-ON_ORDER: Final = (Kind.UNSEEN, Kind.BLOCKED, Kind.BLOCKED_SOCKETS, Kind.NO_HISTORY)
-"""Kinds that no plan has: only the exchange's own figures show the trades that they take, or a client stays away for minutes."""
-ON_SOCKETS: Final = tuple(Kind)[: list(Kind).index(Kind.REFUSE)]
-ON_LISTINGS: Final = (Kind.HALT, Kind.UNLIST)
-ON_REST: Final = (Kind.TOO_MANY, Kind.BANNED, Kind.ERROR, Kind.SLOW, Kind.LAG, Kind.SPOILED)
-
-_DURATIONS: Final = {
-    Kind.MUTE: (2.0, 15.0),
-    Kind.STALL: (2.0, 30.0),
-    Kind.SILENCE: (6.0, 15.0),
-    Kind.LOSE: (0.1, 1.0),
-    Kind.REPEAT: (0.2, 1.0),
-    Kind.REORDER: (0.2, 1.0),
-    Kind.GARBAGE: (0.05, 0.2),
-    Kind.UNREADABLE: (0.1, 0.5),
-    Kind.SHUTDOWN: (0.0, 1.0),
-    Kind.REFUSE: (0.5, 2.0),
-    Kind.TOO_MANY: (0.5, 2.0),
-    Kind.BANNED: (2.0, 5.0),
-    Kind.ERROR: (0.5, 3.0),
-    Kind.SLOW: (0.5, 2.0),
-    Kind.LAG: (1.0, 5.0),
-    # An id that a third reply, three seconds later, still has unreadable is not requested again.
-    Kind.SPOILED: (0.5, 2.0),
-    Kind.SKEW: (2.0, 5.0),
-    Kind.HALT: (5.0, 90.0),
-    Kind.UNLIST: (5.0, 90.0),
-}
-"""Shortest and longest duration in seconds; other faults have none."""
 
 _ALIVE_SECONDS: Final = 2.0
 """A connection counts as alive if it carried trades within this time."""
@@ -173,60 +83,12 @@ _REGION_REFUSED: Final = {
 _TOO_MANY_VISITS: Final = Reply(200, {"retCode": 10006, "retMsg": "Too many visits!", "result": {}, "retExtInfo": {}})
 
 
-class Fault(NamedTuple):
-    """One fault on a market's sockets, REST host or listings, from `at` seconds after `begin` on, for `lasts` seconds.
-
-    `symbol` is the one that a stall, a halt or a delisting is about; empty for the first one that it meets.
-    """
-
-    kind: Kind
-    at: float
-    lasts: float
-    exchange: str
-    market: str
-    symbol: str = ""
-
-
 class Happened(NamedTuple):
     """A fault that took place: when (seconds after `begin`), and on which connection if it was a fault of one socket."""
 
     fault: Fault
     at: float
     connection: int | None
-
-
-def plan(seed: int, seconds: float, *, every: float = 1.5, kinds: Iterable[Kind] = tuple(Kind)) -> list[Fault]:
-    """Faults for a run of `seconds`, reproducible by `seed`.
-
-    Each market's sockets get one about every `every` seconds; REST, new connections and the clock get a few. A `SILENCE` loses trades
-    unseen unless it is much longer than the market's pauses: leave it out of `kinds` where there are few trades.
-    """
-    random, allowed = Random(seed), set(kinds)
-    sockets = [kind for kind in ON_SOCKETS if kind in allowed]
-    rare = {"rest": [kind for kind in ON_REST if kind in allowed], "": [kind for kind in (Kind.REFUSE, Kind.SKEW) if kind in allowed]}
-    faults: list[Fault] = []
-
-    def add(exchange: str, market: str, choices: Sequence[Kind], pause: float) -> None:
-        at, remaining = 1.0, list(choices)
-        random.shuffle(remaining)
-        while choices and (at := at + random.uniform(0.5, 1.5) * pause) < seconds:
-            # Every kind is used once, in random order, before one is used again.
-            if not remaining:
-                remaining = list(choices)
-                random.shuffle(remaining)
-            kind = remaining.pop()
-            lasts = random.uniform(*_DURATIONS.get(kind, (0.0, 0.0)))
-            if kind is not Kind.SILENCE or at + lasts <= seconds:
-                faults.append(Fault(kind, at, min(lasts, seconds - at), exchange, market))
-
-    for exchange in ("binance", "bybit"):
-        for market in ("spot", "linear"):
-            add(exchange, market, sockets, every)
-            # A ban by Bybit lasts ten minutes, too long for a run.
-            add(exchange, market, [kind for kind in rare["rest"] if exchange == "binance" or kind is not Kind.BANNED], 6 * every)
-            add(exchange, market, [kind for kind in ON_LISTINGS if kind in allowed], 20 * every)
-        add(exchange, "", rare[""], 8 * every)
-    return sorted(faults, key=lambda fault: fault.at)
 
 
 class _Active(NamedTuple):
@@ -401,6 +263,7 @@ class Chaos(Faults):
 
     async def requested(self, exchange: str, path: str, params: Mapping[str, str]) -> Reply | None:
         self._update_skew()
+        self.repeats_page = self._active_fault(Kind.REPEATS, "bybit", "linear") is not None
         market = _market_of(path, params)
         reply = None
         if (fault := self._active_fault(Kind.SLOW, exchange, market)) is not None:
@@ -440,9 +303,15 @@ class Chaos(Faults):
     def status(self, instrument: Instrument) -> str | None:
         market = instrument.exchange, instrument.market
         for fault in self._on_listings.get(market, ()):
-            if self._is_active(fault) and self._symbol(fault, instrument.symbol) == instrument.symbol:
+            if fault.kind is not Kind.STEPS and self._is_active(fault) and self._symbol(fault, instrument.symbol) == instrument.symbol:
                 return "" if fault.kind is Kind.UNLIST else _STATUS[market]
         return None
+
+    def has_finer_steps(self, instrument: Instrument) -> bool:
+        return any(
+            fault.kind is Kind.STEPS and self._is_active(fault) and self._symbol(fault, instrument.symbol) == instrument.symbol
+            for fault in self._on_listings.get((instrument.exchange, instrument.market), ())
+        )
 
     def _symbol(self, fault: Fault, first: str) -> str:
         """The symbol that a fault is about: its own, or the `first` that it met."""

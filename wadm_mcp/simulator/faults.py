@@ -90,6 +90,10 @@ class Faults:
         """The exchange's word for an instrument that does not trade now, empty for one that it does not list; None while it trades."""
         return None
 
+    def has_finer_steps(self, instrument: Instrument) -> bool:
+        """Whether an instrument is listed with a tick and a lot a hundredth as large as usual."""
+        return False
+
     def lag(self, exchange: str, market: str) -> int:
         """Milliseconds by which the trades that REST serves are behind the stream."""
         return 0

@@ -127,6 +127,11 @@ def custom_steps(instrument: Instrument, tick: str, lot: str) -> Steps:
     return Steps(tick, lot, tick_units, lot_units, price_decimals, quantity_decimals)
 
 
+def finer_steps(instrument: Instrument, steps: Steps) -> Steps:
+    """A tick and a lot a hundredth as large, of which the usual prices and quantities are multiples too."""
+    return custom_steps(instrument, f"{Decimal(steps.tick_text) / 100:f}", f"{Decimal(steps.lot_text) / 100:f}")
+
+
 def assets_of(symbol: str) -> tuple[str, str]:
     """Base and quote asset of a symbol, from its name."""
     for quote in ("USDT", "USDC", "BTC", "ETH"):

@@ -41,9 +41,10 @@ class Simulator:
     """Both exchanges on free ports of 127.0.0.1, entered as a context manager.
 
     `instruments` are the listed ones (default: eight known symbols, without BNBUSDT on Bybit); `activity` multiplies how much they
-    trade, for all exchanges or by exchange. With `manual` the only trades are those of `push`. With `replay` there is only the recorded
-    market of Binance with the recorded symbols; `speed` divides the recorded pauses, and 0 plays as fast as clients read. `clock` returns
-    ms since the epoch, `wall` (default: the same) is the clock of REST's rate limits; `queue` is how many frames a client may leave unread.
+    trade, for all of them, or by exchange or instrument (`binance:spot:BTCUSDT`). With `manual` the only trades are those of `push`. With
+    `replay` there is only the recorded market of Binance with the recorded symbols; `speed` divides the recorded pauses, and 0 plays as
+    fast as clients read. `clock` returns ms since the epoch, `wall` (default: the same) is the clock of REST's rate limits; `queue` is how
+    many frames a client may leave unread.
 
     `sent` counts, by instrument, the rows that a collector records (spot trades, USD-M aggregates, Bybit trades) and that were sent to at
     least one client.
@@ -236,7 +237,9 @@ def _now() -> int:
 
 
 def _activity_of(activity: float | Mapping[str, float], instrument: Instrument) -> float:
-    return activity.get(instrument.exchange, 1.0) if isinstance(activity, Mapping) else activity
+    if isinstance(activity, Mapping):
+        return activity.get(str(instrument), activity.get(instrument.exchange, 1.0))
+    return activity
 
 
 def _id_counter(instrument: Instrument) -> tuple[str, ...]:

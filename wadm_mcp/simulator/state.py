@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 from wadm_mcp.model import Instrument
 from wadm_mcp.simulator.faults import Faults
 from wadm_mcp.simulator.halts import HaltingTape
-from wadm_mcp.simulator.listings import Steps, steps_of, symbols_of
+from wadm_mcp.simulator.listings import Steps, finer_steps, steps_of, symbols_of
 from wadm_mcp.simulator.tape import Aggregate, Print, Tape
 
 QUEUE: Final = 20_000
@@ -63,7 +63,8 @@ class SimulatorState:
 
     def steps_of(self, instrument: Instrument) -> Steps:
         """Tick and lot as the exchange lists them now."""
-        return self.steps.get(instrument) or steps_of(instrument)
+        steps = self.steps.get(instrument) or steps_of(instrument)
+        return finer_steps(instrument, steps) if self.faults.has_finer_steps(instrument) else steps
 
     def note_halts(self, exchange: str, markets: Collection[str]) -> None:
         """Let the computed tapes of these markets stop and go on as their instruments do."""

@@ -25,7 +25,8 @@ from wadm_mcp.errors import ExchangeError
 from wadm_mcp.exchanges.exchange import Page, Trades
 from wadm_mcp.health import Health
 from wadm_mcp.model import DAY, MINUTE, Instrument, Listing, Trade, Window
-from wadm_mcp.simulator.chaos import Chaos, Fault, Kind
+from wadm_mcp.simulator.chaos import Chaos
+from wadm_mcp.simulator.fault_plan import Fault, Kind
 from wadm_mcp.simulator.faults import Faults, Reply
 from wadm_mcp.simulator.simulator import Simulator
 from wadm_mcp.tape import Tape

@@ -28,7 +28,8 @@ from wadm_mcp.exchanges.bybit import Bybit
 from wadm_mcp.exchanges.exchange import Exchange, Limits, Trades
 from wadm_mcp.health import Health, State
 from wadm_mcp.model import Instrument, Trade
-from wadm_mcp.simulator.chaos import Chaos, Fault, Kind
+from wadm_mcp.simulator.chaos import Chaos
+from wadm_mcp.simulator.fault_plan import Fault, Kind
 from wadm_mcp.simulator.simulator import Simulator
 from wadm_mcp.tape import Tape
 
