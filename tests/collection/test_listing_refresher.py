@@ -338,9 +338,7 @@ async def test_a_halt_of_a_computed_market_ends_without_a_missing_id(tmp_path: P
 
 
 @pytest.mark.usefixtures("fast_motion")
-async def test_what_is_absent_from_an_incomplete_list_is_neither_unlisted_nor_dropped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_may_be_missing_from_a_list_is_neither_unlisted_nor_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A trade of a provisional symbol would have the list read again meanwhile.
     monkeypatch.setattr(ListingRefresher, "_read", lambda *_: anyio.sleep_forever())
     kept, absent = (Instrument("binance", "spot", symbol) for symbol in ("C01USDT", "C02USDT"))
@@ -355,13 +353,15 @@ async def test_what_is_absent_from_an_incomplete_list_is_neither_unlisted_nor_dr
             if provisional:
                 market.relist(Listing.unconfirmed(absent))
             before = list(market.listings)
-            assert manager._apply(market, LookUp(others, True, complete=False)) == []
-            async with anyio.create_task_group() as tasks:
-                await manager._correct(market, tasks, LookUp(others, True, complete=False))
-            assert market.listings == before
+            for found in (LookUp(others, True, complete=False), LookUp(others, True, malformed={absent.symbol})):
+                assert manager._apply(market, found) == []
+                async with anyio.create_task_group() as tasks:
+                    await manager._correct(market, tasks, found)
+                assert market.listings == before
         # One that trades is not dropped for a complete list either.
         assert manager._apply(market, LookUp(others, True)) == []
         assert market.listings == before
         market.relist(listing)
-        manager._apply(market, LookUp(others, True))
+        # A record of another symbol that is malformed for good hides no delisting.
+        manager._apply(market, LookUp(others, True, malformed={"C03USDT"}))
         assert one.runtime.tape[absent].listing.status == UNLISTED

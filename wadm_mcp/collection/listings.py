@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import anyio
@@ -35,12 +35,17 @@ _HOST_PAUSE_SECONDS: Final = 60.0
 class LookUp(NamedTuple):
     """The result of a look-up: listings by symbol as in `Venue.by_symbol`, and whether they come from the exchange.
 
-    What is absent from a list that is not `complete` may be listed all the same.
+    What is absent from a list that is not `complete` may be listed all the same, and so may the `malformed` symbols.
     """
 
     listed: Mapping[str, Listing]
     confirmed: bool
     complete: bool = True
+    malformed: Collection[str] = ()
+
+    def lacks(self, symbol: str) -> bool:
+        """Whether the list shows that its exchange does not list a symbol."""
+        return self.complete and symbol not in self.listed and symbol not in self.malformed
 
 
 Correct = Callable[[LookUp], Awaitable[None]]
@@ -181,7 +186,7 @@ class Listings:
         return self._known[venue.name][0] if venue.name in self._known else None
 
     def _remember(self, venue: Venue, found: Listed) -> LookUp:
-        known = LookUp(venue.by_symbol(found), True, not found.missing)
+        known = LookUp(venue.by_symbol(found), True, not found.missing, found.malformed)
         self._known[venue.name] = self._clock.monotonic(), known
         return known
 

@@ -127,7 +127,7 @@ class SubscriptionManager:
                 self._unlisted.append((market, symbol, near))
                 self._services.tape.remove_awaited(instrument)
                 self._services.health.report(str(instrument), State.UNLISTED, f"the exchange does not list it. Nearest: {near}")
-                if answer.complete:
+                if answer.lacks(symbol):
                     found.append(Listing.none(instrument))
         market.looked_up = True
         self._warn_of_unlisted()
@@ -208,13 +208,13 @@ class SubscriptionManager:
     def _apply(self, market: MarketRecording, found: LookUp) -> list[Listing]:
         """Replace the listings of a market by these and add wanted ones that are new. Returns those that have changed.
 
-        From a complete list, a provisional instrument that is not listed and does not trade is dropped, and another one is unlisted.
+        A provisional instrument that the list lacks and that does not trade is dropped, and another one is unlisted.
         """
         listed, changed = found.listed, list[Listing]()
         for old in list(market.listings):
             symbol = old.instrument.symbol
             if symbol not in listed and (
-                not found.complete or (old.provisional and self._services.recorder.has_traded(old.instrument, HOUR))
+                not found.lacks(symbol) or (old.provisional and self._services.recorder.has_traded(old.instrument, HOUR))
             ):
                 continue
             if symbol not in listed and old.provisional:
@@ -262,7 +262,7 @@ class SubscriptionManager:
         correct = partial(self._correct, market, tasks)
         found = await self._listings.look_up_again(market.venue, instrument.symbol, tasks, correct)
         listed = found.listed
-        if found.confirmed and not found.complete:
+        if found.confirmed and not found.lacks(instrument.symbol):
             listed = _with_stored(found, await self._listings.stored(market.venue))
         if instrument.symbol not in listed or listed[instrument.symbol].status == UNLISTED:
             stored = (await self._listings.stored(market.venue) if found.confirmed else listed).get(instrument.symbol)
@@ -341,10 +341,9 @@ class SubscriptionManager:
 
 
 def _with_stored(found: LookUp, stored: Mapping[str, Listing]) -> Mapping[str, Listing]:
-    """The listings of an answer. What is absent from one that is not complete is listed as it was."""
-    if found.complete:
-        return found.listed
-    return {symbol: listing for symbol, listing in stored.items() if _was_listed(listing)} | dict(found.listed)
+    """The listings of an answer. What is absent from it, but may be listed all the same, is listed as it was."""
+    kept = {symbol: listing for symbol, listing in stored.items() if _was_listed(listing) and not found.lacks(symbol)}
+    return kept | dict(found.listed)
 
 
 def _was_listed(stored: Listing) -> bool:

@@ -151,11 +151,16 @@ class Page(list[_Row]):
 
 
 class Listed(list[Listing]):
-    """The listings of a market, or of a part of its list. `missing` says why others may be missing; empty where the list is complete."""
+    """The listings of a market, or of a part of its list.
 
-    def __init__(self, listings: Iterable[Listing] = (), missing: str = "") -> None:
+    `missing` says why any others may be missing; empty where the list is complete. `malformed` are the symbols whose own record could not
+    be read, with the reason: those alone may be missing all the same.
+    """
+
+    def __init__(self, listings: Iterable[Listing] = (), missing: str = "", malformed: Mapping[str, str] = {}) -> None:
         super().__init__(listings)
         self.missing = missing
+        self.malformed = malformed
 
 
 class Candle(NamedTuple):

@@ -96,6 +96,15 @@ class _Start(msgspec.Struct, frozen=True, array_like=True):
 _read_start: Final = msgspec.json.Decoder(_Start, strict=False).decode
 
 
+class _Symbol(msgspec.Struct, frozen=True):
+    """The symbol of a listing's record."""
+
+    symbol: str
+
+
+_read_symbol: Final = msgspec.json.Decoder(_Symbol).decode
+
+
 @lru_cache(maxsize=16_384)
 def figure(text: str, decimals: int, listed: int) -> tuple[int, int]:
     """Parse a price or quantity above zero into an exact `(integer, decimals)`; `ValueError` for any other text.
@@ -298,25 +307,39 @@ def _start(raw: msgspec.Raw) -> int | None:
 
 
 def read_records(venue: str, records: Sequence[msgspec.Raw], read: Callable[[msgspec.Raw], Listing | None]) -> Listed:
-    """The listings of a reply's records. `read` returns None for a record of no use, and raises for a malformed one, which is skipped and
-    named in `missing`.
+    """The listings of a reply's records. `read` returns None for a record of no use, and raises for a malformed one, which is skipped:
+    it costs its own symbol, and others only where it names none (`Listed.missing`).
 
     `ExchangeError` when all records are malformed: then the reply cannot be read.
     """
     listings: list[Listing] = []
-    malformed = 0
-    why: Exception | None = None
+    named: dict[str, str] = {}
+    malformed, nameless, missing, why = 0, 0, "", ""
     for record in records:
         try:
             listing = read(record)
             if listing is not None and not is_symbol(listing.instrument.symbol):
                 raise ValueError(f"{listing.instrument.symbol[:MAX_SYMBOL_CHARS]!r} cannot be a symbol")
         except (*UNREADABLE, ValueError) as error:
-            malformed, why = malformed + 1, error
+            why = one_line(str(error), 160)
+            if symbol := _symbol_of(record):
+                named[symbol] = why
+            else:
+                nameless += 1
+                missing = f"{nameless} of {len(records)} records are malformed, the last one: {why}"
+            malformed += 1
             continue
         if listing is not None:
             listings.append(listing)
     if malformed and malformed == len(records):
         raise unreadable(venue, LISTINGS, f"all {malformed} records are malformed, the last one: {why}")
-    missing = f"{malformed} of {len(records)} records are malformed, the last one: {one_line(str(why), 160)}" if malformed else ""
-    return Listed(listings, missing)
+    return Listed(listings, missing, named)
+
+
+def _symbol_of(record: msgspec.Raw) -> str:
+    """The symbol of a record of which nothing else may be readable; empty if it has none."""
+    try:
+        symbol = _read_symbol(record).symbol
+    except UNREADABLE:
+        return ""
+    return symbol if is_symbol(symbol) else ""

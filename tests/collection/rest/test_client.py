@@ -233,6 +233,23 @@ async def test_a_malformed_record_is_logged_once_for_a_list_and_makes_it_incompl
     assert vars(line)["wadm_fields"]["error"] == listings.missing
 
 
+async def test_a_malformed_record_that_names_its_symbol_leaves_the_list_of_the_others_complete(caplog: pytest.LogCaptureFixture) -> None:
+    contract = {"status": "Trading", "priceFilter": {"tickSize": "0.10"}, "lotSizeFilter": {"qtyStep": "0.001"}}
+
+    async def answer(request: Request) -> Response:
+        records = [{"symbol": "AUSDT", **contract}, {"symbol": "CUSDT", **contract, "priceFilter": {}}]
+        return JSONResponse({"retCode": 0, "result": {"list": records if "status" not in request.query_params else []}})
+
+    with serving(Starlette(routes=[Route("/v5/market/instruments-info", answer)])) as base_url:
+        async with RestClient() as rest:
+            with anyio.fail_after(10):
+                listings = await rest.listings(venue(Bybit(), "linear", rest_url=base_url))
+    assert [each.instrument.symbol for each in listings] == ["AUSDT"]
+    assert (listings.missing, list(listings.malformed)) == ("", ["CUSDT"])
+    (line,) = [record for record in caplog.records if record.getMessage() == "listing.malformed"]
+    assert vars(line)["wadm_fields"]["symbol"] == "CUSDT"
+
+
 async def test_a_list_without_end_is_given_up() -> None:
     asked: list[dict[str, str]] = []
     with serving(pages({"": "0", **{str(place): str(place + 1) for place in range(9)}}, asked)) as base_url:

@@ -197,7 +197,7 @@ class RestClient:
         Only the list of what trades has to be served. Without another one the result is not complete.
         """
         found: dict[Instrument, Listing] = {}
-        missing = ""
+        missing, malformed = "", dict[str, str]()
         for state in venue.exchange.listing_states(venue.market):
             try:
                 listed = await self._listings_in(venue, state)
@@ -209,7 +209,8 @@ class RestClient:
             else:
                 found.update((listing.instrument, listing) for listing in listed)
                 missing = missing or listed.missing
-        return Listed(found.values(), missing)
+                malformed.update(listed.malformed)
+        return Listed(found.values(), missing, malformed)
 
     async def _listings_in(self, venue: Venue, state: str) -> Listed:
         """The listings of one list of a market, from all pages.
@@ -219,7 +220,7 @@ class RestClient:
         """
         exchange, market = venue.exchange, venue.market
         listings: dict[Instrument, Listing] = {}
-        missing = ""
+        missing, malformed = "", dict[str, str]()
         cursor, cursors, useless = "", set[str](), 0
         for _ in range(self._pages):
             body = await self.get(venue, exchange.listings_request(market, cursor, state), Priority.LISTINGS)
@@ -232,11 +233,15 @@ class RestClient:
             if page.missing and not missing:
                 missing = page.missing
                 log.warning("listings.incomplete", **venue.log_fields, state=state, error=missing)
+            if page.malformed and not malformed:
+                symbol, why = next(iter(page.malformed.items()))
+                log.warning("listing.malformed", **venue.log_fields, state=state, symbol=symbol, error=why, symbols=len(page.malformed))
+            malformed.update(page.malformed)
             cursors.add(cursor)
             if repeats or following in cursors or not following:
                 if following:
                     log.warning("listings.repeated", **venue.log_fields, cursor=printable(following, _QUOTED_CHARS), symbols=len(listings))
-                return Listed(listings.values(), missing or ("a page of it came again" if following else ""))
+                return Listed(listings.values(), missing or ("a page of it came again" if following else ""), malformed)
             cursor = following
         raise ExchangeError(f"{venue.name} lists its symbols on more than {self._pages} pages. Check {self._serving(venue).shown}")
 
