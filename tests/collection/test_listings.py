@@ -11,7 +11,7 @@ from tests.market import SPOT, listing
 from tests.venues import simulated_venue
 from wadm_mcp.clock import SYSTEM_CLOCK, now_ms
 from wadm_mcp.collection import listings as listings_module
-from wadm_mcp.collection.listings import Listings
+from wadm_mcp.collection.listings import Listings, LookUp
 from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.errors import ExchangeError
 from wadm_mcp.exchanges.exchange import Venue
@@ -88,6 +88,41 @@ async def test_a_list_without_a_symbol_is_not_believed(tmp_path: Path, monkeypat
         found = (await listings.read_again(simulated_venue(simulator, "binance", "spot"), lambda: None)).listed
         assert {symbol: one.status for symbol, one in found.items()} == {"BTCUSDT": "BREAK"}
         assert found["BTCUSDT"].instrument == Instrument("binance", "spot", "BTCUSDT")
+
+
+async def test_a_start_that_gets_an_empty_list_uses_other_listings_until_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listings_module, "_FIRST_PAUSE_SECONDS", 0.1)
+    corrections: list[LookUp] = []
+    corrected = anyio.Event()
+
+    async def correct(found: LookUp) -> None:
+        corrections.append(found)
+        corrected.set()
+
+    async with exchanges(tmp_path, monkeypatch) as (simulator, listings, _), anyio.create_task_group() as tasks:
+        every = [one for one in simulator.instruments if one[:2] == ("binance", "spot")]
+        for instrument in every:
+            simulator.set_status(*instrument, "")
+        found = await listings.look_up(simulated_venue(simulator, "binance", "spot"), ["BTCUSDT"], tasks, correct)
+        assert not found.confirmed
+        assert found.listed["BTCUSDT"].provisional
+        simulator.set_status("binance", "spot", "BTCUSDT", None)
+        with anyio.fail_after(10):
+            await corrected.wait()
+        assert corrections[0].listed["BTCUSDT"].tick
+        tasks.cancel_scope.cancel()
+
+
+async def test_the_placeholder_of_an_unlisted_symbol_replaces_no_listing_that_was_confirmed(tmp_path: Path) -> None:
+    other = Instrument("binance", "spot", "ETHUSDT")
+    async with SqliteStore(tmp_path / "wadm.sqlite") as store, RestClient() as rest:
+        listings = Listings(store, rest, Health(now_ms), SYSTEM_CLOCK)
+        await listings.save([listing(SPOT), Listing.unconfirmed(other)])
+        await listings.save([Listing.none(SPOT), Listing.none(other)])
+        stored = {one.instrument: one for one in await store.listings()}
+        assert stored == {SPOT: listing(SPOT), other: Listing.none(other)}
 
 
 async def test_a_provisional_listing_that_is_being_stored_does_not_replace_the_real_one_stored_meanwhile(

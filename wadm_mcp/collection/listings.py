@@ -130,14 +130,18 @@ class Listings:
         return await self.look_up(venue, (symbol,), tasks, correct)
 
     async def save(self, listings: Sequence[Listing]) -> None:
-        """Store listings, after those of earlier calls; retried until it succeeds. A provisional one replaces none that is stored."""
+        """Store listings, after those of earlier calls; retried until it succeeds.
+
+        A provisional one replaces none that is stored, and the placeholder of one that is not listed replaces none that was confirmed: its
+        steps belong to recorded data.
+        """
         async with self._saving:
             while True:
                 try:
-                    known = set[Instrument]()
-                    if any(listing.provisional for listing in listings):
-                        known = {listing.instrument for listing in await self._store.listings()}
-                    return await self._store.save_listings([one for one in listings if not one.provisional or one.instrument not in known])
+                    known = dict[Instrument, Listing]()
+                    if any(listing.provisional or not listing.listed for listing in listings):
+                        known = {listing.instrument: listing for listing in await self._store.listings()}
+                    return await self._store.save_listings([one for one in listings if not _is_superseded(one, known.get(one.instrument))])
                 except StoreError:
                     await anyio.sleep(_STORE_PAUSE_SECONDS)
 
@@ -168,7 +172,7 @@ class Listings:
     async def read_again(self, venue: Venue, begins: Callable[[], None]) -> LookUp:
         """Every listing of a market. Waits until its host was left alone for a minute, and calls `begins` before the request.
 
-        `ExchangeError` when the exchange does not answer, or names no symbol at all: that is no list to believe.
+        `ExchangeError` when the exchange does not answer.
         """
         async with self._turns[venue.rest_url]:
             asked_at = self._asked_at.get(venue.rest_url)
@@ -177,8 +181,6 @@ class Listings:
             self._asked_at[venue.rest_url] = self._clock.monotonic()
             begins()
             found = await self._rest.listings(venue)
-        if not found:
-            raise ExchangeError(f"{venue.name} sent an empty list of symbols")
         return self._remember(venue, found)
 
     def read_at(self, venue: Venue) -> float | None:
@@ -216,6 +218,13 @@ class Listings:
             return venue.by_symbol(one for one in await self._store.listings() if venue.trades_here(one.instrument))
         except StoreError:
             return None
+
+
+def _is_superseded(listing: Listing, stored: Listing | None) -> bool:
+    """Whether the stored listing says more than this one, which the exchange has not confirmed or does not have."""
+    if stored is None or (listing.listed and not listing.provisional):
+        return False
+    return listing.provisional or (stored.listed and not stored.provisional)
 
 
 def _instead(venue: Venue, symbols: Sequence[str], stored: Mapping[str, Listing]) -> dict[str, Listing]:

@@ -250,6 +250,19 @@ async def test_a_malformed_record_that_names_its_symbol_leaves_the_list_of_the_o
     assert vars(line)["wadm_fields"]["symbol"] == "CUSDT"
 
 
+async def test_an_empty_list_of_what_trades_is_no_answer_whatever_the_other_lists_have() -> None:
+    contract = {"status": "PreLaunch", "priceFilter": {"tickSize": "0.10"}, "lotSizeFilter": {"qtyStep": "0.001"}}
+
+    async def answer(request: Request) -> Response:
+        records = [{"symbol": "AUSDT", **contract}] if request.query_params.get("status") == "PreLaunch" else []
+        return JSONResponse({"retCode": 0, "result": {"list": records}})
+
+    with serving(Starlette(routes=[Route("/v5/market/instruments-info", answer)])) as base_url:
+        async with RestClient() as rest:
+            with anyio.fail_after(10), pytest.raises(ExchangeError, match="empty list of symbols"):
+                await rest.listings(venue(Bybit(), "linear", rest_url=base_url))
+
+
 async def test_a_list_without_end_is_given_up() -> None:
     asked: list[dict[str, str]] = []
     with serving(pages({"": "0", **{str(place): str(place + 1) for place in range(9)}}, asked)) as base_url:

@@ -194,7 +194,8 @@ class RestClient:
     async def listings(self, venue: Venue) -> Listed:
         """Every listing of a market, from all its lists; where an instrument is in several the last one holds.
 
-        Only the list of what trades has to be served. Without another one the result is not complete.
+        Only the list of what trades has to be served, and must not be empty: no exchange trades nothing. Without another one the result is
+        not complete.
         """
         found: dict[Instrument, Listing] = {}
         missing, malformed = "", dict[str, str]()
@@ -210,6 +211,8 @@ class RestClient:
                 found.update((listing.instrument, listing) for listing in listed)
                 missing = missing or listed.missing
                 malformed.update(listed.malformed)
+                if not state and not listed:
+                    raise ExchangeError(f"{venue.name} sent an empty list of symbols. Check {self._serving(venue).shown}")
         return Listed(found.values(), missing, malformed)
 
     async def _listings_in(self, venue: Venue, state: str) -> Listed:
