@@ -13,6 +13,8 @@ from mcp.client import Client
 from mcp_types import TextContent
 
 from tests.server.calls import suggested
+from wadm_mcp.collection.rest.client import RestClient
+from wadm_mcp.exchanges.exchange import Listed, Venue
 from wadm_mcp.model import Instrument
 from wadm_mcp.runtime import Runtime
 from wadm_mcp.server.server import build_server
@@ -104,6 +106,19 @@ async def test_a_ban_that_one_call_meets_holds_for_the_next(tmp_path: Path) -> N
             assert "418" in error
             asked.append(len(chaos.requests))
         assert asked[2] == asked[1] > asked[0]
+
+
+async def test_a_symbol_that_an_unreadable_record_may_list_is_not_called_unlisted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with following(tmp_path) as client:
+
+        async def listings(_: RestClient, venue: Venue) -> Listed:
+            return Listed([], malformed={"SOLUSDT": "it has no tick"})
+
+        monkeypatch.setattr(RestClient, "listings", listings)
+        error = await call(client, "track_market", symbol="SOLUSDT", exchange="binance")
+        assert isinstance(error, str)
+        assert "could not be read whole (it has no tick)" in error
+        assert "not listed" not in error
 
 
 async def test_a_name_that_an_answer_wrote_is_taken_back(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import anyio
 
 from wadm_mcp.collection.rest.client import KnownHosts, RestClient
 from wadm_mcp.errors import ExchangeError, QueryError, UnknownSymbol
-from wadm_mcp.exchanges.exchange import Venue
+from wadm_mcp.exchanges.exchange import Listed, Venue
 from wadm_mcp.exchanges.names import InstrumentName, never, read_name
 from wadm_mcp.exchanges.registry import canonical_instrument, exchange_names, find_exchange
 from wadm_mcp.health import Health, State
@@ -134,8 +134,8 @@ class Tracking:
         asked = read_place(call, exchange, market, [*(one.market for one in followed[:1]), *MARKETS])
         names = _readings(call, symbol)
         found = _Search(set(), [], {}, [])
-        lists: dict[str, list[Instrument]] = {}
-        async with RestClient(proxied=not self._settings.stays_on_loopback, hosts=self._hosts) as rest:
+        lists: dict[str, Listed] = {}
+        async with RestClient(proxied=not self._settings.stays_on_loopback, health=self._health, hosts=self._hosts) as rest:
             for name in names:
                 found = await self._search(rest, self._venues(call, asked, name), name, followed, lists)
                 if found.listed and not name.problem and not asked.contradiction(name):
@@ -160,7 +160,7 @@ class Tracking:
         venues: Sequence[Venue],
         name: InstrumentName,
         followed: Sequence[Instrument],
-        lists: dict[str, list[Instrument]],
+        lists: dict[str, Listed],
     ) -> _Search:
         """Look a name up at these venues. `lists` keeps what they list, by the name of the venue."""
         found = _Search(set(), [], {}, [])
@@ -170,11 +170,14 @@ class Tracking:
             if not every:
                 try:
                     if venue.name not in lists:
-                        lists[venue.name] = [listing.instrument for listing in await rest.listings(venue)]
+                        lists[venue.name] = await rest.listings(venue)
                 except ExchangeError as error:
                     found.failures.append(error)
                     continue
-                every = lists[venue.name]
+                listed = lists[venue.name]
+                every = [listing.instrument for listing in listed]
+                if doubt := listed.doubt(name.symbol):
+                    found.failures.append(ExchangeError(f"{venue.name}: the list of symbols could not be read whole ({doubt})"))
             found.near.update({one.symbol: one for one in every if one.symbol not in found.near})
             found.listed.update(one for one in every if _is_named(one, name))
         return found

@@ -358,6 +358,11 @@ async def test_what_may_be_missing_from_a_list_is_neither_unlisted_nor_dropped(t
                 async with anyio.create_task_group() as tasks:
                     await manager._correct(market, tasks, found)
                 assert market.listings == before
+        market.listings = [each for each in before if each.instrument != absent]
+        async with anyio.create_task_group() as tasks:
+            manager._adopt(market, LookUp(others, True, malformed={absent.symbol}), {}, tasks)
+        assert Listing.unconfirmed(absent) in market.listings
+        market.listings = before
         # One that trades is not dropped for a complete list either.
         assert manager._apply(market, LookUp(others, True)) == []
         assert market.listings == before

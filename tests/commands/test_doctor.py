@@ -11,7 +11,7 @@ from tests.redis_server import RedisServer, redis_binary
 from tests.servers import mongodb_url
 from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.commands.doctor import examine
-from wadm_mcp.exchanges.exchange import Venue
+from wadm_mcp.exchanges.exchange import Listed, Venue
 from wadm_mcp.model import Listing
 from wadm_mcp.runtime import Runtime
 from wadm_mcp.settings import Settings, read_settings
@@ -54,6 +54,18 @@ async def test_doctor_names_what_is_unreachable_and_ends_with_status_1(tmp_path:
     printed = capsys.readouterr().out
     assert "binance spot stream  skip  not tried: nothing to subscribe to" in printed
     assert printed.splitlines()[-1].startswith("1 of ")
+
+
+async def test_doctor_does_not_call_a_symbol_unlisted_whose_record_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def listings(_: RestClient, venue: Venue) -> Listed:
+        return Listed([Listing.unconfirmed(venue.instrument("ETHUSDT"))], malformed={"BTCUSDT": "it has no tick"})
+
+    monkeypatch.setattr(RestClient, "listings", listings)
+    async with Simulator(manual=True) as simulator:
+        assert await examine(settings_for(tmp_path, simulator, WADM_EXCHANGES=("binance",))) == 1
+    assert "(it has no tick), so BTCUSDT may be listed or not" in table(capsys)["binance spot REST"]
 
 
 async def test_doctor_says_which_env_file_was_read_and_which_one_serve_reads(

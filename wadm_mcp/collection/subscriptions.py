@@ -121,6 +121,10 @@ class SubscriptionManager:
                 found.append(listed[symbol])
             elif symbol in stored and _was_listed(stored[symbol]):
                 found.append(self._keep_unlisted(market, stored[symbol]))
+            elif instrument not in known and answer.confirmed and not answer.lacks(symbol):
+                # The list does not show whether it is listed: it is followed as if the exchange had not answered.
+                market.listings.append(Listing.unconfirmed(instrument))
+                found.append(market.listings[-1])
             elif instrument not in known:
                 self._other_symbols[symbol].update(listed)
                 near = ", ".join(nearest(symbol, listed)) or "none"
@@ -173,7 +177,8 @@ class SubscriptionManager:
             instruments |= {one for one in stored if any(market.venue.trades_here(one) for market in self._markets)}
             return any([await self._store.spans(instrument, Window(0, self._services.clock.now())) for instrument in instruments])
         except StoreError:
-            return False
+            # Nothing shows that it is a typo.
+            return True
 
     def _warn_of_unlisted(self) -> None:
         """Warn about symbols that only some markets list. `_refuse_unknown_symbols` handles those that none lists."""

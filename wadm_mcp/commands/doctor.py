@@ -152,6 +152,8 @@ async def _listings(rest: RestClient, settings: Settings, venue: Venue, found: l
     listed = venue.by_symbol(every)
     found[:] = [listed[symbol] for symbol in settings.WADM_SYMBOLS if symbol in listed]
     missing = [symbol for symbol in settings.WADM_SYMBOLS if symbol not in listed]
+    if doubt := next((doubt for symbol in missing if (doubt := every.doubt(symbol))), ""):
+        raise WadmError(f"the list of symbols could not be read whole ({doubt}), so {', '.join(missing)} may be listed or not; try again")
     if missing:
         raise WadmError(f"{missing[0]} is not listed here. Nearest: {', '.join(nearest(missing[0], listed)) or 'none'}")
     steps = ", ".join(f"{each.instrument.symbol} {'' if each.trading else 'halted, '}tick {each.tick} lot {each.lot}" for each in found[:3])

@@ -162,6 +162,12 @@ class Listed(list[Listing]):
         self.missing = missing
         self.malformed = malformed
 
+    def doubt(self, symbol: str) -> str:
+        """Why the symbol may be listed although it is not here; empty if it is here, or is not listed."""
+        if any(listing.instrument.symbol == symbol for listing in self):
+            return ""
+        return self.malformed.get(symbol, self.missing)
+
 
 class Candle(NamedTuple):
     """One minute as the exchange itself states it. `start` is in ms; volumes are integers at `decimals` decimals.
