@@ -298,6 +298,33 @@ async def test_a_stretch_that_cannot_be_imported_does_not_delay_older_ones(tmp_p
         assert tried[0] == MIDNIGHT
 
 
+async def test_a_rest_host_that_refuses_does_not_delay_what_the_archive_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history_module, "_FIRST_PAUSE_SECONDS", 0.01)
+    imported = anyio.Event()
+    import_step = History._import
+
+    async def refused(self: History, step: ImportStep) -> None:
+        if not step.from_archive:
+            limiter = self._rest.limiter(self._venue)
+            async with limiter.request(1) as number:
+                limiter.note_reply(number, 451, {})
+            raise ExchangeError("binance spot answers HTTP 451")
+        await import_step(self, step)
+        imported.set()
+
+    monkeypatch.setattr(History, "_import", refused)
+    clock = ManualClock(MIDNIGHT)
+    async with simulated(SPOT, clock) as simulator, world(SPOT, tmp_path, simulator, clock, now=MIDNIGHT + HOUR) as one:
+        await one.live(MIDNIGHT + HOUR, MIDNIGHT + HOUR + MINUTE)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(one.keep_saving)
+            tasks.start_soon(one.history(3 * HOUR).run)
+            with anyio.fail_after(60):
+                await imported.wait()
+            tasks.cancel_scope.cancel()
+        assert one.rest.closed_for(one.venue) > 200
+
+
 @pytest.mark.parametrize("instrument", [BYBIT_SPOT, BYBIT_LINEAR], ids=str)
 async def test_imported_minutes_equal_the_ledger_at_fifty_random_starts_where_ids_do_not_count(
     instrument: Instrument, tmp_path: Path

@@ -88,8 +88,7 @@ class History:
         self._clock = clock
         self._reach = reach
         self._folder = folder
-        self._limiter = rest.limiter(venue)
-        self._plan = HistoryPlan(venue, clock, self._limiter.allowed)
+        self._plan = HistoryPlan(venue, clock, rest.limiter(venue).allowed)
         self._archive = ArchiveImport(
             venue, rest, recorder, store, health, clock, raw=raw, trades_retention=trades_retention, folder=folder
         )
@@ -212,8 +211,10 @@ class History:
             log.warning("history.failed", **self._venue.log_fields, error=why)
             failed = self._failures.get(step.key)
             backoff = failed.backoff if failed is not None else Backoff(_FIRST_PAUSE_SECONDS, _MAX_PAUSE_SECONDS)
-            self._failures[step.key] = _Failure(backoff, self._clock.monotonic() + backoff.next())
-            await anyio.sleep(max(_FIRST_PAUSE_SECONDS, self._limiter.state.closed_for))
+            # A host that refuses delays what is requested of it alone: archives are other hosts.
+            closed_for = 0.0 if step.from_archive else self._rest.closed_for(self._venue)
+            self._failures[step.key] = _Failure(backoff, self._clock.monotonic() + max(backoff.next(), closed_for))
+            await anyio.sleep(_FIRST_PAUSE_SECONDS)
 
     async def _import(self, step: ImportStep) -> None:
         began = self._clock.monotonic()
