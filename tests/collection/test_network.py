@@ -11,8 +11,10 @@ from websockets.http11 import Request, Response
 from websockets.proxy import parse_proxy
 
 from tests.venues import venue
-from wadm_mcp.collection.network import SocketFailure, connect, socket_options
+from wadm_mcp.clock import SYSTEM_CLOCK
+from wadm_mcp.collection.network import ClosedSocketHosts, SocketFailure, SocketHosts, connect, socket_options
 from wadm_mcp.exchanges.binance import Binance
+from wadm_mcp.exchanges.bybit import Bybit
 from wadm_mcp.model import SECOND
 
 HOST = "wss://stream.exchange.example"
@@ -61,6 +63,14 @@ def test_a_failure_to_open_a_socket_is_one_line_without_a_password(error: OSErro
 
 
 @pytest.mark.anyio
+def test_what_one_connection_knows_of_a_host_that_refused_all_connections_of_the_process_know() -> None:
+    here, clock = venue(Bybit(), "spot", socket_url=HOST), SYSTEM_CLOCK
+    closed: ClosedSocketHosts = {}
+    one, other = SocketHosts(here, clock, closed), SocketHosts(here, clock, closed)
+    one.failed(HOST, SocketFailure("it answered HTTP 403", refused=True, wait=600.0))
+    assert 590 < other.wait <= 600
+
+
 async def test_a_redirect_is_an_error_and_is_not_followed() -> None:
     asked: list[str] = []
 

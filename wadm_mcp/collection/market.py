@@ -15,6 +15,7 @@ from wadm_mcp.collection.backfill.gap_repair import GapRepairer
 from wadm_mcp.collection.backfill.history import History
 from wadm_mcp.collection.backfill.recent_trades import RecentTradesReconciler
 from wadm_mcp.collection.live.collector import Collector
+from wadm_mcp.collection.network import ClosedSocketHosts
 from wadm_mcp.collection.recording.maintenance import Maintenance
 from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.collection.rest.client import RestClient
@@ -51,6 +52,7 @@ class RecordingServices:
     health: Health
     clock: Clock
     start: Callable[[str, Callable[[], Awaitable[None]]], None]
+    closed_hosts: ClosedSocketHosts = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -166,7 +168,13 @@ class MarketRecording:
             self._groups.append(group)
             for copy in range(copies):
                 collector = Collector(
-                    self.venue, group.listings, services.recorder, services.health, services.clock, services.rest.certificates
+                    self.venue,
+                    group.listings,
+                    services.recorder,
+                    services.health,
+                    services.clock,
+                    services.rest.certificates,
+                    services.closed_hosts,
                 )
                 name = f"{self.venue.name} collector {next(self._collector_numbers)}"
                 services.start(name, partial(group.collect, collector, copy * _STAGGER_SECONDS))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import ssl
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -100,17 +100,21 @@ class _Closed(NamedTuple):
     failure: SocketFailure
 
 
+ClosedSocketHosts: TypeAlias = dict[str, _Closed]
+"""The hosts that refused a handshake, by base URL. A process has one for all its connections: each keeps alive the ban of the others."""
+
+
 class SocketHosts:
-    """Chooses the host of a market's next trade socket.
+    """Chooses the host of a market's next trade socket. `closed` is what the process knows of hosts that refused.
 
     A host that refused a handshake is tried again when its time is over. Meanwhile the fallback is used, if the first host refused this
     address or its region; after too many attempts there is no way round the wait.
     """
 
-    def __init__(self, venue: Venue, clock: Clock) -> None:
+    def __init__(self, venue: Venue, clock: Clock, closed: ClosedSocketHosts | None = None) -> None:
         self._venue = venue
         self._clock = clock
-        self._closed: dict[str, _Closed] = {}
+        self._closed: ClosedSocketHosts = closed if closed is not None else {}
 
     @property
     def base_url(self) -> str:

@@ -27,7 +27,7 @@ from wadm_mcp.clock import Clock
 from wadm_mcp.collection.live.frame_socket import FrameSocket
 from wadm_mcp.collection.live.silence import SilenceWatch
 from wadm_mcp.collection.live.staleness import StaleDetector
-from wadm_mcp.collection.network import SocketFailure, SocketHosts, connect, socket_options, socket_url
+from wadm_mcp.collection.network import ClosedSocketHosts, SocketFailure, SocketHosts, connect, socket_options, socket_url
 from wadm_mcp.coverage.spans import GapReason
 from wadm_mcp.errors import FrameError
 from wadm_mcp.exchanges.exchange import Acknowledged, Pong, Refused, ShuttingDown, Trades, Venue
@@ -95,10 +95,11 @@ class Collector:
         health: Health,
         clock: Clock,
         certificates: ssl.SSLContext | None = None,
+        closed_hosts: ClosedSocketHosts | None = None,
     ) -> None:
         self.venue = venue
         self.listings = listings
-        self.hosts = SocketHosts(venue, clock)
+        self.hosts = SocketHosts(venue, clock, closed_hosts)
         self.sink = sink
         self.health = health
         self.clock = clock
