@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from decimal import Decimal
@@ -305,6 +306,20 @@ async def test_an_older_gap_is_repaired_by_aggregates_to_its_very_edges_where_th
                 if partial.first_seq <= trade.seq <= partial.last_seq:
                     expected.add(trade)
             assert partial.footprint.cells == expected.cells
+
+
+async def test_an_aggregate_that_claims_millions_of_executions_is_not_compared_with_each_of_them() -> None:
+    async with repairing(activity=8, faults=without_history()) as r:
+        trades = r.traded(r.until - 6 * MINUTE)
+        await r.take([*trades[:100], *trades[101:]])
+        (gap,) = r.recorded.coverage.missing()
+        r.repairer._recorded_trades = r.stored
+        row = Aggregate(1, trades[99].seq + 5_000_000, trades[99])
+        tracemalloc.start()
+        assert await r.repairer._missing_part(r.recorded, row, gap) is None
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 10_000_000
 
 
 async def test_what_no_request_can_repair_is_reported_and_not_asked_for_again() -> None:

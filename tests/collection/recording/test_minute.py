@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Sequence
 
 from hypothesis import given
@@ -104,6 +105,16 @@ def test_a_partial_whose_ids_another_one_and_trades_have_together_does_not_count
     (earlier,), (longer,) = partial_footprints(SPOT, rows[:4]), partial_footprints(SPOT, rows[1:])
     singles = [trade(number, NOON + number) for number in range(5, 10)]
     assert without_repeats(singles, [earlier, longer]) == (singles, [earlier])
+
+
+def test_ids_of_a_long_range_are_not_written_out_to_find_repeats() -> None:
+    rows = [Aggregate(1, 1, trade(1, NOON + 1)), Aggregate(2, 5_000_000, trade(2, NOON + 2))]
+    (long,), (short,) = partial_footprints(SPOT, rows), partial_footprints(SPOT, rows[:1])
+    tracemalloc.start()
+    assert without_repeats([trade(1, NOON + 1)], [short, long]) == ([], [long])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000
 
 
 @given(tapes())

@@ -3,7 +3,7 @@ trades expired."""
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
@@ -64,14 +64,10 @@ def without_repeats(trades: Sequence[Trade], partials: Sequence[PartialFootprint
     if not partials or partials[0].whole:
         return trades, partials
     kept = sorted(partials, key=lambda partial: (partial.first_seq, partial.last_seq))
-    ids = {trade.seq for trade in trades}
+    ids = sorted({trade.seq for trade in trades})
     if any(one.last_seq >= other.first_seq for one, other in pairwise(kept)) or any(_within(kept, seq) for seq in ids):
         for partial in sorted(kept, key=_length):
-            missing = set(range(partial.first_seq, partial.last_seq + 1)) - ids
-            for other in kept:
-                if other is not partial:
-                    missing.difference_update(range(max(other.first_seq, partial.first_seq), min(other.last_seq, partial.last_seq) + 1))
-            if not missing:
+            if _has_every_id(partial, ids, [other for other in kept if other is not partial]):
                 kept.remove(partial)
         for partial in sorted(kept, key=_length):
             place = kept.index(partial)
@@ -79,6 +75,24 @@ def without_repeats(trades: Sequence[Trade], partials: Sequence[PartialFootprint
             if any(other.first_seq <= partial.last_seq and partial.first_seq <= other.last_seq for other in beside):
                 kept.remove(partial)
     return [trade for trade in trades if not _within(kept, trade.seq)], kept
+
+
+def _has_every_id(partial: PartialFootprint, ids: Sequence[int], others: Sequence[PartialFootprint]) -> bool:
+    """Whether single trades, by their `ids`, and the `others`, both ascending, have every id of a partial footprint."""
+    seq = partial.first_seq
+    place = bisect_left(ids, seq)
+    for other in others:
+        # The range of an aggregate may be long: its ids are stepped over, and only those of trades are looked at one by one.
+        while place < len(ids) and ids[place] == seq:
+            seq, place = seq + 1, place + 1
+        if other.first_seq > seq:
+            break
+        if other.last_seq >= seq:
+            seq = other.last_seq + 1
+            place = bisect_left(ids, seq)
+    while place < len(ids) and ids[place] == seq:
+        seq, place = seq + 1, place + 1
+    return seq > partial.last_seq
 
 
 def _length(partial: PartialFootprint) -> int:
