@@ -2,12 +2,15 @@
 FROM python:3.11.14-slim-bookworm AS build
 WORKDIR /build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-RUN python -m venv /opt/wadm
-COPY requirements.txt ./
-RUN /opt/wadm/bin/pip install -r requirements.txt
+# pip and the build back-end have an environment of their own. Every package is a wheel of a known hash, so none runs code to install itself.
+RUN python -m venv /opt/build && python -m venv --without-pip /opt/wadm
+COPY requirements.txt requirements-build.txt ./
+RUN /opt/build/bin/pip install --require-hashes --only-binary :all: -r requirements-build.txt \
+    && /opt/build/bin/pip --python /opt/wadm/bin/python install --require-hashes --only-binary :all: -r requirements.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY wadm_mcp ./wadm_mcp
-RUN /opt/wadm/bin/pip install --no-deps . && /opt/wadm/bin/pip uninstall --yes setuptools pip
+RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /opt/build/dist . \
+    && /opt/build/bin/pip --python /opt/wadm/bin/python install --no-deps --no-index /opt/build/dist/*.whl
 
 FROM python:3.11.14-slim-bookworm
 # No build tools stay behind: those of the base image go too.
@@ -15,11 +18,12 @@ RUN python -c "import shutil, site, pathlib, ensurepip; shutil.rmtree(pathlib.Pa
     [shutil.rmtree(path) if path.is_dir() else path.unlink() for folder in site.getsitepackages() \
     for name in ('pip*', 'setuptools*', 'wheel*', 'pkg_resources', '_distutils_hack', 'distutils-precedence.pth') \
     for path in pathlib.Path(folder).glob(name)]" && rm -f /usr/local/bin/pip* /usr/local/bin/wheel
-RUN useradd --system --uid 8920 --home-dir /data --no-create-home wadm && install -d -o wadm -g wadm /data
+RUN useradd --system --uid 8920 --home-dir /data --no-create-home --shell /usr/sbin/nologin wadm \
+    && install -d -m 0700 -o wadm -g wadm /data
 COPY --from=build /opt/wadm /opt/wadm
 ENV PATH=/opt/wadm/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     ENVIRONMENT=production WADM_HOST=0.0.0.0 WADM_PORT=8920 WADM_DATA_DIR=/data
-USER wadm
+USER 8920
 WORKDIR /data
 VOLUME /data
 EXPOSE 8920

@@ -4,17 +4,19 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PEERS := .venv-peers
+UV ?= uv
+COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make pins" $(UPGRADE)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test coverage lint reference report format conformance bench soak clean
+.PHONY: help demo test coverage lint reference report format pins conformance bench soak clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
-$(VENV)/ready: requirements.txt requirements-dev.txt pyproject.toml
+$(VENV)/ready: requirements-dev.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
 demo: $(VENV)/ready ## run WADM on simulated exchanges, on port 8920; needs no network
@@ -45,6 +47,12 @@ report: $(VENV)/ready ## generate the example report from the demo
 format: $(VENV)/ready ## format the code with ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+pins: ## write requirements*.txt from pyproject.toml, with hashes; needs uv. Versions stay unless UPGRADE=--upgrade
+	$(COMPILE) pyproject.toml --output-file requirements.txt
+	$(COMPILE) --group build --constraint requirements.txt --output-file requirements-build.txt
+	$(COMPILE) pyproject.toml --all-extras --group build --constraint requirements.txt --constraint requirements-build.txt \
+		--output-file requirements-dev.txt
 
 conformance: $(VENV)/ready ## the official MCP suite, the Inspector, mcp-remote and the tool-definition linter
 	$(BIN)/python -m pytest -q tests/conformance

@@ -70,24 +70,22 @@ def test_our_user_of_mongodb_is_not_root_and_has_the_roles_that_we_need() -> Non
     assert SERVICES["wadm-mongodb"]["environment"]["MONGO_INITDB_ROOT_USERNAME"] not in SERVICES["wadm-api"]["environment"]["MONGODB_URL"]
 
 
-def test_the_build_leaves_an_installed_wadm_and_no_build_tool(tmp_path: Path) -> None:
+def test_the_build_installs_only_wheels_of_a_known_hash_and_leaves_no_build_tool(tmp_path: Path) -> None:
     steps = re.findall(r"^RUN (.*)$", DOCKERFILE.split("\nFROM ")[1].replace("\\\n", ""), re.MULTILINE)
-    assert [step for step in steps if "requirements.txt" in step]
+    for name in ("requirements.txt", "requirements-build.txt"):
+        (step,) = [step for step in " && ".join(steps).split(" && ") if step.endswith(f"-r {name}") or f"-r {name} " in step]
+        assert "--require-hashes --only-binary :all:" in step
     own = tmp_path / "wadm"
     for step in steps:
         # A build copies its files first; here it runs in the checkout.
-        done = subprocess.run(
-            ["/bin/sh", "-ec", step.replace("/opt/wadm", str(own)).replace("python -m venv", f"{sys.executable} -m venv")],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        command = step.replace("python -m venv", f"{sys.executable} -m venv").replace("/opt/", f"{tmp_path}/")
+        done = subprocess.run(["/bin/sh", "-ec", command], cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     (packages,) = (own / "lib").glob("python*/site-packages")
-    assert not [path.name for path in packages.iterdir() if re.match("(pip|setuptools|wheel|pkg_resources)", path.name)]
+    assert not [path.name for path in packages.iterdir() if re.match("(pip|setuptools|wheel|pkg_resources|hatchling)", path.name)]
     shown = subprocess.run([str(own / "bin" / "wadm-mcp"), "--version"], capture_output=True, text=True, check=False)
     assert shown.stdout.startswith("wadm-mcp ")
+    assert re.findall(r"^COPY --from=build (\S+) ", DOCKERFILE, re.MULTILINE) == ["/opt/wadm"]
 
 
 def test_the_end_image_is_cleared_of_the_base_images_build_tools(tmp_path: Path) -> None:
@@ -117,8 +115,10 @@ def test_the_image_is_slim_pinned_unprivileged_and_leaves_the_build_tools_behind
     assert [name for _, name in stages] == ["build", ""]
     assert all(re.fullmatch(r"python:3\.11\.\d+-slim-\w+", image) for image, _ in stages)
     final = DOCKERFILE.rsplit("FROM ", 1)[1]
-    assert "USER wadm" in final
-    assert SERVICES["wadm-api"]["read_only"] is True
+    assert "--uid 8920 " in final
+    # A number, which needs no look-up to be known as unprivileged.
+    assert "USER 8920\n" in final
+    assert "install -d -m 0700 -o wadm -g wadm /data" in final
 
 
 def test_the_environment_of_the_image_is_made_of_settings() -> None:

@@ -106,8 +106,10 @@ def test_the_newest_release_of_the_changelog_is_the_version_of_the_package() -> 
 
 
 def test_every_dependency_says_why_it_is_here() -> None:
-    project = tomllib.loads(text("pyproject.toml"))["project"]
-    entries = [*project["dependencies"], *(entry for extra in project["optional-dependencies"].values() for entry in extra)]
+    read = tomllib.loads(text("pyproject.toml"))
+    project, groups = read["project"], read["dependency-groups"]
+    extras = [*project["optional-dependencies"].values(), groups["build"]]
+    entries = [*project["dependencies"], *(entry for extra in extras for entry in extra)]
     names = [re.split(r"[><=\[]", entry)[0] for entry in entries]
     reasons = text("CONTRIBUTING.md").split("## Dependencies", 1)[1]
     assert [name for name in names if not re.search(rf"\b{name}\b", reasons)] == []
@@ -129,10 +131,37 @@ def test_every_cited_section_of_the_exchange_reference_exists() -> None:
     assert {number: where for number, where in cited.items() if number not in sections} == {}
 
 
-def test_every_version_is_pinned_and_no_index_is_named() -> None:
-    for name in ("requirements.txt", "requirements-dev.txt"):
-        for line in text(name).splitlines():
-            assert re.fullmatch(r"#.*|-r requirements\.txt|[A-Za-z0-9_.-]+==[^ ;]+(; .+)?", line), line
+def _pins(name: str) -> dict[str, tuple[str, set[str]]]:
+    """Version and hashes of each package of a file of requirements, which has nothing else but comments."""
+    lines = [line for line in text(name).replace(" \\\n", "").splitlines() if not line.startswith("#")]
+    found: dict[str, tuple[str, set[str]]] = {}
+    for line in lines:
+        pin = re.fullmatch(r"([a-z0-9-]+)==([^ ;]+)(?: ; [^-]*?)?((?: +--hash=sha256:[0-9a-f]{64})+)", line)
+        assert pin, f"{name}: {line}"
+        found[pin[1]] = pin[2], set(pin[3].split())
+    return found
+
+
+def test_every_package_is_pinned_by_version_and_hash_and_no_index_is_named() -> None:
+    runtime, build, development = (_pins(f"requirements{kind}.txt") for kind in ("", "-build", "-dev"))
+    assert len(runtime) > 30
+    assert runtime.items() <= development.items()
+    assert build.items() <= development.items()
+
+
+def test_the_requirements_pin_every_dependency_and_the_build_back_end() -> None:
+    project = tomllib.loads(text("pyproject.toml"))
+    extras = [entry for extra in project["project"]["optional-dependencies"].values() for entry in extra]
+    for file, entries in (
+        ("requirements.txt", project["project"]["dependencies"]),
+        ("requirements-build.txt", project["dependency-groups"]["build"]),
+        ("requirements-dev.txt", extras),
+    ):
+        names = {re.split(r"[><=\[]", entry)[0].replace(".", "-").lower() for entry in entries}
+        assert names <= _pins(file).keys()
+    (back_end,) = project["build-system"]["requires"]
+    assert back_end == f"hatchling=={_pins('requirements-build.txt')['hatchling'][0]}"
+    assert back_end in project["dependency-groups"]["build"]
 
 
 def test_make_soak_runs_every_test_that_has_a_longer_form() -> None:
