@@ -8,15 +8,26 @@ import re
 import subprocess
 import sys
 import sysconfig
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import anyio
 import pytest
+from anyio.abc import Process
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
+from redis.retry import Retry
 from ruamel.yaml import YAML
 
 from tests.end_to_end.process import environment, free_port, until
-from wadm_mcp.settings import Settings, read_settings
+from tests.market import ManualClock
+from tests.redis_server import redis_binary
+from wadm_mcp.health import Health
+from wadm_mcp.settings import Settings, dotenv_example, read_settings, settings_table
+from wadm_mcp.storage.redis_cache import RedisCache
 
 ROOT = Path(__file__).parents[1]
 COMPOSE: dict[str, Any] = cast(dict[str, Any], YAML(typ="safe").load((ROOT / "docker-compose.yml").read_text()))
@@ -35,10 +46,10 @@ def test_the_compose_file_is_valid_by_the_schema_of_its_specification() -> None:
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-def test_three_services_fit_two_gigabytes_and_only_ours_is_public() -> None:
+def test_three_services_fit_two_gigabytes_and_none_is_public_by_default() -> None:
     assert set(SERVICES) == {"wadm-api", "wadm-mongodb", "wadm-redis"}
     assert sum(megabytes(service["mem_limit"]) for service in SERVICES.values()) <= 1_900
-    assert SERVICES["wadm-api"]["ports"] == ["8920:8920"]
+    assert SERVICES["wadm-api"]["ports"] == ["${PUBLISH_ADDRESS:-127.0.0.1}:8920:8920"]
     assert SERVICES["wadm-mongodb"]["ports"] == ["127.0.0.1:27017:27017"]
     assert SERVICES["wadm-redis"]["ports"] == ["127.0.0.1:6379:6379"]
     assert re.fullmatch(r"mongo:7\.0\.\d+", SERVICES["wadm-mongodb"]["image"])
@@ -51,11 +62,66 @@ def test_our_service_starts_once_the_others_are_healthy() -> None:
     assert all("healthcheck" in SERVICES[name] for name in ("wadm-mongodb", "wadm-redis"))
 
 
+def test_no_service_has_a_capability_more_privileges_or_unlimited_processes_and_descriptors() -> None:
+    for name, service in SERVICES.items():
+        assert service["cap_drop"] == ["ALL"], name
+        assert "cap_add" not in service, name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert 0 < service["pids_limit"] <= 512, name
+        assert 0 < service["ulimits"]["nofile"]["soft"] <= service["ulimits"]["nofile"]["hard"] <= 65_536, name
+    # The API's image names its own user; the entry points of the others start as root unless they are told not to.
+    assert {name: service.get("user") for name, service in SERVICES.items()} == {
+        "wadm-api": None,
+        "wadm-mongodb": "mongodb",
+        "wadm-redis": "redis",
+    }
+
+
+def test_file_systems_are_read_only_where_compose_copies_no_file_into_them_and_those_in_memory_are_bounded() -> None:
+    for name, service in SERVICES.items():
+        assert service.get("read_only", False) is ("configs" not in service), name
+        for mount in service["tmpfs"]:
+            options = mount.partition(":")[2].split(",")
+            assert {"noexec", "nosuid", "nodev"} <= set(options), name
+            assert any(option.startswith("size=") for option in options), name
+
+
 def test_the_compose_file_contains_no_credential_and_requires_each_one() -> None:
     text = (ROOT / "docker-compose.yml").read_text()
-    used = set(re.findall(r"\$\{([A-Z_]+)", text))
-    assert used == {"API_KEY", "MONGODB_ROOT_PASSWORD", "MONGODB_USER", "MONGODB_PASSWORD", "REDIS_PASSWORD", "WADM_ALLOWED_HOSTS"}
-    assert all(f"${{{name}:?" in text for name in used - {"WADM_ALLOWED_HOSTS"})
+    credentials = {"API_KEY", "MONGODB_ROOT_PASSWORD", "MONGODB_USER", "MONGODB_PASSWORD", "REDIS_PASSWORD"}
+    assert set(re.findall(r"\$\{([A-Z_]+):\?", text)) == credentials
+    # Every other variable has a default, so that none is needed.
+    assert re.findall(r"\$\{[A-Z_]+[^A-Z_:]|\$\{[A-Z_]+:[^?-]", text) == []
+
+
+def test_each_service_gets_only_its_own_secrets_one_variable_at_a_time() -> None:
+    assert not any("env_file" in service for service in SERVICES.values())
+    used = {name: set(_secrets(service)) for name, service in SERVICES.items()}
+    assert used == {
+        "wadm-api": {"API_KEY", "MONGODB_PASSWORD", "REDIS_PASSWORD"},
+        "wadm-mongodb": {"MONGODB_ROOT_PASSWORD", "MONGODB_PASSWORD"},
+        "wadm-redis": {"REDIS_PASSWORD"},
+    }
+    # Every user of the host can read a command line.
+    assert not any("PASSWORD" in json.dumps([service.get("command"), service.get("healthcheck")]) for service in SERVICES.values())
+
+
+def _secrets(service: dict[str, Any]) -> list[str]:
+    return re.findall(r"\$\{(API_KEY|\w+_PASSWORD)", json.dumps(service))
+
+
+def test_every_setting_reaches_our_service_from_the_environment_file() -> None:
+    given: dict[str, str] = SERVICES["wadm-api"]["environment"]
+    names = [name for name, _, _ in settings_table()]
+    proxies = ["HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"]
+    assert sorted(given) == sorted([*names, *proxies])
+    fixed = {"ENVIRONMENT", "WADM_HOST", "WADM_PORT", "WADM_DATA_DIR"}
+    composed = {"API_KEY", "MONGODB_URL", "REDIS_URL"}
+    for name in {*names, *proxies} - fixed - composed:
+        assert given[name] == f"${{{name}:-}}"
+    example = dotenv_example()
+    for name in set(re.findall(r"\$\{([A-Z_]+)", (ROOT / "docker-compose.yml").read_text())) - set(proxies):
+        assert f"\n#{name}=" in example
 
 
 def test_our_user_of_mongodb_is_not_root_and_has_the_roles_that_we_need() -> None:
@@ -68,6 +134,65 @@ def test_our_user_of_mongodb_is_not_root_and_has_the_roles_that_we_need() -> Non
     assert set(re.findall(r"process\.env\.(\w+)", script)) <= given
     assert SERVICES["wadm-api"]["environment"]["MONGODB_URL"].endswith("@wadm-mongodb:27017/wadm")
     assert SERVICES["wadm-mongodb"]["environment"]["MONGO_INITDB_ROOT_USERNAME"] not in SERVICES["wadm-api"]["environment"]["MONGODB_URL"]
+
+
+@pytest.mark.anyio
+async def test_our_user_of_redis_may_do_what_the_cache_does_and_nobody_else_anything() -> None:
+    password = "0123456789abcdef"
+    async with _composed_redis(password) as (server, port):
+        health = Health(ManualClock().now)
+        async with RedisCache(f"redis://wadm:{password}@127.0.0.1:{port}/0", "tape", health, answer_seconds=5) as cache:
+            await cache.put("key", b"value", 60)
+            assert await cache.get(["key", "other"]) == [b"value", None]
+            await cache.delete(["key"])
+            assert await cache.get(["key"]) == [None]
+            assert cache.state.ok, cache.state.detail
+        with _redis_client(f"wadm:{password}", port) as wadm:
+            for command in (("CONFIG", "GET", "*"), ("FLUSHALL",), ("SET", "another", "x"), ("KEYS", "*"), ("EVAL", "return 1", "0")):
+                with pytest.raises(NoPermissionError):
+                    wadm.execute_command(*command)
+        for credentials in ("", f":{password}", "wadm:guess"):
+            with _redis_client(credentials, port) as stranger, pytest.raises(AuthenticationError):
+                stranger.ping()
+        assert password not in Path(f"/proc/{server.pid}/cmdline").read_text()
+        kind, check = SERVICES["wadm-redis"]["healthcheck"]["test"]
+        assert kind == "CMD-SHELL"
+        probe = check.replace("redis-cli", f"redis-cli -p {port}")
+        for secret, healthy in ((password, True), ("guess", False)):
+            checked = await anyio.run_process(["/bin/sh", "-c", probe], env=_redis_environment(secret), check=False)
+            assert (checked.returncode == 0) is healthy
+
+
+def _redis_environment(password: str) -> dict[str, str]:
+    return {"PATH": f"{Path(redis_binary()).parent}{os.pathsep}{os.environ['PATH']}", "REDISCLI_AUTH": password}
+
+
+def _redis_client(credentials: str, port: int) -> Redis:
+    return Redis.from_url(f"redis://{credentials}@127.0.0.1:{port}/0", socket_timeout=5, retry=Retry(NoBackoff(), 0))
+
+
+@asynccontextmanager
+async def _composed_redis(password: str) -> AsyncGenerator[tuple[Process, int]]:
+    """A redis-server that runs as the compose file says, but on a free port of loopback: its process and the port."""
+    shell, option, script = SERVICES["wadm-redis"]["command"]
+    port = free_port()
+    script = script.replace("$$", "$").replace("redis-server -", f"redis-server - --port {port} --bind 127.0.0.1", 1)
+    async with await anyio.open_process(
+        [shell, option, script], env=_redis_environment(password), stdout=subprocess.DEVNULL, stderr=None
+    ) as process:
+
+        async def answers() -> bool:
+            with _redis_client(f"wadm:{password}", port) as client:
+                try:
+                    return bool(client.ping())
+                except RedisError:
+                    return False
+
+        try:
+            await until(answers)
+            yield process, port
+        finally:
+            process.kill()
 
 
 def test_the_build_installs_only_wheels_of_a_known_hash_and_leaves_no_build_tool(tmp_path: Path) -> None:
@@ -101,10 +226,9 @@ def test_the_end_image_is_cleared_of_the_base_images_build_tools(tmp_path: Path)
     assert list(packages.iterdir()) == []
 
 
-def test_every_variable_of_our_service_is_a_valid_setting() -> None:
+def test_the_variables_of_our_service_are_valid_settings() -> None:
     given = SERVICES["wadm-api"]["environment"]
-    assert set(given) <= set(Settings.model_fields)
-    filled = {name: re.sub(r"\$\{[^}]*\}", "x", str(value)) for name, value in given.items()}
+    filled = {name: re.sub(r"\$\{\w+:-[^}]*\}", "", re.sub(r"\$\{\w+:\?[^}]*\}", "x" * 32, str(value))) for name, value in given.items()}
     settings = read_settings(filled)
     assert settings.WADM_PORT == 8920
     assert not settings.binds_loopback

@@ -345,7 +345,8 @@ def dotenv_example() -> str:
     """The text of `.env.example`: every setting with its default, commented out."""
     head = "# Every setting of WADM with its default. Copy to .env and uncomment what you change.\n"
     names = "".join(f"#{name}=\n" for name in ("MONGODB_ROOT_PASSWORD", "MONGODB_USER", "MONGODB_PASSWORD", "REDIS_PASSWORD"))
-    tail = f"\n# for docker-compose.yml only: credentials of the servers it starts\n{names}"
+    address = "\n# for docker-compose.yml only: address of the host on which it publishes port 8920\n#PUBLISH_ADDRESS=127.0.0.1\n"
+    tail = f"{address}\n# for docker-compose.yml only: credentials of the servers it starts\n{names}"
     return head + "".join(f"\n# {meaning}\n#{name}={default}\n" for name, default, meaning in settings_table()) + tail
 
 
