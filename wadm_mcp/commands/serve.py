@@ -10,6 +10,7 @@ import anyio
 from wadm_mcp.commands.status import show_status, welcome
 from wadm_mcp.errors import WadmError
 from wadm_mcp.logs import log
+from wadm_mcp.process.descriptors import raise_descriptor_limit
 from wadm_mcp.process.standard_streams import print_lines, print_stderr
 from wadm_mcp.runtime import Runtime
 from wadm_mcp.server.server import build_server
@@ -39,6 +40,7 @@ async def serve_client(runtime: Runtime) -> None:
 
 async def serve(runtime: Runtime, replay: ReplayFeed | None) -> None:
     """Serve over HTTP until a signal arrives; prints where to connect and keeps the status line."""
+    raise_descriptor_limit()
     server = build_server(runtime)
     async with anyio.create_task_group() as tasks:
 
