@@ -97,6 +97,19 @@ def test_a_key_that_no_header_could_carry_is_refused_without_being_shown(key: st
     with pytest.raises(SettingError) as refused:
         read_settings({"API_KEY": key})
     assert str(refused.value).startswith("API_KEY=(hidden): must not begin or end with a space")
+
+
+@pytest.mark.parametrize("path", ["/wadm", "/apps/wadm-1", ""])
+def test_a_root_path_is_the_prefix_of_a_path(path: str) -> None:
+    settings = read_settings({"WADM_ROOT_PATH": path})
+    assert settings.WADM_ROOT_PATH == path
+
+
+@pytest.mark.parametrize("path", ["wadm", "/", "/wadm/", "//wadm", "/wadm?x", "/wadm#x", "https://wadm.example/wadm", "/w adm"])
+def test_a_root_path_of_another_form_is_refused(path: str) -> None:
+    with pytest.raises(SettingError) as refused:
+        read_settings({"WADM_ROOT_PATH": path})
+    assert str(refused.value).startswith(f"WADM_ROOT_PATH={path}: a path is needed that begins with / and does not end with it")
     assert "secret" not in str(refused.value)
 
 

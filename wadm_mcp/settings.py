@@ -95,6 +95,12 @@ def _host_names(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+def _root_path(path: str) -> str:
+    if path and not _ROOT_PATH.fullmatch(path):
+        raise ValueError("a path is needed that begins with / and does not end with it, of letters, digits and ._~-, such as /wadm")
+    return path
+
+
 def _base_url(name: str, url: str, schemes: Sequence[str]) -> str:
     """The URL of the setting `name` without a slash at its end; `SettingError` where it has a path, or another scheme."""
     try:
@@ -110,6 +116,10 @@ def _base_url(name: str, url: str, schemes: Sequence[str]) -> str:
 
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\.?(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
 
+_ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
+
+_MIN_KEY_CHARS: Final = 16
+"""Length of `API_KEY` beyond loopback, where others can try keys."""
 _SECRETS: Final = ("API_KEY", "MONGODB_URL", "REDIS_URL")
 _SHOWN_CHARS: Final = 160
 _REFUSES: Final = "refuses your address (HTTP 403, 451)"
@@ -143,10 +153,15 @@ class Settings(BaseSettings):
     WADM_MARKETS: Annotated[Names, AfterValidator(_markets)] = Field(
         ("spot",), description="`spot`, `linear` or both; the first is the default of the tools"
     )
-    WADM_HOST: str = Field("127.0.0.1", description="address to bind; beyond loopback `API_KEY` is needed")
+    WADM_HOST: str = Field(
+        "127.0.0.1", description=f"address to bind; beyond loopback an `API_KEY` of at least {_MIN_KEY_CHARS} characters is needed"
+    )
     WADM_PORT: int = Field(8920, ge=1, le=65535, description="port of `wadm-mcp serve`")
     WADM_ALLOWED_HOSTS: Annotated[Names, AfterValidator(_host_names)] = Field(
         (), description="Host and Origin names accepted beyond loopback, comma separated"
+    )
+    WADM_ROOT_PATH: Annotated[str, AfterValidator(_root_path)] = Field(
+        "", description="path prefix that a reverse proxy removes from requests, such as /wadm; announced to SSE clients"
     )
     WADM_DATA_DIR: Annotated[Path, AfterValidator(_folder)] = Field(
         default_factory=lambda: _default_folder(),
@@ -201,6 +216,17 @@ class Settings(BaseSettings):
     def binds_loopback(self) -> bool:
         """Does the server listen on loopback addresses only?"""
         return is_loopback(self.WADM_HOST)
+
+    def check_exposure(self) -> None:
+        """`SettingError` where others could reach the server without a key, or with one that can be guessed."""
+        if self.binds_loopback:
+            return
+        host = printable(self.WADM_HOST, _SHOWN_CHARS)
+        if self.API_KEY is None:
+            raise SettingError(f"WADM_HOST={host}: API_KEY must be set when the host is not loopback")
+        if len(self.API_KEY) < _MIN_KEY_CHARS:
+            allowed = f"has {len(self.API_KEY)} characters; with WADM_HOST={host} at least {_MIN_KEY_CHARS} are needed"
+            raise _refusal("API_KEY", "", f"{allowed}. Make one with: openssl rand -hex 24")
 
     @property
     def stays_on_loopback(self) -> bool:
