@@ -63,7 +63,7 @@ async def test_messagepack_carries_the_same_as_json(path: str) -> None:
         packed = await client.get(path, params=arguments, headers={"Accept": "text/html, Application/MsgPack; q=0.5"})
     assert plain.headers["content-type"] == "application/json"
     assert packed.headers["content-type"] == "application/msgpack"
-    assert packed.headers["vary"] == "Accept"
+    assert packed.headers["vary"] == "Accept, Origin"
     assert msgpack.unpackb(packed.content) == plain.json()
 
 
@@ -119,20 +119,57 @@ async def test_unknown_paths_and_methods_are_refused_in_json() -> None:
         assert "use GET" in response.json()["error"]
 
 
+@pytest.mark.parametrize("path", [*_ROUTES, "/mcp", "/sse", "/health", "/health/live", "/messages", "/nowhere", "/", ""])
+async def test_no_path_is_redirected(path: str) -> None:
+    runtime = FakeRuntime()
+    with anyio.fail_after(10):
+        async with serving(runtime) as (url, _), httpx2.AsyncClient(follow_redirects=False) as client:
+            for slash in ("", "/", "//"):
+                for method in ("GET", "POST"):
+                    async with client.stream(method, f"{url}{path}{slash}", headers={"Host": "localhost"}) as response:
+                        assert not 300 <= response.status_code < 400
+                        assert "location" not in response.headers
+
+
+async def test_mcp_is_served_with_a_slash_at_its_end_too() -> None:
+    with anyio.fail_after(10):
+        async with serving(FakeRuntime()) as (url, _):
+            for era in ERAS:
+                async with Client(f"{url}/mcp/", mode=era) as client:
+                    assert (await client.list_tools()).tools
+
+
+async def test_sse_announces_its_message_path_with_the_prefix_that_a_proxy_removes() -> None:
+    runtime = FakeRuntime(WADM_ROOT_PATH="/wadm", API_KEY="s3cret")
+    with anyio.fail_after(10):
+        async with serving(runtime) as (url, _), httpx2.AsyncClient(base_url=url, headers={"X-API-Key": "s3cret"}) as client:
+            async with client.stream("GET", "/sse") as stream:
+                lines = stream.aiter_lines()
+                assert await anext(lines) == "event: endpoint"
+                announced = (await anext(lines)).removeprefix("data: ")
+                assert announced.startswith("/wadm/messages/?session_id=")
+                body = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
+                assert (await client.post(announced.removeprefix("/wadm"), json=body)).status_code == 202
+            assert (await client.get("/api/markets")).status_code == 200
+            async with httpx2.AsyncClient(base_url=url) as probe:
+                assert [(await probe.get(path)).status_code for path in ("/health", "/health/live", "/api/markets")] == [200, 200, 401]
+
+
 async def test_health_lists_every_part_and_nothing_secret() -> None:
     runtime = FakeRuntime(API_KEY="s3cret")
+    key = {"X-API-Key": "s3cret"}
     runtime.health.count("frames.bad", 2)
     async with _client(runtime) as client:
-        good = await client.get("/health")
+        good = await client.get("/health", headers=key)
         runtime.health.report("binance:spot:BTCUSDT", State.DOWN, "no frame for 31 s")
-        bad = await client.get("/health")
+        bad = await client.get("/health", headers=key)
         live = await client.get("/health/live")
     assert (good.status_code, good.json()["status"], good.json()["role"], good.json()["reasons"]) == (200, "ok", "recording", [])
     assert good.json()["parts"]["store"] == {"state": "ok", "detail": "", "since": "2026-06-01T12:03:00.000Z"}
     assert good.json()["counts"] == {"frames.bad": 2}
     assert (bad.status_code, bad.json()["status"]) == (503, "degraded")
     assert bad.json()["reasons"] == ["binance:spot:BTCUSDT: down, no frame for 31 s"]
-    assert (live.status_code, live.json()["status"]) == (200, "ok")
+    assert (live.status_code, live.json()) == (200, {"status": "ok"})
     assert "s3cret" not in good.text + bad.text + live.text
 
 

@@ -3,19 +3,23 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
+import anyio
 import httpx2
 import pytest
 
-from tests.server.fake import FakeRuntime
+from tests.server.fake import FakeRuntime, serving
+from wadm_mcp.health import State
 from wadm_mcp.server.server import build_server
+from wadm_mcp.web import guard
 from wadm_mcp.web.app import build_app
 
 pytestmark = pytest.mark.anyio
 
 _KEY = "s3cret-clé"
-_OPEN = ("/health", "/health/live")
+_OPEN = ("/health", "/health/live", "/health/")
 _CLOSED = (
     "/mcp",
     "/sse",
@@ -26,13 +30,20 @@ _CLOSED = (
     "/api/order-flow",
     "/api/footprint",
     "/nowhere",
-    "/health/",
 )
+_RIGHT = {"X-API-Key": _KEY.encode()}
+_WRONG = {"X-API-Key": b"wrong"}
+_INSPECTOR = "http://localhost:6274"
+
+
+@pytest.fixture(autouse=True)
+def _undelayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "_WRONG_KEY_SECONDS", 0.0)
 
 
 @asynccontextmanager
-async def _client(**settings: Any) -> AsyncGenerator[httpx2.AsyncClient]:
-    runtime = FakeRuntime(**settings)
+async def _client(runtime: FakeRuntime | None = None, **settings: Any) -> AsyncGenerator[httpx2.AsyncClient]:
+    runtime = runtime or FakeRuntime(**settings)
     app = build_app(build_server(runtime), runtime)
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://127.0.0.1:8920") as client:
         yield client
@@ -141,6 +152,103 @@ async def test_only_loopback_and_allowed_hosts_pass(host: str, status: int) -> N
 async def test_only_allowed_origins_pass(origin: str, status: int) -> None:
     async with _client(WADM_ALLOWED_HOSTS=("wadm.example",)) as client:
         assert (await client.get("/health", headers={"Origin": origin})).status_code == status
+
+
+@pytest.mark.parametrize("path", [*_OPEN, *_CLOSED])
+@pytest.mark.parametrize("mode", ["no-cors", "navigate"])
+async def test_a_request_that_another_sites_page_caused_is_refused_on_every_route(path: str, mode: str) -> None:
+    async with _client() as client:
+        response = await client.get(path, headers={"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": mode})
+    assert response.status_code == 403
+    assert response.json()["error"].startswith("Sec-Fetch-Site cross-site without an Origin is not accepted here")
+    assert "access-control-allow-origin" not in response.headers
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Sec-Fetch-Site": "none"},
+        {"Sec-Fetch-Site": "same-origin"},
+        {"Sec-Fetch-Site": "cross-site", "Origin": _INSPECTOR},
+        {},
+    ],
+    ids=["typed", "own page", "allowed origin", "no browser"],
+)
+async def test_what_the_user_or_an_allowed_page_asks_is_answered(headers: dict[str, str]) -> None:
+    async with _client() as client:
+        assert (await client.get("/api/markets", headers=headers)).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/mcp", "/mcp/", "/sse", "/messages/", "/api/markets", "/health"])
+async def test_a_browser_that_asks_first_whether_it_may_is_answered_without_a_key(path: str) -> None:
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,mcp-session-id,mcp-param-symbol"}
+    async with _client(API_KEY=_KEY, WADM_ALLOWED_HOSTS=("wadm.example",)) as client:
+        for origin in (_INSPECTOR, "https://wadm.example"):
+            response = await client.options(path, headers={"Origin": origin, "Sec-Fetch-Site": "cross-site", **asked})
+            assert (response.status_code, response.headers["access-control-allow-origin"]) == (200, origin)
+            assert response.headers["access-control-allow-methods"] == "GET, POST, DELETE"
+            assert response.headers["access-control-allow-headers"] == asked["Access-Control-Request-Headers"]
+        foreign = await client.options(path, headers={"Origin": "https://evil.example", **asked})
+    assert (foreign.status_code, "access-control-allow-origin" in foreign.headers) == (403, False)
+
+
+async def test_a_page_of_an_allowed_origin_can_read_answers_and_refusals_and_needs_the_key() -> None:
+    async with _client(API_KEY=_KEY) as client:
+        for path, headers, status in (
+            ("/api/markets", _RIGHT, 200),
+            ("/api/markets", {}, 401),
+            ("/api/markets", _WRONG, 401),
+            ("/nowhere", _RIGHT, 404),
+            ("/health/live", {}, 200),
+        ):
+            response = await client.get(path, headers={"Origin": _INSPECTOR, **headers})  # pyright: ignore[reportArgumentType]
+            assert (response.status_code, response.headers["access-control-allow-origin"]) == (status, _INSPECTOR)
+            assert response.headers["access-control-expose-headers"].startswith("Mcp-Session-Id")
+            assert "Origin" in response.headers["vary"]
+
+
+async def test_without_the_key_health_tells_states_and_nothing_else() -> None:
+    runtime = FakeRuntime(API_KEY=_KEY)
+    runtime.health.report("store", State.DOWN, "mongodb://10.1.2.3 does not answer")
+    async with _client(runtime) as client:
+        for headers in ({}, _WRONG, {"Authorization": "Bearer"}):
+            response = await client.get("/health", headers=headers)  # pyright: ignore[reportArgumentType]
+            states = {"binance:spot:BTCUSDT": {"state": "ok"}, "bybit:spot:BTCUSDT": {"state": "ok"}, "store": {"state": "down"}}
+            assert (response.status_code, response.json()) == (503, {"status": "degraded", "role": "recording", "parts": states})
+            assert (await client.get("/health/live", headers=headers)).json() == {"status": "ok"}  # pyright: ignore[reportArgumentType]
+        whole = (await client.get("/health", headers=_RIGHT)).json()  # pyright: ignore[reportArgumentType]
+    assert whole["reasons"] == ["store: down, mongodb://10.1.2.3 does not answer"]
+    assert set(whole) == {"status", "role", "version", "reasons", "parts", "counts"}
+
+
+async def test_requests_without_the_right_key_are_counted_and_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    runtime = FakeRuntime(API_KEY=_KEY)
+    async with _client(runtime) as client:
+        for headers in (_WRONG, {}, _WRONG, _WRONG, _RIGHT):
+            await client.get("/api/markets", headers=headers)  # pyright: ignore[reportArgumentType]
+        await client.get("/health")
+        await client.get("/health", headers=_WRONG)  # pyright: ignore[reportArgumentType]
+    assert runtime.health.counts == {"keys.wrong": 4, "keys.missing": 1}
+    (line,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert line.getMessage() == "key.refused"
+    assert getattr(line, "wadm_fields") == {"reason": "wrong", "client": "127.0.0.1", "count": 1}  # noqa: B009
+
+
+async def test_wrong_keys_are_answered_slowly_and_only_a_few_of_them_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "_WRONG_KEY_SECONDS", 3_600)
+    monkeypatch.setattr(guard, "_MAX_DELAYED", 2)
+    runtime = FakeRuntime(API_KEY=_KEY)
+    with anyio.fail_after(10):
+        async with serving(runtime) as (url, _), httpx2.AsyncClient(base_url=url) as client, anyio.create_task_group() as tasks:
+            for _ in range(2):
+                tasks.start_soon(partial(client.get, "/api/markets", headers=_WRONG))  # pyright: ignore[reportArgumentType]
+            while runtime.health.counts["keys.wrong"] < 2:
+                await anyio.lowlevel.checkpoint()
+            undelayed = await client.get("/api/markets", headers=_WRONG)  # pyright: ignore[reportArgumentType]
+            right = await client.get("/api/markets", headers=_RIGHT)  # pyright: ignore[reportArgumentType]
+            assert (undelayed.status_code, undelayed.headers["connection"]) == (401, "close")
+            assert right.status_code == 200
+            tasks.cancel_scope.cancel()
 
 
 async def test_the_key_is_never_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
 from mcp.server.sse import SseServerTransport
 from mcp.server.transport_security import TransportSecuritySettings
@@ -16,8 +16,8 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Mount, Route
-from starlette.types import Receive, Scope, Send
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from wadm_mcp import __version__
 from wadm_mcp.errors import NotReady, QueryError, StoreError, UnknownSymbol
@@ -27,7 +27,7 @@ from wadm_mcp.queries.numbers import iso_ms
 from wadm_mcp.server.context import ServedRuntime, running
 from wadm_mcp.server.questions import QUESTIONS, Question
 from wadm_mcp.server.server import WadmServer
-from wadm_mcp.web.guard import Guard
+from wadm_mcp.web.guard import Guard, has_key
 from wadm_mcp.web.responses import error_response, json_response, reply_response
 from wadm_mcp.web.resumption import Sessions
 from wadm_mcp.web.serve import WebApp
@@ -62,35 +62,52 @@ def build_app(server: WadmServer, runtime: ServedRuntime) -> WebApp:
             *(Route(path, _api(path, question, runtime)) for path, question in _ROUTES.items()),
             Route("/mcp", streams.wrap(sessions.asgi_app)),
             Route("/sse", Endpoint(events), methods=["GET"]),
-            Mount("/messages/", Endpoint(sse.handle_post_message)),
+            Route("/messages", Endpoint(sse.handle_post_message)),
         ],
         exception_handlers={HTTPException: _routing_error, Exception: _internal_error},
         lifespan=lambda _: run(),
     )
-    return WebApp(Guard(app, runtime.settings), runtime, streams, run)
+    # A redirect would name this server's own scheme and host. Behind a TLS proxy a client that follows it would send its key in clear.
+    app.router.redirect_slashes = False
+    guard = Guard(app, runtime.settings, runtime.health)
+    return WebApp(_without_trailing_slash(guard), runtime, streams, run)
+
+
+def _without_trailing_slash(app: ASGIApp) -> ASGIApp:
+    """The application, for which `/mcp/` is the same path as `/mcp`."""
+
+    async def call(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope["path"] = scope["path"].rstrip("/") or "/"
+        await app(scope, receive, send)
+
+    return call
 
 
 def _health(runtime: ServedRuntime) -> Callable[[Request], Awaitable[Response]]:
-    async def health(_: Request) -> Response:
-        """Read from memory only, so that it answers whatever state the exchanges and the store are in."""
+    async def health(request: Request) -> Response:
+        """Read from memory only, so that it answers whatever state the exchanges and the store are in. Without the key, states alone:
+        details name hosts and paths."""
         state, ready = runtime.health, runtime.health.ready
-        body = {
-            "status": "ok" if ready else "degraded",
-            "role": runtime.role,
-            "version": __version__,
-            "reasons": state.reasons,
-            "parts": {
-                name: {"state": part.state, "detail": part.detail, "since": iso_ms(part.since)} for name, part in state.parts.items()
-            },
-            "counts": dict(sorted(state.counts.items())),
-        }
+        body: dict[str, Any] = {"status": "ok" if ready else "degraded", "role": runtime.role}
+        if has_key(request):
+            body |= {
+                "version": __version__,
+                "reasons": state.reasons,
+                "parts": {
+                    name: {"state": part.state, "detail": part.detail, "since": iso_ms(part.since)} for name, part in state.parts.items()
+                },
+                "counts": dict(sorted(state.counts.items())),
+            }
+        else:
+            body["parts"] = {name: {"state": part.state} for name, part in state.parts.items()}
         return json_response(body, HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE)
 
     return health
 
 
 async def _live(_: Request) -> Response:
-    return json_response({"status": "ok", "version": __version__})
+    return json_response({"status": "ok"})
 
 
 def _api(path: str, question: Question, runtime: ServedRuntime) -> Callable[[Request], Awaitable[Response]]:
