@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from resource import RLIMIT_NOFILE, prlimit
 from typing import Any
 
 import anyio
@@ -15,7 +16,7 @@ from mcp import Client, StdioServerParameters
 from mcp.client.sse import sse_client
 from mcp.types import TextContent, TextResourceContents
 
-from tests.end_to_end.process import environment, resident, serving, until
+from tests.end_to_end.process import COMMAND, environment, resident, serving, until
 from wadm_mcp.server.questions import QUESTIONS
 
 pytestmark = pytest.mark.anyio
@@ -54,7 +55,8 @@ async def ask(client: Client) -> None:
 
 
 async def test_the_demo_answers_over_streamable_http_and_sse_in_both_eras_from_one_runtime(tmp_path: Path) -> None:
-    async with serving(tmp_path / "data", "serve", "--demo") as served:
+    few_descriptors = ["/bin/sh", "-c", 'ulimit -Sn 256 && exec "$@"', "sh", *COMMAND]
+    async with serving(tmp_path / "data", "serve", "--demo", command=few_descriptors) as served:
         openers: list[Callable[[], Any]] = [
             lambda: f"{served.url}/mcp",
             lambda: sse_client(f"{served.url}/sse"),
@@ -67,6 +69,8 @@ async def test_the_demo_answers_over_streamable_http_and_sse_in_both_eras_from_o
         health = await served.get("/health")
         assert health["status"] == "ok"
         assert served.stderr.count("recorder.begins") == 1
+        soft, _ = prlimit(served.process.pid, RLIMIT_NOFILE)
+        assert soft > 256
         assert await served.stop() == 0
 
 

@@ -13,6 +13,7 @@ import pytest
 from tests.end_to_end.process import run
 from wadm_mcp.simulator.simulator import Simulator
 
+_KEY = "sixteen letters!"
 BAD_SETTINGS = [
     ({"WADM_PORT": "eighty"}, "WADM_PORT=eighty: a port is a whole number from 1 to 65535"),
     ({"WADM_PORT": "70000"}, "WADM_PORT=70000: a port is a whole number from 1 to 65535"),
@@ -25,7 +26,9 @@ BAD_SETTINGS = [
     ({"WADM_BYBIT_WS": "https://x"}, "WADM_BYBIT_WS=https://x: a base URL without path is needed, such as wss://host:port"),
     ({"WADM_BINANCE_SPOT_REST": "https://x/api"}, "WADM_BINANCE_SPOT_REST=https://x/api: a base URL without path"),
     ({"WADM_HOST": "0.0.0.0"}, "WADM_HOST=0.0.0.0: API_KEY must be set when the host is not loopback"),
-    ({"WADM_HOST": "nowhere.invalid", "API_KEY": "k"}, "WADM_HOST=nowhere.invalid: "),
+    ({"WADM_HOST": "0.0.0.0", "API_KEY": "fifteen letters"}, "API_KEY=(hidden): has 15 characters; with WADM_HOST=0.0.0.0 at least 16 are"),
+    ({"WADM_HOST": "nowhere.invalid", "API_KEY": _KEY}, "WADM_HOST=nowhere.invalid: "),
+    ({"WADM_ROOT_PATH": "wadm/"}, "WADM_ROOT_PATH=wadm/: a path is needed that begins with / and does not end with it"),
     ({"WADM_DATA_DIR": "/proc/nowhere"}, "WADM_DATA_DIR=/proc/nowhere"),
     (
         {"WADM_DATA_DIR": "/etc/passwd"},
@@ -33,7 +36,7 @@ BAD_SETTINGS = [
     ),
     ({"WADM_DATA_DIR": "~nouser/x"}, "WADM_DATA_DIR=~nouser/x: no such home folder; set it to a writable folder"),
     ({"WADM_DATA_DIR": "/tmp/" + "x" * 300}, "the folder cannot be used (File name too long); set it to a writable folder"),
-    ({"WADM_HOST": "nowhere\ninvalid", "API_KEY": "k"}, r"WADM_HOST=nowhere\ninvalid: "),
+    ({"WADM_HOST": "nowhere\ninvalid", "API_KEY": _KEY}, r"WADM_HOST=nowhere\ninvalid: "),
     ({"API_KEY": "  "}, "API_KEY=(hidden): must not begin or end with a space"),
     ({"MONGODB_URL": "localhost"}, "MONGODB_URL"),
     ({"REDIS_URL": "localhost"}, "REDIS_URL"),
@@ -93,7 +96,7 @@ def test_a_server_without_mongodb_and_redis_loads_neither_their_drivers_nor_othe
 
 
 def test_a_secret_is_never_shown(tmp_path: Path) -> None:
-    ended = run(tmp_path, "serve", "--demo", WADM_HOST="nowhere.invalid", API_KEY="very-secret")
+    ended = run(tmp_path, "serve", "--demo", WADM_HOST="nowhere.invalid", API_KEY="very-secret-indeed")
     assert "very-secret" not in ended.stderr + ended.stdout
 
 

@@ -121,7 +121,7 @@ async def test_a_taken_port_stops_the_start_before_anything_is_entered() -> None
 
 @pytest.mark.parametrize("host", ["203.0.113.7", "no.such.host.invalid", "::ffff:fff"])
 async def test_a_host_that_is_not_this_machine_is_refused(host: str) -> None:
-    runtime = FakeRuntime(WADM_HOST=host, API_KEY="key")
+    runtime = FakeRuntime(WADM_HOST=host, API_KEY="a key of enough characters")
     with pytest.raises(SettingError, match=rf"^WADM_HOST={host}: cannot listen there"):
         await _serve(runtime)
 
@@ -129,6 +129,16 @@ async def test_a_host_that_is_not_this_machine_is_refused(host: str) -> None:
 async def test_beyond_loopback_a_key_is_needed() -> None:
     with pytest.raises(SettingError, match=r"^WADM_HOST=0\.0\.0\.0: API_KEY must be set when the host is not loopback"):
         await _serve(FakeRuntime(WADM_HOST="0.0.0.0"))
+
+
+async def test_beyond_loopback_a_key_must_not_be_short() -> None:
+    with pytest.raises(
+        SettingError, match=r"^API_KEY=\(hidden\): has 15 characters; with WADM_HOST=0\.0\.0\.0 at least 16 are needed"
+    ) as short:
+        await _serve(FakeRuntime(WADM_HOST="0.0.0.0", API_KEY="k" * 15))
+    assert "kkk" not in str(short.value)
+    FakeRuntime(WADM_HOST="0.0.0.0", API_KEY="k" * 16).settings.check_exposure()
+    FakeRuntime(API_KEY="k").settings.check_exposure()
 
 
 async def test_localhost_is_served_on_its_addresses() -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Callable, Generator
-from contextlib import AbstractAsyncContextManager, ExitStack, closing, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, ExitStack, closing
 from typing import Final
 
 import anyio
@@ -20,15 +20,14 @@ from wadm_mcp.errors import SettingError, WadmError, printable, ungrouped
 from wadm_mcp.process.signals import stop_signals
 from wadm_mcp.server.context import ServedRuntime
 from wadm_mcp.settings import Settings
+from wadm_mcp.web.connections import Connections, connection_limit
+from wadm_mcp.web.http_server import HttpServer
 from wadm_mcp.web.streams import Streams
 
 _ANSWER_SECONDS: Final = 0.3
 """Time that open requests get after a stop signal; then event streams are ended."""
 _CLOSE_SECONDS: Final = 1
 """Time after which uvicorn drops the remaining connections."""
-_FAILURE_PAUSE_SECONDS: Final = 0.01
-_MAX_CONNECTIONS: Final = 1_000
-"""Connections at once; a further one gets 503."""
 
 
 class WebApp:
@@ -46,49 +45,31 @@ class WebApp:
         await self._app(scope, receive, send)
 
 
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers, which would raise the signal again after the stop."""
-
-    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._on_started = started
-
-    @contextmanager
-    def capture_signals(self) -> Generator[None]:
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        # A runtime that failed while it was entered reports it during this pause; the server then counts as not started.
-        await anyio.sleep(_FAILURE_PAUSE_SECONDS)
-        if not self.should_exit:
-            self._on_started()
-
-
 async def serve_http(app: WebApp, settings: Settings, *, on_started: Callable[[str], None] | None = None) -> None:
     """Serve until a signal arrives or the caller's scope is cancelled; then return. A second signal drops open connections.
 
     `on_started` is called with the base URL once the port answers. `SettingError` when the host or port cannot be used. The `WadmError`
     that the runtime failed with is raised after the shutdown.
     """
-    if not settings.binds_loopback and settings.API_KEY is None:
-        raise SettingError(f"WADM_HOST={settings.WADM_HOST}: API_KEY must be set when the host is not loopback")
+    settings.check_exposure()
     failures: list[WadmError] = []
     with ungrouped(), stop_signals() as next_signal, ExitStack() as bound:
         sockets = [bound.enter_context(closing(one)) for one in await _bind(settings.WADM_HOST, settings.WADM_PORT)]
         url = _url(settings.WADM_HOST, sockets[0])
+        connections = Connections(connection_limit(), app.runtime.health)
         config = uvicorn.Config(
-            app,
+            connections.bounded(app),
+            http="h11",
             lifespan="off",
             ws="none",
             log_config=None,
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            limit_concurrency=_MAX_CONNECTIONS,
+            root_path=settings.WADM_ROOT_PATH,
             timeout_graceful_shutdown=_CLOSE_SECONDS,
         )
-        server = _Server(config, lambda: on_started(url) if on_started is not None else None)
+        server = HttpServer(config, connections, lambda: on_started(url) if on_started is not None else None)
         async with app.running(), anyio.create_task_group() as tasks:
             stop = anyio.Event()
 

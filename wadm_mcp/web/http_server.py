@@ -1,0 +1,94 @@
+"""uvicorn's server with a listener of our own, because asyncio's has no bound: it accepts up to 2,048 connections before any of them can be
+closed, and without a free descriptor it logs and retries each of these attempts for itself."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+import anyio
+import uvicorn
+
+from wadm_mcp.logs import RateLimitedWarning
+from wadm_mcp.web.connections import Connections, HttpConnection
+
+_FAILURE_PAUSE_SECONDS: Final = 0.01
+_BACKLOG: Final = 2_048
+"""Connections that the system holds until they are accepted."""
+_MAX_ACCEPTED: Final = 32
+"""Connections accepted before those that they replace are closed."""
+_ACCEPT_PAUSE_SECONDS: Final = 0.5
+"""Pause after a connection could not be accepted."""
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn without its signal handlers, which would raise the signal again after the stop. `connections` bounds its connections."""
+
+    def __init__(self, config: uvicorn.Config, connections: Connections, started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._connections = connections
+        self._on_started = started
+        self._listeners: Sequence[socket.socket] = ()
+        self._warn_not_accepted = RateLimitedWarning("connections.not_accepted")
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup([])
+        self._listeners = sockets or []
+        for listener in self._listeners:
+            listener.listen(_BACKLOG)
+        # A runtime that failed while it was entered reports it during this pause; the server then counts as not started.
+        await anyio.sleep(_FAILURE_PAUSE_SECONDS)
+        if not self.should_exit:
+            self._on_started()
+
+    async def main_loop(self) -> None:
+        async with anyio.create_task_group() as tasks:
+            for listener in self._listeners:
+                tasks.start_soon(self._listen, listener)
+            await super().main_loop()
+            tasks.cancel_scope.cancel()
+
+    async def on_tick(self, counter: int) -> bool:
+        self._connections.close_overdue()
+        return await super().on_tick(counter)
+
+    async def _listen(self, listener: socket.socket) -> None:
+        while True:
+            await anyio.wait_readable(listener)
+            accepted, error = _accept_waiting(listener)
+            async with anyio.create_task_group() as tasks:
+                for connection in accepted:
+                    tasks.start_soon(self._open, connection)
+            if error is not None:
+                self._warn_not_accepted(error=error.strerror or error)
+                self._connections.make_room()
+                await anyio.sleep(_ACCEPT_PAUSE_SECONDS)
+
+    async def _open(self, accepted: socket.socket) -> None:
+        def connection() -> HttpConnection:
+            return HttpConnection(self._connections, self.config, self.server_state, self.lifespan.state)
+
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(connection, accepted)
+        except OSError:  # its client is gone already
+            accepted.close()
+
+
+def _accept_waiting(listener: socket.socket) -> tuple[list[socket.socket], OSError | None]:
+    """The connections that wait, at most `_MAX_ACCEPTED`, and the error for which no more were accepted."""
+    accepted: list[socket.socket] = []
+    try:
+        while len(accepted) < _MAX_ACCEPTED:
+            accepted.append(listener.accept()[0])
+    except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+        pass
+    except OSError as error:
+        return accepted, error
+    return accepted, None
