@@ -107,6 +107,7 @@ class Connections:
     """The open connections of a server, at most `limit`. `health` counts those that are closed early or refused."""
 
     def __init__(self, limit: int, health: Health) -> None:
+        self.limit = limit
         self.health = health
         self._everyone = _Group(limit)
         self._by_address: dict[str, _Group] = {}

@@ -16,10 +16,10 @@ from wadm_mcp.logs import RateLimitedWarning
 from wadm_mcp.web.connections import Connections, HttpConnection
 
 _FAILURE_PAUSE_SECONDS: Final = 0.01
-_BACKLOG: Final = 2_048
-"""Connections that the system holds until they are accepted."""
+_BACKLOG: Final = 4_096
+"""Connections that the system holds until they are accepted. Where it has no room for one, its client tries again only after a second."""
 _MAX_ACCEPTED: Final = 32
-"""Connections accepted before those that they replace are closed."""
+"""Connections accepted before those that they replace are closed; fewer where few may be open."""
 _ACCEPT_PAUSE_SECONDS: Final = 0.5
 """Pause after a connection could not be accepted."""
 
@@ -30,6 +30,7 @@ class HttpServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, connections: Connections, started: Callable[[], None]) -> None:
         super().__init__(config)
         self._connections = connections
+        self._at_once = max(1, min(_MAX_ACCEPTED, connections.limit // 4))
         self._on_started = started
         self._listeners: Sequence[socket.socket] = ()
         self._warn_not_accepted = RateLimitedWarning("connections.not_accepted")
@@ -62,7 +63,7 @@ class HttpServer(uvicorn.Server):
     async def _listen(self, listener: socket.socket) -> None:
         while True:
             await anyio.wait_readable(listener)
-            accepted, error = _accept_waiting(listener)
+            accepted, error = _accept_waiting(listener, self._at_once)
             async with anyio.create_task_group() as tasks:
                 for connection in accepted:
                     tasks.start_soon(self._open, connection)
@@ -81,11 +82,11 @@ class HttpServer(uvicorn.Server):
             accepted.close()
 
 
-def _accept_waiting(listener: socket.socket) -> tuple[list[socket.socket], OSError | None]:
-    """The connections that wait, at most `_MAX_ACCEPTED`, and the error for which no more were accepted."""
+def _accept_waiting(listener: socket.socket, limit: int) -> tuple[list[socket.socket], OSError | None]:
+    """The connections that wait, at most so many, and the error for which no more were accepted."""
     accepted: list[socket.socket] = []
     try:
-        while len(accepted) < _MAX_ACCEPTED:
+        while len(accepted) < limit:
             accepted.append(listener.accept()[0])
     except (BlockingIOError, InterruptedError, ConnectionAbortedError):
         pass
