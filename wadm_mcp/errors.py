@@ -102,5 +102,9 @@ class NotReady(WadmError):
     """The symbol is configured, but its exchange has not answered yet with the symbols that it lists. A retry may succeed."""
 
 
+class Busy(WadmError):
+    """WADM does as much of this at once as it allows. The text says when to ask again."""
+
+
 class UnknownSymbol(QueryError):
     """The symbol is not followed. The text names near matches."""
