@@ -34,7 +34,8 @@ async def _started(*arguments: str) -> AsyncGenerator[Process]:
             if not arguments:
                 assert process.stdin is not None
                 assert process.stdout is not None
-                await process.stdin.send(json.dumps(_INITIALIZE).encode() + b"\n")
+                # Some programs begin what they write with a byte-order mark.
+                await process.stdin.send(b"\xef\xbb\xbf" + json.dumps(_INITIALIZE).encode() + b"\n")
                 answer = json.loads(await BufferedByteReceiveStream(process.stdout).receive_until(b"\n", 1 << 20))
                 assert answer["result"]["serverInfo"]["name"] == "wadm"
             yield process
@@ -86,29 +87,47 @@ async def test_a_client_that_does_not_read_cannot_keep_the_process_alive() -> No
             assert await process.wait() == 0
 
 
+_CALL = b'{"jsonrpc":"2.0","id":2,"method":"tools/call","params":'
 REFUSED = [
-    (rb'{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"\ud800"}}', -32700),
-    (b'{"jsonrpc":"2.0","id":2', -32700),
-    (b"\xff\xfe\x00", -32700),
-    (b"[" * 100_000, -32700),
-    (b'{"id":2}', -32600),
-    (b"[1]", -32600),
+    (_CALL + rb'{"name":"\ud800"}}', 2, -32700, "not valid JSON"),
+    (_CALL + b"9" * 6_000 + b"}", 2, -32700, "not valid JSON"),
+    (_CALL + b"[" * 20_000 + b"]" * 20_000 + b"}", 2, -32700, "not valid JSON"),
+    (_CALL + b'"' + b"x" * (4 << 20) + b'"}', 2, -32600, "4,194,362 bytes long, and at most 4,194,304 are read"),
+    (b'{"jsonrpc":"2.0","id":2', None, -32700, "not valid JSON"),
+    (b"\xff\xfe\x00", None, -32700, "not valid JSON"),
+    (b"[" * 100_000, None, -32700, "not valid JSON"),
+    (b'{"id":2,"method":"ping"}', 2, -32600, "not a JSON-RPC 2.0 message"),
+    (b"[1]", None, -32600, "not a JSON-RPC 2.0 message"),
 ]
 
 
-@pytest.mark.parametrize(("line", "code"), REFUSED, ids=["lone surrogate", "cut off", "no text", "too deep", "no message", "a batch"])
-async def test_an_invalid_line_is_answered_with_an_error_and_logged_and_the_next_one_is_served(line: bytes, code: int) -> None:
+async def test_an_invalid_line_is_answered_with_the_id_of_its_request_and_the_next_one_is_served() -> None:
     async with _started() as process:
         assert process.stdin is not None
         assert process.stdout is not None
         answers = BufferedByteReceiveStream(process.stdout)
-        await process.stdin.send(b"\r\n" + line + b"\n")
-        refused = json.loads(await answers.receive_until(b"\n", 1 << 20))
-        await process.stdin.send(b'{"jsonrpc":"2.0","id":3,"method":"ping"}\n')
-        served = json.loads(await answers.receive_until(b"\n", 1 << 20))
+        for line, request_id, code, problem in REFUSED:
+            await process.stdin.send(b"\r\n" + line + b"\n")
+            refused = json.loads(await answers.receive_until(b"\n", 1 << 20))
+            assert (refused["id"], refused["error"]["code"]) == (request_id, code)
+            assert refused["error"]["message"] == f"the line is {problem}; each line must be one JSON-RPC 2.0 message in UTF-8"
+            await process.stdin.send(b'{"jsonrpc":"2.0","id":3,"method":"ping"}\n')
+            served = json.loads(await answers.receive_until(b"\n", 1 << 20))
+            assert served == {"jsonrpc": "2.0", "id": 3, "result": {}}
         await process.stdin.aclose()
         status, said, _ = await _ended(process)
-    assert (refused["id"], refused["error"]["code"]) == (None, code)
-    assert served == {"jsonrpc": "2.0", "id": 3, "result": {}}
     assert status == 0
     assert said.count("stdio.line_refused") == 1
+
+
+async def test_more_requests_than_may_be_answered_at_once_are_all_answered_in_the_end() -> None:
+    lists = [{"jsonrpc": "2.0", "id": number, "method": "tools/list", "params": {}} for number in range(2, 202)]
+    async with _started() as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        answers = BufferedByteReceiveStream(process.stdout)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(process.stdin.send, b"".join(json.dumps(one).encode() + b"\n" for one in lists))
+            with anyio.fail_after(20):
+                answered = {json.loads(await answers.receive_until(b"\n", 1 << 20))["id"] for _ in lists}
+    assert answered == {one["id"] for one in lists}

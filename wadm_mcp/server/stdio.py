@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Sequence
 from concurrent.futures import CancelledError
 from contextlib import asynccontextmanager
 from typing import Any, Final, NoReturn, cast
@@ -18,19 +18,19 @@ from anyio.from_thread import BlockingPortal
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from mcp.server.stdio import stdio_server
 from mcp.shared.message import SessionMessage
-from mcp_types import INVALID_REQUEST, PARSE_ERROR, ErrorData, JSONRPCError
+from mcp_types import INVALID_REQUEST, PARSE_ERROR, ErrorData, JSONRPCError, jsonrpc_message_adapter
 from pydantic import ValidationError
 
 from wadm_mcp.errors import WadmError, leaves, printable, ungrouped
 from wadm_mcp.logs import RateLimitedWarning, log
 from wadm_mcp.process.signals import stop_signals
 from wadm_mcp.process.standard_streams import print_stderr
+from wadm_mcp.server.backpressure import CountedWrites
 from wadm_mcp.server.context import ServedRuntime, running
+from wadm_mcp.server.lines import MAX_LINE_BYTES, Line, read_lines
 from wadm_mcp.server.server import WadmServer
 
 _STDIN: Final = 0
-_CHUNK_BYTES: Final = 1 << 16
-_QUEUED_LINES: Final = 16
 _PARENT_SECONDS: Final = 1.0
 """Time between two looks whether the parent process lives."""
 _CLOSE_SECONDS: Final = 0.5
@@ -99,16 +99,18 @@ async def _run_session(server: WadmServer) -> None:
     lowlevel = server._lowlevel_server
     failed: OSError | None = None
     try:
+        # The SDK writes; what it reads it would ignore where it is invalid, and keep whatever its length.
         async with (
             _lines(_STDIN) as lines,
-            stdio_server(stdin=cast(Any, lines)) as (read, write),
+            stdio_server(stdin=cast(Any, _Nothing())) as (read, write),
             read,
             anyio.create_task_group() as tasks,
         ):
-            valid, messages = anyio.create_memory_object_stream[SessionMessage | Exception]()
-            with messages, valid:
-                tasks.start_soon(_filter, read, valid, write.send)
-                await lowlevel.run(messages, write, lowlevel.create_initialization_options())
+            send, messages = anyio.create_memory_object_stream[SessionMessage | Exception]()
+            with messages, send:
+                counted = CountedWrites(write)
+                tasks.start_soon(_read_messages, lines, send, counted)
+                await lowlevel.run(messages, counted, lowlevel.create_initialization_options())
                 tasks.cancel_scope.cancel()
     except* BrokenPipeError:
         log.info("stdio.closed", by="client")
@@ -118,32 +120,51 @@ async def _run_session(server: WadmServer) -> None:
         raise WadmError(f"standard output cannot be written ({failed.strerror}), and MCP needs it")
 
 
-async def _filter(
-    read: AsyncIterable[SessionMessage | Exception],
-    valid: MemoryObjectSendStream[SessionMessage | Exception],
-    answer: Callable[[SessionMessage], Awaitable[None]],
+class _Nothing:
+    """An input without lines."""
+
+    def __aiter__(self) -> _Nothing:
+        return self
+
+    async def __anext__(self) -> str:
+        raise StopAsyncIteration
+
+
+async def _read_messages(
+    lines: AsyncIterable[Line], send: MemoryObjectSendStream[SessionMessage | Exception], answers: CountedWrites
 ) -> None:
-    """Pass on a client's valid messages. An invalid line is answered with an error and logged; the SDK would ignore it silently."""
+    """Pass on the client's messages while it takes its answers. A line that is no message is answered with an error, and logged."""
     log_refusal = RateLimitedWarning("stdio.line_refused")
     try:
-        async with valid:
-            async for item in read:
-                if isinstance(item, Exception):
-                    refusal = _refusal(item)
-                    log_refusal(code=refusal.error.code, reason=refusal.error.message)
-                    await answer(SessionMessage(refusal))
+        async with send:
+            async for line in lines:
+                message = _message(line)
+                if isinstance(message, JSONRPCError):
+                    log_refusal(code=message.error.code, reason=message.error.message)
+                    await answers.send(SessionMessage(message))
                 else:
-                    await valid.send(item)
+                    await answers.wait_for_room()
+                    await send.send(message)
     except (anyio.BrokenResourceError, anyio.ClosedResourceError):
         return  # The session has ended.
 
 
-def _refusal(error: Exception) -> JSONRPCError:
-    # The SDK passes on pydantic's error: the line is not JSON, or it is JSON but not a message of the protocol.
-    unparsed = isinstance(error, ValidationError) and error.errors()[0]["type"] == "json_invalid"
-    code, text = (PARSE_ERROR, "not valid JSON") if unparsed else (INVALID_REQUEST, "not a JSON-RPC 2.0 message")
-    message = f"the line is {text}; each line must be one JSON-RPC 2.0 message in UTF-8"
-    return JSONRPCError(jsonrpc="2.0", id=None, error=ErrorData(code=code, message=message))
+def _message(line: Line) -> SessionMessage | JSONRPCError:
+    """The message of a line, or the error that answers it."""
+    if not line.whole:
+        return _refusal(line, INVALID_REQUEST, f"{line.size:,} bytes long, and at most {MAX_LINE_BYTES:,} are read")
+    try:
+        return SessionMessage(jsonrpc_message_adapter.validate_json(line.text, by_name=False))
+    except ValidationError as error:
+        # pydantic's error says whether the line is not JSON, or JSON but not a message of the protocol.
+        if error.errors(include_url=False, include_input=False)[0]["type"] == "json_invalid":
+            return _refusal(line, PARSE_ERROR, "not valid JSON")
+        return _refusal(line, INVALID_REQUEST, "not a JSON-RPC 2.0 message")
+
+
+def _refusal(line: Line, code: int, problem: str) -> JSONRPCError:
+    message = f"the line is {problem}; each line must be one JSON-RPC 2.0 message in UTF-8"
+    return JSONRPCError(jsonrpc="2.0", id=line.request_id, error=ErrorData(code=code, message=message))
 
 
 def _exit_now(failures: Sequence[WadmError]) -> NoReturn:
@@ -153,9 +174,9 @@ def _exit_now(failures: Sequence[WadmError]) -> NoReturn:
 
 
 @asynccontextmanager
-async def _lines(fd: int) -> AsyncGenerator[MemoryObjectReceiveStream[str]]:
+async def _lines(fd: int) -> AsyncGenerator[MemoryObjectReceiveStream[Line]]:
     """Lines of a file descriptor. A daemon thread reads them: a blocked read cannot be interrupted, and must not delay the exit."""
-    send, receive = anyio.create_memory_object_stream[str](_QUEUED_LINES)
+    send, receive = anyio.create_memory_object_stream[Line]()
     async with BlockingPortal() as portal:
         threading.Thread(target=_pump, args=(fd, portal, send), name="stdin", daemon=True).start()
         try:
@@ -166,31 +187,10 @@ async def _lines(fd: int) -> AsyncGenerator[MemoryObjectReceiveStream[str]]:
             await portal.stop(cancel_remaining=True)
 
 
-def _pump(fd: int, portal: BlockingPortal, send: MemoryObjectSendStream[str]) -> None:
+def _pump(fd: int, portal: BlockingPortal, send: MemoryObjectSendStream[Line]) -> None:
     try:
-        for line in _read_lines(fd):
-            if line and not line.isspace():
-                portal.call(send.send, line)
+        for line in read_lines(fd):
+            portal.call(send.send, line)
         portal.call(send.aclose)
     except (RuntimeError, CancelledError, anyio.ClosedResourceError, anyio.BrokenResourceError):
         return  # The session and its portal have ended.
-
-
-def _read_lines(fd: int) -> Iterator[str]:
-    rest: list[bytes] = []
-    while chunk := _read(fd):
-        *ends, tail = chunk.split(b"\n")
-        for end in ends:
-            yield b"".join((*rest, end)).decode(errors="replace")
-            rest.clear()
-        rest.append(tail)
-    if last := b"".join(rest):
-        yield last.decode(errors="replace")
-
-
-def _read(fd: int) -> bytes:
-    """The next bytes; none at the end of input, without such a descriptor, and when its terminal has gone."""
-    try:
-        return os.read(fd, _CHUNK_BYTES)
-    except OSError:
-        return b""
