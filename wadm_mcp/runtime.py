@@ -16,7 +16,6 @@ from typing import Final, Literal, Self, TypeAlias
 
 import anyio
 from anyio.abc import TaskGroup
-from mcp.server.subscriptions import InMemorySubscriptionBus
 
 from wadm_mcp.audit import Auditor, ExchangeFigures, HourlyAudit, exchange_figures
 from wadm_mcp.backoff import Backoff
@@ -37,6 +36,7 @@ from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
 from wadm_mcp.model import Instrument, Listing, Window
 from wadm_mcp.queries.view import View
+from wadm_mcp.queries.watches import Watches
 from wadm_mcp.settings import Settings, using_folder
 from wadm_mcp.storage.cache import InProcessCache
 from wadm_mcp.storage.cached import CachedAnswers, CachedFootprints
@@ -79,7 +79,7 @@ class Runtime:
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.settings = settings
-        self.bus = InMemorySubscriptionBus()
+        self.watches = Watches()
         self.health = Health(clock.now)
         self.tape = Tape()
         self.tape.add_awaited(venue.instrument(symbol) for venue in settings.venues for symbol in settings.WADM_SYMBOLS)

@@ -11,7 +11,6 @@ import anyio
 from mcp.client import Client
 from mcp.client.sse import sse_client
 from mcp.server.context import CallNext, HandlerResult, ServerMiddleware, ServerRequestContext
-from mcp.server.subscriptions import InMemorySubscriptionBus
 
 from tests.market import BYBIT, NOON, SPOT, ManualClock, listing, trade
 from wadm_mcp.coverage.spans import Basis, Span
@@ -19,6 +18,7 @@ from wadm_mcp.errors import WadmError
 from wadm_mcp.health import Health, State
 from wadm_mcp.model import MINUTE, Instrument, Listing, Retention, Timeframe, Trade, Window
 from wadm_mcp.queries.view import View
+from wadm_mcp.queries.watches import Watches
 from wadm_mcp.server.server import WadmServer, build_server
 from wadm_mcp.settings import Settings
 from wadm_mcp.storage.cache import InProcessCache
@@ -150,7 +150,7 @@ class FakeRuntime:
 
     def __init__(self, **settings: Any) -> None:
         self.settings = Settings(**settings).model_copy(update={"WADM_PORT": 0})
-        self.bus = InMemorySubscriptionBus()
+        self.watches = Watches()
         self.answers = CachedAnswers(InProcessCache())
         self.clock = ManualClock(NOON + 3 * MINUTE)
         self.health = Health(self.clock.now)

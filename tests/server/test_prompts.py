@@ -108,7 +108,14 @@ async def test_a_language_is_known_by_its_names(spoken: str) -> None:
     [
         ("waickoff_report", {}, "waickoff_report needs the argument symbol. Try waickoff_report("),
         ("waickoff_report", {"symbol": " "}, "waickoff_report needs the argument symbol."),
-        ("waickoff_report", {"symbol": "x" * 100_000}, 'symbol "xxx'),
+        ("waickoff_report", {"symbol": "x" * 100_000}, 'symbol="xxx'),
+        (
+            "waickoff_report",
+            {"symbol": "BTCUSDT", "window": "3w"},
+            'window="3w": allowed are 15m, 1h, 4h, 24h, 7d, session. Try waickoff_report(',
+        ),
+        ("compare_venues", {"symbol": "BTCUSDT", "window": '1h" or'}, 'window="1h\\" or": allowed are 15m'),
+        ("compare_venues", {"symbol": "BTCUSDT", "x" * 2_000: "1h"}, '"xxx'),
         (
             "waickoff_report",
             {"symbol": "BTCUSDT.P", "market": "spot"},

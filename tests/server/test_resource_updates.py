@@ -1,18 +1,23 @@
 # pyright: reportDeprecated=false
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import anyio
 import pytest
 from mcp.client import Client
+from mcp.server.connection import Connection
 from mcp.shared.exceptions import MCPError
-from mcp.shared.subscriptions import ResourceUpdated
+from mcp.shared.subscriptions import ResourceUpdated, ToolsListChanged
 from mcp_types import ResourceUpdatedNotification
 
 from tests.market import listing, trade
 from tests.server.fake import FakeRuntime, over, serving
+from tests.web.http_session import call, session
 from wadm_mcp.model import Instrument
+from wadm_mcp.server.resource_updates import _Bus, _listened_now
 from wadm_mcp.server.server import build_server
 
 pytestmark = [
@@ -59,10 +64,11 @@ async def test_a_listener_is_notified_of_the_instruments_that_it_subscribed_to()
 
 async def test_a_resource_is_updated_under_every_name_under_which_it_is_read() -> None:
     runtime = FakeRuntime()
+    runtime.tape.follow(listing(Instrument("binance", "linear", "BTCUSDT")))
     server = build_server(runtime)
     await server.publisher.publish()
     spellings = ["wadm://BINANCE/spot/btc-usdt/trades", "wadm://binance/Spot/BTC%2FUSDT/trades", "wadm://all/spot/all:spot:BTCUSDT/trades"]
-    others = ["wadm://binance/perp/BTCUSDT/trades", "wadm://binance/spot/ETHUSDT/trades"]
+    others = ["wadm://binance/perp/BTCUSDT/trades", "wadm://bybit/spot/BTCUSDT/trades"]
     with anyio.fail_after(5):
         async with Client(server) as client, client.listen(resource_subscriptions=[*others, *spellings]) as events:
             for uri in spellings:
@@ -142,20 +148,122 @@ async def test_a_client_that_left_is_forgotten() -> None:
             await anyio.lowlevel.checkpoint()
 
 
-async def test_subscriptions_are_bounded() -> None:
+_NONE_OF_OURS = [
+    "wadm://binance/spot/ETHUSDT/trades",
+    "wadm://binance/linear/BTCUSDT/trades",
+    "wadm://kraken/spot/BTCUSDT/trades",
+    "wadm://binance/spot/BTCUSDT/order-flow/7m",
+    "wadm://binance/spot/BTCUSDT/order-flow",
+    "wadm://binance/spot/BTCUSDT",
+    "wadm://secrets",
+    "file:///etc/passwd",
+    "https://binance/spot/BTCUSDT/trades",
+]
+
+
+@pytest.mark.parametrize("uri", _NONE_OF_OURS)
+async def test_a_resource_that_does_not_exist_cannot_be_subscribed_to(uri: str) -> None:
     server = build_server(FakeRuntime())
+    said = "does not exist, so it has no updates. Followed: BTCUSDT. See resources/list and resources/templates/list"
     async with Client(server, mode="legacy") as client:
-        for number in range(256):
-            await client.subscribe_resource(f"wadm://binance/spot/S{number}/trades")
+        with pytest.raises(MCPError, match=said):
+            await client.subscribe_resource(uri)
+    async with Client(server) as client:
+        with pytest.raises(MCPError, match=said):
+            async with client.listen(resource_subscriptions=[_TRADES, uri]):
+                pass
+    assert not server.publisher.watched
+
+
+async def test_a_configured_symbol_can_be_subscribed_to_before_its_exchange_has_listed_it() -> None:
+    runtime = FakeRuntime()
+    runtime.tape.add_awaited([Instrument("binance", "linear", "ETHUSDT")])
+    async with Client(build_server(runtime), mode="legacy") as client:
+        await client.subscribe_resource("wadm://binance/linear/ETHUSDT/trades")
+
+
+def _spellings() -> list[str]:
+    """Ways to write one URI."""
+    letters = [(letter.lower(), letter) for letter in "BTCUSDT"]
+    return [f"wadm://{venue}/spot/{''.join(word)}/trades" for venue in ("binance", "bybit", "all") for word in product(*letters)]
+
+
+async def test_the_subscriptions_of_one_client_are_bounded() -> None:
+    server, uris = build_server(FakeRuntime()), _spellings()
+    async with Client(server, mode="legacy") as client:
+        for uri in (*uris[:256], uris[0]):
+            await client.subscribe_resource(uri)
         with pytest.raises(MCPError, match="one client may have 256 URIs"):
             await client.subscribe_resource("wadm://markets")
+        await client.unsubscribe_resource(uris[0])
+        await client.subscribe_resource("wadm://markets")
     async with Client(server, mode="legacy") as client:
         with pytest.raises(MCPError, match="at most 256 characters"):
             await client.subscribe_resource("wadm://" + "x" * 300)
     async with Client(server) as client:
         with pytest.raises(MCPError, match="one client may have 256 URIs"):
-            async with client.listen(resource_subscriptions=[f"wadm://{number}" for number in range(257)]):
+            async with client.listen(resource_subscriptions=uris[:257]):
                 pass
+
+
+async def test_the_subscriptions_of_all_clients_are_bounded_and_freed_with_their_clients() -> None:
+    server, uris = build_server(FakeRuntime()), _spellings()
+    server.publisher._max_subscriptions = 3
+    said = "3 subscriptions exist, as many as WADM serves at once. Ask again in 30 s"
+    with anyio.fail_after(10):
+        async with Client(server, mode="legacy") as older, Client(server) as newer:
+            async with newer.listen(resource_subscriptions=uris[:2]):
+                await older.subscribe_resource(uris[0])
+                with pytest.raises(MCPError, match=said):
+                    await older.subscribe_resource(uris[1])
+                with pytest.raises(MCPError, match=said):
+                    async with newer.listen(resource_subscriptions=[_TRADES]):
+                        pass
+            while len(server.publisher.watched) > 1:
+                await anyio.lowlevel.checkpoint()
+            await older.subscribe_resource(uris[1])
+            await older.unsubscribe_resource(uris[0])
+            await older.unsubscribe_resource(uris[0])
+        while server.publisher.watched:
+            await anyio.lowlevel.checkpoint()
+    assert server.publisher._count == 0
+
+
+async def test_an_update_is_delivered_only_to_those_who_listen_to_its_resource() -> None:
+    bus, heard = _Bus(), list[tuple[str, object]]()
+    leave: list[Callable[[], None]] = []
+    for name, uri in (("one", _TRADES), ("other", _OTHER)):
+        token = _listened_now.set(frozenset([uri]))
+        leave.append(bus.subscribe(lambda event, name=name: heard.append((name, event))))
+        _listened_now.reset(token)
+    await bus.publish(ResourceUpdated(uri=_TRADES))
+    await bus.publish(ToolsListChanged())
+    assert heard == [("one", ResourceUpdated(uri=_TRADES)), ("one", ToolsListChanged()), ("other", ToolsListChanged())]
+    for _ in range(2):
+        for each in leave:
+            each()
+    assert not bus.by_uri
+
+
+async def test_nothing_is_sent_to_a_session_without_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime, sent = FakeRuntime(), list[str]()
+
+    async def send(connection: Connection, uri: str) -> None:
+        sent.append(uri)
+
+    monkeypatch.setattr(Connection, "send_resource_updated", send)
+    with anyio.fail_after(20):
+        async with serving(runtime) as (url, server), session(url) as client:
+            answer = await client.post("/mcp", json=call("resources/subscribe", {"uri": _TRADES}))
+            assert '"result":{}' in answer.text
+            runtime.trade()
+            await server.publisher.publish()
+            assert sent == []
+            async with client.stream("GET", "/mcp"):
+                while not sent:
+                    runtime.trade()
+                    await server.publisher.publish()
+    assert set(sent) == {_TRADES}
 
 
 async def test_a_closed_bar_is_announced_once_its_trades_have_arrived_and_structure_only_then() -> None:

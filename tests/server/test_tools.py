@@ -101,7 +101,7 @@ async def test_an_unknown_argument_is_refused_by_name_with_a_call_that_works(era
         ({"symbol": "BTCUSDT", "window": {"a": 1}}, "window=(an object)"),
         ({"symbol": "BTCUSDT", "start": "yesterday"}, 'start="yesterday"'),
         ({"symbol": "ETHUSDX"}, 'symbol "ETHUSDX" is not followed'),
-        ({"symbol": "x" * 10_000}, "is not followed"),
+        ({"symbol": "x" * 10_000}, '..." has 10,000 characters; at most 1,000 are allowed'),
     ],
 )
 async def test_an_invalid_value_is_refused_in_one_line_worded_by_wadm(arguments: dict[str, Any], said: str) -> None:

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import deque
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
-from itertools import count
-from typing import Any
 
 import anyio
 import httpx2
@@ -16,19 +12,11 @@ from mcp.server.streamable_http import GET_STREAM_KEY, EventMessage
 from mcp_types import JSONRPCNotification, JSONRPCResponse
 
 from tests.server.fake import FakeRuntime, serving
+from tests.web.http_session import call, session
 from wadm_mcp.server.server import WadmServer
-from wadm_mcp.web.resumption import SessionEvents
+from wadm_mcp.web.resumption import MAX_EVENT_BYTES, KeptEvents, SessionEvents
 
 pytestmark = pytest.mark.anyio
-
-VERSION = "2025-11-25"
-HEADERS = {"Accept": "application/json, text/event-stream", "MCP-Protocol-Version": VERSION}
-INITIALIZE = {"protocolVersion": VERSION, "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
-
-
-def call(method: str, params: dict[str, Any]) -> dict[str, Any]:
-    """A request with the same id as every other request of these tests."""
-    return {"jsonrpc": "2.0", "id": 7, "method": method, "params": params}
 
 
 async def events(response: httpx2.Response) -> AsyncGenerator[tuple[str, str]]:
@@ -42,19 +30,10 @@ async def events(response: httpx2.Response) -> AsyncGenerator[tuple[str, str]]:
             yield last, value
 
 
-@asynccontextmanager
-async def session(url: str) -> AsyncGenerator[httpx2.AsyncClient]:
-    """A client in a session of its own."""
-    async with httpx2.AsyncClient(base_url=url, headers=HEADERS, trust_env=False) as client:
-        opened = await client.post("/mcp", json=call("initialize", INITIALIZE))
-        client.headers["Mcp-Session-Id"] = opened.headers["mcp-session-id"]
-        await client.post("/mcp", json={"jsonrpc": "2.0", "method": "notifications/initialized"})
-        yield client
-
-
-async def broken_off(client: httpx2.AsyncClient, said: str) -> str:
+async def broken_off(client: httpx2.AsyncClient, said: str, times: int = 1) -> str:
     """Call the slow tool and disconnect once the stream is open. Returns the id of the last event."""
-    async with client.stream("POST", "/mcp", json=call("tools/call", {"name": "wait", "arguments": {"said": said}})) as response:
+    asked = {"name": "wait", "arguments": {"said": said, "times": times}}
+    async with client.stream("POST", "/mcp", json=call("tools/call", asked)) as response:
         async for last, data in events(response):
             assert data == ""
             return last
@@ -72,11 +51,11 @@ def declare_wait(server: WadmServer) -> tuple[anyio.Semaphore, anyio.Event]:
     begun, answer = anyio.Semaphore(0), anyio.Event()
 
     @server.tool(structured_output=False)
-    async def wait(said: str) -> str:
+    async def wait(said: str, times: int) -> str:
         """Wait."""
         begun.release()
         await answer.wait()
-        return said
+        return said * times
 
     return begun, answer
 
@@ -95,34 +74,99 @@ async def test_an_answer_whose_stream_broke_is_sent_to_the_session_that_asked_an
     assert crossed == [[], []]
 
 
-async def test_only_kept_events_after_the_last_one_are_sent_again() -> None:
-    sent = SessionEvents(deque(maxlen=3), count(1))
+async def test_in_place_of_a_large_answer_its_client_is_told_to_ask_again() -> None:
+    with anyio.fail_after(20):
+        async with serving(FakeRuntime()) as (url, server), session(url) as client:
+            begun, answer = declare_wait(server)
+            last = await broken_off(client, "x", MAX_EVENT_BYTES)
+            await begun.acquire()
+            answer.set()
+            (received,) = await resumed(client, last)
+    said = json.loads(received)
+    assert said["id"] == 7
+    assert said["error"]["message"].startswith("the connection broke before the answer had arrived, and an answer of 512,")
+    assert said["error"]["message"].endswith(" bytes is not kept. Ask again")
+
+
+class _Replayed(list[EventMessage]):
+    """Events that are sent again."""
+
+    async def __call__(self, message: EventMessage) -> None:
+        self.append(message)
+
+
+def _answer(size: int = 0) -> JSONRPCResponse:
+    return JSONRPCResponse(jsonrpc="2.0", id=1, result={"text": "x" * size})
+
+
+async def test_events_after_the_last_one_are_sent_again_while_they_are_kept() -> None:
+    kept = KeptEvents(max_bytes=2_000)
+    sent, replayed = SessionEvents(kept), _Replayed()
     progress = JSONRPCNotification(jsonrpc="2.0", method="notifications/progress")
-    answer = JSONRPCResponse(jsonrpc="2.0", id=1, result={})
-    replayed: list[EventMessage] = []
-
-    async def collect(message: EventMessage) -> None:
-        replayed.append(message)
-
+    answer = _answer()
     first = await sent.store_event("1", None)
     second = await sent.store_event("1", progress)
-    assert await sent.replay_events_after(first, collect) == "1"
-    assert await sent.replay_events_after(second, collect) == "1"
+    assert await sent.replay_events_after(first, replayed) == "1"
+    assert await sent.replay_events_after(second, replayed) == "1"
     third = await sent.store_event("1", answer)
-    assert await sent.replay_events_after(second, collect) is None
-    assert await sent.replay_events_after(third, collect) is None
+    assert await sent.replay_events_after(second, replayed) is None
+    assert await sent.replay_events_after(third, replayed) is None
     assert replayed == [EventMessage(progress, second), EventMessage(answer, third)]
     await sent.store_event("2", None)
-    assert await sent.replay_events_after(first, collect) is None
+    assert await sent.replay_events_after(first, replayed) is None
+    assert await sent.replay_events_after("no number", replayed) is None
     assert len(replayed) == 2
 
 
+async def test_the_events_of_all_sessions_have_one_limit_in_bytes_and_the_oldest_ones_go_first() -> None:
+    kept = KeptEvents(max_bytes=100_000)
+    sessions = [SessionEvents(kept) for _ in range(20)]
+    opened = [await one.store_event("1", None) for one in sessions]
+    for one in sessions:
+        await one.store_event("1", _answer(8_000))
+        assert kept.size <= 100_000
+    replayed = _Replayed()
+    for one, last in zip(sessions, opened, strict=True):
+        await one.replay_events_after(last, replayed)
+    # The oldest events opened the streams, and without its opening a stream is not resumed.
+    assert not replayed
+    await sessions[0].store_event("2", _answer(10))
+    assert kept.size > 90_000
+    for one in sessions:
+        one.close()
+    assert (kept.size, [len(one.numbers) for one in sessions]) == (0, [0] * 20)
+
+
+async def test_an_event_dropped_while_an_earlier_one_is_sent_is_left_out() -> None:
+    kept = KeptEvents()
+    sent, replayed = SessionEvents(kept), _Replayed()
+    first = await sent.store_event("1", None)
+    for _ in range(2):
+        await sent.store_event("1", JSONRPCNotification(jsonrpc="2.0", method="notifications/progress"))
+
+    async def end(message: EventMessage) -> None:
+        await replayed(message)
+        sent.close()
+
+    await sent.replay_events_after(first, end)
+    assert len(replayed) == 1
+
+
+async def test_nothing_is_kept_of_a_session_that_has_ended() -> None:
+    kept = KeptEvents()
+    sent = SessionEvents(kept)
+    await sent.store_event("1", _answer(100))
+    sent.close()
+    await sent.store_event("1", _answer(100))
+    assert kept.size == 0
+
+
 async def test_a_listening_stream_resumes_without_earlier_events() -> None:
-    sent = SessionEvents(kept := deque(), count(1))
+    sent = SessionEvents(kept := KeptEvents())
     last = await sent.store_event(GET_STREAM_KEY, JSONRPCNotification(jsonrpc="2.0", method="notifications/resources/updated"))
 
     async def refuse(_: EventMessage) -> None:
         raise AssertionError("nothing is to be sent again")
 
     assert await sent.replay_events_after(last, refuse) == GET_STREAM_KEY
-    assert not kept
+    assert kept.size == 0

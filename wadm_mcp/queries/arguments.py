@@ -7,11 +7,11 @@ argument, the given value, what is allowed, and a call that works. No input caus
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Final, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 from wadm_mcp.errors import QueryError, UnknownSymbol
 from wadm_mcp.exchanges.names import MARKET_WORDS, InstrumentName, never, read_name
@@ -29,6 +29,12 @@ SESSION: Final = "session"
 ALL: Final = "all"
 """The value of `exchange` that means every exchange on which the symbol is followed."""
 
+MAX_TEXT_CHARS: Final = 1_000
+"""Characters of one argument. Readers of shorter ones refuse what is longer than they need."""
+_MAX_GIVEN_CHARS: Final = 131_072
+"""Characters of all arguments of a request."""
+_VALUE_CHARS: Final = 8
+"""Characters that a value counts beside its text."""
 _SHOWN_CHARS: Final = 60
 _LISTED_NAMES: Final = 20
 _MAX_CHARS: Final = 100
@@ -88,6 +94,33 @@ def shown(given: object) -> str:
     if isinstance(given, dict):
         return "(an object)"
     return "(a list)" if isinstance(given, list | tuple) else f"(a {_plain(type(given).__name__)})"
+
+
+def too_large(given: Mapping[str, Any], *, text: bool = True) -> str | None:
+    """What is too large in given arguments, as one line for an error: all of them together, or with `text` one text. None if nothing is.
+
+    It is the one place that bounds what a client writes, asked before any argument is read. `_meta` is not the caller's text.
+    """
+    left = _MAX_GIVEN_CHARS
+    found: list[tuple[str, Any, bool]] = [("the arguments", given, text)]
+    while found:
+        name, value, bounded = found.pop()
+        if isinstance(value, str):
+            left -= len(value)
+            if bounded and len(value) > MAX_TEXT_CHARS:
+                return f"{_plain(name)}={shown(value)} has {len(value):,} characters; at most {MAX_TEXT_CHARS:,} are allowed"
+        elif isinstance(value, Mapping):
+            left -= sum(_VALUE_CHARS + len(key) for key in value)
+            for key in value if left >= 0 else ():
+                if bounded and len(key) > MAX_TEXT_CHARS:
+                    return f"{shown(key)} has {len(key):,} characters; the name of an argument has at most {MAX_TEXT_CHARS:,}"
+                found.append((key, value[key], key == "progressToken" or (bounded and key != "_meta")))
+        elif isinstance(value, list | tuple):
+            left -= _VALUE_CHARS * len(value)
+            found.extend((name, each, bounded) for each in (value if left >= 0 else ()))
+        if left < 0:
+            return f"the arguments are too large: together they have at most {_MAX_GIVEN_CHARS:,} characters"
+    return None
 
 
 def read_symbol(call: Call, given: object, followed: Sequence[str], is_symbol: Callable[[str], bool] = never) -> InstrumentName:

@@ -12,12 +12,12 @@ from types import TracebackType
 from typing import Any, Protocol
 
 import anyio
-from mcp.server.subscriptions import InMemorySubscriptionBus
 
 from wadm_mcp.errors import WadmError
 from wadm_mcp.health import Health
 from wadm_mcp.model import Instrument
 from wadm_mcp.queries.view import View
+from wadm_mcp.queries.watches import Watches
 from wadm_mcp.settings import Settings
 from wadm_mcp.storage.cached import CachedAnswers
 from wadm_mcp.tracking import Tracking
@@ -43,7 +43,7 @@ class ServedRuntime(Protocol):
     def tracking(self) -> Tracking: ...
 
     @property
-    def bus(self) -> InMemorySubscriptionBus: ...
+    def watches(self) -> Watches: ...
 
     @property
     def role(self) -> str:

@@ -12,8 +12,9 @@ from pydantic import Field
 from wadm_mcp.errors import QueryError
 from wadm_mcp.exchanges.registry import exchange_names
 from wadm_mcp.model import MARKETS, SECOND
-from wadm_mcp.queries.arguments import Call, read_place, read_symbol, shown
+from wadm_mcp.queries.arguments import Call, read_place, read_symbol, read_window, shown
 from wadm_mcp.queries.numbers import iso_minute
+from wadm_mcp.queries.scope import DEFAULT_WINDOW
 from wadm_mcp.queries.view import View
 from wadm_mcp.server.prompt_texts import COMPARE_VENUES, SESSION_REVIEW, WAICKOFF_REPORT
 from wadm_mcp.suggest import plain
@@ -58,6 +59,8 @@ def declare(server: MCPServer[Any], view: View) -> None:
 def check(name: str, arguments: dict[str, str], view: View) -> None:
     """Check the values of a prompt's arguments. `QueryError` for an invalid one."""
     _about(view, name, arguments["symbol"], arguments.get("exchange", ""), arguments.get("market", ""))
+    if arguments.get("window", "").strip():
+        read_window(Call(name, (("symbol", "BTCUSDT"),)), arguments["window"], DEFAULT_WINDOW)
     if "language" in arguments:
         _language(name, arguments["language"])
     day = arguments.get("session", "")

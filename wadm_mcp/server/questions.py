@@ -29,7 +29,7 @@ from wadm_mcp.suggest import nearest
 
 NEEDED: Final = inspect.Parameter.empty
 """The default of an argument that is required."""
-_RUNTIME_PARAMETERS: Final = ("view", "health", "progress")
+_RUNTIME_PARAMETERS: Final = ("view", "health", "watches", "progress")
 """Parameters of a query that are filled from the runtime or the call, not by the client."""
 
 
@@ -65,7 +65,7 @@ class Question(NamedTuple):
         await runtime.view.until_ready()
         asked = {name: value for name, value in given.items() if value is not None}
         missing = {name: None for name, default in arguments.items() if default is NEEDED and name not in asked}
-        context: dict[str, Any] = {"view": runtime.view.reading(), "health": runtime.health}
+        context: dict[str, Any] = {"view": runtime.view.reading(), "health": runtime.health, "watches": runtime.watches}
         if progress is not None:
             context["progress"] = progress
 

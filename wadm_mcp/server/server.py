@@ -18,9 +18,10 @@ from wadm_mcp import __version__
 from wadm_mcp.errors import QueryError, UnknownSymbol, WadmError
 from wadm_mcp.exchanges.registry import exchange_titles
 from wadm_mcp.logs import log
-from wadm_mcp.queries.arguments import shown
+from wadm_mcp.queries.arguments import shown, too_large
 from wadm_mcp.server import completions, prompts, resources
 from wadm_mcp.server.context import ServedRuntime
+from wadm_mcp.server.limits import RequestLimits
 from wadm_mcp.server.reply import error_result
 from wadm_mcp.server.resource_updates import Publisher
 from wadm_mcp.server.tools import tools
@@ -41,13 +42,15 @@ _READ_RESOURCE: Final = CacheHint(1_000, "private")
 
 
 class WadmServer(MCPServer[ServedRuntime]):
-    """An `MCPServer` whose error texts are all WADM's. `publisher` sends resource updates while its `run` runs."""
+    """An `MCPServer` whose error texts are all WADM's. `publisher` sends resource updates while its `run`
+    runs; `limits` bounds requests."""
 
     def __init__(self, runtime: ServedRuntime) -> None:
         @asynccontextmanager
         async def lifespan(_: MCPServer[ServedRuntime]) -> AsyncGenerator[ServedRuntime]:
             yield runtime
 
+        self.limits = RequestLimits()
         self.publisher = Publisher(runtime)
         self._runtime = runtime
         super().__init__(
@@ -57,8 +60,8 @@ class WadmServer(MCPServer[ServedRuntime]):
             instructions=INSTRUCTIONS,
             tools=[*tools(tracking=bool(runtime.settings.WADM_ALLOW_TRACKING))],
             lifespan=lifespan,
-            subscriptions=runtime.bus,
-            middleware=[self.publisher.watch],
+            subscriptions=self.publisher.bus,
+            middleware=[self.limits, self.publisher.watch],
             cache_hints={
                 "tools/list": _DEFINITIONS,
                 "prompts/list": _DEFINITIONS,
@@ -76,6 +79,8 @@ class WadmServer(MCPServer[ServedRuntime]):
         self, name: str, arguments: dict[str, Any], context: Context[ServedRuntime, Any] | None = None
     ) -> CallToolResult | InputRequiredResult:
         """Call a tool. An unknown name is an error result, which the model reads like any other."""
+        if problem := too_large({"name": name, "arguments": arguments}):
+            return error_result(problem)
         known = [tool.name for tool in await self.list_tools()]
         if name not in known:
             return error_result(f"tool {shown(name)} does not exist.{_near(name, known)} Tools: {', '.join(known)}. Try list_markets()")

@@ -22,15 +22,15 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from wadm_mcp import __version__
 from wadm_mcp.errors import NotReady, QueryError, StoreError, UnknownSymbol
 from wadm_mcp.logs import log
-from wadm_mcp.queries.arguments import shown
+from wadm_mcp.queries.arguments import shown, too_large
 from wadm_mcp.queries.numbers import iso_ms
 from wadm_mcp.server.context import ServedRuntime, running
 from wadm_mcp.server.questions import QUESTIONS, Question
 from wadm_mcp.server.server import WadmServer
 from wadm_mcp.web.guard import Guard, has_key
 from wadm_mcp.web.responses import error_response, json_response, reply_response
-from wadm_mcp.web.resumption import Sessions
 from wadm_mcp.web.serve import WebApp
+from wadm_mcp.web.sessions import Sessions
 from wadm_mcp.web.streams import Endpoint, Streams
 
 _ROUTES: Final = {question.path: question for question in QUESTIONS if question.path is not None}
@@ -41,7 +41,8 @@ def build_app(server: WadmServer, runtime: ServedRuntime) -> WebApp:
     # The guard checks Host and Origin for every route; a second check with its own list could disagree.
     unchecked = TransportSecuritySettings(enable_dns_rebinding_protection=False)
     streams, lowlevel = Streams(), server._lowlevel_server
-    sessions = Sessions(lowlevel, unchecked)
+    sessions = Sessions(lowlevel, unchecked, server.limits.busy)
+    server.publisher.listens = sessions.listens
     sse = SseServerTransport("/messages/", security_settings=unchecked)
 
     async def events(scope: Scope, receive: Receive, send: Send) -> None:
@@ -134,6 +135,8 @@ def _arguments(request: Request) -> dict[str, str]:
         if name in given:
             raise QueryError(f"{shown(name)} is given more than once: {shown(given[name])} and {shown(value)}. Give it once")
         given[name] = value
+    if problem := too_large(given):
+        raise QueryError(problem)
     return given
 
 

@@ -1,76 +1,119 @@
 """Resuming a broken Streamable HTTP stream: a client of 2025-11-25 reconnects with the id of its last event and receives the rest.
 
 A stream is named by its request's id, which is unique only within a session, while the SDK keeps one event store for all sessions.
-Here each session has its own store, so that no client receives the answer of another.
+Here each session has its own store, so that no client receives the answer of another. All sessions share one limit in bytes.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from itertools import count
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from mcp.server.lowlevel import Server
-from mcp.server.streamable_http import GET_STREAM_KEY, EventCallback, EventMessage, EventStore, StreamableHTTPServerTransport
-from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
-from mcp.server.transport_security import TransportSecuritySettings
-from mcp_types import JSONRPCError, JSONRPCMessage, JSONRPCResponse
+from mcp.server.streamable_http import GET_STREAM_KEY, EventCallback, EventMessage, EventStore
+from mcp_types import INTERNAL_ERROR, ErrorData, JSONRPCError, JSONRPCMessage, JSONRPCResponse, jsonrpc_message_adapter
 
-_MAX_SESSIONS: Final = 1_000
-"""Sessions at once; a further client gets 503."""
-_MAX_EVENTS: Final = 256
-"""Events kept, the newest of all sessions; a call makes two or more. A client whose events were dropped must ask again."""
-_RETRY_MS: Final = 1_000
-"""Time after which a client is asked to reconnect."""
+MAX_BYTES: Final = 16_000_000
+"""Bytes of the events that are kept, the newest of all sessions. A client whose events were dropped must ask again."""
+MAX_EVENT_BYTES: Final = 512_000
+"""Bytes of the largest event that is kept. In place of a larger answer its client receives an error that says to ask again."""
+_EVENT_OVERHEAD_BYTES: Final = 500
+"""Memory of an event beside its message."""
 
 
 class _Event(NamedTuple):
     session: SessionEvents
-    id: str
     stream: str
-    message: JSONRPCMessage | None
+    message: bytes | None
+    ends: bool
+    """Is this the last event of its stream, the answer?"""
+
+    @property
+    def size(self) -> int:
+        return _EVENT_OVERHEAD_BYTES + len(self.message or b"")
+
+
+class KeptEvents:
+    """The events of all sessions, oldest first, up to `max_bytes`."""
+
+    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._events: OrderedDict[int, _Event] = OrderedDict()
+        self._numbers = count(1)
+        self.size = 0
+        """Bytes of the kept events."""
+
+    def add(self, event: _Event) -> int:
+        """Keep an event and drop the oldest ones beyond the limit. Returns its number."""
+        number = next(self._numbers)
+        self._events[number] = event
+        event.session.numbers[number] = None
+        self.size += event.size
+        while self.size > self._max_bytes:
+            self.drop(next(iter(self._events)))
+        return number
+
+    def get(self, number: int) -> _Event:
+        """A kept event."""
+        return self._events[number]
+
+    def drop(self, number: int) -> None:
+        """Forget an event."""
+        event = self._events.pop(number)
+        del event.session.numbers[number]
+        self.size -= event.size
 
 
 class SessionEvents(EventStore):
     """The events sent to one session. Those of its listening stream (GET) are not kept: after a resource update the client reads again."""
 
-    def __init__(self, events: deque[_Event], numbers: count[int]) -> None:
-        self._events = events
-        self._numbers = numbers
+    def __init__(self, kept: KeptEvents) -> None:
+        self._kept = kept
+        self._closed = False
+        self.numbers: dict[int, None] = {}
+        """The numbers of the events that are kept, oldest first."""
+
+    def close(self) -> None:
+        """Forget all events of the session, which has ended, and keep no further one."""
+        self._closed = True
+        for number in list(self.numbers):
+            self._kept.drop(number)
 
     async def store_event(self, stream_id: str, message: JSONRPCMessage | None) -> str:
         """Keep an event that is being sent and return its id. Without a message the event only opens its stream."""
-        if stream_id == GET_STREAM_KEY:
+        if stream_id == GET_STREAM_KEY or self._closed:
             return GET_STREAM_KEY
-        event = _Event(self, str(next(self._numbers)), stream_id, message)
-        self._events.append(event)
-        return event.id
+        ends = isinstance(message, JSONRPCResponse | JSONRPCError)
+        packed = None if message is None else _packed(message)
+        if packed is not None and len(packed) > MAX_EVENT_BYTES:
+            packed = _packed(_too_large(message, len(packed))) if ends else None
+        return str(self._kept.add(_Event(self, stream_id, packed, ends)))
 
     async def replay_events_after(self, last_event_id: str, send_callback: EventCallback) -> str | None:
         """Send the events that followed on the stream of that event. Returns the stream's name while it is still open."""
         if last_event_id == GET_STREAM_KEY:
             return GET_STREAM_KEY
-        stream = None
-        for event in [event for event in self._events if event.session is self]:
-            if event.id == last_event_id:
-                stream = event.stream
-            elif event.stream == stream and event.message is not None:
-                await send_callback(EventMessage(event.message, event.id))
-            if event.stream == stream and isinstance(event.message, JSONRPCResponse | JSONRPCError):
+        last = next((number for number in self.numbers if str(number) == last_event_id), None)
+        if last is None:
+            return None
+        stream = self._kept.get(last).stream
+        for number in list(self.numbers):
+            # An event may be dropped while an earlier one is being sent.
+            event = self._kept.get(number) if number in self.numbers else None
+            if event is None or event.stream != stream or number < last:
+                continue
+            if number > last and event.message is not None:
+                await send_callback(EventMessage(jsonrpc_message_adapter.validate_json(event.message), str(number)))
+            if event.ends:
                 return None
         return stream
 
 
-class Sessions(StreamableHTTPSessionManager):
-    """The sessions of `/mcp`, each with its own event store."""
+def _packed(message: JSONRPCMessage) -> bytes:
+    return message.model_dump_json(by_alias=True, exclude_unset=True).encode()
 
-    def __init__(self, server: Server[Any], security: TransportSecuritySettings) -> None:
-        super().__init__(server, security_settings=security, retry_interval=_RETRY_MS, max_sessions=_MAX_SESSIONS)
-        self._events: deque[_Event] = deque(maxlen=_MAX_EVENTS)
-        self._numbers = count(1)
 
-    def _admit_session(self, requestor: Any) -> StreamableHTTPServerTransport | None:
-        transport = super()._admit_session(requestor)
-        if transport is not None:
-            transport._event_store = SessionEvents(self._events, self._numbers)
-        return transport
+def _too_large(answer: JSONRPCMessage | None, size: int) -> JSONRPCError:
+    text = f"the connection broke before the answer had arrived, and an answer of {size:,} bytes is not kept. Ask again"
+    answered = answer.id if isinstance(answer, JSONRPCResponse | JSONRPCError) else None
+    return JSONRPCError(jsonrpc="2.0", id=answered, error=ErrorData(code=INTERNAL_ERROR, message=text))
