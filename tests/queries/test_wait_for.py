@@ -35,7 +35,8 @@ def _world() -> World:
 
 
 async def _wait(world: World, then: _Then, **asked: Any) -> dict[str, Any]:
-    return await wait_for(world.view, **{"symbol": "BTCUSDT", "exchange": "binance", "timeout": 5, **asked}, progress=then)
+    given: dict[str, Any] = {"symbol": "BTCUSDT", "exchange": "binance", "timeout": 5, **asked}
+    return await wait_for(world.view, **given, progress=then)
 
 
 def _later(world: World, seconds: float, *trades: Any) -> Callable[[], Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 
 import anyio
@@ -98,3 +99,28 @@ async def test_the_events_of_a_session_go_with_it(monkeypatch: pytest.MonkeyPatc
             assert await _lives(await stack.enter_async_context(session(url)))
         while len({event.session for event in sessions._kept._events.values()}) > _LIMIT:
             await anyio.lowlevel.checkpoint()
+
+
+async def test_a_session_whose_client_leaves_many_requests_open_is_refused_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wadm_mcp.web.sessions.MAX_POSTS", 2)
+    async with _served(monkeypatch) as (url, server, _), session(url) as client:
+        begun, answer = anyio.Semaphore(0), anyio.Event()
+
+        @server.tool(structured_output=False)
+        async def work() -> str:
+            """Work."""
+            begun.release()
+            await answer.wait()
+            return "done"
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(2):
+                asked = {**call("tools/call", {"name": "work", "arguments": {}}), "id": number}
+                tasks.start_soon(partial(client.post, "/mcp", json=asked))
+            for _ in range(2):
+                await begun.acquire()
+            refused = await client.post("/mcp", json=_LISTED)
+            assert (refused.status_code, refused.headers["Retry-After"]) == (429, "5")
+            assert refused.json()["error"]["message"].startswith("2 requests of this session are in progress; read their answers")
+            answer.set()
+        assert await _lives(client)

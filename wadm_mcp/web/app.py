@@ -31,6 +31,7 @@ from wadm_mcp.web.guard import Guard, has_key
 from wadm_mcp.web.responses import error_response, json_response, reply_response
 from wadm_mcp.web.serve import WebApp
 from wadm_mcp.web.sessions import Sessions
+from wadm_mcp.web.sse import SseSessions
 from wadm_mcp.web.streams import Endpoint, Streams
 
 _ROUTES: Final = {question.path: question for question in QUESTIONS if question.path is not None}
@@ -43,13 +44,7 @@ def build_app(server: WadmServer, runtime: ServedRuntime) -> WebApp:
     streams, lowlevel = Streams(), server._lowlevel_server
     sessions = Sessions(lowlevel, unchecked, server.limits.busy)
     server.publisher.listens = sessions.listens
-    sse = SseServerTransport("/messages/", security_settings=unchecked)
-
-    async def events(scope: Scope, receive: Receive, send: Send) -> None:
-        # A bare ASGI application: nothing may be sent after the stream. Only the session is ended, so that the transport closes.
-        async with sse.connect_sse(scope, receive, send) as (read, write):
-            with streams.cancellable_scope():
-                await lowlevel.run(read, write, lowlevel.create_initialization_options())
+    sse = SseSessions(lowlevel, SseServerTransport("/messages/", security_settings=unchecked), streams)
 
     @asynccontextmanager
     async def run() -> AsyncGenerator[None]:
@@ -62,8 +57,8 @@ def build_app(server: WadmServer, runtime: ServedRuntime) -> WebApp:
             Route("/health/live", _live),
             *(Route(path, _api(path, question, runtime)) for path, question in _ROUTES.items()),
             Route("/mcp", streams.wrap(sessions.asgi_app)),
-            Route("/sse", Endpoint(events), methods=["GET"]),
-            Route("/messages", Endpoint(sse.handle_post_message)),
+            Route("/sse", Endpoint(sse.listen), methods=["GET"]),
+            Route("/messages", Endpoint(sse.post)),
         ],
         exception_handlers={HTTPException: _routing_error, Exception: _internal_error},
         lifespan=lambda _: run(),

@@ -7,16 +7,28 @@ without a request in progress, else one that only listens. Its client receives 4
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from http import HTTPStatus
+from typing import Any, Final, TypeAlias
 
 from mcp.server.lowlevel import Server
-from mcp.server.streamable_http import GET_STREAM_KEY, StreamableHTTPServerTransport
+from mcp.server.streamable_http import GET_STREAM_KEY, MCP_SESSION_ID_HEADER, StreamableHTTPServerTransport
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.server.transport_security import TransportSecuritySettings
+from mcp.shared._stream_protocols import ReadStream, WriteStream
+from mcp.shared.message import SessionMessage
+from mcp_types import INTERNAL_ERROR, ErrorData, JSONRPCError
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from wadm_mcp.logs import RateLimitedWarning
+from wadm_mcp.server.backpressure import CountedWrites, PacedReads
 from wadm_mcp.web.resumption import KeptEvents, SessionEvents
+
+_Pair: TypeAlias = tuple[ReadStream[SessionMessage | Exception], WriteStream[SessionMessage]]
 
 MAX_SESSIONS: Final = 512
 """Sessions at once."""
@@ -24,6 +36,10 @@ _IDLE_SECONDS: Final = 1_800.0
 """Time without a request after which a session ends."""
 _RETRY_MS: Final = 1_000
 """Time after which a client is asked to reconnect."""
+MAX_POSTS: Final = 64
+"""HTTP requests of one session at once. Beyond `limits.MAX_REQUESTS` they are answered with an error at once, unless their client does not
+read."""
+RETRY_SECONDS: Final = 5
 
 
 class Sessions(StreamableHTTPSessionManager):
@@ -48,12 +64,20 @@ class Sessions(StreamableHTTPSessionManager):
         transport = self._server_instances.get(session_id)
         return transport is not None and GET_STREAM_KEY in transport._request_streams
 
+    async def _handle_stateful_request(self, scope: Scope, receive: Receive, send: Send) -> None:
+        transport = self._server_instances.get(Headers(scope=scope).get(MCP_SESSION_ID_HEADER, ""))
+        if transport is not None and transport._requests_in_flight >= MAX_POSTS and scope["method"] == "POST":
+            await too_many_posts()(scope, receive, send)
+        else:
+            await super()._handle_stateful_request(scope, receive, send)
+
     def _admit_session(self, requestor: Any) -> StreamableHTTPServerTransport | None:
         if self.max_sessions is not None and len(self._server_instances) >= self.max_sessions:
             self._evict()
         transport = super()._admit_session(requestor)
         if transport is not None:
             transport._event_store = SessionEvents(self._kept)
+            transport.connect = partial(_paced, transport.connect)
         return transport
 
     async def _discard_session(self, session_id: str, transport: StreamableHTTPServerTransport) -> None:
@@ -76,6 +100,26 @@ class Sessions(StreamableHTTPSessionManager):
         if transport.idle_scope is not None:
             transport.idle_scope.cancel()
         self._log_eviction(sessions=self.max_sessions)
+
+
+def too_many_posts() -> Response:
+    """The answer to a request of a session that has `MAX_POSTS` of them."""
+    text = f"{MAX_POSTS} requests of this session are in progress; read their answers, and ask again in {RETRY_SECONDS} s"
+    body = JSONRPCError(jsonrpc="2.0", id=None, error=ErrorData(code=INTERNAL_ERROR, message=text))
+    return Response(
+        body.model_dump_json(by_alias=True),
+        HTTPStatus.TOO_MANY_REQUESTS,
+        {"Retry-After": str(RETRY_SECONDS)},
+        "application/json",
+    )
+
+
+@asynccontextmanager
+async def _paced(connect: Callable[[], AbstractAsyncContextManager[_Pair]]) -> AsyncGenerator[_Pair]:
+    """The streams of a session, which reads no more while its client does not read."""
+    async with connect() as (read, write):
+        writes = CountedWrites(write)
+        yield PacedReads(read, writes), writes
 
 
 def _idle_since(transport: StreamableHTTPServerTransport) -> float | None:
