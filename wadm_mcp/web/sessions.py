@@ -30,7 +30,7 @@ from wadm_mcp.web.resumption import KeptEvents, SessionEvents
 
 _Pair: TypeAlias = tuple[ReadStream[SessionMessage | Exception], WriteStream[SessionMessage]]
 
-MAX_SESSIONS: Final = 512
+MAX_SESSIONS: Final = 256
 """Sessions at once."""
 _IDLE_SECONDS: Final = 1_800.0
 """Time without a request after which a session ends."""
