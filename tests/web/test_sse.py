@@ -62,7 +62,10 @@ async def test_at_the_limit_the_session_that_was_not_used_for_longest_makes_room
 async def test_an_invalid_session_is_refused_without_a_word_of_it(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
     async with _served(monkeypatch) as (client, _):
         answer = await client.post(f"/messages/{given}", json=call("ping", {}))
-    assert (answer.status_code, answer.json()) == (400, {"error": "session_id is missing or none; use the address that /sse announced"})
+    assert (answer.status_code, answer.json()) == (
+        400,
+        {"error": "session_id is missing or not an id; post to the address that /sse announced"},
+    )
 
 
 async def test_messages_that_wait_for_their_session_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,7 @@ class SseSessions:
             session = UUID(hex=Request(scope).query_params.get("session_id", ""))
         except ValueError:
             # The transport would log what was given.
-            response = error_response(HTTPStatus.BAD_REQUEST, "session_id is missing or none; use the address that /sse announced")
+            response = error_response(HTTPStatus.BAD_REQUEST, "session_id is missing or not an id; post to the address that /sse announced")
             await response(scope, receive, send)
             return
         if self._posts[session] >= MAX_POSTS:
