@@ -112,9 +112,11 @@ class _PackedBars:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
-    async def footprints(self, instrument: Instrument, timeframe: Timeframe, window: Window) -> list[StoredFootprint]:
+    async def footprints(
+        self, instrument: Instrument, timeframe: Timeframe, window: Window, *, max_bytes: int | None = None
+    ) -> list[StoredFootprint]:
         if timeframe is Timeframe.M1:
-            return await self._store.footprints(instrument, timeframe, window)
+            return await self._store.footprints(instrument, timeframe, window, max_bytes=max_bytes)
         starts = range(window.start, window.end, timeframe.ms)
         values = await self._cache.get([f"{timeframe}:{start}" for start in starts])
         if None in values:

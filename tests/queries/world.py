@@ -96,12 +96,16 @@ class MemoryStore(Store):
         found = [one for one in found if after is None or one.order > after]
         return found[-limit:] if newest else found[:limit]
 
-    async def footprints(self, instrument: Instrument, timeframe: Timeframe, window: Window) -> list[StoredFootprint]:
-        return [
+    async def footprints(
+        self, instrument: Instrument, timeframe: Timeframe, window: Window, *, max_bytes: int | None = None
+    ) -> list[StoredFootprint]:
+        rows = [
             StoredFootprint(instrument, timeframe, start, footprint.rescaled(footprint.scale))
             for start, footprint in sorted(self.bars[instrument, timeframe].items())
             if start in window
         ]
+        # With a limit as few at a time as the contract allows.
+        return rows if max_bytes is None else rows[:1]
 
     async def order_flow(self, instrument: Instrument, timeframe: Timeframe, window: Window) -> list[OrderFlow]:
         rows = await self.footprints(instrument, timeframe, window)

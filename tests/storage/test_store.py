@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from functools import partial
 
 import msgspec
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from wadm_mcp.coverage.spans import DIFFERING_SEQ, Basis, GapReason, Span, SpanReason
 from wadm_mcp.errors import StoreError
 from wadm_mcp.model import MINUTE, Instrument, Listing, Scale, Timeframe, Trade, TradeType, Window
-from wadm_mcp.storage.store import Derived, DirtyMinute, Retention, Store, all_trades
+from wadm_mcp.storage.store import Derived, DirtyMinute, Retention, Store, StoredFootprint, all_trades, footprint_lots
 
 from . import BTC, ETH, EVER, T0, every_trade, order_flow, piece, profile, span, stored_footprint, trade
 from .conftest import NewStore
@@ -538,3 +539,17 @@ async def test_ticks_and_lots_are_kept_exactly(new_store: NewStore, listings: li
     async with new_store() as store:
         await store.save_listings(listings)
         assert {one.instrument: one for one in await store.listings()} == {one.instrument: one for one in listings}
+
+
+async def test_footprints_can_be_read_a_few_at_a_time(store: Store) -> None:
+    footprints = [stored_footprint(T0 + minute * MINUTE, [trade(minute, price=100 + minute % 20)]) for minute in range(50)]
+    await store.derive(Derived(footprints))
+    (first,) = await store.footprints(BTC, Timeframe.M1, EVER, max_bytes=1)
+    assert first == footprints[0]
+    assert await store.footprints(BTC, Timeframe.M1, EVER, max_bytes=1 << 20) == footprints
+    two = len(footprints[0].footprint.pack()) + 1
+    lots: list[list[StoredFootprint]] = []
+    async for lot in footprint_lots(partial(store.footprints, BTC, max_bytes=two), Timeframe.M1, EVER):
+        lots.append(lot)
+    assert [one for lot in lots for one in lot] == footprints
+    assert {len(lot) for lot in lots} == {2}

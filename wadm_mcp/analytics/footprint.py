@@ -328,9 +328,22 @@ class Footprint:
             merged.bar = merged.bar.merge_later(footprint.bar)
         return merged
 
+    def merge_later_in_place(self, later: Iterable[Footprint], row: Decimal | None = None) -> None:
+        """Merges later footprints of the same instrument, in time order, into this one. They stay unchanged.
+
+        With `row` as in `merge_consecutive`: the cells of this footprint are, or become, rows of that size.
+        """
+        for footprint in later:
+            self._refine(footprint.scale)
+            if row is None:
+                self._add_cells(footprint)
+            else:
+                self._add_rows(footprint.at(self.scale), at_decimals(row, self.scale.price))
+            self.bar = self.bar.merge_later(footprint.bar)
+
     def _add_rows(self, other: Footprint, row: int) -> None:
         """Adds the cells of a footprint of the same scale to the cells of their rows. The caller merges the bars."""
-        prices, columns = other._sorted_columns()
+        prices, columns = other.columns()
         rows, start, count = self.cells, 0, len(prices)
         while start < count:
             bottom = prices[start] - prices[start] % row
@@ -340,13 +353,13 @@ class Footprint:
             rows[bottom] = added if cell is None else [*map(add, cell, added)]
             start = end
 
-    def _sorted_columns(self) -> tuple[list[int], Sequence[Sequence[int]]]:
-        """The prices from low to high, and the columns of their cells."""
+    def columns(self) -> tuple[list[int], Sequence[Sequence[int]]]:
+        """The prices from low to high, and the columns of their cells: buy volume, sell volume, buy fills, sell fills."""
         if self._columns is not None:
             steps, *columns = self._columns
             return list(accumulate(steps)), columns
         prices = sorted(self.cells)
-        return prices, list(zip(*map(self.cells.__getitem__, prices), strict=True))
+        return prices, list(zip(*map(self.cells.__getitem__, prices), strict=True)) if prices else ((), (), (), ())
 
     def _add_cells(self, other: Footprint) -> None:
         """Adds, in place, the cells of a footprint whose scale is not finer than this one's. The caller merges the bars."""

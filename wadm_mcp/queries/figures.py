@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from math import lcm
@@ -104,7 +104,7 @@ class RowChoice:
 
 
 async def merged_footprint(view: View, scope: Scope, window: Window, row: Decimal | None = None) -> Footprint:
-    """The trades of a window on all instruments of a scope as one footprint; with `row` its cells may be rows of that size."""
+    """The trades of a window on all instruments of a scope as one footprint; with `row` (in price units) its cells are rows."""
     merged: Footprint | None = None
     for instrument in scope.instruments:
         footprint = await view.footprint(instrument, window, row)
@@ -116,6 +116,25 @@ async def merged_footprint(view: View, scope: Scope, window: Window, row: Decima
             await to_thread.run_sync(merged.merge_parallel_in_place, footprint)
     assert merged is not None
     return merged
+
+
+async def footprint_in_rows(
+    outline: Bar, row_of: Callable[[Bar], int | None], read: Callable[[Decimal | None], Awaitable[Footprint]]
+) -> tuple[Footprint, int | None]:
+    """A footprint in rows whose size depends on its own range, and that size at the footprint's scale.
+
+    `row_of` returns the row for a bar at the bar's scale, None for an empty one. `read` reads the footprint in rows (in price units).
+    `outline` is its bar as it was read before.
+    """
+    while True:
+        row = row_of(outline)
+        size = None if row is None else to_decimal(row, outline.scale.price)
+        footprint = await read(size)
+        row = row_of(footprint.bar)
+        if size is None or row is None or to_decimal(row, footprint.scale.price) == size:
+            return footprint, row
+        # New trades widened the range since the outline was read, and with it the default row.
+        outline = footprint.bar
 
 
 async def merged_bars(view: View, scope: Scope, timeframe: Timeframe, window: Window) -> dict[int, Bar]:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final
 
 from anyio import to_thread
 
-from wadm_mcp.analytics.footprint import Footprint
+from wadm_mcp.analytics.footprint import Bar, Footprint
 from wadm_mcp.analytics.order_flow import diagonal_imbalances
 from wadm_mcp.analytics.volume_profile import MAX_ROWS, default_row, row_count, volume_profile
-from wadm_mcp.model import Scale, Window, to_decimal
+from wadm_mcp.model import Scale, Timeframe, Window, at_decimals, rescale, to_decimal
 from wadm_mcp.queries.arguments import ALL, read_detail, read_timeframe, read_whole
 from wadm_mcp.queries.coverage import coverage, expired_bars, nothing_traded
-from wadm_mcp.queries.figures import MAX_PRICES_ON_LOOP, RowChoice, merged_footprint, table
+from wadm_mcp.queries.figures import MAX_PRICES_ON_LOOP, RowChoice, merged_bars, merged_footprint, table
 from wadm_mcp.queries.numbers import decimal_number, iso, number, optional_number
 from wadm_mcp.queries.order_flow import bar_starts
 from wadm_mcp.queries.scope import Scope, ask, read_scope
@@ -61,13 +61,11 @@ async def footprint(
     starts = bar_starts(scope.call, length, scope.window, MAX_BARS)
     expired = expired_bars(view.retention, view.clock(), scope.window, length)
     covered = await coverage(view, scope, expired, figures=BROKEN)
-    bars: dict[int, Footprint] = {}
-    for bar_start in starts[-max_bars:]:
-        clipped = Window(max(bar_start, scope.window.start), min(bar_start + length.ms, scope.window.end))
-        bars[bar_start] = await merged_footprint(view, scope, clipped)
+    windows = {at: Window(max(at, scope.window.start), min(at + length.ms, scope.window.end)) for at in starts[-max_bars:]}
+    bars, row = await _bars_in_rows(view, scope, length, windows, choice)
 
     def figures() -> dict[str, Any]:
-        return _figures(bars, choice)
+        return _figures(bars, row, choice)
 
     cells = sum(bar.levels for bar in bars.values())
     answer = figures() if cells <= MAX_PRICES_ON_LOOP else await to_thread.run_sync(figures)
@@ -79,43 +77,119 @@ async def footprint(
     return {**scope.heading(covered), "timeframe": length.value, **answer, **more, "reading": _reading(scope, covered, answer["bars"])}
 
 
-def _figures(bars: Mapping[int, Footprint], choice: RowChoice) -> dict[str, Any]:
-    scale = Scale(0, 0)
-    for bar in bars.values():
-        scale = scale.finest(bar.scale)
-    aligned = {start: bar if bar.scale == scale else bar.rescaled(scale) for start, bar in bars.items()}
-    traded = [bar for bar in aligned.values() if bar.bar.trade_count]
-    if not traded:
-        return {"row_size": decimal_number(choice.asked), "bars": [_empty(start) for start in aligned]}
-    row = _row(traded, scale, choice)
-    tick = choice.tick(scale.price)
-    rows = [_bar(start, bar, tick, row) if bar.bar.trade_count else _empty(start) for start, bar in aligned.items()]
-    return {"row_size": number(row, scale.price), "bars": rows}
+async def _bars_in_rows(
+    view: View, scope: Scope, length: Timeframe, windows: Mapping[int, Window], choice: RowChoice
+) -> tuple[dict[int, Footprint], Decimal | None]:
+    """The footprints of bars in rows, and their row size: the one that was asked for, or the smallest default that keeps the answer short
+    enough; None if nothing traded.
+
+    They are reduced to rows as they are read: at the exchange's tick, a bar of some hours has tens of thousands of prices.
+    """
+    # A bar without trades stands for the scale of each listing, which is at least as fine as its tick.
+    listed = [Bar(listing.scale) for listing in scope.listings]
+    ends = [window.end for window in windows.values()]
+    everything = Window(min((window.start for window in windows.values()), default=0), max(ends, default=0))
+    outlines = [*listed, *(await merged_bars(view, scope, length, everything)).values()]
+    while True:
+        preferred = _preferred_row(outlines, choice)
+        bars, row = await _short_enough(view, scope, windows, outlines, choice, preferred)
+        outlines = [*listed, *(footprint.bar for footprint in bars.values())]
+        # Trades that came since the outlines were read may have widened the range, and with it the default row.
+        if _preferred_row(outlines, choice) == preferred and (row is None or _few_rows(outlines, row)):
+            break
+    if row is not None and row != preferred and choice.asked is not None:
+        raise choice.refuse(f"it divides these bars into more than {MAX_NODES:,} rows in total", row)
+    return bars, row
 
 
-def _row(bars: Sequence[Footprint], scale: Scale, choice: RowChoice) -> int:
-    """The row at the scale of all bars: the one that was asked for, or the smallest default that keeps the answer short enough."""
-    low = min(bar.bar.low for bar in bars if bar.bar.low is not None)
-    high = max(bar.bar.high for bar in bars if bar.bar.high is not None)
-    row = preferred = choice.row(low, high, scale.price)
-    while not _short_enough(bars, row):
-        row = default_row(0, row * 2, choice.common(scale.price), 1)
-    if row != preferred and choice.asked is not None:
-        raise choice.refuse(f"it divides these bars into more than {MAX_NODES:,} rows in total", to_decimal(row, scale.price))
-    return row
+async def _short_enough(
+    view: View, scope: Scope, windows: Mapping[int, Window], outlines: Sequence[Bar], choice: RowChoice, preferred: Decimal | None
+) -> tuple[dict[int, Footprint], Decimal | None]:
+    """The footprints of bars in rows of the preferred size, or of the smallest larger default with which there are at most `MAX_NODES`."""
+    row = preferred
+    if row is None or (choice.asked is not None and _few_rows(outlines, row)):
+        found = await _read_bars(view, scope, windows, row, MAX_NODES)
+        if found is not None:
+            return found, row
+    assert row is not None
+    row = row if choice.asked is None else _next_row(row, outlines, choice)
+    while not _few_rows(outlines, row):
+        row = _next_row(row, outlines, choice)
+    while True:
+        # The larger defaults are multiples of the unit, but not of each other: in units, the bars are read once for all of them. With more
+        # than five times as many rows, none of the defaults up to five units has few enough.
+        unit = _unit(row, outlines, choice)
+        found = await _read_bars(view, scope, windows, unit, 5 * MAX_NODES)
+        if found is not None:
+            break
+        row = 10 * unit
+    while True:
+        bars = {start: Footprint.merge_consecutive([bar], bar.scale, row=row) for start, bar in found.items()}
+        if sum(bar.levels for bar in bars.values()) <= MAX_NODES:
+            return bars, row
+        row = _next_row(row, outlines, choice)
 
 
-def _short_enough(bars: Sequence[Footprint], row: int) -> bool:
-    """Whether all bars together have at most `MAX_NODES` rows with trades, and each at most `MAX_ROWS` rows."""
+async def _read_bars(
+    view: View, scope: Scope, windows: Mapping[int, Window], row: Decimal | None, max_nodes: int
+) -> dict[int, Footprint] | None:
+    """The footprints of bars in rows; None if they have more than `max_nodes` rows with trades together."""
+    bars: dict[int, Footprint] = {}
     nodes = 0
+    for start, window in windows.items():
+        bars[start] = await merged_footprint(view, scope, window, row)
+        nodes += bars[start].levels
+        if row is not None and nodes > max_nodes:
+            return None
+    return bars
+
+
+def _preferred_row(outlines: Sequence[Bar], choice: RowChoice) -> Decimal | None:
+    """The row that was asked for, or the default for the range of all bars; None if nothing traded."""
+    scale = _finest(outlines)
+    low = min((rescale(bar.low, bar.scale.price, scale.price) for bar in outlines if bar.low is not None), default=None)
+    high = max((rescale(bar.high, bar.scale.price, scale.price) for bar in outlines if bar.high is not None), default=None)
+    return None if low is None or high is None else to_decimal(choice.row(low, high, scale.price), scale.price)
+
+
+def _next_row(row: Decimal, outlines: Sequence[Bar], choice: RowChoice) -> Decimal:
+    """The smallest default row of at least twice the size."""
+    decimals = _finest(outlines).price
+    return to_decimal(default_row(0, 2 * at_decimals(row, decimals), choice.common(decimals), 1), decimals)
+
+
+def _unit(row: Decimal, outlines: Sequence[Bar], choice: RowChoice) -> Decimal:
+    """The largest size of which a default row and all larger ones are multiples: defaults are 1, 2 or 5 times a power of ten steps."""
+    decimals = _finest(outlines).price
+    steps = at_decimals(row, decimals) // choice.common(decimals)
+    return row / 2 if str(steps).startswith("2") else row
+
+
+def _few_rows(outlines: Sequence[Bar], row: Decimal) -> bool:
+    """Whether each bar has at most `MAX_ROWS` rows, from its lowest to its highest price."""
+    decimals = _finest(outlines).price
+    size = at_decimals(row, decimals)
+
+    def rows(low: int, high: int, bar: Bar) -> int:
+        return row_count(rescale(low, bar.scale.price, decimals), rescale(high, bar.scale.price, decimals), size)
+
+    return all(bar.low is None or bar.high is None or rows(bar.low, bar.high, bar) <= MAX_ROWS for bar in outlines)
+
+
+def _finest(bars: Iterable[Bar]) -> Scale:
+    scale = Scale(0, 0)
     for bar in bars:
-        low, high = bar.bar.low, bar.bar.high
-        if low is not None and high is not None and row_count(low, high, row) > MAX_ROWS:
-            return False
-        nodes += len({price // row for price in bar.cells})
-        if nodes > MAX_NODES:
-            return False
-    return True
+        scale = scale.finest(bar.scale)
+    return scale
+
+
+def _figures(bars: Mapping[int, Footprint], row: Decimal | None, choice: RowChoice) -> dict[str, Any]:
+    scale = _finest(footprint.bar for footprint in bars.values())
+    if row is None:
+        return {"row_size": decimal_number(choice.asked), "bars": [_empty(start) for start in bars]}
+    tick, size = choice.tick(scale.price), at_decimals(row, scale.price)
+    rows = [_bar(start, bar.at(scale), tick, size) if bar.bar.trade_count else _empty(start) for start, bar in bars.items()]
+    return {"row_size": decimal_number(row), "bars": rows}
 
 
 def _bar(start: int, footprint: Footprint, tick: int, row: int) -> dict[str, Any]:

@@ -7,22 +7,24 @@ touches takes part in no event. This module collects the evidence; `structure_fi
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from typing import Any, Final
 
 from anyio import to_thread
 
-from wadm_mcp.analytics.footprint import Bar
+from wadm_mcp.analytics.footprint import Bar, Footprint
 from wadm_mcp.analytics.market_structure.events import Event, events
 from wadm_mcp.analytics.market_structure.parameters import DEFAULT
+from wadm_mcp.analytics.market_structure.profile_shape import deviation, price_squares
 from wadm_mcp.analytics.market_structure.series import CoveredBar, Series
 from wadm_mcp.analytics.market_structure.swings import pivots
 from wadm_mcp.analytics.market_structure.zones import TakerOrder, large_orders, taker_orders, traded_beyond
 from wadm_mcp.analytics.volume_profile import MAX_ROWS, row_count
 from wadm_mcp.coverage.judge import Judgement
-from wadm_mcp.model import DAY, HOUR, Instrument, Scale, Timeframe, Window
+from wadm_mcp.model import DAY, HOUR, Instrument, Scale, Timeframe, Window, to_decimal
 from wadm_mcp.queries.arguments import ALL, read_detail, read_timeframe
 from wadm_mcp.queries.coverage import MAX_LISTED_GAPS, coverage, coverage_inputs, expired_bars, expired_trades
-from wadm_mcp.queries.figures import RowChoice, merged_bars, merged_footprint
+from wadm_mcp.queries.figures import RowChoice, footprint_in_rows, merged_bars, merged_footprint
 from wadm_mcp.queries.scope import SESSION, Scope, ask, read_scope
 from wadm_mcp.queries.structure_figures import Day, Evidence, Levels, OutsideVolume, levels, structure_answer
 from wadm_mcp.queries.view import View
@@ -80,12 +82,25 @@ async def market_structure(
         expired = expired_bars(view.retention, view.clock(), window, unit)
         return [one.judge(window, expired) for one in inputs]
 
-    footprint = await merged_footprint(view, scope, session)
     prior = [(await merged_bars(view, scope, Timeframe.D1, day)).get(day.start, Bar(Scale(0, 0))) for day in days]
     bars = await merged_bars(view, scope, length, bars_window)
-    scale = _finest_scale([*prior, footprint.bar], bars.values(), [Bar(one.scale) for one in scope.listings])
-    row = _row(choice, [bar.rescaled(scale) for bar in (prior[-1], footprint.bar)])
-    tick = choice.tick(scale.price)
+    known = _finest_scale(prior, bars.values(), [Bar(one.scale) for one in scope.listings])
+
+    def row_of(bar: Bar) -> int | None:
+        return _row(choice, [one.rescaled(known.finest(bar.scale)) for one in (prior[-1], bar)])
+
+    outline = (await merged_bars(view, scope, Timeframe.D1, session)).get(session.start, Bar(Scale(0, 0))).rescaled(known)
+    squares = 0
+
+    async def read_session(row: Decimal | None) -> Footprint:
+        nonlocal squares
+        read, squares = await _session(view, scope, session, row)
+        return read
+
+    footprint, _ = await footprint_in_rows(outline, row_of, read_session)
+    scale = known.finest(footprint.scale)
+    row, tick = row_of(footprint.bar.rescaled(scale)), choice.tick(scale.price)
+    size = None if row is None else to_decimal(row, scale.price)
     covered_bars = _covered_bars(bars, bars_window, length, judgements(bars_window, length))
 
     def detect() -> tuple[Series, list[Event]]:
@@ -105,11 +120,12 @@ async def market_structure(
         events=found,
         outside=[await _volume_outside(view, scope, series, event) for event in found],
         inside=[
-            (start, await merged_footprint(view, scope, Window(start, start + length.ms)))
+            (start, await merged_footprint(view, scope, Window(start, start + length.ms), size))
             for start in range(bars_end - INSPECTED_BARS * length.ms, bars_end, length.ms)
         ],
         large=await _large_orders(view, scope),
         footprint=footprint.at(scale),
+        deviation=deviation(footprint.bar, squares),
         session=Day(session, footprint.bar.rescaled(scale), judgements(session, Timeframe.H1)),
         days=[
             Day(day, bar.rescaled(scale), judgements(day, Timeframe.H1), await _levels(view, scope, day, bar.rescaled(scale), tick, row))
@@ -143,7 +159,7 @@ async def _levels(view: View, scope: Scope, day: Window, bar: Bar, tick: int, ro
         return None
 
     async def compute() -> list[int]:
-        footprint = (await merged_footprint(view, scope, day)).at(bar.scale)
+        footprint = (await merged_footprint(view, scope, day, to_decimal(row, bar.scale.price))).at(bar.scale)
         return [*await to_thread.run_sync(lambda: levels(footprint, tick, row))]
 
     key = f"levels:{scope.name}:{day.start}:{bar.scale.price}:{tick}:{row}"
@@ -167,14 +183,43 @@ def _covered_bars(bars: dict[int, Bar], window: Window, length: Timeframe, judge
     ]
 
 
+async def _session(view: View, scope: Scope, session: Window, row: Decimal | None) -> tuple[Footprint, int]:
+    """The session in rows, and the squares of its prices as `price_squares` has them, of the same trades: at the scale of the footprint.
+
+    The squares need every price, so the session is read at the tick, and reduced to rows as it is read.
+    """
+    merged: Footprint | None = None
+    squares: list[tuple[Scale, int]] = []
+    for instrument in scope.instruments:
+        rows = view.new_footprint(instrument, row)
+
+        def step(part: Footprint, rows: Footprint = rows) -> tuple[Scale, int]:
+            rows.merge_later_in_place([part], row)
+            return part.scale, price_squares(part)
+
+        squares += await view.fold(instrument, session, step)
+        if merged is None:
+            merged = rows
+        else:
+            merged.merge_parallel_in_place(rows)
+    assert merged is not None
+    price, quantity = merged.scale
+    return merged, sum(one * 10 ** (2 * (price - scale.price) + quantity - scale.quantity) for scale, one in squares)
+
+
 async def _volume_outside(view: View, scope: Scope, series: Series, event: Event) -> OutsideVolume | None:
     """The volume that traded beyond the edge of the range in a spring or an upthrust; None for other events."""
     if event.kind not in ("spring", "upthrust") or event.first_index is None or event.edge is None:
         return None
-    footprint = await merged_footprint(view, scope, Window(series[event.first_index].start, series[event.known_index].end))
-    finest = footprint.at(series.scale.finest(footprint.scale))
-    volume, delta = traded_beyond(finest, event.edge, above=event.kind == "upthrust")
-    return OutsideVolume(volume / finest.bar.volume if finest.bar.volume else 0.0, delta)
+    edge, window = event.edge, Window(series[event.first_index].start, series[event.known_index].end)
+
+    def sums(part: Footprint) -> tuple[int, int, int]:
+        finest = part.at(series.scale.finest(part.scale))
+        return finest.bar.volume, *traded_beyond(finest, edge, above=event.kind == "upthrust")
+
+    parts = [part for instrument in scope.instruments for part in await view.fold(instrument, window, sums)]
+    volume, outside, delta = (sum(column) for column in zip((0, 0, 0), *parts, strict=True))
+    return OutsideVolume(outside / volume if volume else 0.0, delta)
 
 
 async def _large_orders(view: View, scope: Scope) -> list[tuple[Instrument, TakerOrder]] | None:

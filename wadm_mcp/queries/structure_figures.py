@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -15,7 +16,7 @@ from wadm_mcp.analytics.footprint import Bar, Footprint
 from wadm_mcp.analytics.market_structure import trading_range
 from wadm_mcp.analytics.market_structure.events import Event
 from wadm_mcp.analytics.market_structure.parameters import DEFAULT
-from wadm_mcp.analytics.market_structure.profile_shape import ProminentNode, deviation, profile_shape
+from wadm_mcp.analytics.market_structure.profile_shape import ProminentNode, profile_shape
 from wadm_mcp.analytics.market_structure.series import CoveredBar, Series
 from wadm_mcp.analytics.market_structure.swings import Leg, Pivot, alternating, legs
 from wadm_mcp.analytics.market_structure.trading_range import TradingRange
@@ -132,8 +133,9 @@ class Day:
 class Evidence:
     """Everything that an answer is computed from. Integers are at `scale`.
 
-    `footprint` has the trades of `session`, the open session; `days` are the consecutive sessions before it. `outside` belongs to `events`,
-    one for each. `inside` are the newest closed bars by start. `large` is None if the large orders are not known.
+    `footprint` has the trades of `session`, the open session, in rows, and `deviation` is that of their prices. `days` are the consecutive
+    sessions before it. `outside` belongs to `events`, one for each. `inside` are the newest closed bars by start, in rows. `large` is None
+    if the large orders are not known.
     """
 
     scope: Scope
@@ -149,6 +151,7 @@ class Evidence:
     inside: Sequence[tuple[int, Footprint]]
     large: Sequence[tuple[Instrument, TakerOrder]] | None
     footprint: Footprint
+    deviation: Decimal | None
     session: Day
     days: Sequence[Day]
     last_hour: Bar
@@ -197,7 +200,7 @@ def _session(evidence: Evidence, day: Footprint) -> dict[str, Any]:
         **{name: evidence.price(getattr(bar, name)) for name in ("open", "high", "low")},
         "last": evidence.price(bar.close),
         "vwap": decimal_number(vwap(bar)),
-        "deviation": decimal_number(deviation(day)),
+        "deviation": decimal_number(evidence.deviation),
         "volume": evidence.quantity(bar.volume),
         "trade_count": bar.trade_count,
     }

@@ -5,11 +5,11 @@ The tape is read first and the store second. What moves from tape to store in be
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from copy import copy
 from decimal import Decimal
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 import anyio
 from anyio import to_thread
@@ -17,16 +17,21 @@ from anyio import to_thread
 from wadm_mcp.analytics.footprint import Bar, Footprint
 from wadm_mcp.coverage.spans import Span
 from wadm_mcp.errors import StoreError
-from wadm_mcp.model import HOUR, MINUTE, Instrument, Listing, Retention, Timeframe, Trade, Window
+from wadm_mcp.model import HOUR, MINUTE, Instrument, Listing, Retention, Scale, Timeframe, Trade, Window, decimals_of
 from wadm_mcp.storage.cached import CachedFootprints
-from wadm_mcp.storage.store import Store
+from wadm_mcp.storage.store import Store, StoredFootprint, footprint_lots
 from wadm_mcp.tape import Importing, Repairing, Tape
 
 _Row = TypeVar("_Row")
+_T = TypeVar("_T")
 _MAX_WAIT_SECONDS: Final = 3.0
 """How long a first question waits for the exchanges to answer."""
-_MAX_MERGED_ON_LOOP: Final = 20
-"""Footprints that are merged on the event loop; more go to a worker thread."""
+_MAX_LEVELS_ON_LOOP: Final = 2_000
+"""Prices of footprints that are merged on the event loop; more go to a worker thread."""
+_MAX_BYTES_READ: Final = 256 << 10
+"""Packed footprints that are read from the store at a time. Unpacked they take about fifteen times as much memory."""
+_MAX_LEVELS_MERGED: Final = 30_000
+"""Prices of the footprints that wait in memory to be merged. Each takes about 130 bytes."""
 
 
 class View:
@@ -123,29 +128,67 @@ class View:
         """POC, VAH and VAL of a closed window as integers: from the cache if they were cached with the bar `proof`, else from `make`."""
         return await make() if self._cached is None or self.without_store else await self._cached.figures(key, proof, make)
 
+    async def fold(self, instrument: Instrument, window: Window, step: Callable[[Footprint], _T]) -> list[_T]:
+        """What the function `step` makes of each stored footprint of a window, oldest first, computed in a worker thread.
+
+        For figures that are sums over prices: no more footprints are in memory at once than fit.
+        """
+        results: list[_T] = []
+        async for parts in self._parts(instrument, self._live(instrument, window), window):
+            results += await to_thread.run_sync(lambda parts=parts: [step(part) for part in parts])
+        return results
+
+    def new_footprint(self, instrument: Instrument, row: Decimal | None) -> Footprint:
+        """An empty footprint of an instrument at the scale of its listing, or at one that can express rows of size `row`."""
+        listed = self._tape[instrument].listing.scale
+        return Footprint(listed if row is None else listed.finest(Scale(decimals_of(row), 0)))
+
     async def _merged(self, instrument: Instrument, live: Mapping[int, Footprint], row: Decimal | None, window: Window) -> Footprint:
-        async def stored(timeframe: Timeframe, part: Window) -> dict[int, Footprint]:
-            rows = await self._stored(lambda: self._store.footprints(instrument, timeframe, part))
-            return {row.start: row.footprint for row in rows}
+        """The footprint of a window, merged as its parts are read. With `row` its cells are rows of that size."""
+        merged = self.new_footprint(instrument, row)
+        async for parts in self._parts(instrument, live, window):
+            merge = partial(merged.merge_later_in_place, parts, row)
+            if sum(part.levels for part in parts) <= _MAX_LEVELS_ON_LOOP:
+                merge()
+            else:
+                await to_thread.run_sync(merge)
+        return merged
+
+    async def _parts(self, instrument: Instrument, live: Mapping[int, Footprint], window: Window) -> AsyncGenerator[list[Footprint]]:
+        """The footprints of a window, oldest first, in lots of about `_MAX_LEVELS_MERGED` prices at most. The next lot is read once the
+        caller has done with the one before."""
+
+        async def first(timeframe: Timeframe, part: Window) -> list[StoredFootprint]:
+            return await self._stored(lambda: self._store.footprints(instrument, timeframe, part, max_bytes=_MAX_BYTES_READ))
+
+        async def stored(timeframe: Timeframe, part: Window) -> AsyncGenerator[tuple[int, Footprint]]:
+            async for rows in footprint_lots(first, timeframe, part):
+                for row in rows:
+                    yield row.start, row.footprint
 
         inside = {minute: footprint for minute, footprint in live.items() if minute in window}
-        parts = await _coarsest((Timeframe.D1, Timeframe.H1, Timeframe.M1), window, inside, stored)
-        scale = self._tape[instrument].listing.scale
-        if len(parts) == 1 and (only := next(iter(parts.values()))).scale.finest(scale) == only.scale:
-            return only
-        if len(parts) <= _MAX_MERGED_ON_LOOP:
-            return Footprint.merge_consecutive(parts.values(), scale, row=row, give_up=True)
-        return await to_thread.run_sync(partial(Footprint.merge_consecutive, parts.values(), scale, row=row, give_up=True))
+        lot: list[Footprint] = []
+        levels = 0
+        async for _, part in _coarsest((Timeframe.D1, Timeframe.H1, Timeframe.M1), window, inside, stored):
+            if lot and levels + part.levels > _MAX_LEVELS_MERGED:
+                yield lot
+                lot, levels = [], 0
+            lot.append(part)
+            levels += part.levels
+        if lot:
+            yield lot
 
     async def bars(self, instrument: Instrument, timeframe: Timeframe, window: Window) -> dict[int, Bar]:
         """The bars of a window by their start, without those that had no trades. The first and last contain only the window's minutes."""
         live = {start: footprint.bar for start, footprint in self._live(instrument, window).items()}
 
-        async def stored(timeframe: Timeframe, part: Window) -> dict[int, Bar]:
-            return {row.start: row.bar for row in await self._stored(lambda: self._store.order_flow(instrument, timeframe, part))}
+        async def stored(timeframe: Timeframe, part: Window) -> AsyncGenerator[tuple[int, Bar]]:
+            if part.length:
+                for row in await self._stored(lambda: self._store.order_flow(instrument, timeframe, part)):
+                    yield row.start, row.bar
 
         bars: dict[int, Bar] = {}
-        for start, bar in (await _coarsest(_STORED_TIMEFRAMES[timeframe], window, live, stored)).items():
+        async for start, bar in _coarsest(_STORED_TIMEFRAMES[timeframe], window, live, stored):
             bar_start = timeframe.floor(start)
             bars[bar_start] = bars[bar_start].merge_later(bar) if bar_start in bars else bar
         return {start: bar for start, bar in bars.items() if bar.trade_count}
@@ -227,26 +270,40 @@ _STORED_TIMEFRAMES: Final = {
 """The stored timeframes that a bar can be composed of, coarsest first."""
 
 
+_Stored: TypeAlias = Callable[[Timeframe, Window], AsyncIterator[tuple[int, _Part]]]
+"""Reads the stored parts of a window, each with its start, oldest first."""
+
+
 async def _coarsest(
-    timeframes: Sequence[Timeframe],
-    window: Window,
-    live: Mapping[int, _Part],
-    stored: Callable[[Timeframe, Window], Awaitable[dict[int, _Part]]],
-) -> dict[int, _Part]:
-    """Splits the window into few parts by start, oldest first: the longest stored ones without a `live` minute, shorter ones in between."""
+    timeframes: Sequence[Timeframe], window: Window, live: Mapping[int, _Part], stored: _Stored[_Part]
+) -> AsyncGenerator[tuple[int, _Part]]:
+    """Splits the window into few parts, each with its start, oldest first: the longest stored ones without a `live` minute, shorter ones
+    in between."""
     timeframe, finer = timeframes[0], timeframes[1:]
     if not finer:
-        return dict(sorted({**await stored(timeframe, window), **live}.items()))
+        waiting = sorted(live.items(), reverse=True)
+        async for start, part in stored(timeframe, window):
+            while waiting and waiting[-1][0] < start:
+                yield waiting.pop()
+            if start not in live:
+                yield start, part
+        while waiting:
+            yield waiting.pop()
+        return
     first, end = timeframe.floor(window.start + timeframe.ms - 1), timeframe.floor(window.end)
-    if first >= end:
-        return await _coarsest(finer, window, live, stored)
     with_live = {timeframe.floor(minute) for minute in live}
-    parts = {start: part for start, part in (await stored(timeframe, Window(first, end))).items() if start not in with_live}
     reached = window.start
-    for start in [*sorted(parts), window.end]:
-        if start > reached:
-            between = Window(reached, start)
-            inside = {minute: part for minute, part in live.items() if minute in between}
-            parts.update(await _coarsest(finer, between, inside, stored))
+
+    def between(until: int) -> AsyncGenerator[tuple[int, _Part]]:
+        rest = Window(reached, until)
+        return _coarsest(finer, rest, {minute: part for minute, part in live.items() if minute in rest}, stored)
+
+    async for start, part in stored(timeframe, Window(first, max(first, end))):
+        if start in with_live:
+            continue
+        async for finer_part in between(start):
+            yield finer_part
+        yield start, part
         reached = start + timeframe.ms
-    return dict(sorted(parts.items()))
+    async for finer_part in between(window.end):
+        yield finer_part

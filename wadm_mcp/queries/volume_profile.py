@@ -12,10 +12,10 @@ from anyio import to_thread
 from wadm_mcp.analytics import volume_profile as analytics
 from wadm_mcp.analytics.footprint import Bar, Footprint
 from wadm_mcp.analytics.volume_profile import Method, Node, VolumeProfile, vwap
-from wadm_mcp.model import Timeframe, to_decimal
+from wadm_mcp.model import Timeframe
 from wadm_mcp.queries.arguments import ALL, Detail, read_choice, read_detail, read_whole
 from wadm_mcp.queries.coverage import coverage, expired_bars, nothing_traded
-from wadm_mcp.queries.figures import MAX_PRICES_ON_LOOP, RowChoice, merged_bars, merged_footprint, table
+from wadm_mcp.queries.figures import MAX_PRICES_ON_LOOP, RowChoice, footprint_in_rows, merged_bars, merged_footprint, table
 from wadm_mcp.queries.numbers import decimal_number, number
 from wadm_mcp.queries.scope import Scope, ask, read_scope
 from wadm_mcp.queries.view import View
@@ -61,15 +61,9 @@ async def volume_profile(
     outline = Bar(max(listing.scale for listing in scope.listings))
     for bar in (await merged_bars(view, scope, Timeframe.D1, scope.window)).values():
         outline = outline.merge_parallel(bar)
-    row = _row(choice, outline)
-    while True:
-        size = None if row is None else to_decimal(row, outline.scale.price)
-        footprint = await merged_footprint(view, scope, scope.window, size)
-        row = _row(choice, footprint.bar)
-        if size is None or row is None or to_decimal(row, footprint.scale.price) == size:
-            break
-        # New trades widened the range since the bars were read, and with it the default row.
-        outline = footprint.bar
+    footprint, row = await footprint_in_rows(
+        outline, lambda bar: _row(choice, bar), lambda size: merged_footprint(view, scope, scope.window, size)
+    )
     tick = choice.tick(footprint.scale.price)
 
     def figures() -> dict[str, Any]:

@@ -53,6 +53,8 @@ _CONCURRENT_INSERTS: Final = 3
 _DOCUMENTS_PER_WRITE: Final = 100
 _DOCUMENTS_PER_REPLY: Final = 2_000
 """Replies are decoded on the event loop, so a larger one would stall it."""
+_DOCUMENTS_PER_LOT: Final = 16
+"""The same where only the first of large documents are wanted."""
 _EXTRA_TRADES: Final = 20
 """Trades read in addition to the limit, so that the page rarely ends within the last millisecond that is returned."""
 _SERVER_SELECTION_MS: Final = 2_000
@@ -253,8 +255,10 @@ class MongoStore(Store):
 
         return await self._read_op(fetch)
 
-    async def footprints(self, instrument: Instrument, timeframe: Timeframe, window: Window) -> list[StoredFootprint]:
-        return await self._read_bars("footprints", documents.footprint_of, instrument, timeframe, window)
+    async def footprints(
+        self, instrument: Instrument, timeframe: Timeframe, window: Window, *, max_bytes: int | None = None
+    ) -> list[StoredFootprint]:
+        return await self._read_bars("footprints", documents.footprint_of, instrument, timeframe, window, max_bytes)
 
     async def order_flow(self, instrument: Instrument, timeframe: Timeframe, window: Window) -> list[OrderFlow]:
         return await self._read_bars("bars", documents.bar_of, instrument, timeframe, window)
@@ -352,11 +356,13 @@ class MongoStore(Store):
         instrument: Instrument,
         timeframe: Timeframe,
         window: Window,
+        max_bytes: int | None = None,
     ) -> list[T]:
         bars = {"timeframe": timeframe.value, "start_time": {"$gte": date(window.start), "$lt": date(window.end)}}
         query = instrument._asdict() | bars
         read = partial(decode, instrument, timeframe)
-        return await self._read(name, f"{name} {timeframe} of {instrument}", query, read, sort=[("start_time", 1)], hint="instrument_start")
+        subject, order = f"{name} {timeframe} of {instrument}", [("start_time", 1)]
+        return await self._read(name, subject, query, read, sort=order, hint="instrument_start", max_bytes=max_bytes)
 
     async def _spans(
         self, instrument: Instrument, bounds: Document, index: str, sort: Sequence[tuple[str, int]], limit: int = 0
@@ -375,11 +381,16 @@ class MongoStore(Store):
         hint: str | None = None,
         limit: int = 0,
         fields: Mapping[str, int] | None = None,
+        max_bytes: int | None = None,
     ) -> list[T]:
-        """Values of the documents that a query finds. The index is given as `hint`, as the server might choose a TTL index instead."""
+        """Values of the documents that a query finds, or with `max_bytes` of the first ones, up to so many bytes of `packed`.
+
+        The index is given as `hint`, as the server might choose a TTL index instead.
+        """
+        reply = _DOCUMENTS_PER_REPLY if max_bytes is None else _DOCUMENTS_PER_LOT
 
         def find(database: Database) -> Awaitable[list[Document]]:
-            return _fetch_all(database[name].find(query, fields, sort=sort, hint=hint, limit=limit, batch_size=_DOCUMENTS_PER_REPLY))
+            return _fetch_all(database[name].find(query, fields, sort=sort, hint=hint, limit=limit, batch_size=reply), max_bytes)
 
         def values(found: Sequence[Document]) -> list[T]:
             read: list[T] = []
@@ -534,10 +545,18 @@ def _hosts(url: str) -> str:
     return ",".join(host if scheme == "mongodb+srv" or _PORT.search(host) else f"{host}:27017" for host in hosts)
 
 
-async def _fetch_all(cursor: Any) -> list[Document]:
-    """All documents of a cursor, which is closed also on errors and cancellation."""
+async def _fetch_all(cursor: Any, max_bytes: int | None = None) -> list[Document]:
+    """All documents of a cursor, or the first up to so many bytes of `packed`. The cursor is closed also on errors and cancellation."""
     try:
-        return [document async for document in cursor]
+        if max_bytes is None:
+            return [document async for document in cursor]
+        found: list[Document] = []
+        async for document in cursor:
+            found.append(document)
+            max_bytes -= len(document.get("packed", b""))
+            if max_bytes <= 0:
+                break
+        return found
     finally:
         if cursor.alive:
             with move_on_after(_CLOSE_SECONDS, shield=True):

@@ -1,13 +1,13 @@
 """The default store: one SQLite file in the data directory.
 
 One process writes; others may read the same file at the same time (`read_only`). Every statement runs in a worker thread, one at a time
-on the writing connection and on each of the two reading ones. A running statement is always awaited, also on cancellation.
+on the writing connection and on each of the reading ones. A running statement is always awaited, also on cancellation.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from itertools import chain
@@ -36,7 +36,8 @@ from wadm_mcp.storage.store import (
     no_barrier,
 )
 
-_READER_COUNT: Final = 2
+_READER_COUNT: Final = 3
+"""One more than costly questions that are answered at once, so that a cheap one does not wait for their reads."""
 _SELECT_INSTRUMENT: Final = "SELECT id FROM instruments WHERE exchange = ? AND market = ? AND symbol = ?"
 
 T = TypeVar("T")
@@ -176,8 +177,11 @@ class SqliteStore(Store):
 
         return await self._read(find)
 
-    async def footprints(self, instrument: Instrument, timeframe: Timeframe, window: Window) -> list[StoredFootprint]:
-        return await self._read_bars("footprints", sqlite_rows.SELECT_FOOTPRINTS, sqlite_rows.footprint_of, instrument, timeframe, window)
+    async def footprints(
+        self, instrument: Instrument, timeframe: Timeframe, window: Window, *, max_bytes: int | None = None
+    ) -> list[StoredFootprint]:
+        statement, decode = sqlite_rows.SELECT_FOOTPRINTS, sqlite_rows.footprint_of
+        return await self._read_bars("footprints", statement, decode, instrument, timeframe, window, max_bytes)
 
     async def order_flow(self, instrument: Instrument, timeframe: Timeframe, window: Window) -> list[OrderFlow]:
         return await self._read_bars("order_flow", sqlite_rows.SELECT_ORDER_FLOW, sqlite_rows.order_flow_of, instrument, timeframe, window)
@@ -219,9 +223,11 @@ class SqliteStore(Store):
         instrument: Instrument,
         timeframe: Timeframe,
         window: Window,
+        max_bytes: int | None = None,
     ) -> list[T]:
         def find(db: sqlite3.Connection) -> list[T]:
-            rows = db.execute(statement, (_instrument_id(db, instrument), timeframe.ms, window.start, window.end)).fetchall()
+            found: Iterable[Row] = db.execute(statement, (_instrument_id(db, instrument), timeframe.ms, window.start, window.end))
+            rows = list(found if max_bytes is None else _first_rows(found, max_bytes))
             return self._decode_rows(f"{table} {timeframe}", instrument, rows, partial(decode, instrument, timeframe))
 
         return await self._read(find)
@@ -283,6 +289,15 @@ class SqliteStore(Store):
 def _instrument_id(db: sqlite3.Connection, instrument: Instrument) -> int | None:
     row = db.execute(_SELECT_INSTRUMENT, instrument).fetchone()
     return None if row is None else int(row[0])
+
+
+def _first_rows(rows: Iterable[Row], max_bytes: int) -> Iterator[Row]:
+    """The first rows of `SELECT_FOOTPRINTS`, up to the one with which what is packed in them has `max_bytes` bytes."""
+    for row in rows:
+        yield row
+        max_bytes -= len(row[1])
+        if max_bytes <= 0:
+            return
 
 
 def _rejected(db: sqlite3.Connection, statement: str, rows: Iterable[Row]) -> set[Row]:

@@ -6,7 +6,7 @@ is not stored. A write is durable when it returns. Writing the same data again c
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Final, NamedTuple, Protocol, Self, TypeAlias
 
@@ -217,8 +217,14 @@ class Store(Protocol):
         """
         ...
 
-    async def footprints(self, instrument: Instrument, timeframe: Timeframe, window: Window) -> list[StoredFootprint]:
-        """Footprints (`1m`, `1h`, `1d`) whose start lies in the window, oldest first."""
+    async def footprints(
+        self, instrument: Instrument, timeframe: Timeframe, window: Window, *, max_bytes: int | None = None
+    ) -> list[StoredFootprint]:
+        """Footprints (`1m`, `1h`, `1d`) whose start lies in the window, oldest first.
+
+        With `max_bytes` it may return only the first of them, at least one: it stops once their packed form has this many bytes. Whoever
+        wants the others asks for what follows the last one, see `footprint_lots`.
+        """
         ...
 
     async def order_flow(self, instrument: Instrument, timeframe: Timeframe, window: Window) -> list[OrderFlow]:
@@ -261,3 +267,15 @@ async def all_trades(store: Store, instrument: Instrument, window: Window) -> li
         trades += page
         if len(page) < _PAGE_TRADES:
             return trades
+
+
+FootprintReader: TypeAlias = Callable[[Timeframe, Window], Awaitable[list[StoredFootprint]]]
+"""Reads the first footprints of a window, oldest first; none only if the window has none."""
+
+
+async def footprint_lots(read: FootprintReader, timeframe: Timeframe, window: Window) -> AsyncGenerator[list[StoredFootprint]]:
+    """Every stored footprint of a window, oldest first, one lot of `read` after the other."""
+    start = window.start
+    while start < window.end and (rows := await read(timeframe, Window(start, window.end))):
+        start = rows[-1].start + timeframe.ms
+        yield rows

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from tests.analytics import structure_oracles as oracles
 from tests.analytics.oracles import SCALES, footprint_of, tapes, trade
-from wadm_mcp.analytics.market_structure.profile_shape import ProfileShape, ProminentNode, deviation, profile_shape
+from wadm_mcp.analytics.footprint import Footprint
+from wadm_mcp.analytics.market_structure.profile_shape import ProfileShape, ProminentNode, deviation, price_squares, profile_shape
 from wadm_mcp.analytics.volume_profile import volume_profile
 from wadm_mcp.model import Trade
 
@@ -107,14 +108,18 @@ def test_skew_is_the_distance_of_the_vwap_from_the_middle_of_what_traded() -> No
 @settings(max_examples=60, deadline=None)
 def test_the_deviation_is_truncated_two_decimals_behind_the_price(tape: list[Trade]) -> None:
     footprint = footprint_of(tape)
-    assert deviation(footprint) == oracles.deviation(tape, footprint.scale.price + 2)
+    assert deviation_of(footprint) == oracles.deviation(tape, footprint.scale.price + 2)
+
+
+def deviation_of(footprint: Footprint) -> Decimal | None:
+    return deviation(footprint.bar, price_squares(footprint))
 
 
 def test_the_deviation_of_two_prices_is_half_their_distance() -> None:
-    assert deviation(footprint_of([trade(100, 3), trade(105, 3)])) == Decimal("0.250")
-    assert deviation(footprint_of([trade(100, 3), trade(100, 9)])) == 0
-    assert deviation(footprint_of([trade(100, 1), trade(100, 1), trade(101, 1)])) == Decimal("0.047")
+    assert deviation_of(footprint_of([trade(100, 3), trade(105, 3)])) == Decimal("0.250")
+    assert deviation_of(footprint_of([trade(100, 3), trade(100, 9)])) == 0
+    assert deviation_of(footprint_of([trade(100, 1), trade(100, 1), trade(101, 1)])) == Decimal("0.047")
 
 
 def test_nothing_traded_has_no_deviation() -> None:
-    assert deviation(footprint_of([])) is None
+    assert deviation_of(footprint_of([])) is None

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from decimal import Decimal
 from fractions import Fraction
 from math import isqrt
+from operator import add, mul
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from wadm_mcp.analytics.footprint import Bar, Footprint
@@ -73,17 +74,24 @@ def profile_shape(profile: VolumeProfile, bar: Bar) -> ProfileShape:
     return ProfileShape(nodes(high[:_MAX_NODES]), nodes(low[:_MAX_NODES]), _skew(bar), shape)
 
 
-def deviation(footprint: Footprint) -> Decimal | None:
+def price_squares(footprint: Footprint) -> int:
+    """The sum of price squared times volume, at twice the price decimals and the quantity decimals of the footprint's scale.
+
+    It needs the cells of every price, not rows. Those of consecutive or parallel footprints add up.
+    """
+    prices, (bought, sold, *_) = footprint.columns()
+    return sum(map(mul, map(mul, prices, prices), map(add, bought, sold)))
+
+
+def deviation(bar: Bar, squares: int) -> Decimal | None:
     """Volume-weighted standard deviation of price, `sqrt(E[p^2] - E[p]^2)`, truncated to two decimals more than prices have.
 
-    None without volume.
+    `squares` are the `price_squares` of the bar's trades at its scale. None without volume.
     """
-    volume = footprint.bar.volume
-    if not volume:
+    if not bar.volume:
         return None
-    squares = sum(price * price * (cell[0] + cell[1]) for price, cell in footprint.cells.items())
-    variance = volume * squares - footprint.bar.notional**2
-    return to_decimal(isqrt(variance * 10_000) // volume, footprint.scale.price + 2)
+    variance = bar.volume * squares - bar.notional**2
+    return to_decimal(isqrt(variance * 10_000) // bar.volume, bar.scale.price + 2)
 
 
 def _skew(bar: Bar) -> float | None:
