@@ -33,7 +33,7 @@ from mcp_types import CallToolResult, TextContent
 from tests.queries.world import Held
 from tests.server.fake import FakeRuntime
 from wadm_mcp.analytics.footprint import Footprint
-from wadm_mcp.cli import tune_garbage_collector
+from wadm_mcp.cli import tune_garbage_collector, tune_threads
 from wadm_mcp.coverage.spans import Basis, Span
 from wadm_mcp.health import Health
 from wadm_mcp.model import DAY, HOUR, MINUTE, Instrument, Listing, Timeframe, Trade, TradeType
@@ -149,13 +149,17 @@ class _Runtime(FakeRuntime):
 async def serve(transport: str, folder: str) -> None:
     """WADM's server with two more tools: one that does nothing, one that empties caches."""
     tune_garbage_collector()
+    tune_threads()
     async with SqliteStore(Path(folder) / "tape.sqlite") as store:
         runtime = _Runtime(store)
         server = _with_more(build_server(runtime), runtime)
         if transport == "stdio":
             await serve_stdio(server, runtime)
         else:
-            await serve_http(build_app(server, runtime), runtime.settings, on_started=lambda url: print(url, flush=True))
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(runtime.admission.give_memory_back)
+                await serve_http(build_app(server, runtime), runtime.settings, on_started=lambda url: print(url, flush=True))
+                tasks.cancel_scope.cancel()
 
 
 def _with_more(server: WadmServer, runtime: _Runtime) -> WadmServer:

@@ -103,7 +103,11 @@ class NotReady(WadmError):
 
 
 class Busy(WadmError):
-    """WADM does as much of this at once as it allows. The text says when to ask again."""
+    """WADM does as much of this at once as it allows. The text says when to ask again: in `again_in` seconds."""
+
+    def __init__(self, text: str, again_in: int) -> None:
+        super().__init__(text)
+        self.again_in = again_in
 
 
 class UnknownSymbol(QueryError):

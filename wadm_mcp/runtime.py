@@ -35,6 +35,7 @@ from wadm_mcp.errors import StoreError, StoreUnreachable, WadmError, ungrouped
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
 from wadm_mcp.model import Instrument, Listing, Window
+from wadm_mcp.queries.admission import Admission
 from wadm_mcp.queries.view import View
 from wadm_mcp.queries.watches import Watches
 from wadm_mcp.settings import Settings, using_folder
@@ -86,6 +87,7 @@ class Runtime:
         self.store = open_store(settings, suffix)
         self.cache = open_cache(settings, self.health, suffix)
         self.answers = CachedAnswers(InProcessCache(_ANSWER_BYTES))
+        self.admission = Admission()
         footprints = CachedFootprints(self.cache)
         self.view = View(
             self.store,
@@ -173,6 +175,7 @@ class Runtime:
             with ungrouped():
                 async with self.cache, AsyncExitStack() as stack, anyio.create_task_group() as inner:
                     tasks.start_soon(self._supervise, "cache watch", self.cache.watch)
+                    tasks.start_soon(self._supervise, "memory", self.admission.give_memory_back)
                     inner.start_soon(self.health.log_changes)
                     inner.start_soon(self._open_store, stack)
                     with anyio.move_on_after(_RECORD_SECONDS):

@@ -17,6 +17,7 @@ from wadm_mcp.coverage.spans import Basis, Span
 from wadm_mcp.errors import WadmError
 from wadm_mcp.health import Health, State
 from wadm_mcp.model import MINUTE, Instrument, Listing, Retention, Timeframe, Trade, Window
+from wadm_mcp.queries.admission import Admission
 from wadm_mcp.queries.view import View
 from wadm_mcp.queries.watches import Watches
 from wadm_mcp.server.server import WadmServer, build_server
@@ -104,7 +105,9 @@ class EmptyStore:
         self._check()
         return []
 
-    async def footprints(self, instrument: Instrument, timeframe: Timeframe, window: Window) -> list[StoredFootprint]:
+    async def footprints(
+        self, instrument: Instrument, timeframe: Timeframe, window: Window, *, max_bytes: int | None = None
+    ) -> list[StoredFootprint]:
         self._check()
         return []
 
@@ -152,6 +155,7 @@ class FakeRuntime:
         self.settings = Settings(**settings).model_copy(update={"WADM_PORT": 0})
         self.watches = Watches()
         self.answers = CachedAnswers(InProcessCache())
+        self.admission = Admission()
         self.clock = ManualClock(NOON + 3 * MINUTE)
         self.health = Health(self.clock.now)
         self.health.report("store", State.OK)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from decimal import Decimal
 from functools import partial
 from types import TracebackType
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from tests.redis_server import RedisServer, redis_binary
 from wadm_mcp.analytics.footprint import Bar, Footprint
-from wadm_mcp.errors import QueryError
+from wadm_mcp.errors import Busy, QueryError
 from wadm_mcp.health import Health
 from wadm_mcp.model import DAY, HOUR, MINUTE, Listing, Timeframe, Trade, TradeType, Window
 from wadm_mcp.queries.view import View
@@ -546,3 +547,64 @@ async def test_arguments_of_any_kind_pass_through(answers: CachedAnswers, oracle
     odd.append(odd)
     for given_value in (2**70, object(), odd, {"a": 1}, ["x"]):
         assert "number" in await answers.ask("get_volume_profile", {"symbol": given_value}, partial(oracle))
+
+
+@pytest.mark.parametrize("more", [{}, {"as_of": "2026-06-01T12:00Z"}])
+async def test_a_question_that_waits_for_its_place_is_computed_once_for_all_who_ask_it(
+    more: dict[str, object], answers: CachedAnswers, oracle: Oracle, clock: Seconds
+) -> None:
+    free = anyio.Event()
+    got: list[Answer] = []
+
+    @asynccontextmanager
+    async def place() -> AsyncGenerator[None]:
+        await free.wait()
+        yield
+
+    async def ask() -> None:
+        got.append(await answers.ask("get_footprint", ASKED | more, oracle, place=place, reuse=False))
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            for _ in range(10):
+                tasks.start_soon(ask)
+                await anyio.lowlevel.checkpoint()
+                clock.now += 10
+            free.set()
+    assert [one["number"] for one in got] == [1] * 10
+
+
+async def test_a_question_that_is_not_reused_does_not_join_one_that_was_begun(answers: CachedAnswers, oracle: Oracle) -> None:
+    oracle.gate = anyio.Event()
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(answers.ask, "get_footprint", ASKED, oracle)
+            await oracle.asked.wait()
+            tasks.start_soon(lambda: answers.ask("get_footprint", ASKED, oracle, reuse=False))
+            await anyio.wait_all_tasks_blocked()
+            assert oracle.answered == 2
+            oracle.gate.set()
+
+
+async def test_all_who_wait_with_a_question_that_gets_no_place_are_told_so(answers: CachedAnswers, oracle: Oracle) -> None:
+    full = anyio.Event()
+    told: list[int] = []
+
+    @asynccontextmanager
+    async def place() -> AsyncGenerator[None]:
+        await full.wait()
+        raise Busy("busy", 7)
+        yield
+
+    async def ask() -> None:
+        with pytest.raises(Busy) as caught:
+            await answers.ask("get_footprint", ASKED, oracle, place=place)
+        told.append(caught.value.again_in)
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            for _ in range(5):
+                tasks.start_soon(ask)
+            await anyio.wait_all_tasks_blocked()
+            full.set()
+    assert (told, oracle.answered) == ([7] * 5, 0)

@@ -10,11 +10,14 @@ import httpx2
 import msgpack
 import pytest
 from mcp.client import Client
+from mcp.shared.exceptions import MCPError
+from mcp_types import TextContent
 
 from tests.server.calls import MINUTES, arguments_for
 from tests.server.fake import ERAS, FakeRuntime, over, serving
 from wadm_mcp.errors import StoreError
 from wadm_mcp.health import State
+from wadm_mcp.queries.admission import Places
 from wadm_mcp.server.questions import QUESTIONS
 from wadm_mcp.server.server import build_server
 from wadm_mcp.web.app import build_app
@@ -217,3 +220,35 @@ async def test_the_lifespan_of_another_asgi_server_enters_the_runtime_once_too()
                 await anyio.lowlevel.checkpoint()
     assert answers == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
     assert runtime.exits == 1
+
+
+async def test_a_costly_question_without_a_place_is_told_when_to_come_again_and_a_cheap_one_is_answered() -> None:
+    runtime = FakeRuntime()
+    runtime.admission.costly = Places(1, 0)
+    async with _client(runtime) as http, Client(build_server(runtime)) as mcp, runtime.admission.costly.place():
+        refused = await http.get("/api/footprint", params={"symbol": "BTCUSDT", "window": "4h"})
+        short = await http.get("/api/footprint", params={"symbol": "BTCUSDT", "window": "1h"})
+        markets = await http.get("/api/markets")
+        tool = await mcp.call_tool("get_market_structure", {"symbol": "BTCUSDT"})
+        with pytest.raises(MCPError, match=r"^busy: "):
+            await mcp.read_resource("wadm://binance/spot/BTCUSDT/market-structure/15m")
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+    assert refused.json() == {"error": "busy: 1 questions are being answered; ask again in 1 s"}
+    assert (short.status_code, markets.status_code) == (200, 200)
+    assert tool.is_error
+    assert [one.text for one in tool.content if isinstance(one, TextContent)] == [refused.json()["error"]]
+
+
+async def test_a_client_that_leaves_does_not_keep_its_place() -> None:
+    runtime = FakeRuntime()
+    places = runtime.admission.costly = Places(1, 9)
+    async with serving(runtime) as (url, _), places.place():
+        host, _, port = url.removeprefix("http://").partition(":")
+        async with await anyio.connect_tcp(host, int(port)) as client:
+            await client.send(b"GET /api/footprint?symbol=BTCUSDT&window=4h HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            with anyio.fail_after(5):
+                while not places.waiting:
+                    await anyio.sleep(0.001)
+        with anyio.fail_after(5):
+            while places.waiting:
+                await anyio.sleep(0.001)

@@ -231,6 +231,14 @@ def _in_order(names: Iterable[str], order: Sequence[str]) -> list[str]:
     return [*(name for name in order if name in unique), *(name for name in unique if name not in order)]
 
 
+def window_length(now: int, window: object, start: object, end: object) -> int | None:
+    """About how long (ms) the window of these arguments is, before they are read for good; None where they cannot be used."""
+    try:
+        return _window(Call(""), now, window, start, end)[0].length
+    except QueryError:
+        return None
+
+
 def _window(call: Call, now: int, window: object, start: object, end: object) -> tuple[Window, str | None, int | None, int | None]:
     """The window, and what was asked for: its name, or start and end."""
     if window is not None and (start is not None or end is not None):

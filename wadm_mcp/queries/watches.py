@@ -91,7 +91,9 @@ class Watches:
     ) -> Generator[tuple[Watch, Wait]]:
         """A wait for a condition, and the watch that it shares with the other waits for it. `Busy` beyond `max_waits`."""
         if self.waits >= self._max_waits:
-            raise Busy(f"{self.waits} wait_for calls are waiting, as many as WADM serves at once. Ask again in {_RETRY_SECONDS} s")
+            raise Busy(
+                f"{self.waits} wait_for calls are waiting, as many as WADM serves at once. Ask again in {_RETRY_SECONDS} s", _RETRY_SECONDS
+            )
         key = (scope.name, scope.listings, timeframe, condition, level)
         watch = self._watches.get(key)
         if watch is None:

@@ -16,6 +16,7 @@ import anyio
 from wadm_mcp.errors import WadmError
 from wadm_mcp.health import Health
 from wadm_mcp.model import Instrument
+from wadm_mcp.queries.admission import Admission
 from wadm_mcp.queries.view import View
 from wadm_mcp.queries.watches import Watches
 from wadm_mcp.settings import Settings
@@ -35,6 +36,9 @@ class ServedRuntime(Protocol):
 
     @property
     def answers(self) -> CachedAnswers: ...
+
+    @property
+    def admission(self) -> Admission: ...
 
     @property
     def settings(self) -> Settings: ...

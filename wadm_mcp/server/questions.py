@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
+from enum import Enum, auto
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from wadm_mcp.errors import QueryError
+from wadm_mcp.model import HOUR
 from wadm_mcp.queries.arguments import Call, shown
 from wadm_mcp.queries.compare_exchanges import compare_exchanges
 from wadm_mcp.queries.footprint import footprint
 from wadm_mcp.queries.market_structure import market_structure
 from wadm_mcp.queries.markets import markets
 from wadm_mcp.queries.order_flow import order_flow
-from wadm_mcp.queries.scope import DEFAULT_WINDOW, ask
+from wadm_mcp.queries.scope import DEFAULT_WINDOW, ask, window_length
 from wadm_mcp.queries.trades import trades
 from wadm_mcp.queries.volume_profile import volume_profile
 from wadm_mcp.queries.wait_for import ProgressCallback, wait_for
@@ -37,14 +40,30 @@ _EXAMPLES: Final = {"window": DEFAULT_WINDOW, "condition": "bar_closed"}
 """Arguments beside the symbol in the example of an error about an unknown argument."""
 
 
+class Cost(Enum):
+    """What it costs to answer a question, and therefore which place it needs (`queries/admission.py`)."""
+
+    CHEAP = auto()
+    """A little, whatever the arguments."""
+    BY_WINDOW = auto()
+    """A little for a window of up to `CHEAP_WINDOW_MS`, much for a longer one. Its answer about an open window is cached for a second."""
+    BY_SIZE = auto()
+    """A little for a page of trades; much if a longer window is searched for large ones."""
+    WAITS = auto()
+    """Seconds of waiting between short looks at the tape, for which no place is taken."""
+
+
+CHEAP_WINDOW_MS: Final = HOUR
+"""Length of a window that is cheap to answer about."""
+
+
 class Question(NamedTuple):
     """One question: the name of its tool, the path of its JSON route (None for a question of MCP alone), and the query that answers it."""
 
     name: str
     path: str | None
     query: Callable[..., Awaitable[Answer]]
-    cached_for_a_second: bool = False
-    """Is the answer about an open window cached for a second? Such answers are expensive to compute."""
+    cost: Cost = Cost.BY_WINDOW
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -56,7 +75,8 @@ class Question(NamedTuple):
     ) -> Reply:
         """Answer the question. With `fresh` the answer never comes from the cache; `progress` is called while a long one is computed.
 
-        An argument given as None counts as not given. `QueryError` for an invalid argument.
+        An argument given as None counts as not given. `QueryError` for an invalid argument, `Busy` where too many questions are being
+        answered.
         """
         arguments = self.arguments
         for name in given:
@@ -65,14 +85,33 @@ class Question(NamedTuple):
         await runtime.view.until_ready()
         asked = {name: value for name, value in given.items() if value is not None}
         missing = {name: None for name, default in arguments.items() if default is NEEDED and name not in asked}
-        context: dict[str, Any] = {"view": runtime.view.reading(), "health": runtime.health, "watches": runtime.watches}
+        context: dict[str, Any] = {"health": runtime.health, "watches": runtime.watches}
         if progress is not None:
             context["progress"] = progress
 
         async def answer() -> Answer:
-            return await self.query(**{name: context[name] for name in context if name in self._parameters}, **missing, **asked)
+            # A reading decides whether the store answers, so it begins once the question has its place.
+            filled = {**context, "view": runtime.view.reading()}
+            return await self.query(**{name: filled[name] for name in filled if name in self._parameters}, **missing, **asked)
 
-        return Reply(await runtime.answers.ask(self.name, asked, answer) if self.cached_for_a_second and not fresh else await answer())
+        if self.cost is Cost.WAITS:
+            return Reply(await answer())
+        place = partial(runtime.admission.place, costly=self.is_costly(runtime.view.clock(), asked))
+        if self.cost is Cost.BY_WINDOW:
+            return Reply(await runtime.answers.ask(self.name, asked, answer, place=place, reuse=not fresh))
+        async with place():
+            return Reply(await answer())
+
+    def is_costly(self, now: int, asked: Mapping[str, object]) -> bool:
+        """Whether the answer may take much memory or time. An invalid argument costs nothing: it is refused before anything is read."""
+        if self.cost is Cost.BY_SIZE and "min_notional" not in asked:
+            return False
+        if self.cost is Cost.CHEAP:
+            return False
+        if "window" not in self.arguments:
+            return True
+        length = window_length(now, asked.get("window"), asked.get("start"), asked.get("end"))
+        return length is not None and length > CHEAP_WINDOW_MS
 
     def _unknown(self, argument: str, runtime: ServedRuntime) -> QueryError:
         allowed, call = self.arguments, Call(self.name)
@@ -87,13 +126,13 @@ class Question(NamedTuple):
         return inspect.signature(self.query).parameters
 
 
-MARKETS: Final = Question("list_markets", "/api/markets", markets)
-TRADES: Final = Question("get_trades", "/api/trades", trades)
-VOLUME_PROFILE: Final = Question("get_volume_profile", "/api/volume-profile", volume_profile, cached_for_a_second=True)
-ORDER_FLOW: Final = Question("get_order_flow", "/api/order-flow", order_flow, cached_for_a_second=True)
-FOOTPRINT: Final = Question("get_footprint", "/api/footprint", footprint, cached_for_a_second=True)
-STRUCTURE: Final = Question("get_market_structure", "/api/market-structure", market_structure, cached_for_a_second=True)
-COMPARE: Final = Question("compare_exchanges", "/api/compare-exchanges", compare_exchanges, cached_for_a_second=True)
-WAIT: Final = Question("wait_for", None, wait_for)
+MARKETS: Final = Question("list_markets", "/api/markets", markets, Cost.CHEAP)
+TRADES: Final = Question("get_trades", "/api/trades", trades, Cost.BY_SIZE)
+VOLUME_PROFILE: Final = Question("get_volume_profile", "/api/volume-profile", volume_profile)
+ORDER_FLOW: Final = Question("get_order_flow", "/api/order-flow", order_flow)
+FOOTPRINT: Final = Question("get_footprint", "/api/footprint", footprint)
+STRUCTURE: Final = Question("get_market_structure", "/api/market-structure", market_structure)
+COMPARE: Final = Question("compare_exchanges", "/api/compare-exchanges", compare_exchanges)
+WAIT: Final = Question("wait_for", None, wait_for, Cost.WAITS)
 
 QUESTIONS: Final = (MARKETS, STRUCTURE, VOLUME_PROFILE, ORDER_FLOW, FOOTPRINT, TRADES, COMPARE, WAIT)

@@ -47,7 +47,8 @@ def declare(server: MCPServer[Any], runtime: ServedRuntime) -> None:
     async def trades(exchange: str, market: str, symbol: str) -> str:
         await runtime.view.until_ready()
         asked = {"symbol": symbol, "exchange": exchange, "market": market, "window": _WINDOW}
-        return Reply(await newest_trades(runtime.view.reading(), limit=_TRADES, **asked)).text
+        async with runtime.admission.place(costly=False):
+            return Reply(await newest_trades(runtime.view.reading(), limit=_TRADES, **asked)).text
 
     @server.resource(
         "wadm://{exchange}/{market}/{symbol}/volume-profile/{timeframe}", title="Volume profile of the open bar", mime_type=_JSON

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from mcp.server.caching import CacheHint
+from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.lowlevel.helper_types import ReadResourceContents
 from mcp.server.mcpserver import MCPServer
 from mcp.server.mcpserver.context import Context
@@ -18,6 +19,7 @@ from wadm_mcp import __version__
 from wadm_mcp.errors import QueryError, UnknownSymbol, WadmError
 from wadm_mcp.exchanges.registry import exchange_titles
 from wadm_mcp.logs import log
+from wadm_mcp.queries.admission import asked_by
 from wadm_mcp.queries.arguments import shown, too_large
 from wadm_mcp.server import completions, prompts, resources
 from wadm_mcp.server.context import ServedRuntime
@@ -61,7 +63,7 @@ class WadmServer(MCPServer[ServedRuntime]):
             tools=[*tools(tracking=bool(runtime.settings.WADM_ALLOW_TRACKING))],
             lifespan=lifespan,
             subscriptions=self.publisher.bus,
-            middleware=[self.limits, self.publisher.watch],
+            middleware=[_with_caller, self.limits, self.publisher.watch],
             cache_hints={
                 "tools/list": _DEFINITIONS,
                 "prompts/list": _DEFINITIONS,
@@ -141,6 +143,13 @@ class WadmServer(MCPServer[ServedRuntime]):
 def build_server(runtime: ServedRuntime) -> WadmServer:
     """The MCP server of a runtime. Building it starts nothing: the transport that serves it enters the runtime."""
     return WadmServer(runtime)
+
+
+async def _with_caller(ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
+    """Middleware: the questions of a request are its session's, or its address's where requests have no session."""
+    session, client = ctx.session._connection.session_id, getattr(ctx.request, "client", None)
+    with asked_by(session or (client.host if client is not None else "")):
+        return await call_next(ctx)
 
 
 def _near(name: str, known: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from decimal import Decimal
 from hashlib import blake2b
 from typing import Any, Final, TypeAlias
@@ -19,6 +20,7 @@ from anyio import to_thread
 
 from wadm_mcp.analytics import volume_profile
 from wadm_mcp.analytics.footprint import Bar, Footprint
+from wadm_mcp.errors import Busy
 from wadm_mcp.model import HOUR, Instrument, Scale, Window
 from wadm_mcp.storage.cache import Cache
 
@@ -142,7 +144,8 @@ class CachedAnswers:
 
     The age of an answer is counted from when its computation started, so no caller gets an answer that is more than
     `ANSWER_TTL_SECONDS` older than the question. The cache must be private to this process, because the tape of another process may be
-    behind. Questions that name `end`, `as_of` or a `cursor` are not cached.
+    behind. Answers to questions that name `end`, `as_of` or a `cursor` are not cached. Any question that waits for its place is
+    computed once for all who ask it before it is begun: their answer is then newer than each of their questions.
     """
 
     def __init__(self, cache: Cache, *, monotonic: Callable[[], float] = time.monotonic) -> None:
@@ -150,56 +153,78 @@ class CachedAnswers:
         self._monotonic = monotonic
         self._pending: dict[str, _PendingAnswer] = {}
 
-    async def ask(self, question: str, arguments: Mapping[str, object], compute: Callable[[], Awaitable[Answer]]) -> Answer:
-        """The answer to a question with these arguments, computed by `compute`, whose errors are raised to the caller.
+    async def ask(
+        self,
+        question: str,
+        arguments: Mapping[str, object],
+        compute: Callable[[], Awaitable[Answer]],
+        *,
+        place: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
+        reuse: bool = True,
+    ) -> Answer:
+        """The answer to a question with these arguments, computed by `compute` inside of `place`. Errors of both are raised to the caller.
 
-        An argument of None counts as one that was left out.
+        An argument of None counts as one that was left out. With `reuse` false the answer is computed after the question was asked.
+        Callers may get the same object, which they must not change.
         """
-        key = _key(question, {name: value for name, value in arguments.items() if value is not None})
+        given = {name: value for name, value in arguments.items() if value is not None}
+        key = _key(question, given)
         if key is None:
-            return await compute()
+            async with place():
+                return await compute()
+        reuse = reuse and not _FIXED_TIME_ARGUMENTS & given.keys()
         asked_at = self._monotonic()
         while True:
-            (packed,) = await self._cache.get([key])
-            if packed is not None:
-                return _decode(packed)
+            if reuse:
+                (packed,) = await self._cache.get([key])
+                if packed is not None:
+                    return _decode(packed)
             pending = self._pending.get(key)
-            if pending is None or asked_at - pending.started > ANSWER_TTL_SECONDS:
-                return await self._compute(key, asked_at, compute)
+            if pending is None or not (pending.started is None or (reuse and asked_at - pending.started <= ANSWER_TTL_SECONDS)):
+                return await self._compute(key, compute, place, reuse)
             await pending.done.wait()
-            if pending.packed is not None:
-                return _decode(pending.packed)
+            if pending.answer is not None:
+                return pending.answer
+            if pending.busy is not None:
+                raise Busy(str(pending.busy), pending.busy.again_in)
             if not pending.abandoned:
-                return await compute()
+                async with place():
+                    return await compute()
 
-    async def _compute(self, key: str, asked_at: float, compute: Callable[[], Awaitable[Answer]]) -> Answer:
-        started = self._monotonic()
-        pending = self._pending[key] = _PendingAnswer(started)
+    async def _compute(
+        self, key: str, compute: Callable[[], Awaitable[Answer]], place: Callable[[], AbstractAsyncContextManager[None]], reuse: bool
+    ) -> Answer:
+        pending = self._pending[key] = _PendingAnswer()
         try:
-            try:
-                answer = await compute()
-            except Exception:
-                pending.abandoned = False
-                raise
+            async with place():
+                started = pending.started = self._monotonic()
+                pending.answer = answer = await compute()
             pending.abandoned = False
-            pending.packed = _encode(answer)
+        except Exception as error:
+            pending.abandoned = False
+            pending.busy = error if isinstance(error, Busy) else None
+            raise
         finally:
             if self._pending.get(key) is pending:
                 del self._pending[key]
             pending.done.set()
         ttl = started + ANSWER_TTL_SECONDS - self._monotonic()
-        if pending.packed is not None and ttl > 0:
-            await self._cache.put(key, pending.packed, ttl)
+        if reuse and ttl > 0 and (packed := _encode(answer)) is not None:
+            await self._cache.put(key, packed, ttl)
         return answer
 
 
 class _PendingAnswer:
-    """An answer that is being computed. `abandoned` if its task was cancelled, so that a waiting caller computes it instead."""
+    """An answer that is being computed, or waits for its place: then `started` is None.
 
-    def __init__(self, started: float) -> None:
-        self.started = started
+    `abandoned` if its task was cancelled, so that a waiting caller computes it instead. `busy` if it got no place.
+    """
+
+    def __init__(self) -> None:
+        self.started: float | None = None
         self.done = anyio.Event()
-        self.packed: bytes | None = None
+        self.answer: Answer | None = None
+        self.busy: Busy | None = None
         self.abandoned = True
 
 
@@ -216,9 +241,7 @@ def _equal(one: Bar, two: Bar) -> bool:
 
 
 def _key(question: str, arguments: Mapping[str, object]) -> str | None:
-    """A cache key that does not depend on the order of the arguments; None if the question must not be cached or cannot be encoded."""
-    if _FIXED_TIME_ARGUMENTS & arguments.keys():
-        return None
+    """A cache key that does not depend on the order of the arguments; None if the question cannot be encoded."""
     try:
         encoded = msgspec.msgpack.encode((question, sorted(arguments.items())))
     except (TypeError, ValueError, OverflowError, RecursionError):

@@ -144,7 +144,7 @@ def open_readers(path: Path, count: int, *, check: bool) -> list[sqlite3.Connect
                 )
             for _ in range(count):
                 readers.append(_connect(path, "ro"))
-                readers[-1].execute("PRAGMA cache_size = -4096")
+                readers[-1].execute("PRAGMA cache_size = -1024")
         except BaseException:
             for db in readers:
                 db.close()

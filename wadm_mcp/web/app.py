@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any, Final
 
+import anyio
 from mcp.server.sse import SseServerTransport
 from mcp.server.transport_security import TransportSecuritySettings
 from starlette.applications import Starlette
@@ -20,12 +21,14 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from wadm_mcp import __version__
-from wadm_mcp.errors import NotReady, QueryError, StoreError, UnknownSymbol
+from wadm_mcp.errors import Busy, NotReady, QueryError, StoreError, UnknownSymbol, ungrouped
 from wadm_mcp.logs import log
+from wadm_mcp.queries.admission import asked_by
 from wadm_mcp.queries.arguments import shown, too_large
 from wadm_mcp.queries.numbers import iso_ms
 from wadm_mcp.server.context import ServedRuntime, running
 from wadm_mcp.server.questions import QUESTIONS, Question
+from wadm_mcp.server.reply import Reply
 from wadm_mcp.server.server import WadmServer
 from wadm_mcp.web.guard import Guard, has_key
 from wadm_mcp.web.responses import error_response, json_response, reply_response
@@ -109,19 +112,42 @@ async def _live(_: Request) -> Response:
 def _api(path: str, question: Question, runtime: ServedRuntime) -> Callable[[Request], Awaitable[Response]]:
     async def api(request: Request) -> Response:
         try:
-            reply = await question.ask(runtime, _arguments(request))
+            with asked_by(_client(request)), ungrouped():
+                reply = await _unless_gone(request, lambda: question.ask(runtime, _arguments(request)))
         except UnknownSymbol as error:
             return error_response(HTTPStatus.NOT_FOUND, str(error))
         except QueryError as error:
             return error_response(HTTPStatus.BAD_REQUEST, str(error))
+        except Busy as error:
+            return error_response(HTTPStatus.SERVICE_UNAVAILABLE, str(error), {"Retry-After": str(error.again_in)})
         except (StoreError, NotReady) as error:
             return error_response(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
         except Exception as error:  # noqa: BLE001 - the log gets the traceback, the client one line
             log.error("api.failed", path=path, exc_info=error)
             return error_response(HTTPStatus.INTERNAL_SERVER_ERROR, f"{path} failed inside WADM; the log has the details")
-        return reply_response(request, reply)
+        return reply_response(request, reply) if reply is not None else Response(status_code=HTTPStatus.REQUEST_TIMEOUT)
 
     return api
+
+
+async def _unless_gone(request: Request, answer: Callable[[], Awaitable[Reply]]) -> Reply | None:
+    """The reply, or None if the client left before it was ready: nobody would read the answer."""
+    reply: Reply | None = None
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        tasks.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(watch)
+        reply = await answer()
+        tasks.cancel_scope.cancel()
+    return reply
+
+
+def _client(request: Request) -> str:
+    return request.client.host if request.client is not None else ""
 
 
 def _arguments(request: Request) -> dict[str, str]:

@@ -1,0 +1,82 @@
+"""The view of tape and store: how much of the store one question has in memory."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.market import NOON, SPOT, listing
+from tests.queries.world import Held
+from wadm_mcp.analytics.footprint import Footprint
+from wadm_mcp.coverage.spans import Basis, Span
+from wadm_mcp.model import DAY, HOUR, Timeframe
+from wadm_mcp.queries.footprint import footprint
+from wadm_mcp.queries.market_structure import market_structure
+from wadm_mcp.queries.view import View
+from wadm_mcp.queries.volume_profile import volume_profile
+from wadm_mcp.storage.sqlite import SqliteStore
+from wadm_mcp.storage.store import Derived, OrderFlow, StoredFootprint
+from wadm_mcp.tape import Tape
+
+pytestmark = pytest.mark.anyio
+
+PRICES = 1_000
+MAX_BYTES = 4 << 20
+"""All hours of the week together take 22 MB, their bars at every price 40 MB."""
+
+
+def _hour(start: int) -> Footprint:
+    """An hour in which every price of a wide range traded."""
+    hour = Footprint(listing().scale)
+    hour.cells = {6_000_000 + price: [1_000 + price, 500, 1, 1] for price in range(PRICES)}
+    bar = hour.bar
+    bar.open = bar.low = 6_000_000
+    bar.close = bar.high = 6_000_000 + PRICES - 1
+    bar.buy_volume, bar.sell_volume = (sum(cell[side] for cell in hour.cells.values()) for side in (0, 1))
+    bar.trade_count = 2 * PRICES
+    bar.notional = sum(price * (cell[0] + cell[1]) for price, cell in hour.cells.items())
+    bar.first_at, bar.last_at = start, start + HOUR - 1
+    return hour
+
+
+@pytest.fixture
+async def view(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[View]:
+    """Seven days of hours in a store, without days. They are small, and so are the limits."""
+    monkeypatch.setattr("wadm_mcp.queries.view._MAX_BYTES_READ", 20_000)
+    monkeypatch.setattr("wadm_mcp.queries.view._MAX_LEVELS_MERGED", 4_000)
+    async with SqliteStore(tmp_path / "wadm.sqlite") as store:
+        await store.save_listings([listing()])
+        hour = _hour(NOON)
+        starts = range(NOON - 7 * DAY, NOON, HOUR)
+        footprints = [StoredFootprint(SPOT, Timeframe.H1, start, hour) for start in starts]
+        await store.derive(Derived(footprints, order_flow=[OrderFlow(SPOT, Timeframe.H1, start, hour.bar, 0) for start in starts]))
+        tape = Tape()
+        tape.mark_listings_attempted()
+        tape.follow(listing()).start_recording(Held([Span(NOON - 7 * DAY, NOON, 0, 0, Basis.OBSERVED)], NOON))
+        yield View(store, tape, lambda: NOON, ("spot",), ("binance",))
+
+
+@pytest.mark.parametrize(
+    ("ask", "arguments"),
+    [
+        (footprint, {"timeframe": "4h", "start": str(NOON - 7 * DAY)}),
+        (footprint, {"timeframe": "1d", "start": str(NOON - 7 * DAY)}),
+        (volume_profile, {"start": str(NOON - 7 * DAY)}),
+        (market_structure, {"timeframe": "4h"}),
+    ],
+)
+async def test_a_question_about_a_week_has_few_footprints_in_memory_at_once(
+    view: View, ask: Callable[..., Awaitable[dict[str, Any]]], arguments: dict[str, object]
+) -> None:
+    tracemalloc.start()
+    try:
+        answer = await ask(view.reading(), symbol="BTCUSDT", exchange="binance", **arguments)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert answer["coverage"]["ratio"] == 1
+    assert peak < MAX_BYTES

@@ -1,0 +1,178 @@
+"""How many questions are answered at once: the one place that bounds the work in flight, and with it the memory, of all clients together.
+
+A costly question reads days of footprints. Two of them are answered at once, some more wait for a limited time, and what is beyond that
+is refused with `Busy`, which says when to ask again. Cheap questions have places of their own, so that they do not wait for costly ones.
+
+Places are given fairly: callers that wait take turns, whatever number of questions each of them asks, and where the queue is full the
+caller with most questions in it makes room.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
+from math import ceil
+from typing import Final
+
+import anyio
+from anyio import to_thread
+
+from wadm_mcp.errors import Busy
+from wadm_mcp.process.memory import release_free_memory
+
+COSTLY_PLACES: Final = 2
+"""Costly questions answered at once: one holds about 30 MB, and more would only share the same processors."""
+CHEAP_PLACES: Final = 8
+"""Cheap questions answered at once."""
+COSTLY_QUEUE: Final = 64
+"""Costly questions that wait at most."""
+CHEAP_QUEUE: Final = 512
+"""Cheap questions that wait at most."""
+MAX_WAIT_SECONDS: Final = 30.0
+"""How long a question waits for a place. Many clients give up after 60 seconds, and answering takes time too."""
+_MAX_AGAIN_SECONDS: Final = 60
+"""Longest time after which a caller is told to ask again."""
+_IDLE_SECONDS: Final = 3.0
+"""Time without a costly question after which memory that was freed is given back to the system."""
+
+_caller: ContextVar[str] = ContextVar("caller", default="")
+
+
+@contextmanager
+def asked_by(caller: str) -> Generator[None]:
+    """Questions asked in this scope count as those of this caller: an address, or a session."""
+    token = _caller.set(caller)
+    try:
+        yield
+    finally:
+        _caller.reset(token)
+
+
+class _Waiting:
+    """A question that waits. `refused` once it had to make room; else it has a place when `decided` is set. `busy` is its error."""
+
+    def __init__(self, caller: str, busy: Busy) -> None:
+        self.caller = caller
+        self.busy = busy
+        self.decided = anyio.Event()
+        self.refused = False
+
+
+class Places:
+    """A number of places for questions, and a queue of limited length and time for them."""
+
+    def __init__(self, places: int, queue: int, wait_seconds: float = MAX_WAIT_SECONDS) -> None:
+        self._places = places
+        self._queue = queue
+        self._wait_seconds = wait_seconds
+        self._waiting: dict[str, deque[_Waiting]] = {}
+        """By caller; the caller whose turn is next comes first."""
+        self.taken = 0
+        """Questions that have a place."""
+        self._usual_seconds = 1.0
+        """Running mean of the time for which a question has its place."""
+
+    @property
+    def waiting(self) -> int:
+        """Questions that wait for a place."""
+        return sum(map(len, self._waiting.values()))
+
+    @asynccontextmanager
+    async def place(self) -> AsyncGenerator[None]:
+        """Have a place in this scope; leaving it, also by cancellation, gives the place to the next. `Busy` where there is none in time."""
+        await self._enter(_caller.get())
+        began = anyio.current_time()
+        try:
+            yield
+        finally:
+            self._usual_seconds += (anyio.current_time() - began - self._usual_seconds) / 8
+            self._leave()
+
+    async def _enter(self, caller: str) -> None:
+        if self.taken < self._places:
+            self.taken += 1
+            return
+        if self.waiting >= self._queue:
+            self._make_room(caller)
+        one = _Waiting(caller, self._busy())
+        self._waiting.setdefault(caller, deque()).append(one)
+        try:
+            with anyio.move_on_after(self._wait_seconds):
+                await one.decided.wait()
+        except BaseException:
+            if one.decided.is_set() and not one.refused:
+                self._leave()
+            self._forget(one)
+            raise
+        if one.refused or not one.decided.is_set():
+            self._forget(one)
+            raise one.busy
+
+    def _leave(self) -> None:
+        """Give the place to the caller whose turn it is, or leave it free."""
+        if not self._waiting:
+            self.taken -= 1
+            return
+        caller = next(iter(self._waiting))
+        queue = self._waiting.pop(caller)
+        one = queue.popleft()
+        if queue:
+            self._waiting[caller] = queue
+        one.decided.set()
+
+    def _make_room(self, caller: str) -> None:
+        """Refuse the newest question of the caller with most questions in the queue; `Busy` if that is this one."""
+        greediest = max(self._waiting.values(), key=len, default=deque())
+        if len(greediest) <= len(self._waiting.get(caller, ())) + 1:
+            raise self._busy()
+        one = greediest[-1]
+        one.refused = True
+        self._forget(one)
+        one.decided.set()
+
+    def _forget(self, one: _Waiting) -> None:
+        queue = self._waiting.get(one.caller)
+        if queue is not None and one in queue:
+            queue.remove(one)
+            if not queue:
+                del self._waiting[one.caller]
+
+    def _busy(self) -> Busy:
+        """The error for a question that comes now. Of those that wait in vain each is told a time of its own, so that they do not return
+        together."""
+        ahead = self.taken + self.waiting
+        seconds = ceil(ahead * self._usual_seconds / self._places)
+        again_in = min(max(1, seconds), _MAX_AGAIN_SECONDS)
+        return Busy(f"busy: {ahead} questions are being answered; ask again in {again_in} s", again_in)
+
+
+class Admission:
+    """The places of costly and of cheap questions. `release` gives freed memory back to the system; it runs in a thread."""
+
+    def __init__(self, release: Callable[[], None] = release_free_memory) -> None:
+        self.costly = Places(COSTLY_PLACES, COSTLY_QUEUE)
+        self.cheap = Places(CHEAP_PLACES, CHEAP_QUEUE)
+        self._release = release
+        self._used = anyio.Event()
+
+    @asynccontextmanager
+    async def place(self, *, costly: bool) -> AsyncGenerator[None]:
+        """Have a place in this scope. `Busy` where there is none in time."""
+        async with self.costly.place() if costly else self.cheap.place():
+            if costly:
+                self._used.set()
+            yield
+
+    async def give_memory_back(self) -> None:
+        """Whenever costly questions were answered and no other is, give the memory that they used back to the system; until cancelled."""
+        while True:
+            await self._used.wait()
+            idle = False
+            while not idle:
+                self._used = anyio.Event()
+                with anyio.move_on_after(_IDLE_SECONDS) as pause:
+                    await self._used.wait()
+                idle = pause.cancelled_caught and not self.costly.taken
+            await to_thread.run_sync(self._release)
