@@ -23,7 +23,7 @@ from wadm_mcp.errors import Busy
 from wadm_mcp.process.memory import release_free_memory
 
 COSTLY_PLACES: Final = 2
-"""Costly questions answered at once: one holds about 30 MB, and more would only share the same processors."""
+"""Costly questions answered at once: one holds 20 to 35 MB at the default rows, and more would only share the same processors."""
 CHEAP_PLACES: Final = 8
 """Cheap questions answered at once."""
 COSTLY_QUEUE: Final = 64
