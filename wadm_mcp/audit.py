@@ -35,6 +35,7 @@ from wadm_mcp.coverage.candles import (
     exact_disagreements,
     without_boundaries,
 )
+from wadm_mcp.coverage.expired import Expired
 from wadm_mcp.coverage.judge import is_covered
 from wadm_mcp.coverage.spans import COVERS_NOTHING, Span
 from wadm_mcp.errors import ExchangeError, StoreError
@@ -114,6 +115,7 @@ class Auditor:
         """Compare the covered minutes of a window with the exchange's figures, where there are any, and with their own trades."""
         instrument, around = listing.instrument, _with_neighbours(window)
         spans = await self._store.spans(instrument, around)
+        expired = await self._expired(instrument)
         comparable = await self._comparable_minutes(instrument, around)
         covered = [minute for minute in comparable if minute in window]
         bars = {row.start: row.bar for row in await self._store.order_flow(instrument, Timeframe.M1, around)}
@@ -126,12 +128,12 @@ class Auditor:
             ]
             traits = find_exchange(instrument.exchange).traits[instrument.market]
             if traits.merges_fills_ms:
-                found = await self._carry_differences(instrument, compared, traits, spans)
+                found = await self._carry_differences(instrument, compared, traits, spans, expired)
             else:
                 found, incomplete = _exact_differences(instrument, compared, traits)
             differences += [each for each in found if each.start in window]
             differences += _id_differences(instrument, spans, figures.edges, set(covered))
-        raw = [minute for minute in covered if self._has_rows(minute)]
+        raw = [minute for minute in covered if expired.has_trades(minute)]
         for minute in raw:
             differences += await self._trade_differences(listing, minute, bars.get(minute))
         for timeframe in Timeframe:
@@ -140,24 +142,30 @@ class Auditor:
         return Audited(instrument, window, window.length // MINUTE, len(covered), len(raw), tuple(differences), tuple(incomplete))
 
     async def _comparable_minutes(self, instrument: Instrument, window: Window) -> list[int]:
-        """Starts of the window's minutes that are covered and settled: those that an audit compares."""
-        spans = await self._store.spans(instrument, window)
+        """Starts of the window's minutes that are covered, settled and not expired: those that an audit compares."""
+        spans, expired = await self._store.spans(instrument, window), await self._expired(instrument)
         dirty = {each.minute for each in await self._store.dirty_minutes() if each.instrument == instrument}
-        minutes = range(window.start, window.end, MINUTE)
-        return [minute for minute in minutes if minute not in dirty and is_covered(spans, Window(minute, minute + MINUTE), self._now())]
 
-    def _has_rows(self, minute: int) -> bool:
-        """True if the single trades of a minute have not expired."""
-        return minute >= self._now() - self._retention.trades
+        def is_comparable(minute: Window) -> bool:
+            return minute.start not in dirty and is_covered(spans, minute, self._now()) and not expired.of_bars(minute, Timeframe.M1)
+
+        minutes = range(window.start, window.end, MINUTE)
+        return [minute for minute in minutes if is_comparable(Window(minute, minute + MINUTE))]
+
+    async def _expired(self, instrument: Instrument) -> Expired:
+        return (await self._store.expired(instrument)).older_than(self._retention, self._now())
 
     async def _carry_differences(
-        self, instrument: Instrument, compared: Sequence[_Compared], traits: MarketTraits, spans: Sequence[Span]
+        self, instrument: Instrument, compared: Sequence[_Compared], traits: MarketTraits, spans: Sequence[Span], expired: Expired
     ) -> list[Difference]:
         """The minutes whose volumes their candles do not allow, where a trade merges fills of several milliseconds."""
         bars = {each.start: each.bar for each in compared}
         differences: list[Difference] = []
         for run in consecutive(bars):
-            limits = {minute: await self._carry_limit(instrument, minute, bars.get(minute), traits, spans) for minute in _with_earlier(run)}
+            limits = {
+                minute: await self._carry_limit(instrument, minute, bars.get(minute), traits, spans, expired)
+                for minute in _with_earlier(run)
+            }
             rows = [each for each in compared if run[0] <= each.start <= run[-1]]
             decimals = max([limit.decimals for limit in limits.values() if limit is not None] + [row.decimals for row in rows])
             for name in _sides(rows):
@@ -168,7 +176,7 @@ class Auditor:
         return sorted(differences, key=lambda difference: difference.start)
 
     async def _carry_limit(
-        self, instrument: Instrument, minute: int, bar: Bar | None, traits: MarketTraits, spans: Sequence[Span]
+        self, instrument: Instrument, minute: int, bar: Bar | None, traits: MarketTraits, spans: Sequence[Span], expired: Expired
     ) -> _Volumes | None:
         """Volume of the trades that may reach over the end of a minute; None where it is not known.
 
@@ -176,7 +184,7 @@ class Auditor:
         stored together with them: partial footprints, or after their retention the whole minute (`bar`; None where it is not covered).
         """
         tail = Window(minute + MINUTE - traits.merges_fills_ms, minute + MINUTE)
-        if not self._has_rows(minute):
+        if not expired.has_trades(minute):
             if bar is None:
                 return None
             volumes = [_Volumes.of_bar(bar)] if bar.trade_count and bar.last_at >= tail.start else []

@@ -86,6 +86,10 @@ class StoreError(WadmError):
     """The store cannot be used: it is damaged, unreachable, or has another schema."""
 
 
+class StoreLost(StoreError):
+    """The data that this process was writing to was deleted under it."""
+
+
 class StoreUnreachable(StoreError):
     """The store is unavailable for now: no answer, a failover under way, or a full disk. A retry may succeed."""
 

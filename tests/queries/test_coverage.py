@@ -6,8 +6,8 @@ from tests.market import BYBIT, NOON, SPOT, listing
 from tests.queries.world import Held, World, made
 from wadm_mcp.coverage.judge import Gap, judge
 from wadm_mcp.coverage.spans import Basis, GapReason, Span
-from wadm_mcp.model import DAY, HOUR, MINUTE, Retention, Timeframe, Window
-from wadm_mcp.queries.coverage import MAX_LISTED_GAPS, coverage, expired_bars, expired_trades, ratio
+from wadm_mcp.model import DAY, HOUR, MINUTE, Retention, Window
+from wadm_mcp.queries.coverage import MAX_LISTED_GAPS, coverage, ratio
 from wadm_mcp.queries.scope import ask, read_scope
 from wadm_mcp.tape import Importing
 
@@ -27,33 +27,6 @@ def test_a_third_is_truncated_to_six_decimals() -> None:
 
 
 _RETENTION = Retention(HOUR, DAY, 10 * DAY)
-
-
-@pytest.mark.parametrize(
-    ("window", "unit", "lost"),
-    [
-        (Window(NOON - 2 * HOUR, NOON), Timeframe.M5, []),
-        (Window(NOON - 26 * HOUR, NOON), Timeframe.M5, [Window(NOON - 26 * HOUR, NOON - DAY)]),
-        (Window(NOON - 26 * HOUR, NOON), Timeframe.H1, []),
-        (Window(NOON - 26 * HOUR - MINUTE, NOON - 25 * HOUR), Timeframe.H1, [Window(NOON - 26 * HOUR - MINUTE, NOON - 26 * HOUR)]),
-        (Window(NOON - 26 * HOUR, NOON - 25 * HOUR + MINUTE), Timeframe.H1, [Window(NOON - 25 * HOUR, NOON - 25 * HOUR + MINUTE)]),
-        (
-            Window(NOON - 26 * HOUR + MINUTE, NOON - 26 * HOUR + 2 * MINUTE),
-            Timeframe.H1,
-            [Window(NOON - 26 * HOUR + MINUTE, NOON - 26 * HOUR + 2 * MINUTE)],
-        ),
-        (Window(NOON - 11 * DAY, NOON), Timeframe.H1, [Window(NOON - 11 * DAY, NOON - 10 * DAY)]),
-    ],
-)
-def test_expired_minutes_are_a_gap_unless_a_stored_hour_replaces_them(window: Window, unit: Timeframe, lost: list[Window]) -> None:
-    assert expired_bars(_RETENTION, NOON, window, unit) == lost
-    assert expired_bars(None, NOON, window, unit) == []
-
-
-def test_single_trades_are_a_gap_after_their_retention() -> None:
-    assert expired_trades(_RETENTION, NOON, Window(NOON - 2 * HOUR, NOON)) == [Window(NOON - 2 * HOUR, NOON - HOUR)]
-    assert expired_trades(_RETENTION, NOON, Window(NOON - HOUR, NOON)) == []
-    assert expired_trades(None, NOON, Window(0, NOON)) == []
 
 
 @anyio_test

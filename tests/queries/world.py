@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from tests.market import BYBIT, NOON, SPOT, ManualClock, listing, trade
 from wadm_mcp.analytics.footprint import Footprint
+from wadm_mcp.coverage.expired import Expired
 from wadm_mcp.coverage.spans import Basis, Span
 from wadm_mcp.errors import QueryError
 from wadm_mcp.model import DAY, Instrument, Listing, Retention, Timeframe, Trade, TradeType, Window
@@ -117,8 +118,11 @@ class MemoryStore(Store):
         after = [span for span in every if span.start > window.end][:1]
         return [*before, *(span for span in every if span.start <= window.end and span.end >= window.start), *after]
 
-    async def expire(self, now: int, retention: Retention) -> int:
+    async def expire(self, now: int | None, retention: Retention) -> int:
         return 0
+
+    async def expired(self, instrument: Instrument) -> Expired:
+        return Expired()
 
     async def acquire_leases(self, owner: str, instruments: Sequence[Instrument], seconds: float) -> set[Instrument]:
         return set(instruments)

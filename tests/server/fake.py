@@ -13,6 +13,7 @@ from mcp.client.sse import sse_client
 from mcp.server.context import CallNext, HandlerResult, ServerMiddleware, ServerRequestContext
 
 from tests.market import BYBIT, NOON, SPOT, ManualClock, listing, trade
+from wadm_mcp.coverage.expired import Expired
 from wadm_mcp.coverage.spans import Basis, Span
 from wadm_mcp.errors import WadmError
 from wadm_mcp.health import Health, State
@@ -119,8 +120,11 @@ class EmptyStore:
         self._check()
         return []
 
-    async def expire(self, now: int, retention: Retention) -> int:
+    async def expire(self, now: int | None, retention: Retention) -> int:
         return 0
+
+    async def expired(self, instrument: Instrument) -> Expired:
+        return Expired()
 
     async def acquire_leases(self, owner: str, instruments: Sequence[Instrument], seconds: float) -> set[Instrument]:
         return set(instruments)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -28,6 +29,7 @@ from pymongo.database import Database
 from pymongo.errors import OperationFailure
 
 from tests.servers import Mongod, free_port, own_mongod
+from wadm_mcp.clock import now_ms
 from wadm_mcp.errors import SettingError, StoreError, StoreUnreachable
 from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, Instrument, Listing, Retention, Scale, Timeframe, TradeType, Window
 from wadm_mcp.storage import mongo
@@ -288,6 +290,7 @@ def ttls_of(retention: Retention) -> dict[str, dict[str, Any]]:
         "counters": {},
         "listings": {},
         "tracked": {},
+        "expired": {},
         "schema": {},
     }
 
@@ -948,3 +951,63 @@ async def test_of_many_concurrent_owners_one_acquires_the_lease(url: str) -> Non
         for owner in "abcde":
             tasks.start_soon(take, owner)
     assert sorted(instrument for each in acquired.values() for instrument in each) == sorted([BTC, ETH])
+
+
+async def test_what_a_shorter_retention_may_have_deleted_stays_expired_under_a_longer_one(url: str) -> None:
+    short, long = Retention(HOUR, DAY, 10 * DAY), LIVES
+    async with MongoStore(url, short) as store:
+        begun = await store._server_now(0.0)
+        for found, length in zip(await store.expired(BTC), short, strict=True):
+            assert begun - length <= max(stretch.end for stretch in found) <= begun - length + MINUTE
+    for _ in range(2):
+        async with MongoStore(url, long) as store, MongoStore(url, short, read_only=True) as reader:
+            for one in (store, reader):
+                for found, length in zip(await one.expired(BTC), short, strict=True):
+                    assert begun - length <= max(stretch.end for stretch in found) <= begun - length + MINUTE
+
+
+async def test_a_start_that_ends_before_the_ttl_is_changed_counts_by_the_shorter_one(url: str, plain: Plain) -> None:
+    async with MongoStore(url, LIVES):
+        pass
+    with failing(plain, "collMod", errorCode=8000), pytest.raises(StoreError):
+        await MongoStore(url, Retention(HOUR, DAY, 10 * DAY)).__aenter__()
+    async with MongoStore(url, LIVES, read_only=True) as store:
+        now = await store._server_now(0.0)
+        for found, length in zip(await store.expired(BTC), (HOUR, DAY, 10 * DAY), strict=True):
+            assert now - length - MINUTE <= max(stretch.end for stretch in found) <= now - length
+
+
+async def test_what_coverage_claims_before_the_oldest_documents_is_expired(url: str, plain: Plain, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mongo, "_SEARCH_SECONDS", 0.0)
+    start, oldest = T0, T0 + 2 * DAY
+    async with MongoStore(url, LIVES) as store:
+        await store.save_listings([Listing(BTC, Decimal("0.01"), Decimal("0.001"), True), Listing(ETH, Decimal("0.01"), Decimal(1), True)])
+        await store.write([trade(9, oldest)], [(BTC, span(start, oldest + DAY, 1, 9)), (ETH, span(start, start + DAY, 1, 9))])
+        await store.derive(Derived([], [], [order_flow(start + DAY, [trade(5, start + DAY)])], await store.dirty_minutes()))
+        await store.expire(None, LIVES)
+        assert Window(start, oldest) in (await store.expired(BTC)).trades
+    # Nor does a database of the version before, which has no record of its retention.
+    plain["expired"].delete_many({})
+    async with MongoStore(url, LIVES) as store:
+        found = await store.expired(BTC)
+        assert Window(start, oldest) in found.trades
+        assert Window(start, start + DAY) in found.minutes
+        assert Window(start, start + DAY) in found.hours
+        assert all(Window(start, start + DAY) in stretches for stretches in await store.expired(ETH))
+
+
+async def test_a_minute_that_is_not_derived_yet_is_not_expired(url: str) -> None:
+    async with MongoStore(url, LIVES) as store:
+        await store.save_listings([Listing(BTC, Decimal("0.01"), Decimal("0.001"), True)])
+        await store.write([trade(1, T0), trade(2, T0 + 5)], [(BTC, span(T0 + 1, T0 + 5, 1, 2))])
+        await store.expire(None, LIVES)
+        window = Window(T0, T0 + MINUTE)
+        assert not (await store.expired(BTC)).of_bars(window, Timeframe.M1)
+        assert not (await store.expired(BTC)).of_trades(window)
+
+
+async def test_the_state_has_the_time_of_the_server(url: str) -> None:
+    async with MongoStore(url, LIVES) as store:
+        now = (await store.state()).now
+        assert now is not None
+        assert abs(now - now_ms()) < MINUTE

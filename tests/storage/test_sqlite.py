@@ -18,6 +18,7 @@ import anyio
 import pytest
 from anyio.streams.buffered import BufferedByteReceiveStream
 
+from wadm_mcp.coverage.expired import Expired
 from wadm_mcp.errors import StoreError
 from wadm_mcp.model import DAY, HOUR, MINUTE, Timeframe, Window
 from wadm_mcp.storage import sqlite_expiry, sqlite_schema
@@ -636,3 +637,80 @@ async def test_a_path_with_characters_of_a_url_is_only_a_path(tmp_path: Path) ->
     assert path.exists()
     async with SqliteStore(path, read_only=True) as store:
         assert len(await every_trade(store)) == 3
+
+
+@pytest.mark.parametrize("longer", [Retention(DAY, DAY, DAY), Retention(400 * DAY, 400 * DAY, 400 * DAY)])
+async def test_what_expiry_deleted_stays_expired_after_a_restart_with_any_retention(path: Path, longer: Retention) -> None:
+    now, retention = T0 + 10 * DAY, Retention(DAY, 2 * DAY, 3 * DAY)
+    starts = [now - age * HOUR for age in (12, 36, 60, 84)]
+    async with SqliteStore(path) as store:
+        await store.write([trade(seq, start) for seq, start in enumerate(starts)], [(BTC, span(starts[-1], now, 0, 3))])
+        for mark in await store.dirty_minutes():
+            await store.derive(Derived(settles=[mark]))
+        for start in starts:
+            rows = [stored_footprint(start, [trade(1, start)], timeframe=timeframe) for timeframe in (Timeframe.M1, Timeframe.H1)]
+            await store.derive(Derived(footprints=rows))
+        assert await store.expired(BTC) == Expired()
+        assert await store.expire(None, retention) == 0
+        while await store.expire(now, retention):
+            pass
+    async with SqliteStore(path) as again, SqliteStore(path, read_only=True) as reader:
+        await again.expire(now, longer)
+        for store in (again, reader):
+            gone, window = await store.expired(BTC), Window(starts[-1], now)
+            assert gone.of_trades(window) == [Window(starts[-1], now - DAY)]
+            assert gone.of_bars(window, Timeframe.M1)[0].end >= now - 2 * DAY
+            assert gone.of_bars(window, Timeframe.H1)[0].end >= now - 3 * DAY
+            assert await store.expired(ETH) == Expired()
+
+
+async def test_history_that_is_imported_before_what_was_deleted_is_not_expired(path: Path) -> None:
+    now, year = T0 + 10 * DAY, Retention(400 * DAY, 400 * DAY, 400 * DAY)
+    async with SqliteStore(path) as store:
+
+        async def write(*starts: int) -> None:
+            await store.write([trade(start % 1_000_003, start) for start in starts], [])
+            for mark in await store.dirty_minutes():
+                await store.derive(Derived(settles=[mark]))
+
+        await write(now - 3 * DAY, now - HOUR)
+        await store.expire(now, Retention(DAY, DAY, DAY))
+        await write(now - 8 * DAY, now - 7 * DAY, now - 6 * DAY)
+        assert (await store.expired(BTC)).trades == (Window(now - 3 * DAY, now - DAY),)
+        await store.expire(now, Retention(7 * DAY, DAY, DAY))
+        assert (await store.expired(BTC)).trades == (Window(now - 8 * DAY, now - 7 * DAY), Window(now - 3 * DAY, now - DAY))
+        await store.expire(now, Retention(2 * DAY, DAY, DAY))
+        assert (await store.expired(BTC)).trades == (Window(now - 8 * DAY, now - DAY),)
+        await store.expire(now, year)
+        await store.expire(now + 300, Retention(DAY // 2, DAY, DAY))
+        assert (await store.expired(BTC)).trades == (Window(now - 8 * DAY, now - DAY),)
+
+
+async def test_a_deletion_that_is_rolled_back_is_not_recorded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with SqliteStore(path) as store:
+        await store.write([trade(1, T0)], [])
+        await store.derive(Derived(settles=await store.dirty_minutes()))
+
+        def fail(*_: object) -> None:
+            raise sqlite3.OperationalError("disk I/O error")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(sqlite_expiry, "_record", fail)
+            with pytest.raises(StoreError):
+                await store.expire(T0 + DAY, Retention(1, 1, 1))
+        assert await store.expired(BTC) == Expired()
+        assert len(await store.trades(BTC, EVER, limit=9)) == 1
+
+
+async def test_a_file_of_the_version_before_is_not_claimed_before_its_oldest_rows(path: Path) -> None:
+    async with SqliteStore(path) as store:
+        await store.write([trade(9, T0 + 2 * DAY)], [(BTC, span(T0, T0 + 3 * DAY, 1, 9)), (ETH, span(T0, T0 + DAY, 1, 9))])
+        await store.derive(Derived(settles=await store.dirty_minutes()))
+        await store.derive(Derived([], [], [order_flow(T0 + DAY, [trade(5, T0 + DAY)])]))
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("DROP TABLE expired")
+        db.execute("PRAGMA user_version = 4")
+    async with SqliteStore(path) as store:
+        assert await store.expired(BTC) == Expired((Window(T0, T0 + 2 * DAY),), (Window(T0, T0 + DAY),), (Window(T0, T0 + DAY),))
+        everything = (Window(T0, T0 + DAY),)
+        assert await store.expired(ETH) == Expired(everything, everything, everything)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from wadm_mcp.coverage.spans import DIFFERING_SEQ, Basis, GapReason, Span, SpanReason
 from wadm_mcp.errors import StoreError
-from wadm_mcp.model import MINUTE, Instrument, Listing, Scale, Timeframe, Trade, TradeType, Window
+from wadm_mcp.model import DAY, MINUTE, Instrument, Listing, Scale, Timeframe, Trade, TradeType, Window
 from wadm_mcp.storage.store import Derived, DirtyMinute, Retention, Store, StoredFootprint, all_trades, footprint_lots
 
 from . import BTC, ETH, EVER, T0, every_trade, order_flow, piece, profile, span, stored_footprint, trade
@@ -553,3 +553,8 @@ async def test_footprints_can_be_read_a_few_at_a_time(store: Store) -> None:
         lots.append(lot)
     assert [one for lot in lots for one in lot] == footprints
     assert {len(lot) for lot in lots} == {2}
+
+
+async def test_an_empty_store_has_deleted_nothing_that_is_young(store: Store) -> None:
+    assert not (await store.expired(BTC)).of_bars(Window(T0, T0 + DAY), Timeframe.M1)
+    assert not (await store.expired(BTC)).of_trades(Window(T0, T0 + DAY))

@@ -7,6 +7,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from wadm_mcp.coverage.expired import Expired
 from wadm_mcp.coverage.spans import COVERS_NOTHING, Basis, GapReason, Span, SpanReason
 from wadm_mcp.model import Window
 
@@ -51,7 +52,8 @@ class CoverageInputs(NamedTuple):
     """What `judge` needs to know of one instrument, read once and used for any number of windows.
 
     `alive_until` is how far the newest span, if it is live, may be extended beyond its last trade (None: not at all). `before` is the
-    reason of the gap before the first span. `revising` are windows whose figures do not contain all late trades yet.
+    reason of the gap before the first span. `revising` are windows whose figures do not contain all late trades yet. `expired` is what was
+    deleted, from which a caller passes to `judge` what its figures need.
     """
 
     spans: Sequence[Span]
@@ -59,6 +61,7 @@ class CoverageInputs(NamedTuple):
     alive_until: int | None = None
     before: GapReason = GapReason.NOT_RECORDED
     revising: Sequence[Window] = ()
+    expired: Expired = Expired()
 
     def judge(self, window: Window, expired: Iterable[Window] = (), *, raw: bool = False) -> Judgement:
         """Coverage of a window; see `judge`."""
@@ -79,7 +82,7 @@ def judge(
 
     Spans may touch, overlap and repeat. Two neighbours with basis `exact` are joined when no id is missing between them, whatever time
     lies between; where ids are missing there is a gap even when the spans touch. A minute whose candle differs is a gap whatever
-    covers it. `expired` stretches are older than their retention; for the other arguments see `CoverageInputs`. An open window is judged
+    covers it. `expired` are the stretches whose data is gone; for the other arguments see `CoverageInputs`. An open window is judged
     only as far as the live tape reaches, while that is at most `IN_TRANSIT` behind now: what the exchange is still sending is not missing.
     """
     horizon = min(window.end, now)

@@ -16,7 +16,7 @@ from wadm_mcp.coverage.judge import Judgement
 from wadm_mcp.exchanges.registry import canonical_instrument
 from wadm_mcp.model import MARKETS, Scale, Timeframe, rescale
 from wadm_mcp.queries.arguments import ALL, read_detail, read_timeframe
-from wadm_mcp.queries.coverage import coverage, coverage_inputs, expired_bars, ratio
+from wadm_mcp.queries.coverage import coverage, coverage_inputs, ratio
 from wadm_mcp.queries.figures import merged_bars, table
 from wadm_mcp.queries.numbers import Number, decimal_number, number, optional_number
 from wadm_mcp.queries.order_flow import bar_starts
@@ -91,12 +91,11 @@ async def compare_exchanges(
     scopes = _venues(view, every)
     coverages: list[dict[str, Any]] = []
     venues: list[_Venue] = []
-    expired = expired_bars(view.retention, view.clock(), every.window, length)
     for scope in scopes:
-        coverages.append(await coverage(view, scope, expired, figures=BROKEN))
+        coverages.append(await coverage(view, scope, length, figures=BROKEN))
         bars = await merged_bars(view, scope, length, scope.window)
         inputs = await coverage_inputs(view, scope, (*scope.instruments, *scope.awaited)[0], scope.window)
-        judgement = inputs.judge(scope.window, expired)
+        judgement = inputs.judge(scope.window, inputs.expired.of_bars(scope.window, length))
         total = Bar(Scale(0, 0))
         for bar_start in sorted(bars):
             total = total.merge_later(bars[bar_start])

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from wadm_mcp.coverage.expired import Expired
 from wadm_mcp.coverage.judge import CoverageInputs, Judgement
 from wadm_mcp.coverage.spans import GapReason
-from wadm_mcp.model import MINUTE, Instrument, Retention, Timeframe, Window
+from wadm_mcp.model import MINUTE, Instrument, Timeframe, Window
 from wadm_mcp.queries.numbers import Number, iso, number
 from wadm_mcp.queries.scope import Scope
 from wadm_mcp.queries.view import View
@@ -35,36 +36,8 @@ async def coverage_inputs(view: View, scope: Scope, instrument: Instrument, wind
         before = GapReason.EXCHANGE_UNREACHABLE
     else:
         before = GapReason.STORE_UNREACHABLE if view.without_store else GapReason.IMPORTING if importing else GapReason.NOT_RECORDED
-    return CoverageInputs(spans, scope.now, alive_until, before, await view.being_revised(instrument, window, raw=raw))
-
-
-def expired_trades(retention: Retention | None, now: int, window: Window) -> list[Window]:
-    """The stretch of a window whose single trades are older than their retention."""
-    return _before(window, now - retention.trades) if retention is not None else []
-
-
-def expired_bars(retention: Retention | None, now: int, window: Window, unit: Timeframe) -> list[Window]:
-    """The stretches of a window whose figures are older than their retention, if figures are read in bars of `unit`.
-
-    Bars below one hour are kept as long as minutes, longer ones as long as hours. Where the window begins or ends inside a longer bar,
-    that part is read in minutes.
-    """
-    if retention is None:
-        return []
-    minutes_from = now - retention.minutes
-    if unit.ms < Timeframe.H1.ms:
-        return _before(window, minutes_from)
-    first, last = unit.floor(window.start + unit.ms - 1), unit.floor(window.end)
-    if first > last:
-        return _before(window, minutes_from)
-    edges = (Window(window.start, min(first, window.end)), Window(max(last, window.start), window.end))
-    return [*_before(window, now - retention.hours), *(part for edge in edges for part in _before(edge, minutes_from))]
-
-
-def _before(window: Window, timestamp: int) -> list[Window]:
-    """The part of a window whose minutes began before a time (ms)."""
-    end = min(window.end, -(-timestamp // MINUTE) * MINUTE)
-    return [Window(window.start, end)] if window.start < end else []
+    revising = await view.being_revised(instrument, window, raw=raw)
+    return CoverageInputs(spans, scope.now, alive_until, before, revising, await view.expired(instrument))
 
 
 async def newest_trade_at(view: View, instrument: Instrument, before: int | None = None) -> int | None:
@@ -80,18 +53,18 @@ async def newest_trade_at(view: View, instrument: Instrument, before: int | None
 async def coverage(
     view: View,
     scope: Scope,
-    expired: Sequence[Window] = (),
+    unit: Timeframe | None = None,
     *,
     anchor: Window | None = None,
-    anchor_expired: Sequence[Window] = (),
     raw: bool = False,
     figures: Sequence[str] = (),
     max_gaps: int = MAX_LISTED_GAPS,
 ) -> dict[str, Any]:
     """Coverage of a scope's window as answers have it. For a merged scope: the values of the worst part, and every part by exchange.
 
-    With `raw` it is the coverage of single trades instead of figures. With `anchor`, the stretch that cumulative delta sums over, the
-    coverage of that stretch is added. `figures` are the names of the figures that a gap makes wrong; `broken` lists them if there is a
+    Figures are read in bars of `unit`; None for a window that nothing can have expired of. With `raw` it is the coverage of single trades
+    instead. With `anchor`, the stretch that cumulative delta sums over, the coverage of that stretch is added: what lies before the window
+    is read in hours. `figures` are the names of the figures that a gap makes wrong; `broken` lists them if there is a
     gap. Only the newest `max_gaps` gaps are listed.
     """
     parts: dict[str, tuple[Judgement, dict[str, Any]]] = {}
@@ -99,6 +72,7 @@ async def coverage(
     window = scope.window if anchor is None else Window(min(anchor.start, scope.window.start), scope.window.end)
     for instrument in (*scope.instruments, *scope.awaited):
         inputs = await coverage_inputs(view, scope, instrument, window, raw=raw)
+        expired = _expired(inputs.expired, scope.window, unit, raw=raw)
         judgement = inputs.judge(scope.window, expired, raw=raw)
         newest = None if instrument in scope.awaited else await newest_trade_at(view, instrument, scope.now if scope.as_of else None)
         part = _part(judgement, newest, scope.now, max_gaps)
@@ -106,7 +80,8 @@ async def coverage(
         if importing is not None and window.start < importing.reached:
             part["importing"] = {"from": iso(importing.target), "reached": iso(importing.reached), "seconds": round(importing.seconds)}
         if anchor is not None:
-            anchors.append(inputs.judge(anchor, anchor_expired))
+            before = Window(anchor.start, max(anchor.start, scope.window.start))
+            anchors.append(inputs.judge(anchor, [*inputs.expired.of_bars(before, Timeframe.H1), *expired]))
             part["anchor"] = {"start": iso(anchor.start), "ratio": ratio(anchors[-1])}
         parts[instrument.exchange] = judgement, part
     exchange = min(parts, key=lambda exchange: _rank(parts[exchange]))
@@ -122,6 +97,12 @@ async def coverage(
 def nothing_traded(scope: Scope, covered: Mapping[str, Any]) -> str:
     """The sentence for a window without a recorded trade. Its coverage says whether the market was quiet or not recorded."""
     return f"{scope.name}: no trades recorded in this window; coverage {covered['ratio']}."
+
+
+def _expired(expired: Expired, window: Window, unit: Timeframe | None, *, raw: bool) -> list[Window]:
+    if raw:
+        return expired.of_trades(window)
+    return expired.of_bars(window, unit) if unit is not None else []
 
 
 def _rank(part: tuple[Judgement, Mapping[str, Any]]) -> tuple[int, float]:

@@ -13,7 +13,7 @@ from wadm_mcp.analytics.order_flow import diagonal_imbalances
 from wadm_mcp.analytics.volume_profile import MAX_ROWS, default_row, row_count, volume_profile
 from wadm_mcp.model import Scale, Timeframe, Window, at_decimals, rescale, to_decimal
 from wadm_mcp.queries.arguments import ALL, read_detail, read_timeframe, read_whole
-from wadm_mcp.queries.coverage import coverage, expired_bars, nothing_traded
+from wadm_mcp.queries.coverage import coverage, nothing_traded
 from wadm_mcp.queries.figures import MAX_PRICES_ON_LOOP, RowChoice, merged_bars, merged_footprint, table
 from wadm_mcp.queries.numbers import decimal_number, iso, number, optional_number
 from wadm_mcp.queries.order_flow import bar_starts
@@ -59,8 +59,7 @@ async def footprint(
     choice = RowChoice.read(scope.call, row_size, scope.listings)
     max_bars, chosen_detail = read_whole(scope.call, "limit", limit, 1, MAX_BARS, MAX_BARS), read_detail(scope.call, detail)
     starts = bar_starts(scope.call, length, scope.window, MAX_BARS)
-    expired = expired_bars(view.retention, view.clock(), scope.window, length)
-    covered = await coverage(view, scope, expired, figures=BROKEN)
+    covered = await coverage(view, scope, length, figures=BROKEN)
     windows = {at: Window(max(at, scope.window.start), min(at + length.ms, scope.window.end)) for at in starts[-max_bars:]}
     bars, row = await _bars_in_rows(view, scope, length, windows, choice)
 

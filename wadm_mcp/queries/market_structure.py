@@ -23,7 +23,7 @@ from wadm_mcp.analytics.volume_profile import MAX_ROWS, row_count
 from wadm_mcp.coverage.judge import Judgement
 from wadm_mcp.model import DAY, HOUR, Instrument, Scale, Timeframe, Window, to_decimal
 from wadm_mcp.queries.arguments import ALL, read_detail, read_timeframe
-from wadm_mcp.queries.coverage import MAX_LISTED_GAPS, coverage, coverage_inputs, expired_bars, expired_trades
+from wadm_mcp.queries.coverage import MAX_LISTED_GAPS, coverage, coverage_inputs
 from wadm_mcp.queries.figures import RowChoice, footprint_in_rows, merged_bars, merged_footprint
 from wadm_mcp.queries.scope import SESSION, Scope, ask, read_scope
 from wadm_mcp.queries.structure_figures import Day, Evidence, Levels, OutsideVolume, levels, structure_answer
@@ -69,8 +69,8 @@ async def market_structure(
     chosen_detail = read_detail(scope.call, detail)
     choice = RowChoice.read(scope.call, row_size, scope.listings)
     session, bars_end = scope.window, length.floor(scope.now)
-    expired = expired_bars(view.retention, view.clock(), session, Timeframe.H1)
-    covered = await coverage(view, scope, expired, figures=BROKEN, max_gaps=MAX_LISTED_GAPS if chosen_detail == "full" else LISTED_GAPS)
+    max_gaps = MAX_LISTED_GAPS if chosen_detail == "full" else LISTED_GAPS
+    covered = await coverage(view, scope, Timeframe.H1, figures=BROKEN, max_gaps=max_gaps)
     if chosen_detail != "full" and scope.merged:
         covered["parts"] = {name: {"ratio": part["ratio"], "lag_ms": part["lag_ms"]} for name, part in covered["parts"].items()}
     bars_window = Window(bars_end - CLOSED_BARS * length.ms, bars_end)
@@ -79,8 +79,7 @@ async def market_structure(
     inputs = [await coverage_inputs(view, scope, instrument, everything) for instrument in (*scope.instruments, *scope.awaited)]
 
     def judgements(window: Window, unit: Timeframe) -> list[Judgement]:
-        expired = expired_bars(view.retention, view.clock(), window, unit)
-        return [one.judge(window, expired) for one in inputs]
+        return [one.judge(window, one.expired.of_bars(window, unit)) for one in inputs]
 
     prior = [(await merged_bars(view, scope, Timeframe.D1, day)).get(day.start, Bar(Scale(0, 0))) for day in days]
     bars = await merged_bars(view, scope, length, bars_window)
@@ -234,7 +233,7 @@ async def _large_orders(view: View, scope: Scope) -> list[tuple[Instrument, Take
         trades = [] if instrument in scope.awaited else await view.trades(instrument, hour, limit=SAMPLED_TRADES, newest=True)
         sample = Window(trades[0].timestamp, hour.end) if len(trades) == SAMPLED_TRADES else hour
         inputs = await coverage_inputs(view, scope, instrument, sample, raw=True)
-        if inputs.judge(sample, expired_trades(view.retention, view.clock(), sample), raw=True).gaps:
+        if inputs.judge(sample, inputs.expired.of_trades(sample), raw=True).gaps:
             return None
         for order in taker_orders(trades):
             instruments[id(order)] = instrument

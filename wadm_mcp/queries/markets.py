@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from wadm_mcp.coverage.judge import judge
 from wadm_mcp.health import Health, State, not_trading
-from wadm_mcp.model import DAY, MINUTE, Listing, Window
+from wadm_mcp.model import DAY, MINUTE, Listing, Timeframe, Window
 from wadm_mcp.queries.arguments import Call, read_detail, read_whole
 from wadm_mcp.queries.coverage import ratio
 from wadm_mcp.queries.figures import table
@@ -99,7 +99,8 @@ async def _row(view: View, health: Health, listing: Listing) -> list[Any]:
     day = Window(now - DAY, now - now % MINUTE + MINUTE)
     alive_until = view.alive_until(instrument)
     spans = await view.spans(instrument, day)
-    judgement = judge(spans, day, now, alive_until, revising=await view.being_revised(instrument, day))
+    expired = (await view.expired(instrument)).of_bars(day, Timeframe.M1)
+    judgement = judge(spans, day, now, alive_until, expired, revising=await view.being_revised(instrument, day))
     # The store also returns the next span after the window. After a window before all recording this is the oldest span.
     oldest = min((span.start for span in await view.spans(instrument, Window(0, 1))), default=None)
     newest = view.newest(instrument)

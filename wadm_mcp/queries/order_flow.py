@@ -10,7 +10,7 @@ from wadm_mcp.analytics.footprint import Bar
 from wadm_mcp.analytics.order_flow import cumulative, imbalance_ratio, session_start
 from wadm_mcp.model import Scale, Timeframe, Window, rescale
 from wadm_mcp.queries.arguments import ALL, Call, read_detail, read_timeframe, read_whole
-from wadm_mcp.queries.coverage import CUMULATIVE, coverage, expired_bars, nothing_traded
+from wadm_mcp.queries.coverage import CUMULATIVE, coverage, nothing_traded
 from wadm_mcp.queries.figures import merged_bars, table
 from wadm_mcp.queries.numbers import decimal_number, iso, number, optional_number
 from wadm_mcp.queries.scope import Scope, ask, read_scope
@@ -67,16 +67,8 @@ async def order_flow(
     length = read_timeframe(scope.call, timeframe)
     max_bars, chosen_detail = read_whole(scope.call, "limit", limit, 1, MAX_BARS, MAX_BARS), read_detail(scope.call, detail)
     starts = bar_starts(scope.call, length, scope.window, MAX_BARS)
-    before, now = Window(session_start(scope.window.start), scope.window.start), view.clock()
-    expired = expired_bars(view.retention, now, scope.window, length)
-    covered = await coverage(
-        view,
-        scope,
-        expired,
-        anchor=Window(before.start, scope.window.end),
-        anchor_expired=[*expired_bars(view.retention, now, before, Timeframe.H1), *expired],
-        figures=BROKEN,
-    )
+    before = Window(session_start(scope.window.start), scope.window.start)
+    covered = await coverage(view, scope, length, anchor=Window(before.start, scope.window.end), figures=BROKEN)
     bars, earlier = await merged_bars(view, scope, length, scope.window), await merged_bars(view, scope, Timeframe.H1, before)
     scale = Scale(0, 0)
     for bar in (*bars.values(), *earlier.values()):

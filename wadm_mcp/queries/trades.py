@@ -18,7 +18,7 @@ import msgspec
 
 from wadm_mcp.model import MINUTE, Instrument, Trade, TradeType, Window, at_decimals
 from wadm_mcp.queries.arguments import ALL, read_amount, read_detail, read_whole
-from wadm_mcp.queries.coverage import coverage, expired_trades, nothing_traded
+from wadm_mcp.queries.coverage import coverage, nothing_traded
 from wadm_mcp.queries.figures import table
 from wadm_mcp.queries.numbers import decimal_text, iso_ms, number, places
 from wadm_mcp.queries.scope import MAX_WINDOW_MS, Scope, ask, read_scope
@@ -98,7 +98,7 @@ async def trades(
     if cursor is not None:
         page = _read_cursor(scope, cursor, question, view.clock())
         scope, after = replace(scope, window=Window(page.start, page.end)), page.key
-    covered = await coverage(view, scope, expired_trades(view.retention, view.clock(), scope.window), raw=True, figures=("trades",))
+    covered = await coverage(view, scope, raw=True, figures=("trades",))
     rows, last = await _scan(view, scope, after, page_rows, _size_filter(minimum_notional))
     return {
         **scope.heading(covered),
@@ -111,7 +111,7 @@ async def trades(
 async def newest_trades(view: View, *, symbol: object, exchange: object, market: object, window: object, limit: int) -> dict[str, Any]:
     """As `trades`, but with the last `limit` trades of the window instead of the first."""
     scope = read_scope(view, ask(view, "get_trades"), symbol=symbol, exchange=exchange, market=market, window=window)
-    covered = await coverage(view, scope, expired_trades(view.retention, view.clock(), scope.window), raw=True, figures=("trades",))
+    covered = await coverage(view, scope, raw=True, figures=("trades",))
     found = [trade for one in scope.instruments for trade in await view.trades(one, scope.window, limit=limit, newest=True)]
     found.sort(key=_key)
     return {

@@ -15,6 +15,7 @@ import anyio
 from anyio import to_thread
 
 from wadm_mcp.analytics.footprint import Bar, Footprint
+from wadm_mcp.coverage.expired import Expired
 from wadm_mcp.coverage.spans import Span
 from wadm_mcp.errors import StoreError
 from wadm_mcp.model import HOUR, MINUTE, Instrument, Listing, Retention, Scale, Timeframe, Trade, Window, decimals_of
@@ -201,6 +202,15 @@ class View:
         tape = self._tape[instrument]
         stored = await self._stored(lambda: self._store.spans(instrument, window))
         return tape.covered_here(stored, raw=raw, store_known=not self.without_store)
+
+    async def expired(self, instrument: Instrument) -> Expired:
+        """What was deleted of an instrument, and what is older than its retention: none of it may be claimed."""
+
+        async def read() -> list[Expired]:
+            return [await self._store.expired(instrument)]
+
+        expired = next(iter(await self._stored(read)), Expired())
+        return expired if self.retention is None else expired.older_than(self.retention, self.clock())
 
     async def _stored(self, read: Callable[[], Awaitable[list[_Row]]]) -> list[_Row]:
         """Rows from the store; none if the question is answered without it. `StoreError` if a read fails after another succeeded."""

@@ -14,7 +14,7 @@ from wadm_mcp.analytics.footprint import Bar, Footprint
 from wadm_mcp.analytics.volume_profile import Method, Node, VolumeProfile, vwap
 from wadm_mcp.model import Timeframe
 from wadm_mcp.queries.arguments import ALL, Detail, read_choice, read_detail, read_whole
-from wadm_mcp.queries.coverage import coverage, expired_bars, nothing_traded
+from wadm_mcp.queries.coverage import coverage, nothing_traded
 from wadm_mcp.queries.figures import MAX_PRICES_ON_LOOP, RowChoice, footprint_in_rows, merged_bars, merged_footprint, table
 from wadm_mcp.queries.numbers import decimal_number, number
 from wadm_mcp.queries.scope import Scope, ask, read_scope
@@ -56,8 +56,7 @@ async def volume_profile(
     percent = read_whole(scope.call, "value_area", value_area, 1, 100, 70)
     chosen_method: Method = read_choice(scope.call, "method", method, METHODS, METHODS[0])
     chosen_detail = read_detail(scope.call, detail)
-    expired = expired_bars(view.retention, view.clock(), scope.window, Timeframe.H1)
-    covered = await coverage(view, scope, expired, figures=BROKEN)
+    covered = await coverage(view, scope, Timeframe.H1, figures=BROKEN)
     outline = Bar(max(listing.scale for listing in scope.listings))
     for bar in (await merged_bars(view, scope, Timeframe.D1, scope.window)).values():
         outline = outline.merge_parallel(bar)

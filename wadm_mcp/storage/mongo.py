@@ -7,6 +7,7 @@ server's journal, and with them everything written before. Retention is done by 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -14,7 +15,7 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple, Self, TypeAlias, TypeVar
 
 import pymongo
-from anyio import CancelScope, Semaphore, create_task_group, fail_after, move_on_after, to_thread
+from anyio import CancelScope, Semaphore, create_task_group, current_time, fail_after, move_on_after, to_thread
 from anyio.lowlevel import checkpoint_if_cancelled
 from bson.objectid import ObjectId
 from bson.raw_bson import RawBSONDocument
@@ -22,10 +23,12 @@ from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorDatabase
 from pymongo import DeleteOne, IndexModel, ReplaceOne, ReturnDocument, UpdateOne, WriteConcern
 from pymongo.errors import BulkWriteError, CollectionInvalid, OperationFailure, PyMongoError
 
+from wadm_mcp.coverage.expired import Expired
 from wadm_mcp.coverage.spans import Span
-from wadm_mcp.errors import SettingError, StoreError, ungrouped
-from wadm_mcp.model import MINUTE, Instrument, Listing, Retention, Timeframe, Trade, Window
+from wadm_mcp.errors import SettingError, StoreError, StoreLost, ungrouped
+from wadm_mcp.model import MINUTE, SECOND, Instrument, Listing, Retention, Timeframe, Trade, Window
 from wadm_mcp.storage import mongo_documents as documents
+from wadm_mcp.storage import mongo_expiry
 from wadm_mcp.storage.mongo_documents import Document, date
 from wadm_mcp.storage.mongo_errors import damaged_document, is_duplicate, is_refusal_of_user, translate_errors
 from wadm_mcp.storage.mongo_indexes import SCHEMA, SCHEMA_VERSION, Index, collections, options
@@ -59,6 +62,10 @@ _EXTRA_TRADES: Final = 20
 """Trades read in addition to the limit, so that the page rarely ends within the last millisecond that is returned."""
 _SERVER_SELECTION_MS: Final = 2_000
 _SOCKET_TIMEOUT_MS: Final = 4_000
+_SERVER_TIME_SECONDS: Final = 30.0
+"""How long the server's time is carried on before it is read again."""
+_SEARCH_SECONDS: Final = 600.0
+"""Pause between two searches for what the server has deleted beyond its TTLs."""
 _CLOSE_SECONDS: Final = 1.0
 """Timeout for closing connections and cursors."""
 
@@ -107,6 +114,10 @@ class MongoStore(Store):
         self._database: Database | None = None
         self._place = ""
         self._version = ""
+        self._server_time: tuple[int, float] | None = None
+        """The server's time (ms), and when it was read (seconds of the event loop's clock)."""
+        self._searched_at = -math.inf
+        """When the database was last searched for what its server has deleted (seconds of the same clock)."""
 
     async def __aenter__(self) -> Self:
         self._connect()
@@ -272,9 +283,33 @@ class MongoStore(Store):
         found = {(span.start, span.first_seq): span for span in (*before, *touching, *after)}
         return [found[start] for start in sorted(found)]
 
-    async def expire(self, now: int, retention: Retention) -> int:
-        """Does nothing: the server's TTL indexes delete, with the retention that was set on entering."""
+    async def expire(self, now: int | None, retention: Retention) -> int:
+        """Deletes nothing: the server's TTL indexes do, with the retention that was set on entering. Records what they may have deleted."""
+        server_now = await self._server_now(0.0)
+        if not await self._write_op(lambda database: mongo_expiry.note_time(database, self._retention, server_now)):
+            raise StoreLost(
+                f"{self._place} was dropped or emptied while WADM was recording into it: what was stored in it is gone; start WADM again"
+            )
+        if current_time() - self._searched_at >= _SEARCH_SECONDS:
+            await self._find_deleted()
         return 0
+
+    async def expired(self, instrument: Instrument) -> Expired:
+        now = await self._server_now(_SERVER_TIME_SECONDS)
+        return await self._read_op(lambda database: mongo_expiry.expired(database, instrument, self._retention, now))
+
+    async def _find_deleted(self) -> None:
+        self._searched_at = current_time()
+        for listing in await self.listings():
+            await self._write_op(lambda database, instrument=listing.instrument: mongo_expiry.find_deleted(database, instrument))
+
+    async def _server_now(self, seconds: float) -> int:
+        """The server's time (ms), read from it at most this long ago and carried on since."""
+        if self._server_time is None or current_time() - self._server_time[1] > seconds:
+            reply = await self._read_op(lambda database: database.command("hello", codec_options=database.codec_options))
+            self._server_time = int(reply["localTime"]), current_time()
+        at, read = self._server_time
+        return at + round((current_time() - read) * SECOND)
 
     async def acquire_leases(self, owner: str, instruments: Sequence[Instrument], seconds: float) -> set[Instrument]:
         """As the contract says, by the server's clock. The server acquires or renews each lease atomically."""
@@ -301,7 +336,7 @@ class MongoStore(Store):
 
     async def state(self) -> StoreState:
         stats = await self._read_op(lambda database: database.command("dbStats"))
-        return StoreState("mongodb", self._place, int(stats["storageSize"] + stats["indexSize"]))
+        return StoreState("mongodb", self._place, int(stats["storageSize"] + stats["indexSize"]), now=await self._server_now(0.0))
 
     async def describe(self) -> MongoState:
         """Version, sizes, indexes and TTLs as they are on the server."""
@@ -472,10 +507,17 @@ class MongoStore(Store):
         names = await self._read_op(lambda database: database.list_collection_names())
         await self._check_schema(names)
         if not self._read_only:
-            for name, indexes in collections(self._retention).items():
+            wanted = collections(self._retention)
+            for name in wanted:
                 if name not in names:
                     await self._write_op(partial(_create_collection, name))
+            recorded, now = await self._read_op(mongo_expiry.is_recorded), await self._server_now(0.0)
+            await self._write_op(lambda database: mongo_expiry.begin_retention(database, self._retention, now))
+            for name, indexes in wanted.items():
                 await self._write_op(partial(_ensure_indexes, name, indexes))
+            await self._write_op(lambda database: mongo_expiry.end_retention(database, self._retention))
+            if not recorded:
+                await self._find_deleted()
 
     async def _check_schema(self, names: Sequence[str]) -> None:
         """Check the schema version and migrate an older database. An empty one gets our version before anything else is created."""

@@ -40,11 +40,11 @@ def collections(retention: Retention) -> Mapping[str, Sequence[Index]]:
     return {
         "trades": (
             Index("instrument_time", (*_INSTRUMENT, ("timestamp", 1))),
-            Index("life", (("timestamp", 1),), _ttl_seconds(retention.trades)),
+            Index("life", (("timestamp", 1),), ttl_seconds(retention.trades)),
         ),
         "pieces": (
             Index("instrument_minute", (*_INSTRUMENT, ("minute", 1), ("first_seq", 1))),
-            Index("life", (("minute", 1),), _ttl_seconds(retention.minutes)),
+            Index("life", (("minute", 1),), ttl_seconds(retention.minutes)),
         ),
         "footprints": (Index("instrument_start", _BAR), *_bar_ttls("start_time", retention)),
         "bars": (Index("instrument_start", _BAR), *_bar_ttls("start_time", retention)),
@@ -54,12 +54,13 @@ def collections(retention: Retention) -> Mapping[str, Sequence[Index]]:
         "coverage": (
             Index("instrument_start", (*_INSTRUMENT, ("start", 1))),
             Index("instrument_end", (*_INSTRUMENT, ("end", 1), ("start", 1))),
-            Index("life", (("end", 1),), _ttl_seconds(retention.hours)),
+            Index("life", (("end", 1),), ttl_seconds(retention.hours)),
         ),
         "marks": (),
         "counters": (),
         "listings": (),
         "tracked": (),
+        "expired": (Index("instrument", _INSTRUMENT),),
         "leases": (Index("owner", (("owner", 1),)),),
     }
 
@@ -74,12 +75,20 @@ def options(name: str) -> dict[str, Any]:
     return compressed | ({"clusteredIndex": {"key": {"_id": 1}, "unique": True}} if name == "trades" else {})
 
 
+def expiring_kind(name: str, index: Index) -> str | None:
+    """Which kind of data (a field of `Retention`) a TTL index deletes that answers are made of; None for any other index."""
+    if index.ttl_seconds is None or name not in ("trades", "footprints", "bars"):
+        return None
+    return "trades" if index.timeframe is None else "minutes" if index.timeframe.ms < HOUR else "hours"
+
+
 def _bar_ttls(field: str, retention: Retention) -> tuple[Index, ...]:
     return tuple(
-        Index(f"life_{timeframe}", ((field, 1),), _ttl_seconds(retention.minutes if timeframe.ms < HOUR else retention.hours), timeframe)
+        Index(f"life_{timeframe}", ((field, 1),), ttl_seconds(retention.minutes if timeframe.ms < HOUR else retention.hours), timeframe)
         for timeframe in Timeframe
     )
 
 
-def _ttl_seconds(milliseconds: int) -> int:
+def ttl_seconds(milliseconds: int) -> int:
+    """A retention as the server takes it."""
     return min(milliseconds // SECOND, _MAX_TTL_SECONDS)

@@ -17,8 +17,9 @@ from typing import Final, Self, TypeVar
 
 from anyio import CancelScope, CapacityLimiter, to_thread
 
+from wadm_mcp.coverage.expired import Expired
 from wadm_mcp.coverage.spans import Span
-from wadm_mcp.errors import StoreError
+from wadm_mcp.errors import StoreError, StoreLost
 from wadm_mcp.model import MINUTE, Instrument, Listing, Timeframe, Trade, Window
 from wadm_mcp.storage import sqlite_expiry, sqlite_rows
 from wadm_mcp.storage.sqlite_rows import Row
@@ -53,6 +54,10 @@ class SqliteStore(Store):
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self._path = path
         self._read_only = read_only
+        self._file: tuple[int, int] | None = None
+        """Device and inode of the open file."""
+        self.created = False
+        """True if the file did not exist, or was empty, when it was opened for writing."""
         self._writer: sqlite3.Connection | None = None
         self._readers: list[sqlite3.Connection] = []
         """Connections that are not in use."""
@@ -193,11 +198,16 @@ class SqliteStore(Store):
 
         return await self._read(find)
 
-    async def expire(self, now: int, retention: Retention) -> int:
+    async def expire(self, now: int | None, retention: Retention) -> int:
         """As the contract says, and shrinks the file. Trades and pieces of a minute that still has a mark are kept."""
+        if now is None:
+            return 0
         deleted = await self._write(lambda db: sqlite_expiry.delete(db, now, retention))
         await self._write(sqlite_expiry.shrink, atomic=False)
         return deleted
+
+    async def expired(self, instrument: Instrument) -> Expired:
+        return await self._read(lambda db: sqlite_expiry.expired(db, _instrument_id(db, instrument)))
 
     async def acquire_leases(self, owner: str, instruments: Sequence[Instrument], seconds: float) -> set[Instrument]:
         """All of them: the lock on the data directory lets one process record."""
@@ -245,6 +255,7 @@ class SqliteStore(Store):
         def run() -> T:
             if self._writer is None:
                 raise StoreError(f"{self._path} {'was opened for reading only' if self._read_only else 'is closed'}: nothing was written")
+            self.check_file()
             with translate_errors(self._path), transaction(self._writer, "BEGIN IMMEDIATE") if atomic else nullcontext():
                 return work(self._writer)
 
@@ -264,9 +275,28 @@ class SqliteStore(Store):
 
         return await to_thread.run_sync(run, limiter=self._reading)
 
+    def check_file(self) -> None:
+        """Raise `StoreLost` if the file at the path is not the open one any more. What is written to a file without a name is lost."""
+        try:
+            status = self._path.stat()
+        except FileNotFoundError:
+            found = None
+        except OSError:
+            return
+        else:
+            found = status.st_dev, status.st_ino
+        if self._file is not None and found != self._file:
+            raise StoreLost(
+                f"{self._path} was deleted or replaced while WADM was recording into it: what it had is gone, and nothing more is "
+                "stored; start WADM again to record into a new file, or restore a backup first"
+            )
+
     def _open(self) -> None:
         if not self._read_only:
+            self.created = not (self._path.exists() and self._path.stat().st_size)
             self._writer = open_writer(self._path)
+            status = self._path.stat()
+            self._file = status.st_dev, status.st_ino
         self._readers = open_readers(self._path, _READER_COUNT, check=self._read_only)
 
     async def _close(self) -> None:

@@ -15,7 +15,7 @@ from typing import Final
 from wadm_mcp.errors import StoreError
 
 APPLICATION_ID: Final = int.from_bytes(b"WADM", "big")
-SCHEMA_VERSION: Final = 4
+SCHEMA_VERSION: Final = 5
 
 CHECK_SECONDS: Final = 1.0
 """Time limit of the check when a file is opened: a small file is checked completely, a huge one in part."""
@@ -35,6 +35,10 @@ _PIECES: Final = """CREATE TABLE IF NOT EXISTS pieces (
 
 _TRACKED: Final = """CREATE TABLE IF NOT EXISTS tracked (
         exchange TEXT NOT NULL, market TEXT NOT NULL, symbol TEXT NOT NULL, PRIMARY KEY (exchange, market, symbol)) WITHOUT ROWID"""
+
+_EXPIRED: Final = """CREATE TABLE IF NOT EXISTS expired (
+        instrument INTEGER NOT NULL, kind TEXT NOT NULL, start INTEGER NOT NULL, end INTEGER NOT NULL,
+        PRIMARY KEY (instrument, kind, start)) WITHOUT ROWID"""
 
 # Key columns have the order in which every query uses them. The key of `trades` contains only what never changes: the price integer
 # does, when a decoder widens the scale between two deliveries of the same trade. The sign of the price is the side, and an empty
@@ -68,8 +72,28 @@ _TABLES: Final = (
     _COVERAGE,
     _COVERAGE_BY_END,
     _TRACKED,
+    _EXPIRED,
     f"PRAGMA application_id = {APPLICATION_ID}",
     f"PRAGMA user_version = {SCHEMA_VERSION}",
+)
+
+# What a file that recorded no deletions has lost: what its spans claim before its oldest trade, or before its oldest figures. Minutes
+# that are not derived yet are not lost.
+_COVERED_FROM: Final = """SELECT instrument, min(start) AS since, max(end) AS until FROM coverage
+    WHERE reason NOT IN ('absent', 'differs') AND raw >= {raw} GROUP BY instrument"""
+_OLDEST_LEFT: Final = """SELECT min(start) AS at FROM order_flow
+        WHERE order_flow.instrument = covered.instrument AND timeframe IN ({timeframes})
+    UNION ALL SELECT min(minute) FROM marks WHERE marks.instrument = covered.instrument"""
+_OLDEST_TRADE: Final = "SELECT min(timestamp) AS at FROM trades WHERE trades.instrument = covered.instrument"
+_FIND_EXPIRED: Final = tuple(
+    f"""INSERT INTO expired SELECT instrument, '{kind}', since, oldest FROM (
+        SELECT instrument, since, coalesce((SELECT min(at) FROM ({left})), until) AS oldest
+        FROM ({_COVERED_FROM.format(raw=raw)}) AS covered) WHERE since < oldest"""
+    for kind, left, raw in (
+        ("trades", _OLDEST_TRADE, 1),
+        ("minutes", _OLDEST_LEFT.format(timeframes=60_000), 0),
+        ("hours", _OLDEST_LEFT.format(timeframes="60000, 3600000"), 0),
+    )
 )
 
 # Statements that migrate a file from one version to the next. All spans of version 1 have rows.
@@ -85,6 +109,7 @@ _MIGRATIONS: Final = {
     ),
     2: (_TRACKED,),
     3: ("ALTER TABLE instruments ADD COLUMN status TEXT",),
+    4: (_EXPIRED, *_FIND_EXPIRED),
 }
 
 _OTHER_FOLDER: Final = "or set WADM_DATA_DIR to another folder"

@@ -14,6 +14,7 @@ import msgspec
 
 from wadm_mcp.analytics.footprint import Bar, Footprint
 from wadm_mcp.analytics.volume_profile import VolumeProfile
+from wadm_mcp.coverage.expired import Expired
 from wadm_mcp.coverage.spans import IdRange, Span
 from wadm_mcp.model import Instrument, Listing, Retention, Timeframe, Trade, Window
 
@@ -107,13 +108,14 @@ class StoreState(NamedTuple):
     """A store's kind, place and size on disk, for the health page.
 
     `log_bytes` is the part of the size that is a write-ahead log: what is committed and not in the store's own file yet. It is 0 where a
-    server takes care of that.
+    server takes care of that. `now` is the time (ms) of the clock by which a server deletes; None where this process does.
     """
 
     kind: str
     place: str
     bytes: int
     log_bytes: int = 0
+    now: int | None = None
 
 
 _PAGE_TRADES: Final = 10_000
@@ -235,10 +237,17 @@ class Store(Protocol):
         """Spans that touch the window, and the nearest one before it and after it, oldest first."""
         ...
 
-    async def expire(self, now: int, retention: Retention) -> int:
-        """Delete a bounded number of rows that are older than their retention; returns how many.
+    async def expire(self, now: int | None, retention: Retention) -> int:
+        """Delete a bounded number of rows that are older than their retention by `now` (ms); returns how many. None deletes nothing.
 
-        Returns 0 where the database server deletes by itself.
+        `expired` says so from the moment of the deletion on. Returns 0 where the database server deletes by itself.
+        """
+        ...
+
+    async def expired(self, instrument: Instrument) -> Expired:
+        """What was deleted of an instrument, or may be at any moment, with whatever retention: none of it may be claimed.
+
+        It survives a restart and a longer retention.
         """
         ...
 

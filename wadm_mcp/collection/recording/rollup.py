@@ -21,6 +21,7 @@ from wadm_mcp.analytics.volume_profile import VolumeProfile, volume_profile
 from wadm_mcp.clock import Clock
 from wadm_mcp.collection.recording.minute import build_minute
 from wadm_mcp.collection.recording.recorded_instrument import RecordedInstrument
+from wadm_mcp.coverage.expired import Expired
 from wadm_mcp.health import Health
 from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, Instrument, Listing, Scale, Timeframe, Window, rescale
 from wadm_mcp.storage.store import Derived, DirtyMinute, OrderFlow, Profile, Store, StoredFootprint, all_trades
@@ -115,6 +116,7 @@ class Rollup:
         if over or late or until > settled:
             # Read before any content: what another lease holder derives from now on has a higher revision and stays.
             stored = await self._stored_bars(instrument, min([*late, settled - 1]), until)
+            expired = await self._store.expired(instrument)
             revised = {minute: tape.revising[minute] for minute in late}
             due: dict[int, Footprint] = {}
             for minute in over:
@@ -122,14 +124,14 @@ class Rollup:
                 live = tape.minutes.get(minute)
                 due[minute] = live.rescaled(live.scale) if live is not None else Footprint(tape.listing.scale)
                 if await self._differs(instrument, minute, due[minute], tape.trade_counts[minute], marks):
-                    due[minute] = await self._derived_again(instrument, minute)
+                    due[minute] = await self._derived_again(instrument, minute, expired)
             cells = 0
             for minute in reversed(late):
                 if cells >= _LATE_CELLS:
                     self.behind = True
                     self._late[instrument].pop(minute)
                     continue
-                due[minute] = await self._derived_again(instrument, minute)
+                due[minute] = await self._derived_again(instrument, minute, expired)
                 cells += due[minute].levels
             clears = [marks[minute] for minute in due if minute in marks]
             unfinished = sorted(minute for minute in marks if minute < settled and minute not in due)
@@ -266,14 +268,17 @@ class Rollup:
                 totals[timeframe, start] = bar, total
         return totals
 
-    async def _derived_again(self, instrument: Instrument, minute: int) -> Footprint:
-        """A minute from its stored trades and partial footprints; merged into the stored footprint where its trades have expired."""
+    async def _derived_again(self, instrument: Instrument, minute: int, expired: Expired) -> Footprint:
+        """A minute from its stored trades and partial footprints; merged into the stored footprint where its trades have expired.
+
+        They may have expired by an earlier, shorter retention, or not been deleted yet.
+        """
         self._health.count("minutes.derived_again")
         window = Window(minute, minute + MINUTE)
         trades = await all_trades(self._store, instrument, window)
         partials = await self._store.pieces(instrument, window)
         stored: Sequence[StoredFootprint] = ()
-        if minute < self._clock.now() - self._retention_of_trades:
+        if minute < self._clock.now() - self._retention_of_trades or not expired.has_trades(minute):
             stored = await self._store.footprints(instrument, Timeframe.M1, window)
         return await to_thread.run_sync(build_minute, trades, partials, stored[0].footprint if stored else None)
 
