@@ -778,3 +778,16 @@ async def test_many_callers_at_once_take_turns(folder: Path) -> None:
                 tasks.start_soon(journal.next)
         assert journal.backlog == 60
         assert sorted(await drained(journal)) == list(range(60))
+
+
+async def test_beside_a_new_store_the_coverage_of_an_earlier_one_is_not_returned(tmp_path: Path) -> None:
+    span = Span(NOON, NOON + 5, 1, 9, Basis.EXACT)
+    async with Journal(tmp_path, 1 << 20) as journal:
+        await journal.append(Entry([trade(9)], [(SPOT, span)]))
+    async with Journal(tmp_path, 1 << 20, store_is_new=True) as journal:
+        await journal.append(Entry([trade(10)], [(SPOT, Span(NOON + 6, NOON + 7, 10, 10, Basis.EXACT))]))
+        batches = [await journal.next(1)]
+        batches.append(await journal.next(1, after=batches[0]))
+        found = [batch for batch in batches if batch is not None]
+        assert [each.seq for batch in found for each in batch.trades] == [9, 10]
+        assert [span.first_seq for batch in found for _, span in batch.spans] == [10]

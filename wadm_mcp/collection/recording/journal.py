@@ -89,10 +89,16 @@ class Journal:
     After `append` the operating system has the data, so it survives the end of the process, even `kill -9`. It is fsynced at most once a
     second, so a power cut loses about the last second. If an `append` did not return, some of its trades may still be found later; its
     coverage is found only together with all of them. `StoreError` if the folder cannot be used.
+
+    `store_is_new` says that the store has nothing of what was recorded before: coverage that an earlier process left is not returned then,
+    since it may include trades that only an earlier store had.
     """
 
-    def __init__(self, folder: Path, limit: int, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, folder: Path, limit: int, *, monotonic: Callable[[], float] = time.monotonic, store_is_new: bool = False) -> None:
         self._folder = folder
+        self._store_is_new = store_is_new
+        self._withheld_until = Place(-1, 0, 0, 0)
+        """Coverage before this place is not returned: it was recorded beside another store."""
         self._limit = limit
         self._monotonic = monotonic
         self._segments: deque[_Segment] = deque()
@@ -181,6 +187,8 @@ class Journal:
                 unreadable.append(error)
         for error in unreadable:
             self._quarantine(error)
+        if self._store_is_new and self._segments:
+            self._withheld_until = self._segments[-1].end
         self._update_backlog()
         self._delete_released()
 
@@ -395,6 +403,8 @@ class Journal:
             self._bytes -= oldest.size
 
     def _coverage_suspended(self, place: Place) -> bool:
+        if place < self._withheld_until:
+            return True
         return place < self._suspended_until and any(segment.damaged and segment.number < place.segment for segment in self._segments)
 
     def _quarantine(self, error: Unreadable) -> None:
