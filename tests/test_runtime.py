@@ -8,11 +8,12 @@ from pathlib import Path
 import anyio
 import pytest
 
-from wadm_mcp.clock import now_ms
+from wadm_mcp.clock import Clock, now_ms
+from wadm_mcp.collection.recording import maintenance
 from wadm_mcp.coverage.judge import judge
 from wadm_mcp.errors import SettingError, StoreError
 from wadm_mcp.health import State
-from wadm_mcp.model import Instrument, Window
+from wadm_mcp.model import DAY, HOUR, Instrument, Timeframe, Window
 from wadm_mcp.runtime import Runtime
 from wadm_mcp.server.questions import MARKETS, VOLUME_PROFILE
 from wadm_mcp.settings import Settings, read_settings
@@ -219,3 +220,76 @@ async def test_the_first_answer_names_a_configured_exchange_that_has_not_answere
         assert [row[:2] for row in markets["markets"]["rows"]] == [["binance", "spot"], ["bybit", "spot"]]
         alone = (await VOLUME_PROFILE.ask(runtime, {"symbol": "BTCUSDT", "exchange": "bybit"})).answer
         assert (alone["coverage"]["ratio"], alone["provisional"]) == (0, ["bybit:spot:BTCUSDT"])
+
+
+@pytest.mark.parametrize(("shift", "at_start"), [(HOUR, True), (-3 * HOUR, False), (4 * DAY, True), (-40 * DAY, True), (400 * DAY, False)])
+async def test_a_wrong_clock_deletes_nothing_and_loses_no_trade_and_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shift: int, at_start: bool
+) -> None:
+    monkeypatch.setattr(maintenance, "_EXPIRY_SECONDS", 0.1)
+    ahead = 0
+    async with running(tmp_path) as (runtime, simulator):
+        with anyio.fail_after(15):
+            await simulator.subscribed(*SPOT)
+        await push(simulator, count=5)
+        await until(lambda: runtime.recorded == 5)
+    async with (
+        Simulator(manual=True) as simulator,
+        Runtime(settings_for(tmp_path, simulator), clock=Clock(lambda: now_ms() + ahead)) as runtime,
+    ):
+
+        async def traded(verdict: State) -> None:
+            with anyio.fail_after(15):
+                while runtime.health.parts["clock"].state is not verdict:
+                    await push(simulator)
+                    await anyio.sleep(0.2)
+
+        ahead = shift if at_start else 0
+        with anyio.fail_after(15):
+            await simulator.subscribed(*SPOT)
+        if not at_start:
+            await traded(State.OK)
+            ahead = shift
+        await traded(State.DOWN)
+        detail = runtime.health.parts["clock"].detail
+        assert f"{'ahead of' if shift > 0 else 'behind'} binance" in detail
+        assert not runtime.health.ready
+        assert abs(runtime.view.clock() - now_ms()) < 1_000
+        before = runtime.recorded
+        await push(simulator, count=3)
+        await until(lambda: runtime.recorded == before + 3)
+        with anyio.fail_after(15):
+            while runtime.waiting:
+                await anyio.sleep(0.05)
+        ahead = 0
+        await traded(State.OK)
+        recorded = runtime.recorded
+    async with running(tmp_path) as (runtime, _):
+        now = now_ms()
+        assert len(await runtime.store.trades(SPOT, Window(now - HOUR, now + HOUR), limit=10_000)) >= recorded
+        assert (await runtime.store.expired(SPOT)) == ((), (), ())
+        assert all(span.end <= now for span in await runtime.store.spans(SPOT, Window(0, now + 500 * DAY)))
+        assert all(bar.start <= now for bar in await runtime.store.order_flow(SPOT, Timeframe.M1, Window(0, now + 500 * DAY)))
+
+
+async def test_a_deleted_store_ends_recording_with_its_reason_and_what_was_in_it_is_not_claimed_afterwards(tmp_path: Path) -> None:
+    async with running(tmp_path) as (runtime, simulator):
+        with anyio.fail_after(15):
+            await simulator.subscribed(*SPOT)
+        await push(simulator, count=5)
+        await until(lambda: runtime.recorded == 5 and not runtime.waiting)
+        for file in tmp_path.glob("wadm.sqlite*"):
+            file.unlink()
+        await push(simulator, count=3)
+        with anyio.fail_after(15):
+            error = await runtime.failed()
+        assert "wadm.sqlite was deleted or replaced while WADM was recording into it" in str(error)
+        assert runtime.health.parts["store"].state is State.DOWN
+    async with running(tmp_path) as (runtime, simulator):
+        with anyio.fail_after(15):
+            await simulator.subscribed(*SPOT)
+        await until(lambda: not runtime.waiting)
+        now = now_ms()
+        stored = await runtime.store.trades(SPOT, Window(now - HOUR, now + HOUR), limit=100)
+        covered = sum(span.last_seq - span.first_seq + 1 for span in await runtime.store.spans(SPOT, Window(now - HOUR, now + HOUR)))
+        assert covered <= len(stored)

@@ -30,6 +30,8 @@ class Clock:
     """Milliseconds since the epoch, UTC."""
     monotonic: Callable[[], float] = time.monotonic
     """Seconds since an arbitrary moment; never goes back."""
+    confirmed: Callable[[], bool] = lambda: True
+    """Whether `now` is known to be right: see `clock_check.py`."""
 
 
 SYSTEM_CLOCK: Final = Clock()

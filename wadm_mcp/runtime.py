@@ -20,6 +20,7 @@ from anyio.abc import TaskGroup
 from wadm_mcp.audit import Auditor, ExchangeFigures, HourlyAudit, exchange_figures
 from wadm_mcp.backoff import Backoff
 from wadm_mcp.clock import SYSTEM_CLOCK, Clock
+from wadm_mcp.clock_check import ClockCheck, Verdict
 from wadm_mcp.collection.backfill.import_jobs import ImportJobRunner
 from wadm_mcp.collection.follower import Follower
 from wadm_mcp.collection.market import RecordingServices
@@ -31,7 +32,7 @@ from wadm_mcp.collection.recording.rollup import Rollup
 from wadm_mcp.collection.recording.writer import Writer
 from wadm_mcp.collection.rest.client import KnownHosts, RestClient
 from wadm_mcp.collection.subscriptions import SubscriptionManager
-from wadm_mcp.errors import StoreError, StoreUnreachable, WadmError, ungrouped
+from wadm_mcp.errors import StoreError, StoreLost, StoreUnreachable, WadmError, ungrouped
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
 from wadm_mcp.model import Instrument, Listing, Window
@@ -42,6 +43,7 @@ from wadm_mcp.settings import Settings, using_folder
 from wadm_mcp.storage.cache import InProcessCache
 from wadm_mcp.storage.cached import CachedAnswers, CachedFootprints
 from wadm_mcp.storage.opening import open_cache, open_store
+from wadm_mcp.storage.sqlite import SqliteStore
 from wadm_mcp.tape import Tape
 from wadm_mcp.tracking import Tracking
 
@@ -52,6 +54,8 @@ _ENTER_SECONDS: Final = 1.0
 _RECORD_SECONDS: Final = 3.0
 """How long recording waits for the store, to continue what it has; trades go into the journal without it."""
 _STORE_PAUSE_SECONDS: Final = 1.0
+_CLOCK_POLL_SECONDS: Final = 1.0
+_FILE_POLL_SECONDS: Final = 1.0
 _RESTART_PAUSE_SECONDS: Final = 0.5
 _MAX_PAUSE_SECONDS: Final = 30.0
 _HEALTHY_SECONDS: Final = 60.0
@@ -62,6 +66,9 @@ _TRACK: Final = "track_market adds one."
 _ASK_OPERATOR: Final = (
     "The operator adds one in WADM_SYMBOLS, or its market in WADM_MARKETS, or lets agents do so by WADM_ALLOW_TRACKING=true."
 )
+
+_CLOCK_STATES: Final = {Verdict.UNKNOWN: State.STARTING, Verdict.AGREES: State.OK}
+"""The state of the part `clock`. While the exchanges contradict this machine's clock, or each other, it is down."""
 
 Role: TypeAlias = Literal["starting", "recording", "standby"]
 
@@ -81,6 +88,8 @@ class Runtime:
     ) -> None:
         self.settings = settings
         self.watches = Watches()
+        self._clock_check = ClockCheck(clock)
+        clock = self._clock_check.clock
         self.health = Health(clock.now)
         self.tape = Tape()
         self.tape.add_awaited(venue.instrument(symbol) for venue in settings.venues for symbol in settings.WADM_SYMBOLS)
@@ -234,14 +243,24 @@ class Runtime:
         settings, health = self.settings, self.health
         self._state = "recording"
         log.info("recorder.begins", data=settings.WADM_DATA_DIR)
-        recorder = self._recorder = Recorder(self.tape, health, self._clock)
+        recorder = self._recorder = Recorder(self.tape, health, self._clock, self._clock_check.heard)
         rollup = Rollup(self.store, health, self._clock, settings.retention.trades)
         limit = settings.WADM_JOURNAL_MAX_MB << 20
         async with AsyncExitStack() as stack:
             with using_folder(settings.WADM_DATA_DIR):
-                journal = await stack.enter_async_context(Journal(settings.WADM_DATA_DIR / "journal", limit))
+                new = isinstance(self.store, SqliteStore) and self.store.created
+                journal = await stack.enter_async_context(Journal(settings.WADM_DATA_DIR / "journal", limit, store_is_new=new))
             writer = Writer(recorder, journal, self.store, health)
-            maintenance = Maintenance(recorder, writer, rollup, self.store, health, settings.retention, self._clock)
+            maintenance = Maintenance(
+                recorder,
+                writer,
+                rollup,
+                self.store,
+                health,
+                settings.retention,
+                self._clock,
+                lambda: self._clock_check.expiry_limit,
+            )
             health.report("recorder", State.OK)
             await self._catch_up()
             await self._follow_and_write(recorder, writer, maintenance)
@@ -249,7 +268,8 @@ class Runtime:
     async def _follow_and_write(self, recorder: Recorder, writer: Writer, maintenance: Maintenance) -> None:
         settings, health = self.settings, self.health
         try:
-            client = RestClient(proxied=not settings.stays_on_loopback, health=health, hosts=self._hosts)
+            heard = self._clock_check.heard
+            client = RestClient(proxied=not settings.stays_on_loopback, health=health, hosts=self._hosts, heard=heard)
             async with client as rest, anyio.create_task_group() as tasks:
 
                 def start(name: str, job: Callable[[], Awaitable[None]]) -> None:
@@ -257,6 +277,8 @@ class Runtime:
 
                 services = RecordingServices(settings, self.tape, self.store, recorder, maintenance, rest, health, self._clock, start)
                 subscriptions = self._subscriptions = SubscriptionManager(services, self._name)
+                start("clock", self._watch_clock)
+                tasks.start_soon(self._watch_file)
                 start("writer", writer.run)
                 start("maintenance", maintenance.run)
                 start("audit", self._hourly_audit(recorder, rest).run)
@@ -271,6 +293,25 @@ class Runtime:
                     log.warning("recorder.not_flushed", trades=self.waiting, error=error)
                 if self._subscriptions is not None:
                     await self._subscriptions.release_leases()
+
+    async def _watch_file(self) -> None:
+        """End recording if the file of the store is deleted under it: only a new start knows that nothing is stored any more."""
+        while True:
+            if isinstance(self.store, SqliteStore):
+                try:
+                    self.store.check_file()
+                except StoreLost as error:
+                    self.health.report("store", State.DOWN, str(error))
+                    self._fail(error)
+                    return
+            await anyio.sleep(_FILE_POLL_SECONDS)
+
+    async def _watch_clock(self) -> None:
+        """Report whether this machine's clock agrees with the exchanges, until cancelled."""
+        while True:
+            judgement = self._clock_check.judgement
+            self.health.report("clock", _CLOCK_STATES.get(judgement.verdict, State.DOWN), judgement.sentence)
+            await anyio.sleep(_CLOCK_POLL_SECONDS)
 
     def _hourly_audit(self, recorder: Recorder, rest: RestClient) -> HourlyAudit:
         async def fetch(listing: Listing, window: Window) -> ExchangeFigures:

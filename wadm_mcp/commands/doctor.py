@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -13,6 +13,7 @@ import anyio
 from websockets.exceptions import WebSocketException
 
 from wadm_mcp.clock import SYSTEM_CLOCK
+from wadm_mcp.clock_check import TOLERANCE, Judgement, Verdict
 from wadm_mcp.collection.network import SocketFailure, SocketHosts, connect, socket_options, socket_url
 from wadm_mcp.collection.recorder_lock import RecorderLock
 from wadm_mcp.collection.rest.client import RestClient
@@ -71,12 +72,18 @@ async def examine(settings: Settings) -> int:
         await check("SQLite", lambda: _sqlite(settings))
     if settings.REDIS_URL is not None:
         await check("Redis", lambda: _redis(settings))
-    async with RestClient(proxied=not settings.stays_on_loopback) as rest:
+    offsets: dict[str, int] = {}
+
+    def heard(source: str, time: int) -> None:
+        offsets[source] = SYSTEM_CLOCK.now() - time
+
+    async with RestClient(proxied=not settings.stays_on_loopback, heard=heard) as rest:
         for venue in settings.venues:
             # Until the exchange answers, the collectors record with provisional listings: so is its stream tried here.
             listings = [Listing.unconfirmed(venue.instrument(symbol)) for symbol in settings.WADM_SYMBOLS]
             await check(f"{venue.name} REST", partial(_listings, rest, settings, venue, listings))
-            await check(f"{venue.name} stream", partial(_stream, rest, venue, listings))
+            await check(f"{venue.name} stream", partial(_stream, rest, venue, listings, heard))
+    await check("clock", partial(_clock, offsets))
     width = max(len(finding.part) for finding in findings)
     lines: list[str] = []
     for finding in findings:
@@ -160,7 +167,18 @@ async def _listings(rest: RestClient, settings: Settings, venue: Venue, found: l
     return "\n".join([f"{len(every):,} instruments; {steps}", *rest.notes(venue)])
 
 
-async def _stream(rest: RestClient, venue: Venue, listings: list[Listing]) -> str:
+async def _clock(offsets: Mapping[str, int]) -> str:
+    """Compare this machine's clock with the times of the exchanges: ms by which it is ahead of each."""
+    if not offsets:
+        raise _NotTriedError("no exchange has said what time it is")
+    wrong = {source: ahead for source, ahead in offsets.items() if abs(ahead) > TOLERANCE}
+    if not wrong:
+        return Judgement(Verdict.AGREES, 0, tuple(offsets)).sentence
+    ahead = sorted(wrong.values())[len(wrong) // 2]
+    raise WadmError(Judgement(Verdict.AHEAD if ahead > 0 else Verdict.BEHIND, ahead, tuple(wrong)).sentence)
+
+
+async def _stream(rest: RestClient, venue: Venue, listings: list[Listing], heard: Callable[[str, int], None]) -> str:
     """Subscribe and wait for a trade: an acknowledged subscription alone does not prove that trades arrive."""
     traded = [listing for listing in listings if listing.trading]
     if not traded:
@@ -172,7 +190,8 @@ async def _stream(rest: RestClient, venue: Venue, listings: list[Listing]) -> st
         url = socket_url(venue, base_url)
         began = anyio.current_time()
         try:
-            await _first_trade(venue, url, rest.certificates, traded)
+            event_time = await _first_trade(venue, url, rest.certificates, traded)
+            heard(venue.exchange.name, event_time)
         except (OSError, ValueError, WebSocketException) as error:
             failure = SocketFailure.of(error, base_url, venue, SYSTEM_CLOCK.now())
             hosts.failed(base_url, failure)
@@ -185,17 +204,20 @@ async def _stream(rest: RestClient, venue: Venue, listings: list[Listing]) -> st
             return f"first trade after {anyio.current_time() - began:.1f} s" + (f"\n{note}" if note else "")
 
 
-async def _first_trade(venue: Venue, url: str, certificates: ssl.SSLContext | None, listings: list[Listing]) -> None:
-    """Return when a socket has delivered a trade. `WadmError` when it delivers none, `OSError` when it cannot be opened."""
+async def _first_trade(venue: Venue, url: str, certificates: ssl.SSLContext | None, listings: list[Listing]) -> int:
+    """Return the event time (ms) of the first trade that a socket delivers.
+
+    `WadmError` when it delivers none, `OSError` when it cannot be opened.
+    """
     exchange, market = venue.exchange, venue.market
     names = [each.instrument.symbol for each in listings][: exchange.limits(market).names_per_request]
     decoder = exchange.decoder(market, listings)
     async with connect(url, compression=None, close_timeout=1, **socket_options(url, certificates)) as socket:
         await socket.send(exchange.subscribe(market, names, 1))
         with anyio.move_on_after(_TRADE_SECONDS):
-            while not isinstance(decoder.decode(await socket.recv(decode=False)), Trades):
+            while not isinstance(message := decoder.decode(await socket.recv(decode=False)), Trades):
                 pass
-            return
+            return message.event_time
     unconfirmed = any(listing.provisional for listing in listings)
     raise WadmError(
         f"{url}: connected, but no trade arrived within {_TRADE_SECONDS:g} s; the market may be quiet, "

@@ -185,7 +185,7 @@ class Watch:
         start = met.bar if met is not None else self._timeframe.floor(now)
         end = min(start + self._timeframe.ms, -(-now // MINUTE) * MINUTE)
         scope = replace(self._scope, window=self._coverage_window or Window(start, max(start, end)), now=now)
-        covered = await coverage(self._view, scope, figures=BROKEN)
+        covered = await coverage(self._view, scope, self._timeframe, figures=BROKEN)
         bar = (await merged_bars(self._view, scope, self._timeframe, scope.window)).get(start, Bar(Scale(0, 0)))
         trade = (met.trade if met is not None else None) or self._newest()
         return {
@@ -266,7 +266,7 @@ class Watch:
         end = self._view.clock()
         now = -(-end // MINUTE) * MINUTE
         scope = replace(self._scope, window=Window(now - self._timeframe.ms, now), now=end)
-        ratio = (await coverage(self._view, scope))["ratio"]
+        ratio = (await coverage(self._view, scope, self._timeframe))["ratio"]
         self._coverage_window = scope.window
         self.status = f"coverage {ratio} since {iso(scope.window.start)}"
         for group in self._waiting if ratio == 1 else ():

@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 import anyio
 
 from wadm_mcp.clock import Clock
+from wadm_mcp.clock_check import TOLERANCE, duration
 from wadm_mcp.collection.recording.minute import without_repeats
 from wadm_mcp.collection.recording.recorded_instrument import RecordedInstrument
 from wadm_mcp.collection.recording.recorder import Recorder
@@ -28,11 +29,16 @@ from wadm_mcp.tape import InstrumentTape
 
 _ROLLUP_SECONDS: Final = 1.0
 _EXPIRY_SECONDS: Final = 30.0
+_EXPIRY_DELAY_MS: Final = 5 * MINUTE
+"""Data is deleted this long after its retention is over. Answers count it as expired at once, so none loses what it has just claimed."""
 _LOG_PART: Final = "store log"
+_CLOCK_PART: Final = "store clock"
 _MAX_LOG_BYTES: Final = 64 << 20
 """Size of the store's write-ahead log above which it is reported. It is usually below 8 MB."""
 _LOG_WARNING_SECONDS: Final = 600.0
 _POLL_SECONDS: Final = 0.25
+_FOREVER: Final = 1 << 52
+"""A time (ms) after any trade's."""
 RECENT_TRADES: Final = 2_000
 """Newest stored trades that a start reads: they show which trades are repeats, and how often the instrument trades."""
 _RECOVERED_MINUTES: Final = 10
@@ -47,10 +53,21 @@ class _Stored(NamedTuple):
 
 
 class Maintenance:
-    """Keeps the store's figures up to date and within their retention until cancelled."""
+    """Keeps the store's figures up to date and within their retention until cancelled.
+
+    `expiry_limit` is the time (ms) by which data is old enough to be deleted, None while nothing may be; without it that is now.
+    """
 
     def __init__(
-        self, recorder: Recorder, writer: Writer, rollup: Rollup, store: Store, health: Health, retention: Retention, clock: Clock
+        self,
+        recorder: Recorder,
+        writer: Writer,
+        rollup: Rollup,
+        store: Store,
+        health: Health,
+        retention: Retention,
+        clock: Clock,
+        expiry_limit: Callable[[], int | None] | None = None,
     ) -> None:
         self._recorder = recorder
         self._writer = writer
@@ -59,6 +76,7 @@ class Maintenance:
         self._health = health
         self._retention = retention
         self._clock = clock
+        self._expiry_limit = expiry_limit or clock.now
         self._log_grows = RateLimitedWarning("store.log_grows", clock.monotonic, _LOG_WARNING_SECONDS)
 
     async def run(self) -> None:
@@ -114,13 +132,16 @@ class Maintenance:
 
         Its dirty minutes are rebuilt in the tape from their stored trades; rollup derives those that are closed.
         """
-        tape, instrument, now = recorded.tape, recorded.instrument, self._clock.now()
+        tape, instrument = recorded.tape, recorded.instrument
+        confirmed, now = self._clock.confirmed(), self._clock.now()
         # Later minutes were recorded here alone; there may be hours of them, if the store was away.
-        shared = recorded.since + MINUTE
+        shared = recorded.since + MINUTE if confirmed else _FOREVER
         if _evicted_until(tape, shared):
             return
+        recent = await self._store.trades(instrument, Window(0, now + DAY if confirmed else _FOREVER), limit=RECENT_TRADES, newest=True)
+        if recent and not confirmed:
+            now = recent[-1].timestamp
         spans = await self._store.spans(instrument, Window(now - max(DAY, self._retention.trades), now + DAY))
-        recent = await self._store.trades(instrument, Window(0, now + DAY), limit=RECENT_TRADES, newest=True)
         every = sorted(mark.minute for mark in await self._store.dirty_minutes() if mark.instrument == instrument)
         theirs = [minute for minute in every if minute <= shared]
         dirty = sorted({*theirs[-_RECOVERED_MINUTES:], *filter(shared.__ge__, tape.minutes)})
@@ -166,10 +187,15 @@ class Maintenance:
 
     async def _expire(self) -> None:
         async with self._writer.exclusive():
-            while not self._writer.failing and await self._store.expire(self._clock.now(), self._retention):
+            while not self._writer.failing:
+                limit = self._expiry_limit()
+                if not await self._store.expire(None if limit is None else limit - _EXPIRY_DELAY_MS, self._retention):
+                    break
                 await self._writer.drain()
             if not self._writer.failing:
-                self._watch_log(await self._store.state())
+                state = await self._store.state()
+                self._watch_log(state)
+                self._watch_clock(state)
 
     def _watch_log(self, state: StoreState) -> None:
         """Report a write-ahead log that has grown, since it takes disk space until the read that holds it ends."""
@@ -185,6 +211,22 @@ class Maintenance:
         elif _LOG_PART in self._health.parts:
             self._health.forget(_LOG_PART)
             log.info("store.log_merged", place=state.place, megabytes=round(state.log_bytes / 1e6))
+
+    def _watch_clock(self, state: StoreState) -> None:
+        """Report a server that deletes by a clock which disagrees with the exchanges."""
+        if state.now is None or not self._clock.confirmed():
+            return
+        ahead = state.now - self._clock.now()
+        if abs(ahead) > TOLERANCE:
+            side = "ahead of" if ahead > 0 else "behind"
+            self._health.report(
+                _CLOCK_PART,
+                State.DOWN,
+                f"the clock of {state.place} is {duration(abs(ahead))} {side} the exchanges, and old data is deleted by it; "
+                "set that machine's clock, e.g. with NTP",
+            )
+        elif _CLOCK_PART in self._health.parts:
+            self._health.report(_CLOCK_PART, State.OK)
 
     async def _try(self, part: str, step: Callable[[], Awaitable[None]]) -> None:
         """Run a step whose failure must not stop the writing of trades: it is reported, and the step is tried again later."""

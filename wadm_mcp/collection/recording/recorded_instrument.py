@@ -35,9 +35,8 @@ class RecordedInstrument:
         """By connection that delivers it and is expected to go on: event times (ms) of its first and its last frame."""
         self.being_imported: Window | None = None
         """A window whose trades are coming in now, oldest first: gaps in it are not for gap repair."""
-        self.since = clock.now()
-        """Others may have recorded it up to this time (ms)."""
         self._clock = clock
+        self._began = clock.monotonic()
         self._event_time: int | None = None
         self._traded_at = 0
         """Time of the newest trade that a connection delivered (ms)."""
@@ -48,6 +47,11 @@ class RecordedInstrument:
     @property
     def instrument(self) -> Instrument:
         return self.tape.instrument
+
+    @property
+    def since(self) -> int:
+        """Others may have recorded it up to this time (ms)."""
+        return self._clock.now() - round((self._clock.monotonic() - self._began) * SECOND)
 
     @property
     def traded_at(self) -> int:
@@ -82,10 +86,17 @@ class RecordedInstrument:
         self._backpressure = True
 
     def market_time(self) -> int:
-        """Market time (ms) by this instrument's frames: never after now, before it when frames come late."""
+        """Market time (ms) by this instrument's frames: never after now, before it when frames come late.
+
+        Minutes are closed by it. Without frames it is now; while that is not confirmed it is at most the end of the minute after the newest
+        trade, and 0 without one, so that a wall clock that is ahead closes no minute that is still to come.
+        """
         now = self._clock.now()
         if self._event_time is None or not self.coverage.alive:
-            return now
+            if self._clock.confirmed():
+                return now
+            newest = self.tape.newest
+            return 0 if newest is None else min(now, newest.timestamp - newest.timestamp % MINUTE + 2 * MINUTE)
         return min(now, self._event_time + round((self._clock.monotonic() - self._received_at) * SECOND))
 
     def covers_quiet(self, minute: int) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final
 
 import anyio
@@ -23,7 +23,7 @@ from wadm_mcp.coverage.spans import GapReason, Span, SpanReason
 from wadm_mcp.exchanges.exchange import Trades, Unreadable
 from wadm_mcp.health import Health, State, not_trading
 from wadm_mcp.logs import RateLimitedWarning
-from wadm_mcp.model import DAY, HOUR, MINUTE, Instrument, Listing, Trade, Window
+from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, Instrument, Listing, Trade, Window
 from wadm_mcp.storage.store import PartialFootprint
 from wadm_mcp.tape import Tape
 
@@ -41,14 +41,19 @@ _MAX_TRADE_AGE: Final = HOUR
 
 
 class Recorder:
-    """Takes trades of every recorded instrument into memory, and hands batches for the store to the writer."""
+    """Takes trades of every recorded instrument into memory, and hands batches for the store to the writer.
 
-    def __init__(self, tape: Tape, health: Health, clock: Clock) -> None:
+    `heard` gets the exchange and the event time (ms) of every frame, before `clock` decides whether the frame is plausible.
+    """
+
+    def __init__(self, tape: Tape, health: Health, clock: Clock, heard: Callable[[str, int], None] | None = None) -> None:
         self._tape = tape
         self._health = health
         self._clock = clock
+        self._heard = heard
         self._instruments: dict[Instrument, RecordedInstrument] = {}
-        self._connected_at: dict[int, int] = {}
+        self._connected_at: dict[int, float] = {}
+        """When each connection was opened (monotonic seconds)."""
         self._pending: list[Trade] = []
         self._partials: list[PartialFootprint] = []
         self._final_spans: list[tuple[Instrument, Span]] = []
@@ -107,7 +112,7 @@ class Recorder:
 
     def connected(self, connection: int) -> None:
         """A connection was opened. It covers nothing before this moment, whatever it delivers first."""
-        self._connected_at[connection] = self._clock.now()
+        self._connected_at[connection] = self._clock.monotonic()
 
     async def take(self, connection: int, *messages: Trades) -> None:
         """Record frames of trades. Waits only while the store is so far behind that memory is full."""
@@ -115,6 +120,8 @@ class Recorder:
         by_instrument: defaultdict[Instrument, list[Trades]] = defaultdict(list)
         for message in messages:
             by_instrument[message.instrument].append(message)
+            if self._heard is not None:
+                self._heard(message.instrument.exchange, message.event_time)
         gap_opened = False
         for instrument, frames in by_instrument.items():
             recorded = self._instruments.get(instrument)
@@ -207,7 +214,8 @@ class Recorder:
 
     def _new_trades(self, recorded: RecordedInstrument, connection: int, frames: Iterable[Trades]) -> list[Trade]:
         """Add the trades of these frames to the coverage, and return those that are not repeats."""
-        now, since = self._clock.now(), self._connected_at.get(connection, 0) - CLOCK_SKEW
+        now, opened = self._clock.now(), self._connected_at.get(connection)
+        since = 0 if opened is None else now - round((self._clock.monotonic() - opened) * SECOND) - CLOCK_SKEW
         coverage, fresh = recorded.coverage, list[Trade]()
         counted, live = coverage.has_gapless_ids, SpanReason.LIVE
         seen: int | None = None

@@ -8,6 +8,8 @@ import socket
 import ssl
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +28,7 @@ from wadm_mcp.exchanges.exchange import Aggregate, Allowance, Candle, Host, List
 from wadm_mcp.exchanges.wire import one_line, plain_text
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
-from wadm_mcp.model import Instrument, Listing, Trade, Window
+from wadm_mcp.model import SECOND, Instrument, Listing, Trade, Window
 
 _LOOPBACK: Final = ("all://127.0.0.1", "all://localhost", "all://[::1]")
 """Hosts that are reached without a proxy: the loopback exchanges of a demo are on this machine."""
@@ -137,6 +139,7 @@ class RestClient:
 
     Where a market's REST host does not serve this address or cannot be reached, its fallback host is used for an hour, if it serves what
     is requested. `health` gets which host is used instead, and what a host lacks. Clients with the same `hosts` share what they know.
+    `heard` gets the time (ms) that each reply is dated with, and which exchange's it is.
 
     Every method waits for its turn within the rate limit. `ExchangeError`, in one line that says why, when the exchange cannot be reached,
     is too slow, refuses, sends a reply that cannot be read, or is sent no request for now. All can be cancelled at any time.
@@ -154,6 +157,7 @@ class RestClient:
         clock: Clock = SYSTEM_CLOCK,
         health: Health | None = None,
         hosts: KnownHosts | None = None,
+        heard: Callable[[str, int], None] | None = None,
     ) -> None:
         self._hosts = hosts or KnownHosts()
         self._proxied = proxied
@@ -164,6 +168,7 @@ class RestClient:
         self._pages = pages
         self._clock = clock
         self._health = health
+        self._heard = heard
         self.certificates: ssl.SSLContext | None = None
         """What TLS trusts, for sockets too: the certificates of the operating system, or of `SSL_CERT_FILE`. Set once entered."""
 
@@ -351,6 +356,8 @@ class RestClient:
         async with limiter.request(request.weight, priority) as number:
 
             def note(status: int, headers: Mapping[str, str], body: bytes) -> None:
+                if self._heard is not None and not body and (date := _sent_at(headers)) is not None:
+                    self._heard(f"{venue.exchange.name} REST", date)
                 # The refusal of a path that the host may lack does not shut the others.
                 if not (request.optional and status in REFUSED):
                     limiter.note_reply(number, status, headers, body)
@@ -492,6 +499,15 @@ def _network_errors(host: _Host, connect: float, read: float) -> Generator[None]
     except httpx2.HTTPError as error:
         kind = HostRefused if isinstance(error, httpx2.ConnectError) else ExchangeError
         raise kind(f"{host.name}: {host.address} {_cause_of(error, host)}") from None
+
+
+def _sent_at(headers: Mapping[str, str]) -> int | None:
+    """When a reply was made (ms, to the second), None where it does not say so or comes from a cache."""
+    try:
+        sent = parsedate_to_datetime(headers.get("Date", ""))
+        return None if "Age" in headers else int(sent.replace(tzinfo=sent.tzinfo or UTC).timestamp()) * SECOND
+    except (ValueError, OverflowError):
+        return None
 
 
 def _byte_count(text: str) -> int | None:
