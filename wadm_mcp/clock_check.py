@@ -14,6 +14,7 @@ carried on.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, NamedTuple
@@ -29,6 +30,7 @@ _REPEATED_MS: Final = 1_000
 """and the time that must lie between the first and the last of them."""
 _LATE_MS: Final = 10 * 60_000
 """The same for times that are behind a wall clock that was confirmed: until then they are late."""
+_MOMENT_MS: Final = 100
 _MAX_SOURCES: Final = 64
 
 
@@ -87,9 +89,18 @@ class _Source:
     repeats: int = 0
     """and how often it came in a row."""
 
+    heard_at: float = -math.inf
+    """When it was last heard (monotonic ms)."""
+
+    def confirms(self, time: int, monotonic: float) -> bool:
+        """Whether a time only repeats what was heard a moment ago: a busy exchange sends thousands a second."""
+        if self.believed is None or self.repeats or monotonic - self.heard_at >= _MOMENT_MS:
+            return False
+        return abs(time - monotonic - self.believed) <= TOLERANCE
+
     def hear(self, offset: int, machine: int, monotonic: float) -> None:
         """It said a time; `machine` is the offset of the wall clock."""
-        believed = self.believed
+        believed, self.heard_at = self.believed, monotonic
         if believed is None and abs(offset - machine) <= TOLERANCE:
             self.believed, self.repeats = offset, 0
         elif believed is not None and abs(offset - believed) <= TOLERANCE:
@@ -122,12 +133,13 @@ class ClockCheck:
 
     def heard(self, source: str, time: int) -> None:
         """A source said its time (ms): an exchange in a frame, or a REST host in a reply."""
-        known = self._sources.get(source)
+        monotonic, known = self._monotonic() * 1_000, self._sources.get(source)
         if known is None:
             if len(self._sources) >= _MAX_SOURCES:
                 return
             known = self._sources[source] = _Source()
-        monotonic = self._monotonic() * 1_000
+        elif known.confirms(time, monotonic):
+            return
         offset, machine = time - int(monotonic), self._wall() - int(monotonic)
         known.hear(offset, machine, monotonic)
         self._judge(machine)

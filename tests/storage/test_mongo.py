@@ -494,7 +494,7 @@ async def test_an_invalid_url_is_a_setting_error_and_is_never_shown(url: str) ->
 
 
 async def test_a_server_that_stalls_blocks_a_call_no_longer_than_the_socket_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mongo, "_SOCKET_TIMEOUT_MS", 300)
+    monkeypatch.setattr(mongo, "_SOCKET_TIMEOUT_MS", 1_000)
     monkeypatch.setattr(mongo, "_SERVER_SELECTION_MS", 500)
     with own_mongod() as server, anyio.fail_after(60):
         async with MongoStore(server.url, LIVES) as store:
@@ -504,7 +504,7 @@ async def test_a_server_that_stalls_blocks_a_call_no_longer_than_the_socket_time
             for step in (store.write([trade(2)], []), store.dirty_minutes(), store.state(), store.derive(some())):
                 with pytest.raises(StoreUnreachable, match="does not answer in time"):
                     await step
-            assert anyio.current_time() - began < 6
+            assert anyio.current_time() - began < 12
             server.signal(signal.SIGCONT)
             while await every_trade_or_none(store) is None:
                 pass

@@ -520,14 +520,18 @@ async def test_the_state_says_kind_place_and_size(store: Store) -> None:
     assert after.bytes >= before.bytes > 0
 
 
+STEPS = st.decimals("1e-20", "1e20", allow_nan=False)
+"""Ticks and lots of listed instruments; 0 is that of a placeholder."""
+
+
 @few_examples
 @given(
     st.lists(
         st.builds(
             Listing,
             st.builds(Instrument, st.sampled_from(["binance", "bybit"]), st.just("spot"), st.text("ABC1é", min_size=1, max_size=4)),
-            st.decimals(allow_nan=False, allow_infinity=False),
-            st.decimals(allow_nan=False, allow_infinity=False),
+            STEPS,
+            STEPS,
             st.booleans(),
             st.sampled_from(["", "TRADING", "PreLaunch"]),
         ),

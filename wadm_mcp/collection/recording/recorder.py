@@ -43,7 +43,7 @@ _MAX_TRADE_AGE: Final = HOUR
 class Recorder:
     """Takes trades of every recorded instrument into memory, and hands batches for the store to the writer.
 
-    `heard` gets the exchange and the event time (ms) of every frame, before `clock` decides whether the frame is plausible.
+    `heard` gets the exchange and the event time (ms) of the frames, before `clock` decides whether they are plausible.
     """
 
     def __init__(self, tape: Tape, health: Health, clock: Clock, heard: Callable[[str, int], None] | None = None) -> None:
@@ -120,8 +120,9 @@ class Recorder:
         by_instrument: defaultdict[Instrument, list[Trades]] = defaultdict(list)
         for message in messages:
             by_instrument[message.instrument].append(message)
-            if self._heard is not None:
-                self._heard(message.instrument.exchange, message.event_time)
+        if self._heard is not None:
+            for instrument, frames in by_instrument.items():
+                self._heard(instrument.exchange, frames[-1].event_time)
         gap_opened = False
         for instrument, frames in by_instrument.items():
             recorded = self._instruments.get(instrument)
