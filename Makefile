@@ -7,6 +7,9 @@ PEERS := .venv-peers
 UV ?= uv
 COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make pins" $(UPGRADE)
 
+# Where bytecode may not be written, every process that a test starts compiles what it imports, and each worker every test.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test coverage lint reference report format pins conformance bench soak clean
 
