@@ -245,3 +245,16 @@ async def test_without_a_free_descriptor_the_listener_pauses_and_logs_once(
 def test_connections_take_at_most_half_of_the_descriptors(descriptors: int, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "descriptor_limit", lambda: descriptors)
     assert connection_limit() == limit
+
+
+async def test_an_invalid_body_of_a_request_that_was_answered_ends_the_connection_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = b"GET /nothing HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    async with _site(monkeypatch) as site:
+        connection = await site.connect(head)
+        assert (await _answer(connection)).startswith(b"HTTP/1.1 404")
+        await connection.send(b"zz\r\n")
+        await site.counted("requests.invalid")
+        assert await _is_closed(connection)
+    assert not [record for record in caplog.records if record.exc_info]

@@ -232,7 +232,11 @@ class HttpConnection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         self._open.health.count("requests.invalid")
-        super().send_400_response(msg)
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            # The body is invalid of a request that is answered already: uvicorn would log a traceback.
+            self.transport.abort()
 
     def _update_stage(self) -> None:
         self._open.move(self, self._current_stage())
