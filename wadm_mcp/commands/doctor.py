@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import anyio
+from anyio.lowlevel import checkpoint
 from websockets.exceptions import WebSocketException
 
 from wadm_mcp.clock import SYSTEM_CLOCK
 from wadm_mcp.clock_check import TOLERANCE, Judgement, Verdict
+from wadm_mcp.collection.live.frame_socket import FrameSocket
 from wadm_mcp.collection.network import SocketFailure, SocketHosts, connect, socket_options, socket_url
 from wadm_mcp.collection.recorder_lock import RecorderLock
 from wadm_mcp.collection.rest.client import RestClient
@@ -212,12 +214,17 @@ async def _first_trade(venue: Venue, url: str, certificates: ssl.SSLContext | No
     exchange, market = venue.exchange, venue.market
     names = [each.instrument.symbol for each in listings][: exchange.limits(market).names_per_request]
     decoder = exchange.decoder(market, listings)
-    async with connect(url, compression=None, close_timeout=1, **socket_options(url, certificates)) as socket:
+    options = {"compression": None, "ping_interval": None, "close_timeout": 1, "create_connection": FrameSocket}
+    async with connect(url, **options, **socket_options(url, certificates)) as socket:
+        assert isinstance(socket, FrameSocket)
         await socket.send(exchange.subscribe(market, names, 1))
         with anyio.move_on_after(_TRADE_SECONDS):
-            while not isinstance(message := decoder.decode(await socket.recv(decode=False)), Trades):
-                pass
-            return message.event_time
+            while True:
+                for frame in await socket.frames():
+                    message = decoder.decode(frame)
+                    if isinstance(message, Trades):
+                        return message.event_time
+                await checkpoint()
     unconfirmed = any(listing.provisional for listing in listings)
     raise WadmError(
         f"{url}: connected, but no trade arrived within {_TRADE_SECONDS:g} s; the market may be quiet, "

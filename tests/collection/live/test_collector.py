@@ -10,9 +10,12 @@ from dataclasses import replace
 import anyio
 import pytest
 import trustme
+from anyio.abc import SocketStream
 from msgspec.structs import replace as replace_listing
 from websockets.asyncio.server import ServerConnection, serve
+from websockets.frames import Opcode
 
+from tests.collection.live.hostile import hostile_server, wire
 from tests.market import ManualClock, listing
 from tests.venues import simulated_venue, venue
 from wadm_mcp.clock import SYSTEM_CLOCK, now_ms
@@ -360,6 +363,33 @@ async def test_a_connection_over_tls_that_ends_is_followed_by_another() -> None:
         await recorder.until(lambda: len(recorder.trades(instrument)) >= 3)
         assert [reason for reason, _ in recorder.losses[:2]] == ["disconnect", "disconnect"]
         assert recorder.losses[0][1] == "the connection closed with code 1000"
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("ends", "detail"),
+    [
+        (wire(Opcode.CLOSE, b"\x03\xe9"), "the connection closed with code 1001"),
+        (b"\xc1\x01x", "the exchange broke the WebSocket protocol: a frame that begins with 0xc1"),
+    ],
+    ids=["close", "refused"],
+)
+async def test_a_connection_that_is_not_open_any_more_is_followed_by_another_though_its_tcp_connection_stays_open(
+    ends: bytes, detail: str
+) -> None:
+    recorder, instrument = Recording(), Instrument("binance", "spot", "BTCUSDT")
+    recorder.start(listing(instrument), has_gapless_ids=True)
+
+    async def exchange(stream: SocketStream) -> None:
+        number, now = 1 + len(recorder.losses), now_ms()
+        event = {"e": "trade", "E": now, "s": "BTCUSDT", "t": number, "p": "61000.0", "q": "0.5", "T": now, "m": False, "M": True}
+        await stream.send(wire(Opcode.TEXT, json.dumps(event).encode()) + ends)
+
+    async with hostile_server(exchange) as url, anyio.create_task_group() as tasks:
+        here = venue(Binance(), "spot", socket_url=url)
+        tasks.start_soon(Collector(here, [listing(instrument)], recorder, recorder.health, SYSTEM_CLOCK).run)
+        await recorder.until(lambda: len(recorder.trades(instrument)) >= 2)
+        assert recorder.losses[0] == ("disconnect", detail)
         tasks.cancel_scope.cancel()
 
 

@@ -5,21 +5,23 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
-from typing import NamedTuple
+from contextlib import asynccontextmanager, suppress
+from typing import Any, NamedTuple
 
 import anyio
 import pytest
 import trustme
+from anyio.abc import SocketStream
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection, serve
-from websockets.exceptions import ConnectionClosed
-from websockets.frames import Frame, Opcode
+from websockets.exceptions import ConnectionClosed, PayloadTooBig, ProtocolError
+from websockets.frames import Opcode
 from websockets.protocol import State
 
-from wadm_mcp.collection.live.frame_socket import FrameSocket
+from tests.collection.live.hostile import Hostile, hostile_server, wire
+from wadm_mcp.collection.live.frame_socket import _MAX_PARTS, FrameSocket, NotReadingError
 
 pytestmark = pytest.mark.anyio
 
@@ -94,10 +96,6 @@ async def read(client: FrameSocket, count: int) -> list[bytes]:
     while len(found) < count:
         found += await client.frames()
     return found
-
-
-def wire(opcode: Opcode, data: bytes, *, fin: bool = True) -> bytes:
-    return Frame(opcode, data, fin).serialize(mask=False, extensions=[])
 
 
 sizes = st.one_of(st.integers(0, 300), st.integers(65_530, 65_540))
@@ -206,3 +204,99 @@ async def test_a_waiting_reader_is_woken_when_the_connection_is_aborted(tls: Tls
         exchange.transport.abort()
         with pytest.raises(ConnectionClosed):
             await client.frames()
+
+
+@asynccontextmanager
+async def connected_to(hostile: Hostile, max_size: int = 1 << 20) -> AsyncGenerator[FrameSocket]:
+    options: dict[str, Any] = {"compression": None, "ping_interval": None, "max_size": max_size, "close_timeout": 1, "proxy": None}
+    async with hostile_server(hostile) as url:
+        with anyio.fail_after(10):
+            async with connect(url, create_connection=FrameSocket, **options) as client:
+                assert isinstance(client, FrameSocket)
+                yield client
+
+
+async def the_end(client: FrameSocket) -> ConnectionClosed:
+    try:
+        while True:
+            await client.frames()
+    except ConnectionClosed as closed:
+        return closed
+
+
+async def test_a_close_frame_ends_the_connection_though_the_other_end_keeps_tcp_open() -> None:
+    async def close(stream: SocketStream) -> None:
+        await stream.send(wire(Opcode.TEXT, b"last") + wire(Opcode.CLOSE, b"\x03\xf4"))
+
+    async with connected_to(close) as client:
+        assert await client.frames() == [b"last"]
+        end = await the_end(client)
+        assert end.rcvd is not None
+        assert end.rcvd.code == 1012
+
+
+@pytest.mark.parametrize(
+    ("frames", "cause"),
+    [
+        (wire(Opcode.TEXT, b"x" * 1_001), PayloadTooBig),
+        (wire(Opcode.TEXT, b"x" * 999, fin=False) + wire(Opcode.CONT, b"xx"), PayloadTooBig),
+        (wire(Opcode.TEXT, b"", fin=False) + wire(Opcode.CONT, b"", fin=False) * _MAX_PARTS, PayloadTooBig),
+        (b"\x81\xff\xff\xff\xff\xff\xff\xff\xff\xff", ProtocolError),
+        (b"\x81\x7f\x7f\xff\xff\xff\xff\xff\xff\xff", PayloadTooBig),
+        (b"\xc1\x01x", ProtocolError),
+        (b"\x83\x01x", ProtocolError),
+        (b"\x89\x7e\x00\x7e", ProtocolError),
+        (wire(Opcode.CONT, b"x"), ProtocolError),
+        (wire(Opcode.TEXT, b"x", fin=False) + wire(Opcode.TEXT, b"y"), ProtocolError),
+    ],
+)
+async def test_a_frame_that_is_refused_ends_the_connection_though_the_other_end_keeps_tcp_open(
+    frames: bytes, cause: type[Exception]
+) -> None:
+    async with connected_to(lambda stream: stream.send(wire(Opcode.TEXT, b"before") + frames), max_size=1_000) as client:
+        assert await client.frames() == [b"before"]
+        assert isinstance((await the_end(client)).__cause__, cause)
+
+
+async def test_a_half_closed_connection_ends_at_once_with_what_came_before() -> None:
+    async def half_close(stream: SocketStream) -> None:
+        await stream.send(wire(Opcode.TEXT, b"last") + wire(Opcode.TEXT, b"half")[:3])
+        await stream.send_eof()
+
+    async with connected_to(half_close) as client:
+        assert await client.frames() == [b"last"]
+        assert (await the_end(client)).rcvd is None
+
+
+async def test_pings_without_end_are_answered_in_bounds_and_hide_no_message() -> None:
+    async def flood(stream: SocketStream) -> None:
+        while True:
+            await stream.send(wire(Opcode.PING, b"x" * 125) * 2_000 + wire(Opcode.TEXT, b"between"))
+
+    async with connected_to(flood) as client:
+        assert len(await read(client, 50)) >= 50
+        assert client.transport.get_write_buffer_size() <= 64 * 1024
+
+
+async def test_a_connection_whose_other_end_does_not_read_is_given_up() -> None:
+    async def never_read(stream: SocketStream) -> None:
+        await anyio.sleep_forever()
+
+    async with connected_to(never_read) as client, anyio.create_task_group() as tasks:
+
+        async def send() -> None:
+            with suppress(ConnectionClosed):
+                while True:
+                    await client.send("x" * 100_000)
+
+        tasks.start_soon(send)
+        assert isinstance((await the_end(client)).__cause__, NotReadingError)
+
+
+async def test_empty_frames_without_end_are_read_a_few_at_a_time() -> None:
+    async with connected() as (client, _):
+        client.data_received(wire(Opcode.TEXT, b"") * 100_000)
+        assert not client.transport.is_reading()
+        assert len(client._frames) <= 1_024
+        assert len(await read(client, 100_000)) == 100_000
+        assert client.transport.is_reading()

@@ -20,11 +20,11 @@ from typing import Final, Protocol
 
 import anyio
 from anyio.lowlevel import checkpoint
-from websockets.exceptions import ConnectionClosed, PayloadTooBig, WebSocketException
+from websockets.exceptions import ConnectionClosed, PayloadTooBig, ProtocolError, WebSocketException
 
 from wadm_mcp.backoff import Backoff
 from wadm_mcp.clock import Clock
-from wadm_mcp.collection.live.frame_socket import FrameSocket
+from wadm_mcp.collection.live.frame_socket import FrameSocket, NotReadingError
 from wadm_mcp.collection.live.silence import SilenceWatch
 from wadm_mcp.collection.live.staleness import StaleDetector
 from wadm_mcp.collection.network import ClosedSocketHosts, SocketFailure, SocketHosts, connect, socket_options, socket_url
@@ -35,7 +35,7 @@ from wadm_mcp.health import Health, State
 from wadm_mcp.logs import RateLimitedWarning, log
 from wadm_mcp.model import Instrument, Listing
 
-_MAX_FRAME_BYTES: Final = 4 * 1024 * 1024
+_MAX_FRAME_BYTES: Final = 1024 * 1024
 """A larger frame ends the connection. The largest valid one (1,024 Bybit trades) has about 300 kB."""
 _FIRST_PAUSE_SECONDS: Final = 0.5
 _MAX_PAUSE_SECONDS: Final = 60.0
@@ -292,11 +292,7 @@ class Connection:
             try:
                 frames = await socket.frames()
             except ConnectionClosed as closed:
-                if isinstance(closed.__cause__, PayloadTooBig):
-                    self._collector.health.count("frames.oversized")
-                    return f"the exchange sent a frame of more than {_MAX_FRAME_BYTES:,} bytes"
-                code = closed.rcvd.code if closed.rcvd is not None else 1006
-                return f"the connection closed with code {code}"
+                return self._why_closed(closed)
             trades: list[Trades] = []
             for frame in frames:
                 try:
@@ -323,6 +319,20 @@ class Connection:
             await self._deliver(trades)
             # While frames are buffered, `frames` does not wait and other tasks would not run.
             await checkpoint()
+
+    def _why_closed(self, closed: ConnectionClosed) -> str:
+        match closed.__cause__:
+            case PayloadTooBig():
+                self._collector.health.count("frames.oversized")
+                return f"the exchange sent a frame of more than {_MAX_FRAME_BYTES:,} bytes"
+            case ProtocolError() as error:
+                self._collector.health.count("frames.refused")
+                return f"the exchange broke the WebSocket protocol: {error}"
+            case NotReadingError() as error:
+                self._collector.health.count("connections.unread")
+                return f"the exchange does not read what is sent to it: {error}"
+            case _:
+                return f"the connection closed with code {closed.rcvd.code if closed.rcvd is not None else 1006}"
 
     async def _deliver(self, trades: Sequence[Trades]) -> None:
         if not trades:
