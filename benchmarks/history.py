@@ -20,6 +20,7 @@ import anyio
 
 from wadm_mcp.clock import SYSTEM_CLOCK, now_ms
 from wadm_mcp.collection.backfill.history import History
+from wadm_mcp.collection.disk_reserve import DiskReserve
 from wadm_mcp.collection.recording.journal import Journal
 from wadm_mcp.collection.recording.maintenance import Maintenance
 from wadm_mcp.collection.recording.recorder import Recorder
@@ -103,6 +104,7 @@ async def measure(folder: Path) -> None:
             raw=False,
             trades_retention=LIVES.trades,
             folder=folder / "archive",
+            reserve=DiskReserve(folder, 0),
         )
         waits: list[float] = []
         async with anyio.create_task_group() as tasks:

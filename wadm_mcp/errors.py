@@ -78,6 +78,10 @@ class RequestRefused(ExchangeError):
     """A host answered, and refused the request in its own words."""
 
 
+class DiskReserved(WadmError):
+    """There is disk space left, and the journal may need it. Nothing more is downloaded or sorted until there is more."""
+
+
 class ArchiveError(WadmError):
     """An invalid file of an exchange's archive. None of its trades are imported."""
 

@@ -14,6 +14,7 @@ from wadm_mcp.clock import Clock
 from wadm_mcp.collection.backfill.gap_repair import GapRepairer
 from wadm_mcp.collection.backfill.history import History
 from wadm_mcp.collection.backfill.recent_trades import RecentTradesReconciler
+from wadm_mcp.collection.disk_reserve import DiskReserve
 from wadm_mcp.collection.live.collector import Collector
 from wadm_mcp.collection.network import ClosedSocketHosts
 from wadm_mcp.collection.recording.maintenance import Maintenance
@@ -207,4 +208,5 @@ class MarketRecording:
             raw=settings.WADM_HISTORY_RAW,
             trades_retention=settings.retention.trades,
             folder=settings.WADM_DATA_DIR / "archive",
+            reserve=DiskReserve.for_journal(settings.WADM_DATA_DIR, settings.WADM_JOURNAL_MAX_MB << 20),
         )

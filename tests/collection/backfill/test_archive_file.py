@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from wadm_mcp.collection.backfill import archive_file
 from wadm_mcp.collection.backfill.archive_file import lines, verify
 from wadm_mcp.errors import ArchiveError
 
@@ -116,3 +117,56 @@ def test_a_file_that_is_not_a_daily_archive_is_refused_with_its_reason(tmp_path:
         list(lines(binary))
     with pytest.raises(ArchiveError, match="cannot be read \\(No such file or directory\\)"):
         list(lines(tmp_path / "absent.csv"))
+
+
+def test_a_gz_of_several_parts_with_zeros_between_and_after_them_is_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "BTCUSDT2026-07-24.csv.gz"
+    path.write_bytes(b"".join(gzip.compress(row.encode()) + b"\0" * 5 for row in ROWS[:100]) + b"\0" * 300_000)
+    assert list(lines(path)) == ROWS[:100]
+
+
+def test_a_gz_of_parts_without_end_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "BTCUSDT2026-07-24.csv.gz"
+    path.write_bytes(gzip.compress(b"") * 100_001)
+    with pytest.raises(ArchiveError, match="more than 100,000 compressed parts"):
+        list(lines(path))
+
+
+@pytest.mark.parametrize("build", [zipped, gzipped])
+def test_a_file_that_unpacks_to_many_times_its_size_is_refused(
+    tmp_path: Path, build: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive_file, "_ANY_RATIO_BYTES", 100_000)
+    monkeypatch.setattr(archive_file, "_MAX_RATIO", 2)
+    path = build(tmp_path)
+    found: list[str] = []
+    with pytest.raises(ArchiveError, match=r"it unpacks to more than [0-9,]+ bytes; no day of an exchange has as much"):
+        found.extend(lines(path))
+    assert 0 < sum(map(len, found)) <= max(100_000, 2 * path.stat().st_size)
+
+
+def test_a_file_of_more_lines_than_a_day_may_have_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive_file, "_MAX_LINES", 19_999)
+    with pytest.raises(ArchiveError, match="more than 19,999 lines"):
+        list(lines(plain(tmp_path)))
+
+
+def test_a_zip_whose_list_of_files_is_long_is_refused_before_the_list_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "BTCUSDT-aggTrades-2026-07-24.zip"
+    with zipfile.ZipFile(path, "w") as packed:
+        for number in range(2_000):
+            packed.writestr(f"BTCUSDT-{number:050}.csv", "")
+    with pytest.raises(ArchiveError, match="its list of files is too long; a daily archive contains one file"):
+        list(lines(path))
+
+
+def test_a_zip_is_unpacked_only_by_the_method_of_the_exchanges(tmp_path: Path) -> None:
+    path = tmp_path / "BTCUSDT-aggTrades-2026-07-24.zip"
+    for method in (zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2):
+        with zipfile.ZipFile(path, "w", method) as packed:
+            packed.writestr("BTCUSDT.csv", "".join(ROWS))
+        with pytest.raises(ArchiveError, match=f"it is compressed by method {method}"):
+            list(lines(path))
+    with zipfile.ZipFile(path, "w") as packed:
+        packed.writestr("BTCUSDT.csv", "".join(ROWS))
+    assert list(lines(path)) == ROWS

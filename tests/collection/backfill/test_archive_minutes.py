@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wadm_mcp.analytics.footprint import Footprint
-from wadm_mcp.collection.backfill import archive_order
-from wadm_mcp.collection.backfill.archive_minutes import PackedPartial, by_id, by_minute, counted_minutes, whole_minutes
+from wadm_mcp.collection.backfill import archive_minutes, archive_order
+from wadm_mcp.collection.backfill.archive_minutes import PackedPartial, bounded, by_id, by_minute, counted_minutes, whole_minutes
 from wadm_mcp.collection.backfill.archive_order import OutOfOrder, SortedRows
+from wadm_mcp.collection.disk_reserve import DiskReserve
 from wadm_mcp.coverage.spans import Basis, Span
 from wadm_mcp.errors import ArchiveError
 from wadm_mcp.exchanges.binance_archive import BinanceAggregates, BinanceSpotTrades
@@ -55,6 +56,44 @@ def test_a_hole_in_a_file_stays_a_hole_and_a_repeated_row_counts_once() -> None:
     assert [(one.first_seq, one.last_seq, one.trades) for one in spot_partials(lines)] == [(7, 7, 1), (9, 10, 2)]
 
 
+@pytest.mark.parametrize("form", [BinanceSpotTrades(), BybitLinearTrades()])
+def test_a_minute_of_more_prices_or_trades_than_any_has_is_refused(
+    form: BinanceSpotTrades | BybitLinearTrades, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive_minutes, "_MAX_LEVELS", 50)
+    monkeypatch.setattr(archive_minutes, "_MAX_OPEN_TRADES", 50)
+    spot = isinstance(form, BinanceSpotTrades)
+
+    def read(minutes: int) -> list[PackedPartial]:
+        """51 rows, each of another price, in turn in each of some minutes."""
+        places = sorted(range(51), key=lambda number: number % minutes) if spot else range(51)
+        at = {number: START + number % minutes * MINUTE for number in range(51)}
+        lines = [
+            spot_line(7 + place, at[number], price=f"{61_000 + number}")
+            if spot
+            else f"{at[number] / 1000},BTCUSDT,Buy,1,{61_000 + number},PlusTick,id-{number}\n"
+            for place, number in enumerate(places)
+        ]
+        if spot:
+            return list(counted_minutes(SPOT, form.rows(SPOT, lines), TODAY, ()))
+        return list(whole_minutes(BYBIT, form.rows(BYBIT, lines), TODAY, range(START, START + DAY, MINUTE), {}))
+
+    with pytest.raises(ArchiveError, match=r"its minute has more than 50 (prices|trades), which no minute has"):
+        read(1)
+    if spot:
+        assert len(read(2)) == 2
+    else:
+        with pytest.raises(ArchiveError, match="more than 50 trades"):
+            read(2)
+
+
+def test_minutes_that_are_interrupted_without_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive_minutes, "_MAX_PACKED_BYTES", 100_000)
+    alternating = [spot_line(number, START + number % 2 * MINUTE) for number in range(1_000)]
+    with pytest.raises(ArchiveError, match="more prices or more interruptions than any day has"):
+        bounded(SPOT, counted_minutes(SPOT, BinanceSpotTrades().rows(SPOT, alternating), TODAY, ()))
+
+
 def test_a_row_below_the_one_before_is_out_of_order_and_never_dropped() -> None:
     with pytest.raises(OutOfOrder, match="the ids 8 to 8 overlap the ids 9 to 9 of another row"):
         spot_partials([spot_line(7, START), spot_line(9, START + 1), spot_line(8, START + 2)])
@@ -76,7 +115,10 @@ def test_a_shuffled_file_gives_what_a_sorted_one_gives(chance: Random, count: in
     rows = [spot_line(7 + number, START + number * 700) for number in range(count)]
     shuffled = [*rows, *chance.choices(rows, k=repeats)]
     chance.shuffle(shuffled)
-    with TemporaryDirectory() as folder, SortedRows(SPOT, BinanceSpotTrades().rows(SPOT, shuffled), by_id, Path(folder)) as ordered:
+    with (
+        TemporaryDirectory() as folder,
+        SortedRows(SPOT, BinanceSpotTrades().rows(SPOT, shuffled), by_id, Path(folder), DiskReserve(Path(folder), 0)) as ordered,
+    ):
         assert list(counted_minutes(SPOT, ordered, TODAY, [])) == spot_partials(rows)
 
 
@@ -84,7 +126,7 @@ def test_rows_of_several_runs_come_out_in_order_each_time_they_are_read(tmp_path
     monkeypatch.setattr(archive_order, "RUN_ROWS", 7)
     monkeypatch.setattr(archive_order, "_BLOCK_ROWS", 3)
     rows = list(BinanceSpotTrades().rows(SPOT, [spot_line(number * 37 % 100, START + number) for number in range(100)]))
-    with SortedRows(SPOT, rows, by_id, tmp_path) as ordered:
+    with SortedRows(SPOT, rows, by_id, tmp_path, DiskReserve(tmp_path, 0)) as ordered:
         assert list(ordered) == list(ordered) == sorted(rows, key=by_id)
         assert list(zip(ordered, ordered, strict=True))[-1][0].trade.seq == 99
     assert list(tmp_path.iterdir()) == []
@@ -93,7 +135,7 @@ def test_rows_of_several_runs_come_out_in_order_each_time_they_are_read(tmp_path
 def test_rows_of_one_minute_stay_in_the_files_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archive_order, "RUN_ROWS", 4)
     lines = [linear_line(START + minute * MINUTE, f"id-{place}") for place, minute in enumerate((0, 1, 2, 3, 0, 2, 0, 1, 0))]
-    with SortedRows(BYBIT, BybitLinearTrades().rows(BYBIT, lines), by_minute, tmp_path) as ordered:
+    with SortedRows(BYBIT, BybitLinearTrades().rows(BYBIT, lines), by_minute, tmp_path, DiskReserve(tmp_path, 0)) as ordered:
         assert [row.trade.trade_id for row in ordered] == [f"id-{place}" for place in (0, 4, 6, 8, 1, 7, 2, 5, 3)]
 
 
@@ -101,7 +143,10 @@ def test_two_rows_that_contradict_each_other_refuse_a_sorted_file(tmp_path: Path
     form = BinanceAggregates("spot")
     lines = [f"{n},61837.63,0.002,{first},{last},{START * 1000},False,True\n" for n, first, last in ((2, 9, 12), (1, 7, 9))]
     said = "binance:spot:BTCUSDT archive: the ids 9 to 12 overlap the ids 7 to 9 of another row"
-    with SortedRows(SPOT, form.rows(SPOT, lines), by_id, tmp_path) as ordered, pytest.raises(ArchiveError, match=said):
+    with (
+        SortedRows(SPOT, form.rows(SPOT, lines), by_id, tmp_path, DiskReserve(tmp_path, 0)) as ordered,
+        pytest.raises(ArchiveError, match=said),
+    ):
         list(counted_minutes(SPOT, ordered, TODAY, []))
 
 
@@ -228,7 +273,7 @@ def test_minutes_out_of_time_order_are_sorted_first(tmp_path: Path) -> None:
     lines = [linear_line(START + minute * MINUTE, f"id-{place}") for place, minute in enumerate((0, 1, 2, 3, 0))]
     with pytest.raises(OutOfOrder, match="row 5: out of time order by minutes"):
         bybit_partials(lines, {START})
-    with SortedRows(BYBIT, BybitLinearTrades().rows(BYBIT, lines), by_minute, tmp_path) as ordered:
+    with SortedRows(BYBIT, BybitLinearTrades().rows(BYBIT, lines), by_minute, tmp_path, DiskReserve(tmp_path, 0)) as ordered:
         (partial,) = whole_minutes(BYBIT, ordered, TODAY, {START}, {})
     assert (partial.minute, partial.trades) == (START, 2)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import random
+import re
 import zipfile
 import zlib
 from collections import Counter
@@ -17,6 +18,7 @@ from hashlib import sha256
 from itertools import count
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import anyio
 import msgspec
@@ -33,6 +35,7 @@ from wadm_mcp.collection.backfill.gap_repair import GapRepairer
 from wadm_mcp.collection.backfill.history import History
 from wadm_mcp.collection.backfill.history_plan import ImportStep
 from wadm_mcp.collection.backfill.recent_trades import RecentTradesReconciler
+from wadm_mcp.collection.disk_reserve import DiskReserve
 from wadm_mcp.collection.recording.journal import Journal
 from wadm_mcp.collection.recording.maintenance import Maintenance
 from wadm_mcp.collection.recording.minute import build_minute
@@ -112,6 +115,7 @@ class World:
             raw=raw,
             trades_retention=3 * DAY,
             folder=self.folder,
+            reserve=DiskReserve(self.folder, 0),
         )
 
     def repairer(self) -> GapRepairer | RecentTradesReconciler:
@@ -455,8 +459,8 @@ async def test_an_import_killed_fifty_times_gives_the_same_data_and_downloads_ea
     chance, clock = random.Random(9), ManualClock(MIDNIGHT)
     finished, download = Counter[str](), RestClient.download
 
-    async def counted(self: RestClient, venue: Venue, path: str, file: Path, progress: Callable[[int, int], None]) -> bool:
-        found = await download(self, venue, path, file, progress)
+    async def counted(self: RestClient, venue: Venue, path: str, *arguments: Any, **options: Any) -> bool:
+        found = await download(self, venue, path, *arguments, **options)
         finished[path] += found
         return found
 
@@ -727,3 +731,22 @@ async def test_an_imported_day_is_not_downloaded_again_for_hours_that_its_file_d
         history._clock = Clock(clock.now, lambda: anyio.current_time() + 3_600)
         await one.bring_in(history, repair=False)
         assert faults.sent == sent
+
+
+async def test_history_waits_with_one_line_in_health_where_the_disk_is_kept_for_the_journal(tmp_path: Path) -> None:
+    clock = ManualClock(MIDNIGHT)
+    async with simulated(LINEAR, clock, activity=0.01) as simulator, world(simulator, LINEAR, clock, tmp_path) as w:
+        await w.live(MIDNIGHT, MIDNIGHT + MINUTE)
+        await w.save()
+        history = w.history(DAY)
+        history._archive._reserve = DiskReserve(tmp_path, 1 << 60)
+        steps = [step for step in history._steps() if step.from_archive]
+        assert steps
+        with anyio.move_on_after(5):
+            await history._try(steps[0])
+        history._steps()
+        detail = w.health.parts["binance linear history"].detail
+        assert re.search(
+            r"waits: only [0-9,]+ MB are free on the disk of .*, and 1,152,921,504,607 MB of it are kept for the journal", detail
+        )
+        assert not list(tmp_path.rglob("*.part"))

@@ -99,7 +99,7 @@ def archived(listing: Listing, events: Sequence[Event], folder: Path) -> dict[in
             partials = counted_minutes(listing, rows, day, [])
         else:
             partials = whole_minutes(listing, rows, day, range(day.start, day.end, MINUTE), {})
-        found.update((partial.minute, partial.packed) for partial in partials)
+        found.update((partial.minute, partial.unpack(listing).footprint.pack()) for partial in partials)
     return found
 
 

@@ -4,7 +4,7 @@ import gzip
 import json
 import socket
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,14 +15,16 @@ import pytest
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from tests.market import NOON, ManualClock, listing
 from tests.venues import NOWHERE, simulated_venue, venue
+from wadm_mcp.collection.disk_reserve import DiskReserve
+from wadm_mcp.collection.rest import client as client_module
 from wadm_mcp.collection.rest.client import RestClient
-from wadm_mcp.errors import EndpointMissing, ExchangeError, HostRefused, SettingError
+from wadm_mcp.errors import ArchiveError, DiskReserved, EndpointMissing, ExchangeError, HostRefused, SettingError
 from wadm_mcp.exchanges.binance import Binance
 from wadm_mcp.exchanges.bybit import Bybit
 from wadm_mcp.exchanges.exchange import Venue
@@ -560,3 +562,70 @@ async def test_the_simulated_list_is_read_page_by_page_and_as_far_as_it_goes_whe
         for faults.fresh_cursors in (False, True):
             read = await rest.listings(simulated_venue(simulator, "bybit", "linear"))
             assert [one.instrument.symbol for one in read] == ["BTCUSDT", "ETHUSDT", "SOLUSDT", "XRPUSDT"]
+
+
+ARCHIVE = "/data/spot/daily/trades/BTCUSDT/BTCUSDT-trades-2026-07-24.zip"
+
+
+async def download(base_url: str, folder: Path, *, reserve: int = 0, most: int = 1_000_000) -> bool:
+    here = venue(Binance(), "spot", archive_url=base_url)
+    with anyio.fail_after(10):
+        async with RestClient(whole=1.0) as rest:
+            return await rest.download(
+                here, ARCHIVE, folder / "day.zip.new", lambda here, of: None, reserve=DiskReserve(folder, reserve), most=most
+            )
+
+
+def archive(body: Callable[[], AsyncGenerator[bytes]], headers: dict[str, str] | None = None) -> Starlette:
+    async def answer(request: Request) -> Response:
+        return StreamingResponse(body(), headers=headers)
+
+    return Starlette(routes=[Route(ARCHIVE, answer)])
+
+
+async def endless() -> AsyncGenerator[bytes]:
+    while True:
+        yield b"x" * 100_000
+        await anyio.sleep(0)
+
+
+async def slow_file() -> AsyncGenerator[bytes]:
+    while True:
+        yield b"x"
+        await anyio.sleep(0.02)
+
+
+async def small() -> AsyncGenerator[bytes]:
+    yield b"x" * 1_000
+
+
+async def test_a_file_without_end_is_refused_at_its_bound_and_leaves_nothing_on_disk(tmp_path: Path) -> None:
+    with serving(archive(endless)) as url, pytest.raises(ArchiveError, match=r"day\.zip has more bytes, at most 1,000,000 are read"):
+        await download(url, tmp_path)
+    assert sum(file.stat().st_size for file in tmp_path.iterdir()) == 0
+
+
+async def test_a_file_that_states_too_many_bytes_is_not_begun(tmp_path: Path) -> None:
+    stated = {"Content-Length": "1000001"}
+    with serving(archive(endless, stated)) as url, pytest.raises(ArchiveError, match=r"day\.zip has 1,000,001 bytes"):
+        await download(url, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_file_that_drips_is_given_up_and_what_came_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "_CHUNK_SECONDS", 0.3)
+    with serving(archive(slow_file)) as url, pytest.raises(ExchangeError, match=r"sent less than 131,072 bytes of a file in 0\.3 s"):
+        await download(url, tmp_path)
+
+
+async def test_a_file_that_takes_too_long_is_continued_by_the_next_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "_DOWNLOAD_SECONDS", 0.0)
+    with serving(archive(endless)) as url, pytest.raises(ExchangeError, match="The next attempt continues it"):
+        await download(url, tmp_path)
+
+
+async def test_a_download_leaves_the_disk_that_is_kept_for_the_journal(tmp_path: Path) -> None:
+    with serving(archive(small)) as url:
+        assert await download(url, tmp_path)
+        with pytest.raises(DiskReserved, match=r"only [0-9,]+ MB are free on the disk of .*are kept for the journal; make room there"):
+            await download(url, tmp_path, reserve=1 << 60)

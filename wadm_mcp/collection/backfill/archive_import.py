@@ -11,19 +11,20 @@ from contextlib import ExitStack, suppress
 from datetime import date
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import anyio
 from anyio import from_thread, to_thread
 
 from wadm_mcp.clock import Clock
 from wadm_mcp.collection.backfill import archive_file
-from wadm_mcp.collection.backfill.archive_minutes import PackedPartial, by_id, by_minute, counted_minutes, whole_minutes
+from wadm_mcp.collection.backfill.archive_minutes import PackedPartial, bounded, by_id, by_minute, counted_minutes, whole_minutes
 from wadm_mcp.collection.backfill.archive_order import OutOfOrder, SortedRows
 from wadm_mcp.collection.backfill.history_plan import ImportStep
+from wadm_mcp.collection.disk_reserve import DiskReserve
 from wadm_mcp.collection.recording.recorded_instrument import RecordedInstrument
 from wadm_mcp.collection.recording.recorder import Recorder
-from wadm_mcp.collection.rest.client import RestClient
+from wadm_mcp.collection.rest.client import MAX_ARCHIVE_BYTES, RestClient
 from wadm_mcp.coverage.judge import uncovered
 from wadm_mcp.coverage.spans import GapReason
 from wadm_mcp.errors import ArchiveError
@@ -31,20 +32,25 @@ from wadm_mcp.exchanges.exchange import Aggregate, ArchiveFormat, Unreadable, Ve
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
 from wadm_mcp.model import MINUTE, Listing, Trade, Window
-from wadm_mcp.storage.store import Store
+from wadm_mcp.storage.store import PartialFootprint, Store
 
 PARTIALS_AT_ONCE: Final = 30
 """Partial footprints that wait for the store at once: unpacked, each is as large as its minute was busy."""
+_BYTES_AT_ONCE: Final = 1_000_000
+"""Their packed bytes: unpacked they take twenty to sixty times as many."""
 _ROWS_AT_ONCE: Final = 1_000
 _MAX_BAD_LINES: Final = 100
 """Lines of a file that are left out because they cannot be read, before the file is refused."""
+_MAX_CHECKSUM_BYTES: Final = 1_024
+
+_Item = TypeVar("_Item")
 
 
 class ArchiveImport:
     """Imports archive days of one market.
 
     With `raw` single trades are stored as well, where the file carries the instrument's own ids and they are younger than
-    `trades_retention` (ms). `folder` holds files while they are being imported.
+    `trades_retention` (ms). `folder` holds files while they are being imported, which leave `reserve` free.
     """
 
     def __init__(
@@ -59,6 +65,7 @@ class ArchiveImport:
         raw: bool,
         trades_retention: int,
         folder: Path,
+        reserve: DiskReserve,
     ) -> None:
         self._venue = venue
         self._rest = rest
@@ -68,6 +75,7 @@ class ArchiveImport:
         self._clock = clock
         self._raw = raw
         self._trades_retention = trades_retention
+        self._reserve = reserve
         self._folder = folder / f"{venue.exchange.name}-{venue.market}"
         self._part = f"{venue.name} history"
 
@@ -99,7 +107,7 @@ class ArchiveImport:
 
         A file whose rows are out of order is sorted first. A few lines that cannot be read are left out, and what they may hide is not
         covered. `ArchiveError`, and nothing taken, where the file is damaged, contradicts
-        itself, or is of another day or symbol. `OSError` where there is no room to sort a file.
+        itself, or is of another day or symbol. `OSError` or `DiskReserved` where there is no room to sort a file.
         """
         listing, counted = recorded.tape.listing, self._venue.traits.has_gapless_ids
         covered = recorded.coverage.covered
@@ -111,8 +119,8 @@ class ArchiveImport:
 
         def partials_of(rows: Iterable[Aggregate]) -> list[PackedPartial]:
             if counted:
-                return list(counted_minutes(listing, rows, day, covered))
-            return list(whole_minutes(listing, rows, day, wanted, tape_trades, file_rows.bad_lines, spoiled))
+                return bounded(listing, counted_minutes(listing, rows, day, covered))
+            return bounded(listing, whole_minutes(listing, rows, day, wanted, tape_trades, file_rows.bad_lines, spoiled))
 
         def read() -> tuple[Iterable[Aggregate], list[PackedPartial]]:
             try:
@@ -120,7 +128,8 @@ class ArchiveImport:
             except OutOfOrder as error:
                 log.warning("archive.unsorted", file=file.name, reason=error)
             # Beside the folder of downloads, which is deleted while nothing is being downloaded.
-            ordered = stack.enter_context(SortedRows(listing, file_rows, by_id if counted else by_minute, self._folder.parent))
+            key = by_id if counted else by_minute
+            ordered = stack.enter_context(SortedRows(listing, file_rows, key, self._folder.parent, self._reserve))
             if file_rows.bad_lines and not counted:
                 # Without order the neighbours of a line do not say to which minute it belongs.
                 raise file_rows.bad_lines[0]
@@ -157,7 +166,7 @@ class ArchiveImport:
             return file
         await anyio.Path(file.parent).mkdir(parents=True, exist_ok=True)
         checksum, published = file.with_name(f"{name}.CHECKSUM"), form.checksum_path(symbol, day)
-        if published is not None and not await self._download(published, checksum, symbol, day):
+        if published is not None and not await self._download(published, checksum, symbol, day, _MAX_CHECKSUM_BYTES):
             return None
         fresh = file.with_name(f"{name}.new")
         if not await self._download(form.path(symbol, day), fresh, symbol, day):
@@ -174,26 +183,26 @@ class ArchiveImport:
         await anyio.Path(fresh).replace(file)
         return file
 
-    async def _download(self, path: str, file: Path, symbol: str, day: date) -> bool:
+    async def _download(self, path: str, file: Path, symbol: str, day: date, most: int = MAX_ARCHIVE_BYTES) -> bool:
         def progress(here: int, of: int) -> None:
             detail = f"{symbol}: {here / 1e6:,.1f} of {of / 1e6:,.1f} MB of {day} are downloaded"
             self._health.report(self._part, State.OK, detail)
 
         # A file has its name only once it is complete.
-        return await anyio.Path(file).exists() or await self._rest.download(self._venue, path, file, progress)
+        return await anyio.Path(file).exists() or await self._rest.download(
+            self._venue, path, file, progress, reserve=self._reserve, most=most
+        )
 
     async def _take_partials(
         self, recorded: RecordedInstrument, partials: Sequence[PackedPartial], day: Window, spoiled: Collection[int], *, raw: bool
     ) -> int:
         """Import partial footprints. Where they are whole minutes the day is covered, without the `spoiled` minutes."""
         new, instrument, listing = 0, recorded.instrument, recorded.tape.listing
-        ordered = sorted(partials)
+        parts = list(_in_parts(sorted(partials)))
         reached = day.start
-        for place in range(0, len(ordered), PARTIALS_AT_ONCE) or (0,):
-            part = ordered[place : place + PARTIALS_AT_ONCE]
-            following = ordered[place + PARTIALS_AT_ONCE : place + PARTIALS_AT_ONCE + 1]
-            whole = Window(reached, following[0].minute if following else day.end)
-            unpacked = [packed.unpack(listing) for packed in part]
+        for part, following in zip(parts, [*parts[1:], None], strict=True):
+            whole = Window(reached, following[0].minute if following is not None else day.end)
+            unpacked = await to_thread.run_sync(_unpacked, part, listing)
             for window in _without(whole, spoiled) or [Window(whole.start, whole.start)]:
                 opened_by = GapReason.UNREADABLE if window.start - MINUTE in spoiled else GapReason.START
                 new += await self._recorder.record_imported(instrument, (), unpacked, window, raw=raw, opened_by=opened_by)
@@ -224,6 +233,23 @@ class ArchiveImport:
         edges = {at - at % MINUTE for gap in gaps for at in (gap.start, gap.end - 1)}
         instrument = recorded.instrument
         return {minute: await self._store.trades(instrument, Window(minute, minute + MINUTE), limit=100_000) for minute in sorted(edges)}
+
+
+def _in_parts(partials: Iterable[PackedPartial]) -> Iterator[list[PackedPartial]]:
+    """Those that are unpacked at once; one empty part where there is none."""
+    part: list[PackedPartial] = []
+    weight = 0
+    for partial in partials:
+        if part and (len(part) == PARTIALS_AT_ONCE or weight + partial.weight > _BYTES_AT_ONCE):
+            yield part
+            part, weight = [], 0
+        part.append(partial)
+        weight += partial.weight
+    yield part
+
+
+def _unpacked(partials: Sequence[PackedPartial], listing: Listing) -> list[PartialFootprint]:
+    return [partial.unpack(listing) for partial in partials]
 
 
 async def _delete(file: Path | anyio.Path) -> None:
@@ -260,10 +286,11 @@ class _FileRows:
         self.bad_lines: list[ArchiveError] = []
 
     def __iter__(self) -> Iterator[Aggregate]:
-        lines = archive_file.lines(self._file, self._listing.instrument.symbol)
+        # A file may have lines without rows.
+        lines = _cancellable(archive_file.lines(self._file, self._listing.instrument.symbol))
         self.bad_lines.clear()
         self._begun = False
-        for row in _cancellable(self._form.rows(self._listing, lines, self._leave_out)):
+        for row in self._form.rows(self._listing, lines, self._leave_out):
             self._begun = True
             yield row
 
@@ -273,9 +300,9 @@ class _FileRows:
         self.bad_lines.append(error)
 
 
-def _cancellable(rows: Iterable[Aggregate]) -> Iterator[Aggregate]:
+def _cancellable(items: Iterable[_Item]) -> Iterator[_Item]:
     """In a worker thread: ends when the task that waits for it is cancelled."""
-    for place, row in enumerate(rows):
+    for place, item in enumerate(items):
         if place % _ROWS_AT_ONCE == 0:
             from_thread.check_cancelled()
-        yield row
+        yield item

@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from typing import Final, NamedTuple
+from zlib import compress, decompress
 
 from wadm_mcp.analytics.footprint import Footprint
 from wadm_mcp.clock import CLOCK_SKEW
@@ -24,10 +25,18 @@ from wadm_mcp.storage.store import WHOLE, PartialFootprint
 
 _OPEN_MINUTES: Final = 2
 """Minutes that may still get rows while a file without gapless ids is read: such a file is ordered by time only."""
+_MAX_LEVELS: Final = 100_000
+"""Prices of one minute: about 30 MB of memory. The busiest minutes have some ten thousand."""
+_MAX_OPEN_TRADES: Final = 200_000
+"""Trades of the minutes that may still get rows: about 90 MB of memory. The busiest minutes have some ten thousand."""
+_MAX_PACKED_BYTES: Final = 80_000_000
+"""Partial footprints of one file. Busy days take about ten megabytes."""
+_PARTIAL_BYTES: Final = 300
+"""What a partial footprint takes in memory beside its packed figures."""
 
 
 class PackedPartial(NamedTuple):
-    """A partial footprint, packed: a day of a busy market takes about ten megabytes packed, and hundreds unpacked."""
+    """A partial footprint, packed and compressed: a day of a busy market takes a few megabytes so, and hundreds unpacked."""
 
     minute: int
     first_seq: int
@@ -37,11 +46,31 @@ class PackedPartial(NamedTuple):
 
     @classmethod
     def of(cls, partial: PartialFootprint) -> PackedPartial:
-        return cls(partial.minute, partial.first_seq, partial.last_seq, partial.footprint.pack(), partial.footprint.bar.trade_count)
+        return cls(partial.minute, partial.first_seq, partial.last_seq, _packed(partial.footprint), partial.footprint.bar.trade_count)
+
+    @property
+    def weight(self) -> int:
+        """About how many bytes of memory it takes."""
+        return len(self.packed) + _PARTIAL_BYTES
 
     def unpack(self, listing: Listing) -> PartialFootprint:
         """The partial footprint, as the recorder takes it."""
-        return PartialFootprint(listing.instrument, self.minute, self.first_seq, self.last_seq, Footprint.unpack(self.packed))
+        return PartialFootprint(listing.instrument, self.minute, self.first_seq, self.last_seq, Footprint.unpack(decompress(self.packed)))
+
+
+def bounded(listing: Listing, partials: Iterable[PackedPartial]) -> list[PackedPartial]:
+    """The partial footprints of one file; `ArchiveError` where they are more than any day has."""
+    found: list[PackedPartial] = []
+    weight = 0
+    for partial in partials:
+        weight += partial.weight
+        if weight > _MAX_PACKED_BYTES:
+            raise ArchiveError(
+                f"{listing.instrument} archive: its minutes have more prices or more interruptions than any day has; "
+                f"they take more than {_MAX_PACKED_BYTES:,} bytes"
+            )
+        found.append(partial)
+    return found
 
 
 def by_id(row: Aggregate) -> int:
@@ -88,6 +117,8 @@ def counted_minutes(listing: Listing, rows: Iterable[Aggregate], day: Window, co
                 raise _other_day(listing, number, row)
             run = PartialRun(row)
         run.add(row)
+        if run.footprint.levels > _MAX_LEVELS:
+            raise _too_many(listing, number, f"{_MAX_LEVELS:,} prices")
     if run is not None:
         yield PackedPartial.of(run.partial(listing.instrument))
 
@@ -111,7 +142,7 @@ def whole_minutes(
     closed: set[int] = set()
     newest_first: bool | None = None
     minute, trades, first_at = -1, dict[str, Trade](), -1
-    seen = 0
+    seen = others = 0
     incomplete = set[int]() if spoiled is None else spoiled
     for number, row in enumerate(rows, 1):
         trade = row.trade
@@ -136,8 +167,11 @@ def whole_minutes(
                 if finished not in incomplete:
                     yield from _whole_minute(listing, finished, found, wanted, tape_trades, newest_first)
             trades = open_minutes.setdefault(minute, {})
+            others = sum(map(len, open_minutes.values())) - len(trades)
         if trade.quantity and minute in wanted:
             trades.setdefault(trade.trade_id, trade)
+            if others + len(trades) > _MAX_OPEN_TRADES:
+                raise _too_many(listing, number, f"{_MAX_OPEN_TRADES:,} trades")
     if len(bad_lines) != seen:
         incomplete.update(range(day.start, minute + 1, MINUTE) if newest_first else range(minute, day.end, MINUTE))
     for finished in sorted(open_minutes.keys() - incomplete, reverse=bool(newest_first)):
@@ -164,7 +198,11 @@ def _whole_minute(
     trades.sort(key=attrgetter("timestamp"))
     footprint = Footprint(listing.scale)
     footprint.add(*trades)
-    yield PackedPartial(minute, WHOLE, WHOLE, footprint.pack(), footprint.bar.trade_count)
+    yield PackedPartial(minute, WHOLE, WHOLE, _packed(footprint), footprint.bar.trade_count)
+
+
+def _packed(footprint: Footprint) -> bytes:
+    return compress(footprint.pack(), level=1)
 
 
 def _check_time(listing: Listing, number: int, row: Aggregate, covered: Sequence[Span], following: int) -> None:
@@ -178,6 +216,12 @@ def _check_time(listing: Listing, number: int, row: Aggregate, covered: Sequence
             f"{listing.instrument} archive, row {number:,}: id {row.trade.seq} has the time {at} ms, but must be {allowed} "
             f"by the recorded ids around it; use a file of this symbol"
         )
+
+
+def _too_many(listing: Listing, number: int, what: str) -> ArchiveError:
+    return ArchiveError(
+        f"{listing.instrument} archive, row {number:,}: its minute has more than {what}, which no minute has; use the exchange's own file"
+    )
 
 
 def _other_day(listing: Listing, number: int, row: Aggregate) -> ArchiveError:

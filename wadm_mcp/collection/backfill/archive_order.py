@@ -15,6 +15,7 @@ from typing import Final, Self
 
 import msgspec
 
+from wadm_mcp.collection.disk_reserve import DiskReserve
 from wadm_mcp.errors import ArchiveError
 from wadm_mcp.exchanges.exchange import Aggregate
 from wadm_mcp.model import Listing, Scale, Trade, TradeType
@@ -52,10 +53,13 @@ _decode: Final = msgspec.msgpack.Decoder(list[_Row]).decode
 class SortedRows:
     """The rows of a file in the order of `key`; rows with equal keys stay in the file's order. A context manager, iterable several times.
 
-    The temporary file is in `folder`, and gone when the process ends, however it ends. `OSError` where it cannot be written.
+    The temporary file is in `folder`, and gone when the process ends, however it ends. `OSError` where it cannot be written,
+    `DiskReserved` where it would leave less than `reserve` free.
     """
 
-    def __init__(self, listing: Listing, rows: Iterable[Aggregate], key: Callable[[Aggregate], int], folder: Path) -> None:
+    def __init__(
+        self, listing: Listing, rows: Iterable[Aggregate], key: Callable[[Aggregate], int], folder: Path, reserve: DiskReserve
+    ) -> None:
         self._instrument = listing.instrument
         self._key = key
         self._runs: list[tuple[int, int]] = []
@@ -65,6 +69,7 @@ class SortedRows:
         try:
             source = iter(rows)
             while run := list(islice(source, RUN_ROWS)):
+                reserve.check()
                 run.sort(key=key)
                 start = self._file.tell()
                 for first in range(0, len(run), _BLOCK_ROWS):

@@ -18,13 +18,14 @@ from wadm_mcp.backoff import Backoff
 from wadm_mcp.clock import CLOCK_SKEW, Clock, utc_text
 from wadm_mcp.collection.backfill.archive_import import PARTIALS_AT_ONCE, ArchiveImport
 from wadm_mcp.collection.backfill.history_plan import HistoryPlan, ImportStep, StepKey
+from wadm_mcp.collection.disk_reserve import DiskReserve
 from wadm_mcp.collection.recording.minute import partial_footprints
 from wadm_mcp.collection.recording.recorded_instrument import RecordedInstrument
 from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.collection.rest.rate_limit import Priority
 from wadm_mcp.coverage.judge import uncovered
-from wadm_mcp.errors import ArchiveError, ExchangeError
+from wadm_mcp.errors import ArchiveError, DiskReserved, ExchangeError
 from wadm_mcp.exchanges.exchange import Aggregate, ArchiveFormat, Page, Venue
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
@@ -57,12 +58,13 @@ class _Failure(NamedTuple):
     backoff: Backoff
     retry_at: float
     """Monotonic seconds."""
+    why: str
 
 
 class History:
     """Imports the last `reach` ms of every recorded instrument of a market until cancelled.
 
-    `raw`, `trades_retention` and `folder` as of `ArchiveImport`.
+    `raw`, `trades_retention`, `folder` and `reserve` as of `ArchiveImport`.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class History:
         raw: bool,
         trades_retention: int,
         folder: Path,
+        reserve: DiskReserve,
     ) -> None:
         self._venue = venue
         self._traits = venue.traits
@@ -90,7 +93,7 @@ class History:
         self._folder = folder
         self._plan = HistoryPlan(venue, clock, rest.limiter(venue).allowed)
         self._archive = ArchiveImport(
-            venue, rest, recorder, store, health, clock, raw=raw, trades_retention=trades_retention, folder=folder
+            venue, rest, recorder, store, health, clock, raw=raw, trades_retention=trades_retention, folder=folder, reserve=reserve
         )
         self._part = f"{venue.name} history"
         self.idle = anyio.Event()
@@ -191,6 +194,7 @@ class History:
             elif (day := self._plan.unpublished(recorded, stretches)) is not None:
                 lines.append(f"{instrument.symbol}: the archive has no file of {day} yet")
             steps.update({step.key: step for step in mine})
+        lines += dict.fromkeys(f"waits: {failure.why}" for key, failure in self._failures.items() if key in steps)
         self._health.report(self._part, State.OK, "; ".join(lines))
         return sorted(steps.values(), key=lambda step: step.stretch.window.end, reverse=True)
 
@@ -204,8 +208,8 @@ class History:
             self._plan.postpone(step, _ARCHIVE_RETRY_SECONDS)
             self._health.count("history.damaged")
             log.warning("history.damaged", instrument=step.instrument, day=step.date, error=error)
-        except (ExchangeError, OSError) as error:
-            why = error if isinstance(error, ExchangeError) else f"{self._folder} cannot be written ({error.strerror}); make room there"
+        except (ExchangeError, DiskReserved, OSError) as error:
+            why = f"{self._folder} cannot be written ({error.strerror}); make room there" if isinstance(error, OSError) else str(error)
             self._health.count("history.failures")
             self._health.report(self._part, State.OK, f"waits: {why}")
             log.warning("history.failed", **self._venue.log_fields, error=why)
@@ -213,7 +217,7 @@ class History:
             backoff = failed.backoff if failed is not None else Backoff(_FIRST_PAUSE_SECONDS, _MAX_PAUSE_SECONDS)
             # A host that refuses delays what is requested of it alone: archives are other hosts.
             closed_for = 0.0 if step.from_archive else self._rest.closed_for(self._venue)
-            self._failures[step.key] = _Failure(backoff, self._clock.monotonic() + max(backoff.next(), closed_for))
+            self._failures[step.key] = _Failure(backoff, self._clock.monotonic() + max(backoff.next(), closed_for), why)
             await anyio.sleep(_FIRST_PAUSE_SECONDS)
 
     async def _import(self, step: ImportStep) -> None:

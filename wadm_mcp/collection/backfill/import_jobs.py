@@ -18,7 +18,7 @@ from anyio import to_thread
 
 from wadm_mcp.collection.backfill.history import History
 from wadm_mcp.collection.recording.recorded_instrument import RecordedInstrument
-from wadm_mcp.errors import ArchiveError, StoreError, printable
+from wadm_mcp.errors import ArchiveError, DiskReserved, StoreError, printable
 from wadm_mcp.exchanges.exchange import ArchiveFormat
 from wadm_mcp.exchanges.formats import recognise
 from wadm_mcp.exchanges.registry import is_called
@@ -143,7 +143,7 @@ class ImportJobRunner:
                 new = await history.take_file(recorded, file, window, form)
                 busy += anyio.current_time() - began
                 lines.append(f"{file.name}: {new:,} trades were new")
-            except ArchiveError as error:
+            except (ArchiveError, DiskReserved) as error:
                 refused = True
                 lines.append(f"{file.name}: nothing is imported of it. {error}")
             except OSError as error:

@@ -7,7 +7,7 @@ import os
 import socket
 import ssl
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -22,8 +22,9 @@ import httpx2
 
 from wadm_mcp import __version__
 from wadm_mcp.clock import SYSTEM_CLOCK, Clock
+from wadm_mcp.collection.disk_reserve import DiskReserve
 from wadm_mcp.collection.rest.rate_limit import REFUSED, Priority, RateLimiter, advice
-from wadm_mcp.errors import EndpointMissing, ExchangeError, HostRefused, RequestRefused, SettingError, printable
+from wadm_mcp.errors import ArchiveError, EndpointMissing, ExchangeError, HostRefused, RequestRefused, SettingError, printable
 from wadm_mcp.exchanges.exchange import Aggregate, Allowance, Candle, Host, Listed, Page, Request, Venue
 from wadm_mcp.exchanges.wire import one_line, plain_text
 from wadm_mcp.health import Health, State
@@ -38,7 +39,15 @@ _ARCHIVE: Final = Allowance(120, 60.0)
 _BASE_URL_EXPECTED: Final = "set a base URL without a path, such as https://host:port"
 _SERVED: Final = (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT, HTTPStatus.NOT_FOUND, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE)
 _LIMITED: Final = (HTTPStatus.IM_A_TEAPOT, HTTPStatus.TOO_MANY_REQUESTS)
+MAX_ARCHIVE_BYTES: Final = 1 << 30
+"""Bytes of a daily file. The largest have less than half as many."""
 _CHUNK_BYTES: Final = 1 << 17
+_CHUNK_SECONDS: Final = 60.0
+"""Time in which an archive has to send that many bytes."""
+_DOWNLOAD_SECONDS: Final = 3_600.0
+"""Time of one attempt at a file. The next attempt continues where it ended."""
+_CHECKED_BYTES: Final = 1 << 23
+"""Bytes of a file after which the disk is looked at again."""
 _SIZE_DIGITS: Final = 18
 """Digits of the largest file at most."""
 _QUOTED_CHARS: Final = 160
@@ -390,10 +399,21 @@ class RestClient:
         else:
             self._health.forget(part)
 
-    async def download(self, venue: Venue, path: str, file: Path, progress: Callable[[int, int], None]) -> bool:
+    async def download(
+        self,
+        venue: Venue,
+        path: str,
+        file: Path,
+        progress: Callable[[int, int], None],
+        *,
+        reserve: DiskReserve,
+        most: int = MAX_ARCHIVE_BYTES,
+    ) -> bool:
         """Download a file of the exchange's archive to `file`, resuming an earlier attempt; False where the archive has no such file.
 
-        `progress` is called with the bytes that are here and their total. `OSError` where the file cannot be written.
+        `progress` is called with the bytes that are here and their total. `ExchangeError` also where the archive sends almost nothing, or
+        takes too long: the next attempt resumes. `ArchiveError` where the file is of more than `most` bytes, `DiskReserved` where the disk
+        has less than `reserve` free, `OSError` where the file cannot be written.
         """
         part = file.with_name(f"{file.name}.part")
         here = await anyio.to_thread.run_sync(_size, part)
@@ -405,7 +425,8 @@ class RestClient:
                     # The earlier attempt has all of it.
                     pass
                 case status:
-                    await self._save(response, part, here if status == HTTPStatus.PARTIAL_CONTENT else 0, progress)
+                    here = here if status == HTTPStatus.PARTIAL_CONTENT else 0
+                    await self._save(_Host.archive(venue), response, part, here, progress, reserve, most)
         await anyio.Path(part).replace(file)
         return True
 
@@ -426,22 +447,68 @@ class RestClient:
         head = {"Range": wanted} if wanted else {}
         async with limiter.request(1, Priority.HISTORY) as number:
             with _network_errors(host, self._connect, self._read):
-                async with self._client.stream("GET", url, headers=head) as response:
-                    limiter.note_reply(number, response.status_code, response.headers, b"")
-                    if response.status_code not in _SERVED:
-                        text = await self._body(host, response, most=_REFUSAL_BYTES, cut=True)
-                        raise _status_error(host, Request(path, {}), response, text)
+                async with AsyncExitStack() as stack:
+                    try:
+                        with anyio.fail_after(self._whole):
+                            response = await stack.enter_async_context(self._client.stream("GET", url, headers=head))
+                            limiter.note_reply(number, response.status_code, response.headers, b"")
+                            if response.status_code not in _SERVED:
+                                text = await self._body(host, response, most=_REFUSAL_BYTES, cut=True)
+                                raise _status_error(host, Request(path, {}), response, text)
+                    except TimeoutError:
+                        raise self._too_slow(host) from None
                     yield response
 
-    async def _save(self, response: httpx2.Response, part: Path, here: int, progress: Callable[[int, int], None]) -> None:
+    async def _save(
+        self,
+        host: _Host,
+        response: httpx2.Response,
+        part: Path,
+        here: int,
+        progress: Callable[[int, int], None],
+        reserve: DiskReserve,
+        most: int,
+    ) -> None:
+        """Append the reply's body to a part of a file, of which `here` bytes are here."""
         length = _byte_count(response.headers.get("Content-Length", ""))
         whole = here + length if length is not None else 0
+        if whole > most:
+            raise _too_large(host, part, f"{whole:,}", most)
+        await anyio.to_thread.run_sync(reserve.check, whole - here if whole else 0)
+        unchecked = 0
         async with await anyio.open_file(part, "r+b" if here else "wb") as file:
             await file.seek(here)
-            async for piece in response.aiter_raw(_CHUNK_BYTES):
-                await file.write(piece)
+            async for piece in self._pieces(host, response):
                 here += len(piece)
+                if here > most:
+                    await file.truncate(0)
+                    raise _too_large(host, part, "more", most)
+                await file.write(piece)
+                unchecked += len(piece)
+                if unchecked >= _CHECKED_BYTES:
+                    await anyio.to_thread.run_sync(reserve.check)
+                    unchecked = 0
                 progress(here, max(here, whole))
+
+    async def _pieces(self, host: _Host, response: httpx2.Response) -> AsyncGenerator[bytes]:
+        """The body of a file; `ExchangeError` where its pieces come too slowly, or all of them take too long."""
+        pieces, began = response.aiter_raw(_CHUNK_BYTES), anyio.current_time()
+        while True:
+            try:
+                # The client's own timeout begins anew with every byte.
+                with anyio.fail_after(_CHUNK_SECONDS):
+                    piece = await anext(pieces, b"")
+            except TimeoutError:
+                raise ExchangeError(
+                    f"{host.name}: {host.address} sent less than {_CHUNK_BYTES:,} bytes of a file in {_CHUNK_SECONDS:g} s. Try again later"
+                ) from None
+            if not piece:
+                return
+            if anyio.current_time() - began > _DOWNLOAD_SECONDS:
+                raise ExchangeError(
+                    f"{host.name}: {host.address} did not send all of a file in {_DOWNLOAD_SECONDS:,g} s. The next attempt continues it"
+                )
+            yield piece
 
     def limiter(self, venue: Venue) -> RateLimiter:
         """The rate limit of the REST host that serves a market now; `ExchangeError` if its base URL is not a URL."""
@@ -474,7 +541,10 @@ class RestClient:
                         raise _status_error(host, request, response, text)
                     return await self._body(host, response, most=self._body_limit)
         except TimeoutError:
-            raise ExchangeError(f"{host.name}: {host.address} took more than {self._whole:g} s to answer. Try again later") from None
+            raise self._too_slow(host) from None
+
+    def _too_slow(self, host: _Host) -> ExchangeError:
+        return ExchangeError(f"{host.name}: {host.address} took more than {self._whole:g} s to answer. Try again later")
 
     async def _body(self, host: _Host, response: httpx2.Response, *, most: int, cut: bool = False) -> bytes:
         body = bytearray()
@@ -484,7 +554,7 @@ class RestClient:
                 if cut:
                     break
                 raise ExchangeError(f"{host.name} sent more than {most:,} bytes. Check {host.shown}")
-        return bytes(body[:most])
+        return bytes(memoryview(body)[:most])
 
 
 @contextmanager
@@ -508,6 +578,11 @@ def _sent_at(headers: Mapping[str, str]) -> int | None:
         return None if "Age" in headers else int(sent.replace(tzinfo=sent.tzinfo or UTC).timestamp()) * SECOND
     except (ValueError, OverflowError):
         return None
+
+
+def _too_large(host: _Host, part: Path, size: str, most: int) -> ArchiveError:
+    name = printable(part.name.removesuffix(".part").removesuffix(".new"), _QUOTED_CHARS)
+    return ArchiveError(f"{host.name}: {name} has {size} bytes, at most {most:,} are read; no day of an exchange has as much")
 
 
 def _byte_count(text: str) -> int | None:
