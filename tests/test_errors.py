@@ -1,10 +1,10 @@
-"""What comes out of a task group, and how texts are made printable."""
+"""What comes out of a task group."""
 
 from __future__ import annotations
 
 import pytest
 
-from wadm_mcp.errors import ExchangeError, StoreError, WadmError, printable, ungrouped
+from wadm_mcp.errors import ExchangeError, StoreError, WadmError, ungrouped
 
 FIRST, SECOND, OTHER = ExchangeError("no answer"), StoreError("disk full"), RuntimeError("a bug")
 
@@ -36,8 +36,3 @@ def test_an_error_without_a_group_keeps_its_cause() -> None:
     with pytest.raises(WadmError) as caught, ungrouped():
         raise FIRST from OTHER
     assert caught.value.__cause__ is OTHER
-
-
-def test_control_characters_are_escaped_and_a_long_text_is_cut_with_its_length() -> None:
-    assert printable("a\nb") == "a\\nb"
-    assert printable("x" * 1_200, 3) == "xxx... (1,200 characters)"

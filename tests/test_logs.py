@@ -75,3 +75,50 @@ def test_an_unwritable_stderr_loses_its_lines_and_has_no_other_effect(written: W
             monkeypatch.undo()
             os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
     assert written() == ""
+
+
+@pytest.mark.parametrize("production", [False, True])
+@pytest.mark.parametrize("harm", ["\r\n10:31:07 info gap.closed", "\x1b[2Jx", "\u202e\u200b", "x" * 60_000])
+def test_no_value_or_message_can_forge_a_line_move_the_cursor_or_fill_the_log(production: bool, harm: str, written: Written) -> None:
+    configure_logs(production=production)
+    log.warning("session.unknown", session=harm)
+    logging.getLogger("mcp.server").warning("unknown session %s", harm)
+    try:
+        raise ValueError(harm)
+    except ValueError as error:
+        log.error("part.failed", exc_info=error)
+    text = written()
+    lines = text.splitlines()
+    assert [line for line in lines if not line.startswith("  ")] == [lines[0], lines[1], lines[2]]
+    assert all(letter == "\n" or letter.isprintable() for letter in text)
+    assert max(map(len, lines)) < 15_000
+    assert len(text) < 30_000
+
+
+@pytest.mark.parametrize("production", [False, True])
+def test_no_password_or_token_of_a_url_is_logged(production: bool, written: Written) -> None:
+    configure_logs(production=production)
+    url = "wss://user:hunter2@example.com/ws?token=hunter2"
+    log.warning("host.fallback", fallback=url)
+    logging.getLogger("websockets").warning("cannot connect to %s", url)
+    try:
+        raise ValueError(url)
+    except ValueError as error:
+        log.error("part.failed", error=error, exc_info=error)
+    text = written()
+    assert "hunter2" not in text
+    assert text.count("wss://example.com/ws") == 4
+
+
+def test_a_place_in_a_library_that_logs_without_end_is_left_out_and_counted(written: Written, monkeypatch: pytest.MonkeyPatch) -> None:
+    configure_logs(production=True)
+    times = iter([0.0] * 1_000 + [60.0])
+    monkeypatch.setattr(logging.getLogger().handlers[0], "_monotonic", lambda: next(times))
+    for _ in range(1_001):
+        logging.getLogger("asyncio").error("socket.accept() out of system resource")
+    for _ in range(20):
+        log.warning("store.unreachable")
+    lines = [json.loads(line) for line in written().splitlines()]
+    assert [line["event"] for line in lines].count("socket.accept() out of system resource") == 6
+    assert lines[5]["left_out"] == 995
+    assert [line["event"] for line in lines].count("store.unreachable") == 20

@@ -73,13 +73,20 @@ _RECORDED = "and WADM records spot and perpetuals"
         ("WADM_SYMBOLS", "BTCUSDT_270326", _SYMBOLS_ALLOWED + ". BTCUSDT_270326: it names a contract with a delivery date, " + _RECORDED),
         ("WADM_SYMBOLS", "***", _SYMBOLS_ALLOWED),
         ("WADM_BINANCE_SPOT_WS", "stream.binance.com", "a base URL without path is needed, such as wss://host:port"),
-        ("WADM_BYBIT_REST", "https://host?x=1", "a base URL without path is needed, such as https://host:port"),
+        ("WADM_BYBIT_REST", "https://host/v5", "a base URL without path is needed, such as https://host:port"),
     ],
 )
 def test_an_invalid_value_is_named_with_what_is_allowed(name: str, value: str, said: str) -> None:
     with pytest.raises(SettingError) as refused:
         read_settings({name: value})
     assert str(refused.value) == f"{name}={value}: {said}"
+
+
+@pytest.mark.parametrize("url", ["wss://user:hunter2@host/ws", "user:hunter2@host", "wss://host?token=hunter2", "wss://user:hun ter2@host"])
+def test_an_invalid_base_url_is_shown_without_its_secrets(url: str) -> None:
+    with pytest.raises(SettingError, match=r"^WADM_BINANCE_SPOT_WS=.*host.*: a base URL without path is needed") as refused:
+        read_settings({"WADM_BINANCE_SPOT_WS": url})
+    assert "ter2" not in str(refused.value)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "[::1]", "LOCALHOST"])

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from wadm_mcp import __version__
-from wadm_mcp.errors import WadmError, printable
+from wadm_mcp.errors import WadmError
 from wadm_mcp.exchanges.registry import exchange_names, exchange_titles
 from wadm_mcp.logs import configure_logs, log
 from wadm_mcp.model import MARKETS
 from wadm_mcp.process.signals import ignore_signals
 from wadm_mcp.process.standard_streams import flush, print_stderr
+from wadm_mcp.texts import printable
 
 if TYPE_CHECKING:
     from wadm_mcp.settings import Settings

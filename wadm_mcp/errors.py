@@ -6,20 +6,18 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
+from wadm_mcp.texts import printable, redacted
+
 
 class WadmError(Exception):
-    """Base class of errors whose message is written for users. It never contains the text of a library."""
+    """Base class of errors whose message is written for users. It never contains the text of a library, a password or a token of a URL, or
+    a letter that is not visible."""
 
     status: ClassVar = 1
     """The process's exit status where this error ends it."""
 
-
-def printable(given: object, max_chars: int | None = None) -> str:
-    """The text of a value as one line, control characters escaped; longer than `max_chars` it is cut and its length added."""
-    text = str(given)
-    cut = text if max_chars is None else text[:max_chars]
-    safe = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in cut)
-    return f"{safe}... ({len(text):,} characters)" if len(cut) < len(text) else safe
+    def __init__(self, text: str = "") -> None:
+        super().__init__(redacted(printable(text)))
 
 
 def _only_error(group: BaseExceptionGroup[BaseException]) -> BaseException | None:

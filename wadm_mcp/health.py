@@ -11,7 +11,9 @@ import anyio
 
 from wadm_mcp.logs import log
 from wadm_mcp.model import MINUTE, UNLISTED, Listing
+from wadm_mcp.texts import printable, quoted, redacted
 
+_MAX_DETAIL_CHARS: Final = 4_000
 _LINES_PER_MINUTE: Final = 2
 """Log lines on one part: that it went down and that it came back."""
 
@@ -46,7 +48,7 @@ def not_trading(listing: Listing) -> tuple[State, str]:
     """The state of an instrument that does not trade, and why in a few words."""
     if listing.status == UNLISTED:
         return State.UNLISTED, "the exchange does not list it; it is recorded again once it does"
-    return State.HALTED, f"the exchange does not trade it: its status there is {listing.status or 'not known'}"
+    return State.HALTED, f"the exchange does not trade it: its status there is {quoted(listing.status) if listing.status else 'not known'}"
 
 
 class Health:
@@ -63,7 +65,8 @@ class Health:
         self._lines: dict[str, deque[int]] = {}
 
     def report(self, part: str, state: State, detail: str = "") -> None:
-        """Set the state of a part. A repeated state keeps its `since`."""
+        """Set the state of a part. A repeated state keeps its `since`. Passwords in URLs and letters that are not visible are not shown."""
+        detail = redacted(printable(detail, _MAX_DETAIL_CHARS))
         known = self._parts.get(part)
         if known is not None and known.state is state:
             self._parts[part] = Report(state, detail, known.since)

@@ -7,10 +7,21 @@ import logging
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from wadm_mcp.texts import printable, redacted
+
 _FIELDS: Final = "wadm_fields"
+_OWN: Final = "wadm"
+"""The logger of our own events. All others are of libraries."""
+_MAX_CHARS: Final = 2_000
+"""Characters of a message, and of each field, that a line shows."""
+_MAX_TRACEBACK_LINES: Final = 200
+_BURST: Final = 5
+_BURST_SECONDS: Final = 60.0
+"""A place in a library logs at most so many lines in so many seconds: what they say may be up to a client or an exchange."""
 
 
 class EventLog:
@@ -40,7 +51,7 @@ class EventLog:
             self._logger.log(level, event, extra={_FIELDS: fields}, exc_info=exc_info)
 
 
-log: Final = EventLog(logging.getLogger("wadm"))
+log: Final = EventLog(logging.getLogger(_OWN))
 
 
 class RateLimitedWarning:
@@ -71,8 +82,9 @@ class PlainFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created, UTC).strftime("%H:%M:%S")
         fields = "".join(f" {name}={_shown(value)}" for name, value in _fields(record).items())
-        line = f"{time} {record.levelname.lower()} {record.getMessage()}{fields}"
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        line = f"{time} {record.levelname.lower()} {_safe(record.getMessage())}{fields}"
+        # Indented, so that no line of an error's text looks like a line of the log.
+        return "\n  ".join([line, *_traceback(self, record)])
 
 
 class JsonFormatter(logging.Formatter):
@@ -80,17 +92,51 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        entry: dict[str, Any] = {"time": time, "level": record.levelname.lower(), "event": record.getMessage()}
-        entry |= {name: value if isinstance(value, int | float | bool) else str(value) for name, value in _fields(record).items()}
+        entry: dict[str, Any] = {"time": time, "level": record.levelname.lower(), "event": _safe(record.getMessage())}
+        entry |= {name: value if isinstance(value, int | float | bool) else _safe(value) for name, value in _fields(record).items()}
         if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
+            entry["exception"] = "\n".join(_traceback(self, record))
         return json.dumps(entry, ensure_ascii=False)
 
 
+@dataclass(slots=True)
+class _Repeats:
+    """The lines of one place in a library since `since` (monotonic seconds), and how many of them were left out."""
+
+    since: float
+    lines: int = 0
+    left_out: int = 0
+
+
 class _Handler(logging.StreamHandler[Any]):
-    """Writes to stderr; a status line on the terminal is cleared first."""
+    """Writes to stderr; a status line on the terminal is cleared first. Frequent messages of libraries are left out and counted."""
 
     clears_line = False
+
+    def __init__(self, stream: Any, monotonic: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(stream)
+        self._monotonic = monotonic
+        self._repeats: dict[tuple[str, int], _Repeats] = {}
+        """By file and line: their number is that of the places in the code."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record, unless its place in a library has logged too much."""
+        if record.name == _OWN or self._is_due(record):
+            super().emit(record)
+
+    def _is_due(self, record: logging.LogRecord) -> bool:
+        now = self._monotonic()
+        place = self._repeats.setdefault((record.pathname, record.lineno), _Repeats(now))
+        if now - place.since >= _BURST_SECONDS:
+            place.since, place.lines = now, 0
+        place.lines += 1
+        if place.lines > _BURST:
+            place.left_out += 1
+            return False
+        if place.left_out:
+            setattr(record, _FIELDS, {"left_out": place.left_out})
+            place.left_out = 0
+        return True
 
     def format(self, record: logging.LogRecord) -> str:
         line = super().format(record)
@@ -114,7 +160,7 @@ def configure_logs(*, production: bool, level: int = logging.INFO) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
-    logging.getLogger("wadm").setLevel(level)
+    logging.getLogger(_OWN).setLevel(level)
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
@@ -122,5 +168,17 @@ def _fields(record: logging.LogRecord) -> dict[str, object]:
 
 
 def _shown(value: object) -> str:
-    text = str(value)
-    return json.dumps(text, ensure_ascii=False) if " " in text or not text.isprintable() else text
+    text = _safe(value)
+    return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ' "\\') else text
+
+
+def _safe(value: object) -> str:
+    """A message or a value as one bounded line without passwords and invisible letters."""
+    return redacted(printable(value, _MAX_CHARS))
+
+
+def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> list[str]:
+    """The lines of a record's traceback, of a long one the last."""
+    if not record.exc_info:
+        return []
+    return [_safe(line) for line in formatter.formatException(record.exc_info).splitlines()[-_MAX_TRACEBACK_LINES:]]

@@ -15,6 +15,8 @@ from typing import Final, NamedTuple, Self
 
 import msgspec
 
+from wadm_mcp.texts import is_visible, one_line
+
 SECOND: Final = 1_000
 MINUTE: Final = 60 * SECOND
 HOUR: Final = 60 * MINUTE
@@ -24,6 +26,8 @@ MARKETS: Final = ("spot", "linear")
 
 MAX_SYMBOL_CHARS: Final = 40
 """Characters of a symbol at most. In UTF-8 they are 160 bytes at most, so that its daily files have valid names on every disk."""
+MAX_STATUS_CHARS: Final = 40
+"""Longest status of a listing: an exchange's own word, which answers repeat."""
 UNLISTED: Final = "UNLISTED"
 """`Listing.status` of an instrument that its exchange does not list, or not any more. It is WADM's own word: no exchange uses it."""
 
@@ -35,7 +39,7 @@ _INTEGER_LIMIT: Final = 1 << 63
 
 def is_symbol_letter(letter: str) -> bool:
     """True for a character that names an asset: a letter or digit of any script and, beyond ASCII, its marks and signs."""
-    return letter.isalnum() or (not letter.isascii() and unicodedata.category(letter)[0] in "MS")
+    return is_visible(letter) and (letter.isalnum() or (not letter.isascii() and unicodedata.category(letter)[0] in "MS"))
 
 
 def is_symbol(text: str) -> bool:
@@ -140,7 +144,7 @@ class Listing(msgspec.Struct, frozen=True):
     def from_store(cls, instrument: Instrument, tick: str, lot: str, trading: bool, status: str = "") -> Self:
         """A listing from what `stored_steps` returned; `ValueError` where tick or lot is no decimal."""
         try:
-            listing = cls(instrument, Decimal(tick), Decimal(lot), trading, status)
+            listing = cls(instrument, Decimal(tick), Decimal(lot), trading, one_line(status, MAX_STATUS_CHARS))
         except InvalidOperation:
             raise ValueError(f"{tick!r} and {lot!r} are not decimals") from None
         return cls.unconfirmed(instrument) if trading and not listing.tick else listing

@@ -20,12 +20,13 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from wadm_mcp.errors import SettingError, printable
+from wadm_mcp.errors import SettingError
 from wadm_mcp.exchanges.exchange import Host, Venue
 from wadm_mcp.exchanges.names import read_name
 from wadm_mcp.exchanges.registry import exchange_names, find_exchange, is_called
 from wadm_mcp.model import DAY, HOUR, MARKETS, MAX_SYMBOL_CHARS, Instrument, Retention, is_symbol
 from wadm_mcp.suggest import nearest, plain
+from wadm_mcp.texts import printable, redacted_url
 
 
 def _list(value: object) -> object:
@@ -110,7 +111,7 @@ def _base_url(name: str, url: str, schemes: Sequence[str]) -> str:
         parts, port = urlsplit(""), None
     valid = parts.scheme in schemes and parts.hostname and port != 0 and not any(mark in url for mark in " #?")
     if not valid or parts.path.strip("/"):
-        raise _refusal(name, url, f"a base URL without path is needed, such as {schemes[-1]}://host:port")
+        raise _refusal(name, redacted_url(url), f"a base URL without path is needed, such as {schemes[-1]}://host:port")
     return url.rstrip("/")
 
 

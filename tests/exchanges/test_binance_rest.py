@@ -198,7 +198,7 @@ def test_an_invalid_reply_is_one_error_line_that_names_the_market(read: Any, inv
 
 @pytest.mark.parametrize("read", READERS)
 def test_an_error_body_instead_of_rows_is_an_error_in_the_exchanges_words(read: Any) -> None:
-    with pytest.raises(ExchangeError, match=r"^binance spot refused \w+ of BTCUSDT: Invalid symbol\. \(code -1121\)"):
+    with pytest.raises(ExchangeError, match=r"^binance spot refused \w+ of BTCUSDT and says: 'Invalid symbol' \(code -1121\)"):
         read(SPOT, b'{"code":-1121,"msg":"Invalid\\nsymbol."}')
 
 

@@ -234,7 +234,9 @@ def test_an_invalid_reply_is_one_error_line_that_names_the_market(read: Any, inv
 @pytest.mark.parametrize("result", [{}, [], None, "", 5])
 def test_an_error_is_in_the_exchanges_words_whatever_its_result(read: Any, result: Any) -> None:
     body = json.dumps({"retCode": 10001, "retMsg": "params error:\nsymbol invalid", "result": result, "time": 1}).encode()
-    with pytest.raises(ExchangeError, match=r"^bybit linear refused \w+ of BTCUSDT: params error: symbol invalid \(code 10001\)"):
+    with pytest.raises(
+        ExchangeError, match=r"^bybit linear refused \w+ of BTCUSDT and says: 'params error: symbol invalid' \(code 10001\)"
+    ):
         read(LINEAR, body)
 
 

@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from wadm_mcp.exchanges.wire import one_line, plain_text
+from wadm_mcp.exchanges.wire import plain_text
+from wadm_mcp.texts import one_line
 
 PAGE = (
     '<!DOCTYPE HTML PUBLIC "-//W3C//DTD HTML 4.01 Transitional//EN" "http://www.w3.org/TR/html4/loose.dtd">\n'

@@ -95,7 +95,8 @@ async def test_an_instrument_that_does_not_trade_is_told_with_the_exchanges_word
     health.report(str(BYBIT), state)
     answer = await markets(world.view, health)
     assert [row["status"] for row in rows_of(answer["markets"])] == [status]
-    assert (f"Not trading: bybit:spot:BTCUSDT ({word})." in answer["reading"]) == (status != "live")
+    said = word if word == UNLISTED else f"'{word}'"
+    assert (f"Not trading: bybit:spot:BTCUSDT ({said})." in answer["reading"]) == (status != "live")
 
 
 async def test_an_instrument_that_its_exchange_has_not_confirmed_is_unverified_until_it_trades() -> None:

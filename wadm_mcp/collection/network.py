@@ -5,7 +5,6 @@ The collectors and `doctor` open their sockets by the same options, so that what
 
 from __future__ import annotations
 
-import re
 import ssl
 from typing import Any, Final, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
@@ -17,8 +16,9 @@ from websockets.exceptions import InvalidProxy, InvalidStatus, WebSocketExceptio
 from wadm_mcp.clock import Clock
 from wadm_mcp.collection.rest.rate_limit import REFUSED, advice, penalty
 from wadm_mcp.exchanges.exchange import Venue
-from wadm_mcp.exchanges.wire import one_line, plain_text
+from wadm_mcp.exchanges.wire import plain_text
 from wadm_mcp.settings import is_loopback
+from wadm_mcp.texts import one_line, quoted, redacted, redacted_url
 
 HANDSHAKE_SECONDS: Final = 10
 """Time limit of opening a socket, from the first packet to the exchange's answer to the handshake."""
@@ -27,10 +27,6 @@ _NEXT_ADDRESS_SECONDS: Final = 0.25
 """After this time without an answer the host's next address is tried as well (RFC 8305), since one of its networks may be down."""
 _QUOTED_CHARS: Final = 160
 """Characters of an exchange's own text that an error repeats."""
-
-
-_USER: Final = re.compile(r"//[^/@\s]*@")
-"""User name and password in a URL."""
 
 
 class connect(client.connect):  # noqa: N801 - named like what it replaces
@@ -76,18 +72,18 @@ class SocketFailure(NamedTuple):
     @classmethod
     def of(cls, error: OSError | ValueError | WebSocketException, base_url: str, venue: Venue, now: int) -> SocketFailure:
         """The failure that `connect` to a trade socket of the market raised. `now` is the wall time (ms)."""
-        url = socket_url(venue, base_url)
+        url = redacted_url(socket_url(venue, base_url))
         if isinstance(error, TimeoutError):
             return cls(f"{url} did not answer the handshake within {HANDSHAKE_SECONDS} s")
         if isinstance(error, InvalidProxy):
             return cls(f"cannot connect to {url}: HTTPS_PROXY or ALL_PROXY is not a usable proxy URL; expected http://host:port")
         if not isinstance(error, InvalidStatus):
             # Texts of libraries may contain the URL of a proxy.
-            return cls(f"cannot connect to {url}: {_USER.sub('//', one_line(str(error)))}")
+            return cls(f"cannot connect to {url}: {redacted(one_line(str(error)))}")
         reply = error.response
         status, body = reply.status_code, bytes(reply.body or b"")
-        quoted = one_line(plain_text(body), _QUOTED_CHARS).rstrip(".")
-        said = f"it answered HTTP {status}" + (f", {quoted}" if quoted else "")
+        text = plain_text(body)
+        said = f"it answered HTTP {status}" + (f" and says: {quoted(text, _QUOTED_CHARS)}" if one_line(text) else "")
         hint = advice(status, venue.hosts.socket.way_on(base_url))
         wait = penalty(venue.exchange.allowance(venue.market), status, reply.headers.get("Retry-After", ""), body, now)
         return cls(f"cannot connect to {url}: {said}" + (f". {hint}" if hint else ""), status in REFUSED, wait)
@@ -142,7 +138,7 @@ class SocketHosts:
         closed = self._closed.get(self._venue.socket_url)
         if base_url == self._venue.socket_url or closed is None:
             return ""
-        return f"uses {base_url}, because: {closed.failure.reason}"
+        return f"uses {redacted_url(base_url)}, because: {closed.failure.reason}"
 
     def _closed_now(self, base_url: str) -> _Closed | None:
         closed = self._closed.get(base_url)

@@ -26,7 +26,7 @@ from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.commands.audit import Choice
 from wadm_mcp.coverage.judge import judge
 from wadm_mcp.coverage.spans import Span
-from wadm_mcp.errors import ArchiveError, ExchangeError, QueryError, SettingError, StoreError, WadmError, printable
+from wadm_mcp.errors import ArchiveError, ExchangeError, QueryError, SettingError, StoreError, WadmError
 from wadm_mcp.exchanges.formats import recognise
 from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, Instrument, Window, is_symbol
 from wadm_mcp.process.signals import stop_signals
@@ -36,6 +36,7 @@ from wadm_mcp.queries.numbers import iso
 from wadm_mcp.runtime import Runtime
 from wadm_mcp.settings import Settings, unusable_folder
 from wadm_mcp.storage.opening import open_store, sqlite_path
+from wadm_mcp.texts import printable
 
 _POLL_SECONDS: Final = 0.25
 _LINE_SECONDS: Final = 10.0

@@ -7,8 +7,9 @@ import gc
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Final
 
-from wadm_mcp.errors import SettingError, printable, ungrouped
+from wadm_mcp.errors import SettingError, ungrouped
 from wadm_mcp.settings import Settings
+from wadm_mcp.texts import printable
 
 if TYPE_CHECKING:
     from wadm_mcp.commands.audit import Choice

@@ -11,10 +11,11 @@ from datetime import date
 from typing import Final
 from urllib.parse import unquote
 
-from wadm_mcp.errors import ArchiveError, printable
+from wadm_mcp.errors import ArchiveError
 from wadm_mcp.exchanges.exchange import LineErrors
 from wadm_mcp.exchanges.wire import MAX_FILLS, MAX_TIME, MIN_TIME, figure, is_zero
 from wadm_mcp.model import Listing, Scale, Trade, TradeType, is_symbol
+from wadm_mcp.texts import printable
 
 _SHOWN_CHARS: Final = 80
 _CACHED_TEXTS: Final = 20_000

@@ -27,8 +27,9 @@ from wadm_mcp.exchanges.exchange import (
     ShuttingDown,
     Trades,
 )
-from wadm_mcp.exchanges.wire import MAX_FILLS, UNREADABLE, Code, Count, Millis, SymbolScale, figure, frame_error, is_zero, one_line
+from wadm_mcp.exchanges.wire import MAX_FILLS, UNREADABLE, Code, Count, Millis, SymbolScale, figure, frame_error, is_zero
 from wadm_mcp.model import HOUR, Listing, Scale, Trade, TradeType
+from wadm_mcp.texts import one_line
 
 _BUY: Final = TradeType.BUY
 _SELL: Final = TradeType.SELL

@@ -16,7 +16,6 @@ import msgspec
 from wadm_mcp.exchanges.exchange import Aggregate, Allowance, Candle, Listed, Page, Request
 from wadm_mcp.exchanges.wire import (
     LISTINGS,
-    MAX_STATUS_CHARS,
     UNREADABLE,
     CandlePage,
     Code,
@@ -26,7 +25,6 @@ from wadm_mcp.exchanges.wire import (
     Name,
     Rows,
     candle,
-    one_line,
     read_candle_rows,
     read_records,
     read_rows,
@@ -36,7 +34,8 @@ from wadm_mcp.exchanges.wire import (
     step,
     unreadable,
 )
-from wadm_mcp.model import Instrument, Listing, Trade, TradeType, Window
+from wadm_mcp.model import MAX_STATUS_CHARS, Instrument, Listing, Trade, TradeType, Window
+from wadm_mcp.texts import one_line
 
 ROWS_PER_REPLY: Final = 1_000
 """Rows of one reply at most, on every endpoint of trades."""

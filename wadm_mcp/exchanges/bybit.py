@@ -29,8 +29,9 @@ from wadm_mcp.exchanges.exchange import (
     Trades,
     Unreadable,
 )
-from wadm_mcp.exchanges.wire import UNREADABLE, Count, Millis, SymbolScale, TradeId, figure, frame_error, is_zero, one_line
+from wadm_mcp.exchanges.wire import UNREADABLE, Count, Millis, SymbolScale, TradeId, figure, frame_error, is_zero
 from wadm_mcp.model import Listing, Scale, Trade
+from wadm_mcp.texts import one_line
 
 _TOPIC: Final = "publicTrade."
 _ALREADY_SUBSCRIBED: Final = "already subscribed"

@@ -15,7 +15,6 @@ import msgspec
 from wadm_mcp.exchanges.exchange import Aggregate, Allowance, Candle, Listed, Page, Request
 from wadm_mcp.exchanges.wire import (
     LISTINGS,
-    MAX_STATUS_CHARS,
     CandlePage,
     Code,
     Count,
@@ -25,7 +24,6 @@ from wadm_mcp.exchanges.wire import (
     Rows,
     TradeId,
     candle,
-    one_line,
     read_candle_rows,
     read_records,
     read_rows,
@@ -34,7 +32,8 @@ from wadm_mcp.exchanges.wire import (
     request_names,
     step,
 )
-from wadm_mcp.model import Instrument, Listing, Trade, TradeType, Window
+from wadm_mcp.model import MAX_STATUS_CHARS, Instrument, Listing, Trade, TradeType, Window
+from wadm_mcp.texts import one_line
 
 SIDES: Final = {"Buy": TradeType.BUY, "Sell": TradeType.SELL}
 """The taker's side, as socket and REST call it."""

@@ -6,9 +6,10 @@ from datetime import date
 from pathlib import Path
 from typing import NamedTuple
 
-from wadm_mcp.errors import ArchiveError, printable
+from wadm_mcp.errors import ArchiveError
 from wadm_mcp.exchanges.exchange import ArchiveFormat
 from wadm_mcp.exchanges.registry import exchange_names, find_exchange
+from wadm_mcp.texts import printable
 
 _SHOWN_CHARS = 80
 

@@ -29,6 +29,7 @@ from wadm_mcp.model import (
     rescale,
     to_decimal,
 )
+from wadm_mcp.texts import one_line, quoted
 
 MIN_TIME: Final = 1_230_768_000_000
 MAX_TIME: Final = 4_102_444_800_000
@@ -51,9 +52,6 @@ TradeId = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_SYMBOL_CHARS)]
 """A symbol of a listing. `read_records` skips one that is not `is_symbol`."""
-
-MAX_STATUS_CHARS: Final = 40
-"""Longest status of a listing: an exchange's own word, which answers repeat."""
 
 MAX_FILLS: Final = (1 << 31) - 1
 """Most fills of one row: documents store them in 32 bits."""
@@ -144,12 +142,6 @@ def frame_error(venue: str, why: object, path: str = "") -> FrameError:
     return FrameError(one_line(f"{venue} frame: {why}" + (f" - at `{path}`" if path else "")))
 
 
-def one_line(text: str, most: int = 240) -> str:
-    """Untrusted text as one line of at most `most` printable characters."""
-    line = " ".join("".join(letter if letter.isprintable() else " " for letter in text[: 4 * most]).split())
-    return line if len(line) <= most else line[: most - 1] + "…"
-
-
 def plain_text(body: bytes) -> str:
     """The text of a reply. Of an HTML page the text that a browser would show, without markup, title and scripts."""
     text = body.decode("utf-8", "replace")
@@ -172,9 +164,9 @@ def plain_text(body: bytes) -> str:
 
 def refusal(venue: str, what: str, code: int, text: str) -> ExchangeError:
     """The error of a reply in which the exchange refuses `what` (`trades of BTCUSDT`)."""
-    reason = one_line(text, 160) or "no reason given"
+    reason = f"and says: {quoted(text)}" if one_line(text) else "without a reason"
     return RequestRefused(
-        f"{venue} refused {one_line(what, 80)}: {reason} (code {code}). Wait if it names a limit; otherwise check the REST base URL"
+        f"{venue} refused {one_line(what, 80)} {reason} (code {code}). Wait if it names a limit; otherwise check the REST base URL"
     )
 
 

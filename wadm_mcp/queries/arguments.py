@@ -19,6 +19,7 @@ from wadm_mcp.exchanges.registry import exchange_names
 from wadm_mcp.model import DAY, HOUR, MARKETS, MINUTE, SECOND, Instrument, Timeframe
 from wadm_mcp.queries.numbers import decimal_text
 from wadm_mcp.suggest import nearest
+from wadm_mcp.texts import is_visible
 
 WINDOWS: Final = {"15m": 15 * MINUTE, "1h": HOUR, "4h": 4 * HOUR, "24h": 24 * HOUR, "7d": 7 * 24 * HOUR}
 """Length of the named windows in milliseconds, except `session`."""
@@ -327,7 +328,7 @@ def _decimal(given: object) -> Decimal | None:
 def _plain(text: str) -> str:
     cut = text[:_SHOWN_CHARS]
     safe = "".join(
-        letter if letter.isprintable() and letter not in '"\\' else letter.encode("unicode_escape").decode() if letter != '"' else '\\"'
+        letter if is_visible(letter) and letter not in '"\\' else letter.encode("unicode_escape").decode() if letter != '"' else '\\"'
         for letter in cut
     )
     return f"{safe}..." if len(text) > _SHOWN_CHARS else safe

@@ -7,13 +7,14 @@ from typing import Any, Final
 
 from wadm_mcp.coverage.judge import judge
 from wadm_mcp.health import Health, State, not_trading
-from wadm_mcp.model import DAY, MINUTE, Listing, Timeframe, Window
+from wadm_mcp.model import DAY, MINUTE, UNLISTED, Listing, Timeframe, Window
 from wadm_mcp.queries.arguments import Call, read_detail, read_whole
 from wadm_mcp.queries.coverage import ratio
 from wadm_mcp.queries.figures import table
 from wadm_mcp.queries.numbers import decimal_number, iso, number
 from wadm_mcp.queries.scope import provisional
 from wadm_mcp.queries.view import View
+from wadm_mcp.texts import quoted
 
 COLUMNS: Final = (
     "exchange",
@@ -71,7 +72,7 @@ async def markets(view: View, health: Health, *, limit: object = 100, detail: ob
     reading = f"{live} of {len(rows)} instruments are live; {complete} have full coverage for the last 24 h."
     if idle:
         more = f" and {len(idle) - _NAMED} more" if len(idle) > _NAMED else ""
-        named = ", ".join(f"{each.instrument} ({each.status or 'no status'})" for each in idle[:_NAMED])
+        named = ", ".join(f"{each.instrument} ({_word(each)})" for each in idle[:_NAMED])
         reading += f" Not trading: {named}{more}."
     answer = {"store": "unreachable" if view.without_store else "ok", "markets": listed, **provisional(listings)}
     return {**answer, "reading": reading}
@@ -120,3 +121,8 @@ async def _row(view: View, health: Health, listing: Listing) -> list[Any]:
         [iso(importing.target), iso(importing.reached), importing.rate, round(importing.seconds)] if importing is not None else None,
         decimal_number(listing.tick),
     ]
+
+
+def _word(listing: Listing) -> str:
+    """The status of an instrument that does not trade: the exchange's word in quotes, or our own."""
+    return listing.status if listing.status == UNLISTED else quoted(listing.status) if listing.status else "no status"

@@ -21,7 +21,7 @@ from mcp.shared.message import SessionMessage
 from mcp_types import INVALID_REQUEST, PARSE_ERROR, ErrorData, JSONRPCError, jsonrpc_message_adapter
 from pydantic import ValidationError
 
-from wadm_mcp.errors import WadmError, leaves, printable, ungrouped
+from wadm_mcp.errors import WadmError, leaves, ungrouped
 from wadm_mcp.logs import RateLimitedWarning, log
 from wadm_mcp.process.signals import stop_signals
 from wadm_mcp.process.standard_streams import print_stderr
@@ -29,6 +29,7 @@ from wadm_mcp.server.backpressure import CountedWrites
 from wadm_mcp.server.context import ServedRuntime, running
 from wadm_mcp.server.lines import MAX_LINE_BYTES, Line, read_lines
 from wadm_mcp.server.server import WadmServer
+from wadm_mcp.texts import printable
 
 _STDIN: Final = 0
 _PARENT_SECONDS: Final = 1.0

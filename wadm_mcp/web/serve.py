@@ -16,10 +16,11 @@ import anyio
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from wadm_mcp.errors import SettingError, WadmError, printable, ungrouped
+from wadm_mcp.errors import SettingError, WadmError, ungrouped
 from wadm_mcp.process.signals import stop_signals
 from wadm_mcp.server.context import ServedRuntime
 from wadm_mcp.settings import Settings
+from wadm_mcp.texts import printable
 from wadm_mcp.web.connections import Connections, connection_limit
 from wadm_mcp.web.http_server import HttpServer
 from wadm_mcp.web.streams import Streams

@@ -735,9 +735,9 @@ async def test_an_imported_day_is_not_downloaded_again_for_hours_that_its_file_d
 
 async def test_history_waits_with_one_line_in_health_where_the_disk_is_kept_for_the_journal(tmp_path: Path) -> None:
     clock = ManualClock(MIDNIGHT)
-    async with simulated(LINEAR, clock, activity=0.01) as simulator, world(simulator, LINEAR, clock, tmp_path) as w:
-        await w.live(MIDNIGHT, MIDNIGHT + MINUTE)
-        await w.save()
+    async with simulated(LINEAR, clock, activity=0.01) as simulator, world(LINEAR, tmp_path, simulator, clock, now=MIDNIGHT + MINUTE) as w:
+        await w.live(MIDNIGHT + MINUTE, MIDNIGHT + 3 * MINUTE)
+        w.recorded.tape.settled_until = MIDNIGHT + MINUTE
         history = w.history(DAY)
         history._archive._reserve = DiskReserve(tmp_path, 1 << 60)
         steps = [step for step in history._steps() if step.from_archive]

@@ -17,7 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
-from wadm_mcp.errors import ArchiveError, printable
+from wadm_mcp.errors import ArchiveError
+from wadm_mcp.texts import printable
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer

@@ -18,13 +18,14 @@ from anyio import to_thread
 
 from wadm_mcp.collection.backfill.history import History
 from wadm_mcp.collection.recording.recorded_instrument import RecordedInstrument
-from wadm_mcp.errors import ArchiveError, DiskReserved, StoreError, printable
+from wadm_mcp.errors import ArchiveError, DiskReserved, StoreError
 from wadm_mcp.exchanges.exchange import ArchiveFormat
 from wadm_mcp.exchanges.formats import recognise
 from wadm_mcp.exchanges.registry import is_called
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
 from wadm_mcp.model import DAY, SECOND, Instrument, Window
+from wadm_mcp.texts import printable
 
 _POLL_SECONDS: Final = 0.5
 _IDLE_LOOKS: Final = 4

@@ -34,6 +34,7 @@ from wadm_mcp.exchanges.exchange import Acknowledged, Pong, Refused, ShuttingDow
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import RateLimitedWarning, log
 from wadm_mcp.model import Instrument, Listing
+from wadm_mcp.texts import quoted, redacted_url
 
 _MAX_FRAME_BYTES: Final = 1024 * 1024
 """A larger frame ends the connection. The largest valid one (1,024 Bybit trades) has about 300 kB."""
@@ -174,7 +175,7 @@ class Collector:
         """Report the host of a new connection, if it is not the market's first one."""
         part, note = f"{self.venue.name} socket", self.hosts.note(base_url)
         if note:
-            log.warning("host.fallback", **self.venue.log_fields, fallback=base_url, reason=note)
+            log.warning("host.fallback", **self.venue.log_fields, fallback=redacted_url(base_url), reason=note)
             self.health.report(part, State.OK, note)
         else:
             self.health.forget(part)
@@ -498,7 +499,7 @@ class Connection:
         self._collector.health.count("requests.refused")
         if refused.already_subscribed:
             return
-        message = refused.message[:_LOGGED_CHARS]
+        message = quoted(refused.message, _LOGGED_CHARS)
         log.warning("request.refused", **self._collector.venue.log_fields, message=message)
         if not self._subscribed_singly:
             self._subscribed_singly = True
@@ -511,7 +512,7 @@ class Connection:
                 pauses = self._refusals.setdefault(instrument, Backoff(_REFUSED_PAUSE_SECONDS, _MAX_REFUSED_PAUSE_SECONDS))
                 self._refused[instrument] = self._collector.clock.monotonic() + pauses.next()
                 self._collector.sink.subscription_lost(
-                    self.number, instrument, GapReason.DISCONNECT, f"the exchange refused the subscription: {message}"
+                    self.number, instrument, GapReason.DISCONNECT, f"the exchange refused the subscription and says: {message}"
                 )
                 self._collector.sink.doubt_listing(instrument)
 

@@ -24,12 +24,13 @@ from wadm_mcp import __version__
 from wadm_mcp.clock import SYSTEM_CLOCK, Clock
 from wadm_mcp.collection.disk_reserve import DiskReserve
 from wadm_mcp.collection.rest.rate_limit import REFUSED, Priority, RateLimiter, advice
-from wadm_mcp.errors import ArchiveError, EndpointMissing, ExchangeError, HostRefused, RequestRefused, SettingError, printable
+from wadm_mcp.errors import ArchiveError, EndpointMissing, ExchangeError, HostRefused, RequestRefused, SettingError
 from wadm_mcp.exchanges.exchange import Aggregate, Allowance, Candle, Host, Listed, Page, Request, Venue
-from wadm_mcp.exchanges.wire import one_line, plain_text
+from wadm_mcp.exchanges.wire import plain_text
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
 from wadm_mcp.model import SECOND, Instrument, Listing, Trade, Window
+from wadm_mcp.texts import one_line, printable, quoted, redacted_url
 
 _LOOPBACK: Final = ("all://127.0.0.1", "all://localhost", "all://[::1]")
 """Hosts that are reached without a proxy: the loopback exchanges of a demo are on this machine."""
@@ -98,7 +99,7 @@ class _Host(NamedTuple):
     @property
     def shown(self) -> str:
         """The setting and its value, without a password."""
-        return f"{self.setting}={printable(_without_user(self.base_url), _QUOTED_CHARS)}"
+        return f"{self.setting}={printable(redacted_url(self.base_url), _QUOTED_CHARS)}"
 
     @property
     def advice(self) -> str:
@@ -594,13 +595,6 @@ def _size(part: Path) -> int:
     return part.stat().st_size if part.exists() else 0
 
 
-def _without_user(url: str) -> str:
-    """A URL, valid or not, without user name and password."""
-    before, at, host = url.rpartition("@")
-    scheme, separator, _ = before.partition("://")
-    return f"{scheme}{separator}{host}" if at and separator else host
-
-
 def _proxy_error() -> SettingError:
     """The error of the environment's first proxy that httpx does not accept."""
     proxies = getproxies()
@@ -611,19 +605,20 @@ def _proxy_error() -> SettingError:
         try:
             httpx2.AsyncHTTPTransport(proxy=url if "://" in url else f"http://{url}")
         except _UNUSABLE_PROXY:
-            return SettingError(f"{scheme.upper()}_PROXY={printable(_without_user(url), _QUOTED_CHARS)}: {_PROXY_EXPECTED}")
+            return SettingError(f"{scheme.upper()}_PROXY={printable(redacted_url(url), _QUOTED_CHARS)}: {_PROXY_EXPECTED}")
     return SettingError(f"ALL_PROXY, HTTPS_PROXY, HTTP_PROXY or NO_PROXY: {_PROXY_EXPECTED}")
 
 
 def _status_error(host: _Host, request: Request, response: httpx2.Response, body: bytes) -> ExchangeError:
     """The error of a reply with another status than 200, with the exchange's text and its Retry-After."""
     status, wait = response.status_code, response.headers.get("Retry-After", "")[:40]
-    quoted = one_line(plain_text(body), _QUOTED_CHARS).rstrip(".")
-    text = f"{host.name} answered HTTP {status} to {request.path}" + (f": {quoted}" if quoted else "")
+    said = plain_text(body)
+    text = f"{host.name} answered HTTP {status} to {request.path}"
+    text += f" and says: {quoted(said, _QUOTED_CHARS)}" if one_line(said) else ""
     if hint := f"Check {host.shown}" if status == HTTPStatus.NOT_FOUND else advice(status, host.way_on):
         text += f". {hint}"
     if wait:
-        text += f" (Retry-After: {wait}{' s' if wait.isdecimal() else ''})"
+        text += f" (Retry-After: {one_line(wait)}{' s' if wait.isdecimal() else ''})"
     if status == HTTPStatus.NOT_FOUND or (request.optional and status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in _LIMITED):
         return EndpointMissing(text)
     if status == HTTPStatus.BAD_REQUEST:
