@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from wadm_mcp import runtime as runtime_module
 from wadm_mcp.clock import Clock, now_ms
 from wadm_mcp.collection.recording import maintenance
 from wadm_mcp.coverage.judge import judge
@@ -18,6 +20,7 @@ from wadm_mcp.runtime import Runtime
 from wadm_mcp.server.questions import MARKETS, VOLUME_PROFILE
 from wadm_mcp.settings import Settings, read_settings
 from wadm_mcp.simulator.simulator import Simulator
+from wadm_mcp.storage.sqlite import SqliteStore
 
 pytestmark = pytest.mark.anyio
 
@@ -293,3 +296,33 @@ async def test_a_deleted_store_ends_recording_with_its_reason_and_what_was_in_it
         stored = await runtime.store.trades(SPOT, Window(now - HOUR, now + HOUR), limit=100)
         covered = sum(span.last_seq - span.first_seq + 1 for span in await runtime.store.spans(SPOT, Window(now - HOUR, now + HOUR)))
         assert covered <= len(stored)
+
+
+async def test_the_store_is_not_ok_before_it_was_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = threading.Event()
+    open_now = SqliteStore._open
+
+    def slowly(self: SqliteStore) -> None:
+        opened.wait(15)
+        open_now(self)
+
+    monkeypatch.setattr(SqliteStore, "_open", slowly)
+    monkeypatch.setattr(runtime_module, "_RECORD_SECONDS", 0.1)
+    async with running(tmp_path) as (runtime, simulator):
+        states: list[State] = []
+        report = runtime.health.report
+
+        def watched(part: str, state: State, detail: str = "") -> None:
+            states.extend([state] if part == "store" else [])
+            report(part, state, detail)
+
+        monkeypatch.setattr(runtime.health, "report", watched)
+        with anyio.fail_after(15):
+            await simulator.subscribed(*SPOT)
+        await until(lambda: "journal" in runtime.health.parts)
+        # More turns of the writer than it takes to report the store.
+        await anyio.sleep(0.6)
+        assert State.OK not in states
+        assert (await MARKETS.ask(runtime, {})).answer["store"] == "unreachable"
+        opened.set()
+        await until(lambda: State.OK in states)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NoReturn
 
+from wadm_mcp.process.private_files import create_private
 from wadm_mcp.process.signals import exit_on_signals
 from wadm_mcp.process.standard_streams import reserve_standard_descriptors
 
@@ -11,6 +12,7 @@ from wadm_mcp.process.standard_streams import reserve_standard_descriptors
 def main() -> NoReturn:
     """Run a command line and exit with its status."""
     exit_on_signals()
+    create_private()
     reserve_standard_descriptors()
     from wadm_mcp.cli import main as run
 

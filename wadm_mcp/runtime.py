@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Final, Literal, Self, TypeAlias
 
 import anyio
+import anyio.to_thread
 from anyio.abc import TaskGroup
 
 from wadm_mcp.audit import Auditor, ExchangeFigures, HourlyAudit, exchange_figures
@@ -36,6 +37,7 @@ from wadm_mcp.errors import StoreError, StoreLost, StoreUnreachable, WadmError, 
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
 from wadm_mcp.model import Instrument, Listing, Window
+from wadm_mcp.process.private_files import make_private
 from wadm_mcp.queries.admission import Admission
 from wadm_mcp.queries.view import View
 from wadm_mcp.queries.watches import Watches
@@ -173,14 +175,15 @@ class Runtime:
             self._subscriptions.refresh()
 
     def _store_down(self) -> bool:
+        """Whether questions are answered without the store: it failed, or is not open yet."""
         report = self.health.parts.get("store")
-        return report is not None and report.state is State.DOWN
+        return report is not None and report.state is not State.OK
 
     async def _live(self, tasks: TaskGroup) -> None:
         """Open cache and store and collect, until cancelled or something fails that no restart can mend."""
         try:
             with using_folder(self.settings.WADM_DATA_DIR):
-                self.settings.WADM_DATA_DIR.mkdir(parents=True, exist_ok=True)
+                await anyio.to_thread.run_sync(make_private, self.settings.WADM_DATA_DIR)
             with ungrouped():
                 async with self.cache, AsyncExitStack() as stack, anyio.create_task_group() as inner:
                     tasks.start_soon(self._supervise, "cache watch", self.cache.watch)

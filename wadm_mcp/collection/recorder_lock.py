@@ -19,7 +19,7 @@ class RecorderLock:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "recorder.lock"
-        self._lock = FileLock(self._path)
+        self._lock = FileLock(self._path, mode=0o600)
 
     def take(self) -> bool:
         """Try to acquire the lock without waiting. Returns whether this process holds it; `StoreError` if the folder is not writable."""

@@ -153,11 +153,15 @@ class Writer:
             with anyio.move_on_after(_POLL_SECONDS):
                 await self._journaled.wait()
             self._journaled = anyio.Event()
+            known = self._health.parts.get("store")
+            answers = known is None or known.state is State.OK
             try:
                 async with self.exclusive():
-                    if self.failing:
+                    if self.failing or (known is not None and known.state is State.DOWN):
                         # With nothing to write, only this proves that the store is back.
                         await self._store.state()
+                        answers = True
+                    answers = answers or self._journal.backlog > 0
                     if await self.drain(_BATCHES_PER_TURN):
                         self.caught_up = True
             except StoreError as error:
@@ -165,7 +169,9 @@ class Writer:
                 self._journaled.set()
                 await anyio.sleep(backoff.next())
             else:
-                self._health.report("store", State.OK)
+                if answers:
+                    # While it is being opened, having nothing to write proves nothing.
+                    self._health.report("store", State.OK)
                 self.failing = False
                 backoff.reset()
 
