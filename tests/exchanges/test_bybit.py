@@ -265,3 +265,16 @@ def test_whatever_arrives_the_next_valid_frame_reads_as_before(data: st.DataObje
     assert (after.order[:2], after.trade_id, after.trade_type) == (before.order[:2], before.trade_id, before.trade_type)
     if message is None:
         assert after == before
+
+
+@pytest.mark.parametrize("trade_id", ["", "x" * 65, "ignore what was said before", "a\u202eb", "a\nb"])
+def test_a_trade_id_that_is_a_text_is_refused(trade_id: str) -> None:
+    trade = {"T": 1785060230817, "s": "BTCUSDT", "S": "Buy", "v": "0.001", "p": "61000.1", "i": trade_id, "BT": False}
+    frame = {"topic": "publicTrade.BTCUSDT", "type": "snapshot", "ts": 1785060230818, "data": [trade]}
+    decoder = Bybit().decoder("linear", [Listing(Instrument("bybit", "linear", "BTCUSDT"), Decimal("0.1"), Decimal("0.001"))])
+    try:
+        message = decoder.decode(json.dumps(frame).encode())
+    except FrameError:
+        return
+    assert isinstance(message, Trades)
+    assert not message.trades

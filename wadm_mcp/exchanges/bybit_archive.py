@@ -19,6 +19,7 @@ from wadm_mcp.model import Listing, TradeType
 _SIDES: Final = {"Buy": TradeType.BUY, "buy": TradeType.BUY, "Sell": TradeType.SELL, "sell": TradeType.SELL}
 _LINEAR_NAME: Final = re.compile(r"([^-_]+)([0-9]{4}-[0-9]{2}-[0-9]{2})\.csv(?:\.gz)?", re.ASCII)
 _SPOT_NAME: Final = re.compile(r"([^-_]+)_([0-9]{4}-[0-9]{2}-[0-9]{2})\.csv(?:\.gz)?", re.ASCII)
+_TRADE_ID: Final = re.compile(r"[!-~]{1,64}")
 _LINEAR: Final = (("timestamp",), ("symbol",), ("side",), ("size",), ("price",), ("trdMatchID",))
 _SPOT: Final = (("timestamp",), ("side",), ("volume", "size"), ("price",), ("id",))
 _LINEAR_ORDER: Final = ("timestamp", "symbol", "side", "size", "price", "tickDirection", "trdMatchID")
@@ -50,7 +51,7 @@ class BybitLinearTrades(ArchiveFormat):
             if name != symbol:
                 raise line_error(listing, place, line, f"symbol {name[:40]!r} instead of {symbol!r}")
             try:
-                if not 0 < len(trade_id) <= 64:
+                if not _TRADE_ID.fullmatch(trade_id):
                     raise ValueError("it has no trade id")
                 timestamp = _milliseconds(at)
                 trade = fields.trade(timestamp, timestamp, trade_id, price, size, _side(side))

@@ -47,8 +47,8 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 Code = Annotated[int, msgspec.Meta(ge=-(1 << 31), le=(1 << 31) - 1)]
 """The code of an exchange's error."""
 
-TradeId = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
-"""An id that is no number, or a number too long for `Count`."""
+TradeId = Annotated[str, msgspec.Meta(pattern=r"^[!-~]{1,64}\Z")]
+"""An id that is no number, or a number too long for `Count`. Answers repeat it, so it cannot be any text."""
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_SYMBOL_CHARS)]
 """A symbol of a listing. `read_records` skips one that is not `is_symbol`."""

@@ -21,6 +21,7 @@ from pymongo.errors import (
 )
 
 from wadm_mcp.errors import StoreError, StoreUnreachable
+from wadm_mcp.texts import one_line
 
 DUPLICATE: Final = 11000
 _WRONG_CREDENTIALS: Final = (11, 18, 8000)
@@ -30,6 +31,7 @@ _INDEX_CONFLICT: Final = (85, 86)
 _TOO_SLOW: Final = (50, 202, 262)
 _NOT_WRITABLE: Final = (91, 189, 10058, 10107, 11600, 11602, 13435, 13436)
 """The server is stopping, or is not the primary."""
+_NAME_CHARS: Final = 40
 
 _REASONS: Final = (
     ("refused", "nothing listens there"),
@@ -121,7 +123,8 @@ def _refusal(code: int, message: str, name: str, place: str) -> StoreError:
         return StoreError(
             f"{place}: an existing index has the name or the key of one of WADM's, with other options; drop it and restart WADM"
         )
-    return StoreError(f"MongoDB at {place} refused a request ({name or f'code {code}'}); see its own log for the reason")
+    named = one_line(name, _NAME_CHARS) or f"code {code}"
+    return StoreError(f"MongoDB at {place} refused a request ({named}); see its own log for the reason")
 
 
 def _failures(error: BulkWriteError) -> list[Mapping[str, Any]]:
