@@ -608,7 +608,7 @@ async def test_a_refused_subscription_is_requested_again_with_longer_pauses_unti
             ["HTTP 451", "does not serve this region", "WADM_BINANCE_SPOT_WS=wss://data-stream.binance.vision", "HTTPS_PROXY"],
             300.0,
         ),
-        (Bybit(), ["HTTP 403, 403 ERROR The request could not be satisfied", "blocks this address", "Set HTTPS_PROXY"], 600.0),
+        (Bybit(), ["HTTP 403 and says: '403 ERROR The request could not be satisfied", "blocks this address", "Set HTTPS_PROXY"], 600.0),
     ],
 )
 async def test_a_refused_handshake_says_what_it_means_and_waits_as_long_as_a_refused_request(
