@@ -11,7 +11,7 @@ COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generat
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test coverage lint reference report format pins conformance bench soak clean
+.PHONY: help demo test coverage lint reference report format pins conformance bench soak abuse clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -75,5 +75,8 @@ bench: $(VENV)/ready $(PEERS)/ready ## measure the hot path, the cache, the impo
 soak: $(VENV)/ready ## run the fault, kill and outage tests at full rate, about 90 minutes; WADM_SOAK_SEED=2 for other faults
 	WADM_SOAK=1 $(BIN)/python -m pytest -q -s tests/soak tests/end_to_end/test_production_store.py tests/collection/test_listing_refresher.py
 
+abuse: $(VENV)/ready ## attack servers that it starts, about 15 minutes; writes the verdicts to abuse.md; WADM_ABUSE_SEED=2 for other requests
+	WADM_ABUSE=1 WADM_ABUSE_TABLE=$${WADM_ABUSE_TABLE:-abuse.md} $(BIN)/python -m pytest -q tests/abuse
+
 clean: ## remove everything that the targets created
-	rm -rf $(VENV) $(PEERS) build dist *.egg-info .pytest_cache .ruff_cache .coverage*
+	rm -rf $(VENV) $(PEERS) build dist *.egg-info .pytest_cache .ruff_cache .coverage* abuse.md

@@ -81,6 +81,11 @@ def test_the_reliability_page_names_every_soak_test_and_no_other() -> None:
     assert named == {path.name for path in (ROOT / "tests" / "soak").glob("test_*.py")}
 
 
+def test_the_reliability_page_names_every_attack_and_no_other() -> None:
+    named = set(re.findall(r"\]\(\.\./tests/abuse/(test_\w+\.py)\)", text("docs/reliability.md")))
+    assert named == {path.name for path in (ROOT / "tests" / "abuse").glob("test_*.py")} - {"test_short_forms.py"}
+
+
 def test_every_link_between_pages_leads_to_a_file_and_a_heading() -> None:
     pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
     links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()) if "://" not in link]

@@ -88,7 +88,7 @@ SUBJECTS: Final = {
 }
 
 
-def _hostile(chance: random.Random, valid: Sequence[bytes], trees: Sequence[Any]) -> bytes:
+def hostile_body(chance: random.Random, valid: Sequence[bytes], trees: Sequence[Any]) -> bytes:
     """Noise, a valid body with bytes changed, or one with values exchanged, repeated or removed; now and then a valid one."""
     kind = chance.random()
     if kind < 0.05:
@@ -156,7 +156,7 @@ def test_a_decoder_reads_it_or_says_in_one_line_why_not(name: str, capsys: pytes
     trees = [json.loads(body) for body in valid]
     refused = 0
     for number in range(TRIED):
-        body = _hostile(chance, valid, trees)
+        body = hostile_body(chance, valid, trees)
         said = ""
         try:
             _check(read(body))
