@@ -26,7 +26,7 @@ from wadm_mcp.exchanges.names import read_name
 from wadm_mcp.exchanges.registry import exchange_names, find_exchange, is_called
 from wadm_mcp.model import DAY, HOUR, MARKETS, MAX_SYMBOL_CHARS, Instrument, Retention, is_symbol
 from wadm_mcp.suggest import nearest, plain
-from wadm_mcp.texts import printable, redacted_url
+from wadm_mcp.texts import printable, redacted, redacted_url
 
 
 def _list(value: object) -> object:
@@ -217,6 +217,10 @@ class Settings(BaseSettings):
     def binds_loopback(self) -> bool:
         """Does the server listen on loopback addresses only?"""
         return is_loopback(self.WADM_HOST)
+
+    def __repr_str__(self, join_str: str) -> str:
+        """What `repr` and `str` show: the settings, without the passwords of their URLs."""
+        return redacted(super().__repr_str__(join_str))
 
     def check_exposure(self) -> None:
         """`SettingError` where others could reach the server without a key, or with one that can be guessed."""
