@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 from wadm_mcp.simulator.tape import Aggregate, Print, Tape
@@ -18,12 +18,15 @@ _Row = TypeVar("_Row", Print, Aggregate)
 
 @dataclass(slots=True)
 class Halt:
-    """One halt `[start, end)` (ms), and how many rows of the computed market are left out of it. Without an end it lasts."""
+    """One halt `[start, end)` (ms), how many rows of the computed market are left out of it, and the first of their numbers. Without an end
+    it lasts."""
 
     start: int
     end: int | None = None
     prints: int = 0
     aggregates: int = 0
+    first_print: int = 0
+    first_aggregate: int = 0
 
 
 class HaltingTape:
@@ -37,7 +40,7 @@ class HaltingTape:
         """The latest time so far. The clock of the exchanges may be set back, and what was left out stays left out."""
 
     def copy(self) -> HaltingTape:
-        return HaltingTape(self._tape.copy(), [Halt(halt.start, halt.end, halt.prints, halt.aggregates) for halt in self.halts])
+        return HaltingTape(self._tape.copy(), [replace(halt) for halt in self.halts])
 
     @property
     def prints_per_day(self) -> float:
@@ -54,10 +57,12 @@ class HaltingTape:
             self.halts.append(Halt(at))
         elif last is not None:
             last.end = max(at, last.start)
-            last.prints = sum(1 for _ in self._tape.prints(last.start, last.end))
+            prints = [row.number for row in self._tape.prints(last.start, last.end)]
             # Aggregates are published once their window has ended.
             published = self._tape.aggregates(last.start, last.end + _AROUND_MS)
-            last.aggregates = sum(last.start <= row.time < last.end for row in published)
+            aggregates = [row.number for row in published if last.start <= row.time < last.end]
+            last.prints, last.first_print = len(prints), min(prints, default=0)
+            last.aggregates, last.first_aggregate = len(aggregates), min(aggregates, default=0)
 
     def _between_aggregates(self, at: int) -> int:
         """The first moment from `at` on that splits no aggregate."""
@@ -74,23 +79,28 @@ class HaltingTape:
         return self._traded(self._tape.aggregates(start, end))
 
     def prints_from(self, number: int, end: int) -> Iterator[Print]:
-        # Numbers only ever become smaller, so this begins at or before the row.
-        return (row for row in self._traded(self._tape.prints_from(number, end)) if row.number >= number)
+        first = _computed(number, ((halt.first_print, halt.prints) for halt in self.halts))
+        return (row for row in self._traded(self._tape.prints_from(first, end)) if row.number >= number)
 
     def aggregates_from(self, number: int, end: int) -> Iterator[Aggregate]:
-        return (row for row in self._traded(self._tape.aggregates_from(number, end)) if row.number >= number)
+        first = _computed(number, ((halt.first_aggregate, halt.aggregates) for halt in self.halts))
+        return (row for row in self._traded(self._tape.aggregates_from(first, end)) if row.number >= number)
 
     def newest_prints(self, limit: int, end: int) -> list[Print]:
-        more = sum(halt.prints if halt.end is not None else self._count(self._tape.prints(halt.start, end)) for halt in self.halts)
-        return list(self._traded(self._tape.newest_prints(limit + more, end)))[-limit:]
+        return self._newest(self._tape.newest_prints, limit, end)
 
     def newest_aggregates(self, limit: int, end: int) -> list[Aggregate]:
-        more = sum(halt.aggregates if halt.end is not None else self._count(self._tape.aggregates(halt.start, end)) for halt in self.halts)
-        return list(self._traded(self._tape.newest_aggregates(limit + more, end)))[-limit:]
+        return self._newest(self._tape.newest_aggregates, limit, end)
 
-    @staticmethod
-    def _count(rows: Iterable[object]) -> int:
-        return sum(1 for _ in rows)
+    def _newest(self, read: Callable[[int, int], list[_Row]], limit: int, end: int) -> list[_Row]:
+        """The newest rows that were traded. There may have been many halts, of which few are recent."""
+        many = limit
+        while True:
+            rows = read(many, end)
+            traded = list(self._traded(rows))
+            if len(traded) >= limit or len(rows) < many:
+                return traded[-limit:]
+            many *= 2
 
     def _traded(self, rows: Iterable[_Row]) -> Iterator[_Row]:
         """The rows outside the halts, numbered as if the halts had never been computed."""
@@ -113,3 +123,12 @@ class HaltingTape:
         number = row.number - prints
         # The ids of Bybit do not count.
         return row._replace(number=number, trade_id=str(number), seq=number) if row.seq == row.number else row._replace(number=number)
+
+
+def _computed(number: int, left_out: Iterable[tuple[int, int]]) -> int:
+    """The number in the computed market of the row that has this one. `left_out` are the first and the count of each halt, oldest first."""
+    before = 0
+    for first, count in left_out:
+        if count and first - before <= number:
+            before += count
+    return number + before
