@@ -178,9 +178,19 @@ async def test_an_invalid_frame_ends_the_connection_after_the_messages_before_it
             await client.frames()
 
 
-async def test_a_slow_reader_stops_the_socket_from_being_read() -> None:
+@pytest.mark.parametrize(
+    "message",
+    [
+        wire(Opcode.TEXT, b"x"),
+        wire(Opcode.BINARY, b"x"),
+        wire(Opcode.TEXT, b"x", fin=False) + wire(Opcode.CONT, b""),
+    ],
+    ids=["text", "binary", "in parts"],
+)
+async def test_a_slow_reader_stops_the_socket_from_being_read(message: bytes) -> None:
     async with connected() as (client, _):
-        client.data_received(wire(Opcode.TEXT, b"x") * 1_500)
+        client.data_received(message * 1_500)
+        assert len(client._frames) <= 1_024
         assert not client.transport.is_reading()
         assert len(await read(client, 1_500)) == 1_500
         assert client.transport.is_reading()
@@ -291,6 +301,17 @@ async def test_a_connection_whose_other_end_does_not_read_is_given_up() -> None:
 
         tasks.start_soon(send)
         assert isinstance((await the_end(client)).__cause__, NotReadingError)
+
+
+async def test_a_reader_waits_after_many_frames_without_a_message() -> None:
+    async with connected() as (client, _), anyio.create_task_group() as tasks:
+        tasks.start_soon(client.frames)
+        await anyio.lowlevel.checkpoint()
+        client.data_received(wire(Opcode.PONG, b"") * 4_000)
+        with anyio.fail_after(10):
+            while client._stopped or client._readable.is_set():
+                await anyio.lowlevel.checkpoint()
+        client.data_received(wire(Opcode.TEXT, b"x"))
 
 
 async def test_empty_frames_without_end_are_read_a_few_at_a_time() -> None:

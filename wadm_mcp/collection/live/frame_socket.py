@@ -90,6 +90,9 @@ class FrameSocket(ClientConnection):
                 self._parse()
             elif self.protocol.state is not State.OPEN:
                 await self.recv()
+            if not self._frames and not self._stopped and self.protocol.state is State.OPEN:
+                # What came had no message, such as pongs alone.
+                self._readable = anyio.Event()
             await self._readable.wait()
         taken, self._frames = self._frames[:_FRAMES_PER_READ], self._frames[_FRAMES_PER_READ:]
         if not self._frames:
@@ -196,6 +199,9 @@ class FrameSocket(ClientConnection):
             elif kind != _PONG:
                 queued += self._add_part(kind, data[start:end])
                 max_bytes = self._max_message_bytes if self._parts is None else -1
+                if len(frames) >= _MAX_QUEUED_FRAMES or queued >= _MAX_QUEUED_BYTES:
+                    place, turn = end, 0
+                    break
             place = end
         self._queued_bytes, self._needed_bytes = queued, needed
         self._stopped = not turn and not self._over
