@@ -110,6 +110,11 @@ def test_no_password_or_token_of_a_url_is_logged(production: bool, written: Writ
     assert text.count("wss://example.com/ws") == 4
 
 
+def test_a_password_is_hidden_although_what_follows_it_is_cut(written: Written) -> None:
+    log.warning("store.unreachable", error=f"{'x' * 1_980} mongodb://user:SECRET{'y' * 100}@host")
+    assert "SECRET" not in written()
+
+
 def test_a_place_in_a_library_that_logs_without_end_is_left_out_and_counted(written: Written, monkeypatch: pytest.MonkeyPatch) -> None:
     configure_logs(production=True)
     times = iter([0.0] * 1_000 + [60.0])

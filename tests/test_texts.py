@@ -62,6 +62,11 @@ def test_a_url_is_shown_without_its_secrets(url: str, shown: str) -> None:
         assert redacted(f"cannot connect to {url}: no") == redacted(f"cannot connect to {shown}: no") == f"cannot connect to {shown}: no"
 
 
+@pytest.mark.parametrize("mark", ["'", '"', "<", ">"])
+def test_a_password_with_a_mark_that_could_end_a_url_is_hidden(mark: str) -> None:
+    assert redacted(f"{{'url': 'wss://user:pa{mark}SECRET@host'}}") == "{'url': 'wss://host'}"
+
+
 def test_neither_an_error_nor_health_shows_a_password_or_an_invisible_letter() -> None:
     text, shown = "http://user:hunter2@example.com failed\x1b[2J", "http://example.com failed\\x1b[2J"
     health = Health(lambda: 0)

@@ -66,7 +66,7 @@ class Health:
 
     def report(self, part: str, state: State, detail: str = "") -> None:
         """Set the state of a part. A repeated state keeps its `since`. Passwords in URLs and letters that are not visible are not shown."""
-        detail = redacted(printable(detail, _MAX_DETAIL_CHARS))
+        detail = printable(redacted(detail), _MAX_DETAIL_CHARS)
         known = self._parts.get(part)
         if known is not None and known.state is state:
             self._parts[part] = Report(state, detail, known.since)

@@ -174,7 +174,8 @@ def _shown(value: object) -> str:
 
 def _safe(value: object) -> str:
     """A message or a value as one bounded line without passwords and invisible letters."""
-    return redacted(printable(value, _MAX_CHARS))
+    # What is cut could lose the end of a password, and with it what shows that it is one.
+    return printable(redacted(str(value)), _MAX_CHARS)
 
 
 def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> list[str]:

@@ -11,8 +11,9 @@ from typing import Final
 
 _INVISIBLE: Final = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff]")
 """Letters and marks that Python calls printable and that show nothing: fillers, joiners, variation selectors."""
-_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s\"'<>]*(?<![.,:;])")
-"""A URL in a sentence, without the mark that ends a clause after it."""
+_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?:\S{0,500}@)?[^\s\"'<>]*(?<![.,:;])")
+"""A URL in a sentence, without the mark that ends a clause after it. A password may have any mark in it, so its user information reaches up
+to the last @ before a space, as far as one may be long."""
 _QUERY: Final = re.compile(r"[?#]")
 _SEARCHED_TIMES: Final = 4
 """How many times the shown length of an exchange's text is searched for letters that can be shown."""

@@ -62,7 +62,6 @@ def test_a_failure_to_open_a_socket_is_one_line_without_a_password(error: OSErro
     assert "secret" not in failure.reason
 
 
-@pytest.mark.anyio
 def test_what_one_connection_knows_of_a_host_that_refused_all_connections_of_the_process_know() -> None:
     here, clock = venue(Bybit(), "spot", socket_url=HOST), SYSTEM_CLOCK
     closed: ClosedSocketHosts = {}
@@ -71,6 +70,7 @@ def test_what_one_connection_knows_of_a_host_that_refused_all_connections_of_the
     assert 590 < other.wait <= 600
 
 
+@pytest.mark.anyio
 async def test_a_redirect_is_an_error_and_is_not_followed() -> None:
     asked: list[str] = []
 

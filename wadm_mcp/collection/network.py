@@ -79,7 +79,7 @@ class SocketFailure(NamedTuple):
             return cls(f"cannot connect to {url}: HTTPS_PROXY or ALL_PROXY is not a usable proxy URL; expected http://host:port")
         if not isinstance(error, InvalidStatus):
             # Texts of libraries may contain the URL of a proxy.
-            return cls(f"cannot connect to {url}: {redacted(one_line(str(error)))}")
+            return cls(f"cannot connect to {url}: {one_line(redacted(str(error)))}")
         reply = error.response
         status, body = reply.status_code, bytes(reply.body or b"")
         text = plain_text(body)
