@@ -174,3 +174,15 @@ def test_whatever_the_wall_clock_does_time_goes_on_and_nothing_expires_too_early
         assert limit is None if machine.verdict is not Verdict.AGREES else limit is not None and limit <= machine.truth
         assert machine.check.now() >= before - 2 * TOLERANCE
         before = machine.check.now()
+
+
+@pytest.mark.parametrize("lie", [3 * HOUR, -3 * HOUR, 40 * DAY])
+def test_one_exchange_does_not_overrule_a_clock_that_was_confirmed(lie: int) -> None:
+    machine = Machine()
+    machine.hear_for(60)
+    machine.hear_for(20 * 60, lie=lie)
+    assert abs(machine.error) <= SECOND
+    assert machine.verdict is Verdict.DISPUTED
+    assert machine.check.expiry_limit is None
+    machine.hear_for(20 * 60)
+    assert machine.verdict is Verdict.AGREES

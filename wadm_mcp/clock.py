@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,16 @@ CLOCK_SKEW: Final = 5_000
 def now_ms() -> int:
     """The wall clock: milliseconds since the epoch, UTC. It jumps when it is set."""
     return time.time_ns() // 1_000_000
+
+
+def since_boot() -> float:
+    """Seconds since the machine was started. Unlike `time.monotonic` it also counts the time for which a laptop was suspended."""
+    return time.clock_gettime(_BOOT_CLOCK) if _BOOT_CLOCK is not None else time.monotonic()
+
+
+_BOOT_CLOCK: Final[int | None] = (
+    None if sys.platform == "win32" else getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", None))
+)
 
 
 def utc_text(timestamp: int) -> str:

@@ -8,13 +8,14 @@ changes neither which frames are recorded nor what is covered, and nothing expir
 Who is believed. A source's first time is believed at once if it agrees with the wall clock, since two clocks that are wrong by the same
 amount are unlikely. Any other is believed once the source repeats it: one odd frame changes nothing. Times can arrive late and never
 early, so one that lags behind a wall clock that was confirmed is a late frame, unless it stays so for minutes. Of sources that contradict
-each other the larger group is believed, in which the wall clock counts as one; without one nobody is, and the last confirmed time is
-carried on.
+each other the larger group is believed. In it the wall clock counts as one, if a source agrees with it or it goes on as it was last
+confirmed. Without a larger group nobody is believed, and the last confirmed time is carried on.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, NamedTuple
@@ -117,14 +118,17 @@ class _Source:
 
 
 class ClockCheck:
-    """Judges the wall clock of `clock` by the times that are `heard`."""
+    """Judges the wall clock of `clock` by the times that are `heard`. `monotonic` (seconds) goes on while the machine is suspended; without
+    it that of `clock` is used."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, monotonic: Callable[[], float] | None = None) -> None:
         self._wall = clock.now
-        self._monotonic = clock.monotonic
+        self._monotonic = monotonic or clock.monotonic
         self._sources: dict[str, _Source] = {}
         self._base: int | None = None
         """The last confirmed offset: the right time minus the monotonic clock (ms). None before any."""
+        self._wall_confirmed = False
+        """Whether that was the wall clock's."""
         self._newest = 0
         """The newest time (ms) that a believed source said."""
         self._judgement = Judgement(Verdict.UNKNOWN)
@@ -181,12 +185,14 @@ class ClockCheck:
         agree = tuple(name for name, offset in believed.items() if abs(offset - machine) <= TOLERANCE)
         others = {name: offset for name, offset in believed.items() if name not in agree}
         largest = max((_near(offset, others) for offset in others.values()), key=len, default=())
-        if agree and len(agree) + 1 > len(largest):
-            self._base = machine
+        # Confirmed before, and not set since: it contradicts a source that says something else now.
+        votes = len(agree) + (bool(agree) or (self._wall_confirmed and self._base is not None and abs(machine - self._base) <= TOLERANCE))
+        if agree and votes > len(largest):
+            self._base, self._wall_confirmed = machine, True
             self._judgement = Judgement(Verdict.AGREES, 0, agree, tuple(others))
-        elif len(largest) > max(len(agree) + bool(agree), *(len(group) for group in _apart(largest, others)), 0):
+        elif len(largest) > max(votes, *(len(group) for group in _apart(largest, others)), 0):
             offsets = sorted(others[name] for name in largest)
-            self._base = offsets[len(offsets) // 2]
+            self._base, self._wall_confirmed = offsets[len(offsets) // 2], False
             by = machine - self._base
             against = tuple(name for name in believed if name not in largest)
             self._judgement = Judgement(Verdict.AHEAD if by > 0 else Verdict.BEHIND, by, largest, against)

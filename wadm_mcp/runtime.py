@@ -20,7 +20,7 @@ from anyio.abc import TaskGroup
 
 from wadm_mcp.audit import Auditor, ExchangeFigures, HourlyAudit, exchange_figures
 from wadm_mcp.backoff import Backoff
-from wadm_mcp.clock import SYSTEM_CLOCK, Clock
+from wadm_mcp.clock import SYSTEM_CLOCK, Clock, since_boot
 from wadm_mcp.clock_check import ClockCheck, Verdict
 from wadm_mcp.collection.backfill.import_jobs import ImportJobRunner
 from wadm_mcp.collection.follower import Follower
@@ -90,7 +90,7 @@ class Runtime:
     ) -> None:
         self.settings = settings
         self.watches = Watches()
-        self._clock_check = ClockCheck(clock)
+        self._clock_check = ClockCheck(clock, since_boot if clock is SYSTEM_CLOCK else None)
         clock = self._clock_check.clock
         self.health = Health(clock.now)
         self.tape = Tape()
