@@ -52,3 +52,10 @@ def test_what_wadm_does_not_know_stays_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "journal").symlink_to(other)
     make_private(tmp_path)
     assert (mode(ours), mode(other), mode(tmp_path)) == (0o600, 0o644, 0o755)
+
+
+def test_folders_of_the_same_names_stay_as_they_are_where_wadm_has_not_recorded(tmp_path: Path) -> None:
+    (tmp_path / "archive").mkdir()
+    (other,) = readable_by_all(tmp_path / "archive", "mine.zip")
+    make_private(tmp_path)
+    assert mode(other) == 0o644

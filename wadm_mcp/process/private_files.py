@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Final
@@ -15,6 +16,8 @@ from typing import Final
 _FOLDERS: Final = ("journal", "archive", "import", "demo", "replay")
 _FILES: Final = ("wadm.sqlite*", "recorder.lock", ".env")
 """What WADM keeps in its data directory."""
+_MARKS: Final = ("recorder.lock", "wadm.sqlite")
+"""What shows that a folder is the data directory of a WADM: other programs have folders of these names too."""
 _OTHERS: Final = 0o077
 """The rights of the group and of everybody else."""
 
@@ -28,13 +31,16 @@ def create_private() -> None:
 def make_private(folder: Path) -> None:
     """Create the data directory if it is missing, and withdraw the rights of other users to what WADM keeps in it.
 
-    What belongs to another user and what WADM does not know stays as it is; so does the folder itself where it has something unknown in it.
-    `OSError` if the folder cannot be created or changed.
+    What belongs to another user, what WADM does not know and a folder that WADM has not used yet stay as they are; so does the folder
+    itself where it has something unknown in it, and what a file system without rights does not let change. `OSError` if the folder cannot
+    be created or read.
     """
     folder.mkdir(mode=0o777 & ~_OTHERS, parents=True, exist_ok=True)
     if os.name != "posix":
         return
     entries = list(folder.iterdir())
+    if entries and not any(path.name in _MARKS for path in entries):
+        return
     known = [path for path in entries if path.name in _FOLDERS or any(fnmatch(path.name, pattern) for pattern in _FILES)]
     if len(known) == len(entries):
         _restrict(folder)
@@ -55,4 +61,5 @@ def _restrict(path: Path) -> None:
     except FileNotFoundError:
         return  # another process on the same folder has deleted it
     if found.st_uid == os.geteuid() and not stat.S_ISLNK(found.st_mode) and found.st_mode & _OTHERS:
-        path.chmod(stat.S_IMODE(found.st_mode) & ~_OTHERS)
+        with suppress(PermissionError):
+            path.chmod(stat.S_IMODE(found.st_mode) & ~_OTHERS)
