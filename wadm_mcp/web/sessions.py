@@ -86,11 +86,13 @@ class Sessions(StreamableHTTPSessionManager):
         await super()._discard_session(session_id, transport)
 
     def _evict(self) -> None:
-        """End the session that has been idle for longest. None is ended while every one has a call in progress."""
+        """End the session that has been idle for longest, else one that only listens, else one whose client does not read its answers. None
+        is ended while every one has a call in progress."""
         without_call = [(key, one) for key, one in self._server_instances.items() if not self._busy(key)]
         idle = [(key, one) for key, one in without_call if _idle_since(one) is not None]
         found = min(idle, key=lambda each: _idle_since(each[1]) or 0.0, default=None)
         found = found or next(((key, one) for key, one in without_call if _only_listens(one)), None)
+        found = found or next(iter(without_call), None)
         if found is None:
             return
         session_id, transport = found
