@@ -91,7 +91,7 @@ async def test_a_question_that_waited_too_long_is_told_when_to_come_again() -> N
         with pytest.raises(Busy) as caught:
             async with places.place():
                 pass
-        assert str(caught.value) == "busy: 1 questions are being answered; ask again in 1 s"
+        assert str(caught.value) == "busy: 1 questions are being answered or wait; ask again in 1 s"
         assert caught.value.again_in == 1
         assert places.waiting == 0
     async with places.place():
@@ -102,7 +102,7 @@ async def test_the_time_to_come_again_follows_the_questions_ahead_up_to_a_minute
     places = Places(1, 9)
     places._usual_seconds = 7.0
     async with _asking(places, "a1", "a2", "a3"):
-        assert str(places._busy()) == "busy: 3 questions are being answered; ask again in 21 s"
+        assert str(places._busy()) == "busy: 3 questions are being answered or wait; ask again in 21 s"
         places._usual_seconds = 700.0
         assert places._busy().again_in == 60
 

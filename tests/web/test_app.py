@@ -233,7 +233,7 @@ async def test_a_costly_question_without_a_place_is_told_when_to_come_again_and_
         with pytest.raises(MCPError, match=r"^busy: "):
             await mcp.read_resource("wadm://binance/spot/BTCUSDT/market-structure/15m")
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
-    assert refused.json() == {"error": "busy: 1 questions are being answered; ask again in 1 s"}
+    assert refused.json() == {"error": "busy: 1 questions are being answered or wait; ask again in 1 s"}
     assert (short.status_code, markets.status_code) == (200, 200)
     assert tool.is_error
     assert [one.text for one in tool.content if isinstance(one, TextContent)] == [refused.json()["error"]]

@@ -145,7 +145,7 @@ class Places:
         ahead = self.taken + self.waiting
         seconds = ceil(ahead * self._usual_seconds / self._places)
         again_in = min(max(1, seconds), _MAX_AGAIN_SECONDS)
-        return Busy(f"busy: {ahead} questions are being answered; ask again in {again_in} s", again_in)
+        return Busy(f"busy: {ahead} questions are being answered or wait; ask again in {again_in} s", again_in)
 
 
 class Admission:

@@ -178,7 +178,7 @@ def _track() -> Tool:
     return _tracking_tool(
         TRACK,
         "Follow a symbol",
-        "Start recording a symbol that list_markets does not show yet, wherever the exchanges list it, and import its recent past. Waits "
+        "Start recording a symbol that list_markets does not show yet, in one market of every exchange, and import its recent past. Waits "
         "for live trades and history and reports progress; asking again shows how far it is. Kept across restarts.",
         answers.Tracked,
         {"wait": {"type": "integer", "description": "seconds to wait for it, 0-300", "default": DEFAULT_WAIT_SECONDS}},

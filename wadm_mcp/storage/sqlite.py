@@ -288,7 +288,7 @@ class SqliteStore(Store):
         if self._file is not None and found != self._file:
             raise StoreLost(
                 f"{self._path} was deleted or replaced while WADM was recording into it: what it had is gone, and nothing more is "
-                "stored; start WADM again to record into a new file, or restore a backup first"
+                "stored; start WADM again to record into a new file"
             )
 
     def _open(self) -> None:
