@@ -88,12 +88,13 @@ async def market_structure(
     def row_of(bar: Bar) -> int | None:
         return _row(choice, [one.rescaled(known.finest(bar.scale)) for one in (prior[-1], bar)])
 
-    outline = (await merged_bars(view, scope, Timeframe.D1, session)).get(session.start, Bar(Scale(0, 0))).rescaled(known)
+    outline = (await merged_bars(view, scope, Timeframe.D1, session)).get(session.start, Bar(Scale(0, 0)))
+    outline = outline.rescaled(known.finest(outline.scale))
     squares = 0
 
     async def read_session(row: Decimal | None) -> Footprint:
         nonlocal squares
-        read, squares = await _session(view, scope, session, row)
+        read, squares = await _session(view, scope, session, row, known)
         return read
 
     footprint, _ = await footprint_in_rows(outline, row_of, read_session)
@@ -182,8 +183,9 @@ def _covered_bars(bars: dict[int, Bar], window: Window, length: Timeframe, judge
     ]
 
 
-async def _session(view: View, scope: Scope, session: Window, row: Decimal | None) -> tuple[Footprint, int]:
-    """The session in rows, and the squares of its prices as `price_squares` has them, of the same trades: at the scale of the footprint.
+async def _session(view: View, scope: Scope, session: Window, row: Decimal | None, scale: Scale) -> tuple[Footprint, int]:
+    """The session in rows, and the squares of its prices as `price_squares` has them, of the same trades: at the scale of the footprint,
+    which is at least as fine as `scale`.
 
     The squares need every price, so the session is read at the tick, and reduced to rows as it is read.
     """
@@ -202,8 +204,9 @@ async def _session(view: View, scope: Scope, session: Window, row: Decimal | Non
         else:
             merged.merge_parallel_in_place(rows)
     assert merged is not None
+    merged = merged.at(merged.scale.finest(scale))
     price, quantity = merged.scale
-    return merged, sum(one * 10 ** (2 * (price - scale.price) + quantity - scale.quantity) for scale, one in squares)
+    return merged, sum(one * 10 ** (2 * (price - part.price) + quantity - part.quantity) for part, one in squares)
 
 
 async def _volume_outside(view: View, scope: Scope, series: Series, event: Event) -> OutsideVolume | None:
