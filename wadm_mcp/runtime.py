@@ -69,7 +69,7 @@ _ASK_OPERATOR: Final = (
     "The operator adds one in WADM_SYMBOLS, or its market in WADM_MARKETS, or lets agents do so by WADM_ALLOW_TRACKING=true."
 )
 
-_CLOCK_STATES: Final = {Verdict.UNKNOWN: State.STARTING, Verdict.AGREES: State.OK}
+_CLOCK_STATES: Final = {Verdict.UNKNOWN: State.OK, Verdict.AGREES: State.OK}
 """The state of the part `clock`. While the exchanges contradict this machine's clock, or each other, it is down."""
 
 Role: TypeAlias = Literal["starting", "recording", "standby"]
@@ -78,7 +78,8 @@ Role: TypeAlias = Literal["starting", "recording", "standby"]
 class Runtime:
     """The recording half of WADM, and the view that questions read. An async context manager, entered once.
 
-    `suffix` separates the data of demo and replay in a database, as their folders do on disk.
+    `suffix` separates the data of demo and replay in a database, as their folders do on disk. Without `checks_clock` the times of the
+    exchanges are not compared with this machine's clock: those of a replay are the recording's.
     """
 
     def __init__(
@@ -87,11 +88,12 @@ class Runtime:
         *,
         suffix: str = "",
         clock: Clock = SYSTEM_CLOCK,
+        checks_clock: bool = True,
     ) -> None:
         self.settings = settings
         self.watches = Watches()
-        self._clock_check = ClockCheck(clock, since_boot if clock is SYSTEM_CLOCK else None)
-        clock = self._clock_check.clock
+        self._clock_check = ClockCheck(clock, since_boot if clock is SYSTEM_CLOCK else None) if checks_clock else None
+        clock = clock if self._clock_check is None else self._clock_check.clock
         self.health = Health(clock.now)
         self.tape = Tape()
         self.tape.add_awaited(venue.instrument(symbol) for venue in settings.venues for symbol in settings.WADM_SYMBOLS)
@@ -246,7 +248,7 @@ class Runtime:
         settings, health = self.settings, self.health
         self._state = "recording"
         log.info("recorder.begins", data=settings.WADM_DATA_DIR)
-        recorder = self._recorder = Recorder(self.tape, health, self._clock, self._clock_check.heard)
+        recorder = self._recorder = Recorder(self.tape, health, self._clock, self._heard)
         rollup = Rollup(self.store, health, self._clock, settings.retention.trades)
         limit = settings.WADM_JOURNAL_MAX_MB << 20
         async with AsyncExitStack() as stack:
@@ -262,7 +264,7 @@ class Runtime:
                 health,
                 settings.retention,
                 self._clock,
-                lambda: self._clock_check.expiry_limit,
+                None if (check := self._clock_check) is None else lambda: check.expiry_limit,
             )
             health.report("recorder", State.OK)
             await self._catch_up()
@@ -271,8 +273,7 @@ class Runtime:
     async def _follow_and_write(self, recorder: Recorder, writer: Writer, maintenance: Maintenance) -> None:
         settings, health = self.settings, self.health
         try:
-            heard = self._clock_check.heard
-            client = RestClient(proxied=not settings.stays_on_loopback, health=health, hosts=self._hosts, heard=heard)
+            client = RestClient(proxied=not settings.stays_on_loopback, health=health, hosts=self._hosts, heard=self._heard)
             async with client as rest, anyio.create_task_group() as tasks:
 
                 def start(name: str, job: Callable[[], Awaitable[None]]) -> None:
@@ -280,7 +281,8 @@ class Runtime:
 
                 services = RecordingServices(settings, self.tape, self.store, recorder, maintenance, rest, health, self._clock, start)
                 subscriptions = self._subscriptions = SubscriptionManager(services, self._name)
-                start("clock", self._watch_clock)
+                if self._clock_check is not None:
+                    start("clock", partial(self._watch_clock, self._clock_check))
                 tasks.start_soon(self._watch_file)
                 start("writer", writer.run)
                 start("maintenance", maintenance.run)
@@ -297,6 +299,11 @@ class Runtime:
                 if self._subscriptions is not None:
                     await self._subscriptions.release_leases()
 
+    @property
+    def _heard(self) -> Callable[[str, int], None] | None:
+        """What gets the exchanges' times; None where the clock is not checked."""
+        return None if self._clock_check is None else self._clock_check.heard
+
     async def _watch_file(self) -> None:
         """End recording if the file of the store is deleted under it: only a new start knows that nothing is stored any more."""
         while True:
@@ -309,10 +316,10 @@ class Runtime:
                     return
             await anyio.sleep(_FILE_POLL_SECONDS)
 
-    async def _watch_clock(self) -> None:
+    async def _watch_clock(self, check: ClockCheck) -> None:
         """Report whether this machine's clock agrees with the exchanges, until cancelled."""
         while True:
-            judgement = self._clock_check.judgement
+            judgement = check.judgement
             self.health.report("clock", _CLOCK_STATES.get(judgement.verdict, State.DOWN), judgement.sentence)
             await anyio.sleep(_CLOCK_POLL_SECONDS)
 

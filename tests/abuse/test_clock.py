@@ -125,7 +125,7 @@ async def _named(at: Target) -> float | None:
     """Seconds until `/health` names the clock."""
     began = anyio.current_time()
     with anyio.move_on_after(NAMED_WITHIN + 2):
-        while "clock" not in (await at.served.client.get("/health")).text.lower():
+        while "this machine's clock is" not in (await at.served.client.get("/health")).text.lower():
             await anyio.sleep(0.2)
         return anyio.current_time() - began
     return None

@@ -54,7 +54,7 @@ async def run_command(settings: Settings, arguments: argparse.Namespace) -> int:
                     from wadm_mcp.commands.serve import serve, serve_client
                     from wadm_mcp.runtime import Runtime
 
-                    runtime = Runtime(settings, suffix=suffix)
+                    runtime = Runtime(settings, suffix=suffix, checks_clock=arguments.command != "replay")
                     gc.freeze()  # what has been loaded stays as long as the process
                     await (serve_client(runtime) if arguments.command is None else serve(runtime, feed))
     return 0
