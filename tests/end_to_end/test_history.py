@@ -133,7 +133,7 @@ async def test_an_import_command_prints_its_plan_survives_kills_and_takes_files_
         assert (status, plan.splitlines()[-1]) == (0, "  binance:spot:BTCUSDT: all of it is stored already")
         path = BinanceSpotTrades().path("BTCUSDT", day.date())
         name = path.rpartition("/")[2]
-        async with httpx2.AsyncClient(trust_env=False) as client:
+        async with httpx2.AsyncClient(trust_env=False, timeout=60) as client:
             body = (await client.get(simulator.urls["binance_archive"] + path)).content
         (tmp_path / name).write_bytes(body)
         broken = tmp_path / name.replace(f"{day:%Y-%m-%d}", f"{today - timedelta(days=4):%Y-%m-%d}")
@@ -166,7 +166,7 @@ async def test_files_are_imported_by_a_command_that_records_itself_where_no_othe
     async with Simulator(seed=5, activity=0.05) as simulator:
         settings = {f"WADM_{name.upper()}": url for name, url in simulator.urls.items()} | {"WADM_EXCHANGES": "binance"}
         path = BinanceSpotTrades().path("BTCUSDT", day.date())
-        async with httpx2.AsyncClient(trust_env=False) as client:
+        async with httpx2.AsyncClient(trust_env=False, timeout=60) as client:
             body = (await client.get(simulator.urls["binance_archive"] + path)).content
         file = tmp_path / path.rpartition("/")[2]
         file.write_bytes(body)
