@@ -32,6 +32,8 @@ from mcp_types import (
 )
 from pydantic import Field
 
+from wadm_mcp.server.server import WadmServer
+
 _WHY: Final = "called by the conformance suite"
 _PNG: Final = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABAQAAAAA3bvkkAAAACklEQVR42mNgAAAAAgAB5Sfe/AAAAABJRU5ErkJggg=="
 """One black pixel."""
@@ -123,7 +125,7 @@ def _next(ctx: Context[Any, Any], rounds: Sequence[dict[str, InputRequest]]) -> 
     return f"{'state-ok' if ctx.request_state else 'no state'}: {json.dumps(answers)}"
 
 
-def declare(server: MCPServer[Any]) -> None:
+def declare(server: WadmServer) -> None:
     """Declare everything that the suite calls by name."""
     _declare_contents(server)
     _declare_conversations(server)
@@ -284,7 +286,7 @@ def _declare_changes(server: MCPServer[Any]) -> None:
         return "changed"
 
 
-def _declare_resources(server: MCPServer[Any]) -> None:
+def _declare_resources(server: WadmServer) -> None:
     @server.resource("test://static-text")
     async def static_text() -> str:
         return "This is the content of the static text resource."
@@ -296,6 +298,8 @@ def _declare_resources(server: MCPServer[Any]) -> None:
     @server.resource("test://template/{id}/data", mime_type="application/json")
     async def template(id: str) -> str:
         return json.dumps({"id": id, "templateTest": True, "data": f"Data for ID: {id}"})
+
+    server.publisher.others.add("test://watched-resource")
 
     @server.resource("test://watched-resource")
     async def watched() -> str:

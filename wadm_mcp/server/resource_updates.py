@@ -113,6 +113,8 @@ class Publisher:
     """
 
     def __init__(self, source: _Source, max_subscriptions: int = MAX_SUBSCRIPTIONS) -> None:
+        self.others = set[str]()
+        """URIs that may be subscribed to beside WADM's own: of resources that a test adds to the server."""
         self._source = source
         self._max_subscriptions = max_subscriptions
         self.bus = _Bus()
@@ -224,6 +226,8 @@ class Publisher:
             for exchange in (one.exchange, ALL)
         }
         for uri in uris:
+            if uri in self.others:
+                continue
             if len(uri) > _MAX_URI_CHARS:
                 raise MCPError(
                     INVALID_PARAMS, f"a resource URI of WADM has at most {_MAX_URI_CHARS} characters; see resources/templates/list"
