@@ -489,6 +489,36 @@ async def test_an_import_killed_fifty_times_gives_the_same_data_and_downloads_ea
             assert not (tmp_path / "archive" / f"{instrument.exchange}-{instrument.market}").exists()
 
 
+async def test_an_import_killed_once_its_file_is_verified_downloads_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, unlink, download = ManualClock(MIDNIGHT), anyio.Path.unlink, RestClient.download
+    async with (
+        simulated(SPOT, clock, activity=0.01) as simulator,
+        world(SPOT, tmp_path, simulator, clock, now=MIDNIGHT + MINUTE) as one,
+    ):
+        await one.live(MIDNIGHT + MINUTE, MIDNIGHT + 2 * MINUTE)
+        with anyio.CancelScope() as scope:
+
+            async def killed(self: anyio.Path, missing_ok: bool = False) -> None:
+                await unlink(self, missing_ok)
+                if self.suffix == ".CHECKSUM":
+                    scope.cancel()
+
+            monkeypatch.setattr(anyio.Path, "unlink", killed)
+            await one.bring_in(one.history(3 * HOUR))
+        assert scope.cancelled_caught
+        monkeypatch.setattr(anyio.Path, "unlink", unlink)
+        downloads: list[str] = []
+
+        async def noted(self: RestClient, venue: Venue, path: str, *arguments: Any, **options: Any) -> bool:
+            downloads.append(path)
+            return await download(self, venue, path, *arguments, **options)
+
+        monkeypatch.setattr(RestClient, "download", noted)
+        await one.bring_in(one.history(3 * HOUR))
+        assert not downloads
+        await one.compare(Window(MIDNIGHT - 3 * HOUR, MIDNIGHT))
+
+
 @pytest.mark.parametrize("instrument", [SPOT, LINEAR, BYBIT_LINEAR], ids=str)
 async def test_an_import_stores_single_trades_if_the_settings_ask_for_them(instrument: Instrument, tmp_path: Path) -> None:
     clock = ManualClock(MIDNIGHT)

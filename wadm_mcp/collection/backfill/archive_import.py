@@ -177,10 +177,11 @@ class ArchiveImport:
                 await to_thread.run_sync(archive_file.verify, fresh, text)
             except ArchiveError:
                 await anyio.Path(fresh).unlink()
-                raise
-            finally:
                 await anyio.Path(checksum).unlink()
+                raise
+        # The checksum goes last: an import that is killed in between needs it to verify the file again.
         await anyio.Path(fresh).replace(file)
+        await anyio.Path(checksum).unlink(missing_ok=True)
         return file
 
     async def _download(self, path: str, file: Path, symbol: str, day: date, most: int = MAX_ARCHIVE_BYTES) -> bool:
