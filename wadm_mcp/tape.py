@@ -109,6 +109,10 @@ class InstrumentTape:
         self.settled_until = 0
         """Minutes before this one have figures in the store; a later trade of theirs waits for rollup. 0 until the first trade."""
         self.backfill = BackfillProgress()
+        self.minutes_lost = 0
+        """How often minutes have left memory that the store did not have. What a question read of them before does not hold any more."""
+        self.trades_lost = 0
+        """How often single trades have left memory that the store did not have."""
         self._state = TapeState.IDLE
         self._resumed = False
         self._coverage: CoverageSource | None = None
@@ -164,6 +168,7 @@ class InstrumentTape:
     def stop(self) -> None:
         """Stop recording. Trades that are not stored yet stay in memory until they are; all else is dropped and read from the store."""
         self._state, self._coverage, self._followed_until, self._resumed = TapeState.IDLE, None, None, False
+        self.minutes_lost += bool(self.minutes)
         self.minutes.clear()
         self.trade_counts.clear()
         self.revising.clear()
@@ -221,6 +226,7 @@ class InstrumentTape:
         """Drop the oldest pending trades from memory: the journal has them. Many at once, since finding the first one of a dict passes
         all that were removed before it."""
         gone = list(islice(self.pending.values(), count))
+        self.trades_lost += bool(gone)
         for trade in gone:
             del self.pending[trade.trade_id]
         self._left_memory_until = max(self._left_memory_until, max(map(_timestamp, gone), default=0))
@@ -325,6 +331,7 @@ class InstrumentTape:
         """Drop the oldest minutes beyond the limit, as after a long outage of the store: rollup derives them from their stored trades."""
         while len(self.minutes) > MINUTES_LIMIT:
             oldest = min(self.minutes)
+            self.minutes_lost += 1
             self.drop_minute(oldest)
             self.settled_until = max(self.settled_until, oldest + MINUTE)
             self.revising[oldest] += 1

@@ -1,4 +1,4 @@
-"""The view of tape and store: how much of the store one question has in memory."""
+"""The view of tape and store: how much of the store one question has in memory, and what it claims of a tape that changes meanwhile."""
 
 from __future__ import annotations
 
@@ -9,18 +9,22 @@ from typing import Any
 
 import pytest
 
-from tests.market import NOON, SPOT, listing
-from tests.queries.world import Held
+from tests.market import NOON, SPOT, listing, trade
+from tests.queries.world import Held, MemoryStore
 from wadm_mcp.analytics.footprint import Footprint
+from wadm_mcp.coverage.expired import Expired
 from wadm_mcp.coverage.spans import Basis, Span
-from wadm_mcp.model import DAY, HOUR, Timeframe
+from wadm_mcp.errors import Busy
+from wadm_mcp.model import DAY, HOUR, MINUTE, Instrument, Timeframe
 from wadm_mcp.queries.footprint import footprint
 from wadm_mcp.queries.market_structure import market_structure
+from wadm_mcp.queries.order_flow import order_flow
+from wadm_mcp.queries.trades import trades
 from wadm_mcp.queries.view import View
 from wadm_mcp.queries.volume_profile import volume_profile
 from wadm_mcp.storage.sqlite import SqliteStore
 from wadm_mcp.storage.store import Derived, OrderFlow, StoredFootprint
-from wadm_mcp.tape import Tape
+from wadm_mcp.tape import InstrumentTape, Tape
 
 pytestmark = pytest.mark.anyio
 
@@ -80,3 +84,57 @@ async def test_a_question_about_a_week_has_few_footprints_in_memory_at_once(
         tracemalloc.stop()
     assert answer["coverage"]["ratio"] == 1
     assert peak < MAX_BYTES
+
+
+class _StoreThatIsOvertaken(MemoryStore):
+    """Calls `meanwhile` while a question waits for the store, after it has read coverage and before it reads data."""
+
+    def __init__(self, meanwhile: Callable[[], None]) -> None:
+        super().__init__()
+        self._meanwhile = meanwhile
+
+    async def expired(self, instrument: Instrument) -> Expired:
+        self._meanwhile()
+        return await super().expired(instrument)
+
+
+def _recording() -> tuple[Tape, InstrumentTape]:
+    """A tape with a trade each second of a minute, which is covered whole and not in the store."""
+    tape = Tape()
+    tape.mark_listings_attempted()
+    one = tape.follow(listing())
+    one.start_recording(Held([Span(NOON, NOON + MINUTE, 1, 60, Basis.EXACT)], NOON + MINUTE))
+    one.take([trade(number + 1, NOON + number * 1_000) for number in range(60)])
+    one.resume(None)
+    return tape, one
+
+
+def _view(store: MemoryStore, tape: Tape) -> View:
+    return View(store, tape, lambda: NOON + MINUTE, ("spot",), ("binance",))
+
+
+MINUTE_OF_NOON = {"symbol": "BTCUSDT", "exchange": "binance", "start": str(NOON), "end": str(NOON + MINUTE)}
+
+
+async def test_an_answer_does_not_claim_minutes_that_another_process_took_over_meanwhile() -> None:
+    tape, one = _recording()
+    view = _view(_StoreThatIsOvertaken(one.stop), tape)
+    answer = await view.consistent(lambda reading: order_flow(reading, timeframe="1m", **MINUTE_OF_NOON))
+    assert answer["bars"]["rows"][0][1] is None
+    assert answer["coverage"]["ratio"] == 0
+
+
+async def test_an_answer_does_not_claim_trades_that_left_memory_for_the_journal_meanwhile() -> None:
+    tape, one = _recording()
+    left = iter([20])
+    view = _view(_StoreThatIsOvertaken(lambda: one.evict_oldest(next(left, 0))), tape)
+    answer = await view.consistent(lambda reading: trades(reading, **MINUTE_OF_NOON))
+    assert len(answer["trades"]["rows"]) == 40
+    assert [gap[3] for gap in answer["coverage"]["gaps"]] == ["being_revised"]
+
+
+async def test_a_question_is_refused_while_trades_leave_memory_faster_than_they_can_be_read() -> None:
+    tape, one = _recording()
+    view = _view(_StoreThatIsOvertaken(lambda: one.evict_oldest(1)), tape)
+    with pytest.raises(Busy, match="trades come in faster than they are stored; ask again in 5 s"):
+        await view.consistent(lambda reading: trades(reading, **MINUTE_OF_NOON))

@@ -40,7 +40,8 @@ class MarketClock:
         return self.stopped if self.stopped is not None else now_ms()
 
     def stop(self) -> None:
-        self.stopped = now_ms()
+        """Stop it; it stays where it is if it is stopped already."""
+        self.stopped = self() if self.stopped is None else self.stopped
 
 
 class Wadm:

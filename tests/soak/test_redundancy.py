@@ -137,8 +137,8 @@ async def test_a_recording_process_that_was_suspended_overwrites_nothing_newer_w
                         await anyio.sleep(0.1)
                 assert "lease.lost" in holder.log
             await one.live(other)
-            await one.settled(other)
-            for wadm in (first, second):
+            for wadm in (other, holder):
+                await one.settled(wadm)
                 found = await one.check(wadm)
                 assert all(each.lost == 0 for instrument, each in found.items() if instrument.exchange == "binance")
                 assert "Traceback" not in wadm.log

@@ -17,16 +17,20 @@ from anyio import to_thread
 from wadm_mcp.analytics.footprint import Bar, Footprint
 from wadm_mcp.coverage.expired import Expired
 from wadm_mcp.coverage.spans import Span
-from wadm_mcp.errors import StoreError
+from wadm_mcp.errors import Busy, StoreError
 from wadm_mcp.model import HOUR, MINUTE, Instrument, Listing, Retention, Scale, Timeframe, Trade, Window, decimals_of
 from wadm_mcp.storage.cached import CachedFootprints
 from wadm_mcp.storage.store import Store, StoredFootprint, footprint_lots
-from wadm_mcp.tape import Importing, Repairing, Tape
+from wadm_mcp.tape import Importing, InstrumentTape, Repairing, Tape
 
 _Row = TypeVar("_Row")
 _T = TypeVar("_T")
 _MAX_WAIT_SECONDS: Final = 3.0
 """How long a first question waits for the exchanges to answer."""
+_ATTEMPTS: Final = 4
+"""How often a question is answered anew because data has left memory meanwhile. In a flood that the store cannot follow, trades leave it
+several times a second."""
+_BUSY_SECONDS: Final = 5
 _MAX_LEVELS_ON_LOOP: Final = 2_000
 """Prices of footprints that are merged on the event loop; more go to a worker thread."""
 _MAX_BYTES_READ: Final = 256 << 10
@@ -69,12 +73,28 @@ class View:
         """What an error about a symbol that is not followed advises to do."""
         self.without_store: bool | None = None
         """Whether this question is answered without the store. None before its first read from the store."""
+        self._lost_before: dict[tuple[InstrumentTape, bool], int] = {}
+        """What each tape whose coverage was read had lost by then; True for single trades, False for minutes."""
 
     def reading(self) -> View:
         """A copy of this view for one query. The copy decides once whether the store answers."""
         one = copy(self)
         one.without_store = True if self._store_down() else None
+        one._lost_before = {}
         return one
+
+    async def consistent(self, ask: Callable[[View], Awaitable[_T]]) -> _T:
+        """What `ask` makes of a reading. Coverage is read before the data it describes: if some of that has left memory in between, and the
+        store does not have it yet, the answer would claim it without having it, and a new reading is made.
+
+        `Busy` if trades leave memory faster than they can be read.
+        """
+        for _ in range(_ATTEMPTS):
+            reading = self.reading()
+            answer = await ask(reading)
+            if all(_lost(tape, raw=raw) == before for (tape, raw), before in reading._lost_before.items()):
+                return answer
+        raise Busy(f"busy: trades come in faster than they are stored; ask again in {_BUSY_SECONDS} s", _BUSY_SECONDS)
 
     @property
     def awaited(self) -> list[Instrument]:
@@ -200,6 +220,7 @@ class View:
         Without the store they are the spans of what the live tape has: of its figures, or with `raw` of its single trades.
         """
         tape = self._tape[instrument]
+        self._lost_before.setdefault((tape, raw), _lost(tape, raw=raw))
         stored = await self._stored(lambda: self._store.spans(instrument, window))
         return tape.covered_here(stored, raw=raw, store_known=not self.without_store)
 
@@ -259,6 +280,10 @@ class View:
         """Until when (ms) a live connection proves that there was no newer trade; None without one."""
         recorded = self._tape[instrument].coverage
         return recorded.alive_until() if recorded is not None else None
+
+
+def _lost(tape: InstrumentTape, *, raw: bool) -> int:
+    return tape.trades_lost if raw else tape.minutes_lost
 
 
 def _stretches(minutes: Iterable[int]) -> list[Window]:

@@ -10,6 +10,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from functools import partial
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import anyio
@@ -171,7 +172,7 @@ class Watch:
         met = wait.group.met
         async with self._lock:
             if met not in self._answers:
-                self._answers[met] = await self._answer(met)
+                self._answers[met] = await self._view.consistent(partial(self._answer, met))
             answer = self._answers[met]
         at = None if met is None else max(met.at, wait.asked) if self._condition in _SUMS else met.at
         outcome = f"met after {waited} s" if met is not None else f"not met in {waited} s"
@@ -179,14 +180,14 @@ class Watch:
         reading = f"{self._scope.name}: {what} {outcome}; last price {answer['price']}; coverage {answer['coverage']['ratio']}."
         return {**answer, "met_at": iso_ms(at) if at is not None else None, "waited_s": waited, "reading": reading}
 
-    async def _answer(self, met: Met | None) -> dict[str, Any]:
+    async def _answer(self, met: Met | None, view: View) -> dict[str, Any]:
         """The part of an answer that all waits share for which the condition was met at once."""
         now = self._view.clock()
         start = met.bar if met is not None else self._timeframe.floor(now)
         end = min(start + self._timeframe.ms, -(-now // MINUTE) * MINUTE)
         scope = replace(self._scope, window=self._coverage_window or Window(start, max(start, end)), now=now)
-        covered = await coverage(self._view, scope, self._timeframe, figures=BROKEN)
-        bar = (await merged_bars(self._view, scope, self._timeframe, scope.window)).get(start, Bar(Scale(0, 0)))
+        covered = await coverage(view, scope, self._timeframe, figures=BROKEN)
+        bar = (await merged_bars(view, scope, self._timeframe, scope.window)).get(start, Bar(Scale(0, 0)))
         trade = (met.trade if met is not None else None) or self._newest()
         return {
             **scope.heading(covered),

@@ -24,6 +24,7 @@ from wadm_mcp.queries.markets import markets
 from wadm_mcp.queries.order_flow import order_flow
 from wadm_mcp.queries.scope import DEFAULT_WINDOW, ask, window_length
 from wadm_mcp.queries.trades import trades
+from wadm_mcp.queries.view import View
 from wadm_mcp.queries.volume_profile import volume_profile
 from wadm_mcp.queries.wait_for import ProgressCallback, wait_for
 from wadm_mcp.server.context import ServedRuntime
@@ -89,10 +90,13 @@ class Question(NamedTuple):
         if progress is not None:
             context["progress"] = progress
 
-        async def answer() -> Answer:
-            # A reading decides whether the store answers, so it begins once the question has its place.
-            filled = {**context, "view": runtime.view.reading()}
+        async def answer_from(view: View) -> Answer:
+            filled = {**context, "view": view}
             return await self.query(**{name: filled[name] for name in filled if name in self._parameters}, **missing, **asked)
+
+        async def answer() -> Answer:
+            # A wait reads anew each time that it looks.
+            return await (answer_from(runtime.view.reading()) if self.cost is Cost.WAITS else runtime.view.consistent(answer_from))
 
         if self.cost is Cost.WAITS:
             return Reply(await answer())

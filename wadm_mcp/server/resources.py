@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -48,7 +49,7 @@ def declare(server: MCPServer[Any], runtime: ServedRuntime) -> None:
         await runtime.view.until_ready()
         asked = {"symbol": symbol, "exchange": exchange, "market": market, "window": _WINDOW}
         async with runtime.admission.place(costly=False):
-            return Reply(await newest_trades(runtime.view.reading(), limit=_TRADES, **asked)).text
+            return Reply(await runtime.view.consistent(partial(newest_trades, limit=_TRADES, **asked))).text
 
     @server.resource(
         "wadm://{exchange}/{market}/{symbol}/volume-profile/{timeframe}", title="Volume profile of the open bar", mime_type=_JSON
