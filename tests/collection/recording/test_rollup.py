@@ -25,7 +25,7 @@ from wadm_mcp.exchanges.exchange import Aggregate
 from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, Instrument, Listing, Scale, Timeframe, Trade, Window
 from wadm_mcp.queries.view import View
 from wadm_mcp.storage.sqlite import SqliteStore
-from wadm_mcp.storage.store import Derived
+from wadm_mcp.storage.store import Derived, OrderFlow, StoredFootprint
 
 pytestmark = pytest.mark.anyio
 
@@ -76,6 +76,34 @@ async def test_a_quiet_minute_of_a_live_connection_has_an_empty_bar(tmp_path: Pa
         assert quiet.cumulative_delta == first.cumulative_delta
         (_, profile) = sqlite_profiles(tmp_path / "wadm.sqlite", SPOT)
         assert profile.profile is None
+
+
+async def test_a_minute_without_trades_here_keeps_the_bar_that_another_process_derived_of_its_trades(tmp_path: Path) -> None:
+    async with recording(tmp_path) as r:
+        r.recorder[SPOT].coverage.silence_limit.ms = 3 * MINUTE
+        ours, theirs = (
+            [trade(number, NOON + place * MINUTE + 3_000) for number, place in ((1, 0), (2, 1), (3, 3))],
+            trade(9, NOON + 2 * MINUTE),
+        )
+        r.clock.pass_seconds(3)
+        await r.trade(ours[0])
+        r.clock.pass_seconds(60)
+        await r.write()
+        await r.trade(ours[1])
+        # This process stands still for a minute, in which another one records.
+        await r.store.derive(
+            Derived(
+                [StoredFootprint(SPOT, Timeframe.M1, NOON + 2 * MINUTE, footprint_of([theirs]))],
+                order_flow=[OrderFlow(SPOT, Timeframe.M1, NOON + 2 * MINUTE, bar_of([theirs]), 300)],
+            )
+        )
+        r.clock.pass_seconds(120)
+        await r.trade(ours[2])
+        r.clock.pass_seconds(60)
+        await r.write()
+        rows = await r.bars()
+        assert [row.bar for row in rows] == [bar_of([each]) for each in (*ours[:2], theirs, ours[2])]
+        assert [row.cumulative_delta for row in rows] == [100, 200, 300, 400]
 
 
 async def test_a_minute_that_began_before_its_tick_was_known_has_a_profile_in_ticks(tmp_path: Path) -> None:

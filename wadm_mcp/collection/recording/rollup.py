@@ -120,8 +120,11 @@ class Rollup:
             revised = {minute: tape.revising[minute] for minute in late}
             due: dict[int, Footprint] = {}
             for minute in over:
-                # A copy: a late trade may come in during the awaits, and marks the minute again.
                 live = tape.minutes.get(minute)
+                if live is None and (Timeframe.M1, minute) in stored:
+                    # Another process recorded it while this one stood still, and has derived it.
+                    continue
+                # A copy: a late trade may come in during the awaits, and marks the minute again.
                 due[minute] = live.rescaled(live.scale) if live is not None else Footprint(tape.listing.scale)
                 if await self._differs(instrument, minute, due[minute], tape.trade_counts[minute], marks):
                     due[minute] = await self._derived_again(instrument, minute, expired)
@@ -135,7 +138,8 @@ class Rollup:
                 cells += due[minute].levels
             clears = [marks[minute] for minute in due if minute in marks]
             unfinished = sorted(minute for minute in marks if minute < settled and minute not in due)
-            await self._derive(_Pass(tape.listing, due, settled, until, clears, stored, unfinished, in_turn=not late))
+            in_turn = not late and all(minute in due for minute in over)
+            await self._derive(_Pass(tape.listing, due, settled, until, clears, stored, unfinished, in_turn))
             for minute, trades in revised.items():
                 if minute in due:
                     tape.revised(minute, trades)
