@@ -33,18 +33,18 @@ BUSY = re.compile(r"\bbusy\b.*\b(again|retry)\b.*\d", re.IGNORECASE | re.DOTALL)
 """A refusal that says when to come again."""
 
 
-def questions(end: int) -> list[tuple[str, dict[str, Any]]]:
+def questions(end: int, symbol: str = SYMBOL) -> list[tuple[str, dict[str, Any]]]:
     """Different questions, so that none is answered from the answer of another."""
     found: list[tuple[str, dict[str, Any]]] = []
     for number in range(AT_ONCE):
-        window = {"symbol": SYMBOL, "start": end - 7 * DAY - number * MINUTE, "end": end - number * MINUTE}
+        window = {"symbol": symbol, "start": end - 7 * DAY - number * MINUTE, "end": end - number * MINUTE}
         match number % 5:
             case 0 | 1 | 2:
                 found.append(("get_footprint", {**window, "timeframe": "4h"}))
             case 3:
                 found.append(("get_volume_profile", {**window, "detail": "full"}))
             case _:
-                found.append(("get_market_structure", {"symbol": SYMBOL, "timeframe": "15m", "as_of": window["end"]}))
+                found.append(("get_market_structure", {"symbol": symbol, "timeframe": "15m", "as_of": window["end"]}))
     return found
 
 
@@ -87,11 +87,9 @@ async def _ask_all(at: Target, way: str, every: Sequence[tuple[str, dict[str, An
         session = await mcp_wire.opened(client) if way != "/api" else ""
 
         async def ask(number: int, tool: str, arguments: dict[str, Any]) -> None:
-            over_api = way == "/api" or (way == "both" and number % 2 == 0)
+            by_api = way == "/api" or (way == "both" and number % 2 == 0)
             try:
-                outcomes[
-                    await (_over_api(client, tool, arguments) if over_api else _over_mcp(client, session, number, tool, arguments))
-                ] += 1
+                outcomes[await (over_api(client, tool, arguments) if by_api else over_mcp(client, session, number, tool, arguments))] += 1
             except DEAD as error:
                 outcomes[f"ended by {type(error).__name__}"] += 1
 
@@ -104,7 +102,8 @@ async def _ask_all(at: Target, way: str, every: Sequence[tuple[str, dict[str, An
     return outcomes
 
 
-async def _over_api(client: httpx2.AsyncClient, tool: str, arguments: dict[str, Any]) -> str:
+async def over_api(client: httpx2.AsyncClient, tool: str, arguments: dict[str, Any]) -> str:
+    """Ask once; "answered", "busy" if told when to come again, or how it was refused."""
     response = await client.get(PATHS[tool], params={name: str(value) for name, value in arguments.items()})
     if response.status_code == 200:
         return "answered"
@@ -112,7 +111,8 @@ async def _over_api(client: httpx2.AsyncClient, tool: str, arguments: dict[str, 
     return "busy" if told else f"refused with {response.status_code}"
 
 
-async def _over_mcp(client: httpx2.AsyncClient, session: str, number: int, tool: str, arguments: dict[str, Any]) -> str:
+async def over_mcp(client: httpx2.AsyncClient, session: str, number: int, tool: str, arguments: dict[str, Any]) -> str:
+    """As `over_api`, in a session of MCP."""
     answer = await mcp_wire.asked(client, session, tool, arguments, number + 10)
     if "result" in answer and not answer["result"].get("isError"):
         return "answered"

@@ -26,6 +26,15 @@ WRONG_KEYS = (
     b"Authorization: Basic " + KEY.encode() + b"\r\n",
 )
 OPEN = ("/health", "/health/live")
+OF_ANOTHER_SITE = {
+    "img": {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"},
+    "script": {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "script"},
+    "iframe": {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"},
+    "fetch": {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "cors", "Origin": "https://evil.example"},
+    "opaque": {"Origin": "null"},
+    "rebound name": {"Host": "evil.example"},
+}
+"""Headers that a browser sends for a page of another site, by how the page asks."""
 
 
 def is_open(path: str) -> bool:
@@ -86,12 +95,4 @@ async def test_a_page_of_another_site_gets_nothing_without_a_key(tmp_path: Path)
 async def _from_a_browser(at: Target) -> list[str]:
     """Ways in which a page of another site makes a browser ask, that got an answer."""
     path = "/api/footprint?symbol=BTCUSDT&window=1h"
-    ways = {
-        "img": {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"},
-        "script": {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "script"},
-        "iframe": {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"},
-        "fetch": {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "cors", "Origin": "https://evil.example"},
-        "opaque": {"Origin": "null"},
-        "rebound name": {"Host": "evil.example"},
-    }
-    return [name for name, headers in ways.items() if (await at.served.client.get(path, headers=headers)).status_code == 200]
+    return [name for name, headers in OF_ANOTHER_SITE.items() if (await at.served.client.get(path, headers=headers)).status_code == 200]

@@ -131,10 +131,10 @@ async def test_subscriptions_to_what_is_there_and_what_is_not(tmp_path: Path) ->
         async with _attacked(tmp_path) as at, at.watched(), _client(at) as client:
             accepted: Counter[str] = Counter()
             with anyio.move_on_after(LONGEST), suppress(*DEAD):
-                uris = _uris(100)
-                for _ in range(SUBSCRIPTIONS // len(uris)):
+                every = uris(100)
+                for _ in range(SUBSCRIPTIONS // len(every)):
                     session = await mcp_wire.opened(client)
-                    for number, uri in enumerate(uris):
+                    for number, uri in enumerate(every):
                         body = mcp_wire.message("resources/subscribe", {"uri": uri}, number + 2)
                         response = await client.post("/mcp", json=body, headers=mcp_wire.in_session(session))
                         refused = response.status_code != 200 or "error" in mcp_wire.answer_of(response.text)
@@ -147,7 +147,7 @@ async def test_subscriptions_to_what_is_there_and_what_is_not(tmp_path: Path) ->
             await _judged(verdict, at)
 
 
-def _uris(count: int) -> Sequence[str]:
+def uris(count: int) -> Sequence[str]:
     """Resources that do not exist and such that do, in turn."""
     kinds = ["trades", *(f"{kind}/{length}" for kind in ("volume-profile", "order-flow") for length in ("1m", "5m", "15m", "1h"))]
     places = [f"{exchange}/spot/{symbol}" for exchange in ("binance", "bybit", "all") for symbol in ("BTCUSDT", "btcusdt", "BTC-USDT")]
