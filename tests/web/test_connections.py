@@ -258,3 +258,15 @@ async def test_an_invalid_body_of_a_request_that_was_answered_ends_the_connectio
         await site.counted("requests.invalid")
         assert await _is_closed(connection)
     assert not [record for record in caplog.records if record.exc_info]
+
+
+async def test_an_invalid_body_that_comes_with_its_request_is_answered_once_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    refused = b"GET /nothing HTTP/1.1\r\nHost: evil.example\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"
+    async with _site(monkeypatch) as site:
+        answer = b"".join([part async for part in await site.connect(refused)])
+        assert answer.startswith(b"HTTP/1.1 400")
+        assert answer.count(b"HTTP/1.1") == 1
+        await site.counted("requests.invalid")
+    assert not [record for record in caplog.records if record.exc_info]

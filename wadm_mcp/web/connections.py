@@ -234,6 +234,10 @@ class HttpConnection(H11Protocol):
         self._open.health.count("requests.invalid")
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             super().send_400_response(msg)
+            if self._begun and not self.cycle.response_complete:
+                # The body of a request in progress is invalid. Its answer is this 400; h11 would raise at the application's own.
+                self.cycle.disconnected = True
+                self.cycle.message_event.set()
         else:
             # The body is invalid of a request that is answered already: uvicorn would log a traceback.
             self.transport.abort()
