@@ -22,6 +22,8 @@ pytestmark = pytest.mark.anyio
 
 KEY = "a-key-that-is-long-enough"
 CHECKOUT = Path(__file__).parents[2]
+ATTACK_SECONDS = SECONDS if SOAK else SECONDS / 2
+"""How long attacks are played. Their process needs a few seconds to start, in which the faults have begun."""
 PAUSE_SECONDS = 0.2 if SOAK else 0.05
 """Between two questions of the calm client."""
 WANTED_MB, MOST_MB = 250, 400
@@ -55,8 +57,8 @@ async def test_attacks_beside_all_faults_lose_nothing_and_calm_clients_are_answe
 
         chaos.begin()
         async with at.watched(), anyio.create_task_group() as tasks:
-            tasks.start_soon(run, "attacker", SEED, SECONDS, week)
-            tasks.start_soon(run, "calm_client", SECONDS, PAUSE_SECONDS)
+            tasks.start_soon(run, "attacker", SEED, ATTACK_SECONDS, week)
+            tasks.start_soon(run, "calm_client", ATTACK_SECONDS, PAUSE_SECONDS)
         peak = at.peak
         _print(reports, at, peak)
         kinds = await check_after_faults(one, wadm, chaos, within=300)
