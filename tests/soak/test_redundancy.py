@@ -123,7 +123,7 @@ async def test_a_recording_process_that_was_suspended_overwrites_nothing_newer_w
             await first.start()
             await one.live(first)
             await second.start()
-            other = second
+            holder, other = first, second
             for _ in range(5 if SOAK else 1):
                 holder, other = (first, second) if await _role(first) == "recording" else (second, first)
                 holder.served.process.send_signal(signal.SIGSTOP)
