@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import Phase, settings
 
+from wadm_mcp.cli import tune_garbage_collector
+
 # A loaded two-core machine makes a single example slow; that is no failure of what is tested. No test has a target, and the module for
 # targets, imported deep in the stack when first needed, cannot always be compiled there.
 settings.register_profile("wadm", deadline=None, phases=set(Phase) - {Phase.target})
@@ -35,6 +37,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     others = [item for item in items if not item.nodeid.startswith(_LONGEST)]
     share = -(-len(others) // workers)
     items[:] = [item for first in range(workers) for item in (*longest[first::workers], *others[first * share : (first + 1) * share])]
+
+
+def pytest_collection_finish() -> None:
+    """Search for reference cycles as seldom as the product does. A worker has a million objects loaded, which each full search visits."""
+    tune_garbage_collector()
 
 
 @pytest.fixture
