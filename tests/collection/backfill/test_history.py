@@ -9,7 +9,7 @@ import re
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import date
@@ -187,10 +187,10 @@ class World:
                 await self.maintenance.roll_up()
         return {row.start: row.footprint for row in await self.store.footprints(self.instrument, Timeframe.M1, window)}
 
-    def expected(self, window: Window, *, ordered: bool = True) -> dict[int, Footprint]:
-        """The minutes of the ledger; without `ordered` its trades are ordered by time alone."""
+    def expected(self, traded: Sequence[Trade], *, ordered: bool = True) -> dict[int, Footprint]:
+        """The minutes of trades of the ledger; without `ordered` these are ordered by time alone."""
         minutes: dict[int, Footprint] = {}
-        for trade in self.traded(window.start, window.end):
+        for trade in traded:
             minute = trade.timestamp - trade.timestamp % MINUTE
             row = trade if ordered else msgspec.structs.replace(trade, seq=trade.timestamp)
             minutes.setdefault(minute, Footprint(self.listing.scale)).add(row)
@@ -201,8 +201,9 @@ class World:
 
         An archive of Bybit has no cross sequence, so that its trades of one millisecond are one step of the path.
         """
-        found, expected = await self.footprints(window), self.expected(window)
-        by_time = expected if self.has_gapless_ids else self.expected(window, ordered=False)
+        traded = self.traded(window.start, window.end)
+        found, expected = await self.footprints(window), self.expected(traded)
+        by_time = expected if self.has_gapless_ids else self.expected(traded, ordered=False)
         assert found.keys() == expected.keys()
         for minute, footprint in found.items():
             assert footprint.cells == expected[minute].cells
