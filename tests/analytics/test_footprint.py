@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from collections.abc import Callable
 from copy import deepcopy
 from decimal import Decimal
@@ -268,6 +269,18 @@ def test_one_that_was_unpacked_merges_and_grows_as_the_one_that_was_packed(one: 
         other.add(each)
         second.add(each)
     assert other == second
+
+
+def test_one_that_was_unpacked_takes_forty_bytes_a_price_until_its_cells_are_read() -> None:
+    packed = footprint_of([trade(6_000_000 + price, 5_000 + price, seq=price) for price in range(2_000)]).pack()
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        footprint = Footprint.unpack(packed)
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < 48 * footprint.levels
 
 
 def test_a_packed_form_does_not_depend_on_the_order_of_arrival() -> None:

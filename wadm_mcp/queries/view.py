@@ -34,9 +34,9 @@ _BUSY_SECONDS: Final = 5
 _MAX_LEVELS_ON_LOOP: Final = 2_000
 """Prices of footprints that are merged on the event loop; more go to a worker thread."""
 _MAX_BYTES_READ: Final = 256 << 10
-"""Packed footprints that are read from the store at a time. Unpacked they take about fifteen times as much memory."""
+"""Packed footprints that are read from the store at a time. Unpacked they take about four times as much memory."""
 _MAX_LEVELS_MERGED: Final = 30_000
-"""Prices of the footprints that wait in memory to be merged. Each takes about 130 bytes."""
+"""Prices of the footprints that wait in memory to be merged. Each takes 40 bytes."""
 
 
 class View:
