@@ -37,6 +37,7 @@ from wadm_mcp.cli import tune_garbage_collector, tune_threads
 from wadm_mcp.coverage.spans import Basis, Span
 from wadm_mcp.health import Health
 from wadm_mcp.model import DAY, HOUR, MINUTE, Instrument, Listing, Timeframe, Trade, TradeType
+from wadm_mcp.process.memory import share_heap
 from wadm_mcp.queries.arguments import DETAILS
 from wadm_mcp.queries.view import View
 from wadm_mcp.server.server import WadmServer, build_server
@@ -150,6 +151,7 @@ async def serve(transport: str, folder: str) -> None:
     """WADM's server with two more tools: one that does nothing, one that empties caches."""
     tune_garbage_collector()
     tune_threads()
+    share_heap()
     async with SqliteStore(Path(folder) / "tape.sqlite") as store:
         runtime = _Runtime(store)
         server = _with_more(build_server(runtime), runtime)

@@ -22,6 +22,7 @@ from wadm_mcp.errors import WadmError
 from wadm_mcp.exchanges.registry import exchange_names, exchange_titles
 from wadm_mcp.logs import configure_logs, log
 from wadm_mcp.model import MARKETS
+from wadm_mcp.process.memory import share_heap
 from wadm_mcp.process.signals import ignore_signals
 from wadm_mcp.process.standard_streams import flush, print_stderr
 from wadm_mcp.texts import printable
@@ -54,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit with its status. An error that the user can fix is one line on stderr."""
     tune_garbage_collector()
     tune_threads()
+    share_heap()
     try:
         try:
             status = _run(_arguments(argv))
