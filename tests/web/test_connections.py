@@ -6,13 +6,14 @@ import errno
 import logging
 import socket
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
 import httpx2
 import pytest
+from anyio import to_thread
 from anyio.abc import SocketAttribute, SocketStream
 
 from tests.server.fake import FakeRuntime, serving
@@ -81,13 +82,13 @@ async def _is_closed(stream: SocketStream) -> bool:
     return False
 
 
-async def test_when_full_the_connection_that_has_waited_longest_for_a_head_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_when_full_the_connection_that_has_waited_longest_for_its_client_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
     async with _site(monkeypatch, 3) as site:
         idle = await site.connect(_LIVE)
         await _answer(idle)
         silent = await site.connect()
         half = await site.connect(_HALF_A_HEAD)
-        for number, closed in enumerate((silent, half, idle), 1):
+        for number, closed in enumerate((idle, silent, half), 1):
             probe = await site.connect(_LIVE)
             assert (await _answer(probe)).startswith(b"HTTP/1.1 200")
             assert await _is_closed(closed)
@@ -103,6 +104,38 @@ async def test_a_probe_gets_in_however_many_connections_are_idle_or_half_sent(
         async with httpx2.AsyncClient() as client:
             assert (await client.get(f"{site.url}/health/live")).status_code == 200
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == ["connections.full"]
+
+
+async def test_half_sent_bodies_take_no_room_from_a_client_that_has_just_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with _site(monkeypatch, 3) as site:
+        bodies = [await site.connect(_HALF_A_BODY) for _ in range(3)]
+        client = await site.connect()
+        assert await _is_closed(bodies[0])
+        await site.connect(_HALF_A_BODY)
+        assert await _is_closed(bodies[1])
+        await client.send(_LIVE)
+        assert (await _answer(client)).startswith(b"HTTP/1.1 200")
+
+
+async def test_of_a_burst_requests_come_first_and_of_the_others_only_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "_MAX_OPENED", 1)
+    async with _site(monkeypatch, 16) as site:
+        early = [await site.connect(_LIVE) for _ in range(16)]
+        for one in early:
+            await _answer(one)
+        # All of them come between two turns of the event loop.
+        address = (urlsplit(site.url).hostname, urlsplit(site.url).port)
+        with ExitStack() as opened:
+            probe, first, second, third = (opened.enter_context(socket.create_connection(address)) for _ in range(4))
+            probe.sendall(_LIVE)
+            await site.counted("connections.evicted", 4)
+            answered, *others = [await to_thread.run_sync(one.recv, 4_096) for one in (probe, first, second)]
+            assert answered.startswith(b"HTTP/1.1 200")
+            assert others == [b"", b""]
+            third.sendall(_LIVE)
+            assert (await to_thread.run_sync(third.recv, 4_096)).startswith(b"HTTP/1.1 200")
+        for closed in early[:2]:
+            assert await _is_closed(closed)
 
 
 async def test_event_streams_are_never_closed_to_make_room(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import ipaddress
 import logging
 from collections.abc import Iterator
 from enum import Enum, auto
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -63,8 +64,8 @@ class Stage(Enum):
     """The application."""
 
 
-_CLOSED_FOR_ROOM: Final = (Stage.HEAD, Stage.IDLE, Stage.BODY, Stage.UNREAD)
-"""Stages in which a connection may be closed to make room, in this order."""
+_CLOSED_FOR_ROOM: Final = ((Stage.HEAD, Stage.IDLE, Stage.BODY), (Stage.UNREAD,))
+"""Stages in which a connection may be closed to make room: first the one that has been longest in any of the first three."""
 
 
 def connection_limit() -> int:
@@ -92,7 +93,11 @@ class _Group:
 
     def longest_waiting(self) -> HttpConnection | None:
         """The next one to close for another; None where all are being answered."""
-        return next((connection for stage in _CLOSED_FOR_ROOM for connection in self._stages[stage]), None)
+        for stages in _CLOSED_FOR_ROOM:
+            longest = [next(iter(self._stages[stage].items())) for stage in stages if self._stages[stage]]
+            if longest:
+                return min(longest, key=itemgetter(1))[0]
+        return None
 
     def overdue(self, stage: Stage, seconds: float) -> Iterator[HttpConnection]:
         """Those that have been in the stage for so long."""
@@ -117,6 +122,11 @@ class Connections:
 
     def __len__(self) -> int:
         return len(self._everyone)
+
+    @property
+    def full(self) -> bool:
+        """Whether one has to be closed for the next."""
+        return len(self) >= self.limit
 
     def admit(self, connection: HttpConnection) -> bool:
         """Take a new connection. False where there is no room for it and none can be made."""
