@@ -125,7 +125,7 @@ async def test_too_many_waits_are_refused_until_one_ends_or_is_cancelled() -> No
 
         tasks.start_soon(hold)
         await begun.wait()
-        with pytest.raises(Busy, match=r"^1 wait_for calls are waiting, as many as WADM serves at once\. Ask again in 30 s$"):
+        with pytest.raises(Busy, match=r"^busy: 1 wait_for calls are waiting, as many as WADM serves at once; ask again in 30 s$"):
             await wait_for(world.view, **_CROSSING, watches=watches)
         tasks.cancel_scope.cancel()
     assert watches.waits == 0

@@ -27,7 +27,7 @@ _TEMPLATE = "wadm://{exchange}/{market}/{symbol}/trades"
 @pytest.mark.parametrize(("transport", "era"), [("http", "legacy"), ("sse", "legacy"), ("sse", "2026-07-28")])
 async def test_a_session_has_a_bounded_number_of_requests_in_progress(transport: str, era: str) -> None:
     begun, answer = anyio.Semaphore(0), anyio.Event()
-    said = f"^{MAX_REQUESTS} requests of this session are in progress, as many as it may have. Ask again when one of them is answered"
+    said = f"^busy: {MAX_REQUESTS} requests of this session are in progress, as many as it may have; ask again when one of them is answered"
     with anyio.fail_after(30):
         async with serving(FakeRuntime()) as (url, server), over(transport, url, era) as client, over(transport, url, era) as other:
 

@@ -209,7 +209,7 @@ async def test_the_subscriptions_of_one_client_are_bounded() -> None:
 async def test_the_subscriptions_of_all_clients_are_bounded_and_freed_with_their_clients() -> None:
     server, uris = build_server(FakeRuntime()), _spellings()
     server.publisher._max_subscriptions = 3
-    said = "3 subscriptions exist, as many as WADM serves at once. Ask again in 30 s"
+    said = "busy: 3 subscriptions exist, as many as WADM serves at once; ask again in 30 s"
     with anyio.fail_after(10):
         async with Client(server, mode="legacy") as older, Client(server) as newer:
             async with newer.listen(resource_subscriptions=uris[:2]):

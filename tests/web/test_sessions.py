@@ -121,6 +121,6 @@ async def test_a_session_whose_client_leaves_many_requests_open_is_refused_more(
                 await begun.acquire()
             refused = await client.post("/mcp", json=_LISTED)
             assert (refused.status_code, refused.headers["Retry-After"]) == (429, "5")
-            assert refused.json()["error"]["message"].startswith("2 requests of this session are in progress; read their answers")
+            assert refused.json()["error"]["message"].startswith("busy: 2 requests of this session are in progress; read their answers")
             answer.set()
         assert await _lives(client)

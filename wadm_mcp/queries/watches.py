@@ -93,7 +93,8 @@ class Watches:
         """A wait for a condition, and the watch that it shares with the other waits for it. `Busy` beyond `max_waits`."""
         if self.waits >= self._max_waits:
             raise Busy(
-                f"{self.waits} wait_for calls are waiting, as many as WADM serves at once. Ask again in {_RETRY_SECONDS} s", _RETRY_SECONDS
+                f"busy: {self.waits} wait_for calls are waiting, as many as WADM serves at once; ask again in {_RETRY_SECONDS} s",
+                _RETRY_SECONDS,
             )
         key = (scope.name, scope.listings, timeframe, condition, level)
         watch = self._watches.get(key)

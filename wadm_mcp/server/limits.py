@@ -47,8 +47,8 @@ class RequestLimits:
         if self._in_progress[session] >= self._max_requests:
             raise MCPError(
                 INTERNAL_ERROR,
-                f"{self._max_requests} requests of this session are in progress, as many as it may have. "
-                f"Ask again when one of them is answered, or in {_RETRY_SECONDS} s",
+                f"busy: {self._max_requests} requests of this session are in progress, as many as it may have; "
+                f"ask again when one of them is answered, or in {_RETRY_SECONDS} s",
             )
         self._in_progress[session] += 1
         try:

@@ -333,4 +333,4 @@ def _listened_to(params: Mapping[str, Any] | None) -> set[str]:
 
 
 def _busy(reason: str) -> MCPError:
-    return MCPError(INTERNAL_ERROR, f"{reason}, as many as WADM serves at once. Ask again in {_RETRY_SECONDS} s")
+    return MCPError(INTERNAL_ERROR, f"busy: {reason}, as many as WADM serves at once; ask again in {_RETRY_SECONDS} s")

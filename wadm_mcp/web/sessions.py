@@ -106,7 +106,7 @@ class Sessions(StreamableHTTPSessionManager):
 
 def too_many_posts() -> Response:
     """The answer to a request of a session that has `MAX_POSTS` of them."""
-    text = f"{MAX_POSTS} requests of this session are in progress; read their answers, and ask again in {RETRY_SECONDS} s"
+    text = f"busy: {MAX_POSTS} requests of this session are in progress; read their answers, and ask again in {RETRY_SECONDS} s"
     body = JSONRPCError(jsonrpc="2.0", id=None, error=ErrorData(code=INTERNAL_ERROR, message=text))
     return Response(
         body.model_dump_json(by_alias=True),
