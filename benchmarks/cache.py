@@ -8,7 +8,6 @@ a few rounds. Redis is the server of the test extra; without it its rows are lef
 
 from __future__ import annotations
 
-import random
 import shutil
 import tempfile
 import time
@@ -22,17 +21,18 @@ from typing import Any
 
 import anyio
 
+from tests.abuse.week import busy_day, store_bars
 from tests.redis_server import RedisServer
 from wadm_mcp.analytics.footprint import Footprint
 from wadm_mcp.health import Health
-from wadm_mcp.model import DAY, HOUR, MINUTE, Instrument, Listing, Timeframe, Trade, TradeType, Window
+from wadm_mcp.model import DAY, HOUR, MINUTE, Instrument, Listing, Timeframe, Window
 from wadm_mcp.queries.view import View
 from wadm_mcp.queries.volume_profile import volume_profile
 from wadm_mcp.storage.cache import Cache, InProcessCache, tape_name
 from wadm_mcp.storage.cached import CachedAnswers, CachedFootprints
 from wadm_mcp.storage.redis_cache import RedisCache
 from wadm_mcp.storage.sqlite import SqliteStore
-from wadm_mcp.storage.store import Derived, OrderFlow, StoredFootprint
+from wadm_mcp.storage.store import StoredFootprint
 from wadm_mcp.tape import Tape
 
 WINDOWS = {"1h": HOUR, "4h": 4 * HOUR, "24h": DAY, "7d": 7 * DAY}
@@ -41,7 +41,6 @@ INSTRUMENT = LISTING.instrument
 MIDNIGHT = 20_660 * DAY
 NOW = MIDNIGHT + 10 * HOUR + 17 * MINUTE + 30_000
 END = MIDNIGHT + 10 * HOUR + 18 * MINUTE
-TRADES_A_MINUTE = 460
 
 
 async def main() -> None:
@@ -134,36 +133,21 @@ class _PackedBars:
 
 async def _fill(store: SqliteStore) -> None:
     """Fill the store as rollup does: seven copies of one day, and today until 10:17; minutes only where the windows begin and end."""
-    draw = random.Random(1)
-    middle, seq = 6_000_000.0, 0
-    minutes: list[Footprint] = []
-    for minute in range(24 * 60):
-        middle += draw.gauss(0, 700)
-        footprint = Footprint(LISTING.scale)
-        for step in range(TRADES_A_MINUTE):
-            seq += 1
-            price, quantity = int(draw.gauss(middle, 600)), int(draw.expovariate(0.0002)) + 1
-            side = TradeType.BUY if draw.random() < 0.5 else TradeType.SELL
-            footprint.add(Trade(INSTRUMENT, minute * MINUTE + step * 130, seq, str(seq), price, quantity, side, 1, LISTING.scale))
-        minutes.append(footprint)
+    minutes = busy_day()
     hours = [Footprint.merge_consecutive(minutes[first : first + 60], LISTING.scale) for first in range(0, 24 * 60, 60)]
     day = Footprint.merge_consecutive(hours, LISTING.scale)
     print(f"levels: a minute {len(minutes[0].cells)}, an hour {len(hours[0].cells)}, a day {len(day.cells)}")
     for start in range(MIDNIGHT - 7 * DAY, MIDNIGHT, DAY):
-        await _store_bars(store, Timeframe.D1, {start: day})
-        await _store_bars(store, Timeframe.H1, {start + hour * HOUR: hours[hour] for hour in range(24)})
-    await _store_bars(store, Timeframe.H1, {MIDNIGHT + hour * HOUR: hours[hour] for hour in range(10)})
+        await store_bars(store, LISTING, Timeframe.D1, {start: day})
+        await store_bars(store, LISTING, Timeframe.H1, {start + hour * HOUR: hours[hour] for hour in range(24)})
+    await store_bars(store, LISTING, Timeframe.H1, {MIDNIGHT + hour * HOUR: hours[hour] for hour in range(10)})
     for back in (0, 1, 7):
         for hour in (6, 9, 10):
             until = 17 if (back, hour) == (0, 10) else 60
             first = MIDNIGHT - back * DAY + hour * HOUR
-            await _store_bars(store, Timeframe.M1, {first + minute * MINUTE: minutes[hour * 60 + minute] for minute in range(until)})
-
-
-async def _store_bars(store: SqliteStore, timeframe: Timeframe, footprints: dict[int, Footprint]) -> None:
-    rows = [StoredFootprint(INSTRUMENT, timeframe, start, footprint) for start, footprint in footprints.items()]
-    flows = [OrderFlow(INSTRUMENT, timeframe, start, footprint.bar, 0) for start, footprint in footprints.items()]
-    await store.derive(Derived(footprints=rows, order_flow=flows))
+            await store_bars(
+                store, LISTING, Timeframe.M1, {first + minute * MINUTE: minutes[hour * 60 + minute] for minute in range(until)}
+            )
 
 
 def _redis_server() -> str | None:

@@ -19,6 +19,7 @@ from typing import Any, Final
 import anyio
 
 from benchmarks import tools
+from tests.abuse.week import store_bars
 from wadm_mcp.analytics.footprint import Footprint
 from wadm_mcp.coverage.spans import Basis, Span
 from wadm_mcp.model import DAY, HOUR, MINUTE, Timeframe, Trade, TradeType
@@ -55,12 +56,12 @@ async def record(store: SqliteStore, trades: int, times: int) -> dict[str, int]:
     """Fill the store as rollup would; returns the number of trades, and of price levels per minute (median) and in total."""
     made = minutes(trades, times)
     await store.save_listings([LISTING])
-    await tools.store_bars(store, LISTING, Timeframe.M1, made)
+    await store_bars(store, LISTING, Timeframe.M1, made)
     hours = {
         hour: Footprint.merge_consecutive([made[at] for at in range(hour, hour + HOUR, MINUTE)], LISTING.scale)
         for hour in range(-(-FIRST // HOUR) * HOUR, tools.NOW - HOUR, HOUR)
     }
-    await tools.store_bars(store, LISTING, Timeframe.H1, hours)
+    await store_bars(store, LISTING, Timeframe.H1, hours)
     await store.write([], [(LISTING.instrument, Span(FIRST, tools.NOW, 0, 0, Basis.OBSERVED))])
     await store.derive(Derived(settles=await store.dirty_minutes()))
     day = Footprint.merge_consecutive([made[at] for at in range(tools.NOW - DAY, tools.NOW, MINUTE)], LISTING.scale)

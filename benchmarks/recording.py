@@ -36,7 +36,8 @@ from benchmarks import day, table
 from benchmarks.feed import symbols
 from benchmarks.table import RESULTS, ROOT, SYSTEMS
 from benchmarks.targets import judge
-from benchmarks.tools import machine, store_bars
+from benchmarks.tools import machine
+from tests.abuse.week import store_bars
 from tests.servers import Mongod, free_port, own_mongod
 from wadm_mcp.analytics.footprint import Footprint
 from wadm_mcp.coverage.spans import Basis, Span
@@ -82,7 +83,7 @@ class Recording:
         if self.system.startswith("cryptofeed"):
             script = str(ROOT / "benchmarks" / "peers" / "cryptofeed_mongo.py")
             return [str(PEERS), script, f"ws://127.0.0.1:{port}", str(self._server.port), "tape", ",".join(self.names)]
-        return [sys.executable, "-m", "benchmarks.loop_monitor", str(self.folder / "stalls"), "serve"]
+        return [sys.executable, "-m", "tests.abuse.launch", "--loop", str(self.folder / "stalls"), "--", "serve"]
 
     def _settings(self, port: int) -> dict[str, str]:
         base = f"127.0.0.1:{port}"

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import platform
-import random
 import re
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from mcp.client import Client
 from mcp.client.stdio import StdioServerParameters
 from mcp_types import CallToolResult, TextContent
 
+from tests.abuse.week import TRADES_A_MINUTE, busy_day, store_bars
 from tests.queries.world import Held
 from tests.server.fake import FakeRuntime
 from wadm_mcp.analytics.footprint import Footprint
@@ -45,7 +45,7 @@ from wadm_mcp.server.stdio import serve_stdio
 from wadm_mcp.storage.cache import InProcessCache
 from wadm_mcp.storage.cached import ANSWER_TTL_SECONDS, CachedAnswers, CachedFootprints
 from wadm_mcp.storage.sqlite import SqliteStore
-from wadm_mcp.storage.store import Derived, OrderFlow, StoredFootprint
+from wadm_mcp.storage.store import Derived, OrderFlow
 from wadm_mcp.tape import Tape
 from wadm_mcp.web.app import build_app
 from wadm_mcp.web.serve import serve_http
@@ -54,7 +54,6 @@ PAGE = Path(__file__).parents[1] / "docs" / "tools.md"
 LISTINGS = [Listing(Instrument(name, "spot", "BTCUSDT"), Decimal("0.01"), Decimal("0.00001")) for name in ("binance", "bybit")]
 MIDNIGHT = 20_660 * DAY
 NOW = MIDNIGHT + 10 * HOUR + 17 * MINUTE
-TRADES_A_MINUTE = 460
 ERA = "2026-07-28"
 HOT_SAMPLES, WARM_SAMPLES, COLD_SAMPLES = 100, 25, 10
 HOT_ROUNDS = 20
@@ -73,16 +72,7 @@ CALLS: dict[str, dict[str, Any]] = {
 
 async def record(store: SqliteStore) -> None:
     """Fill the store with the market, as rollup would."""
-    chance, middle, seq = random.Random(1), 6_000_000.0, 0
-    minutes: list[Footprint] = []
-    for minute in range(24 * 60):
-        middle += chance.gauss(0, 700)
-        footprint = Footprint(LISTINGS[0].scale)
-        for step in range(TRADES_A_MINUTE):
-            seq += 1
-            price, quantity = int(chance.gauss(middle, 600)), int(chance.expovariate(0.0002)) + 1
-            footprint.add(_trade(LISTINGS[0], minute * MINUTE + step * 130, seq, price, quantity, chance.random() < 0.5))
-        minutes.append(footprint)
+    minutes = busy_day()
     hours = [Footprint.merge_consecutive(minutes[first : first + 60], LISTINGS[0].scale) for first in range(0, 24 * 60, 60)]
     day = Footprint.merge_consecutive(hours, LISTINGS[0].scale)
     for listing in LISTINGS:
@@ -111,17 +101,6 @@ async def record(store: SqliteStore) -> None:
 def _trade(listing: Listing, at: int, seq: int, price: int, quantity: int, bought: bool) -> Trade:
     side = TradeType.BUY if bought else TradeType.SELL
     return Trade(listing.instrument, at, seq, str(seq), price, quantity, side, 1, listing.scale)
-
-
-async def store_bars(store: SqliteStore, listing: Listing, timeframe: Timeframe, footprints: dict[int, Footprint]) -> None:
-    for some in _chunks(list(footprints.items()), 200):
-        rows = [StoredFootprint(listing.instrument, timeframe, start, footprint) for start, footprint in some]
-        flows = [OrderFlow(listing.instrument, timeframe, start, footprint.bar, 0) for start, footprint in some]
-        await store.derive(Derived(footprints=rows, order_flow=flows))
-
-
-def _chunks(items: list[Any], count: int) -> list[list[Any]]:
-    return [items[first : first + count] for first in range(0, len(items), count)]
 
 
 class _Runtime(FakeRuntime):

@@ -4,8 +4,9 @@
 
 `--memory` is in MB of address space. The file of `--clock` has milliseconds that are added to the time of day; it is read at the start, and
 again on SIGUSR1. The monotonic clock stays as it is, as when an administrator or a time server sets the clock of a machine. `--expiry` is
-the pause in seconds between two expiries of the store. `--loop` writes a line every few milliseconds to a file: for how long the event loop
-was held by its own work since the line before, in ms of processor time, which does not depend on what else the machine does.
+the pause in seconds between two expiries of the store. `--loop` writes a line every few milliseconds to a file: the epoch second, how late
+the event loop ran a task that was due (ms), and for how long its own work held it since the line before, in ms of processor time, which
+does not depend on what else the machine does. `benchmarks/recording.py` uses it too.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def _shift_clock(file: Path) -> None:
 
 
 def _watch_loop(file: Path) -> None:
-    """Run every command with a task beside it that writes the processor time between two of its turns."""
+    """Run every command with a task beside it that writes the delay and the processor time between two of its turns."""
     import anyio
 
     run = anyio.run
@@ -67,9 +68,10 @@ def _watch_loop(file: Path) -> None:
     async def watch() -> None:
         with file.open("w", buffering=1) as report:
             while True:
-                before = time.thread_time()
+                before, asleep = time.thread_time(), time.perf_counter()
                 await anyio.sleep(_TURN_SECONDS)
-                report.write(f"{(time.thread_time() - before) * 1e3:.2f}\n")
+                late, worked = time.perf_counter() - asleep - _TURN_SECONDS, time.thread_time() - before
+                report.write(f"{int(time.time())} {late * 1e3:.2f} {worked * 1e3:.2f}\n")
 
     def watched(command: Callable[..., Awaitable[int]], *arguments: Any) -> int:
         async def both() -> int:

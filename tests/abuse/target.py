@@ -211,7 +211,7 @@ def cpu_seconds(at: Target) -> float:
 
 def loop_held(file: Path, since: int, share: float = 0.99) -> float | None:
     """For how long the event loop was held at a time (ms of processor time) at this percentile; `since` as of `loop_turns`."""
-    turns = sorted(float(line) for line in file.read_text().splitlines()[since:-1])
+    turns = sorted(float(line.split()[2]) for line in file.read_text().splitlines()[since:-1])
     return turns[int(len(turns) * share)] if turns else None
 
 

@@ -6,7 +6,7 @@ import os
 import random
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Mapping
 from decimal import Decimal
 from itertools import islice
 from pathlib import Path
@@ -46,14 +46,14 @@ async def stored_week(folder: Path) -> int:
 
 async def _fill(store: SqliteStore, end: int) -> None:
     """Days that repeat one computed day, as rollup would store them."""
-    minutes = _day()
+    minutes = busy_day()
     hours = [Footprint.merge_consecutive(minutes[first : first + 60], LISTINGS[0].scale) for first in range(0, 24 * 60, 60)]
     day = Footprint.merge_consecutive(hours, LISTINGS[0].scale)
     await store.save_listings(LISTINGS)
     await store.track([one.instrument for one in LISTINGS])
     for listing in LISTINGS:
         for start in range(end - DAYS * DAY, end, DAY):
-            await _derive(store, listing, Timeframe.M1, ((start + place * MINUTE, one) for place, one in enumerate(minutes)))
+            await store_bars(store, listing, Timeframe.M1, {start + place * MINUTE: one for place, one in enumerate(minutes)})
             for length in (Timeframe.M5, Timeframe.M15, Timeframe.M30):
                 step = length.ms // MINUTE
                 bars = [
@@ -61,12 +61,13 @@ async def _fill(store: SqliteStore, end: int) -> None:
                     for place in range(0, 24 * 60, step)
                 ]
                 await store.derive(Derived(order_flow=[OrderFlow(listing.instrument, length, at, bar, 0) for at, bar in bars]))
-            await _derive(store, listing, Timeframe.H1, ((start + place * HOUR, one) for place, one in enumerate(hours)))
-            await _derive(store, listing, Timeframe.D1, [(start, day)])
+            await store_bars(store, listing, Timeframe.H1, {start + place * HOUR: one for place, one in enumerate(hours)})
+            await store_bars(store, listing, Timeframe.D1, {start: day})
         await store.write([], [(listing.instrument, Span(end - DAYS * DAY, end, 0, 0, Basis.OBSERVED))])
 
 
-def _day() -> list[Footprint]:
+def busy_day() -> list[Footprint]:
+    """The minutes of a day at the scale of `LISTINGS`, always the same."""
     draw, middle, seq = random.Random(1), 6_000_000.0, 0
     minutes: list[Footprint] = []
     for minute in range(24 * 60):
@@ -82,8 +83,9 @@ def _day() -> list[Footprint]:
     return minutes
 
 
-async def _derive(store: SqliteStore, listing: Listing, timeframe: Timeframe, bars: Iterable[tuple[int, Footprint]]) -> None:
-    rows = iter(bars)
+async def store_bars(store: SqliteStore, listing: Listing, timeframe: Timeframe, bars: Mapping[int, Footprint]) -> None:
+    """Store bars by their start, as footprints and as order flow."""
+    rows = iter(bars.items())
     while some := list(islice(rows, 200)):
         await store.derive(
             Derived(
