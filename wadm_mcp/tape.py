@@ -17,6 +17,7 @@ import anyio
 import msgspec
 
 from wadm_mcp.analytics.footprint import Footprint
+from wadm_mcp.clock import utc_text
 from wadm_mcp.coverage.spans import Span
 from wadm_mcp.errors import UnknownSymbol
 from wadm_mcp.exchanges.registry import canonical_instrument
@@ -55,13 +56,23 @@ class Repairing(NamedTuple):
 
 
 class Importing(NamedTuple):
-    """An import under way: the time (ms) that it goes back to, the time from which on everything is imported (ms), trades a second, and
-    the estimated seconds left."""
+    """An import under way: the time (ms) that it goes back to, the time (ms) after which nothing is left to import, trades a second, and
+    the estimated seconds left. Speed and time left are None until a part was imported that says something about them.
+
+    Something after `reached` may be missing that has no source, such as today on an exchange without history by REST.
+    """
 
     target: int
     reached: int
-    rate: int
-    seconds: float
+    rate: int | None = None
+    seconds: float | None = None
+
+    @property
+    def text(self) -> str:
+        """What is left to import, and what is known of how long it takes."""
+        known = [f"{self.rate:,} trades/s"] if self.rate else []
+        known += [f"about {self.seconds:,.0f} s left"] if self.seconds is not None else []
+        return ", ".join([f"importing {utc_text(self.target)} to {utc_text(self.reached)}, newest first", *known])
 
 
 class BackfillProgress(NamedTuple):

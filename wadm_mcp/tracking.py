@@ -206,8 +206,11 @@ class Tracking:
 
     def _progress_text(self, wanted: Sequence[Instrument], live: Sequence[Instrument]) -> str:
         imports = [left for one in live if self._view.follows(one) and (left := self._view.importing(one)) is not None]
-        history = f"; history needs about {max(left.seconds for left in imports):,.0f} s more" if imports else ""
-        return f"{len(live)} of {len(wanted)} instruments are live{history}"
+        known = [left.seconds for left in imports if left.seconds is not None]
+        text = f"{len(live)} of {len(wanted)} instruments are live"
+        if not imports:
+            return text
+        return text + (f"; history needs about {max(known):,.0f} s more" if len(known) == len(imports) else "; history is being imported")
 
     async def _rows(self, wanted: Sequence[Instrument]) -> Any:
         answer = await markets(self._view.reading(), self._health)

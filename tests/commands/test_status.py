@@ -46,7 +46,11 @@ def test_the_status_line_shows_the_state_of_recording_and_import(tmp_path: Path,
     one.health.report(str(SPOT), State.OK)
     assert status_line(one, 45, None) == "recording · 1 of 1 instruments live · 45 trades/s · 0 recorded"
     one.tape[SPOT].report_import(Importing(NOON - DAY, NOON - HOUR, 50_000, 41.6))
-    assert status_line(one, 45, None).endswith("imported back to 2026-06-01 11:00Z, 50,000 trades/s, 42 s left")
+    assert status_line(one, 45, None).endswith(
+        "importing 2026-05-31T12:00:00Z to 2026-06-01T11:00:00Z, newest first, 50,000 trades/s, about 42 s left"
+    )
+    one.tape[SPOT].report_import(Importing(NOON - DAY, NOON - HOUR))
+    assert status_line(one, 45, None).endswith("importing 2026-05-31T12:00:00Z to 2026-06-01T11:00:00Z, newest first")
     one.tape[SPOT].report_import(None)
     one.health.report(str(SPOT), State.DOWN, "the connection closed")
     assert status_line(one, 0, None).endswith("binance:spot:BTCUSDT: down, the connection closed")

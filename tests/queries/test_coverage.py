@@ -51,6 +51,9 @@ async def test_a_window_with_a_running_import_states_its_progress_and_remaining_
     answer = await coverage(world.view, read_scope(world.view, call, symbol="BTCUSDT", exchange="binance", window="4h"))
     assert answer["importing"] == {"from": "2026-05-31T12:00:00Z", "reached": "2026-06-01T11:00:00Z", "seconds": 42}
     assert answer["gaps"] == [["2026-06-01T08:00:00Z", "2026-06-01T11:00:00Z", None, "importing"]]
+    world.tape[SPOT].report_import(Importing(NOON - DAY, NOON - HOUR))
+    answer = await coverage(world.view, read_scope(world.view, call, symbol="BTCUSDT", exchange="binance", window="4h"))
+    assert answer["importing"] == {"from": "2026-05-31T12:00:00Z", "reached": "2026-06-01T11:00:00Z"}
     for window in ("1h", "15m"):
         answer = await coverage(world.view, read_scope(world.view, call, symbol="BTCUSDT", exchange="binance", window=window))
         assert "importing" not in answer

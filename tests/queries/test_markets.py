@@ -59,6 +59,9 @@ async def test_a_running_import_shows_how_far_it_is_and_how_long_it_takes() -> N
     world.tape[SPOT].report_import(Importing(NOON - DAY, NOON - HOUR, 50_000, 41.6))
     rows = rows_of((await markets(world.view, Health(world.clock.now)))["markets"])
     assert [row["importing"] for row in rows] == [["2026-05-31T12:00:00Z", "2026-06-01T11:00:00Z", 50_000, 42], None]
+    world.tape[SPOT].report_import(Importing(NOON - DAY, NOON - HOUR))
+    rows = rows_of((await markets(world.view, Health(world.clock.now)))["markets"])
+    assert rows[0]["importing"] == ["2026-05-31T12:00:00Z", "2026-06-01T11:00:00Z", None, None]
 
 
 async def test_an_instrument_whose_exchange_never_answered_has_a_row_all_the_same() -> None:

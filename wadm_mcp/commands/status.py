@@ -5,16 +5,16 @@ from __future__ import annotations
 import shutil
 import sys
 from contextlib import suppress
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 import anyio
 
 from wadm_mcp.health import State
 from wadm_mcp.logs import clear_line_first, log
-from wadm_mcp.model import DAY, SECOND
+from wadm_mcp.model import DAY
 from wadm_mcp.runtime import Runtime
 from wadm_mcp.settings import Settings
+from wadm_mcp.tape import Importing
 
 if TYPE_CHECKING:
     from wadm_mcp.simulator.feed import ReplayFeed
@@ -95,9 +95,10 @@ def status_line(runtime: Runtime, rate: int, replay: ReplayFeed | None) -> str:
         parts.append(f"{len(followed)} instruments")
     imports = [importing for tape in runtime.tape if (importing := tape.backfill.importing) is not None]
     if imports:
-        reached = datetime.fromtimestamp(max(one.reached for one in imports) / SECOND, UTC).strftime("%Y-%m-%d %H:%MZ")
-        rate, seconds = max(one.rate for one in imports), max(one.seconds for one in imports)
-        parts.append(f"imported back to {reached}, {rate:,} trades/s, {seconds:,.0f} s left")
+        target, reached = min(one.target for one in imports), max(one.reached for one in imports)
+        rates, seconds = [one.rate for one in imports if one.rate], [one.seconds for one in imports if one.seconds is not None]
+        left = max(seconds) if len(seconds) == len(imports) else None
+        parts.append(Importing(target, reached, max(rates, default=None), left).text)
     if replay is not None:
         parts.append(f"replay {replay.played:,} of {replay.total:,}")
     if not runtime.health.ready and runtime.health.reasons:

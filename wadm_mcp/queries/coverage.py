@@ -78,7 +78,8 @@ async def coverage(
         part = _part(judgement, newest, scope.now, max_gaps)
         importing = None if instrument in scope.awaited else view.importing(instrument)
         if importing is not None and window.start < importing.reached:
-            part["importing"] = {"from": iso(importing.target), "reached": iso(importing.reached), "seconds": round(importing.seconds)}
+            seconds = {"seconds": round(importing.seconds)} if importing.seconds is not None else {}
+            part["importing"] = {"from": iso(importing.target), "reached": iso(importing.reached), **seconds}
         if anchor is not None:
             before = Window(anchor.start, max(anchor.start, scope.window.start))
             anchors.append(inputs.judge(anchor, [*inputs.expired.of_bars(before, Timeframe.H1), *expired]))

@@ -14,6 +14,7 @@ from wadm_mcp.queries.figures import table
 from wadm_mcp.queries.numbers import decimal_number, iso, number
 from wadm_mcp.queries.scope import provisional
 from wadm_mcp.queries.view import View
+from wadm_mcp.tape import Importing
 from wadm_mcp.texts import quoted
 
 COLUMNS: Final = (
@@ -51,7 +52,8 @@ async def markets(view: View, health: Health, *, limit: object = 100, detail: ob
 
     `open_gaps` is the number of gaps in the last 24 hours, `history_from` the start of the oldest coverage. `repairing` is
     `[missing_trades, seconds]` of a running repair, null without one; `missing_trades` is null if the trade ids are not gapless.
-    `importing` is `[from, reached, trades_per_s, seconds]` of a running import of older trades, null without one. The detail `brief` has
+    `importing` is `[from, reached, trades_per_s, seconds]` of a running import of older trades, null without one; its speed and the seconds
+    left are null until a part was imported that says something about them. The detail `brief` has
     fewer columns. `tick` is null and `provisional` names the instrument until the exchange has confirmed it. While `store` is
     `unreachable` the rows contain only what the live tape knows.
     """
@@ -118,9 +120,14 @@ async def _row(view: View, health: Health, listing: Listing) -> list[Any]:
         len(judgement.gaps),
         iso(oldest) if oldest is not None else None,
         [repairing.trades or None, round(repairing.seconds)] if repairing is not None else None,
-        [iso(importing.target), iso(importing.reached), importing.rate, round(importing.seconds)] if importing is not None else None,
+        _importing(importing) if importing is not None else None,
         decimal_number(listing.tick),
     ]
+
+
+def _importing(progress: Importing) -> list[Any]:
+    seconds = round(progress.seconds) if progress.seconds is not None else None
+    return [iso(progress.target), iso(progress.reached), progress.rate, seconds]
 
 
 def _word(listing: Listing) -> str:

@@ -398,10 +398,10 @@ def test_progress_states_the_target_and_the_end_of_the_newest_step() -> None:
     assert (progress.target, progress.reached) == (MIDNIGHT - 2 * DAY, MIDNIGHT + 11 * HOUR)
 
 
-def test_a_day_from_the_archive_takes_thirty_seconds_until_one_was_imported_and_then_as_long_as_the_last_one() -> None:
+def test_nothing_is_said_of_the_time_that_days_take_until_one_was_imported_and_then_each_takes_as_long_as_the_last_one() -> None:
     planned = Planned(BYBIT)
     days = [part(-24, 0), part(-48, -24), part(-60, -48)]
-    assert planned.progress(*days) == Importing(MIDNIGHT - DAY, MIDNIGHT, 0, 90.0)
+    assert planned.progress(*days) == Importing(MIDNIGHT - DAY, MIDNIGHT, None, None)
     planned.plan.learn_speed(planned.step(days[0]), 1_000_000, 50.0)
     assert planned.progress(*days[1:]) == Importing(MIDNIGHT - DAY, MIDNIGHT - DAY, 20_000, 100.0)
     planned.plan.learn_speed(planned.step(days[1]), 8, 3.0)
@@ -411,16 +411,17 @@ def test_a_day_from_the_archive_takes_thirty_seconds_until_one_was_imported_and_
 def test_one_file_is_estimated_once_however_many_stretches_it_has() -> None:
     planned = Planned(BYBIT)
     parts = [part(-2, -1), part(-5, -4), part(-24, -20), part(-26, -25)]
-    assert planned.progress(*parts) == Importing(MIDNIGHT - DAY, MIDNIGHT - HOUR, 0, 60.0)
+    planned.plan.learn_speed(planned.step(part(-48, -47)), 3_000, 30.0)
+    assert planned.progress(*parts) == Importing(MIDNIGHT - DAY, MIDNIGHT - HOUR, 100, 60.0)
 
 
 def test_pages_tell_the_speed_of_their_instrument_and_not_how_long_a_day_from_the_archive_takes() -> None:
     planned = Planned(SPOT)
     planned.plan.learn_speed(planned.step(part(0, 10, None, 9)), 3_000, 2.0)
-    assert planned.progress(part(-24, 0, None, 9)) == Importing(MIDNIGHT - DAY, MIDNIGHT, 1_500, 30.0)
+    assert planned.progress(part(-24, 0, None, 9)) == Importing(MIDNIGHT - DAY, MIDNIGHT, 1_500, None)
     other = planned.record(OTHER_SPOT, [])
     progress = planned.plan.progress(other, MIDNIGHT - DAY, planned.plan.steps(other, [part(-24, 0, None, 9)]))
-    assert progress == Importing(MIDNIGHT - DAY, MIDNIGHT, 0, 30.0)
+    assert progress == Importing(MIDNIGHT - DAY, MIDNIGHT, None, None)
 
 
 SECOND_OF_HOUR: Final = SECOND / HOUR
@@ -457,6 +458,7 @@ def test_the_time_that_pages_take_is_estimated_by(
 
 def test_the_time_left_is_that_of_all_steps() -> None:
     planned = Planned(SPOT, [exact(11, 12, 1, 7_200_000)])
+    planned.plan.learn_speed(planned.step(part(-72, -48, None, 0)), 3_000, 30.0)
     progress = planned.progress(part(9, 11, None, 0), part(-24, 0, None, 0), part(-48, -24, None, 0))
     assert progress is not None
     assert progress.seconds == pytest.approx(1_440 + 30 + 30, rel=1e-9)

@@ -7,8 +7,7 @@ on both sides of the boundary, gap repair fetches those ids.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -29,7 +28,7 @@ from wadm_mcp.errors import ArchiveError, DiskReserved, ExchangeError
 from wadm_mcp.exchanges.exchange import Aggregate, ArchiveFormat, Page, Venue
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
-from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, Instrument, Window
+from wadm_mcp.model import DAY, HOUR, MINUTE, Instrument, Window
 from wadm_mcp.storage.store import Store
 
 _MARGIN_MS: Final = 20 * MINUTE
@@ -47,11 +46,17 @@ _MAX_PAUSE_SECONDS: Final = 60.0
 
 
 class Remaining(NamedTuple):
-    """What is still to be imported of a window: milliseconds of market time, estimated seconds, trades a second."""
+    """What is still to be imported of a window: milliseconds of market time, estimated seconds (None: unknown), trades a second."""
 
     length: int
-    seconds: float
+    seconds: float | None
     rate: int
+
+
+def known_sum(seconds: Iterable[float | None]) -> float | None:
+    """The sum, None if one of them is unknown."""
+    known = list(seconds)
+    return None if None in known else sum(filter(None, known))
 
 
 class _Failure(NamedTuple):
@@ -151,15 +156,15 @@ class History:
 
     def remaining(self, matches: Callable[[Instrument], bool], window: Window) -> Remaining:
         """What is still to be imported of a window."""
-        length, seconds, rate = 0, 0.0, 0
+        length, seconds, rate = 0, list[float | None](), 0
         for instrument in filter(matches, self.instruments):
             recorded = self._recorder[instrument]
             steps = self._plan.steps(recorded, self._plan.stretches(recorded, [window]))
             progress = self._plan.progress(recorded, window.start, steps)
             length += sum(step.stretch.window.length for step in steps)
-            seconds += progress.seconds if progress is not None else 0.0
-            rate += progress.rate if progress is not None else 0
-        return Remaining(length, seconds, rate)
+            seconds.append(progress.seconds if progress is not None else 0.0)
+            rate += (progress.rate or 0) if progress is not None else 0
+        return Remaining(length, known_sum(seconds), rate)
 
     def report(self, matches: Callable[[Instrument], bool], window: Window) -> list[str]:
         """A line for each instrument: how much of a window is covered now."""
@@ -188,9 +193,7 @@ class History:
             progress = self._plan.progress(recorded, min((window.start for window in windows), default=now), mine)
             recorded.tape.report_import(progress)
             if progress is not None:
-                reached = datetime.fromtimestamp(progress.reached / SECOND, UTC).strftime("%Y-%m-%dT%H:%MZ")
-                left = f"{progress.rate:,} trades/s, about {progress.seconds:,.0f} s are left"
-                lines.append(f"{instrument.symbol}: imported back to {reached}, {left}")
+                lines.append(f"{instrument.symbol}: {progress.text}")
             elif (day := self._plan.unpublished(recorded, stretches)) is not None:
                 lines.append(f"{instrument.symbol}: the archive has no file of {day} yet")
             steps.update({step.key: step for step in mine})

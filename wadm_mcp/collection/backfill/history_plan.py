@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime
 from itertools import pairwise
-from typing import Final, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from wadm_mcp.clock import Clock
 from wadm_mcp.collection.backfill.gap_repair import FILLS_PER_AGGREGATE, LONG_GAP
@@ -18,9 +18,6 @@ from wadm_mcp.coverage.judge import uncovered
 from wadm_mcp.exchanges.exchange import Venue
 from wadm_mcp.model import DAY, MINUTE, SECOND, Instrument, Window
 from wadm_mcp.tape import Importing
-
-_DAY_SECONDS: Final = 30.0
-"""What a day's file is estimated to take until one was imported. Only for the time left that progress states."""
 
 
 class MissingStretch(NamedTuple):
@@ -84,7 +81,8 @@ class HistoryPlan:
         self._empty_since: dict[_EmptyKey, int] = {}
         """The time (ms) from which on the exchange has nothing of a day before an id."""
         self._rates: dict[Instrument, int] = {}
-        self._day_seconds = _DAY_SECONDS
+        self._day_seconds: float | None = None
+        """What the last imported day's file took."""
 
     # What attempts have shown.
 
@@ -123,15 +121,16 @@ class HistoryPlan:
         return date_of(max(days)) if days else None
 
     def progress(self, recorded: RecordedInstrument, target: int, steps: Sequence[ImportStep]) -> Importing | None:
-        """How far an import back to `target` (ms) is, None where there is no step to take."""
+        """How far an import back to `target` (ms) is, None where there is no step to take. The time left is unknown until a day's file was
+        imported, if files are left."""
         if not steps:
             return None
         reached = max(step.stretch.window.end for step in steps)
         # One file has every stretch of its day.
         files = {step.day.start for step in steps if step.from_archive}
         pages = sum(self._page_seconds(recorded, step.stretch.window) for step in steps if not step.from_archive)
-        seconds = len(files) * self._day_seconds + pages
-        return Importing(target, reached, self._rates.get(recorded.instrument, 0), seconds)
+        seconds = pages if not files else None if self._day_seconds is None else len(files) * self._day_seconds + pages
+        return Importing(target, reached, self._rates.get(recorded.instrument), seconds)
 
     def _missing(self, recorded: RecordedInstrument, window: Window) -> list[MissingStretch]:
         covered = recorded.coverage.covered

@@ -16,7 +16,7 @@ import anyio
 import msgspec
 from anyio import to_thread
 
-from wadm_mcp.collection.backfill.history import History
+from wadm_mcp.collection.backfill.history import History, known_sum
 from wadm_mcp.collection.recording.recorded_instrument import RecordedInstrument
 from wadm_mcp.errors import ArchiveError, DiskReserved, StoreError
 from wadm_mcp.exchanges.exchange import ArchiveFormat
@@ -207,7 +207,7 @@ class ImportJobRunner:
                 ready = [instrument for history in taken for instrument in filter(job.matches, history.instruments)]
                 waits = (not due or len(ready) < len(due)) and anyio.current_time() - began < _FIRST_TRADE_SECONDS
                 idle = idle + 1 if not left and not waits else 0
-                seconds, rate = sum(each.seconds for each in remaining), sum(each.rate for each in remaining)
+                seconds, rate = known_sum(each.seconds for each in remaining), sum(each.rate for each in remaining)
                 part = 1 - left / whole if whole else 0.0
                 awaited = ", ".join(str(instrument) for instrument in due if instrument not in ready)
                 doing = f"waiting for the first trade of {awaited}" if waits and awaited else ""
