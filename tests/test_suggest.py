@@ -9,6 +9,13 @@ def test_a_mistyped_symbol_finds_the_one_it_looks_like() -> None:
     assert nearest("ETHUSDX", KNOWN)[0] == "ETHUSDT"
 
 
+def test_a_quote_in_common_does_not_make_two_symbols_alike() -> None:
+    assert nearest("TRXUSDT", KNOWN) == []
+    assert nearest("DOGEUSDT", KNOWN) == []
+    assert nearest("SOLUSDC", KNOWN) == []
+    assert nearest("ETUSDT", KNOWN, 1) == ["ETHUSDT"]
+
+
 def test_the_beginning_of_a_symbol_finds_it_among_many_that_begin_alike() -> None:
     assert nearest("BTC", KNOWN)[0] == "BTCUSDT"
     assert nearest("BTC", KNOWN, 2) == ["BTCUSDT", "BTCSTUSDT"]

@@ -139,7 +139,7 @@ _REFUSED = [
     ({"symbol": "BTCUSDT_270326"}, "BTCUSDT", "delivery date"),
     ({"symbol": "BTC/USDT:USDT-270326"}, "BTCUSDT", "delivery date"),
     ({"symbol": "ETHUSDX"}, "ETHUSDT", "is not listed at binance spot and bybit spot. Nearest: ETHUSDT"),
-    ({"symbol": "binance:spot:QQQQQ"}, "BTCUSDT", "is not listed at binance spot. Nearest: none"),
+    ({"symbol": "binance:spot:QQQQQ"}, None, "is not listed at binance spot. Nearest: none"),
     ({"symbol": "BTC/USD:BTC"}, "BTC", "settled in its base asset"),
     ({"symbol": "kraken:ETHUSDT"}, "ETHUSDT", "a part of it is neither an exchange"),
     ({"symbol": "ETHUSDX.P", "exchange": "bybit"}, "ETHUSDT", "is not listed at bybit linear. Nearest: ETHUSDT"),
@@ -149,14 +149,14 @@ _REFUSED = [
         'with exchange="bybit": the symbol names binance',
     ),
     ({"symbol": "ETHUSDT-PERP", "market": "spot"}, "linear:ETHUSDT", 'with market="spot": the symbol names linear'),
-    ({"symbol": "bnbusdt", "exchange": "bybit"}, "", "is not listed at bybit spot"),
+    ({"symbol": "bnbusdt", "exchange": "bybit"}, None, "is not listed at bybit spot"),
     ({"symbol": "ETHUSDT", "wait": 999}, "binance:spot:ETHUSDT", "wait=999: a whole number from 0 to 300 is needed"),
-    ({"symbol": "ETHUSDT", "exchange": "kraken"}, "", 'exchange="kraken": allowed are binance, bybit, all'),
-    ({"symbol": "ETHUSDT", "market": "options"}, "", 'market="options": allowed are spot, linear'),
+    ({"symbol": "ETHUSDT", "exchange": "kraken"}, "ETHUSDT", 'exchange="kraken": allowed are binance, bybit, all'),
+    ({"symbol": "ETHUSDT", "market": "options"}, "ETHUSDT", 'market="options": allowed are spot, linear'),
     ({"symbol": "..."}, "", "the name of a symbol is needed"),
     ({"symbol": "X" * 200}, "", "the name of a symbol is needed"),
     ({"symbol": 7}, "", "the name of a symbol is needed"),
-    ({"symbol": "ETHUSDT", "for_ever": True}, "", 'has no argument "for_ever"'),
+    ({"symbol": "ETHUSDT", "for_ever": True}, "ETHUSDT", 'has no argument "for_ever"'),
 ]
 
 
@@ -167,6 +167,9 @@ async def test_a_refused_request_suggests_another_one_that_is_accepted(tmp_path:
             assert isinstance(refusal, str), arguments
             assert said in refusal
             tool, instead = suggested(refusal)
+            if named is None:
+                assert (tool, instead) == ("list_markets", {}), refusal
+                continue
             assert named in str(instead["symbol"]), refusal
             assert (tool, instead) != ("track_market", arguments), refusal
             assert 0 <= instead.pop("wait", 0) <= 300
@@ -176,7 +179,6 @@ async def test_a_refused_request_suggests_another_one_that_is_accepted(tmp_path:
 async def test_a_refused_removal_suggests_another_one_that_is_accepted(tmp_path: Path) -> None:
     async with following(tmp_path) as client:
         wrong: list[dict[str, Any]] = [
-            {"symbol": "BTCUSDT"},
             {"symbol": "binance:spot:SOLUSDT", "exchange": "bybit"},
             {"symbol": "SOLUSDT.P", "market": "spot"},
             {"symbol": "SOLUSDT_270326"},
@@ -194,8 +196,38 @@ async def test_a_refused_removal_suggests_another_one_that_is_accepted(tmp_path:
             refusal = await call(client, "untrack_market", **arguments)
             assert isinstance(refusal, str), arguments
             tool, instead = suggested(refusal)
+            assert "SOLUSDT" in instead.get("symbol", "") if arguments["symbol"] else tool == "list_markets", refusal
             assert (tool, instead) != ("untrack_market", arguments)
             assert isinstance(await call(client, tool, **instead), dict), refusal
+
+
+async def test_a_refused_removal_suggests_no_removal_of_another_symbol(tmp_path: Path) -> None:
+    async with following(tmp_path) as client:
+        await call(client, "track_market", symbol="SOLUSDT")
+        await call(client, "track_market", symbol="ETHUSDT")
+        assert isinstance(await call(client, "untrack_market", symbol="ETHUSDT"), dict)
+        for arguments in ({"symbol": "ETHUSDT"}, {"symbol": "BTCUSDT"}, {"symbol": "BTCUSDT", "exchange": "kraken"}, {"symbol": 7}):
+            refusal = await call(client, "untrack_market", **arguments)
+            assert isinstance(refusal, str)
+            assert suggested(refusal) == ("list_markets", {}), refusal
+        refusal = await call(client, "untrack_market", symbol="SOLUSD")
+        assert isinstance(refusal, str)
+        assert suggested(refusal) == ("untrack_market", {"symbol": "binance:spot:SOLUSDT"})
+
+
+async def test_no_hint_names_a_symbol_that_was_just_removed(tmp_path: Path) -> None:
+    async with following(tmp_path, WADM_SYMBOLS="ETHUSDT") as client:
+        await call(client, "track_market", symbol="BTCUSDT")
+        assert isinstance(await call(client, "untrack_market", symbol="BTCUSDT"), dict)
+        for tool, arguments in [
+            ("track_market", {"symbol": 7}),
+            ("get_order_flow", {}),
+            ("get_order_flow", {"symbol": "TRXUSDT"}),
+            ("get_order_flow", {"symbol": "DOGEUSDT", "limt": 3}),
+        ]:
+            refusal = await call(client, tool, **arguments)
+            assert isinstance(refusal, str)
+            assert "BTCUSDT" not in refusal.rpartition("Try ")[2], refusal
 
 
 async def test_at_the_limit_the_error_names_a_call_that_makes_room(tmp_path: Path) -> None:

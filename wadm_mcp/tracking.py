@@ -19,7 +19,7 @@ from wadm_mcp.exchanges.registry import canonical_instrument, exchange_names, fi
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
 from wadm_mcp.model import MARKETS, MAX_SYMBOL_CHARS, Instrument
-from wadm_mcp.queries.arguments import ALL, Call, Place, read_place, read_whole, shown
+from wadm_mcp.queries.arguments import ALL, LIST_MARKETS, Call, Place, read_place, read_whole, shown
 from wadm_mcp.queries.markets import markets
 from wadm_mcp.queries.view import View
 from wadm_mcp.settings import Settings
@@ -78,10 +78,12 @@ class Tracking:
         followed = {*(one.instrument for one in self._view.listings if self._settings.configures(one.instrument)), *tracked}
         new = [one for one in listed if one not in followed and not self._settings.configures(one)]
         if len(followed) + len(new) > self._settings.WADM_MAX_INSTRUMENTS:
-            way = "Remove one first" if tracked else "The operator can raise that setting or remove a symbol of WADM_SYMBOLS"
+            way, works = "The operator can raise that setting or remove a symbol of WADM_SYMBOLS", LIST_MARKETS
+            if tracked:
+                way, works = "Remove one that is not needed first", _untrack(tracked[0])
             raise QueryError(
                 f"symbol {shown(symbol)}: {len(followed)} instruments are followed and WADM_MAX_INSTRUMENTS="
-                f"{self._settings.WADM_MAX_INSTRUMENTS} is the limit. {way}. Try {_call_to_untrack(tracked).example()}"
+                f"{self._settings.WADM_MAX_INSTRUMENTS} is the limit. {way}. Try {works.example()}"
             )
         await self._store.track(new)
         log.info("market.track_requested", instruments=",".join(map(str, new)))
@@ -96,7 +98,7 @@ class Tracking:
         `QueryError` where `track` did not add it: symbols that the settings name are removed there.
         """
         tracked = sorted(await self._store.tracked())
-        call = _call_to_untrack(tracked)
+        call = _call_to_untrack(tracked, symbol)
         chosen: list[Instrument] = []
         if tracked:
             asked = read_place(call, exchange, market, [tracked[0].market, *MARKETS])
@@ -115,21 +117,26 @@ class Tracking:
         self._changed()
         return {"untracked": list(map(str, chosen)), "kept": "stored data is kept; call track_market again to query it"}
 
-    async def example(self, tool: str) -> str:
-        """A call of one of the two tools that works, as text."""
-        return (self._call_to_track() if tool == TRACK else _call_to_untrack(sorted(await self._store.tracked()))).example()
+    async def example(self, tool: str, symbol: object = None) -> str:
+        """A call to try instead of one of the two tools with unknown arguments, as text: about the same symbol where it is one."""
+        return (self._call_to_track(symbol) if tool == TRACK else _call_to_untrack(sorted(await self._store.tracked()), symbol)).example()
 
-    def _call_to_track(self) -> Call:
-        """A call that works, because its symbol is followed already."""
-        followed = [str(listing.instrument) for listing in self._view.listings]
-        return Call(TRACK, (("symbol", [*followed, self._settings.WADM_SYMBOLS[0]][0]),))
+    def _call_to_track(self, symbol: object) -> Call:
+        """A call about the symbol that was asked for, where it may be one; else about one that is followed already."""
+        name = read_name(symbol, never) if isinstance(symbol, str) else InstrumentName("")
+        if 0 < len(name.symbol) <= MAX_SYMBOL_CHARS and not name.problem:
+            return Call(TRACK, (("symbol", ":".join(filter(None, (name.exchange, name.market, name.symbol)))),))
+        followed = [listing.instrument for listing in self._view.listings]
+        # A tracked one may just have been removed.
+        followed.sort(key=lambda one: not self._settings.configures(one))
+        return Call(TRACK, (("symbol", [*map(str, followed), self._settings.WADM_SYMBOLS[0]][0]),))
 
     async def _find(self, symbol: object, exchange: object, market: object) -> list[Instrument]:
         """The instruments of a symbol that exchanges list, sorted. Errors as of `track`.
 
         Where an instrument is followed already its exchange is not asked. The call that an error suggests is about a listed instrument.
         """
-        call = self._call_to_track()
+        call = self._call_to_track(symbol)
         followed = [listing.instrument for listing in self._view.listings]
         asked = read_place(call, exchange, market, [*(one.market for one in followed[:1]), *MARKETS])
         names = _readings(call, symbol)
@@ -142,12 +149,12 @@ class Tracking:
                     return sorted(found.listed)
         name = names[-1]
         if clash := asked.contradiction(name):
-            works = call.about(str(min(found.listed))) if found.listed else call
+            works = call.about(str(min(found.listed))) if found.listed else LIST_MARKETS
             raise QueryError(f"symbol={shown(symbol)} with {clash}. Try {works.example()}")
         if found.failures:
             raise found.failures[0]
         near = nearest(name.symbol, found.near)
-        works = call.about(str(found.near[near[0]])) if near else call
+        works = call.about(str(found.near[near[0]])) if near else LIST_MARKETS
         why = f": {name.problem}" if name.problem else ""
         places = " and ".join(found.places)
         raise UnknownSymbol(
@@ -229,9 +236,17 @@ class _Search(NamedTuple):
     places: list[str]
 
 
-def _call_to_untrack(tracked: Sequence[Instrument]) -> Call:
-    """A call that works; that of another tool while nothing is tracked."""
-    return Call(UNTRACK, (("symbol", str(tracked[0])),)) if tracked else Call("list_markets")
+def _untrack(instrument: Instrument) -> Call:
+    return Call(UNTRACK, (("symbol", str(instrument)),))
+
+
+def _call_to_untrack(tracked: Sequence[Instrument], symbol: object) -> Call:
+    """A call that works, about a tracked instrument with the name that was asked for or a near one. No other one may be meant."""
+    name = read_name(symbol, never) if isinstance(symbol, str) else InstrumentName("")
+    near = nearest(name.symbol, {plain(one.symbol) for one in tracked}, 1)
+    meant = [one for one in tracked if _is_named(one, name)] or [one for one in tracked if plain(one.symbol) in near]
+    meant.sort(key=lambda one: not Place(name.exchange, name.market).has(one))
+    return _untrack(meant[0]) if meant else LIST_MARKETS
 
 
 def _readings(call: Call, symbol: object) -> list[InstrumentName]:

@@ -87,7 +87,7 @@ async def test_whatever_is_sent_the_answer_is_a_dict_or_one_line_that_names_the_
             except QueryError as error:
                 text = one_line(error)
                 assert text.startswith((argument, "exchange=")), text
-                assert f"Try {name}(" in text
+                assert f"Try {name}(" in text or text.endswith("Try list_markets()")
                 refused += 1
             else:
                 json.dumps(answer, allow_nan=False)

@@ -141,3 +141,25 @@ async def test_a_question_that_cannot_be_met_is_refused_at_once(asked: dict[str,
         await wait_for(_world().view, **given, progress=_Then())
     assert said in one_line(caught.value)
     assert "Try wait_for(" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("condition", "value", "suggested"),
+    [
+        ("price_crosses", None, 'timeframe="5m", value=60_600)'),
+        ("delta_beyond", 0, 'timeframe="5m", value=0.004)'),
+        ("volume_beyond", -1, 'timeframe="5m", value=0.008)'),
+    ],
+)
+async def test_the_value_that_an_error_suggests_makes_sense_and_is_not_met_yet(condition: str, value: Any, suggested: str) -> None:
+    world = _world()
+    with pytest.raises(QueryError) as caught:
+        await _wait(world, _Then(), condition=condition, value=value, timeframe="5m")
+    assert str(caught.value).endswith(suggested.replace("_", ""))
+    assert f'condition="{condition}"' in str(caught.value)
+
+
+async def test_no_value_is_suggested_where_nothing_was_traded() -> None:
+    with pytest.raises(QueryError) as caught:
+        await _wait(World(now=NOON), _Then(), condition="price_crosses")
+    assert str(caught.value).endswith('Try wait_for(symbol="BTCUSDT", exchange="binance", condition="bar_closed", timeframe="1m")')

@@ -115,7 +115,7 @@ def test_a_refused_question_suggests_another_one_that_is_answered(followed: tupl
         (
             {"symbol": "BTCUSDT_270326"},
             'symbol "BTCUSDT_270326" is not followed: it names a contract with a delivery date, and WADM records spot and perpetuals. '
-            'Nearest: BTCUSDT, ETHUSDT. Followed: BTCUSDT, ETHUSDT, SOLUSDT. Try get_trades(symbol="all:linear:BTCUSDT", window="15m")',
+            'Nearest: BTCUSDT. Followed: BTCUSDT, ETHUSDT, SOLUSDT. Try get_trades(symbol="all:linear:BTCUSDT", window="15m")',
         ),
         (
             {"symbol": "binance:linear:BTCUSDT", "exchange": "bybit", "market": "spot"},

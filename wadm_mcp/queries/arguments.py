@@ -65,21 +65,29 @@ class Call:
     examples: tuple[tuple[str, Example], ...] = ()
     how_to_follow: str = ""
     """Sentence that explains how to follow a symbol."""
+    fixed: bool = False
+    """Whether it is another question than the refused one, so that arguments of that one are not for it."""
 
     def example(self, **instead: Example | None) -> str:
         """A call that works, as text. `instead` replaces or adds arguments; None leaves one out."""
-        arguments = {**dict(self.examples), **instead}
+        arguments = {**dict(self.examples), **({} if self.fixed else instead)}
         listing = ", ".join(f"{name}={_quoted(value)}" for name, value in arguments.items() if value is not None)
         return f"{self.name}({listing})"
 
     def about(self, symbol: str, **place: str) -> Call:
         """The same question with `symbol`, and `place` (the exchange, the market), in its examples."""
+        if self.fixed:
+            return self
         others = {name: value for name, value in self.examples if name != "symbol"}
         return Call(self.name, tuple({"symbol": symbol, **place, **others}.items()), self.how_to_follow)
 
     def refuse(self, argument: str, given: object, allowed: str, **instead: Example | None) -> QueryError:
         """The error for a value that cannot be used: the argument, the value, what is allowed, and an example with `instead`."""
         return QueryError(f"{argument}={shown(given)}: {allowed}. Try {self.example(**instead)}")
+
+
+LIST_MARKETS: Final = Call("list_markets", fixed=True)
+"""The call that always works, where no other one fits what was asked."""
 
 
 def shown(given: object) -> str:
@@ -163,12 +171,9 @@ def read_place(call: Call, exchange: object, market: object, followed: Sequence[
 
 
 def unknown_symbol(call: Call, given: object, named: InstrumentName, followed: Sequence[str]) -> UnknownSymbol:
-    """The error for a symbol that is not followed. The example of `call` is the call to try."""
-    if not followed:
-        nearby, example = "", "list_markets()"
-    else:
-        near = nearest(named.symbol, followed)
-        nearby, example = f" Nearest: {', '.join(near)}." if near else "", call.example()
+    """The error for a symbol that is not followed. The example of `call` is the call to try where one that is followed has a near name."""
+    near = nearest(named.symbol, followed)
+    nearby, example = (f" Nearest: {', '.join(near)}.", call.example()) if near else ("", LIST_MARKETS.example())
     why = f": {named.problem}" if named.problem else ""
     more = f" {call.how_to_follow}" if call.how_to_follow else ""
     return UnknownSymbol(f"symbol {shown(given)} is not followed{why}.{nearby} Followed: {listed(followed)}.{more} Try {example}")
@@ -251,7 +256,9 @@ def read_whole(call: Call, argument: str, given: object, low: int, high: int, de
     return int(value)
 
 
-def read_amount(call: Call, argument: str, given: object, *, zero: bool, example: Example, **instead: Example | None) -> Decimal | None:
+def read_amount(
+    call: Call, argument: str, given: object, *, zero: bool, example: Example | None, **instead: Example | None
+) -> Decimal | None:
     """An exact amount above 0, as a number or as text; None if nothing is given. With `zero`, 0 is allowed too."""
     if given is None:
         return None
@@ -263,7 +270,7 @@ def read_amount(call: Call, argument: str, given: object, *, zero: bool, example
     return value
 
 
-def read_signed(call: Call, argument: str, given: object, *, example: Example, **instead: Example | None) -> Decimal:
+def read_signed(call: Call, argument: str, given: object, *, example: Example | None, **instead: Example | None) -> Decimal:
     """An exact amount other than 0."""
     value = _decimal(given)
     if not value:

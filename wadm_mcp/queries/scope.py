@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from wadm_mcp.analytics.order_flow import session_start
 from wadm_mcp.errors import NotReady, QueryError, UnknownSymbol
-from wadm_mcp.exchanges.names import InstrumentName
+from wadm_mcp.exchanges.names import InstrumentName, read_name
 from wadm_mcp.exchanges.registry import canonical_instrument
 from wadm_mcp.model import DAY, HOUR, MINUTE, Instrument, Listing, Window
 from wadm_mcp.queries.arguments import (
@@ -88,9 +88,21 @@ def provisional(listings: Iterable[Listing]) -> dict[str, Any]:
 
 
 def ask(view: View, name: str, **examples: Example) -> Call:
-    """The call of a question, for error messages. Its examples use the first followed symbol."""
-    symbol = next((canonical_instrument(listing.instrument).symbol for listing in view.listings), "BTCUSDT")
+    """The call of a question, for error messages. Its examples use the first followed symbol.
+
+    One that the settings name goes before a tracked one, which may just have been removed.
+    """
+    followed = [canonical_instrument(listing.instrument).symbol for listing in view.listings]
+    symbol = next((one for one in (*(one for one in followed if one in view.symbols), *followed, *view.symbols)), "BTCUSDT")
     return Call(name, (("symbol", symbol), *examples.items()), view.how_to_follow)
+
+
+def about_asked(view: View, call: Call, symbol: object) -> Call:
+    """The call with the symbol that was asked for in its examples, where that is followed."""
+    followed = _Followed(view)
+    named = read_name(symbol, followed.is_symbol) if isinstance(symbol, str) else InstrumentName("")
+    known = None if named.problem else followed.canonical(named.symbol)
+    return call if known is None else call.about(followed.example(known, named))
 
 
 def read_scope(

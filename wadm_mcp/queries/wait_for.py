@@ -8,9 +8,10 @@ from typing import Any, Final, Protocol
 import anyio
 
 from wadm_mcp.errors import QueryError
-from wadm_mcp.model import Timeframe
+from wadm_mcp.model import Timeframe, Window, to_decimal
 from wadm_mcp.queries.arguments import ALL, Example, read_amount, read_choice, read_detail, read_signed, read_timeframe, read_whole
-from wadm_mcp.queries.scope import ask, read_scope
+from wadm_mcp.queries.figures import merged_bars
+from wadm_mcp.queries.scope import Scope, ask, read_scope
 from wadm_mcp.queries.view import View
 from wadm_mcp.queries.watches import CHECK_SECONDS, WITH_VALUE, Condition, Watches
 
@@ -31,6 +32,21 @@ class ProgressCallback(Protocol):
 
 async def _no_progress(progress: float, total: float | None = None, message: str | None = None) -> None:
     return None
+
+
+async def _value_not_met_yet(view: View, scope: Scope, condition: Condition, timeframe: Timeframe) -> Decimal | None:
+    """A value that the condition may meet, and has not met yet: a price 1 % above the newest one, or twice what the last two bars had.
+
+    None where nothing was traded.
+    """
+    if condition == "price_crosses":
+        known = [trade for one in scope.instruments if (trade := view.newest(one)) is not None]
+        newest = max(known, key=lambda trade: trade.timestamp, default=None)
+        return None if newest is None else to_decimal(newest.price + max(1, newest.price // 100), newest.scale.price)
+    start = timeframe.floor(scope.now)
+    bars = (await merged_bars(view, scope, timeframe, Window(start - timeframe.ms, start + timeframe.ms))).values()
+    sums = [to_decimal(bar.volume if condition == "volume_beyond" else abs(bar.delta), bar.scale.quantity) for bar in bars]
+    return 2 * max(sums) if any(sums) else None
 
 
 async def wait_for(
@@ -67,12 +83,11 @@ async def wait_for(
         raise scope.call.refuse("value", value, f"the condition {chosen} takes no value", condition=chosen)
     level: Decimal | None = None
     if chosen in WITH_VALUE:
-        example = Decimal(1)
+        example = await _value_not_met_yet(view, scope, chosen, length)
+        # Where nothing was traded no value makes sense.
+        works: dict[str, Example | None] = {"condition": chosen, "timeframe": length.value} if example is not None else {}
         if value is None:
-            raise QueryError(
-                f"value is missing; the condition {chosen} needs one. Try {scope.call.example(condition=chosen, value=example)}"
-            )
-        works: dict[str, Example | None] = {"condition": chosen}
+            raise QueryError(f"value is missing; the condition {chosen} needs one. Try {scope.call.example(**works, value=example)}")
         level = (
             read_signed(scope.call, "value", value, example=example, **works)
             if chosen == "delta_beyond"

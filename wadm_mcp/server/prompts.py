@@ -9,12 +9,13 @@ from typing import Annotated, Any, Final
 from mcp.server.mcpserver import MCPServer
 from pydantic import Field
 
+from wadm_mcp.analytics.order_flow import session_start
 from wadm_mcp.errors import QueryError
 from wadm_mcp.exchanges.registry import exchange_names
 from wadm_mcp.model import MARKETS, SECOND
 from wadm_mcp.queries.arguments import Call, read_place, read_symbol, read_window, shown
-from wadm_mcp.queries.numbers import iso_minute
-from wadm_mcp.queries.scope import DEFAULT_WINDOW
+from wadm_mcp.queries.numbers import iso, iso_minute
+from wadm_mcp.queries.scope import DEFAULT_WINDOW, about_asked, ask
 from wadm_mcp.queries.view import View
 from wadm_mcp.server.prompt_texts import COMPARE_VENUES, SESSION_REVIEW, WAICKOFF_REPORT
 from wadm_mcp.suggest import plain
@@ -58,19 +59,20 @@ def declare(server: MCPServer[Any], view: View) -> None:
 
 def check(name: str, arguments: dict[str, str], view: View) -> None:
     """Check the values of a prompt's arguments. `QueryError` for an invalid one."""
-    _about(view, name, arguments["symbol"], arguments.get("exchange", ""), arguments.get("market", ""))
+    about = _about(view, name, arguments["symbol"], arguments.get("exchange", ""), arguments.get("market", ""))
+    call = Call(name, tuple(about.items()))
     if arguments.get("window", "").strip():
-        read_window(Call(name, (("symbol", "BTCUSDT"),)), arguments["window"], DEFAULT_WINDOW)
+        read_window(call, arguments["window"], DEFAULT_WINDOW)
     if "language" in arguments:
-        _language(name, arguments["language"])
+        _language(call, arguments["language"])
     day = arguments.get("session", "")
     if name == "session_review" and day and not _is_day(day):
-        raise QueryError(f'session={shown(day)}: a day as YYYY-MM-DD is needed. Try session_review(symbol="BTCUSDT", session="2026-06-01")')
+        raise call.refuse("session", day, "a day as YYYY-MM-DD is needed", session=iso(session_start(view.clock()))[:10])
 
 
 def _about(view: View, name: str, symbol: str, exchange: str = "", market: str = "") -> dict[str, str]:
     """Symbol, and exchange and market where they are said, as arguments of calls. `QueryError` for what those calls would refuse."""
-    call = Call(name, (("symbol", "BTCUSDT"),))
+    call = about_asked(view, ask(view, name), symbol)
     followed = {plain(listing.instrument.symbol) for listing in view.listings}
     named = read_symbol(call, symbol, sorted(followed), followed.__contains__)
     asked = read_place(call, exchange or None, market or None, MARKETS)
@@ -84,7 +86,7 @@ def _about(view: View, name: str, symbol: str, exchange: str = "", market: str =
 
 
 def _filled(texts: dict[str, str], about: dict[str, str], language: str, *, window: str = "", session: str = "") -> str:
-    spoken = _language("waickoff_report", language)
+    spoken = LANGUAGES[language.strip().lower()]
     after = iso_minute(_end_of(session)) if session else ""
     ends = {"as_of": after} if session else {}
     stretch = {"start": f"{session}T00:00Z", "end": after} if session else {"window": window or "session"}
@@ -103,10 +105,10 @@ def _arguments(values: dict[str, str]) -> str:
     return ", ".join(f'{name}="{value}"' for name, value in values.items())
 
 
-def _language(name: str, given: str) -> str:
+def _language(call: Call, given: str) -> str:
     spoken = LANGUAGES.get(given.strip().lower())
     if spoken is None:
-        raise QueryError(f'language={shown(given)}: allowed are en, es. Try {name}(symbol="BTCUSDT", language="es")')
+        raise call.refuse("language", given, "allowed are en, es", language="es")
     return spoken
 
 

@@ -22,7 +22,7 @@ from wadm_mcp.queries.footprint import footprint
 from wadm_mcp.queries.market_structure import market_structure
 from wadm_mcp.queries.markets import markets
 from wadm_mcp.queries.order_flow import order_flow
-from wadm_mcp.queries.scope import DEFAULT_WINDOW, ask, window_length
+from wadm_mcp.queries.scope import DEFAULT_WINDOW, about_asked, ask, window_length
 from wadm_mcp.queries.trades import trades
 from wadm_mcp.queries.view import View
 from wadm_mcp.queries.volume_profile import volume_profile
@@ -82,7 +82,7 @@ class Question(NamedTuple):
         arguments = self.arguments
         for name in given:
             if name not in arguments:
-                raise self._unknown(name, runtime)
+                raise self._unknown(name, given, runtime)
         await runtime.view.until_ready()
         asked = {name: value for name, value in given.items() if value is not None}
         missing = {name: None for name, default in arguments.items() if default is NEEDED and name not in asked}
@@ -117,10 +117,11 @@ class Question(NamedTuple):
         length = window_length(now, asked.get("window"), asked.get("start"), asked.get("end"))
         return length is not None and length > CHEAP_WINDOW_MS
 
-    def _unknown(self, argument: str, runtime: ServedRuntime) -> QueryError:
+    def _unknown(self, argument: str, given: Mapping[str, Any], runtime: ServedRuntime) -> QueryError:
         allowed, call = self.arguments, Call(self.name)
         if "symbol" in allowed:
-            call = ask(runtime.view, self.name, **{name: value for name, value in _EXAMPLES.items() if name in allowed})
+            examples = {name: value for name, value in _EXAMPLES.items() if name in allowed}
+            call = about_asked(runtime.view, ask(runtime.view, self.name, **examples), given.get("symbol"))
         near = f" Nearest: {', '.join(found)}." if (found := nearest(argument, allowed, 1)) else ""
         names = f"Allowed: {', '.join(allowed)}." if allowed else "It takes no arguments."
         return QueryError(f"{self.name} has no argument {shown(argument)}.{near} {names} Try {call.example()}")

@@ -21,6 +21,7 @@ from wadm_mcp.exchanges.registry import exchange_titles
 from wadm_mcp.logs import log
 from wadm_mcp.queries.admission import asked_by
 from wadm_mcp.queries.arguments import shown, too_large
+from wadm_mcp.queries.scope import about_asked, ask
 from wadm_mcp.server import completions, prompts, resources
 from wadm_mcp.server.context import ServedRuntime
 from wadm_mcp.server.limits import RequestLimits
@@ -122,7 +123,7 @@ class WadmServer(MCPServer[ServedRuntime]):
         if name not in known:
             raise MCPError(INVALID_PARAMS, f"prompt {shown(name)} does not exist. Prompts: {', '.join(known)}")
         allowed = [argument.name for argument in known[name]]
-        example = f'Try {name}(symbol="BTCUSDT")'
+        example = f"Try {about_asked(self._runtime.view, ask(self._runtime.view, name), (arguments or {}).get('symbol')).example()}"
         for given in arguments or {}:
             if given not in allowed:
                 raise MCPError(

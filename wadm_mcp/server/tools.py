@@ -154,7 +154,7 @@ class TrackingTool(Tool):
             unknown = [name for name in arguments if name not in self.parameters["properties"]]
             if unknown:
                 allowed = ", ".join(self.parameters["properties"])
-                example = await runtime.tracking.example(self.name)
+                example = await runtime.tracking.example(self.name, arguments.get("symbol"))
                 return error_result(f"{self.name} has no argument {shown(unknown[0])}. Allowed: {allowed}. Try {example}")
             given = {name: value for name, value in arguments.items() if value is not None}
             if self.name == TRACK:
