@@ -294,3 +294,24 @@ def test_a_minute_whose_candle_differs_is_reported_once_and_only_where_nothing_e
 
 def test_a_minute_whose_candle_differs_covers_nothing() -> None:
     assert judge([differing(10, 20)], Window(10, 20), 40).covered == 0
+
+
+def test_gaps_that_touch_and_have_the_same_reason_are_one() -> None:
+    spans = [observed(0, 10), observed(20, 20, GapReason.SILENCE), observed(30, 40, GapReason.SILENCE)]
+    judgement = judge(spans, Window(0, 40), 40)
+    assert judgement.gaps == (Gap(10, 30, None, GapReason.SILENCE),)
+    assert (judgement.covered, judgement.judged) == (20, 40)
+    spans = [observed(0, 10), observed(20, 20, GapReason.DISCONNECT), observed(30, 40, GapReason.SILENCE)]
+    assert len(judge(spans, Window(0, 40), 40).gaps) == 2
+
+
+def test_the_missing_trades_of_gaps_that_touch_are_added_where_both_are_known() -> None:
+    spans = [exact(0, 10, 1, 5), exact(20, 20, 9, 9), exact(30, 40, 12, 15)]
+    assert judge(spans, Window(0, 40), 40).gaps == (Gap(10, 30, 5, GapReason.DISCONNECT),)
+    # Of the part of a gap that lies in the window it is not known how many trades are missing.
+    assert judge(spans, Window(12, 40), 40).gaps == (Gap(12, 20, None, GapReason.DISCONNECT), Gap(20, 30, 2, GapReason.DISCONNECT))
+
+
+def test_a_gap_without_length_is_not_joined_to_the_one_before_since_its_trades_may_be_after_it() -> None:
+    spans = [exact(0, 10, 1, 5), exact(20, 20, 9, 9), exact(20, 40, 12, 15)]
+    assert judge(spans, Window(0, 40), 40).gaps == (Gap(10, 20, 3, GapReason.DISCONNECT), Gap(20, 20, 2, GapReason.DISCONNECT))

@@ -30,7 +30,7 @@ class Gap(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """Coverage of a window up to now: `covered` of `judged` milliseconds, the gaps oldest first.
+    """Coverage of a window up to now: `covered` of `judged` milliseconds, the gaps oldest first, joined where two of one reason touch.
 
     `basis` is that of the spans in the window, `observed` where they differ, None where there is none.
     """
@@ -115,6 +115,7 @@ def judge(
         gaps = sorted([*gaps, *parts], key=lambda gap: (gap.start, gap.end))
     bases = {span.basis for span in covered if span.start < horizon and span.end > window.start}
     basis = None if not bases else bases.pop() if len(bases) == 1 else Basis.OBSERVED
+    gaps = _joined(gaps)
     missing = sum(gap.end - gap.start for gap in gaps)
     return Judgement(horizon - window.start - missing, horizon - window.start, basis, tuple(gaps))
 
@@ -188,6 +189,30 @@ def _lost_there(earlier: Span, later: Span, absent: Sequence[Span]) -> GapReason
             first = span.last_seq + 1
             reason = GapReason.UNREADABLE if span.opened_by is GapReason.UNREADABLE else reason
     return reason if first > last else None
+
+
+def _joined(gaps: Sequence[Gap]) -> list[Gap]:
+    """Gaps in order, with those that touch and have the same reason as one, where nothing is lost by it.
+
+    Two stay apart if the missing trades of only one of them are known, and if the second has no length: its trades may be after it.
+    """
+    joined: list[Gap] = []
+    for gap in gaps:
+        last = joined[-1] if joined else None
+        if last is None or not _can_join(last, gap):
+            joined.append(gap)
+            continue
+        missing = None if last.missing_trades is None or gap.missing_trades is None else last.missing_trades + gap.missing_trades
+        joined[-1] = Gap(last.start, gap.end, missing, gap.reason)
+    return joined
+
+
+def _can_join(earlier: Gap, later: Gap) -> bool:
+    if (earlier.end, earlier.reason) != (later.start, later.reason):
+        return False
+    if (earlier.missing_trades is None) != (later.missing_trades is None):
+        return False
+    return later.start < later.end or earlier.start == earlier.end
 
 
 def _clip(gap: Gap, start: int, end: int) -> Iterator[Gap]:
