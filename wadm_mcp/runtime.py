@@ -31,7 +31,8 @@ from wadm_mcp.collection.recording.maintenance import Maintenance
 from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.collection.recording.rollup import Rollup
 from wadm_mcp.collection.recording.writer import Writer
-from wadm_mcp.collection.rest.client import KnownHosts, RestClient
+from wadm_mcp.collection.rest.client import RestClient
+from wadm_mcp.collection.rest.hosts import KnownHosts
 from wadm_mcp.collection.subscriptions import SubscriptionManager
 from wadm_mcp.errors import StoreError, StoreLost, StoreUnreachable, WadmError, ungrouped
 from wadm_mcp.health import Health, State

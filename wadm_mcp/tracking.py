@@ -11,7 +11,8 @@ from typing import Any, Final, NamedTuple
 
 import anyio
 
-from wadm_mcp.collection.rest.client import KnownHosts, RestClient
+from wadm_mcp.collection.rest.client import RestClient
+from wadm_mcp.collection.rest.hosts import KnownHosts
 from wadm_mcp.errors import ExchangeError, QueryError, UnknownSymbol
 from wadm_mcp.exchanges.exchange import Listed, Venue
 from wadm_mcp.exchanges.names import InstrumentName, never, read_name

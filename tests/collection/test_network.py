@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import socket
 from http import HTTPStatus
 from typing import Any
 
 import anyio
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
-from websockets.exceptions import InvalidProxy, InvalidStatus
+from websockets.datastructures import Headers
+from websockets.exceptions import InvalidProxy, InvalidProxyStatus, InvalidStatus
 from websockets.http11 import Request, Response
 from websockets.proxy import parse_proxy
 
@@ -60,6 +62,29 @@ def test_a_failure_to_open_a_socket_is_one_line_without_a_password(error: OSErro
     failure = SocketFailure.of(error, HOST, venue(Binance(), "spot"), 0)
     assert failure.reason.startswith(f"cannot connect to {HOST}/ws: ")
     assert "secret" not in failure.reason
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ConnectionRefusedError(111, "Connect call failed ('127.0.0.1', 9)"), "refused the connection"),
+        (socket.gaierror(-2, "Name or service not known"), "does not resolve to an address"),
+        (InvalidProxyStatus(Response(407, "Proxy Authentication Required", Headers())), "answered HTTP 407"),
+    ],
+)
+def test_a_proxy_that_fails_is_named_instead_of_the_exchange(monkeypatch: pytest.MonkeyPatch, error: OSError, said: str) -> None:
+    options(monkeypatch, HTTPS_PROXY="http://user:secret@proxy:9")
+    failure = SocketFailure.of(error, HOST, venue(Binance(), "spot"), 0)
+    assert failure.reason == (
+        f"cannot connect to {HOST}/ws: the proxy http://proxy:9 (HTTPS_PROXY) {said}. Check that it runs, or change or unset HTTPS_PROXY"
+    )
+
+
+def test_what_goes_wrong_behind_a_proxy_is_said_with_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    options(monkeypatch, ALL_PROXY="http://user:secret@proxy:9")
+    for error in (TimeoutError(), ConnectionResetError(104, "Connection reset by peer")):
+        failure = SocketFailure.of(error, HOST, venue(Binance(), "spot"), 0)
+        assert "through the proxy http://proxy:9 (ALL_PROXY)" in failure.reason
 
 
 def test_what_one_connection_knows_of_a_host_that_refused_all_connections_of_the_process_know() -> None:

@@ -111,7 +111,9 @@ async def test_doctor_opens_its_sockets_through_the_proxy_that_the_collectors_us
     async with Simulator(manual=True) as simulator:
         assert await examine(settings_for(tmp_path, simulator, WADM_EXCHANGES=("binance",), **urls)) == 1
     # The proxy refuses the connection; without it the name would not resolve.
-    assert "Connect call failed ('127.0.0.1', 1)" in table(capsys)["binance spot stream"]
+    found = table(capsys)
+    for part in ("REST", "stream"):
+        assert "the proxy http://127.0.0.1:1 (ALL_PROXY) refused the connection" in found[f"binance spot {part}"]
 
 
 async def test_doctor_does_not_disturb_a_running_recorder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

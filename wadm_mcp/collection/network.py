@@ -8,12 +8,12 @@ from __future__ import annotations
 import ssl
 from typing import Any, Final, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 from websockets.asyncio import client
 from websockets.exceptions import InvalidProxy, InvalidStatus, WebSocketException
 
 from wadm_mcp.clock import Clock
+from wadm_mcp.collection.rest.proxies import failure_of_proxy, proxy_for
 from wadm_mcp.collection.rest.rate_limit import REFUSED, advice, penalty
 from wadm_mcp.exchanges.exchange import Venue
 from wadm_mcp.exchanges.wire import plain_text
@@ -46,18 +46,8 @@ def socket_options(url: str, certificates: ssl.SSLContext | None) -> dict[str, A
     if is_loopback(host):
         return options | {"proxy": None}
     options["happy_eyeballs_delay"] = _NEXT_ADDRESS_SECONDS
-    return options | {"proxy": None if proxy_bypass(host) else _proxy_of(address.scheme)}
-
-
-def _proxy_of(scheme: str) -> str | None:
-    """The environment's proxy for sockets, by the variables that REST obeys and in the forms that it takes; None where there is none."""
-    proxies = getproxies()
-    given = proxies.get("https" if scheme == "wss" else "http") or proxies.get("all")
-    if not given:
-        return None
-    proxy = urlsplit(given if "://" in given else f"http://{given}")
-    user, at, place = proxy.netloc.rpartition("@")
-    return f"{proxy.scheme}://{user}{'' if ':' in user else ':'}@{place}" if at else f"{proxy.scheme}://{place}"
+    proxy = proxy_for(url)
+    return options | {"proxy": proxy.url if proxy is not None else None}
 
 
 class SocketFailure(NamedTuple):
@@ -73,13 +63,17 @@ class SocketFailure(NamedTuple):
     def of(cls, error: OSError | ValueError | WebSocketException, base_url: str, venue: Venue, now: int) -> SocketFailure:
         """The failure that `connect` to a trade socket of the market raised. `now` is the wall time (ms)."""
         url = redacted_url(socket_url(venue, base_url))
+        proxy = proxy_for(socket_url(venue, base_url))
+        way = f" through the proxy {proxy.shown}" if proxy is not None else ""
         if isinstance(error, TimeoutError):
-            return cls(f"{url} did not answer the handshake within {HANDSHAKE_SECONDS} s")
+            return cls(f"{url} did not answer the handshake within {HANDSHAKE_SECONDS} s{way}")
         if isinstance(error, InvalidProxy):
             return cls(f"cannot connect to {url}: HTTPS_PROXY or ALL_PROXY is not a usable proxy URL; expected http://host:port")
+        if proxy is not None and (failed := failure_of_proxy(error)):
+            return cls(f"cannot connect to {url}: the proxy {proxy.shown} {failed}. {proxy.advice}")
         if not isinstance(error, InvalidStatus):
             # Texts of libraries may contain the URL of a proxy.
-            return cls(f"cannot connect to {url}: {one_line(redacted(str(error)))}")
+            return cls(f"cannot connect to {url}{way}: {one_line(redacted(str(error)))}")
         reply = error.response
         status, body = reply.status_code, bytes(reply.body or b"")
         text = plain_text(body)

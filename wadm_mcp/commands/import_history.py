@@ -144,7 +144,7 @@ async def _plan(settings: Settings, job: ImportJob, now: int, suffix: str, show:
                 if archive is not None and start + DAY <= now:
                     day = datetime.fromtimestamp(start / SECOND, UTC).date()
                     try:
-                        file_bytes = await rest.size(venue, archive.path(instrument.symbol, day))
+                        file_bytes = await rest.archives.size(venue, archive.path(instrument.symbol, day))
                     except ExchangeError as error:
                         lines.append(f"  {instrument}: {error}")
                 if file_bytes is not None:

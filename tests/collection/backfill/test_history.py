@@ -43,6 +43,7 @@ from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.collection.recording.rollup import Rollup
 from wadm_mcp.collection.recording.writer import Writer
 from wadm_mcp.collection.rest.client import RestClient
+from wadm_mcp.collection.rest.downloads import Downloads
 from wadm_mcp.coverage import by_connection
 from wadm_mcp.coverage.judge import judge
 from wadm_mcp.coverage.spans import GapReason
@@ -458,14 +459,14 @@ async def test_an_import_killed_fifty_times_gives_the_same_data_and_downloads_ea
     instrument: Instrument, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chance, clock = random.Random(9), ManualClock(MIDNIGHT)
-    finished, download = Counter[str](), RestClient.download
+    finished, download = Counter[str](), Downloads.download
 
-    async def counted(self: RestClient, venue: Venue, path: str, *arguments: Any, **options: Any) -> bool:
+    async def counted(self: Downloads, venue: Venue, path: str, *arguments: Any, **options: Any) -> bool:
         found = await download(self, venue, path, *arguments, **options)
         finished[path] += found
         return found
 
-    monkeypatch.setattr(RestClient, "download", counted)
+    monkeypatch.setattr(Downloads, "download", counted)
     async with simulated(instrument, clock, activity=0.01 if instrument.exchange == "binance" else 0.05) as simulator:
         async with world(instrument, tmp_path, simulator, clock, now=MIDNIGHT + MINUTE) as one:
             await one.live(MIDNIGHT + MINUTE, MIDNIGHT + 10 * MINUTE)

@@ -3,29 +3,23 @@ from __future__ import annotations
 import gzip
 import json
 import socket
-import threading
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import anyio
-import anyio.lowlevel
 import pytest
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from tests.collection.rest.serving import serving
 from tests.market import NOON, ManualClock, listing
 from tests.venues import NOWHERE, simulated_venue, venue
-from wadm_mcp.collection.disk_reserve import DiskReserve
-from wadm_mcp.collection.rest import client as client_module
 from wadm_mcp.collection.rest.client import RestClient
-from wadm_mcp.errors import ArchiveError, DiskReserved, EndpointMissing, ExchangeError, HostRefused, SettingError
+from wadm_mcp.errors import EndpointMissing, ExchangeError, HostRefused, SettingError
 from wadm_mcp.exchanges.binance import Binance
 from wadm_mcp.exchanges.bybit import Bybit
 from wadm_mcp.exchanges.exchange import Venue
@@ -39,29 +33,6 @@ pytestmark = pytest.mark.anyio
 SPOT = "/api/v3/exchangeInfo"
 FILTERS = [{"filterType": "PRICE_FILTER", "tickSize": "0.01"}, {"filterType": "LOT_SIZE", "stepSize": "0.00001"}]
 LISTED = json.dumps({"symbols": [{"symbol": "BTCUSDT", "status": "TRADING", "filters": FILTERS}]}).encode()
-PROXIES = [name for kind in ("HTTP", "HTTPS", "ALL", "NO") for name in (f"{kind}_PROXY", f"{kind}_proxy".lower())]
-
-
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in PROXIES:
-        monkeypatch.delenv(name, raising=False)
-
-
-@contextmanager
-def serving(app: Any) -> Generator[str, None, None]:
-    """An HTTP server on a free loopback port; its base URL."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, log_config=None, lifespan="off", ws="none", timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, args=([listener],))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
-        listener.close()
 
 
 def answering(status: int, body: bytes, headers: dict[str, str] | None = None) -> Starlette:
@@ -458,8 +429,7 @@ async def test_a_proxy_of_the_environment_is_not_used_for_this_machine(monkeypat
         assert len(await spot_listings(base_url)) == 1
         assert len(await spot_listings(base_url.replace("127.0.0.1", "localhost"))) == 1
     said = await refusal("http://api.exchange.invalid")
-    assert "http://api.exchange.invalid refused the connection" in said
-    assert said.endswith("Check the network, the proxy and WADM_BINANCE_SPOT_REST; https://data-api.binance.vision has market data too")
+    assert "the proxy http://127.0.0.1:9 (HTTP_PROXY) refused the connection" in said
 
 
 @pytest.mark.parametrize("content", [None, "no certificate"])
@@ -471,6 +441,27 @@ async def test_certificates_that_cannot_be_read_are_named(monkeypatch: pytest.Mo
     with pytest.raises(SettingError, match=f"^SSL_CERT_FILE={file}: its certificates cannot be read .*; set it to certificates"):
         async with RestClient():
             pass
+
+
+async def test_a_dead_proxy_is_named_with_its_variable_and_without_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://user:secret@127.0.0.1:1")
+    assert await refusal("https://exchange.example") == (
+        "binance spot: https://exchange.example cannot be reached: the proxy http://127.0.0.1:1 (HTTPS_PROXY) refused the connection. "
+        "Check that it runs, or change or unset HTTPS_PROXY"
+    )
+    monkeypatch.setenv("NO_PROXY", "exchange.example")
+    assert "HTTPS_PROXY" not in await refusal("https://exchange.example")
+
+
+async def test_a_proxy_that_refuses_to_connect_is_named_with_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(request: Request) -> Response:
+        return Response(status_code=407)
+
+    with serving(Starlette(routes=[Route("/{path:path}", refuse, methods=["CONNECT"])])) as proxy:
+        monkeypatch.setenv("ALL_PROXY", proxy)
+        said = await refusal("https://exchange.example")
+    assert f"the proxy {proxy} (ALL_PROXY) answered" in said
+    assert "4" in said.partition("answered")[2]
 
 
 @pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "nonsense://127.0.0.1", "http://127.0.0.1:notaport"])
@@ -526,34 +517,6 @@ async def test_an_invalid_base_url_is_shown_without_its_password() -> None:
     assert "secret" not in said
 
 
-async def test_an_archive_that_cannot_be_reached_is_reported_with_its_own_setting() -> None:
-    async with RestClient() as rest:
-        with anyio.fail_after(10), pytest.raises(ExchangeError) as caught:
-            await rest.size(venue(Bybit(), "linear"), "/file")
-    said = "bybit archive: http://127.0.0.1:1 refused the connection. Check the network, the proxy and WADM_BYBIT_ARCHIVE"
-    assert str(caught.value) == said
-
-
-@pytest.mark.parametrize(
-    ("head", "size"),
-    [
-        ({"Content-Range": "bytes 0-0/1234"}, 1234),
-        ({"Content-Range": "bytes 0-0/*"}, None),
-        ({"Content-Range": f"bytes 0-0/{'9' * 5_000}"}, None),
-        ({"Content-Range": "bytes 0-0/1_000"}, None),
-        ({"Content-Range": "bytes 0-0/²"}, None),
-    ],
-)
-async def test_a_size_that_an_archive_cannot_have_counts_as_not_stated(head: dict[str, str], size: int | None) -> None:
-    async def answer(request: Request) -> Response:
-        return Response(b"x", 206, headers=head)
-
-    with serving(Starlette(routes=[Route("/file", answer)])) as base_url:
-        async with RestClient(proxied=False) as rest:
-            with anyio.fail_after(10):
-                assert await rest.size(venue(Bybit(), "linear", archive_url=base_url), "/file") == size
-
-
 async def test_the_simulated_list_is_read_page_by_page_and_as_far_as_it_goes_where_a_page_repeats() -> None:
     faults = Faults()
     faults.listings_page = 2
@@ -564,70 +527,3 @@ async def test_the_simulated_list_is_read_page_by_page_and_as_far_as_it_goes_whe
         for faults.fresh_cursors in (False, True):
             read = await rest.listings(simulated_venue(simulator, "bybit", "linear"))
             assert [one.instrument.symbol for one in read] == ["BTCUSDT", "ETHUSDT", "SOLUSDT", "XRPUSDT"]
-
-
-ARCHIVE = "/data/spot/daily/trades/BTCUSDT/BTCUSDT-trades-2026-07-24.zip"
-
-
-async def download(base_url: str, folder: Path, *, reserve: int = 0, most: int = 1_000_000) -> bool:
-    here = venue(Binance(), "spot", archive_url=base_url)
-    with anyio.fail_after(10):
-        async with RestClient(whole=1.0) as rest:
-            return await rest.download(
-                here, ARCHIVE, folder / "day.zip.new", lambda here, of: None, reserve=DiskReserve(folder, reserve), most=most
-            )
-
-
-def archive(body: Callable[[], AsyncGenerator[bytes]], headers: dict[str, str] | None = None) -> Starlette:
-    async def answer(request: Request) -> Response:
-        return StreamingResponse(body(), headers=headers)
-
-    return Starlette(routes=[Route(ARCHIVE, answer)])
-
-
-async def endless() -> AsyncGenerator[bytes]:
-    while True:
-        yield b"x" * 100_000
-        await anyio.lowlevel.checkpoint()
-
-
-async def slow_file() -> AsyncGenerator[bytes]:
-    while True:
-        yield b"x"
-        await anyio.sleep(0.02)
-
-
-async def small() -> AsyncGenerator[bytes]:
-    yield b"x" * 1_000
-
-
-async def test_a_file_without_end_is_refused_at_its_bound_and_leaves_nothing_on_disk(tmp_path: Path) -> None:
-    with serving(archive(endless)) as url, pytest.raises(ArchiveError, match=r"day\.zip has more bytes, at most 1,000,000 are read"):
-        await download(url, tmp_path)
-    assert sum(file.stat().st_size for file in tmp_path.iterdir()) == 0
-
-
-async def test_a_file_that_states_too_many_bytes_is_not_begun(tmp_path: Path) -> None:
-    stated = {"Content-Length": "1000001"}
-    with serving(archive(endless, stated)) as url, pytest.raises(ArchiveError, match=r"day\.zip has 1,000,001 bytes"):
-        await download(url, tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-async def test_a_file_that_drips_is_given_up_and_what_came_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "_CHUNK_SECONDS", 0.3)
-    with serving(archive(slow_file)) as url, pytest.raises(ExchangeError, match=r"sent less than 131,072 bytes of a file in 0\.3 s"):
-        await download(url, tmp_path)
-
-
-async def test_a_file_that_takes_too_long_is_continued_by_the_next_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "_DOWNLOAD_SECONDS", 0.0)
-    with serving(archive(endless)) as url, pytest.raises(ExchangeError, match="The next attempt continues it"):
-        await download(url, tmp_path)
-
-
-async def test_a_download_leaves_the_disk_that_is_kept_for_the_journal(tmp_path: Path) -> None:
-    with serving(archive(small)) as url:
-        assert await download(url, tmp_path)
-        with pytest.raises(DiskReserved, match=r"only [0-9,]+ MB are free on the disk of .*are kept for the journal; make room there"):
-            await download(url, tmp_path, reserve=1 << 60)

@@ -24,7 +24,8 @@ from wadm_mcp.collection.backfill.history_plan import ImportStep
 from wadm_mcp.collection.disk_reserve import DiskReserve
 from wadm_mcp.collection.recording.recorded_instrument import RecordedInstrument
 from wadm_mcp.collection.recording.recorder import Recorder
-from wadm_mcp.collection.rest.client import MAX_ARCHIVE_BYTES, RestClient
+from wadm_mcp.collection.rest.client import RestClient
+from wadm_mcp.collection.rest.downloads import MAX_ARCHIVE_BYTES
 from wadm_mcp.coverage.judge import uncovered
 from wadm_mcp.coverage.spans import GapReason
 from wadm_mcp.errors import ArchiveError
@@ -190,7 +191,7 @@ class ArchiveImport:
             self._health.report(self._part, State.OK, detail)
 
         # A file has its name only once it is complete.
-        return await anyio.Path(file).exists() or await self._rest.download(
+        return await anyio.Path(file).exists() or await self._rest.archives.download(
             self._venue, path, file, progress, reserve=self._reserve, most=most
         )
 
