@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from wadm_mcp.exchanges.exchange import Listed, Venue
 from wadm_mcp.model import Instrument
 from wadm_mcp.runtime import Runtime
 from wadm_mcp.server.server import build_server
-from wadm_mcp.settings import read_settings
+from wadm_mcp.settings import Settings, read_settings
 from wadm_mcp.simulator.chaos import Chaos
 from wadm_mcp.simulator.fault_plan import Fault, Kind
 from wadm_mcp.simulator.listings import known_instruments
@@ -106,6 +107,27 @@ async def test_a_ban_that_one_call_meets_holds_for_the_next(tmp_path: Path) -> N
             assert "418" in error
             asked.append(len(chaos.requests))
         assert asked[2] == asked[1] > asked[0]
+
+
+async def test_a_fallback_host_that_tracking_meets_is_shown_in_health(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Simulator(manual=True, instruments=known_instruments()) as simulator:
+        urls = {f"WADM_{name.upper()}": url for name, url in simulator.urls.items()}
+        chosen = {"WADM_DATA_DIR": tmp_path, "WADM_HISTORY_HOURS": 0, "WADM_ALLOW_TRACKING": True, **urls}
+        async with Runtime(read_settings({}, overrides=chosen)) as runtime, Client(build_server(runtime)) as client:
+            with anyio.fail_after(15):
+                while len(runtime.followed) < 2:
+                    await anyio.sleep(0.02)
+            assert "binance spot REST" not in runtime.health.parts
+            venue_of = Settings.venue
+
+            def refused(settings: Settings, exchange: str, market: str) -> Venue:
+                venue = venue_of(settings, exchange, market)
+                return replace(venue, rest_url="http://127.0.0.1:1", rest_fallback=venue.rest_url)
+
+            monkeypatch.setattr(Settings, "venue", refused)
+            assert isinstance(await call(client, "track_market", symbol="SOLUSDT", exchange="binance"), dict)
+            detail = runtime.health.parts["binance spot REST"].detail
+            assert detail.startswith(f"uses {simulator.urls['binance_spot_rest']}, because binance spot: http://127.0.0.1:1 refused")
 
 
 async def test_a_symbol_that_an_unreadable_record_may_list_is_not_called_unlisted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
