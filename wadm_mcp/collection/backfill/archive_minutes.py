@@ -28,7 +28,7 @@ _OPEN_MINUTES: Final = 2
 _MAX_LEVELS: Final = 100_000
 """Prices of one minute: about 30 MB of memory. The busiest minutes have some ten thousand."""
 _MAX_OPEN_TRADES: Final = 200_000
-"""Trades of the minutes that may still get rows: about 90 MB of memory. The busiest minutes have some ten thousand."""
+"""Trades of the minutes that may still get rows: about 90 MB of memory. docs/exchanges.md 4.4 says what that rests on."""
 _MAX_PACKED_BYTES: Final = 80_000_000
 """Partial footprints of one file. Busy days take about ten megabytes."""
 _PARTIAL_BYTES: Final = 300

@@ -25,7 +25,7 @@ _ARCHIVE: Final = Allowance(120, 60.0)
 """No exchange documents a rate limit of its archive, which serves plain files. This one is a courtesy."""
 _SERVED: Final = (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT, HTTPStatus.NOT_FOUND, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE)
 MAX_ARCHIVE_BYTES: Final = 1 << 30
-"""Bytes of a daily file. The largest have less than half as many."""
+"""Bytes of a daily file, many times those of the largest that is known (docs/exchanges.md 4.4)."""
 _CHUNK_BYTES: Final = 1 << 17
 _CHUNK_SECONDS: Final = 60.0
 """Time in which an archive has to send that many bytes."""
