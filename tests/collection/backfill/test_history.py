@@ -492,7 +492,7 @@ async def test_an_import_killed_fifty_times_gives_the_same_data_and_downloads_ea
 
 
 async def test_an_import_killed_once_its_file_is_verified_downloads_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, unlink, download = ManualClock(MIDNIGHT), anyio.Path.unlink, RestClient.download
+    clock, unlink, download = ManualClock(MIDNIGHT), anyio.Path.unlink, Downloads.download
     async with (
         simulated(SPOT, clock, activity=0.01) as simulator,
         world(SPOT, tmp_path, simulator, clock, now=MIDNIGHT + MINUTE) as one,
@@ -511,11 +511,11 @@ async def test_an_import_killed_once_its_file_is_verified_downloads_nothing_agai
         monkeypatch.setattr(anyio.Path, "unlink", unlink)
         downloads: list[str] = []
 
-        async def noted(self: RestClient, venue: Venue, path: str, *arguments: Any, **options: Any) -> bool:
+        async def noted(self: Downloads, venue: Venue, path: str, *arguments: Any, **options: Any) -> bool:
             downloads.append(path)
             return await download(self, venue, path, *arguments, **options)
 
-        monkeypatch.setattr(RestClient, "download", noted)
+        monkeypatch.setattr(Downloads, "download", noted)
         await one.bring_in(one.history(3 * HOUR))
         assert not downloads
         await one.compare(Window(MIDNIGHT - 3 * HOUR, MIDNIGHT))
