@@ -12,7 +12,8 @@ from anyio.lowlevel import checkpoint
 
 from wadm_mcp.errors import Busy
 from wadm_mcp.queries import admission
-from wadm_mcp.queries.admission import Admission, Places, asked_by
+from wadm_mcp.queries.admission import Admission, Places
+from wadm_mcp.queries.callers import asked_by
 
 pytestmark = pytest.mark.anyio
 

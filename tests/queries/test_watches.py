@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import AsyncGenerator
+from contextlib import AbstractContextManager, asynccontextmanager
 from decimal import Decimal
 from typing import Any
 
 import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 
 from tests.market import NOON, SPOT
 from tests.queries.world import World, made
 from wadm_mcp.errors import Busy
 from wadm_mcp.model import MINUTE, Timeframe
+from wadm_mcp.queries.callers import asked_by
 from wadm_mcp.queries.scope import ask, read_scope
 from wadm_mcp.queries.wait_for import wait_for
 from wadm_mcp.queries.watches import Condition, Wait, Watch, Watches
@@ -111,23 +114,74 @@ async def test_a_check_is_not_repeated_within_its_interval() -> None:
     assert world.store.asked == 1
 
 
-async def test_too_many_waits_are_refused_until_one_ends_or_is_cancelled() -> None:
-    world, watches = _world(), Watches(max_waits=1)
-    begun = anyio.Event()
+class _Asking:
+    """Waits of callers, each named by its caller's letter and a number."""
 
-    async def progress(progress: float, total: float | None = None, message: str | None = None) -> None:
-        begun.set()
+    def __init__(self, watches: Watches) -> None:
+        self.watches = watches
+        self.world = _world()
+        self.busy: dict[str, str] = {}
+        self.scopes: dict[str, anyio.CancelScope] = {}
 
+    async def ask(self, name: str) -> None:
+        self.scopes[name] = anyio.CancelScope()
+        with self.scopes[name], asked_by(name[0]):
+            try:
+                await wait_for(self.world.view, **_CROSSING, watches=self.watches)
+            except Busy as busy:
+                assert busy.again_in == 30
+                self.busy[name] = str(busy)
+
+    @property
+    def waiting(self) -> list[str]:
+        return [name for name in self.scopes if name not in self.busy]
+
+
+@asynccontextmanager
+async def _asking(max_waits: int, *names: str) -> AsyncGenerator[_Asking]:
+    asking = _Asking(Watches(max_waits))
     async with anyio.create_task_group() as tasks:
-
-        async def hold() -> None:
-            await wait_for(world.view, **_CROSSING, progress=progress, watches=watches)
-
-        tasks.start_soon(hold)
-        await begun.wait()
-        with pytest.raises(Busy, match=r"^busy: 1 wait_for calls are waiting, as many as WADM serves at once; ask again in 30 s$"):
-            await wait_for(world.view, **_CROSSING, watches=watches)
+        for name in names:
+            tasks.start_soon(asking.ask, name)
+            await _settle()
+        yield asking
         tasks.cancel_scope.cancel()
-    assert watches.waits == 0
-    with _waiting(world, watches, "bar_closed"):
-        assert watches.waits == 1
+    assert asking.watches.waits == 0
+
+
+async def _settle() -> None:
+    for _ in range(20):
+        await checkpoint()
+
+
+async def test_beyond_the_limit_the_oldest_wait_of_the_caller_with_most_makes_room() -> None:
+    async with _asking(3, "a1", "a2", "a3", "b1", "c1") as asking:
+        assert asking.waiting == ["a3", "b1", "c1"]
+        said = "3 wait_for calls are waiting, as many as are served at once; ask again in 30 s"
+        said = f"busy: this one made room for a newer one, because {said}"
+        assert asking.busy == {"a1": said, "a2": said}
+
+
+async def test_a_caller_that_has_most_gets_its_newest_wait_in_and_loses_its_oldest() -> None:
+    async with _asking(3, "b1", "a1", "a2", "a3", "a4") as asking:
+        assert asking.waiting == ["b1", "a3", "a4"]
+
+
+async def test_where_every_caller_has_one_wait_a_further_one_is_refused_until_one_ends() -> None:
+    async with _asking(2, "a1", "b1", "c1") as asking:
+        assert asking.waiting == ["a1", "b1"]
+        said = "busy: 2 wait_for calls are waiting, as many as are served at once; ask again in 30 s"
+        assert asking.busy == {"c1": said}
+        asking.scopes["a1"].cancel()
+        await _settle()
+        with _waiting(asking.world, asking.watches, "bar_closed"):
+            assert asking.watches.waits == 2
+
+
+async def test_a_wait_whose_condition_is_met_is_answered_although_it_makes_room() -> None:
+    world, watches = _world(), Watches(max_waits=1)
+    with asked_by("a"), _waiting(world, watches, "price_crosses", "60010") as (watch, met):
+        world.add([made(3, NOON + 11_000, 6_002_000)])
+        await watch.check()
+        with _waiting(world, watches, "bar_closed"):
+            assert (met.busy, watches.waits) == (None, 1)

@@ -17,6 +17,7 @@ from anyio import to_thread
 from anyio.abc import SocketAttribute, SocketStream
 
 from tests.server.fake import FakeRuntime, serving
+from wadm_mcp.queries import callers
 from wadm_mcp.web import connections, http_server, serve
 from wadm_mcp.web.connections import connection_limit
 
@@ -208,7 +209,7 @@ async def test_an_invalid_request_is_counted_and_not_logged(monkeypatch: pytest.
 
 
 async def test_one_address_gets_a_quarter_of_the_connections_unless_it_is_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "is_loopback", lambda host: host != "127.0.0.2")
+    monkeypatch.setattr(callers, "is_loopback", lambda host: host != "127.0.0.2")
     async with _site(monkeypatch, 8) as site:
         port = urlsplit(site.url).port
         assert port is not None
@@ -226,25 +227,11 @@ async def test_one_address_gets_a_quarter_of_the_connections_unless_it_is_loopba
 
 
 async def test_an_address_whose_connections_are_all_in_use_gets_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "is_loopback", lambda _: False)
+    monkeypatch.setattr(callers, "is_loopback", lambda _: False)
     async with _site(monkeypatch, 4) as site, httpx2.AsyncClient() as client, client.stream("GET", f"{site.url}/sse") as stream:
         assert await _is_closed(await site.connect(_LIVE))
         await site.counted("connections.refused")
         assert (await anext(stream.aiter_lines())) == "event: endpoint"
-
-
-@pytest.mark.parametrize(
-    ("host", "shared"),
-    [
-        ("127.0.0.1", ""),
-        ("::1", ""),
-        ("203.0.113.7", "203.0.113.7"),
-        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
-        ("fe80::1%eth0", "fe80::/64"),
-    ],
-)
-def test_addresses_are_counted_singly_and_ipv6_by_network(host: str, shared: str) -> None:
-    assert connections.shared_address(host) == shared
 
 
 async def test_without_a_free_descriptor_the_listener_pauses_and_logs_once(

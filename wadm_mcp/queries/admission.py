@@ -10,9 +10,8 @@ caller with most questions in it makes room.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import asynccontextmanager, contextmanager
-from contextvars import ContextVar
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from math import ceil
 from typing import Final
 
@@ -21,6 +20,7 @@ from anyio import to_thread
 
 from wadm_mcp.errors import Busy
 from wadm_mcp.process.memory import release_free_memory
+from wadm_mcp.queries.callers import current_caller
 
 COSTLY_PLACES: Final = 2
 """Costly questions answered at once: one holds 20 to 35 MB at the default rows, and more would only share the same processors."""
@@ -36,18 +36,6 @@ _MAX_AGAIN_SECONDS: Final = 60
 """Longest time after which a caller is told to ask again."""
 _IDLE_SECONDS: Final = 3.0
 """Time without a costly question after which memory that was freed is given back to the system."""
-
-_caller: ContextVar[str] = ContextVar("caller", default="")
-
-
-@contextmanager
-def asked_by(caller: str) -> Generator[None]:
-    """Questions asked in this scope count as those of this caller: an address, or a session."""
-    token = _caller.set(caller)
-    try:
-        yield
-    finally:
-        _caller.reset(token)
 
 
 class _Waiting:
@@ -82,7 +70,7 @@ class Places:
     @asynccontextmanager
     async def place(self) -> AsyncGenerator[None]:
         """Have a place in this scope; leaving it, also by cancellation, gives the place to the next. `Busy` where there is none in time."""
-        await self._enter(_caller.get())
+        await self._enter(current_caller())
         began = anyio.current_time()
         try:
             yield

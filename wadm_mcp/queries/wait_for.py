@@ -70,7 +70,8 @@ async def wait_for(
     - `bar_closed`: the bar that is open now has ended, and its trades have arrived.
     - `coverage_back`: no trade is missing in the last `timeframe`.
 
-    With `watches`, waits for the same condition share one look at the tape; `Busy` where too many questions wait there.
+    With `watches`, waits for the same condition share one look at the tape; `Busy` where too many questions wait there and this one's
+    caller has most of them.
     """
     call = ask(view, "wait_for", condition="bar_closed", timeframe="1m")
     scope = read_scope(view, call, symbol=symbol, exchange=exchange, market=market, window="15m")
@@ -101,6 +102,8 @@ async def wait_for(
             left = seconds - (anyio.current_time() - began)
             await watch.check(CHECK_SECONDS if left > 0 else _LAST_CHECK_SECONDS)
             waited = anyio.current_time() - began
+            if wait.busy is not None:
+                raise wait.busy
             if wait.ended.is_set() or waited >= seconds:
                 break
             if waited >= next_progress:

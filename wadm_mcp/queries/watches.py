@@ -20,6 +20,7 @@ from wadm_mcp.analytics.order_flow import imbalance_ratio
 from wadm_mcp.coverage.judge import IN_TRANSIT
 from wadm_mcp.errors import Busy
 from wadm_mcp.model import MINUTE, SECOND, Instrument, Scale, Timeframe, Trade, Window, at_decimals
+from wadm_mcp.queries.callers import Shares, current_caller
 from wadm_mcp.queries.coverage import coverage
 from wadm_mcp.queries.figures import merged_bars
 from wadm_mcp.queries.numbers import decimal_number, decimal_text, iso, iso_ms, number, optional_number, places
@@ -51,11 +52,13 @@ class Met(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class Wait:
-    """One question that waits. `asked` is the time of the question (ms); `ended` is set once its condition is met."""
+    """One question that waits. `asked` is the time of the question (ms); `ended` is set once its condition is met, or with `busy` when it
+    made room for another one."""
 
     asked: int
     group: _Group
     ended: anyio.Event = field(default_factory=anyio.Event)
+    busy: Busy | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -78,36 +81,51 @@ class _Group:
 
 
 class Watches:
-    """The watches of a process."""
+    """The watches of a process. Beyond `max_waits` the caller with most waits makes room."""
 
     def __init__(self, max_waits: int = MAX_WAITS) -> None:
         self._max_waits = max_waits
         self._watches: dict[tuple[Any, ...], Watch] = {}
-        self.waits = 0
+        self._waits = Shares[Wait]()
+
+    @property
+    def waits(self) -> int:
         """Questions that wait."""
+        return len(self._waits)
 
     @contextmanager
     def waiting(
         self, view: View, scope: Scope, timeframe: Timeframe, condition: Condition, level: Decimal
     ) -> Generator[tuple[Watch, Wait]]:
-        """A wait for a condition, and the watch that it shares with the other waits for it. `Busy` beyond `max_waits`."""
+        """A wait for a condition, and the watch that it shares with the other waits for it. `Busy` where every caller has one wait and there
+        is no room for more."""
+        caller = current_caller()
         if self.waits >= self._max_waits:
-            raise Busy(
-                f"busy: {self.waits} wait_for calls are waiting, as many as WADM serves at once; ask again in {_RETRY_SECONDS} s",
-                _RETRY_SECONDS,
-            )
+            self._make_room(caller)
         key = (scope.name, scope.listings, timeframe, condition, level)
         watch = self._watches.get(key)
         if watch is None:
             watch = self._watches[key] = Watch(view, scope, timeframe, condition, level)
-        self.waits += 1
         wait = watch.join()
+        self._waits.add(wait, caller)
         try:
             yield watch, wait
         finally:
-            self.waits -= 1
+            self._waits.discard(wait)
             if not watch.leave(wait):
                 del self._watches[key]
+
+    def _make_room(self, caller: str) -> None:
+        """End the oldest wait of the caller with most waits. One whose condition is met is ending anyway, and gets its answer."""
+        waiting = f"{self.waits} wait_for calls are waiting, as many as are served at once; ask again in {_RETRY_SECONDS} s"
+        greediest = self._waits.makes_room_for(caller)
+        if greediest is None:
+            raise Busy(f"busy: {waiting}", _RETRY_SECONDS)
+        wait = self._waits.of(greediest)[0]
+        self._waits.discard(wait)
+        if not wait.ended.is_set():
+            wait.busy = Busy(f"busy: this one made room for a newer one, because {waiting}", _RETRY_SECONDS)
+            wait.ended.set()
 
 
 class Watch:

@@ -19,8 +19,8 @@ from wadm_mcp import __version__
 from wadm_mcp.errors import QueryError, UnknownSymbol, WadmError
 from wadm_mcp.exchanges.registry import exchange_titles
 from wadm_mcp.logs import log
-from wadm_mcp.queries.admission import asked_by
 from wadm_mcp.queries.arguments import shown, too_large
+from wadm_mcp.queries.callers import asked_by, shared_address
 from wadm_mcp.queries.scope import about_asked, ask
 from wadm_mcp.server import completions, prompts, resources
 from wadm_mcp.server.context import ServedRuntime
@@ -149,7 +149,7 @@ def build_server(runtime: ServedRuntime) -> WadmServer:
 async def _with_caller(ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
     """Middleware: the questions of a request are its session's, or its address's where requests have no session."""
     session, client = ctx.session._connection.session_id, getattr(ctx.request, "client", None)
-    with asked_by(session or (client.host if client is not None else "")):
+    with asked_by(session or shared_address(client.host if client is not None else "")):
         return await call_next(ctx)
 
 

@@ -23,8 +23,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from wadm_mcp import __version__
 from wadm_mcp.errors import Busy, NotReady, QueryError, StoreError, UnknownSymbol, ungrouped
 from wadm_mcp.logs import log
-from wadm_mcp.queries.admission import asked_by
 from wadm_mcp.queries.arguments import shown, too_large
+from wadm_mcp.queries.callers import asked_by, shared_address
 from wadm_mcp.queries.numbers import iso_ms
 from wadm_mcp.server.context import ServedRuntime, running
 from wadm_mcp.server.questions import QUESTIONS, Question
@@ -112,7 +112,7 @@ async def _live(_: Request) -> Response:
 def _api(path: str, question: Question, runtime: ServedRuntime) -> Callable[[Request], Awaitable[Response]]:
     async def api(request: Request) -> Response:
         try:
-            with asked_by(_client(request)), ungrouped():
+            with asked_by(shared_address(_client(request))), ungrouped():
                 reply = await _unless_gone(request, lambda: question.ask(runtime, _arguments(request)))
         except UnknownSymbol as error:
             return error_response(HTTPStatus.NOT_FOUND, str(error))

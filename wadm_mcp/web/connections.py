@@ -6,7 +6,6 @@ way, which an event stream is too, is never ended by a deadline, and to make roo
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 from collections.abc import Iterator
 from enum import Enum, auto
@@ -23,7 +22,7 @@ from uvicorn.server import ServerState
 from wadm_mcp.health import Health
 from wadm_mcp.logs import RateLimitedWarning
 from wadm_mcp.process.descriptors import descriptor_limit
-from wadm_mcp.settings import is_loopback
+from wadm_mcp.queries.callers import shared_address
 from wadm_mcp.web.guard import is_open
 from wadm_mcp.web.responses import error_response
 
@@ -35,8 +34,6 @@ _DESCRIPTOR_SHARE: Final = 2
 """One of so many descriptors may be a connection. The others are for recording: sockets, store, journal, archives."""
 _ADDRESS_SHARE: Final = 4
 """One of so many connections may come from one address."""
-_IPV6_PREFIX: Final = 64
-"""Length of the IPv6 prefix that counts as one address, because a single machine usually has that whole network."""
 _MAX_SPARE: Final = 32
 """Connections that never carry an answer of a question, so that health probes get in. At most a quarter of the connections."""
 _HEAD_SECONDS: Final = 10.0
@@ -269,12 +266,3 @@ class HttpConnection(H11Protocol):
     def _begun(self) -> bool:
         """Has there been a request? Before the first one uvicorn has no `cycle`, whatever its type says."""
         return bool(self.cycle)
-
-
-def shared_address(host: str) -> str:
-    """The address, or the IPv6 network, whose connections are counted together. Empty for loopback: a reverse proxy may connect from there,
-    on behalf of everybody."""
-    if is_loopback(host):
-        return ""
-    address = ipaddress.ip_address(host.partition("%")[0])
-    return host if address.version == 4 else str(ipaddress.ip_network((address, _IPV6_PREFIX), strict=False))
