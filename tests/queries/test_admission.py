@@ -99,6 +99,17 @@ async def test_a_question_that_waited_too_long_is_told_when_to_come_again() -> N
         assert places.taken == 1
 
 
+async def test_the_time_that_a_question_waited_elsewhere_counts() -> None:
+    places = Places(1, 2, wait_seconds=30)
+    async with _asking(places, "a1", "a2", "a3") as asked:
+        with anyio.fail_after(5), pytest.raises(Busy):
+            async with places.place(anyio.current_time() - 30):
+                pass
+        assert not asked.refused
+    async with places.place(anyio.current_time() - 30):
+        assert places.taken == 1
+
+
 async def test_the_time_to_come_again_follows_the_questions_ahead_up_to_a_minute() -> None:
     places = Places(1, 9)
     places._usual_seconds = 7.0

@@ -608,3 +608,32 @@ async def test_all_who_wait_with_a_question_that_gets_no_place_are_told_so(answe
             await anyio.wait_all_tasks_blocked()
             full.set()
     assert (told, oracle.answered) == ([7] * 5, 0)
+
+
+async def test_when_the_first_who_asked_gets_no_place_the_next_one_takes_over(answers: CachedAnswers, oracle: Oracle) -> None:
+    full, tried = anyio.Event(), 0
+    outcomes: list[str] = []
+
+    @asynccontextmanager
+    async def place() -> AsyncGenerator[None]:
+        nonlocal tried
+        tried += 1
+        if tried == 1:
+            await full.wait()
+            raise Busy("busy", 7)
+        yield
+
+    async def ask() -> None:
+        try:
+            await answers.ask("get_footprint", ASKED, oracle, place=place)
+            outcomes.append("answered")
+        except Busy:
+            outcomes.append("busy")
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            for _ in range(5):
+                tasks.start_soon(ask)
+            await anyio.wait_all_tasks_blocked()
+            full.set()
+    assert (sorted(outcomes), tried, oracle.answered) == (["answered"] * 4 + ["busy"], 2, 1)

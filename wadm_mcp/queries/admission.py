@@ -68,9 +68,12 @@ class Places:
         return sum(map(len, self._waiting.values()))
 
     @asynccontextmanager
-    async def place(self) -> AsyncGenerator[None]:
-        """Have a place in this scope; leaving it, also by cancellation, gives the place to the next. `Busy` where there is none in time."""
-        await self._enter(current_caller())
+    async def place(self, since: float | None = None) -> AsyncGenerator[None]:
+        """Have a place in this scope; leaving it, also by cancellation, gives the place to the next. `Busy` where there is none in time.
+
+        The time to wait begins at `since` (by anyio's clock), for a question that has waited elsewhere.
+        """
+        await self._enter(current_caller(), anyio.current_time() if since is None else since)
         began = anyio.current_time()
         try:
             yield
@@ -78,16 +81,19 @@ class Places:
             self._usual_seconds += (anyio.current_time() - began - self._usual_seconds) / 8
             self._leave()
 
-    async def _enter(self, caller: str) -> None:
+    async def _enter(self, caller: str, since: float) -> None:
         if self.taken < self._places:
             self.taken += 1
             return
+        deadline = since + self._wait_seconds
+        if deadline <= anyio.current_time():
+            raise self._busy()
         if self.waiting >= self._queue:
             self._make_room(caller)
         one = _Waiting(caller, self._busy())
         self._waiting.setdefault(caller, deque()).append(one)
         try:
-            with anyio.move_on_after(self._wait_seconds):
+            with anyio.CancelScope(deadline=deadline):
                 await one.decided.wait()
         except BaseException:
             if one.decided.is_set() and not one.refused:
@@ -146,9 +152,9 @@ class Admission:
         self._used = anyio.Event()
 
     @asynccontextmanager
-    async def place(self, *, costly: bool) -> AsyncGenerator[None]:
-        """Have a place in this scope. `Busy` where there is none in time."""
-        async with self.costly.place() if costly else self.cheap.place():
+    async def place(self, *, costly: bool, since: float | None = None) -> AsyncGenerator[None]:
+        """Have a place in this scope. `Busy` where there is none in time, of a question that has waited since `since`."""
+        async with (self.costly if costly else self.cheap).place(since):
             if costly:
                 self._used.set()
             yield

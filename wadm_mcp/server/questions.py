@@ -14,6 +14,8 @@ from enum import Enum, auto
 from functools import partial
 from typing import Any, Final, NamedTuple
 
+import anyio
+
 from wadm_mcp.errors import QueryError
 from wadm_mcp.model import HOUR
 from wadm_mcp.queries.arguments import Call, shown
@@ -100,7 +102,8 @@ class Question(NamedTuple):
 
         if self.cost is Cost.WAITS:
             return Reply(await answer())
-        place = partial(runtime.admission.place, costly=self.is_costly(runtime.view.clock(), asked))
+        costly = self.is_costly(runtime.view.clock(), asked)
+        place = partial(runtime.admission.place, costly=costly, since=anyio.current_time())
         if self.cost is Cost.BY_WINDOW:
             return Reply(await runtime.answers.ask(self.name, asked, answer, place=place, reuse=not fresh))
         async with place():

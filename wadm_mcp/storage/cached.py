@@ -185,9 +185,7 @@ class CachedAnswers:
             await pending.done.wait()
             if pending.answer is not None:
                 return pending.answer
-            if pending.busy is not None:
-                raise Busy(str(pending.busy), pending.busy.again_in)
-            if not pending.abandoned:
+            if not pending.given_up:
                 async with place():
                     return await compute()
 
@@ -199,10 +197,9 @@ class CachedAnswers:
             async with place():
                 started = pending.started = self._monotonic()
                 pending.answer = answer = await compute()
-            pending.abandoned = False
+            pending.given_up = False
         except Exception as error:
-            pending.abandoned = False
-            pending.busy = error if isinstance(error, Busy) else None
+            pending.given_up = isinstance(error, Busy)
             raise
         finally:
             if self._pending.get(key) is pending:
@@ -217,15 +214,14 @@ class CachedAnswers:
 class _PendingAnswer:
     """An answer that is being computed, or waits for its place: then `started` is None.
 
-    `abandoned` if its task was cancelled, so that a waiting caller computes it instead. `busy` if it got no place.
+    `given_up` if its task was cancelled or got no place: the next caller that waits for it takes over, in a place of its own.
     """
 
     def __init__(self) -> None:
         self.started: float | None = None
         self.done = anyio.Event()
         self.answer: Answer | None = None
-        self.busy: Busy | None = None
-        self.abandoned = True
+        self.given_up = True
 
 
 _FIGURES_DECODER: Final = msgspec.msgpack.Decoder(tuple[bytes, int, int, int])
