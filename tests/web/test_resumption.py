@@ -9,7 +9,7 @@ import anyio
 import httpx2
 import pytest
 from mcp.server.streamable_http import GET_STREAM_KEY, EventMessage
-from mcp_types import JSONRPCNotification, JSONRPCResponse
+from mcp_types import JSONRPCError, JSONRPCNotification, JSONRPCResponse
 
 from tests.server.fake import FakeRuntime, serving
 from tests.web.http_session import call, session
@@ -71,7 +71,8 @@ async def test_an_answer_whose_stream_broke_is_sent_to_the_session_that_asked_an
             answers = [await resumed(one, ours), await resumed(other, theirs)]
             crossed = [await resumed(one, theirs), await resumed(other, ours)]
     assert [[json.loads(data)["result"]["content"][0]["text"] for data in answer] for answer in answers] == [["ours"], ["theirs"]]
-    assert crossed == [[], []]
+    for (told,) in crossed:
+        assert json.loads(told)["error"]["message"].endswith("is not kept any more. Ask again")
 
 
 async def test_in_place_of_a_large_answer_its_client_is_told_to_ask_again() -> None:
@@ -112,32 +113,51 @@ async def test_events_after_the_last_one_are_sent_again_while_they_are_kept() ->
     assert await sent.replay_events_after(second, replayed) is None
     assert await sent.replay_events_after(third, replayed) is None
     assert replayed == [EventMessage(progress, second), EventMessage(answer, third)]
-    await sent.store_event("2", None)
-    assert await sent.replay_events_after(first, replayed) is None
-    assert await sent.replay_events_after("no number", replayed) is None
-    assert len(replayed) == 2
 
 
-async def test_the_events_of_all_sessions_have_one_limit_in_bytes_and_the_oldest_ones_go_first() -> None:
+async def test_the_events_of_all_sessions_have_one_limit_in_bytes_and_each_session_a_share_of_it() -> None:
     kept = KeptEvents(max_bytes=100_000)
     sessions = [SessionEvents(kept) for _ in range(20)]
     opened = [await one.store_event("1", None) for one in sessions]
-    for one in sessions:
-        await one.store_event("1", _answer(8_000))
+    greedy = SessionEvents(kept)
+    for _ in range(100):
+        await greedy.store_event("1", _answer(8_000))
         assert kept.size <= 100_000
+    assert kept.size > 90_000
+    for one in sessions:
+        await one.store_event("1", _answer(3_000))
+        assert kept.size <= 100_000
+    # What was pushed out is the greedy session's.
     replayed = _Replayed()
     for one, last in zip(sessions, opened, strict=True):
         await one.replay_events_after(last, replayed)
-    # The oldest events opened the streams, and without its opening a stream is not resumed.
-    assert not replayed
-    await sessions[0].store_event("2", _answer(10))
-    assert kept.size > 90_000
-    for one in sessions:
+    assert [type(message.message) for message in replayed] == [JSONRPCResponse] * 20
+    assert 0 < len(greedy.numbers) < 5
+    for one in (*sessions, greedy):
         one.close()
     assert (kept.size, [len(one.numbers) for one in sessions]) == (0, [0] * 20)
 
 
-async def test_an_event_dropped_while_an_earlier_one_is_sent_is_left_out() -> None:
+@pytest.mark.parametrize(("stream", "request_id"), [("7", 7), ("-7", -7), ("a\nb", None), ("1" * 400, None)])
+async def test_a_client_whose_events_were_dropped_is_told_to_ask_again(stream: str, request_id: int | None) -> None:
+    kept = KeptEvents(max_bytes=10_000)
+    sent, replayed = SessionEvents(kept), _Replayed()
+    last = await sent.store_event(stream, None)
+    assert last.isprintable()
+    assert len(last) < 50
+    assert await sent.replay_events_after(last, replayed) == stream
+    for number in range(3):
+        await sent.store_event(f"{number}", _answer(8_000))
+    assert await sent.replay_events_after(last, replayed) is None
+    (told,) = replayed
+    assert isinstance(told.message, JSONRPCError)
+    assert told.message.id == request_id
+    assert told.message.error.message == (
+        "the connection broke before the answer had arrived, and what was sent meanwhile is not kept any more. Ask again"
+    )
+
+
+async def test_a_client_whose_events_are_dropped_while_an_earlier_one_is_sent_is_told_too() -> None:
     kept = KeptEvents()
     sent, replayed = SessionEvents(kept), _Replayed()
     first = await sent.store_event("1", None)
@@ -148,8 +168,8 @@ async def test_an_event_dropped_while_an_earlier_one_is_sent_is_left_out() -> No
         await replayed(message)
         sent.close()
 
-    await sent.replay_events_after(first, end)
-    assert len(replayed) == 1
+    assert await sent.replay_events_after(first, end) is None
+    assert [type(message.message) for message in replayed] == [JSONRPCNotification, JSONRPCError]
 
 
 async def test_nothing_is_kept_of_a_session_that_has_ended() -> None:
