@@ -129,8 +129,7 @@ class _Asking:
             try:
                 await wait_for(self.world.view, **_CROSSING, watches=self.watches)
             except Busy as busy:
-                assert busy.again_in == 30
-                self.busy[name] = str(busy)
+                self.busy[name] = f"{busy} ({busy.again_in})"
 
     @property
     def waiting(self) -> list[str]:
@@ -158,7 +157,7 @@ async def test_beyond_the_limit_the_oldest_wait_of_the_caller_with_most_makes_ro
     async with _asking(3, "a1", "a2", "a3", "b1", "c1") as asking:
         assert asking.waiting == ["a3", "b1", "c1"]
         said = "3 wait_for calls are waiting, as many as are served at once; ask again in 30 s"
-        said = f"busy: this one made room for a newer one, because {said}"
+        said = f"busy: this one made room for a newer one, because {said} (30)"
         assert asking.busy == {"a1": said, "a2": said}
 
 
@@ -170,7 +169,7 @@ async def test_a_caller_that_has_most_gets_its_newest_wait_in_and_loses_its_olde
 async def test_where_every_caller_has_one_wait_a_further_one_is_refused_until_one_ends() -> None:
     async with _asking(2, "a1", "b1", "c1") as asking:
         assert asking.waiting == ["a1", "b1"]
-        said = "busy: 2 wait_for calls are waiting, as many as are served at once; ask again in 30 s"
+        said = "busy: 2 wait_for calls are waiting, as many as are served at once; ask again in 30 s (30)"
         assert asking.busy == {"c1": said}
         asking.scopes["a1"].cancel()
         await _settle()

@@ -22,12 +22,12 @@ _LIMIT = 2
 
 
 @asynccontextmanager
-async def _served(monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[tuple[httpx2.AsyncClient, SseSessions]]:
-    """A server with room for two sessions, and a client of it."""
+async def _served(monkeypatch: pytest.MonkeyPatch, limit: int = _LIMIT) -> AsyncGenerator[tuple[httpx2.AsyncClient, SseSessions]]:
+    """A server with room for so many sessions, and a client of it."""
     made: list[SseSessions] = []
 
     def make(*arguments: Any) -> SseSessions:
-        made.append(SseSessions(*arguments, max_sessions=_LIMIT))
+        made.append(SseSessions(*arguments, max_sessions=limit))
         return made[-1]
 
     monkeypatch.setattr(app, "SseSessions", make)
@@ -56,6 +56,21 @@ async def test_at_the_limit_the_session_that_was_not_used_for_longest_makes_room
             await client.post(address, json=call("initialize", INITIALIZE))
             assert "serverInfo" in await anext(data)
         assert len(sessions._open) == _LIMIT
+
+
+async def test_at_the_limit_the_caller_with_most_sessions_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    addresses = [""]
+    monkeypatch.setattr("wadm_mcp.web.sessions.shared_address", lambda _: addresses[-1])
+    async with _served(monkeypatch, 3) as (client, sessions), AsyncExitStack() as stack:
+        opened: list[tuple[str, AsyncIterator[str]]] = []
+        for address in "abbc":
+            addresses.append(address)
+            opened.append(await stack.enter_async_context(_session(client)))
+        assert [data async for data in opened[1][1]] == []
+        for address, data in (opened[0], *opened[2:]):
+            await client.post(address, json=call("initialize", INITIALIZE))
+            assert "serverInfo" in await anext(data)
+        assert len(sessions._open) == 3
 
 
 @pytest.mark.parametrize("given", ["", "?session_id=", "?session_id=" + "x" * 5_000, "?session_id=%0d%0a%1b[31m"])

@@ -97,8 +97,8 @@ class Watches:
     def waiting(
         self, view: View, scope: Scope, timeframe: Timeframe, condition: Condition, level: Decimal
     ) -> Generator[tuple[Watch, Wait]]:
-        """A wait for a condition, and the watch that it shares with the other waits for it. `Busy` where every caller has one wait and there
-        is no room for more."""
+        """A wait for a condition, and the watch that it shares with the other waits for it. `Busy` where there is no room and every caller
+        has one wait."""
         caller = current_caller()
         if self.waits >= self._max_waits:
             self._make_room(caller)

@@ -104,8 +104,8 @@ class SessionEvents(EventStore):
         return _event_id(self._kept.add(_Event(self, stream_id, packed, ends)), stream_id)
 
     async def replay_events_after(self, last_event_id: str, send_callback: EventCallback) -> str | None:
-        """Send the events that followed on the stream of that event, or an error where they are not kept. Returns the stream's name while it
-        is still open."""
+        """Send the events that followed on the stream of that event, or an error where they are not kept. Returns the stream's name while
+        it is still open."""
         if last_event_id == GET_STREAM_KEY:
             return GET_STREAM_KEY
         parts = _EVENT_ID.fullmatch(last_event_id)

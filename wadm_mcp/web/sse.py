@@ -1,6 +1,7 @@
 """MCP over SSE, the transport before Streamable HTTP: a session is an open response of `/sse`, and its client posts to `/messages/`.
 
-As with the sessions of `/mcp`, their number is bounded, and at the limit the one that was not used for longest makes room.
+As with the sessions of `/mcp`, their number is bounded, and at the limit the address with most sessions makes room: with the one that was
+not used for longest.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from wadm_mcp.logs import RateLimitedWarning
+from wadm_mcp.queries.callers import Shares
 from wadm_mcp.server.backpressure import CountedWrites, PacedReads
 from wadm_mcp.web.responses import error_response
-from wadm_mcp.web.sessions import MAX_POSTS, too_many_posts
+from wadm_mcp.web.sessions import MAX_POSTS, client_address, too_many_posts
 from wadm_mcp.web.streams import Streams
 
 MAX_SSE_SESSIONS: Final = 256
@@ -34,23 +36,30 @@ class SseSessions:
         self._streams = streams
         self._max_sessions = max_sessions
         self._open: dict[anyio.CancelScope, CountedWrites] = {}
+        self._shares = Shares[anyio.CancelScope]()
+        """The open sessions, by address."""
         self._posts: Counter[UUID] = Counter()
         self._log_eviction = RateLimitedWarning("session.evicted")
 
     async def listen(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a session. A bare ASGI application: nothing may be sent after the stream."""
+        address = client_address(scope)
         if len(self._open) >= self._max_sessions:
-            min(self._open, key=lambda each: self._open[each].used_at).cancel()
+            greediest = self._shares.makes_room_for(address)
+            shared = self._open if greediest is None else self._shares.of(greediest)
+            min(shared, key=lambda each: self._open[each].used_at).cancel()
             self._log_eviction(sessions=self._max_sessions)
         async with self._transport.connect_sse(scope, receive, send) as (read, write):
             writes = CountedWrites(write)
             # Only the session is ended, so that the transport closes.
             with self._streams.cancellable_scope() as session:
                 self._open[session] = writes
+                self._shares.add(session, address)
                 try:
                     await self._server.run(PacedReads(read, writes), writes, self._server.create_initialization_options())
                 finally:
                     del self._open[session]
+                    self._shares.discard(session)
 
     async def post(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Take a message. It waits while its session reads no more, so that a client may not have many of them."""
