@@ -5,12 +5,15 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 
 import anyio
+import anyio.lowlevel
 import httpx2
 import pytest
 
 from tests.server.fake import FakeRuntime, over
+from tests.web.http_session import call, session
 from wadm_mcp.errors import SettingError, WadmError
 from wadm_mcp.server.server import build_server
 from wadm_mcp.web.app import build_app
@@ -84,6 +87,29 @@ async def test_a_signal_ends_the_streams_of_mcp_clients(caplog: pytest.LogCaptur
                         await served.ended.wait()
     assert runtime.exits == 1
     assert [record.getMessage() for record in caplog.records if record.name == "uvicorn.error" and record.levelno >= logging.ERROR] == []
+
+
+async def test_a_stop_does_not_wait_for_the_answers_of_calls_in_progress(caplog: pytest.LogCaptureFixture) -> None:
+    runtime = FakeRuntime()
+    served = _Served(runtime)
+    asked = {"symbol": "BTCUSDT", "exchange": "binance", "condition": "price_crosses", "value": 1, "timeout": 300}
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(served)
+            await served.started.wait()
+            async with AsyncExitStack() as stack:
+                for _ in range(5):
+                    client = await stack.enter_async_context(session(served.url))
+                    await stack.enter_async_context(client.stream("GET", "/mcp"))
+                    call_wait = call("tools/call", {"name": "wait_for", "arguments": asked})
+                    await stack.enter_async_context(client.stream("POST", "/mcp", json=call_wait))
+                while runtime.watches.waits < 5:
+                    await anyio.lowlevel.checkpoint()
+                os.kill(os.getpid(), signal.SIGTERM)
+                await served.ended.wait()
+    assert (runtime.exits, runtime.watches.waits) == (1, 0)
+    # The SDK tries for a second, and warns, to answer a call whose stream is gone.
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 async def test_the_error_of_a_failed_runtime_is_raised_after_the_shutdown() -> None:

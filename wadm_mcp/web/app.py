@@ -69,7 +69,7 @@ def build_app(server: WadmServer, runtime: ServedRuntime) -> WebApp:
     # A redirect would name this server's own scheme and host. Behind a TLS proxy a client that follows it would send its key in clear.
     app.router.redirect_slashes = False
     guard = Guard(app, runtime.settings, runtime.health)
-    return WebApp(_without_trailing_slash(guard), runtime, streams, run)
+    return WebApp(_without_trailing_slash(guard), runtime, sessions, streams, run)
 
 
 def _without_trailing_slash(app: ASGIApp) -> ASGIApp:

@@ -23,6 +23,7 @@ from wadm_mcp.settings import Settings
 from wadm_mcp.texts import printable
 from wadm_mcp.web.connections import Connections, connection_limit
 from wadm_mcp.web.http_server import HttpServer
+from wadm_mcp.web.sessions import Sessions
 from wadm_mcp.web.streams import Streams
 
 _ANSWER_SECONDS: Final = 0.3
@@ -32,13 +33,20 @@ _CLOSE_SECONDS: Final = 1
 
 
 class WebApp:
-    """The ASGI application with what serving it needs: `running` enters the runtime, once; `streams` ends the open event streams."""
+    """The ASGI application with what serving it needs: `running` enters the runtime, once; `sessions` ends the sessions, and `streams` the
+    open event streams."""
 
     def __init__(
-        self, app: ASGIApp, runtime: ServedRuntime, streams: Streams, running: Callable[[], AbstractAsyncContextManager[None]]
+        self,
+        app: ASGIApp,
+        runtime: ServedRuntime,
+        sessions: Sessions,
+        streams: Streams,
+        running: Callable[[], AbstractAsyncContextManager[None]],
     ) -> None:
         self._app = app
         self.runtime = runtime
+        self.sessions = sessions
         self.streams = streams
         self.running = running
 
@@ -92,6 +100,7 @@ async def serve_http(app: WebApp, settings: Settings, *, on_started: Callable[[s
                 finally:
                     # Runs on cancellation too. uvicorn itself is shielded: a cancelled one would leave its sockets open.
                     server.should_exit = True
+                    app.sessions.end()
                     app.streams.end()
 
             for task in (stop_on_signal, stop_on_failure, end):

@@ -68,6 +68,13 @@ class Sessions(StreamableHTTPSessionManager):
         transport = self._server_instances.get(session_id)
         return transport is not None and GET_STREAM_KEY in transport._request_streams
 
+    def end(self) -> None:
+        """End all sessions, each in its own task. What they are asked for meanwhile is answered with an error, for which the SDK would wait a
+        second once their streams are gone."""
+        for transport in self._server_instances.values():
+            if transport.idle_scope is not None:
+                transport.idle_scope.cancel()
+
     async def _handle_stateful_request(self, scope: Scope, receive: Receive, send: Send) -> None:
         session_id = Headers(scope=scope).get(MCP_SESSION_ID_HEADER, "")
         transport = self._server_instances.get(session_id)
