@@ -299,8 +299,6 @@ def _declare_resources(server: WadmServer) -> None:
     async def template(id: str) -> str:
         return json.dumps({"id": id, "templateTest": True, "data": f"Data for ID: {id}"})
 
-    server.publisher.others.add("test://watched-resource")
-
     @server.resource("test://watched-resource")
     async def watched() -> str:
         return "watched"

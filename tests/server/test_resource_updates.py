@@ -2,12 +2,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from itertools import product
 from typing import Any
 
 import anyio
 import pytest
 from mcp.client import Client
+from mcp.client.subscriptions import SubscriptionLost
 from mcp.server.connection import Connection
 from mcp.shared.exceptions import MCPError
 from mcp.shared.subscriptions import ResourceUpdated, ToolsListChanged
@@ -206,10 +208,53 @@ async def test_the_subscriptions_of_one_client_are_bounded() -> None:
                 pass
 
 
-async def test_the_subscriptions_of_all_clients_are_bounded_and_freed_with_their_clients() -> None:
+async def test_every_resource_of_the_server_can_be_subscribed_to() -> None:
+    server = build_server(FakeRuntime())
+
+    @server.resource("test://another")
+    async def another() -> str:
+        return "another"
+
+    async with Client(server, mode="legacy") as client:
+        for resource in (await client.list_resources()).resources:
+            await client.subscribe_resource(str(resource.uri))
+        with pytest.raises(MCPError, match="does not exist"):
+            await client.subscribe_resource("test://none")
+
+
+async def test_a_client_may_subscribe_to_a_few_resources_although_others_have_all_subscriptions() -> None:
+    server, uris = build_server(FakeRuntime()), _spellings()
+    server.publisher._max_subscriptions = 20
+    with anyio.fail_after(10):
+        async with Client(server, mode="legacy") as greedy, Client(server, mode="legacy") as modest:
+            for uri in uris[:20]:
+                await greedy.subscribe_resource(uri)
+            for uri in uris[:8]:
+                await modest.subscribe_resource(uri)
+            for client in (greedy, modest):
+                with pytest.raises(MCPError, match="busy: 28 subscriptions exist, as many as are served at once; ask again in 30 s"):
+                    await client.subscribe_resource(uris[30])
+
+
+async def test_a_further_listener_ends_the_oldest_one_of_the_caller_with_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wadm_mcp.server.resource_updates._MAX_LISTENERS", 2)
+    callers = ["a", "a", "b"]
+    monkeypatch.setattr("wadm_mcp.server.resource_updates.current_caller", lambda: callers.pop(0))
+    async with AsyncExitStack() as stack:
+        stack.enter_context(anyio.fail_after(10))
+        client = await stack.enter_async_context(Client(build_server(FakeRuntime())))
+        first = await stack.enter_async_context(client.listen(resource_subscriptions=[_TRADES]))
+        for _ in range(2):
+            await stack.enter_async_context(client.listen(resource_subscriptions=[_TRADES]))
+        with pytest.raises(SubscriptionLost):
+            await anext(aiter(first))
+
+
+async def test_the_subscriptions_of_all_clients_are_bounded_and_freed_with_their_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wadm_mcp.server.resource_updates._OWN_SUBSCRIPTIONS", 0)
     server, uris = build_server(FakeRuntime()), _spellings()
     server.publisher._max_subscriptions = 3
-    said = "busy: 3 subscriptions exist, as many as WADM serves at once; ask again in 30 s"
+    said = "busy: 3 subscriptions exist, as many as are served at once; ask again in 30 s"
     with anyio.fail_after(10):
         async with Client(server, mode="legacy") as older, Client(server) as newer:
             async with newer.listen(resource_subscriptions=uris[:2]):

@@ -8,7 +8,7 @@ the resource again. Only resources that exist can be subscribed to, and subscrip
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
@@ -22,7 +22,7 @@ from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.server.subscriptions import InMemorySubscriptionBus, ResourceUpdated, ServerEvent
 from mcp.shared.exceptions import MCPError
-from mcp_types import INTERNAL_ERROR, INVALID_PARAMS, EmptyResult, SubscribeRequestParams, UnsubscribeRequestParams
+from mcp_types import INTERNAL_ERROR, INVALID_PARAMS, EmptyResult, Resource, SubscribeRequestParams, UnsubscribeRequestParams
 
 from wadm_mcp.coverage.judge import IN_TRANSIT
 from wadm_mcp.exchanges.names import MARKET_WORDS, read_name
@@ -30,13 +30,16 @@ from wadm_mcp.exchanges.registry import canonical_instrument
 from wadm_mcp.logs import log
 from wadm_mcp.model import Instrument, Timeframe
 from wadm_mcp.queries.arguments import ALL, listed, shown
+from wadm_mcp.queries.callers import Shares, current_caller
 from wadm_mcp.queries.view import View
 from wadm_mcp.suggest import plain
 
 MAX_SUBSCRIPTIONS: Final = 2_048
 """Subscriptions of all clients: each URI counts once for every client."""
+_OWN_SUBSCRIPTIONS: Final = 8
+"""Subscriptions that each client may have although all together have `MAX_SUBSCRIPTIONS`."""
 _MAX_LISTENERS: Final = 512
-"""Streams of `subscriptions/listen` at once."""
+"""Streams of `subscriptions/listen` at once. A further one ends the oldest one of the caller with most."""
 _PUBLISH_SECONDS: Final = 1.0
 """Time between two rounds of updates."""
 _PUBLISH_SHARE: Final = 4
@@ -109,17 +112,19 @@ class Publisher:
     """Keeps the subscriptions, by exact URI, and sends updates: when an instrument has a new trade and when a bar of the URI's timeframe
     closes. Market structure is computed on closed bars, so it is updated only when one closes.
 
-    `listens(session_id)` is whether a session over Streamable HTTP has a stream for notifications; without one nothing is sent to it.
+    `resources` lists the resources of the server. `listens(session_id)` is whether a session over Streamable HTTP has a stream for
+    notifications; without one nothing is sent to it.
     """
 
-    def __init__(self, source: _Source, max_subscriptions: int = MAX_SUBSCRIPTIONS) -> None:
-        self.others = set[str]()
-        """URIs that may be subscribed to beside WADM's own: of resources that a test adds to the server."""
+    def __init__(
+        self, source: _Source, resources: Callable[[], Awaitable[Iterable[Resource]]], max_subscriptions: int = MAX_SUBSCRIPTIONS
+    ) -> None:
         self._source = source
+        self._resources = resources
         self._max_subscriptions = max_subscriptions
         self.bus = _Bus()
         self.listens: Callable[[str], bool] = lambda session_id: True
-        self._listeners = 0
+        self._listeners = Shares[anyio.CancelScope]()
         self._subscribers: defaultdict[str, set[Connection]] = defaultdict(set)
         self._subscribed: dict[Connection, set[str]] = {}
         self._count = 0
@@ -139,9 +144,11 @@ class Publisher:
         if ctx.method != "subscriptions/listen":
             return await call_next(ctx)
         uris = frozenset(_listened_to(ctx.params))
-        self._check_uris(uris, len(uris), 0)
+        await self._check_uris(uris)
+        self._check_room(len(uris), 0)
         with self._listening(uris):
             return await call_next(ctx)
+        raise _busy(f"this stream made room for a newer one; {_MAX_LISTENERS} clients are listening")
 
     @property
     def watched(self) -> set[str]:
@@ -201,23 +208,35 @@ class Publisher:
 
     @contextmanager
     def _listening(self, uris: frozenset[str]) -> Generator[None]:
-        """Serve a `subscriptions/listen` call: the bus takes its URIs from here."""
-        if self._listeners >= _MAX_LISTENERS:
-            raise _busy(f"{self._listeners} clients are listening")
+        """Serve a `subscriptions/listen` call: the bus takes its URIs from here. The scope is left early where it makes room."""
+        caller = current_caller()
+        if len(self._listeners) >= _MAX_LISTENERS:
+            greediest = self._listeners.makes_room_for(caller)
+            if greediest is None:
+                raise _busy(f"{len(self._listeners)} clients are listening")
+            oldest = self._listeners.of(greediest)[0]
+            self._listeners.discard(oldest)
+            oldest.cancel()
         token = _listened_now.set(uris)
-        self._listeners += 1
         self._count += len(uris)
-        try:
-            yield
-        finally:
-            self._count -= len(uris)
-            self._listeners -= 1
-            _listened_now.reset(token)
+        with anyio.CancelScope() as stream:
+            self._listeners.add(stream, caller)
+            try:
+                yield
+            finally:
+                self._count -= len(uris)
+                self._listeners.discard(stream)
+                _listened_now.reset(token)
 
-    def _check_uris(self, uris: Iterable[str], new: int, before: int) -> None:
-        """Check URIs of which a client wants to subscribe `new` ones and had `before`. `MCPError` for the first that is none of ours."""
+    def _check_room(self, new: int, before: int) -> None:
+        """Check that a client which has `before` subscriptions may have `new` ones more."""
         if before + new > _MAX_URIS:
             raise MCPError(INVALID_PARAMS, f"too many subscriptions: one client may have {_MAX_URIS} URIs; unsubscribe from some first")
+        if self._count + new > self._max_subscriptions and before + new > _OWN_SUBSCRIPTIONS:
+            raise _busy(f"{self._count} subscriptions exist")
+
+    async def _check_uris(self, uris: Iterable[str]) -> None:
+        """Check that resources exist. `MCPError` for the first that does not."""
         self._refresh_followed()
         known = {
             Instrument(exchange, one.market, symbol)
@@ -225,8 +244,9 @@ class Publisher:
             for symbol in _symbols(one)
             for exchange in (one.exchange, ALL)
         }
+        fixed = {str(one.uri) for one in await self._resources()}
         for uri in uris:
-            if uri in self.others:
+            if uri in fixed:
                 continue
             if len(uri) > _MAX_URI_CHARS:
                 raise MCPError(
@@ -240,15 +260,14 @@ class Publisher:
                     f"resource {shown(uri)} does not exist, so it has no updates. Followed: {symbols}. "
                     "See resources/list and resources/templates/list",
                 )
-        if self._count + new > self._max_subscriptions:
-            raise _busy(f"{self._count} subscriptions exist")
 
     async def _subscribe(self, context: ServerRequestContext[Any, Any], params: SubscribeRequestParams) -> EmptyResult:
         connection, uri = context.session._connection, str(params.uri)
+        await self._check_uris([uri])
         uris = self._subscribed.get(connection, set[str]())
         if uri in uris:
             return EmptyResult()
-        self._check_uris([uri], 1, len(uris))
+        self._check_room(1, len(uris))
         if connection not in self._subscribed:
             self._subscribed[connection] = uris
             connection.exit_stack.callback(self._forget, connection)
@@ -333,4 +352,4 @@ def _listened_to(params: Mapping[str, Any] | None) -> set[str]:
 
 
 def _busy(reason: str) -> MCPError:
-    return MCPError(INTERNAL_ERROR, f"busy: {reason}, as many as WADM serves at once; ask again in {_RETRY_SECONDS} s")
+    return MCPError(INTERNAL_ERROR, f"busy: {reason}, as many as are served at once; ask again in {_RETRY_SECONDS} s")

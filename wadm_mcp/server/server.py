@@ -54,7 +54,7 @@ class WadmServer(MCPServer[ServedRuntime]):
             yield runtime
 
         self.limits = RequestLimits()
-        self.publisher = Publisher(runtime)
+        self.publisher = Publisher(runtime, self.list_resources)
         self._runtime = runtime
         super().__init__(
             "wadm",
