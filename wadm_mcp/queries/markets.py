@@ -33,6 +33,7 @@ COLUMNS: Final = (
     "tick",
 )
 
+MAX_ROWS: Final = 1_000
 _NAMED: Final = 5
 """Instruments that do not trade which the reading names."""
 
@@ -58,7 +59,7 @@ async def markets(view: View, health: Health, *, limit: object = 100, detail: ob
     `unreachable` the rows contain only what the live tape knows.
     """
     call = Call("list_markets")
-    max_rows, chosen_detail = read_whole(call, "limit", limit, 1, 1_000, 100), read_detail(call, detail)
+    max_rows, chosen_detail = read_whole(call, "limit", limit, 1, MAX_ROWS, 100), read_detail(call, detail)
     listings = sorted(
         view.listings, key=lambda each: (_place(each.instrument[0], view.exchanges), _place(each.instrument[1], view.markets))
     )

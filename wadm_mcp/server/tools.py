@@ -1,6 +1,6 @@
 """The tools: names, descriptions and schemas of the questions that an agent may ask. No market logic.
 
-A tool takes the arguments of its question's query, and an argument has one description in all tools. Argument values are validated by
+A tool takes the arguments of its question's query, and an argument has one description in all tools, except `limit`. Argument values are validated by
 the query, which raises a `QueryError`.
 """
 
@@ -18,6 +18,7 @@ from wadm_mcp.errors import WadmError
 from wadm_mcp.exchanges.registry import exchange_names
 from wadm_mcp.logs import log
 from wadm_mcp.model import MARKETS, Timeframe
+from wadm_mcp.queries import markets, trades
 from wadm_mcp.queries.arguments import ALL, DETAILS, SESSION, WINDOWS, shown
 from wadm_mcp.queries.wait_for import CONDITIONS
 from wadm_mcp.server import answers, questions
@@ -45,7 +46,7 @@ _ARGUMENTS: Final[dict[str, dict[str, Any]]] = {
     "value_area": {"type": "integer", "description": "percent of volume, 1-100"},
     "method": {"type": "string", "enum": ["two_row", "one_row"], "description": "how the value area grows from the POC"},
     "detail": {"type": "string", "enum": [*DETAILS], "description": "how much is listed"},
-    "limit": {"type": "integer", "description": "rows at most"},
+    "limit": {"type": "integer"},
     "cursor": {"type": "string", "description": "next_cursor; keep the other arguments"},
     "min_notional": {"type": "number", "description": "least price x quantity"},
     "condition": {
@@ -56,6 +57,14 @@ _ARGUMENTS: Final[dict[str, dict[str, Any]]] = {
     "value": {"type": "number", "description": "price, delta (below 0: downwards) or volume"},
     "timeout": {"type": "integer", "description": "seconds, 1-300; many clients give up after 60"},
 }
+
+_LIMITS: Final = {
+    questions.MARKETS: f"rows, max {markets.MAX_ROWS}",
+    questions.ORDER_FLOW: "newest bars",
+    questions.FOOTPRINT: "newest bars",
+    questions.TRADES: f"page, max {trades.MAX_PAGE_ROWS}",
+}
+"""What the argument `limit` of a question counts. The default of bars is their maximum."""
 
 
 class _Declaration(NamedTuple):
@@ -237,16 +246,18 @@ def _tool(declaration: _Declaration) -> QuestionTool:
 def _parameters(question: Question) -> dict[str, Any]:
     """The input schema. Its defaults are those of the query's parameters, so that the two cannot differ."""
     properties = {
-        name: _schema(name) if default in (None, NEEDED) else {**_schema(name), "default": default}
+        name: _schema(name, question) if default in (None, NEEDED) else {**_schema(name, question), "default": default}
         for name, default in question.arguments.items()
     }
     needed = [name for name, default in question.arguments.items() if default is NEEDED]
     return {"type": "object", "properties": properties, **({"required": needed} if needed else {}), "additionalProperties": False}
 
 
-def _schema(argument: str) -> dict[str, Any]:
-    """The schema of an argument. Exchanges are those that are registered now."""
+def _schema(argument: str, question: Question | None = None) -> dict[str, Any]:
+    """The schema of an argument, of a question where it differs by question. Exchanges are those that are registered now."""
     schema = _ARGUMENTS[argument]
+    if argument == "limit" and question is not None:
+        return {**schema, "description": _LIMITS[question]}
     return {"type": schema["type"], "enum": [*exchange_names(), ALL], **schema} if argument == "exchange" else schema
 
 
