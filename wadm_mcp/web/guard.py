@@ -28,9 +28,10 @@ _OPEN_PATHS: Final = ("/health", "/health/live")
 
 _MAX_SHOWN_CHARS: Final = 60
 _WRONG_KEY_SECONDS: Final = 0.5
-"""Delay of the answer to a wrong key, so that keys cannot be tried quickly."""
+"""Delay of the answer to a wrong key, so that one client at a time does not try many."""
 _MAX_DELAYED: Final = 16
-"""Answers that are delayed at once. Beyond them a wrong key is refused without delay, and its connection closed."""
+"""Answers that are delayed at once, because each takes the place of a request. Beyond them a wrong key is refused without delay, and its
+connection closed. Addresses have no limit each, because behind a proxy all clients have the same. The key's length is what protects it."""
 
 
 def is_open(scope: Scope) -> bool:
