@@ -23,6 +23,8 @@ pytestmark = [pytest.mark.anyio, pytest.mark.skipif(not ABUSE, reason="full size
 
 ANSWERS, SESSIONS, WAITS, SUBSCRIPTIONS = 1_000, 5_000, 15_000, 10_000
 AT_ONCE = 20
+WAITING_SESSIONS = 32
+"""Sessions of the attack with waits: with the calls that each may have, more than all waits that are served."""
 LONGEST = 60.0
 """Seconds after which an attack is ended as far as it has come."""
 WAIT = {"symbol": "BTCUSDT", "exchange": "binance", "condition": "price_crosses", "value": 1, "timeout": 300}
@@ -103,17 +105,18 @@ async def test_sessions_that_nobody_ends(tmp_path: Path) -> None:
 
 
 async def test_waits_that_nobody_reads(tmp_path: Path) -> None:
-    with attack(f"{WAITS:,} waits of one session") as verdict, anyio.fail_after(150):
+    with attack(f"{WAITS:,} waits of {WAITING_SESSIONS} sessions") as verdict, anyio.fail_after(150):
         async with _attacked(tmp_path) as at, at.watched(), _client(at) as client:
             statuses: Counter[int | str] = Counter()
-            session = await mcp_wire.opened(client)
+            sessions = [await mcp_wire.opened(client) for _ in range(WAITING_SESSIONS)]
 
             async def ask(first: int) -> None:
                 for number in range(first, WAITS, AT_ONCE):
                     # A client that leaves after the head; the call goes on, so that its answer can be resumed.
                     request = mcp_wire.call("wait_for", WAIT, number + 2)
+                    session = mcp_wire.in_session(sessions[number % WAITING_SESSIONS])
                     try:
-                        async with client.stream("POST", "/mcp", json=request, headers=mcp_wire.in_session(session)) as response:
+                        async with client.stream("POST", "/mcp", json=request, headers=session) as response:
                             statuses[response.status_code] += 1
                     except DEAD as error:
                         statuses[type(error).__name__] += 1
@@ -123,6 +126,9 @@ async def test_waits_that_nobody_reads(tmp_path: Path) -> None:
                     for first in range(AT_ONCE):
                         tasks.start_soon(ask, first)
             verdict.note("waits, by status of HTTP", dict(statuses))
+            own = await mcp_wire.asked(client, await mcp_wire.opened(client), "wait_for", {**WAIT, "timeout": 1})
+            waited = not own.get("result", {}).get("isError", True)
+            verdict.holds("the wait of a new client", own if not waited else "answered", waited, "answered")
             await _judged(verdict, at)
 
 
