@@ -1,7 +1,7 @@
 """The tools: names, descriptions and schemas of the questions that an agent may ask. No market logic.
 
-A tool takes the arguments of its question's query, and an argument has one description in all tools, except `limit`. Argument values are validated by
-the query, which raises a `QueryError`.
+A tool takes the arguments of its question's query, and an argument has one description in all tools, except `limit`. Argument values are
+validated by the query, which raises a `QueryError`.
 """
 
 from __future__ import annotations

@@ -69,8 +69,8 @@ class Sessions(StreamableHTTPSessionManager):
         return transport is not None and GET_STREAM_KEY in transport._request_streams
 
     def end(self) -> None:
-        """End all sessions, each in its own task. What they are asked for meanwhile is answered with an error, for which the SDK would wait a
-        second once their streams are gone."""
+        """End all sessions, each in its own task. Their calls are answered with an error, for which the SDK would wait a second once their
+        streams are gone."""
         for transport in self._server_instances.values():
             if transport.idle_scope is not None:
                 transport.idle_scope.cancel()
