@@ -186,3 +186,54 @@ def test_one_exchange_does_not_overrule_a_clock_that_was_confirmed(lie: int) -> 
     assert machine.check.expiry_limit is None
     machine.hear_for(20 * 60)
     assert machine.verdict is Verdict.AGREES
+
+
+@pytest.mark.parametrize("lie", [3 * HOUR, -3 * HOUR, 40 * DAY])
+def test_an_exchange_has_one_vote_however_many_sources_it_has(lie: int) -> None:
+    alone = Machine()
+    alone.hear_for(60)
+    alone.hear_for(11 * 60, "binance", "binance REST", lie=lie)
+    assert abs(alone.error) <= SECOND
+    assert alone.verdict is Verdict.DISPUTED
+    beside = Machine(90 * DAY)
+    for _ in range(11 * 60):
+        beside.hear_for(1, "binance", "binance REST", lie=lie)
+        beside.hear_for(1, "bybit")
+    assert beside.verdict is Verdict.DISPUTED
+    assert beside.check.expiry_limit is None
+
+
+def test_an_exchange_whose_own_sources_contradict_each_other_decides_nothing() -> None:
+    machine = Machine()
+    for _ in range(20):
+        machine.hear_for(1, "binance REST", lie=3 * HOUR)
+        machine.hear_for(1, "binance")
+    assert (machine.verdict, machine.check.judgement.against) == (Verdict.AGREES, ("binance REST",))
+    assert machine.error == 0
+
+
+class SuspendedLaptop(Machine):
+    """A machine whose monotonic clock stands still while it is suspended, and a clock since its start that does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.since_boot = 100.0
+        self.check = ClockCheck(Clock(lambda: self.truth + self.shift, lambda: self.monotonic), lambda: self.since_boot)
+
+    def pass_ms(self, milliseconds: int) -> None:
+        super().pass_ms(milliseconds)
+        self.since_boot += milliseconds / SECOND
+
+    def suspend(self, milliseconds: int) -> None:
+        self.truth += milliseconds
+        self.since_boot += milliseconds / SECOND
+
+
+def test_a_laptop_that_was_suspended_knows_the_time_before_any_frame() -> None:
+    laptop = SuspendedLaptop()
+    laptop.hear_for(2)
+    laptop.suspend(9 * HOUR)
+    assert (laptop.verdict, laptop.error) == (Verdict.AGREES, 0)
+    laptop.shift = 40 * DAY  # While it was suspended its clock was set wrong as well.
+    assert laptop.verdict is Verdict.AHEAD
+    assert abs(laptop.error) <= SECOND

@@ -8,8 +8,9 @@ changes neither which frames are recorded nor what is covered, and nothing expir
 Who is believed. A source's first time is believed at once if it agrees with the wall clock, since two clocks that are wrong by the same
 amount are unlikely. Any other is believed once the source repeats it: one odd frame changes nothing. Times can arrive late and never
 early, so one that lags behind a wall clock that was confirmed is a late frame, unless it stays so for minutes. Of sources that contradict
-each other the larger group is believed. In it the wall clock counts as one, if a source agrees with it or it goes on as it was last
-confirmed. Without a larger group nobody is believed, and the last confirmed time is carried on.
+each other the larger group is believed, in which each exchange has one vote, however many sources it has. The wall clock has one too, if a
+source agrees with it or it goes on as it was last confirmed. Without a larger group nobody is believed, and the last confirmed time is
+carried on.
 """
 
 from __future__ import annotations
@@ -136,7 +137,10 @@ class ClockCheck:
         """The clock that everything else goes by."""
 
     def heard(self, source: str, time: int) -> None:
-        """A source said its time (ms): an exchange in a frame, or a REST host in a reply."""
+        """A source said its time (ms): an exchange in a frame, or its REST hosts in a reply.
+
+        `source` is the name of the exchange, with what of it after a space: `binance`, `binance REST`.
+        """
         monotonic, known = self._monotonic() * 1_000, self._sources.get(source)
         if known is None:
             if len(self._sources) >= _MAX_SOURCES:
@@ -184,13 +188,15 @@ class ClockCheck:
             return
         agree = tuple(name for name, offset in believed.items() if abs(offset - machine) <= TOLERANCE)
         others = {name: offset for name, offset in believed.items() if name not in agree}
-        largest = max((_near(offset, others) for offset in others.values()), key=len, default=())
+        largest = max((_near(offset, others) for offset in others.values()), key=_exchanges, default=())
         # Confirmed before, and not set since: it contradicts a source that says something else now.
-        votes = len(agree) + (bool(agree) or (self._wall_confirmed and self._base is not None and abs(machine - self._base) <= TOLERANCE))
-        if agree and votes > len(largest):
+        votes = _exchanges(agree) + (
+            bool(agree) or (self._wall_confirmed and self._base is not None and abs(machine - self._base) <= TOLERANCE)
+        )
+        if agree and votes > _exchanges(largest):
             self._base, self._wall_confirmed = machine, True
             self._judgement = Judgement(Verdict.AGREES, 0, agree, tuple(others))
-        elif len(largest) > max(votes, *(len(group) for group in _apart(largest, others)), 0):
+        elif _exchanges(largest) > max(votes, *(_exchanges(group) for group in _apart(largest, others)), 0):
             offsets = sorted(others[name] for name in largest)
             self._base, self._wall_confirmed = offsets[len(offsets) // 2], False
             by = machine - self._base
@@ -198,6 +204,11 @@ class ClockCheck:
             self._judgement = Judgement(Verdict.AHEAD if by > 0 else Verdict.BEHIND, by, largest, against)
         else:
             self._judgement = Judgement(Verdict.DISPUTED, 0, largest, tuple(name for name in believed if name not in largest))
+
+
+def _exchanges(sources: tuple[str, ...]) -> int:
+    """How many exchanges these sources are of."""
+    return len({source.partition(" ")[0] for source in sources})
 
 
 def _near(offset: int, offsets: dict[str, int]) -> tuple[str, ...]:

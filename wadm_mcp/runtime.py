@@ -70,8 +70,8 @@ _ASK_OPERATOR: Final = (
     "The operator adds one in WADM_SYMBOLS, or its market in WADM_MARKETS, or lets agents do so by WADM_ALLOW_TRACKING=true."
 )
 
-_CLOCK_STATES: Final = {Verdict.UNKNOWN: State.OK, Verdict.AGREES: State.OK}
-"""The state of the part `clock`. While the exchanges contradict this machine's clock, or each other, it is down."""
+_CLOCK_IS_OK: Final = (Verdict.UNKNOWN, Verdict.AGREES)
+"""While the exchanges contradict this machine's clock, or each other, the part `clock` is down."""
 
 Role: TypeAlias = Literal["starting", "recording", "standby"]
 
@@ -321,7 +321,8 @@ class Runtime:
         """Report whether this machine's clock agrees with the exchanges, until cancelled."""
         while True:
             judgement = check.judgement
-            self.health.report("clock", _CLOCK_STATES.get(judgement.verdict, State.DOWN), judgement.sentence)
+            state = State.OK if judgement.verdict in _CLOCK_IS_OK else State.DOWN
+            self.health.report("clock", state, judgement.sentence)
             await anyio.sleep(_CLOCK_POLL_SECONDS)
 
     def _hourly_audit(self, recorder: Recorder, rest: RestClient) -> HourlyAudit:
