@@ -190,9 +190,8 @@ class ClockCheck:
         others = {name: offset for name, offset in believed.items() if name not in agree}
         largest = max((_near(offset, others) for offset in others.values()), key=_exchanges, default=())
         # Confirmed before, and not set since: it contradicts a source that says something else now.
-        votes = _exchanges(agree) + (
-            bool(agree) or (self._wall_confirmed and self._base is not None and abs(machine - self._base) <= TOLERANCE)
-        )
+        goes_on = self._wall_confirmed and self._base is not None and abs(machine - self._base) <= TOLERANCE
+        votes = _exchanges(agree) + (bool(agree) or goes_on)
         if agree and votes > _exchanges(largest):
             self._base, self._wall_confirmed = machine, True
             self._judgement = Judgement(Verdict.AGREES, 0, agree, tuple(others))
