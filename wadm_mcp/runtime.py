@@ -46,7 +46,6 @@ from wadm_mcp.settings import Settings, using_folder
 from wadm_mcp.storage.cache import InProcessCache
 from wadm_mcp.storage.cached import CachedAnswers, CachedFootprints
 from wadm_mcp.storage.opening import open_cache, open_store
-from wadm_mcp.storage.sqlite import SqliteStore
 from wadm_mcp.tape import Tape
 from wadm_mcp.tracking import Tracking
 
@@ -58,7 +57,7 @@ _RECORD_SECONDS: Final = 3.0
 """How long recording waits for the store, to continue what it has; trades go into the journal without it."""
 _STORE_PAUSE_SECONDS: Final = 1.0
 _CLOCK_POLL_SECONDS: Final = 1.0
-_FILE_POLL_SECONDS: Final = 1.0
+_STORE_POLL_SECONDS: Final = 1.0
 _RESTART_PAUSE_SECONDS: Final = 0.5
 _MAX_PAUSE_SECONDS: Final = 30.0
 _HEALTHY_SECONDS: Final = 60.0
@@ -254,8 +253,7 @@ class Runtime:
         limit = settings.WADM_JOURNAL_MAX_MB << 20
         async with AsyncExitStack() as stack:
             with using_folder(settings.WADM_DATA_DIR):
-                new = isinstance(self.store, SqliteStore) and self.store.created
-                journal = await stack.enter_async_context(Journal(settings.WADM_DATA_DIR / "journal", limit, store_is_new=new))
+                journal = await stack.enter_async_context(Journal(settings.WADM_DATA_DIR / "journal", limit))
             writer = Writer(recorder, journal, self.store, health)
             maintenance = Maintenance(
                 recorder,
@@ -284,7 +282,7 @@ class Runtime:
                 subscriptions = self._subscriptions = SubscriptionManager(services, self._name)
                 if self._clock_check is not None:
                     start("clock", partial(self._watch_clock, self._clock_check))
-                tasks.start_soon(self._watch_file)
+                tasks.start_soon(self._watch_store, writer)
                 start("writer", writer.run)
                 start("maintenance", maintenance.run)
                 start("audit", self._hourly_audit(recorder, rest).run)
@@ -305,17 +303,19 @@ class Runtime:
         """What gets the exchanges' times; None where the clock is not checked."""
         return None if self._clock_check is None else self._clock_check.heard
 
-    async def _watch_file(self) -> None:
-        """End recording if the file of the store is deleted under it: only a new start knows that nothing is stored any more."""
+    async def _watch_store(self, writer: Writer) -> None:
+        """End recording if the store is deleted or replaced under it: only a new start knows what the one in its place has."""
         while True:
-            if isinstance(self.store, SqliteStore):
-                try:
-                    self.store.check_file()
-                except StoreLost as error:
-                    self.health.report("store", State.DOWN, str(error))
-                    self._fail(error)
-                    return
-            await anyio.sleep(_FILE_POLL_SECONDS)
+            try:
+                await self.store.check()
+            except StoreLost as error:
+                writer.store_failed(error)
+                self._fail(error)
+                return
+            except StoreError:
+                # It is not open yet, or does not answer, which the writer finds out and reports.
+                pass
+            await anyio.sleep(_STORE_POLL_SECONDS)
 
     async def _watch_clock(self, check: ClockCheck) -> None:
         """Report whether this machine's clock agrees with the exchanges, until cancelled."""

@@ -25,6 +25,7 @@ from wadm_mcp.storage.store import (
     Store,
     StoredFootprint,
     StoreState,
+    StoreVersion,
     no_barrier,
 )
 from wadm_mcp.tape import Tape
@@ -46,6 +47,16 @@ class MemoryStore(Store):
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        return None
+
+    @property
+    def version(self) -> StoreVersion:
+        return StoreVersion("memory", 0)
+
+    async def renew_identity(self) -> None:
+        return None
+
+    async def check(self) -> None:
         return None
 
     async def write(
@@ -118,7 +129,7 @@ class MemoryStore(Store):
         after = [span for span in every if span.start > window.end][:1]
         return [*before, *(span for span in every if span.start <= window.end and span.end >= window.start), *after]
 
-    async def expire(self, now: int | None, retention: Retention) -> int:
+    async def expire(self, now: int | None, retention: Retention, latest: int | None = None) -> int:
         return 0
 
     async def expired(self, instrument: Instrument) -> Expired:

@@ -33,6 +33,7 @@ from wadm_mcp.storage.store import (
     PartialFootprint,
     StoredFootprint,
     StoreState,
+    StoreVersion,
     no_barrier,
 )
 from wadm_mcp.tape import Tape
@@ -55,6 +56,16 @@ class EmptyStore:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        return None
+
+    @property
+    def version(self) -> StoreVersion:
+        return StoreVersion("empty", 0)
+
+    async def renew_identity(self) -> None:
+        return None
+
+    async def check(self) -> None:
         return None
 
     async def write(
@@ -120,7 +131,7 @@ class EmptyStore:
         self._check()
         return []
 
-    async def expire(self, now: int | None, retention: Retention) -> int:
+    async def expire(self, now: int | None, retention: Retention, latest: int | None = None) -> int:
         return 0
 
     async def expired(self, instrument: Instrument) -> Expired:

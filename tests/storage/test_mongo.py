@@ -30,7 +30,7 @@ from pymongo.errors import OperationFailure
 
 from tests.servers import Mongod, free_port, own_mongod
 from wadm_mcp.clock import now_ms
-from wadm_mcp.errors import SettingError, StoreError, StoreUnreachable
+from wadm_mcp.errors import SettingError, StoreError, StoreLost, StoreUnreachable
 from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, Instrument, Listing, Retention, Scale, Timeframe, TradeType, Window
 from wadm_mcp.storage import mongo
 from wadm_mcp.storage.mongo import MongoStore
@@ -975,6 +975,80 @@ async def test_a_start_that_ends_before_the_ttl_is_changed_counts_by_the_shorter
         now = await store._server_now(0.0)
         for found, length in zip(await store.expired(BTC), (HOUR, DAY, 10 * DAY), strict=True):
             assert now - length - MINUTE <= max(stretch.end for stretch in found) <= now - length
+
+
+async def test_after_the_servers_clock_was_ahead_what_came_later_is_claimed_and_what_may_be_deleted_is_not(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retention, ahead = Retention(7 * DAY, 60 * DAY, 365 * DAY), 40 * DAY
+    async with MongoStore(url, retention) as store:
+        now = at = await store._server_now(0.0)
+        monkeypatch.setattr(store, "_server_now", lambda seconds: _value(at))
+        await store.expire(now, retention, now)
+
+        async def until() -> list[int]:
+            return [max(stretch.end for stretch in stretches) for stretches in await store.expired(BTC)]
+
+        assert await until() == [now - length for length in retention]
+        at = now + ahead
+        # While it is ahead every trade may be deleted at any moment, whether it is known how late it is or not.
+        await store.expire(None, retention)
+        assert await until() == [now + ahead - length for length in retention]
+        await store.expire(now + HOUR, retention, now + HOUR)
+        assert await until() == [now + ahead - length for length in retention]
+        # It is right again, and may have deleted what came since the last note while it was not.
+        at = now + 2 * HOUR
+        await store.expire(at, retention, at)
+        assert await until() == [at, now + ahead - 60 * DAY, at - 365 * DAY + ahead - 2 * HOUR]
+        at = now + 3 * HOUR
+        await store.expire(at, retention, at)
+        assert await until() == [now + 2 * HOUR, now + ahead - 60 * DAY, at - 365 * DAY + ahead - 3 * HOUR]
+        at = now + 10 * DAY
+        await store.expire(at, retention, at)
+        assert (await until())[0] == at - 7 * DAY
+
+
+async def test_a_server_that_was_ahead_when_it_was_opened_makes_nothing_expired_that_comes_later(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with MongoStore(url, LIVES) as store:
+        now = await store._server_now(0.0)
+    monkeypatch.setattr(MongoStore, "_server_now", lambda self, seconds: _value(now + 8_000 * DAY))
+    async with MongoStore(url, LIVES) as store:
+        assert (await store.expired(BTC)).of_trades(Window(now, now + DAY)) == [Window(now, now + DAY)]
+    monkeypatch.setattr(MongoStore, "_server_now", lambda self, seconds: _value(now + MINUTE))
+    async with MongoStore(url, LIVES) as store:
+        await store.expire(now + MINUTE, LIVES, now + MINUTE)
+        await store.expire(now + MINUTE, LIVES, now + MINUTE)
+        window = Window(now - now % MINUTE, now - now % MINUTE + HOUR)
+        assert max(stretch.end for stretch in (await store.expired(BTC)).of_trades(window)) <= now + 2 * MINUTE
+
+
+async def _value(value: int) -> int:
+    return value
+
+
+@pytest.mark.parametrize("emptied", [True, False])
+async def test_a_database_that_was_emptied_or_replaced_by_an_older_copy_is_noticed_at_the_next_write_of_any_kind(
+    url: str, plain: Plain, emptied: bool
+) -> None:
+    async with MongoStore(url, LIVES) as store:
+        for seq in range(1, 4):
+            await store.write([trade(seq, T0 + seq)], [(BTC, span(T0, T0 + seq, 1, seq))])
+        await store.check()
+        if emptied:
+            plain.client.drop_database(plain.name)
+            with pytest.raises(StoreLost, match="was dropped or emptied"):
+                await store.check()
+        else:
+            plain["counters"].update_one({"_id": "writes"}, {"$set": {"value": 2}})
+        for trades, spans in (([trade(4, T0 + 4)], []), ([], [(BTC, span(T0, T0 + 9, 1, 3))])):
+            with pytest.raises(StoreLost, match="was dropped or emptied" if emptied else "was replaced by an older copy"):
+                await store.write(trades, spans)
+        assert plain.list_collection_names() == [] if emptied else plain["coverage"].count_documents({}) == 1
+    # Nothing is left behind that would be taken for another program's.
+    async with MongoStore(url, LIVES) as store:
+        await store.write([trade(4, T0 + 4)], [])
 
 
 async def test_what_coverage_claims_before_the_oldest_documents_is_expired(url: str, plain: Plain, monkeypatch: pytest.MonkeyPatch) -> None:

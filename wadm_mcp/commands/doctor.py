@@ -25,8 +25,7 @@ from wadm_mcp.health import Health
 from wadm_mcp.model import Listing
 from wadm_mcp.process.standard_streams import print_lines
 from wadm_mcp.settings import Settings, unusable_folder
-from wadm_mcp.storage.opening import open_cache, open_store, sqlite_path
-from wadm_mcp.storage.sqlite import SqliteStore
+from wadm_mcp.storage.opening import open_cache, open_mongo, open_store, sqlite_path
 from wadm_mcp.suggest import nearest
 
 _TRADE_SECONDS: Final = 15.0
@@ -122,8 +121,7 @@ def _processor() -> Finding:
 
 
 async def _mongodb(settings: Settings) -> str:
-    async with open_store(settings, read_only=True) as store:
-        assert not isinstance(store, SqliteStore)
+    async with open_mongo(settings, read_only=True) as store:
         state = await store.describe()
     lines = [f"{state.version} at {state.place}, {sum(each.bytes for each in state.collections) / 1e6:.1f} MB"]
     for each in state.collections:

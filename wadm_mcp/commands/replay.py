@@ -17,6 +17,7 @@ from wadm_mcp.settings import Settings, unusable_folder
 from wadm_mcp.simulator.feed import ReplayFeed
 from wadm_mcp.simulator.replay import Recording, read_recording
 from wadm_mcp.simulator.simulator import Simulator
+from wadm_mcp.storage.opening import open_mongo
 
 REPLAY_SUFFIX: Final = "_replay_demo"
 """Appended to the database name; that database is dropped when a replay starts."""
@@ -35,9 +36,7 @@ async def replay(settings: Settings, files: Sequence[Path], speed: float) -> Asy
     folder = data_subfolder(settings.WADM_DATA_DIR, "replay")
     _remove_data(folder)
     if settings.MONGODB_URL is not None:
-        from wadm_mcp.storage.mongo import MongoStore
-
-        await MongoStore(settings.MONGODB_URL.get_secret_value(), settings.retention, suffix=REPLAY_SUFFIX).drop()
+        await open_mongo(settings, REPLAY_SUFFIX).drop()
     async with Simulator(replay=recording, speed=speed) as simulator:
         assert simulator.replay is not None
         changes = {
@@ -63,7 +62,7 @@ def _remove_data(folder: Path) -> None:
         with RecorderLock(folder) as lock:
             if not lock.take():
                 raise SettingError(f"{folder} is in use by another replay; stop it, or set WADM_DATA_DIR to another folder")
-            for file in (*folder.glob("wadm.sqlite*"), *folder.glob("journal/*.seg")):
+            for file in (*folder.glob("wadm.sqlite*"), *folder.glob("journal/*.seg"), *folder.glob("journal/store.json")):
                 file.unlink()
     except OSError as error:
         raise unusable_folder(folder.parent, error) from error

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self, TypeAlias, TypeVar
+from uuid import uuid4
 
 import pymongo
 from anyio import CancelScope, Semaphore, create_task_group, current_time, fail_after, move_on_after, to_thread
@@ -20,8 +21,8 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from bson.objectid import ObjectId
 from bson.raw_bson import RawBSONDocument
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorDatabase
-from pymongo import DeleteOne, IndexModel, ReplaceOne, ReturnDocument, UpdateOne, WriteConcern
-from pymongo.errors import BulkWriteError, CollectionInvalid, OperationFailure, PyMongoError
+from pymongo import DeleteOne, IndexModel, ReadPreference, ReplaceOne, ReturnDocument, UpdateOne, WriteConcern
+from pymongo.errors import BulkWriteError, CollectionInvalid, DuplicateKeyError, OperationFailure, PyMongoError
 
 from wadm_mcp.coverage.expired import Expired
 from wadm_mcp.coverage.spans import Span
@@ -42,6 +43,7 @@ from wadm_mcp.storage.store import (
     Store,
     StoredFootprint,
     StoreState,
+    StoreVersion,
     merge_spans,
     no_barrier,
 )
@@ -66,6 +68,7 @@ _SERVER_TIME_SECONDS: Final = 30.0
 """How long the server's time is carried on before it is read again."""
 _SEARCH_SECONDS: Final = 600.0
 """Pause between two searches for what the server has deleted beyond its TTLs."""
+_EMPTIED: Final = "was dropped or emptied"
 _CLOSE_SECONDS: Final = 1.0
 """Timeout for closing connections and cursors."""
 
@@ -114,6 +117,7 @@ class MongoStore(Store):
         self._database: Database | None = None
         self._place = ""
         self._version = ""
+        self._store_version: StoreVersion | None = None
         self._server_time: tuple[int, float] | None = None
         """The server's time (ms), and when it was read (seconds of the event loop's clock)."""
         self._searched_at = -math.inf
@@ -130,6 +134,19 @@ class MongoStore(Store):
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         await self._close()
+
+    @property
+    def version(self) -> StoreVersion:
+        if self._store_version is None:
+            raise StoreError(f"MongoDB{f' at {self._place}' if self._place else ''} is not open for writing: nothing is known of it")
+        return self._store_version
+
+    async def renew_identity(self) -> None:
+        await self._write_op(partial(_set_identity, uuid4().hex))
+        self._store_version = await self._read_version()
+
+    async def check(self) -> None:
+        await self._read_version()
 
     async def write(
         self,
@@ -149,19 +166,24 @@ class MongoStore(Store):
         minutes.update((piece.minute, piece.instrument) for piece in pieces)
         marked = sorted(minutes)
         if marked:
-            await self._write_op(partial(_upsert_marks, marked, await self._write_op(_count_writes), _NOT_JOURNALED))
+            await self._write_op(partial(_upsert_marks, marked, await self._count_write(), _NOT_JOURNALED))
             await self._insert_trades(trades)
             for first in range(0, len(packed), _DOCUMENTS_PER_WRITE):
                 await self._write_op(partial(_replace_shorter, packed[first : first + _DOCUMENTS_PER_WRITE]))
         await barrier()
+        if not marked and not spans:
+            return
+        writes = await self._count_write()
         if marked:
-            await self._write_op(partial(_upsert_marks, marked, await self._write_op(_count_writes), None))
+            await self._write_op(partial(_upsert_marks, marked, writes, None))
         if spans:
             merged: dict[tuple[Instrument, int, int], Span] = {}
             for instrument, span in spans:
                 key = instrument, span.start, span.first_seq
                 merged[key] = merge_spans(merged[key], span) if key in merged else span
             await self._write_op(partial(_upsert_spans, merged))
+        # Whichever of the two was last, it is in the server's journal, and the count before it.
+        self._store_version = self.version._replace(writes=max(self.version.writes, writes))
 
     async def pieces(self, instrument: Instrument, window: Window) -> list[PartialFootprint]:
         minutes = {"minute": {"$gte": date(window.start), "$lt": date(window.end)}}
@@ -283,13 +305,11 @@ class MongoStore(Store):
         found = {(span.start, span.first_seq): span for span in (*before, *touching, *after)}
         return [found[start] for start in sorted(found)]
 
-    async def expire(self, now: int | None, retention: Retention) -> int:
+    async def expire(self, now: int | None, retention: Retention, latest: int | None = None) -> int:
         """Deletes nothing: the server's TTL indexes do, with the retention that was set on entering. Records what they may have deleted."""
         server_now = await self._server_now(0.0)
-        if not await self._write_op(lambda database: mongo_expiry.note_time(database, self._retention, server_now)):
-            raise StoreLost(
-                f"{self._place} was dropped or emptied while WADM was recording into it: what was stored in it is gone; start WADM again"
-            )
+        if not await self._write_op(lambda database: mongo_expiry.note_time(database, self._retention, server_now, latest)):
+            raise self._lost(_EMPTIED)
         if current_time() - self._searched_at >= _SEARCH_SECONDS:
             await self._find_deleted()
         return 0
@@ -297,6 +317,25 @@ class MongoStore(Store):
     async def expired(self, instrument: Instrument) -> Expired:
         now = await self._server_now(_SERVER_TIME_SECONDS)
         return await self._read_op(lambda database: mongo_expiry.expired(database, instrument, self._retention, now))
+
+    async def _count_write(self) -> int:
+        """A number higher than the `writes` of every mark so far. `StoreLost` if the count is gone, or went back."""
+        durable = self._store_version.writes if self._store_version is not None else 0
+        writes = await self._write_op(_count_writes)
+        if writes is None:
+            raise self._lost(_EMPTIED)
+        if writes <= durable:
+            raise self._lost("was replaced by an older copy")
+        return writes
+
+    async def _read_version(self) -> StoreVersion:
+        counter = await self._read_op(_find_counter)
+        if counter is None:
+            raise self._lost(_EMPTIED)
+        return StoreVersion(str(counter["store"]), int(counter["value"]))
+
+    def _lost(self, what: str) -> StoreLost:
+        return StoreLost(f"{self._place} {what} while WADM was recording into it: what was stored in it is gone; start WADM again")
 
     async def _find_deleted(self) -> None:
         self._searched_at = current_time()
@@ -511,6 +550,8 @@ class MongoStore(Store):
             for name in wanted:
                 if name not in names:
                     await self._write_op(partial(_create_collection, name))
+            await self._write_op(partial(_begin_counter, uuid4().hex))
+            self._store_version = await self._read_version()
             recorded, now = await self._read_op(mongo_expiry.is_recorded), await self._server_now(0.0)
             await self._write_op(lambda database: mongo_expiry.begin_retention(database, self._retention, now))
             for name, indexes in wanted.items():
@@ -605,13 +646,30 @@ async def _fetch_all(cursor: Any, max_bytes: int | None = None) -> list[Document
                 await cursor.close()
 
 
-async def _count_writes(database: Database) -> int:
-    """A number higher than the `writes` of every mark so far."""
+async def _begin_counter(identity: str, database: Database) -> None:
+    """Create the count of writes, with the identity of the store. It is never created again: without it the database was emptied."""
+    fields = {"value": {"$ifNull": ["$value", 0]}, "store": {"$ifNull": ["$store", identity]}}
+    try:
+        await database["counters"].update_one({"_id": "writes"}, [{"$set": fields}], upsert=True)
+    except DuplicateKeyError:
+        # Another process has just created it: now it is left as it is.
+        await database["counters"].update_one({"_id": "writes"}, [{"$set": fields}])
+
+
+async def _set_identity(identity: str, database: Database) -> None:
+    await database["counters"].update_one({"_id": "writes"}, {"$set": {"store": identity}})
+
+
+async def _find_counter(database: Database) -> Document | None:
+    """The count of writes; None if the database was emptied."""
+    return await database.get_collection("counters", read_preference=ReadPreference.PRIMARY).find_one({"_id": "writes"})
+
+
+async def _count_writes(database: Database) -> int | None:
+    """Count a write; None if there is no count any more."""
     counters = database.get_collection("counters", write_concern=_NOT_JOURNALED)
-    counter = await counters.find_one_and_update(
-        {"_id": "writes"}, {"$inc": {"value": 1}}, upsert=True, return_document=ReturnDocument.AFTER
-    )
-    return int(counter["value"])
+    counter: Any = await counters.find_one_and_update({"_id": "writes"}, {"$inc": {"value": 1}}, return_document=ReturnDocument.AFTER)
+    return None if counter is None else int(counter["value"])
 
 
 async def _upsert_marks(minutes: Iterable[tuple[int, Instrument]], writes: int, concern: WriteConcern | None, database: Database) -> None:

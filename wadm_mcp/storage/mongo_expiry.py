@@ -2,7 +2,9 @@
 
 Its collection `expired` says what may be gone, whatever the retention is today. One document, `retention`, has per kind of data the
 retention in force (`seconds`), and the latest time (`floor`) before which documents may have been deleted. It is written before a TTL
-changes. The others are the stretches of each instrument that its coverage claims and of which the oldest documents are gone.
+changes. `reach` is the same by the server's clock alone: while that is ahead it may lie in the future, and everything may be deleted. It
+becomes a part of the floor once the exchanges say what time it is: what had not happened by then was not deleted. The other documents are
+the stretches of each instrument that its coverage claims and of which the oldest documents are gone.
 The functions here run on a database of the driver, which `mongo.py` alone knows.
 """
 
@@ -30,9 +32,9 @@ async def begin_retention(database: Any, retention: Retention, now: int) -> None
     """
     present = await _present_seconds(database, retention)
     wanted = _seconds(retention)
-    floors = {f"floor.{kind}": date(now - seconds * SECOND) for kind, seconds in present.items()}
+    reach = {f"reach.{kind}": date(now - seconds * SECOND) for kind, seconds in present.items()}
     shorter = {f"seconds.{kind}": min(seconds, present.get(kind, seconds)) for kind, seconds in wanted.items()}
-    await _upsert(database["expired"], _RETENTION, {"$min": shorter, **({"$max": floors} if floors else {})})
+    await _upsert(database["expired"], _RETENTION, {"$min": shorter, **({"$max": reach} if reach else {})})
 
 
 async def end_retention(database: Any, retention: Retention) -> None:
@@ -46,20 +48,34 @@ async def is_recorded(database: Any) -> bool:
     return await database["expired"].find_one({"_id": _RETENTION}) is not None
 
 
-async def note_time(database: Any, retention: Retention, now: int) -> bool:
-    """Record what the TTLs may have deleted by the server's time `now` (ms), which may be wrong. False if the record itself is gone."""
-    floors = {f"floor.{kind}": date(now - seconds * SECOND) for kind, seconds in _in_force(await _record(database), retention).items()}
-    found = await database["expired"].update_one({"_id": _RETENTION}, {"$max": floors})
-    return bool(found.matched_count)
+async def note_time(database: Any, retention: Retention, now: int, latest: int | None) -> bool:
+    """Record what the TTLs may have deleted by the server's time `now` (ms), which may be wrong: nothing later than `latest` (ms), if that is
+    known. False if the record itself is gone.
+    """
+    record = await _record(database)
+    reach = {kind: now - seconds * SECOND for kind, seconds in _in_force(record, retention).items()}
+    if latest is None:
+        found = await database["expired"].update_one(
+            {"_id": _RETENTION}, {"$max": {f"reach.{kind}": date(at) for kind, at in reach.items()}}
+        )
+        return bool(found.matched_count)
+    # The server may have deleted up to an earlier reach until now, when its clock may be right again.
+    earlier = record.get("reach", {})
+    floors = {f"floor.{kind}": date(min(latest, max(at, int(earlier.get(kind, at))))) for kind, at in reach.items()}
+    # Unless another process has noted one meanwhile: then that one is left to the next time.
+    unchanged = {f"reach.{kind}": earlier.get(kind) for kind in reach}
+    update = {"$max": floors, "$set": {f"reach.{kind}": date(at) for kind, at in reach.items()}}
+    found = await database["expired"].update_one({"_id": _RETENTION, **unchanged}, update)
+    return bool(record) and (bool(found.matched_count) or await is_recorded(database))
 
 
 async def expired(database: Any, instrument: Instrument, retention: Retention, now: int) -> Expired:
     """What may be deleted of an instrument by the server's time `now` (ms)."""
     record = await _record(database)
-    floors = {kind: int(floor) for kind, floor in record.get("floor", {}).items()}
+    noted = [{kind: int(at) for kind, at in record.get(field, {}).items()} for field in ("floor", "reach")]
     found: dict[str, list[Window]] = {}
     for kind, seconds in _in_force(record, retention).items():
-        until = max(now - seconds * SECOND, floors.get(kind, 0))
+        until = max(now - seconds * SECOND, *(each.get(kind, 0) for each in noted))
         found[kind] = [Window(min(0, until), until)]
     async for each in database["expired"].find(instrument._asdict(), hint="instrument"):
         found[each["kind"]].append(Window(int(each["start"]), int(each["end"])))

@@ -13,21 +13,28 @@ from wadm_mcp.health import Health
 from wadm_mcp.settings import Settings
 from wadm_mcp.storage.cache import Cache, InProcessCache, tape_name
 from wadm_mcp.storage.sqlite import SqliteStore
+from wadm_mcp.storage.store import Store
 
 if TYPE_CHECKING:
     from wadm_mcp.storage.mongo import MongoStore
 
 
-def open_store(settings: Settings, suffix: str = "", *, read_only: bool = False) -> MongoStore | SqliteStore:
+def open_store(settings: Settings, suffix: str = "", *, read_only: bool = False) -> Store:
     """The store that the settings name, not entered yet: MongoDB where `MONGODB_URL` is set, otherwise SQLite in the data directory.
 
     `suffix` is added to the name of a MongoDB database: it keeps the data of demo and replay apart.
     """
-    if settings.MONGODB_URL is not None:
-        from wadm_mcp.storage.mongo import MongoStore
+    if settings.MONGODB_URL is None:
+        return SqliteStore(sqlite_path(settings), read_only=read_only)
+    return open_mongo(settings, suffix, read_only=read_only)
 
-        return MongoStore(settings.MONGODB_URL.get_secret_value(), settings.retention, suffix=suffix, read_only=read_only)
-    return SqliteStore(sqlite_path(settings), read_only=read_only)
+
+def open_mongo(settings: Settings, suffix: str = "", *, read_only: bool = False) -> MongoStore:
+    """The store of settings with a `MONGODB_URL`, not entered yet."""
+    from wadm_mcp.storage.mongo import MongoStore
+
+    assert settings.MONGODB_URL is not None
+    return MongoStore(settings.MONGODB_URL.get_secret_value(), settings.retention, suffix=suffix, read_only=read_only)
 
 
 def sqlite_path(settings: Settings) -> Path:

@@ -23,7 +23,7 @@ from wadm_mcp.errors import StoreError, StoreLost
 from wadm_mcp.model import MINUTE, Instrument, Listing, Timeframe, Trade, Window
 from wadm_mcp.storage import sqlite_expiry, sqlite_rows
 from wadm_mcp.storage.sqlite_rows import Row
-from wadm_mcp.storage.sqlite_schema import damaged_message, open_readers, open_writer, transaction, translate_errors
+from wadm_mcp.storage.sqlite_schema import NEW_IDENTITY, damaged_message, open_readers, open_writer, transaction, translate_errors
 from wadm_mcp.storage.store import (
     CommitBarrier,
     Derived,
@@ -34,6 +34,7 @@ from wadm_mcp.storage.store import (
     Store,
     StoredFootprint,
     StoreState,
+    StoreVersion,
     no_barrier,
 )
 
@@ -56,8 +57,7 @@ class SqliteStore(Store):
         self._read_only = read_only
         self._file: tuple[int, int] | None = None
         """Device and inode of the open file."""
-        self.created = False
-        """True if the file did not exist, or was empty, when it was opened for writing."""
+        self._version: StoreVersion | None = None
         self._writer: sqlite3.Connection | None = None
         self._readers: list[sqlite3.Connection] = []
         """Connections that are not in use."""
@@ -74,6 +74,22 @@ class SqliteStore(Store):
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         await self._close()
 
+    @property
+    def version(self) -> StoreVersion:
+        if self._version is None:
+            raise StoreError(f"{self._path} is not open for writing: nothing is known of it")
+        return self._version
+
+    async def renew_identity(self) -> None:
+        def renew(db: sqlite3.Connection) -> StoreVersion:
+            db.execute(NEW_IDENTITY)
+            return _read_version(db)
+
+        self._version = await self._write(renew)
+
+    async def check(self) -> None:
+        await to_thread.run_sync(self._check_file)
+
     async def write(
         self,
         trades: Sequence[Trade],
@@ -82,7 +98,7 @@ class SqliteStore(Store):
         *,
         barrier: CommitBarrier = no_barrier,
     ) -> None:
-        def insert(db: sqlite3.Connection) -> None:
+        def insert(db: sqlite3.Connection) -> StoreVersion:
             instruments = chain((row.instrument for row in chain(trades, pieces)), (instrument for instrument, _ in spans))
             ids = _register_instruments(db, instruments)
             db.executemany(sqlite_rows.INSERT_TRADE, (sqlite_rows.trade_row(ids[trade.instrument], trade) for trade in trades))
@@ -94,10 +110,13 @@ class SqliteStore(Store):
                 (writes,) = db.execute("SELECT writes FROM counter WHERE id = 1").fetchone()
                 db.executemany(sqlite_rows.UPSERT_MARK, ((*minute, writes) for minute in sorted(minutes)))
             db.executemany(sqlite_rows.UPSERT_SPAN, (sqlite_rows.span_row(ids[instrument], span) for instrument, span in spans))
+            return _read_version(db)
 
         await barrier()
         if trades or spans or pieces:
-            await self._write(insert)
+            version = await self._write(insert)
+            # Of two writes the first may return last.
+            self._version = max(self.version, version)
 
     async def pieces(self, instrument: Instrument, window: Window) -> list[PartialFootprint]:
         def find(db: sqlite3.Connection) -> list[PartialFootprint]:
@@ -198,7 +217,7 @@ class SqliteStore(Store):
 
         return await self._read(find)
 
-    async def expire(self, now: int | None, retention: Retention) -> int:
+    async def expire(self, now: int | None, retention: Retention, latest: int | None = None) -> int:
         """As the contract says, and shrinks the file. Trades and pieces of a minute that still has a mark are kept."""
         if now is None:
             return 0
@@ -255,7 +274,7 @@ class SqliteStore(Store):
         def run() -> T:
             if self._writer is None:
                 raise StoreError(f"{self._path} {'was opened for reading only' if self._read_only else 'is closed'}: nothing was written")
-            self.check_file()
+            self._check_file()
             with translate_errors(self._path), transaction(self._writer, "BEGIN IMMEDIATE") if atomic else nullcontext():
                 return work(self._writer)
 
@@ -275,7 +294,7 @@ class SqliteStore(Store):
 
         return await to_thread.run_sync(run, limiter=self._reading)
 
-    def check_file(self) -> None:
+    def _check_file(self) -> None:
         """Raise `StoreLost` if the file at the path is not the open one any more. What is written to a file without a name is lost."""
         try:
             status = self._path.stat()
@@ -293,8 +312,8 @@ class SqliteStore(Store):
 
     def _open(self) -> None:
         if not self._read_only:
-            self.created = not (self._path.exists() and self._path.stat().st_size)
             self._writer = open_writer(self._path)
+            self._version = _read_version(self._writer)
             status = self._path.stat()
             self._file = status.st_dev, status.st_ino
         self._readers = open_readers(self._path, _READER_COUNT, check=self._read_only)
@@ -314,6 +333,10 @@ class SqliteStore(Store):
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+
+def _read_version(db: sqlite3.Connection) -> StoreVersion:
+    return StoreVersion(*db.execute("SELECT name, writes FROM identity, counter").fetchone())
 
 
 def _instrument_id(db: sqlite3.Connection, instrument: Instrument) -> int | None:

@@ -15,7 +15,7 @@ from typing import Final
 from wadm_mcp.errors import StoreError
 
 APPLICATION_ID: Final = int.from_bytes(b"WADM", "big")
-SCHEMA_VERSION: Final = 5
+SCHEMA_VERSION: Final = 6
 
 CHECK_SECONDS: Final = 1.0
 """Time limit of the check when a file is opened: a small file is checked completely, a huge one in part."""
@@ -40,6 +40,9 @@ _EXPIRED: Final = """CREATE TABLE IF NOT EXISTS expired (
         instrument INTEGER NOT NULL, kind TEXT NOT NULL, start INTEGER NOT NULL, end INTEGER NOT NULL,
         PRIMARY KEY (instrument, kind, start)) WITHOUT ROWID"""
 
+_IDENTITY: Final = "CREATE TABLE IF NOT EXISTS identity (id INTEGER PRIMARY KEY CHECK (id = 1), name TEXT NOT NULL)"
+NEW_IDENTITY: Final = "INSERT OR REPLACE INTO identity VALUES (1, lower(hex(randomblob(8))))"
+
 # Key columns have the order in which every query uses them. The key of `trades` contains only what never changes: the price integer
 # does, when a decoder widens the scale between two deliveries of the same trade. The sign of the price is the side, and an empty
 # `trade_id` means that it equals the seq, which saves ten bytes a trade. Packed footprints and profiles are too big for a clustered
@@ -59,6 +62,8 @@ _TABLES: Final = (
     # One row. Marks take their `writes` from it, so that a new mark never repeats a number that was already cleared.
     "CREATE TABLE IF NOT EXISTS counter (id INTEGER PRIMARY KEY CHECK (id = 1), writes INTEGER NOT NULL)",
     "INSERT OR IGNORE INTO counter (id, writes) VALUES (1, 0)",
+    _IDENTITY,
+    NEW_IDENTITY,
     """CREATE TABLE IF NOT EXISTS footprints (
         instrument INTEGER NOT NULL, timeframe INTEGER NOT NULL, start INTEGER NOT NULL, packed BLOB NOT NULL, revision INTEGER NOT NULL,
         PRIMARY KEY (instrument, timeframe, start))""",
@@ -110,6 +115,7 @@ _MIGRATIONS: Final = {
     2: (_TRACKED,),
     3: ("ALTER TABLE instruments ADD COLUMN status TEXT",),
     4: (_EXPIRED, *_FIND_EXPIRED),
+    5: (_IDENTITY, NEW_IDENTITY),
 }
 
 _OTHER_FOLDER: Final = "or set WADM_DATA_DIR to another folder"

@@ -118,6 +118,14 @@ class StoreState(NamedTuple):
     now: int | None = None
 
 
+class StoreVersion(NamedTuple):
+    """Which store it is, and how much was ever written to it: `writes` grows with each batch of trades, and falls only if an older copy of
+    the store is put in its place."""
+
+    identity: str
+    writes: int
+
+
 _PAGE_TRADES: Final = 10_000
 """Trades that `all_trades` reads at a time."""
 
@@ -147,6 +155,19 @@ class Store(Protocol):
     async def __aenter__(self) -> Self: ...
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None: ...
+
+    @property
+    def version(self) -> StoreVersion:
+        """The version when the store was entered, or after the newest batch that this process wrote."""
+        ...
+
+    async def renew_identity(self) -> None:
+        """Give the store a new identity: it is an older copy, and what is written to it from now on makes it another store."""
+        ...
+
+    async def check(self) -> None:
+        """Raise `StoreLost` if what this process writes to was deleted or replaced under it. Cheap; `write` checks it too."""
+        ...
 
     async def write(
         self,
@@ -237,10 +258,11 @@ class Store(Protocol):
         """Spans that touch the window, and the nearest one before it and after it, oldest first."""
         ...
 
-    async def expire(self, now: int | None, retention: Retention) -> int:
+    async def expire(self, now: int | None, retention: Retention, latest: int | None = None) -> int:
         """Delete a bounded number of rows that are older than their retention by `now` (ms); returns how many. None deletes nothing.
 
-        `expired` says so from the moment of the deletion on. Returns 0 where the database server deletes by itself.
+        `expired` says so from the moment of the deletion on. Returns 0 where the database server deletes by itself: it does so by a clock
+        of its own, which may be wrong. No event is later than `latest` (ms), so nothing later was deleted; None if that is not known.
         """
         ...
 

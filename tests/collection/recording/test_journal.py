@@ -29,7 +29,7 @@ from wadm_mcp.collection.recording.journal_segment import Entry, pack, unpack
 from wadm_mcp.coverage.spans import Basis, GapReason, Span, SpanReason
 from wadm_mcp.errors import JournalFull, StoreError
 from wadm_mcp.model import Instrument, Scale, Trade, TradeType
-from wadm_mcp.storage.store import PartialFootprint
+from wadm_mcp.storage.store import PartialFootprint, StoreVersion
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -780,14 +780,49 @@ async def test_many_callers_at_once_take_turns(folder: Path) -> None:
         assert sorted(await drained(journal)) == list(range(60))
 
 
-async def test_beside_a_new_store_the_coverage_of_an_earlier_one_is_not_returned(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("earlier", "store", "expected"),
+    [
+        (None, StoreVersion("a", 0), None),
+        (StoreVersion("a", 7), StoreVersion("b", 9), StoreVersion("a", 7)),
+        (StoreVersion("a", 7), StoreVersion("a", 6), StoreVersion("a", 7)),
+    ],
+)
+async def test_beside_another_or_an_older_store_the_coverage_of_an_earlier_process_is_not_returned(
+    tmp_path: Path, earlier: StoreVersion | None, store: StoreVersion, expected: StoreVersion | None
+) -> None:
     span = Span(NOON, NOON + 5, 1, 9, Basis.EXACT)
     async with Journal(tmp_path, 1 << 20) as journal:
+        if earlier is not None:
+            await journal.meet(earlier)
         await journal.append(Entry([trade(9)], [(SPOT, span)]))
-    async with Journal(tmp_path, 1 << 20, store_is_new=True) as journal:
+    async with Journal(tmp_path, 1 << 20) as journal:
+        assert await journal.meet(store) == expected
         await journal.append(Entry([trade(10)], [(SPOT, Span(NOON + 6, NOON + 7, 10, 10, Basis.EXACT))]))
         batches = [await journal.next(1)]
         batches.append(await journal.next(1, after=batches[0]))
         found = [batch for batch in batches if batch is not None]
         assert [each.seq for batch in found for each in batch.trades] == [9, 10]
         assert [span.first_seq for batch in found for _, span in batch.spans] == [10]
+
+
+async def test_a_journal_whose_store_was_lost_keeps_what_it_released_for_the_next_store(tmp_path: Path) -> None:
+    async with Journal(tmp_path, 1 << 20) as journal:
+        await journal.append(Entry([trade(1)], ()))
+        batch = await next_of(journal, 1)
+        await journal.release(batch, StoreVersion("a", 1))
+        journal.keep_released()
+    async with Journal(tmp_path, 1 << 20) as journal:
+        assert await journal.meet(StoreVersion("b", 0)) is None
+        assert await drained(journal) == [1]
+
+
+async def test_a_note_that_cannot_be_read_is_of_no_store(tmp_path: Path) -> None:
+    async with Journal(tmp_path, 1 << 20) as journal:
+        await journal.append(Entry([trade(9)], [(SPOT, Span(NOON, NOON + 5, 1, 9, Basis.EXACT))]))
+    (tmp_path / "store.json").write_bytes(b"{")
+    async with Journal(tmp_path, 1 << 20) as journal:
+        assert await journal.meet(StoreVersion("a", 7)) is not None
+        batch = await journal.next()
+        assert batch is not None
+        assert batch.spans == []

@@ -24,13 +24,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, NamedTuple, Self, TypeVar
 
+import msgspec
 from anyio import CancelScope, CapacityLimiter, to_thread
 
 from wadm_mcp.collection.recording.journal_segment import HEADER, Entry, Place, SegmentReader, Unreadable, pack
 from wadm_mcp.coverage.spans import Span
 from wadm_mcp.errors import JournalFull, StoreError
 from wadm_mcp.model import Instrument, Trade
-from wadm_mcp.storage.store import PartialFootprint
+from wadm_mcp.storage.store import PartialFootprint, StoreVersion
 from wadm_mcp.tape import PENDING_LIMIT
 
 MAX_CACHED_TRADES: Final = PENDING_LIMIT
@@ -43,9 +44,24 @@ RECORD_TRADES: Final = 5_000
 SYNC_SECONDS: Final = 1.0
 """Between fsyncs while there is something to sync."""
 
+_NOTE: Final = "store.json"
+
 _NAME: Final = re.compile(r"([0-9]{6}|[1-9][0-9]{6,})\.seg", re.ASCII)
 
 T = TypeVar("T")
+
+
+class _Note(msgspec.Struct, frozen=True):
+    """The store that must be beside this journal: what was deleted of the journal is in it. Coverage of the segments up to number
+    `withheld` is not returned, since it was recorded beside another store."""
+
+    identity: str
+    writes: int
+    withheld: int = -1
+
+    @property
+    def version(self) -> StoreVersion:
+        return StoreVersion(self.identity, self.writes)
 
 
 class Batch(NamedTuple):
@@ -90,15 +106,18 @@ class Journal:
     second, so a power cut loses about the last second. If an `append` did not return, some of its trades may still be found later; its
     coverage is found only together with all of them. `StoreError` if the folder cannot be used.
 
-    `store_is_new` says that the store has nothing of what was recorded before: coverage that an earlier process left is not returned then,
-    since it may include trades that only an earlier store had.
+    A journal belongs to a store: a span that it returns may include trades that were deleted from it long ago, because the store had them.
+    Beside the segments is a note of what the store must have. `meet` compares it with the store that is there.
     """
 
-    def __init__(self, folder: Path, limit: int, *, monotonic: Callable[[], float] = time.monotonic, store_is_new: bool = False) -> None:
+    def __init__(self, folder: Path, limit: int, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._folder = folder
-        self._store_is_new = store_is_new
-        self._withheld_until = Place(-1, 0, 0, 0)
-        """Coverage before this place is not returned: it was recorded beside another store."""
+        self._note: _Note | None = None
+        self._store: StoreVersion | None = None
+        """The store, after everything that is released."""
+        self._earlier = -1
+        """Number of the newest segment of an earlier process."""
+        self._keeps_released = False
         self._limit = limit
         self._monotonic = monotonic
         self._segments: deque[_Segment] = deque()
@@ -160,9 +179,22 @@ class Journal:
         """
         return await self._run(partial(self._next, max_trades, after))
 
-    async def release(self, batch: Batch) -> None:
-        """The store has this batch and all before it durably. Deletes the segments that are completely released."""
-        await self._run(partial(self._release, batch))
+    async def release(self, batch: Batch, store: StoreVersion | None = None) -> None:
+        """The store has this batch and all before it durably, and its version is `store` since. Deletes the segments that are completely
+        released, after that version is noted."""
+        await self._run(partial(self._release, batch, store))
+
+    async def meet(self, store: StoreVersion) -> StoreVersion | None:
+        """Compare the store with the one that this journal was beside. Call it before the first `next`.
+
+        Where it is another one, or an older copy, coverage that earlier processes left in the journal is not returned, and the version
+        that the store should have had is. Otherwise None.
+        """
+        return await self._run(partial(self._meet, store))
+
+    def keep_released(self) -> None:
+        """Delete nothing from now on: the store was lost, and the next one may not have what was released."""
+        self._keeps_released = True
 
     async def _run(self, work: Callable[[], T]) -> T:
         try:
@@ -178,7 +210,10 @@ class Journal:
         # Without this a power cut could remove the new folder, with segments in it that were fsynced.
         _sync_folder(self._folder.parent)
         numbers = _segment_numbers(self._folder)
-        self._newest = max([*numbers, *_segment_numbers(self._folder / "damaged")], default=0)
+        self._note = self._read_note()
+        noted = [] if self._note is None else [self._note.withheld]
+        self._newest = max([*numbers, *_segment_numbers(self._folder / "damaged"), *noted, 0])
+        self._earlier = numbers[-1] if numbers else -1
         unreadable: list[Unreadable] = []
         for number in numbers:
             try:
@@ -187,10 +222,38 @@ class Journal:
                 unreadable.append(error)
         for error in unreadable:
             self._quarantine(error)
-        if self._store_is_new and self._segments:
-            self._withheld_until = self._segments[-1].end
         self._update_backlog()
         self._delete_released()
+
+    def _meet(self, store: StoreVersion) -> StoreVersion | None:
+        note = self._note
+        own = note is not None and note.identity == store.identity and note.writes <= store.writes
+        # A journal without a note is that of an earlier release, or of a store that has just been created.
+        withhold = not own and (note is not None or not store.writes)
+        self._store = store
+        self._write_note(_Note(*store, self._earlier if withhold else -1 if note is None else note.withheld))
+        return note.version if note is not None and withhold else None
+
+    def _read_note(self) -> _Note | None:
+        try:
+            return msgspec.json.decode((self._folder / _NOTE).read_bytes(), type=_Note)
+        except FileNotFoundError:
+            return None
+        except msgspec.DecodeError:
+            # Of no store: whichever is there may not have what the journal had.
+            return _Note("", 0)
+
+    def _write_note(self, note: _Note) -> None:
+        if note == self._note:
+            return
+        fresh = self._folder / f"{_NOTE}.new"
+        with fresh.open("wb") as file:
+            file.write(msgspec.json.encode(note))
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(self._folder / _NOTE)
+        _sync_folder(self._folder)
+        self._note = note
 
     def _recover(self, number: int, *, newest: bool) -> None:
         """Add a segment of an earlier process and count its trades. `Unreadable` if it is damaged, and not only incomplete at the end."""
@@ -366,7 +429,8 @@ class Journal:
                     yield place, entry, following
                     place = following
 
-    def _release(self, batch: Batch) -> None:
+    def _release(self, batch: Batch, store: StoreVersion | None) -> None:
+        self._store = store or self._store
         self._released = max(self._released, batch.end)
         self._update_backlog()
         for key in list(takewhile(lambda key: key < self._released[:2], self._cache)):
@@ -391,19 +455,22 @@ class Journal:
 
         Without fsync: a power cut may bring them back, and storing their trades again changes nothing.
         """
-        while self._segments:
+        while self._segments and not self._keeps_released:
             oldest = self._segments[0]
             if self._released < oldest.end or (self._file is not None and len(self._segments) == 1):
                 return
             # As long as the file exists, a restart finds the damage again and goes on withholding the coverage after it.
             if oldest.damaged and self._released < self._suspended_until:
                 return
+            if self._store is not None:
+                # Before what only the store has from then on.
+                self._write_note(_Note(*self._store, -1 if self._note is None else self._note.withheld))
             oldest.path.unlink(missing_ok=True)
             self._segments.popleft()
             self._bytes -= oldest.size
 
     def _coverage_suspended(self, place: Place) -> bool:
-        if place < self._withheld_until:
+        if self._note is not None and place.segment <= self._note.withheld:
             return True
         return place < self._suspended_until and any(segment.damaged and segment.number < place.segment for segment in self._segments)
 

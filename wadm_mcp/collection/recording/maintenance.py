@@ -188,8 +188,8 @@ class Maintenance:
     async def _expire(self) -> None:
         async with self._writer.exclusive():
             while not self._writer.failing:
-                limit = self._expiry_limit()
-                if not await self._store.expire(None if limit is None else limit - _EXPIRY_DELAY_MS, self._retention):
+                limit, latest = self._expiry_limit(), self._clock.now() if self._clock.confirmed() else None
+                if not await self._store.expire(None if limit is None else limit - _EXPIRY_DELAY_MS, self._retention, latest):
                     break
                 await self._writer.drain()
             if not self._writer.failing:

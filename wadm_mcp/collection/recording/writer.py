@@ -18,7 +18,7 @@ from wadm_mcp.backoff import Backoff
 from wadm_mcp.collection.recording.journal import RECORD_TRADES, Batch, Journal
 from wadm_mcp.collection.recording.journal_segment import Entry
 from wadm_mcp.collection.recording.recorder import Recorder
-from wadm_mcp.errors import JournalFull, StoreError, ungrouped
+from wadm_mcp.errors import JournalFull, StoreError, StoreLost, ungrouped
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
 from wadm_mcp.storage.store import CommitBarrier, Store
@@ -32,6 +32,7 @@ _CONCURRENT_WRITES: Final = 2
 _BATCHES_PER_TURN: Final = 20
 """Writes in a row before maintenance gets its turn."""
 _MAX_PAUSE_SECONDS: Final = 5.0
+_RESTORED_PART: Final = "restored store"
 
 
 class Writer:
@@ -47,6 +48,8 @@ class Writer:
         self._turn = anyio.Lock()
         self._journaled = anyio.Event()
         self._damage_logged = 0
+        self._met = False
+        """Whether the store was compared with the one that the journal was written beside."""
         self.failing = False
         """True if the last access to the store failed."""
         self.caught_up = False
@@ -73,6 +76,9 @@ class Writer:
         before = anyio.Event()
         before.set()
         batch = await self._journal.next(_STORE_BATCH_TRADES)
+        if batch is not None and not self._met:
+            await self._meet_store()
+            batch = await self._journal.next(_STORE_BATCH_TRADES)
         with ungrouped():
             async with anyio.create_task_group() as tasks:
                 while batch is not None and most > 0:
@@ -110,6 +116,27 @@ class Writer:
         self._health.report("store", State.DOWN, str(error))
         self._health.count("store.failures")
         self.failing = True
+        if isinstance(error, StoreLost):
+            self._journal.keep_released()
+
+    async def _meet_store(self) -> None:
+        """Name a store that does not have what the journal had when it was deleted there, such as a restored backup."""
+        version = self._store.version
+        expected = await self._journal.meet(version)
+        if expected is not None:
+            place = (await self._store.state()).place
+            older = expected.identity == version.identity
+            which = "is older than the journal beside it, such as a restored backup" if older else "is not the store of its journal"
+            self._health.report(
+                _RESTORED_PART,
+                State.OK,
+                f"{place} {which}: what was recorded since is not claimed, unless the store or the journal still has it",
+            )
+            log.warning("store.restored", place=place, older=older, writes=version.writes, expected_writes=expected.writes)
+            if older:
+                await self._store.renew_identity()
+                await self._journal.meet(self._store.version)
+        self._met = True
 
     async def _keep_journal(self) -> None:
         while True:
@@ -180,7 +207,7 @@ class Writer:
         with anyio.CancelScope(shield=True):
             # A batch that is read again would be counted as stored again.
             self._recorder.mark_durable(batch.trades, batch.pieces)
-            await self._journal.release(batch)
+            await self._journal.release(batch, self._store.version)
         stored.set()
         room.release()
 
