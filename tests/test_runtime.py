@@ -275,6 +275,30 @@ async def test_a_wrong_clock_deletes_nothing_and_loses_no_trade_and_is_named(
         assert all(bar.start <= now for bar in await runtime.store.order_flow(SPOT, Timeframe.M1, Window(0, now + 500 * DAY)))
 
 
+@pytest.mark.parametrize("shift", [0, -3 * HOUR, 3 * HOUR])
+async def test_a_process_that_stands_by_says_what_is_known_of_the_clock_that_its_answers_go_by(tmp_path: Path, shift: int) -> None:
+    async with running(tmp_path) as (recorder, simulator):
+        with anyio.fail_after(15):
+            await simulator.subscribed(*SPOT)
+        await push(simulator)
+        await until(lambda: recorder.recorded == 1 and not recorder.waiting)
+        async with Runtime(settings_for(tmp_path, simulator), clock=Clock(lambda: now_ms() + shift)) as standby:
+            await until(lambda: standby.role == "standby" and "clock" in standby.health.parts)
+            with anyio.fail_after(15):
+                while (part := standby.health.parts["clock"]).detail.startswith("no exchange has confirmed") and shift <= 0:
+                    await push(simulator)
+                    await anyio.sleep(0.3)
+            if shift < 0:
+                assert part.state is State.DOWN
+                assert "is 3 h behind binance" in part.detail
+                assert abs(standby.view.clock() - now_ms()) < 10_000
+            elif shift > 0:
+                # What is older than now may only be late.
+                assert part.detail.startswith("no exchange has confirmed this machine's clock yet")
+            else:
+                assert (part.state, part.detail) == (State.OK, "agrees with binance")
+
+
 async def test_a_deleted_store_ends_recording_with_its_reason_and_what_was_in_it_is_not_claimed_afterwards(tmp_path: Path) -> None:
     async with running(tmp_path) as (runtime, simulator):
         with anyio.fail_after(15):

@@ -126,7 +126,7 @@ class Runtime:
         self._state: Role = "starting"
         self._recorder: Recorder | None = None
         self._subscriptions: SubscriptionManager | None = None
-        self._follower = Follower(self.tape, self.store, self.health, clock)
+        self._follower = Follower(self.tape, self.store, self.health, clock, self._heard)
 
     async def __aenter__(self) -> Self:
         self.health.report("store", State.STARTING, "opening")
@@ -191,6 +191,8 @@ class Runtime:
                     tasks.start_soon(self._supervise, "cache watch", self.cache.watch)
                     tasks.start_soon(self._supervise, "memory", self.admission.give_memory_back)
                     inner.start_soon(self.health.log_changes)
+                    if self._clock_check is not None:
+                        tasks.start_soon(self._supervise, "clock", partial(self._watch_clock, self._clock_check))
                     inner.start_soon(self._open_store, stack)
                     with anyio.move_on_after(_RECORD_SECONDS):
                         await self._opened.wait()
@@ -280,8 +282,6 @@ class Runtime:
 
                 services = RecordingServices(settings, self.tape, self.store, recorder, maintenance, rest, health, self._clock, start)
                 subscriptions = self._subscriptions = SubscriptionManager(services, self._name)
-                if self._clock_check is not None:
-                    start("clock", partial(self._watch_clock, self._clock_check))
                 tasks.start_soon(self._watch_store, writer)
                 start("writer", writer.run)
                 start("maintenance", maintenance.run)

@@ -22,6 +22,9 @@ EXPIRED = Expired().older_than(Retention(HOUR, DAY, 10 * DAY), NOON)
             Timeframe.H1,
             [Window(NOON - 26 * HOUR + MINUTE, NOON - 26 * HOUR + 2 * MINUTE)],
         ),
+        (Window(NOON - 27 * HOUR, NOON), Timeframe.H4, []),
+        (Window(NOON - 27 * HOUR, NOON - 26 * HOUR), Timeframe.D1, []),
+        (Window(NOON - 26 * HOUR - MINUTE, NOON), Timeframe.D1, [Window(NOON - 26 * HOUR - MINUTE, NOON - 26 * HOUR)]),
         (Window(NOON - 11 * DAY, NOON), Timeframe.H1, [Window(NOON - 11 * DAY, NOON - 10 * DAY)]),
     ],
 )

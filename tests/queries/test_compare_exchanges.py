@@ -10,7 +10,7 @@ from tests.market import BYBIT, NOON, SPOT, listing, trade
 from tests.queries.world import World, exact, one_line, rows_of, signed
 from wadm_mcp.coverage.spans import Basis, GapReason, Span
 from wadm_mcp.errors import QueryError
-from wadm_mcp.model import DAY, HOUR, MINUTE, Instrument, Trade
+from wadm_mcp.model import DAY, HOUR, MINUTE, Instrument, Retention, Trade
 from wadm_mcp.queries.compare_exchanges import compare_exchanges
 
 pytestmark = pytest.mark.anyio
@@ -118,3 +118,13 @@ async def test_a_symbol_that_is_not_followed_is_refused() -> None:
     with pytest.raises(QueryError) as caught:
         await _ask(symbol="ETHUSDT")
     assert 'symbol "ETHUSDT" is not followed' in one_line(caught.value)
+
+
+async def test_a_comparison_whose_data_was_deleted_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(listing(PERP), listing(SPOT))
+    for instrument in (SPOT, PERP):
+        world.cover(instrument, NOON - DAY, NOON)
+    assert (await _ask(world))["reading"] == "No trades recorded in this window; coverage 1."
+    monkeypatch.setattr(world.view, "retention", Retention(HOUR, HOUR, HOUR))
+    answer = await _ask(world, end=NOON - 2 * HOUR)
+    assert answer["reading"] == "No trades in this window are stored any more: the data of at least a part of it has expired; coverage 0."

@@ -6,12 +6,13 @@ The store is polled every second. Minutes whose figures are stored leave the tap
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final, Protocol, TypeAlias
 
 import anyio
 
 from wadm_mcp.clock import Clock
+from wadm_mcp.clock_check import TOLERANCE
 from wadm_mcp.collection.recording.minute import without_repeats
 from wadm_mcp.errors import StoreError
 from wadm_mcp.health import Health, State
@@ -41,13 +42,18 @@ class OtherRecorders(Protocol):
 
 
 class Follower:
-    """Reads what the recording process stores into the tape."""
+    """Reads what the recording process stores into the tape.
 
-    def __init__(self, tape: Tape, store: Store, health: Health, clock: Clock) -> None:
+    `heard` gets the exchange and the time (ms) of new trades. A trade is stored late and never early, so one that is older than now proves
+    nothing of the clock, and is not heard.
+    """
+
+    def __init__(self, tape: Tape, store: Store, health: Health, clock: Clock, heard: Callable[[str, int], None] | None = None) -> None:
         self._tape = tape
         self._store = store
         self._health = health
         self._clock = clock
+        self._heard = heard
         self._read: dict[Instrument, dict[_Order, None]] = {}
         """Orders of the trades read last, newest last: the last seconds are read again, since trades may be stored out of order."""
         self._compared: dict[Instrument, dict[int, int]] = {}
@@ -111,6 +117,8 @@ class Follower:
             newest = next(iter(await self._store.trades(instrument, Window(0, _FOREVER), limit=1, newest=True)), None)
         since = min((minute for minute in dirty if minute >= max(dirty) - _RECENT_MS), default=None)
         fresh = await self._gained(instrument, since) if since is not None else []
+        if self._heard is not None and fresh and fresh[-1].timestamp >= self._clock.now() - TOLERANCE:
+            self._heard(instrument.exchange, fresh[-1].timestamp)
         changed = await self._changed(instrument, since, dirty, fresh)
         # No await from here on: a question sees the instrument as it was before, or with all of this.
         tape = self._tape.follow(listing)

@@ -27,12 +27,13 @@ class Expired(NamedTuple):
     def of_bars(self, window: Window, unit: Timeframe) -> list[Window]:
         """The stretches of a window whose figures are gone, if figures are read in bars of `unit`.
 
-        Bars below one hour are kept as long as minutes, longer ones as long as hours. Where the window begins or ends inside a longer bar,
-        that part is read in minutes.
+        Bars below one hour are kept as long as minutes, longer ones as long as hours. Where the window begins or ends inside an hour, that
+        part is read in minutes.
         """
         if unit.ms < Timeframe.H1.ms:
             return _inside(self.minutes, window, MINUTE)
-        first, last = unit.floor(window.start + unit.ms - 1), unit.floor(window.end)
+        # What a window cuts of a longer bar is read in hours, and in minutes what it cuts of an hour.
+        first, last = Timeframe.H1.floor(window.start + HOUR - 1), Timeframe.H1.floor(window.end)
         if first > last:
             return _inside(self.minutes, window, MINUTE)
         edges = (Window(window.start, min(first, window.end)), Window(max(last, window.start), window.end))

@@ -16,7 +16,7 @@ from wadm_mcp.coverage.judge import Judgement
 from wadm_mcp.exchanges.registry import canonical_instrument
 from wadm_mcp.model import MARKETS, Scale, Timeframe, rescale
 from wadm_mcp.queries.arguments import ALL, read_detail, read_timeframe
-from wadm_mcp.queries.coverage import coverage, coverage_inputs, ratio
+from wadm_mcp.queries.coverage import coverage, coverage_inputs, nothing_recorded, ratio
 from wadm_mcp.queries.figures import merged_bars, table
 from wadm_mcp.queries.numbers import Number, decimal_number, number, optional_number
 from wadm_mcp.queries.order_flow import bar_starts
@@ -203,7 +203,7 @@ def _delta(venue: _Venue, at: int) -> float:
 def _reading(rows: Sequence[Sequence[Any]], covered: Mapping[str, Any]) -> str:
     traded = [row for row in rows if row[3]]
     if not traded:
-        return f"No trades recorded in this window; coverage {covered['ratio']}."
+        return f"{nothing_recorded(covered)}; coverage {covered['ratio']}."
     most = max(traded, key=lambda row: row[3])
     least = f"least covered is {covered['worst']} with {covered['ratio']}"
     return f"{len(rows)} instruments; {most[0]} traded most, {most[3]} of the volume; {least}."

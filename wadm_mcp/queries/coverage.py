@@ -97,7 +97,15 @@ async def coverage(
 
 def nothing_traded(scope: Scope, covered: Mapping[str, Any]) -> str:
     """The sentence for a window without a recorded trade. Its coverage says whether the market was quiet or not recorded."""
-    return f"{scope.name}: no trades recorded in this window; coverage {covered['ratio']}."
+    return f"{scope.name}: {nothing_recorded(covered).lower()}; coverage {covered['ratio']}."
+
+
+def nothing_recorded(covered: Mapping[str, Any]) -> str:
+    """Why a window has no trade: nothing of it was recorded, or what was recorded is deleted."""
+    parts = covered.get("parts", {}).values() or (covered,)
+    if any(gap[3] == GapReason.EXPIRED.value for part in parts for gap in part["gaps"]):
+        return "No trades in this window are stored any more: the data of at least a part of it has expired"
+    return "No trades recorded in this window"
 
 
 def _expired(expired: Expired, window: Window, unit: Timeframe | None, *, raw: bool) -> list[Window]:

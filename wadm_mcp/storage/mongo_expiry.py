@@ -49,8 +49,9 @@ async def is_recorded(database: Any) -> bool:
 
 
 async def note_time(database: Any, retention: Retention, now: int, latest: int | None) -> bool:
-    """Record what the TTLs may have deleted by the server's time `now` (ms), which may be wrong: nothing later than `latest` (ms), if that is
-    known. False if the record itself is gone.
+    """Record what the TTLs may have deleted by the server's time `now` (ms), which may be wrong. False if the record itself is gone.
+
+    Nothing later than `latest` (ms) was deleted; None if that is not known.
     """
     record = await _record(database)
     reach = {kind: now - seconds * SECOND for kind, seconds in _in_force(record, retention).items()}
