@@ -7,14 +7,21 @@ from pathlib import Path
 import anyio
 import pytest
 
+from tests.market import trade
+from tests.storage import order_flow
 from wadm_mcp.clock import now_ms
 from wadm_mcp.collection.backfill.import_jobs import ImportJob
 from wadm_mcp.commands.audit import Choice
 from wadm_mcp.commands.import_history import _plan, _progress_line, import_history
+from wadm_mcp.coverage.spans import Basis, Span
 from wadm_mcp.errors import SettingError
-from wadm_mcp.model import DAY
+from wadm_mcp.model import DAY, HOUR, Instrument, Retention
 from wadm_mcp.settings import read_settings
 from wadm_mcp.simulator.simulator import Simulator
+from wadm_mcp.storage.sqlite import SqliteStore
+from wadm_mcp.storage.store import Derived
+
+CLOSED = "http://127.0.0.1:1"
 
 
 @pytest.mark.anyio
@@ -27,6 +34,32 @@ async def test_a_plan_tells_which_day_it_asks_for(tmp_path: Path) -> None:
         lines = await _plan(settings, ImportJob(today - 2 * DAY, today), now_ms(), "", shown.append)
     assert shown == ["plan: binance:spot:BTCUSDT, day 1 of 2", "plan: binance:spot:BTCUSDT, day 2 of 2"]
     assert "binance:spot:BTCUSDT: 2 days from the archive" in lines[1]
+
+
+@pytest.mark.anyio
+async def test_a_plan_does_not_call_deleted_data_stored_and_names_what_is_kept_for_a_shorter_time(tmp_path: Path) -> None:
+    now = now_ms()
+    today, instrument = now // DAY * DAY, Instrument("binance", "spot", "BTCUSDT")
+    async with SqliteStore(tmp_path / "wadm.sqlite") as store:
+        trades = [trade(seq, today - 2 * DAY + seq * HOUR) for seq in range(48)]
+        await store.write(trades, [(instrument, Span(today - 2 * DAY, today, 0, 47, Basis.EXACT))])
+        await store.derive(Derived([], [], [order_flow(each.timestamp, [each]) for each in trades], await store.dirty_minutes()))
+        await store.expire(today - DAY, Retention(DAY, HOUR, 900 * DAY))
+    settings = read_settings({}, overrides={"WADM_DATA_DIR": tmp_path, "WADM_EXCHANGES": ("binance",), "WADM_BINANCE_ARCHIVE": CLOSED})
+    lines = await _plan(settings, ImportJob(today - 2 * DAY, today), now, "", lambda text: None)
+    assert "23.0 hours were recorded and have expired, and are not imported again" in lines[-1]
+    assert "all of it is stored already" not in lines[-1]
+    lines = await _plan(settings, ImportJob(today - 40 * DAY, today - 39 * DAY), now, "", lambda text: None)
+    assert "(WADM_MINUTES_TTL_DAYS=30): it is deleted again within minutes" in lines[1]
+
+
+@pytest.mark.parametrize("file", [False, True])
+def test_what_would_be_deleted_at_once_is_not_imported(file: bool, tmp_path: Path) -> None:
+    settings = read_settings({"WADM_DATA_DIR": str(tmp_path), "WADM_HOURS_TTL_DAYS": "90", "WADM_BINANCE_ARCHIVE": CLOSED})
+    files = [tmp_path / "BTCUSDT-trades-2024-01-01.zip"] if file else []
+    choice = Choice("binance", "spot", "BTCUSDT", None if file else "2024-01-01", None if file else "2024-01-02")
+    with pytest.raises(SettingError, match=r"is older than WADM_HOURS_TTL_DAYS=90 and would be deleted at once; nothing is imported"):
+        anyio.run(lambda: import_history(settings, choice, files, plan=True))
 
 
 class _Terminal(io.StringIO):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.market import NOON
-from wadm_mcp.coverage.judge import IN_TRANSIT, Gap, Judgement, is_covered, judge, uncovered
+from wadm_mcp.coverage.judge import IN_TRANSIT, Gap, Judgement, is_covered, judge, uncovered, without
 from wadm_mcp.coverage.spans import DIFFERING_SEQ, Basis, GapReason, Span, SpanReason
 from wadm_mcp.model import Window
 
@@ -315,3 +315,10 @@ def test_the_missing_trades_of_gaps_that_touch_are_added_where_both_are_known() 
 def test_a_gap_without_length_is_not_joined_to_the_one_before_since_its_trades_may_be_after_it() -> None:
     spans = [exact(0, 10, 1, 5), exact(20, 20, 9, 9), exact(20, 40, 12, 15)]
     assert judge(spans, Window(0, 40), 40).gaps == (Gap(10, 20, 3, GapReason.DISCONNECT), Gap(20, 20, 2, GapReason.DISCONNECT))
+
+
+def test_what_is_left_of_a_window_lies_in_none_of_the_gaps_in_any_order() -> None:
+    gaps = [Window(50, 60), Window(-5, 10), Window(55, 70), Window(95, 120)]
+    assert without(Window(0, 100), gaps) == [Window(10, 50), Window(70, 95)]
+    assert without(Window(0, 100), []) == [Window(0, 100)]
+    assert without(Window(0, 100), [Window(0, 100)]) == []

@@ -20,15 +20,16 @@ from anyio import to_thread
 
 from wadm_mcp.clock import now_ms
 from wadm_mcp.collection.backfill import import_jobs as imports
+from wadm_mcp.collection.backfill.history import expired_text
 from wadm_mcp.collection.backfill.import_jobs import ImportJob, ImportProgress
 from wadm_mcp.collection.recorder_lock import RecorderLock
 from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.commands.audit import Choice
-from wadm_mcp.coverage.judge import judge
-from wadm_mcp.coverage.spans import Span
+from wadm_mcp.coverage.judge import judge, uncovered, without
+from wadm_mcp.coverage.spans import COVERS_NOTHING, Span
 from wadm_mcp.errors import ArchiveError, ExchangeError, QueryError, SettingError, StoreError, WadmError
 from wadm_mcp.exchanges.formats import recognise
-from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, Instrument, Window, is_symbol
+from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, Instrument, Timeframe, Window, is_symbol
 from wadm_mcp.process.signals import stop_signals
 from wadm_mcp.process.standard_streams import print_lines
 from wadm_mcp.queries.arguments import Call, read_time
@@ -57,7 +58,7 @@ async def import_history(settings: Settings, choice: Choice, files: Sequence[Pat
     `SettingError` for an invalid argument; `WadmError` where no recorder accepts the job, and as of the runtime.
     """
     now = now_ms()
-    job = _job_of_files(choice, files) if files else _job_of_window(settings, choice, now)
+    job = _job_of_files(settings, choice, files, now) if files else _job_of_window(settings, choice, now)
     with _progress_line() as show:
         lines = await _plan(settings, job, now, suffix, show)
     print_lines(lines)
@@ -89,10 +90,12 @@ async def import_history(settings: Settings, choice: Choice, files: Sequence[Pat
     return 1 if result.refused else 0
 
 
-def _job_of_files(choice: Choice, files: Sequence[Path]) -> ImportJob:
+def _job_of_files(settings: Settings, choice: Choice, files: Sequence[Path], now: int) -> ImportJob:
     for path in files:
         try:
-            recognise(path.absolute(), choice.exchange, choice.market)
+            _, _, day = recognise(path.absolute(), choice.exchange, choice.market)
+            end = round(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) * SECOND + DAY
+            _refuse_what_is_not_kept(settings, str(path.absolute()), end, now)
             if not path.is_file():
                 raise ArchiveError(f"{path.absolute()}: no such file")
         except ArchiveError as error:
@@ -111,11 +114,22 @@ def _job_of_window(settings: Settings, choice: Choice, now: int) -> ImportJob:
     start, end = start - start % MINUTE, end - end % MINUTE
     if start >= end:
         raise SettingError(f"--from {choice.start or iso(start)} --to {choice.end or iso(end)}: the window has no whole minute before now")
+    _refuse_what_is_not_kept(settings, f"--to {choice.end or iso(end)}", end, now)
     symbol = None if choice.symbol is None else choice.symbol.upper()
     if symbol is not None and not is_symbol(symbol):
         # It becomes a part of the archive's URLs.
         raise SettingError(f"--symbol {printable(choice.symbol, _SHOWN_CHARS)}: an exchange's own name is needed, such as BTCUSDT")
     return ImportJob(start, end, choice.exchange, choice.market, symbol)
+
+
+def _refuse_what_is_not_kept(settings: Settings, subject: str, end: int, now: int) -> None:
+    """`SettingError` if data up to `end` (ms) would be deleted as soon as it is imported."""
+    kept = now - settings.retention.hours
+    if end <= kept:
+        raise SettingError(
+            f"{subject}: data from before {iso(kept)} is older than WADM_HOURS_TTL_DAYS={settings.WADM_HOURS_TTL_DAYS} and would be "
+            "deleted at once; nothing is imported; raise it and WADM_MINUTES_TTL_DAYS, or choose later days"
+        )
 
 
 async def _plan(settings: Settings, job: ImportJob, now: int, suffix: str, show: Callable[[str], None]) -> list[str]:
@@ -124,9 +138,13 @@ async def _plan(settings: Settings, job: ImportJob, now: int, suffix: str, show:
         size = sum([(await anyio.Path(file).stat()).st_size for file in job.files])
         return [f"{len(job.files)} files, {size / 1e6:,.1f} MB, about {_duration(size / _BYTES_PER_ROW / _ROWS_PER_SECOND)}"]
     lines = [f"{iso(job.start)} to {iso(job.end)}, where it is not stored yet:"]
+    for name, length in (("WADM_HOURS_TTL_DAYS", settings.retention.hours), ("WADM_MINUTES_TTL_DAYS", settings.retention.minutes)):
+        if job.start < now - length:
+            what = "nothing" if length == settings.retention.hours else "nothing below one hour"
+            lines.append(f"  {what} from before {iso(now - length)} is kept ({name}={length // DAY}): it is deleted again within minutes")
     window = Window(job.start, job.end)
     instruments = _instruments(settings, job)
-    stored = await _stored_spans(settings, suffix, instruments, window, lines)
+    stored, deleted = await _stored(settings, suffix, instruments, window, lines)
     async with RestClient(proxied=not settings.stays_on_loopback) as rest:
         for instrument in instruments:
             venue = settings.venue(instrument.exchange, instrument.market)
@@ -159,23 +177,34 @@ async def _plan(settings: Settings, job: ImportJob, now: int, suffix: str, show:
             if unavailable:
                 parts.append(f"{unavailable / HOUR:,.1f} hours not available yet")
             parts.append(f"about {_duration(size / _BYTES_PER_ROW / _ROWS_PER_SECOND)}, plus the time of the pages")
-            left = days or paged or unavailable
+            if (expired := expired_text(deleted.get(instrument, 0))) != "":
+                parts.append(expired.removeprefix("; "))
+            left = expired or days or paged or unavailable
             lines.append(f"  {instrument}: {'; '.join(parts) if left else 'all of it is stored already'}")
     return lines
 
 
-async def _stored_spans(
+async def _stored(
     settings: Settings, suffix: str, instruments: Sequence[Instrument], window: Window, lines: list[str]
-) -> dict[Instrument, list[Span]]:
-    """What the store covers of a window. Adds a line where there is a store that cannot be read; then nothing counts as stored."""
+) -> tuple[dict[Instrument, list[Span]], dict[Instrument, int]]:
+    """What the store covers of a window, and how much of that (ms) is deleted. Adds a line where there is a store that cannot be read; then
+    nothing counts as stored."""
     if settings.MONGODB_URL is None and not await anyio.Path(sqlite_path(settings)).exists():
-        return {}
+        return {}, {}
+    spans: dict[Instrument, list[Span]] = {}
+    deleted: dict[Instrument, int] = {}
     try:
         async with open_store(settings, suffix, read_only=True) as store:
-            return {instrument: await store.spans(instrument, window) for instrument in instruments}
+            for instrument in instruments:
+                spans[instrument] = await store.spans(instrument, window)
+                covered = [span for span in spans[instrument] if span.reason not in COVERS_NOTHING]
+                gaps, expired = uncovered(covered, window), (await store.expired(instrument)).of_bars(window, Timeframe.M1)
+                deleted[instrument] = sum(part.length for part in without(window, gaps))
+                deleted[instrument] -= sum(part.length for part in without(window, [*gaps, *expired]))
     except StoreError as error:
         lines.append(f"  what is stored already is counted too: {error}")
-        return {}
+        return {}, {}
+    return spans, deleted
 
 
 def _instruments(settings: Settings, job: ImportJob) -> list[Instrument]:

@@ -139,6 +139,19 @@ def uncovered(spans: Iterable[Span], window: Window) -> list[Window]:
     return gaps
 
 
+def without(window: Window, gaps: Iterable[Window]) -> list[Window]:
+    """The parts of a window that lie in none of these gaps, oldest first."""
+    left: list[Window] = []
+    reached = window.start
+    for gap in sorted(gaps, key=lambda gap: gap.start):
+        if reached < min(gap.start, window.end):
+            left.append(Window(reached, min(gap.start, window.end)))
+        reached = max(reached, gap.end)
+    if reached < window.end:
+        left.append(Window(reached, window.end))
+    return left
+
+
 def _trades(span: Span) -> int | None:
     """Number of trades in a span; None where ids are not gapless."""
     return span.last_seq - span.first_seq + 1 if span.basis is Basis.EXACT else None

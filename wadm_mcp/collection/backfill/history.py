@@ -23,12 +23,12 @@ from wadm_mcp.collection.recording.recorded_instrument import RecordedInstrument
 from wadm_mcp.collection.recording.recorder import Recorder
 from wadm_mcp.collection.rest.client import RestClient
 from wadm_mcp.collection.rest.rate_limit import Priority
-from wadm_mcp.coverage.judge import uncovered
+from wadm_mcp.coverage.judge import uncovered, without
 from wadm_mcp.errors import ArchiveError, DiskReserved, ExchangeError
 from wadm_mcp.exchanges.exchange import Aggregate, ArchiveFormat, Page, Venue
 from wadm_mcp.health import Health, State
 from wadm_mcp.logs import log
-from wadm_mcp.model import DAY, HOUR, MINUTE, Instrument, Window
+from wadm_mcp.model import DAY, HOUR, MINUTE, Instrument, Timeframe, Window
 from wadm_mcp.storage.store import Store
 
 _MARGIN_MS: Final = 20 * MINUTE
@@ -43,6 +43,11 @@ _ARCHIVE_DONE_SECONDS: Final = 24 * 3_600.0
 _FIRST_PAUSE_SECONDS: Final = 5.0
 _MAX_PAUSE_SECONDS: Final = 60.0
 """Backoff of a step that failed; after the first pause other steps have their turn."""
+
+
+def expired_text(length: int) -> str:
+    """What is said of covered time (ms) whose minutes are deleted; nothing where there is none."""
+    return f"; {length / HOUR:,.1f} hours were recorded and have expired, and are not imported again" if length else ""
 
 
 class Remaining(NamedTuple):
@@ -166,12 +171,15 @@ class History:
             rate += (progress.rate or 0) if progress is not None else 0
         return Remaining(length, known_sum(seconds), rate)
 
-    def report(self, matches: Callable[[Instrument], bool], window: Window) -> list[str]:
-        """A line for each instrument: how much of a window is covered now."""
+    async def report(self, matches: Callable[[Instrument], bool], window: Window) -> list[str]:
+        """A line for each instrument: how much of a window is covered now, and how much of what was covered is deleted."""
         lines: list[str] = []
         for instrument in filter(matches, self.instruments):
-            missing = sum(gap.length for gap in uncovered(self._recorder[instrument].coverage.covered, window))
-            lines.append(f"{instrument}: {(window.length - missing) / HOUR:,.1f} of {window.length / HOUR:,.1f} hours are covered")
+            gaps = uncovered(self._recorder[instrument].coverage.covered, window)
+            deleted = (await self._store.expired(instrument)).of_bars(window, Timeframe.M1)
+            covered = sum(part.length for part in without(window, [*gaps, *deleted]))
+            expired = sum(part.length for part in without(window, gaps)) - covered
+            lines.append(f"{instrument}: {covered / HOUR:,.1f} of {window.length / HOUR:,.1f} hours are covered{expired_text(expired)}")
         return lines
 
     async def take_file(self, recorded: RecordedInstrument, file: Path, day: Window, form: ArchiveFormat) -> int:

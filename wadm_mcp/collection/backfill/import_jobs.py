@@ -213,7 +213,7 @@ class ImportJobRunner:
                 doing = f"waiting for the first trade of {awaited}" if waits and awaited else ""
                 await self._report(path, ImportProgress(part, rate, seconds if left else None, [], doing=doing))
                 await anyio.sleep(_POLL_SECONDS)
-            return [line for history in taken for line in history.report(job.matches, window)] or ["no instrument matches"]
+            return [line for history in taken for line in await history.report(job.matches, window)] or ["no instrument matches"]
         finally:
             for history in taken:
                 history.requested.remove((job.matches, window))
