@@ -142,7 +142,9 @@ class BinanceRest:
         last = min(page.now, page.now if page.end is None else page.end)
         last -= last % MINUTE
         first = last - (page.limit - 1) * MINUTE if page.start is None else -(-page.start // MINUTE) * MINUTE
-        return [binance_row(candle) for candle in candles(page.tape, range(first, last + 1, MINUTE)[: page.limit], page.now)]
+        published = self._state.candles[Instrument("binance", self._market, params["symbol"])]
+        starts = range(first, last + 1, MINUTE)[: page.limit]
+        return [binance_row(candle) for candle in candles(page.tape, starts, page.now, published)]
 
     def _prints(self, page: _Page) -> list[Print]:
         """USD-M omits prints that are not market trades, so a page may skip ids."""

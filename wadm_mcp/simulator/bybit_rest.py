@@ -77,7 +77,8 @@ class BybitRest:
     def _klines(self, params: Mapping[str, str], now: int) -> dict[str, object]:
         """Minute candles that open from `start` to `end`, newest first; the newest ones if they exceed the limit. No other interval."""
         category = _category(params)
-        tape = self._state.tapes.get(Instrument("bybit", category, params.get("symbol", "")))
+        instrument = Instrument("bybit", category, params.get("symbol", ""))
+        tape = self._state.tapes.get(instrument)
         if tape is None:
             raise _RefusedError("symbol invalid")
         if params.get("interval") != "1":
@@ -87,7 +88,8 @@ class BybitRest:
         last -= last % MINUTE
         first = max(last - (limit - 1) * MINUTE, -(-_time(params, "start", 0) // MINUTE) * MINUTE)
         until = now - self._state.faults.lag("bybit", category)
-        rows = [bybit_row(candle) for candle in candles(tape, range(first, last + 1, MINUTE), until)]
+        published = self._state.candles[instrument]
+        rows = [bybit_row(candle) for candle in candles(tape, range(first, last + 1, MINUTE), until, published)]
         return {"category": category, "symbol": params["symbol"], "list": rows[::-1]}
 
     def _instruments(self, params: Mapping[str, str]) -> dict[str, object]:

@@ -5,14 +5,17 @@ A minute without trades has the last price before it as all four prices; here th
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from wadm_mcp.model import MINUTE
 from wadm_mcp.simulator.tape import MARKET_PRINTS, Aggregate, Print, Tape
 
-_LOOK_BACK_MINUTES = 60
+_LOOK_BACK_MINUTES: Final = 60
+_KEPT_MINUTES: Final = 180
+_ZERO: Final = Decimal(0)
 
 
 class Candle(NamedTuple):
@@ -30,15 +33,77 @@ class Candle(NamedTuple):
     paid: Decimal
 
 
-def candles(tape: Tape, starts: Iterable[int], now: int) -> Iterator[Candle]:
-    """The candles of the minutes that begin at `starts`; the last may still be open at `now`."""
+class _Sums:
+    """What a candle is made of, trade by trade in their order."""
+
+    def __init__(self) -> None:
+        self._open = self._high = self._low = self._close = _ZERO
+        self._volume = self._turnover = self._bought = self._paid = _ZERO
+        self._fills = 0
+
+    def add(self, row: Print | Aggregate, fills: int) -> None:
+        """Add a trade of so many fills. One without volume counts for nothing."""
+        price, quantity = Decimal(row.price), Decimal(row.quantity)
+        if not quantity:
+            return
+        if not self._fills:
+            self._open = self._high = self._low = price
+        self._high, self._low, self._close = max(self._high, price), min(self._low, price), price
+        self._volume, self._turnover, self._fills = self._volume + quantity, self._turnover + price * quantity, self._fills + fills
+        if row.buy:
+            self._bought, self._paid = self._bought + quantity, self._paid + price * quantity
+
+    def candle(self, start: int) -> Candle | None:
+        """The candle of the minute; None without a trade."""
+        prices = self._open, self._high, self._low, self._close
+        return Candle(start, *prices, self._volume, self._turnover, self._fills, self._bought, self._paid) if self._fills else None
+
+
+class PublishedCandles:
+    """The newest candles of one instrument, made as its trades are published: to compute an hour of a busy market again takes a minute."""
+
+    def __init__(self) -> None:
+        self._since = self._reached = 0
+        self._minutes: dict[int, _Sums] = defaultdict(_Sums)
+
+    def add(self, prints: Iterable[Print], start: int, end: int) -> None:
+        """All trades with `start <= time < end`. Where they do not follow those before, the minute of `start` is not whole."""
+        if start != self._reached:
+            self._minutes.clear()
+            self._since = start
+        self._reached = end
+        for row in prints:
+            if row.kind in MARKET_PRINTS:
+                self._minutes[row.time - row.time % MINUTE].add(row, 1)
+        for minute in [minute for minute in self._minutes if minute < end - _KEPT_MINUTES * MINUTE]:
+            self._since = max(self._since, minute + MINUTE)
+            del self._minutes[minute]
+
+    def has(self, minute: int) -> bool:
+        """Whether all trades of a minute were published here."""
+        return self._since <= minute and minute + MINUTE <= self._reached
+
+    def candle(self, minute: int) -> Candle | None:
+        """The candle of a minute; None without a trade."""
+        return self._minutes[minute].candle(minute) if minute in self._minutes else None
+
+
+def candles(tape: Tape, starts: Iterable[int], now: int, published: PublishedCandles | None = None) -> Iterator[Candle]:
+    """The candles of the minutes that begin at `starts`; the last may still be open at `now`. Those `published` are not computed again."""
+
+    def at(minute: int) -> Candle | None:
+        if published is not None and published.has(minute) and minute + MINUTE <= now:
+            return published.candle(minute)
+        return _candle(tape, minute, min(now, minute + MINUTE))
+
     close: Decimal | None = None
     for start in starts:
-        found = _candle(tape, start, min(now, start + MINUTE))
+        found = at(start)
         if found is None:
-            close = close if close is not None else _close_before(tape, start, now)
+            before = range(start - MINUTE, start - (_LOOK_BACK_MINUTES + 1) * MINUTE, -MINUTE)
+            close = close if close is not None else next((earlier.close for minute in before if (earlier := at(minute)) is not None), None)
             if close is not None:
-                yield Candle(start, close, close, close, close, Decimal(0), Decimal(0), 0, Decimal(0), Decimal(0))
+                yield Candle(start, close, close, close, close, _ZERO, _ZERO, 0, _ZERO, _ZERO)
             continue
         close = found.close
         yield found
@@ -56,32 +121,14 @@ def bybit_row(candle: Candle) -> list[str]:
 
 
 def _candle(tape: Tape, start: int, end: int) -> Candle | None:
-    # A replay of USD-M has only aggregates.
-    rows: list[tuple[Print | Aggregate, int]] = [(row, 1) for row in tape.prints(start, end) if row.kind in MARKET_PRINTS]
-    rows = rows or [(row, row.last - row.first + 1) for row in tape.aggregates(start, end) if start <= row.time < end]
-    rows = [(row, fills) for row, fills in rows if Decimal(row.quantity)]
-    if not rows:
-        return None
-    trades = [(Decimal(row.price), Decimal(row.quantity), row.buy) for row, _ in rows]
-    prices = [price for price, _, _ in trades]
-    zero = Decimal(0)
-    return Candle(
-        start,
-        prices[0],
-        max(prices),
-        min(prices),
-        prices[-1],
-        sum((quantity for _, quantity, _ in trades), zero),
-        sum((price * quantity for price, quantity, _ in trades), zero),
-        sum(fills for _, fills in rows),
-        sum((quantity for _, quantity, buy in trades if buy), zero),
-        sum((price * quantity for price, quantity, buy in trades if buy), zero),
-    )
-
-
-def _close_before(tape: Tape, start: int, now: int) -> Decimal | None:
-    for minute in range(start - MINUTE, start - (_LOOK_BACK_MINUTES + 1) * MINUTE, -MINUTE):
-        found = _candle(tape, minute, min(now, minute + MINUTE))
-        if found is not None:
-            return found.close
-    return None
+    sums, traded = _Sums(), False
+    for row in tape.prints(start, end):
+        if row.kind in MARKET_PRINTS:
+            traded = True
+            sums.add(row, 1)
+    if not traded:
+        # A replay of USD-M has only aggregates.
+        for whole in tape.aggregates(start, end):
+            if start <= whole.time < end:
+                sums.add(whole, whole.last - whole.first + 1)
+    return sums.candle(start)

@@ -51,7 +51,9 @@ class LiveFeed:
                     reached[instrument] = end
                     tape = state.tapes[instrument]
                     folded = list(tape.aggregates(start, end)) if venue.exchange == "binance" else []
-                    await venue.publish(instrument, Batch(list(tape.prints(start, end)), folded), event_time=now)
+                    prints = list(tape.prints(start, end))
+                    state.candles[instrument].add(prints, start, end)
+                    await venue.publish(instrument, Batch(prints, folded), event_time=now)
             await anyio.sleep(state.timing.tick)
 
 

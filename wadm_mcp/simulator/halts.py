@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Final, TypeVar
 
 from wadm_mcp.simulator.tape import Aggregate, Print, Tape
@@ -38,6 +40,13 @@ class HaltingTape:
         """The halts so far, oldest first."""
         self._latest = 0
         """The latest time so far. The clock of the exchanges may be set back, and what was left out stays left out."""
+        self._note_halts()
+
+    def _note_halts(self) -> None:
+        """Note when each halt begins, and how many rows are left out before it, since every row asks."""
+        self._starts = [halt.start for halt in self.halts]
+        self._prints_before = list(accumulate((halt.prints for halt in self.halts), initial=0))
+        self._aggregates_before = list(accumulate((halt.aggregates for halt in self.halts), initial=0))
 
     def copy(self) -> HaltingTape:
         return HaltingTape(self._tape.copy(), [replace(halt) for halt in self.halts])
@@ -63,6 +72,7 @@ class HaltingTape:
             aggregates = [row.number for row in published if last.start <= row.time < last.end]
             last.prints, last.first_print = len(prints), min(prints, default=0)
             last.aggregates, last.first_aggregate = len(aggregates), min(aggregates, default=0)
+        self._note_halts()
 
     def _between_aggregates(self, at: int) -> int:
         """The first moment from `at` on that splits no aggregate."""
@@ -109,13 +119,12 @@ class HaltingTape:
         return (moved for row in rows if (moved := self._moved(row)) is not None)
 
     def _moved(self, row: _Row) -> _Row | None:
-        prints = aggregates = 0
-        for halt in self.halts:
-            if row.time < halt.start:
-                break
-            if halt.end is None or row.time < halt.end:
+        begun = bisect_right(self._starts, row.time)
+        if begun:
+            last = self.halts[begun - 1]
+            if last.end is None or row.time < last.end:
                 return None
-            prints, aggregates = prints + halt.prints, aggregates + halt.aggregates
+        prints, aggregates = self._prints_before[begun], self._aggregates_before[begun]
         if not prints:
             return row
         if isinstance(row, Aggregate):

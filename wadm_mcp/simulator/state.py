@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from wadm_mcp.model import Instrument
+from wadm_mcp.simulator.candles import PublishedCandles
 from wadm_mcp.simulator.faults import Faults
 from wadm_mcp.simulator.halts import HaltingTape
 from wadm_mcp.simulator.listings import Steps, finer_steps, steps_of, symbols_of
@@ -51,6 +52,8 @@ class SimulatorState:
     """Instruments that do not trade: the exchange's word for it, empty for one that it does not list."""
     steps: dict[Instrument, Steps] = field(default_factory=dict[Instrument, Steps])
     """Ticks and lots that differ from `steps_of`."""
+    candles: defaultdict[Instrument, PublishedCandles] = field(default_factory=lambda: defaultdict(PublishedCandles))
+    """Candles of the trades that the live feed published."""
 
     def status(self, instrument: Instrument) -> str | None:
         """As `statuses`, or as a fault has it; None while the instrument trades."""
