@@ -25,9 +25,10 @@ def _blocked() -> Sequence[Fault]:
     if SECONDS < 3_600:
         return ()
     every = (
+        # First, since its host then counts as lacking trades by id for an hour.
+        (Kind.NO_HISTORY, "binance", "spot"),
         (Kind.BLOCKED, "binance", "spot"),
         (Kind.BLOCKED_SOCKETS, "bybit", ""),
-        (Kind.NO_HISTORY, "binance", "spot"),
         (Kind.BLOCKED, "bybit", "linear"),
         (Kind.BLOCKED_SOCKETS, "binance", ""),
         (Kind.BLOCKED, "binance", "linear"),
