@@ -199,8 +199,10 @@ async def test_a_gap_in_the_sample_removes_large_orders() -> None:
     assert large(await _ask(tape_world(gap=(within, within + 1), more=busy_hour()), detail="full")) == []
 
 
-async def test_a_tape_without_trades_has_an_answer() -> None:
-    answer = await _ask(World(now=NOW))
+@pytest.mark.parametrize("detail", ["brief", "standard", "full"])
+@pytest.mark.parametrize("exchange", ["binance", "all"])
+async def test_a_tape_without_trades_has_an_answer(exchange: str, detail: str) -> None:
+    answer = await _ask(World(now=NOW), exchange=exchange, detail=detail)
     assert answer["coverage"]["ratio"] == 0
     assert answer["bars"]["usable"] == 0
     assert answer["events"]["rows"] == []

@@ -102,8 +102,9 @@ def nothing_traded(scope: Scope, covered: Mapping[str, Any]) -> str:
 
 def nothing_recorded(covered: Mapping[str, Any]) -> str:
     """Why a window has no trade: nothing of it was recorded, or what was recorded is deleted."""
-    parts = covered.get("parts", {}).values() or (covered,)
-    if any(gap[3] == GapReason.EXPIRED.value for part in parts for gap in part["gaps"]):
+    # A short answer lists the gaps of the worst part alone.
+    parts = (covered, *covered.get("parts", {}).values())
+    if any(gap[3] == GapReason.EXPIRED.value for part in parts for gap in part.get("gaps", ())):
         return "No trades in this window are stored any more: the data of at least a part of it has expired"
     return "No trades recorded in this window"
 
