@@ -6,7 +6,8 @@ import errno
 import logging
 import socket
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
+from itertools import product
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -290,3 +291,19 @@ async def test_an_invalid_body_that_comes_with_its_request_is_answered_once_with
         assert answer.count(b"HTTP/1.1") == 1
         await site.counted("requests.invalid")
     assert not [record for record in caplog.records if record.exc_info]
+
+
+@pytest.mark.parametrize("method", [b"HEAD", b"GET", b"POST"])
+async def test_an_invalid_body_leaves_no_traceback_whatever_was_asked(
+    method: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    request = b"%s %s HTTP/1.1\r\nHost: %s\r\nTransfer-Encoding: chunked\r\n\r\n%s"
+    bodies = (b"zz\r\n", b"1\r\nx\r\nzz\r\n", b"0\r\n\r\nno request\r\n\r\n")
+    async with _site(monkeypatch) as site:
+        for path, host, body in product((b"/nothing", b"/health/live"), (b"localhost", b"evil.example"), bodies):
+            connection = await site.connect(request % (method, path, host, body))
+            # Closed in whatever way, after an answer or without one.
+            with suppress(anyio.BrokenResourceError):
+                async for _ in connection:
+                    pass
+    assert not [record.getMessage() for record in caplog.records if record.exc_info]

@@ -225,6 +225,14 @@ class HttpConnection(H11Protocol):
         super().data_received(data)
         self._update_stage()
 
+    def handle_events(self) -> None:
+        try:
+            super().handle_events()
+        except h11.ProtocolError:
+            # The 400 of uvicorn has a body, which the answer to HEAD has not.
+            self._drop_answer()
+            self.transport.abort()
+
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._update_stage()
@@ -241,13 +249,16 @@ class HttpConnection(H11Protocol):
         self._open.health.count("requests.invalid")
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             super().send_400_response(msg)
-            if self._begun and not self.cycle.response_complete:
-                # The body of a request in progress is invalid. Its answer is this 400; h11 would raise at the application's own.
-                self.cycle.disconnected = True
-                self.cycle.message_event.set()
+            self._drop_answer()
         else:
             # The body is invalid of a request that is answered already: uvicorn would log a traceback.
             self.transport.abort()
+
+    def _drop_answer(self) -> None:
+        """The body of the request in progress, if there is one, is invalid. Its answer is a 400; h11 would raise at the application's own."""
+        if self._begun and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
 
     def _update_stage(self) -> None:
         self._open.move(self, self._current_stage())
