@@ -92,11 +92,18 @@ class Happened(NamedTuple):
 
 
 class _Active(NamedTuple):
-    """A fault that takes place now, on one connection, or with None on all of the market."""
+    """A fault that takes place now, on one connection, or with None on all of the market, and the time (ms) of the trade that it met first.
+
+    A `SILENCE` lasts as long in the market too: where the simulator stood still meanwhile, a shorter one may be too short to notice.
+    """
 
     fault: Fault
     connection: int | None
     until: float
+    since: int
+
+    def is_over(self, now: float, traded_at: int) -> bool:
+        return now > self.until and (self.fault.kind is not Kind.SILENCE or traded_at - self.since > self.fault.lasts * 1_000)
 
 
 class Chaos(Faults):
@@ -179,18 +186,19 @@ class Chaos(Faults):
         key, now = (exchange, market), self.now
         self._alive[key][connection] = now
         active = self._active.get(key)
-        if active is not None and now > active.until:
+        traded_at = int(found[1])
+        if active is not None and active.is_over(now, traded_at):
             del self._active[key]
             self._ended[key] = now
             active = None
         if active is None:
-            active = self._next(key, connection, now)
+            active = self._next(key, connection, now, traded_at)
         self._old[key].append((now, frame))
         if active is None or active.connection not in (connection, None):
             return self._with_delayed(connection, (frame,))
-        return self._apply(active, connection, frame, int(found[1]), now)
+        return self._apply(active, connection, frame, traded_at, now)
 
-    def _next(self, key: tuple[str, str], connection: int, now: float) -> _Active | None:
+    def _next(self, key: tuple[str, str], connection: int, now: float, traded_at: int) -> _Active | None:
         due = self._sockets[key]
         if not due or due[0].at > now or now < 0:
             return None
@@ -201,7 +209,7 @@ class Chaos(Faults):
         fault = due.popleft()
         on = None if fault.kind is Kind.SILENCE else connection
         self.happened.append(Happened(fault, now, on))
-        active = self._active[key] = _Active(fault, on, now + fault.lasts)
+        active = self._active[key] = _Active(fault, on, now + fault.lasts, traded_at)
         return active
 
     def _apply(self, active: _Active, connection: int, frame: str | bytes, traded_at: int, now: float) -> Sequence[str | bytes]:

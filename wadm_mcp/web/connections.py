@@ -255,7 +255,7 @@ class HttpConnection(H11Protocol):
             self.transport.abort()
 
     def _drop_answer(self) -> None:
-        """The body of the request in progress, if there is one, is invalid. Its answer is a 400; h11 would raise at the application's own."""
+        """The body of the request in progress, if any, is invalid. Its answer is a 400; h11 would raise at the application's own."""
         if self._begun and not self.cycle.response_complete:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
