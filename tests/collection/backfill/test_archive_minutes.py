@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from wadm_mcp.analytics.footprint import Footprint
 from wadm_mcp.collection.backfill import archive_minutes, archive_order
-from wadm_mcp.collection.backfill.archive_minutes import PackedPartial, bounded, by_id, by_minute, counted_minutes, whole_minutes
+from wadm_mcp.collection.backfill.archive_minutes import PackedPartial, Pauses, bounded, by_id, by_minute, counted_minutes, whole_minutes
 from wadm_mcp.collection.backfill.archive_order import OutOfOrder, SortedRows
 from wadm_mcp.collection.disk_reserve import DiskReserve
 from wadm_mcp.coverage.spans import Basis, Span
@@ -267,6 +267,52 @@ def test_a_repeated_row_counts_once_where_ids_do_not_count() -> None:
     spot = ["id,timestamp,price,volume,side,rpi\n", *(f"{row},{START + 5},61837.6,0.000001,buy,0\n" for row in (1, 2, 2, 3))]
     (partial,) = whole_minutes(BYBIT_SPOT, BybitSpotTrades().rows(BYBIT_SPOT, spot), TODAY, {START}, {})
     assert partial.trades == 3
+
+
+@pytest.mark.parametrize("field", ["price", "side", "at"])
+def test_two_trades_of_one_id_refuse_the_file(field: str) -> None:
+    first = linear_line(START, "a")
+    other = {
+        "price": linear_line(START, "a", price="61838.0"),
+        "side": linear_line(START, "a", side="Sell"),
+        "at": linear_line(START + 5, "a"),
+    }
+    with pytest.raises(ArchiveError, match="row 2: an earlier row has its id 'a' and is another trade"):
+        bybit_partials([first, other[field]], {START})
+
+
+def _suspect(times: Iterable[int], *, newest_first: bool) -> set[int]:
+    """The suspect minutes of a file with trades at these seconds of the day, by number."""
+    lines = [linear_line(START + round(second * SECOND), f"id-{place}") for place, second in enumerate(times)]
+    pauses = Pauses(BYBIT, list(BybitLinearTrades().rows(BYBIT, lines[::-1] if newest_first else lines)))
+    for _ in range(2):
+        assert len(list(pauses)) == len(lines)
+    return {(minute - START) // MINUTE for minute in pauses.suspect(TODAY)}
+
+
+@pytest.mark.parametrize("newest_first", [False, True])
+def test_a_day_without_the_pauses_of_its_pace_is_suspect_where_the_file_has_nothing(newest_first: bool) -> None:
+    day = range(0, 86_400, 20)
+    assert _suspect(day, newest_first=newest_first) == set()
+    cut = range(0, 36_000, 20)
+    assert _suspect(cut, newest_first=newest_first) == set(range(599, 1_440))
+    late = range(36_000, 86_400, 20)
+    assert _suspect(late, newest_first=newest_first) == set(range(600))
+    holed = [*range(0, 30_000, 20), *range(60_000, 86_400, 20)]
+    assert _suspect(holed, newest_first=newest_first) == set(range(499, 1_000))
+
+
+def test_a_pause_of_minutes_and_the_quiet_of_a_quiet_instrument_are_not_suspect() -> None:
+    paused = [*range(0, 30_000, 20), *range(30_540, 86_400, 20)]
+    assert _suspect(paused, newest_first=False) == set()
+    assert _suspect([3_000, 40_000, 80_000], newest_first=False) == set()
+    dice = Random(6)
+    assert _suspect(sorted(dice.uniform(0, 86_400) for _ in range(48)), newest_first=False) == set()
+
+
+def test_a_file_without_rows_is_refused() -> None:
+    with pytest.raises(ArchiveError, match="it has no trades; download it again"):
+        _suspect([], newest_first=False)
 
 
 def test_minutes_out_of_time_order_are_sorted_first(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ its trades the file joins the tape exactly, by id; where it does not, a minute c
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from datetime import date
 from itertools import islice
@@ -18,7 +18,7 @@ from anyio import from_thread, to_thread
 
 from wadm_mcp.clock import Clock
 from wadm_mcp.collection.backfill import archive_file
-from wadm_mcp.collection.backfill.archive_minutes import PackedPartial, bounded, by_id, by_minute, counted_minutes, whole_minutes
+from wadm_mcp.collection.backfill.archive_minutes import PackedPartial, Pauses, bounded, by_id, by_minute, counted_minutes, whole_minutes
 from wadm_mcp.collection.backfill.archive_order import OutOfOrder, SortedRows
 from wadm_mcp.collection.backfill.history_plan import ImportStep
 from wadm_mcp.collection.disk_reserve import DiskReserve
@@ -116,12 +116,16 @@ class ArchiveImport:
         wanted = {minute for gap in gaps for minute in range(gap.start - gap.start % MINUTE, gap.end, MINUTE)}
         tape_trades = {} if counted else await self._tape_trades(recorded, form, gaps)
 
-        file_rows, spoiled = _FileRows(form, listing, file), set[int]()
+        file_rows, spoiled = _FileRows(form, listing, file), dict[int, GapReason]()
 
         def partials_of(rows: Iterable[Aggregate]) -> list[PackedPartial]:
             if counted:
                 return bounded(listing, counted_minutes(listing, rows, day, covered))
-            return bounded(listing, whole_minutes(listing, rows, day, wanted, tape_trades, file_rows.bad_lines, spoiled))
+            pauses, unreadable = Pauses(listing, rows), set[int]()
+            found = bounded(listing, whole_minutes(listing, pauses, day, wanted, tape_trades, file_rows.bad_lines, unreadable))
+            spoiled.update(dict.fromkeys(pauses.suspect(day), GapReason.SILENCE))
+            spoiled.update(dict.fromkeys(unreadable, GapReason.UNREADABLE))
+            return [partial for partial in found if partial.minute not in spoiled]
 
         def read() -> tuple[Iterable[Aggregate], list[PackedPartial]]:
             try:
@@ -196,7 +200,7 @@ class ArchiveImport:
         )
 
     async def _take_partials(
-        self, recorded: RecordedInstrument, partials: Sequence[PackedPartial], day: Window, spoiled: Collection[int], *, raw: bool
+        self, recorded: RecordedInstrument, partials: Sequence[PackedPartial], day: Window, spoiled: Mapping[int, GapReason], *, raw: bool
     ) -> int:
         """Import partial footprints. Where they are whole minutes the day is covered, without the `spoiled` minutes."""
         new, instrument, listing = 0, recorded.instrument, recorded.tape.listing
@@ -206,7 +210,7 @@ class ArchiveImport:
             whole = Window(reached, following[0].minute if following is not None else day.end)
             unpacked = await to_thread.run_sync(_unpacked, part, listing)
             for window in _without(whole, spoiled) or [Window(whole.start, whole.start)]:
-                opened_by = GapReason.UNREADABLE if window.start - MINUTE in spoiled else GapReason.START
+                opened_by = spoiled.get(window.start - MINUTE, GapReason.START)
                 new += await self._recorder.record_imported(instrument, (), unpacked, window, raw=raw, opened_by=opened_by)
                 unpacked = []
             await self._recorder.until_stored(instrument, [packed.minute for packed in part])

@@ -2,7 +2,8 @@
 
 Callers read the whole file before they take anything of it. Files have holes, repeated rows and rows out of order of their own
 (docs/exchanges.md 8.24). A repeated row counts once. `OutOfOrder` says that the rows have to be sorted first, so that none is lost. Where
-ids are gapless, a hole stays a gap, which gap repair fills by id. Where they are not, a hole cannot be detected.
+ids are gapless, a hole stays a gap, which gap repair fills by id. Where they are not, `Pauses` finds the holes that the day's own pace does
+not explain: the file may have been published before it was complete.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ from wadm_mcp.analytics.footprint import Footprint
 from wadm_mcp.clock import CLOCK_SKEW
 from wadm_mcp.collection.backfill.archive_order import OutOfOrder
 from wadm_mcp.collection.recording.minute import PartialRun
+from wadm_mcp.coverage.silence import SHORTEST_PAUSE, SilenceLimit
 from wadm_mcp.coverage.spans import Span
 from wadm_mcp.errors import ArchiveError
 from wadm_mcp.exchanges.exchange import Aggregate
-from wadm_mcp.model import MINUTE, Listing, Trade, Window
+from wadm_mcp.model import DAY, MINUTE, Listing, Trade, Window
 from wadm_mcp.storage.store import WHOLE, PartialFootprint
 
+_LONGEST_PAUSE: Final = 10 * MINUTE
+"""Milliseconds without a row that are never suspect: exchanges pause for minutes now and then."""
 _OPEN_MINUTES: Final = 2
 """Minutes that may still get rows while a file without gapless ids is read: such a file is ordered by time only."""
 _MAX_LEVELS: Final = 100_000
@@ -56,6 +60,46 @@ class PackedPartial(NamedTuple):
     def unpack(self, listing: Listing) -> PartialFootprint:
         """The partial footprint, as the recorder takes it."""
         return PartialFootprint(listing.instrument, self.minute, self.first_seq, self.last_seq, Footprint.unpack(decompress(self.packed)))
+
+
+class Pauses:
+    """The rows of a day's file without gapless ids, by time in either direction, and the long pauses among them.
+
+    A pause is suspect that is longer than ten minutes and than the day's own pace gives once in a million (`coverage/silence.py`), also
+    before the first row and after the last. It is judged once all rows were read.
+    """
+
+    def __init__(self, listing: Listing, rows: Iterable[Aggregate]) -> None:
+        self._listing = listing
+        self._rows = rows
+        self._pace = SilenceLimit(unknown=DAY)
+        self._long: list[Window] = []
+        self._first = self._last = -1
+
+    def __iter__(self) -> Iterator[Aggregate]:
+        self._pace, self._long, self._first = SilenceLimit(unknown=DAY), [], -1
+        before = -1
+        for row in self._rows:
+            at = row.trade.timestamp
+            if before < 0:
+                self._first = at
+            elif abs(at - before) >= SHORTEST_PAUSE:
+                self._pace.learn(min(at, before), max(at, before))
+                if abs(at - before) > _LONGEST_PAUSE:
+                    self._long.append(Window(min(at, before), max(at, before)))
+            self._last = before = at
+            yield row
+
+    def suspect(self, day: Window) -> set[int]:
+        """The minutes (by start) that suspect pauses touch. `ArchiveError` for a file without rows."""
+        if self._first < 0:
+            raise ArchiveError(
+                f"{self._listing.instrument} archive: it has no trades; download it again once the exchange has completed it"
+            )
+        earliest, latest = sorted((self._first, self._last))
+        pauses = (*self._long, Window(day.start, earliest), Window(latest, day.end))
+        suspect = [pause for pause in pauses if pause.length > max(_LONGEST_PAUSE, self._pace.ms)]
+        return {minute for pause in suspect for minute in range(pause.start - pause.start % MINUTE, pause.end, MINUTE)}
 
 
 def bounded(listing: Listing, partials: Iterable[PackedPartial]) -> list[PackedPartial]:
@@ -136,7 +180,7 @@ def whole_minutes(
 
     `tape_trades` are the tape's trades of some of these minutes. Those that the file does not have (by `trade_id`) are added.
     `bad_lines` grows with every line between two `rows` that cannot be read. The minutes in which it may belong are added to `spoiled` and
-    left out. `OutOfOrder` for minutes out of time order. `ArchiveError` for a row of another day.
+    left out. `OutOfOrder` for minutes out of time order. `ArchiveError` for a row of another day, and for two trades of one id.
     """
     open_minutes: dict[int, dict[str, Trade]] = {}
     closed: set[int] = set()
@@ -169,7 +213,12 @@ def whole_minutes(
             trades = open_minutes.setdefault(minute, {})
             others = sum(map(len, open_minutes.values())) - len(trades)
         if trade.quantity and minute in wanted:
-            trades.setdefault(trade.trade_id, trade)
+            known = trades.setdefault(trade.trade_id, trade)
+            if known is not trade and _content(known) != _content(trade):
+                raise ArchiveError(
+                    f"{listing.instrument} archive, row {number:,}: an earlier row has its id {trade.trade_id!r} and is another trade; "
+                    "download the file again"
+                )
             if others + len(trades) > _MAX_OPEN_TRADES:
                 raise _too_many(listing, number, f"{_MAX_OPEN_TRADES:,} trades")
     if len(bad_lines) != seen:
@@ -199,6 +248,10 @@ def _whole_minute(
     footprint = Footprint(listing.scale)
     footprint.add(*trades)
     yield PackedPartial(minute, WHOLE, WHOLE, _packed(footprint), footprint.bar.trade_count)
+
+
+def _content(trade: Trade) -> tuple[object, ...]:
+    return trade.timestamp, trade.price, trade.quantity, trade.trade_type, trade.scale
 
 
 def _packed(footprint: Footprint) -> bytes:
