@@ -106,6 +106,29 @@ async def test_a_minute_without_trades_here_keeps_the_bar_that_another_process_d
         assert [row.cumulative_delta for row in rows] == [100, 200, 300, 400]
 
 
+async def test_a_bar_of_minutes_that_another_process_derived_is_closed_here_if_that_process_did_not(tmp_path: Path) -> None:
+    async with recording(tmp_path) as r:
+        r.recorder[SPOT].coverage.silence_limit.ms = HOUR
+        await r.trade(trade(1, NOON + 4 * MINUTE))
+        r.clock.pass_minutes(4)
+        r.clock.pass_seconds(63)
+        await r.write()
+        # This process stands still for eight minutes, in which another one records and ends.
+        theirs = [trade(minute, NOON + minute * MINUTE) for minute in range(5, 10)]
+        await r.store.derive(
+            Derived(
+                [StoredFootprint(SPOT, Timeframe.M1, one.timestamp, footprint_of([one])) for one in theirs],
+                order_flow=[OrderFlow(SPOT, Timeframe.M1, one.timestamp, bar_of([one]), 100 * one.seq - 300) for one in theirs],
+            )
+        )
+        r.clock.pass_minutes(8)
+        await r.trade(trade(2, r.clock.now()))
+        r.clock.pass_seconds(63)
+        await r.write()
+        closed = [row for row in await r.bars(Timeframe.M5) if row.start == NOON + 5 * MINUTE]
+        assert [(row.bar, row.cumulative_delta) for row in closed] == [(bar_of(theirs), 600)]
+
+
 async def test_a_minute_that_began_before_its_tick_was_known_has_a_profile_in_ticks(tmp_path: Path) -> None:
     async with recording(tmp_path) as r:
         r.tape.follow(Listing.unconfirmed(SPOT))
@@ -256,7 +279,7 @@ def test_a_bar_is_found_waiting_without_a_look_at_every_unfinished_minute() -> N
 
     # Thirty imported days without every seventh hour: 37,000 minutes that a later pass derives.
     minutes = [NOON + minute * MINUTE for minute in range(30 * 24 * 60) if minute // 60 % 7]
-    work = _Pass(listing(), {}, NOON, NOON + 30 * DAY, [], {}, Watched(minutes), in_turn=False)
+    work = _Pass(listing(), {}, [], NOON, NOON + 30 * DAY, [], {}, Watched(minutes), in_turn=False)
     asked = [(timeframe, start) for timeframe in (Timeframe.M15, Timeframe.H1) for start in range(NOON, NOON + 30 * DAY, timeframe.ms)]
     waiting = {(timeframe, timeframe.floor(minute)) for timeframe in (Timeframe.M15, Timeframe.H1) for minute in minutes}
     assert {bar for bar in asked if work.waits(*bar)} == waiting

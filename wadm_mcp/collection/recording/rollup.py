@@ -41,11 +41,13 @@ _BarKey: TypeAlias = tuple[Timeframe, int]
 
 @dataclass(frozen=True, slots=True)
 class _Pass:
-    """What one pass derives of an instrument: these minutes, every closed bar above them, and every bar that was open at `settled` and
-    is over at `until`."""
+    """What one pass derives of an instrument: these minutes, every closed bar above them, every bar above the minutes `elsewhere` that is
+    not stored, and every bar that was open at `settled` and is over at `until`."""
 
     listing: Listing
     minutes: Mapping[int, Footprint]
+    elsewhere: Sequence[int]
+    """Minutes that another process has derived. It may have ended before it derived the bars above them."""
     settled: int
     until: int
     clears: Sequence[DirtyMinute]
@@ -119,10 +121,12 @@ class Rollup:
             expired = await self._store.expired(instrument)
             revised = {minute: tape.revising[minute] for minute in late}
             due: dict[int, Footprint] = {}
+            elsewhere: list[int] = []
             for minute in over:
                 live = tape.minutes.get(minute)
                 if live is None and (Timeframe.M1, minute) in stored:
-                    # Another process recorded it while this one stood still, and has derived it.
+                    # Another process recorded it while this one stood still.
+                    elsewhere.append(minute)
                     continue
                 # A copy: a late trade may come in during the awaits, and marks the minute again.
                 due[minute] = live.rescaled(live.scale) if live is not None else Footprint(tape.listing.scale)
@@ -138,8 +142,8 @@ class Rollup:
                 cells += due[minute].levels
             clears = [marks[minute] for minute in due if minute in marks]
             unfinished = sorted(minute for minute in marks if minute < settled and minute not in due)
-            in_turn = not late and all(minute in due for minute in over)
-            await self._derive(_Pass(tape.listing, due, settled, until, clears, stored, unfinished, in_turn))
+            in_turn = not late and not elsewhere
+            await self._derive(_Pass(tape.listing, due, elsewhere, settled, until, clears, stored, unfinished, in_turn))
             for minute, trades in revised.items():
                 if minute in due:
                     tape.revised(minute, trades)
@@ -218,6 +222,7 @@ class Rollup:
     async def _starts(self, work: _Pass, timeframe: Timeframe) -> list[int]:
         """Starts of the bars of a timeframe that a pass derives, oldest first."""
         starts = {timeframe.floor(minute) for minute in work.minutes}
+        starts |= {start for minute in work.elsewhere if (timeframe, start := timeframe.floor(minute)) not in work.stored}
         left_open = timeframe.floor(work.settled - 1)
         if left_open not in starts and work.settled < left_open + timeframe.ms <= work.until:
             # Its end passed without a minute to derive: the connection was down, or the process.
