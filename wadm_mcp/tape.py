@@ -29,6 +29,8 @@ _LOTS: Final = 16
 """The limit is checked after each 1/16 of it, and as much is evicted beyond it."""
 MINUTES_LIMIT: Final = 120
 """Minutes of an instrument that memory keeps while the store does not have their figures."""
+_MAX_LOSSES: Final = 1_000
+"""Minutes of an instrument of which is known when something of them left memory."""
 
 _timestamp: Final = attrgetter("timestamp")
 
@@ -98,6 +100,32 @@ class TapeState(StrEnum):
     """The recorder of this process."""
 
 
+class Losses:
+    """What left memory before the store had it, by minute. A question that had read coverage before does not have it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._last: dict[int, int] = {}
+        """The last loss of each minute, in this order."""
+        self._forgotten = 0
+        """The last loss of a minute that is not among them any more."""
+
+    def add(self, minutes: Iterable[int]) -> None:
+        """Something of these minutes has left memory."""
+        self.count += 1
+        for minute in minutes:
+            self._last.pop(minute, None)
+            self._last[minute] = self.count
+        while len(self._last) > _MAX_LOSSES:
+            self._forgotten = self._last.pop(next(iter(self._last)))
+
+    def since(self, count: int, window: Window, known: Container[int] = ()) -> bool:
+        """Whether a minute that touches the window, other than the `known` ones, may have lost something after the loss `count`."""
+        return self._forgotten > count or any(
+            last > count and minute not in known and window.start - MINUTE < minute < window.end for minute, last in self._last.items()
+        )
+
+
 class InstrumentTape:
     """The live tape of one instrument."""
 
@@ -120,10 +148,10 @@ class InstrumentTape:
         self.settled_until = 0
         """Minutes before this one have figures in the store; a later trade of theirs waits for rollup. 0 until the first trade."""
         self.backfill = BackfillProgress()
-        self.minutes_lost = 0
-        """How often minutes have left memory that the store did not have. What a question read of them before does not hold any more."""
-        self.trades_lost = 0
-        """How often single trades have left memory that the store did not have."""
+        self.minutes_lost = Losses()
+        """Minutes that have left memory."""
+        self.trades_lost = Losses()
+        """Minutes of which single trades have left memory."""
         self._state = TapeState.IDLE
         self._resumed = False
         self._coverage: CoverageSource | None = None
@@ -179,7 +207,7 @@ class InstrumentTape:
     def stop(self) -> None:
         """Stop recording. Trades that are not stored yet stay in memory until they are; all else is dropped and read from the store."""
         self._state, self._coverage, self._followed_until, self._resumed = TapeState.IDLE, None, None, False
-        self.minutes_lost += bool(self.minutes)
+        self.minutes_lost.add(self.minutes)
         self.minutes.clear()
         self.trade_counts.clear()
         self.revising.clear()
@@ -237,11 +265,12 @@ class InstrumentTape:
         """Drop the oldest pending trades from memory: the journal has them. Many at once, since finding the first one of a dict passes
         all that were removed before it."""
         gone = list(islice(self.pending.values(), count))
-        self.trades_lost += bool(gone)
         for trade in gone:
             del self.pending[trade.trade_id]
         self._left_memory_until = max(self._left_memory_until, max(map(_timestamp, gone), default=0))
-        for minute, some in _by_minute(gone).items():
+        minutes = _by_minute(gone)
+        self.trades_lost.add(minutes)
+        for minute, some in minutes.items():
             self.evicted[minute] += len(some)
 
     def add(self, trades: Iterable[Trade]) -> int:
@@ -342,7 +371,7 @@ class InstrumentTape:
         """Drop the oldest minutes beyond the limit, as after a long outage of the store: rollup derives them from their stored trades."""
         while len(self.minutes) > MINUTES_LIMIT:
             oldest = min(self.minutes)
-            self.minutes_lost += 1
+            self.minutes_lost.add([oldest])
             self.drop_minute(oldest)
             self.settled_until = max(self.settled_until, oldest + MINUTE)
             self.revising[oldest] += 1

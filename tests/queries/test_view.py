@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +134,35 @@ async def test_an_answer_does_not_claim_trades_that_left_memory_for_the_journal_
     assert [gap[3] for gap in answer["coverage"]["gaps"]] == ["being_revised"]
 
 
+def _flood(one: InstrumentTape, step: int) -> Callable[[], None]:
+    """Each time, one more trade comes in, so much later (ms) than the one before, and leaves memory at once."""
+    numbers = count(1)
+
+    def flood() -> None:
+        number = next(numbers)
+        one.take([trade(60 + number, NOON + number * step)])
+        one.evict_oldest(len(one.pending))
+
+    return flood
+
+
 async def test_a_question_is_refused_while_trades_leave_memory_faster_than_they_can_be_read() -> None:
     tape, one = _recording()
-    view = _view(_StoreThatIsOvertaken(lambda: one.evict_oldest(1)), tape)
+    view = _view(_StoreThatIsOvertaken(_flood(one, -MINUTE)), tape)
     with pytest.raises(Busy, match="trades come in faster than they are stored; ask again in 5 s"):
-        await view.consistent(lambda reading: trades(reading, **MINUTE_OF_NOON))
+        await view.consistent(lambda reading: trades(reading, **MINUTE_OF_NOON | {"start": str(NOON - HOUR)}))
+
+
+async def test_a_question_about_another_time_is_answered_while_trades_leave_memory() -> None:
+    tape, one = _recording()
+    view = _view(_StoreThatIsOvertaken(_flood(one, MINUTE)), tape)
+    before = MINUTE_OF_NOON | {"start": str(NOON - HOUR), "end": str(NOON)}
+    answer = await view.consistent(lambda reading: trades(reading, **before))
+    assert answer["trades"]["rows"] == []
+
+
+async def test_a_question_is_answered_while_further_trades_of_a_minute_leave_memory_that_it_does_not_claim() -> None:
+    tape, one = _recording()
+    view = _view(_StoreThatIsOvertaken(_flood(one, 1)), tape)
+    answer = await view.consistent(lambda reading: trades(reading, **MINUTE_OF_NOON))
+    assert [gap[3] for gap in answer["coverage"]["gaps"]] == ["being_revised"]

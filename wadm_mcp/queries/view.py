@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from copy import copy
+from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import partial
 from typing import Final, TypeAlias, TypeVar
@@ -21,7 +22,7 @@ from wadm_mcp.errors import Busy, StoreError
 from wadm_mcp.model import HOUR, MINUTE, Instrument, Listing, Retention, Scale, Timeframe, Trade, Window, decimals_of
 from wadm_mcp.storage.cached import CachedFootprints
 from wadm_mcp.storage.store import Store, StoredFootprint, footprint_lots
-from wadm_mcp.tape import Importing, InstrumentTape, Repairing, Tape
+from wadm_mcp.tape import Importing, InstrumentTape, Losses, Repairing, Tape
 
 _Row = TypeVar("_Row")
 _T = TypeVar("_T")
@@ -73,14 +74,14 @@ class View:
         """What an error about a symbol that is not followed advises to do."""
         self.without_store: bool | None = None
         """Whether this question is answered without the store. None before its first read from the store."""
-        self._lost_before: dict[tuple[InstrumentTape, bool], int] = {}
-        """What each tape whose coverage was read had lost by then; True for single trades, False for minutes."""
+        self._claims: list[_Claim] | None = None
+        """The coverage that a reading has read; None in the view of all questions."""
 
     def reading(self) -> View:
         """A copy of this view for one query. The copy decides once whether the store answers."""
         one = copy(self)
         one.without_store = True if self._store_down() else None
-        one._lost_before = {}
+        one._claims = []
         return one
 
     async def consistent(self, ask: Callable[[View], Awaitable[_T]]) -> _T:
@@ -92,7 +93,7 @@ class View:
         for _ in range(_ATTEMPTS):
             reading = self.reading()
             answer = await ask(reading)
-            if all(_lost(tape, raw=raw) == before for (tape, raw), before in reading._lost_before.items()):
+            if all(claim.holds for claim in reading._claims or ()):
                 return answer
         raise Busy(f"busy: trades come in faster than they are stored; ask again in {_BUSY_SECONDS} s", _BUSY_SECONDS)
 
@@ -220,7 +221,8 @@ class View:
         Without the store they are the spans of what the live tape has: of its figures, or with `raw` of its single trades.
         """
         tape = self._tape[instrument]
-        self._lost_before.setdefault((tape, raw), _lost(tape, raw=raw))
+        if self._claims is not None:
+            self._claims.append(_Claim(tape, window, raw))
         stored = await self._stored(lambda: self._store.spans(instrument, window))
         return tape.covered_here(stored, raw=raw, store_known=not self.without_store)
 
@@ -254,7 +256,7 @@ class View:
     async def being_revised(self, instrument: Instrument, window: Window, *, raw: bool = False) -> list[Window]:
         """Stretches of the window whose figures do not include late trades yet; with `raw` those with trades that only the journal has.
 
-        Read it after coverage and before figures: a minute that the store marks as dirty may be covered and not derived yet.
+        Read it right after coverage and before figures: a minute that the store marks as dirty may be covered and not derived yet.
         """
         tape = self._tape[instrument]
         if raw:
@@ -262,6 +264,8 @@ class View:
         else:
             dirty = [] if self.without_store else await self._stored(self._store.dirty_minutes)
             minutes = tape.outdated((each.minute for each in dirty if each.instrument == instrument), window.end)
+        if self._claims:
+            self._claims[-1].revising |= minutes
         return _stretches(minute for minute in sorted(minutes) if minute in window)
 
     def repairing(self, instrument: Instrument) -> Repairing | None:
@@ -282,8 +286,27 @@ class View:
         return recorded.alive_until() if recorded is not None else None
 
 
-def _lost(tape: InstrumentTape, *, raw: bool) -> int:
-    return tape.trades_lost if raw else tape.minutes_lost
+@dataclass(slots=True)
+class _Claim:
+    """Coverage of a window that was read, with `raw` that of single trades. It holds for figures that are read later unless something of
+    the window leaves memory first, of another minute than those that it calls `revising`."""
+
+    tape: InstrumentTape
+    window: Window
+    raw: bool
+    revising: set[int] = field(default_factory=set)
+    lost_before: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.lost_before = self._losses.count
+
+    @property
+    def holds(self) -> bool:
+        return not self._losses.since(self.lost_before, self.window, self.revising)
+
+    @property
+    def _losses(self) -> Losses:
+        return self.tape.trades_lost if self.raw else self.tape.minutes_lost
 
 
 def _stretches(minutes: Iterable[int]) -> list[Window]:
