@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.market import BYBIT, SPOT, listing, trade
-from wadm_mcp.model import Trade, TradeType, Window
-from wadm_mcp.tape import InstrumentTape, Tape
+from wadm_mcp import tape as tape_module
+from wadm_mcp.model import MINUTE, Trade, TradeType, Window
+from wadm_mcp.tape import InstrumentTape, Losses, Tape
 
 TRADES = st.lists(
     st.builds(
@@ -54,3 +56,18 @@ def test_pending_trades_are_evicted_once_all_instruments_together_have_too_many(
     assert (len(busy.pending), len(quiet.pending)) == (110 - 110 * 26 // 120, 10 - 10 * 26 // 120)
     assert next(iter(busy.pending.values())).seq == 1 + 110 * 26 // 120
     assert (busy.evicted.total(), quiet.evicted.total()) == (110 * 26 // 120, 2)
+
+
+def test_a_loss_matters_to_windows_that_touch_its_minute_and_to_questions_begun_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tape_module, "_MAX_LOSSES", 3)
+    losses = Losses()
+    losses.add([0, 5 * MINUTE])
+    assert losses.since(0, Window(6 * MINUTE - 1, 7 * MINUTE))
+    assert not losses.since(0, Window(MINUTE, 5 * MINUTE))
+    assert not losses.since(0, Window(0, MINUTE), known={0})
+    assert not losses.since(1, Window(0, MINUTE))
+    losses.add([0, 6 * MINUTE, 7 * MINUTE])
+    assert losses.since(1, Window(0, MINUTE))
+    # Of the first loss is not known any more which minutes it was.
+    assert losses.since(0, Window(MINUTE, 5 * MINUTE))
+    assert not losses.since(1, Window(MINUTE, 5 * MINUTE))

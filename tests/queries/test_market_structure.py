@@ -199,6 +199,20 @@ async def test_a_gap_in_the_sample_removes_large_orders() -> None:
     assert large(await _ask(tape_world(gap=(within, within + 1), more=busy_hour()), detail="full")) == []
 
 
+async def test_a_gap_that_is_repaired_after_its_sample_was_read_removes_large_orders(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = tape_world(gap=(NOW - HOUR + 2_000_000, NOW - HOUR + 2_000_001), more=busy_hour())
+    recorded, read = world.tape[SPOT].coverage, world.store.trades
+
+    async def read_before_a_repair(*given: Any, **named: Any) -> list[Trade]:
+        trades = await read(*given, **named)
+        monkeypatch.setattr(recorded, "spans", [Span(NOW - 20 * DAY, NOW + MINUTE, 0, 0, Basis.OBSERVED)])
+        return trades
+
+    monkeypatch.setattr(world.store, "trades", read_before_a_repair)
+    answer = await _ask(world, detail="full")
+    assert not [row for row in answer["events"]["rows"] if row[2].startswith("large")]
+
+
 @pytest.mark.parametrize("detail", ["brief", "standard", "full"])
 @pytest.mark.parametrize("exchange", ["binance", "all"])
 async def test_a_tape_without_trades_has_an_answer(exchange: str, detail: str) -> None:

@@ -233,9 +233,10 @@ async def _large_orders(view: View, scope: Scope) -> list[tuple[Instrument, Take
     instruments: dict[int, Instrument] = {}
     hour = Window(scope.now - HOUR, scope.now)
     for instrument in (*scope.instruments, *scope.awaited):
+        # Before the trades, of which it is not known yet how far they go back.
+        inputs = await coverage_inputs(view, scope, instrument, hour, raw=True)
         trades = [] if instrument in scope.awaited else await view.trades(instrument, hour, limit=SAMPLED_TRADES, newest=True)
         sample = Window(trades[0].timestamp, hour.end) if len(trades) == SAMPLED_TRADES else hour
-        inputs = await coverage_inputs(view, scope, instrument, sample, raw=True)
         if inputs.judge(sample, inputs.expired.of_trades(sample), raw=True).gaps:
             return None
         for order in taker_orders(trades):
