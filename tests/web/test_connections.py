@@ -119,25 +119,43 @@ async def test_half_sent_bodies_take_no_room_from_a_client_that_has_just_come(mo
         assert (await _answer(client)).startswith(b"HTTP/1.1 200")
 
 
-async def test_of_a_burst_requests_come_first_and_of_the_others_only_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
+def _burst(site: _Site, stack: ExitStack, count: int) -> list[socket.socket]:
+    """So many connections, which come between two turns of the event loop."""
+    address = (urlsplit(site.url).hostname, urlsplit(site.url).port)
+    return [stack.enter_context(socket.create_connection(address)) for _ in range(count)]
+
+
+async def test_of_a_flood_requests_come_first_and_of_the_others_only_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_server, "_MAX_OPENED", 1)
     async with _site(monkeypatch, 16) as site:
         early = [await site.connect(_LIVE) for _ in range(16)]
         for one in early:
             await _answer(one)
-        # All of them come between two turns of the event loop.
-        address = (urlsplit(site.url).hostname, urlsplit(site.url).port)
         with ExitStack() as opened:
-            probe, first, second, third = (opened.enter_context(socket.create_connection(address)) for _ in range(4))
+            *_, probe, first, second, third = _burst(site, opened, 8)
             probe.sendall(_LIVE)
-            await site.counted("connections.evicted", 4)
+            await site.counted("connections.evicted", 8)
             answered, *others = [await to_thread.run_sync(one.recv, 4_096) for one in (probe, first, second)]
             assert answered.startswith(b"HTTP/1.1 200")
             assert others == [b"", b""]
             third.sendall(_LIVE)
             assert (await to_thread.run_sync(third.recv, 4_096)).startswith(b"HTTP/1.1 200")
-        for closed in early[:2]:
+        for closed in early[:6]:
             assert await _is_closed(closed)
+
+
+@pytest.mark.parametrize("come", [4, 7])
+async def test_of_a_burst_every_client_gets_in_although_older_ones_are_silent(monkeypatch: pytest.MonkeyPatch, come: int) -> None:
+    monkeypatch.setattr(http_server, "_MAX_OPENED", 1)
+    async with _site(monkeypatch, 16) as site:
+        silent = [await site.connect() for _ in range(16)]
+        with ExitStack() as opened:
+            clients = _burst(site, opened, come)
+            for closed in silent[:come]:
+                assert await _is_closed(closed)
+            for one in clients:
+                one.sendall(_LIVE)
+                assert (await to_thread.run_sync(one.recv, 4_096)).startswith(b"HTTP/1.1 200")
 
 
 async def test_event_streams_are_never_closed_to_make_room(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,10 +66,13 @@ class HttpServer(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def _listen(self, listener: socket.socket) -> None:
+        many_before = False
         while True:
             await anyio.wait_readable(listener)
             accepted, error = _accept_waiting(listener, self._at_once)
-            waiting = self._choose(accepted)
+            many = len(accepted) == self._at_once
+            waiting = self._choose(accepted, flood=many and many_before)
+            many_before = many
             try:
                 while waiting:
                     async with anyio.create_task_group() as tasks:
@@ -83,11 +86,11 @@ class HttpServer(uvicorn.Server):
                 self._connections.make_room()
                 await anyio.sleep(_ACCEPT_PAUSE_SECONDS)
 
-    def _choose(self, accepted: list[socket.socket]) -> deque[socket.socket]:
+    def _choose(self, accepted: list[socket.socket], *, flood: bool) -> deque[socket.socket]:
         """Which of the connections accepted at once are opened, in this order: those whose request is there, then the newest others.
 
-        While all connections are in use, an older one without a request would soon make room for the newer ones. It is closed at once:
-        opening thousands of them takes seconds, for which a health probe behind them would wait.
+        In a flood, with all connections in use, only the newest others are opened, and the older ones are closed at once: they would soon
+        make room for the newer ones, and opening thousands takes seconds, for which a health probe behind them would wait.
         """
         if len(accepted) <= _MAX_OPENED:
             return deque(accepted)
@@ -96,7 +99,7 @@ class HttpServer(uvicorn.Server):
         for connection in reversed(accepted):
             if _has_request(connection):
                 asking.appendleft(connection)
-            elif len(others) < _MAX_OPENED or not self._connections.full:
+            elif len(others) < _MAX_OPENED or not (flood and self._connections.full):
                 others.append(connection)
             else:
                 connection.close()
