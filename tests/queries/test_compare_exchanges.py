@@ -96,6 +96,28 @@ async def test_bars_that_a_gap_touches_are_not_compared() -> None:
     assert answer["coverage"]["gaps"][0][3] == "disconnect"
 
 
+async def test_a_gap_that_is_repaired_after_its_bars_were_read_is_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = _world()
+    recorded, read = world.tape[BYBIT].coverage, world.store.order_flow
+    whole, torn = (
+        [Span(NOON - DAY, NOON, 0, 0, Basis.OBSERVED)],
+        [
+            Span(NOON - DAY, NOON - 90 * MINUTE, 0, 0, Basis.OBSERVED),
+            Span(NOON - 80 * MINUTE, NOON, 0, 0, Basis.OBSERVED, opened_by=GapReason.DISCONNECT),
+        ],
+    )
+    monkeypatch.setattr(recorded, "spans", torn)
+
+    async def read_before_a_repair(instrument: Instrument, *given: Any) -> Any:
+        if instrument == BYBIT:
+            monkeypatch.setattr(recorded, "spans", whole)
+        return await read(instrument, *given)
+
+    monkeypatch.setattr(world.store, "order_flow", read_before_a_repair)
+    pairs = {(row["first"], row["second"]): row["bars_compared"] for row in rows_of((await _ask(world))["pairs"])}
+    assert pairs == {(str(SPOT), str(BYBIT)): 170, (str(SPOT), str(PERP)): 180, (str(BYBIT), str(PERP)): 170}
+
+
 async def test_figures_without_coverage_are_null_and_not_zero() -> None:
     answer = await _ask(World(listing(PERP), listing(SPOT)))
     (pair,) = rows_of(answer["pairs"])

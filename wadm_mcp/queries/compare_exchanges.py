@@ -93,8 +93,8 @@ async def compare_exchanges(
     venues: list[_Venue] = []
     for scope in scopes:
         coverages.append(await coverage(view, scope, length, figures=BROKEN))
-        bars = await merged_bars(view, scope, length, scope.window)
         inputs = await coverage_inputs(view, scope, (*scope.instruments, *scope.awaited)[0], scope.window)
+        bars = await merged_bars(view, scope, length, scope.window)
         judgement = inputs.judge(scope.window, inputs.expired.of_bars(scope.window, length))
         total = Bar(Scale(0, 0))
         for bar_start in sorted(bars):
