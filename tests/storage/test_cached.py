@@ -637,3 +637,27 @@ async def test_when_the_first_who_asked_gets_no_place_the_next_one_takes_over(an
             await anyio.wait_all_tasks_blocked()
             full.set()
     assert (sorted(outcomes), tried, oracle.answered) == (["answered"] * 4 + ["busy"], 2, 1)
+
+
+async def test_a_computation_that_is_too_busy_is_not_repeated_for_each_who_waits_for_it(answers: CachedAnswers) -> None:
+    begun, flooded = 0, anyio.Event()
+    told: list[int] = []
+
+    async def compute() -> dict[str, Any]:
+        nonlocal begun
+        begun += 1
+        await flooded.wait()
+        raise Busy("busy", 5)
+
+    async def ask() -> None:
+        with pytest.raises(Busy) as caught:
+            await answers.ask("get_footprint", ASKED, compute)
+        told.append(caught.value.again_in)
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            for _ in range(5):
+                tasks.start_soon(ask)
+            await anyio.wait_all_tasks_blocked()
+            flooded.set()
+    assert (told, begun) == ([5] * 5, 1)

@@ -185,6 +185,8 @@ class CachedAnswers:
             await pending.done.wait()
             if pending.answer is not None:
                 return pending.answer
+            if pending.busy is not None:
+                raise Busy(str(pending.busy), pending.busy.again_in)
             if not pending.given_up:
                 async with place():
                     return await compute()
@@ -199,7 +201,10 @@ class CachedAnswers:
                 pending.answer = answer = await compute()
             pending.given_up = False
         except Exception as error:
-            pending.given_up = isinstance(error, Busy)
+            if not isinstance(error, Busy):
+                pending.given_up = False
+            elif pending.started is not None:
+                pending.busy = error
             raise
         finally:
             if self._pending.get(key) is pending:
@@ -214,13 +219,15 @@ class CachedAnswers:
 class _PendingAnswer:
     """An answer that is being computed, or waits for its place: then `started` is None.
 
-    `given_up` if its task was cancelled or got no place: the next caller that waits for it takes over, in a place of its own.
+    `given_up` if its task was cancelled or got no place: the next caller that waits for it takes over, in a place of its own. `busy` if it
+    could not be computed now: that holds for all who wait for it.
     """
 
     def __init__(self) -> None:
         self.started: float | None = None
         self.done = anyio.Event()
         self.answer: Answer | None = None
+        self.busy: Busy | None = None
         self.given_up = True
 
 
