@@ -29,7 +29,7 @@ class _Asked:
 
     async def ask(self, name: str) -> None:
         try:
-            with asked_by(name[0]):
+            with asked_by(*name[:-1]):
                 async with self.places.place():
                     self.answered.append(name)
                     self._finish[name] = anyio.Event()
@@ -49,7 +49,7 @@ async def _settle() -> None:
 
 @asynccontextmanager
 async def _asking(places: Places, *names: str) -> AsyncGenerator[_Asked]:
-    """Each name asks one question; its first letter is the caller."""
+    """Each name asks one question; its letters are the caller: an address, and a session of it."""
     asked = _Asked(places)
     async with anyio.create_task_group() as tasks:
         for name in names:
@@ -79,6 +79,14 @@ async def test_in_a_full_queue_the_caller_with_most_questions_makes_room() -> No
         for name in ("a1", "a2", "b1"):
             await asked.finish(name)
         assert asked.answered == ["a1", "a2", "b1", "a3"]
+
+
+async def test_in_a_full_queue_an_address_with_many_sessions_makes_room_and_they_share_its_turns() -> None:
+    async with _asking(Places(1, 3), "xs1", "xt1", "xu1", "xv1", "a1") as asked:
+        assert asked.refused == ["xt1"]
+        for name in ("xs1", "xu1", "a1"):
+            await asked.finish(name)
+        assert asked.answered == ["xs1", "xu1", "a1", "xv1"]
 
 
 async def test_in_a_full_queue_a_caller_takes_no_place_from_one_with_as_few_questions() -> None:

@@ -115,7 +115,7 @@ async def test_a_check_is_not_repeated_within_its_interval() -> None:
 
 
 class _Asking:
-    """Waits of callers, each named by its caller's letter and a number."""
+    """Waits of callers, each named by its caller's letters (an address, and a session of it) and a number."""
 
     def __init__(self, watches: Watches) -> None:
         self.watches = watches
@@ -125,7 +125,7 @@ class _Asking:
 
     async def ask(self, name: str) -> None:
         self.scopes[name] = anyio.CancelScope()
-        with self.scopes[name], asked_by(name[0]):
+        with self.scopes[name], asked_by(*name[:-1]):
             try:
                 await wait_for(self.world.view, **_CROSSING, watches=self.watches)
             except Busy as busy:
@@ -159,6 +159,11 @@ async def test_beyond_the_limit_the_oldest_wait_of_the_caller_with_most_makes_ro
         said = "3 wait_for calls are waiting, as many as are served at once; ask again in 30 s"
         said = f"busy: this one made room for a newer one, because {said} (30)"
         assert asking.busy == {"a1": said, "a2": said}
+
+
+async def test_beyond_the_limit_an_address_makes_room_that_has_most_waits_of_all_its_sessions() -> None:
+    async with _asking(3, "xs1", "xt1", "xu1", "a1", "b1") as asking:
+        assert asking.waiting == ["xu1", "a1", "b1"]
 
 
 async def test_a_caller_that_has_most_gets_its_newest_wait_in_and_loses_its_oldest() -> None:

@@ -19,6 +19,7 @@ from tests.market import listing, trade
 from tests.server.fake import FakeRuntime, over, serving
 from tests.web.http_session import call, session
 from wadm_mcp.model import Instrument
+from wadm_mcp.queries.callers import Caller
 from wadm_mcp.server.resource_updates import _Bus, _listened_now
 from wadm_mcp.server.server import build_server
 
@@ -238,7 +239,7 @@ async def test_a_client_may_subscribe_to_a_few_resources_although_others_have_al
 
 async def test_a_further_listener_ends_the_oldest_one_of_the_caller_with_most(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wadm_mcp.server.resource_updates._MAX_LISTENERS", 2)
-    callers = ["a", "a", "b"]
+    callers = [Caller("a"), Caller("a"), Caller("b")]
     monkeypatch.setattr("wadm_mcp.server.resource_updates.current_caller", lambda: callers.pop(0))
     async with AsyncExitStack() as stack:
         stack.enter_context(anyio.fail_after(10))

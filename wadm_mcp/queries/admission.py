@@ -3,13 +3,12 @@
 A costly question reads days of footprints. Two of them are answered at once, some more wait for a limited time, and what is beyond that
 is refused with `Busy`, which says when to ask again. Cheap questions have places of their own, so that they do not wait for costly ones.
 
-Places are given fairly: callers that wait take turns, whatever number of questions each of them asks, and where the queue is full the
-caller with most questions in it makes room.
+Places are given fairly: addresses that wait take turns, and so do the sessions of each, whatever number of questions each of them asks.
+Where the queue is full the address with most questions in it makes room, and of its sessions the one with most.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from math import ceil
@@ -20,7 +19,7 @@ from anyio import to_thread
 
 from wadm_mcp.errors import Busy
 from wadm_mcp.process.memory import release_free_memory
-from wadm_mcp.queries.callers import current_caller
+from wadm_mcp.queries.callers import Caller, Shares, current_caller
 
 COSTLY_PLACES: Final = 2
 """Costly questions answered at once: one holds 20 to 35 MB at the default rows, and more would only share the same processors."""
@@ -41,8 +40,7 @@ _IDLE_SECONDS: Final = 3.0
 class _Waiting:
     """A question that waits. `refused` once it had to make room; else it has a place when `decided` is set. `busy` is its error."""
 
-    def __init__(self, caller: str, busy: Busy) -> None:
-        self.caller = caller
+    def __init__(self, busy: Busy) -> None:
         self.busy = busy
         self.decided = anyio.Event()
         self.refused = False
@@ -55,8 +53,7 @@ class Places:
         self._places = places
         self._queue = queue
         self._wait_seconds = wait_seconds
-        self._waiting: dict[str, deque[_Waiting]] = {}
-        """By caller; the caller whose turn is next comes first."""
+        self._waiting = Shares[_Waiting]()
         self.taken = 0
         """Questions that have a place."""
         self._usual_seconds = 1.0
@@ -65,7 +62,7 @@ class Places:
     @property
     def waiting(self) -> int:
         """Questions that wait for a place."""
-        return sum(map(len, self._waiting.values()))
+        return len(self._waiting)
 
     @asynccontextmanager
     async def place(self, since: float | None = None) -> AsyncGenerator[None]:
@@ -81,7 +78,7 @@ class Places:
             self._usual_seconds += (anyio.current_time() - began - self._usual_seconds) / 8
             self._leave()
 
-    async def _enter(self, caller: str, since: float) -> None:
+    async def _enter(self, caller: Caller, since: float) -> None:
         if self.taken < self._places:
             self.taken += 1
             return
@@ -90,18 +87,18 @@ class Places:
             raise self._busy()
         if self.waiting >= self._queue:
             self._make_room(caller)
-        one = _Waiting(caller, self._busy())
-        self._waiting.setdefault(caller, deque()).append(one)
+        one = _Waiting(self._busy())
+        self._waiting.add(one, caller)
         try:
             with anyio.CancelScope(deadline=deadline):
                 await one.decided.wait()
         except BaseException:
             if one.decided.is_set() and not one.refused:
                 self._leave()
-            self._forget(one)
+            self._waiting.discard(one)
             raise
         if one.refused or not one.decided.is_set():
-            self._forget(one)
+            self._waiting.discard(one)
             raise one.busy
 
     def _leave(self) -> None:
@@ -109,29 +106,17 @@ class Places:
         if not self._waiting:
             self.taken -= 1
             return
-        caller = next(iter(self._waiting))
-        queue = self._waiting.pop(caller)
-        one = queue.popleft()
-        if queue:
-            self._waiting[caller] = queue
-        one.decided.set()
+        self._waiting.take_turn().decided.set()
 
-    def _make_room(self, caller: str) -> None:
+    def _make_room(self, caller: Caller) -> None:
         """Refuse the newest question of the caller with most questions in the queue; `Busy` if that is this one."""
-        greediest = max(self._waiting.values(), key=len, default=deque())
-        if len(greediest) <= len(self._waiting.get(caller, ())) + 1:
+        greediest = self._waiting.makes_room_for(caller)
+        if greediest is None or greediest == caller:
             raise self._busy()
-        one = greediest[-1]
+        one = self._waiting.of(greediest)[-1]
         one.refused = True
-        self._forget(one)
+        self._waiting.discard(one)
         one.decided.set()
-
-    def _forget(self, one: _Waiting) -> None:
-        queue = self._waiting.get(one.caller)
-        if queue is not None and one in queue:
-            queue.remove(one)
-            if not queue:
-                del self._waiting[one.caller]
 
     def _busy(self) -> Busy:
         """The error for a question that comes now. Of those that wait in vain each is told a time of its own, so that they do not return

@@ -20,7 +20,7 @@ from wadm_mcp.analytics.order_flow import imbalance_ratio
 from wadm_mcp.coverage.judge import IN_TRANSIT
 from wadm_mcp.errors import Busy
 from wadm_mcp.model import MINUTE, SECOND, Instrument, Scale, Timeframe, Trade, Window, at_decimals
-from wadm_mcp.queries.callers import Shares, current_caller
+from wadm_mcp.queries.callers import Caller, Shares, current_caller
 from wadm_mcp.queries.coverage import coverage
 from wadm_mcp.queries.figures import merged_bars
 from wadm_mcp.queries.numbers import decimal_number, decimal_text, iso, iso_ms, number, optional_number, places
@@ -81,7 +81,7 @@ class _Group:
 
 
 class Watches:
-    """The watches of a process. Beyond `max_waits` the caller with most waits makes room."""
+    """The watches of a process. Beyond `max_waits` the address with most waits makes room, and of its sessions the one with most."""
 
     def __init__(self, max_waits: int = MAX_WAITS) -> None:
         self._max_waits = max_waits
@@ -97,8 +97,8 @@ class Watches:
     def waiting(
         self, view: View, scope: Scope, timeframe: Timeframe, condition: Condition, level: Decimal
     ) -> Generator[tuple[Watch, Wait]]:
-        """A wait for a condition, and the watch that it shares with the other waits for it. `Busy` where there is no room and every caller
-        has one wait."""
+        """A wait for a condition, and the watch that it shares with the other waits for it. `Busy` where there is no room and none is made
+        for this caller (`Shares.makes_room_for`)."""
         caller = current_caller()
         if self.waits >= self._max_waits:
             self._make_room(caller)
@@ -115,7 +115,7 @@ class Watches:
             if not watch.leave(wait):
                 del self._watches[key]
 
-    def _make_room(self, caller: str) -> None:
+    def _make_room(self, caller: Caller) -> None:
         """End the oldest wait of the caller with most waits. One whose condition is met is ending anyway, and gets its answer."""
         waiting = f"{self.waits} wait_for calls are waiting, as many as are served at once; ask again in {_RETRY_SECONDS} s"
         greediest = self._waits.makes_room_for(caller)

@@ -147,9 +147,9 @@ def build_server(runtime: ServedRuntime) -> WadmServer:
 
 
 async def _with_caller(ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
-    """Middleware: the questions of a request are its session's, or its address's where requests have no session."""
+    """Middleware: the questions of a request are those of its session, if it has one, at its address."""
     session, client = ctx.session._connection.session_id, getattr(ctx.request, "client", None)
-    with asked_by(session or shared_address(client.host if client is not None else "")):
+    with asked_by(shared_address(client.host if client is not None else ""), session or ""):
         return await call_next(ctx)
 
 

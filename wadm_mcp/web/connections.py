@@ -1,7 +1,7 @@
 """The bounds on HTTP connections: how many are open, how many of them from one address, and how long a request may take to arrive.
 
-When there are too many, the one that has waited longest for its client is closed, so that a new client always gets in. An answer under
-way, which an event stream is too, is never ended by a deadline, and to make room only where its client has stopped reading it.
+When there are too many, the one that has waited longest for its client is closed, so that a new client gets in while any does. An answer
+under way, which an event stream is too, is never ended by a deadline, and to make room only where its client has stopped reading it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The sessions of `/mcp` before protocol 2026-07-28, which has none. Their number is bounded, and a new client always gets in.
+"""The sessions of `/mcp` before protocol 2026-07-28, which has none. Their number is bounded, and a new client gets in unless each address
+has one session and all of them have calls in progress.
 
 A client that leaves without DELETE leaves its session behind. At the limit the address with most sessions makes room, with the one that it
 needs least: the one that has been idle for longest, if one is. Its client receives 404 and opens a new session, as the protocol demands.
@@ -25,7 +26,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from wadm_mcp.logs import RateLimitedWarning
-from wadm_mcp.queries.callers import Shares, asked_by, current_caller, shared_address
+from wadm_mcp.queries.callers import Caller, Shares, asked_by, current_caller, shared_address
 from wadm_mcp.server.backpressure import CountedWrites, PacedReads
 from wadm_mcp.web.resumption import KeptEvents, SessionEvents
 
@@ -89,12 +90,12 @@ class Sessions(StreamableHTTPSessionManager):
                 await _refused(HTTPStatus.SERVICE_UNAVAILABLE, text, _ROOM_SECONDS)(scope, receive, send)
 
     def _admit_session(self, requestor: Any) -> StreamableHTTPServerTransport | None:
-        address = current_caller()
+        caller = current_caller()
         if self.max_sessions is not None and len(self._server_instances) >= self.max_sessions:
-            self._make_room(address)
+            self._make_room(caller)
         transport = super()._admit_session(requestor)
         if transport is not None:
-            self._shares.add(transport.mcp_session_id or "", address)
+            self._shares.add(transport.mcp_session_id or "", caller)
             transport._event_store = SessionEvents(self._kept)
             transport.connect = partial(_paced, transport.connect)
         return transport
@@ -105,9 +106,9 @@ class Sessions(StreamableHTTPSessionManager):
             transport._event_store.close()
         await super()._discard_session(session_id, transport)
 
-    def _make_room(self, address: str) -> None:
+    def _make_room(self, caller: Caller) -> None:
         """End a session of the address with most of them. Where each has one, end one without a call in progress, or raise `_NoRoom`."""
-        greediest = self._shares.makes_room_for(address)
+        greediest = self._shares.makes_room_for(caller)
         found = self._least_needed(list(self._server_instances) if greediest is None else self._shares.of(greediest))
         if found is None or (greediest is None and self._busy(found)):
             raise _NoRoom

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from wadm_mcp.logs import RateLimitedWarning
-from wadm_mcp.queries.callers import Shares
+from wadm_mcp.queries.callers import Caller, Shares
 from wadm_mcp.server.backpressure import CountedWrites, PacedReads
 from wadm_mcp.web.responses import error_response
 from wadm_mcp.web.sessions import MAX_POSTS, client_address, too_many_posts
@@ -43,9 +43,9 @@ class SseSessions:
 
     async def listen(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a session. A bare ASGI application: nothing may be sent after the stream."""
-        address = client_address(scope)
+        caller = Caller(client_address(scope))
         if len(self._open) >= self._max_sessions:
-            greediest = self._shares.makes_room_for(address)
+            greediest = self._shares.makes_room_for(caller)
             shared = self._open if greediest is None else self._shares.of(greediest)
             min(shared, key=lambda each: self._open[each].used_at).cancel()
             self._log_eviction(sessions=self._max_sessions)
@@ -54,7 +54,7 @@ class SseSessions:
             # Only the session is ended, so that the transport closes.
             with self._streams.cancellable_scope() as session:
                 self._open[session] = writes
-                self._shares.add(session, address)
+                self._shares.add(session, caller)
                 try:
                     await self._server.run(PacedReads(read, writes), writes, self._server.create_initialization_options())
                 finally:
