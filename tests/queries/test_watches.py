@@ -13,7 +13,7 @@ from anyio.lowlevel import checkpoint
 
 from tests.market import NOON, SPOT
 from tests.queries.world import World, made
-from wadm_mcp.errors import Busy
+from wadm_mcp.errors import Busy, UnknownSymbol
 from wadm_mcp.model import MINUTE, Timeframe
 from wadm_mcp.queries.callers import asked_by
 from wadm_mcp.queries.scope import ask, read_scope
@@ -180,6 +180,17 @@ async def test_where_every_caller_has_one_wait_a_further_one_is_refused_until_on
         await _settle()
         with _waiting(asking.world, asking.watches, "bar_closed"):
             assert asking.watches.waits == 2
+
+
+async def test_a_wait_that_cannot_begin_leaves_no_watch_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    def join(_: Watch) -> Wait:
+        raise UnknownSymbol("not followed any more")
+
+    monkeypatch.setattr(Watch, "join", join)
+    watches = Watches()
+    with pytest.raises(UnknownSymbol), _waiting(_world(), watches, "bar_closed"):
+        pass
+    assert (watches.waits, watches._watches) == (0, {})
 
 
 async def test_a_wait_whose_condition_is_met_is_answered_although_it_makes_room() -> None:

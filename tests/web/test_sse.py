@@ -13,6 +13,7 @@ import pytest
 
 from tests.server.fake import FakeRuntime, serving
 from tests.web.http_session import INITIALIZE, call
+from wadm_mcp.server.backpressure import CountedWrites, PacedReads
 from wadm_mcp.web import app, sse
 from wadm_mcp.web.sse import SseSessions
 
@@ -71,6 +72,29 @@ async def test_at_the_limit_the_caller_with_most_sessions_makes_room(monkeypatch
             await client.post(address, json=call("initialize", INITIALIZE))
             assert "serverInfo" in await anext(data)
         assert len(sessions._open) == 3
+
+
+async def test_a_session_that_takes_long_to_end_makes_room_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, ended, release = list[int](), list[int](), anyio.Event()
+
+    async def run(read: PacedReads, write: CountedWrites, _: object) -> None:
+        begun.append(number := len(begun))
+        async with read, write:
+            try:
+                await anyio.sleep_forever()
+            finally:
+                ended.append(number)
+                with anyio.CancelScope(shield=True):
+                    await release.wait()
+
+    async with _served(monkeypatch) as (client, sessions), AsyncExitStack() as stack:
+        monkeypatch.setattr(sessions._server, "run", run)
+        for _ in range(2 * _LIMIT):
+            await stack.enter_async_context(_session(client))
+        while len(begun) < 2 * _LIMIT or len(ended) < _LIMIT:
+            await anyio.lowlevel.checkpoint()
+        assert (sorted(ended), len(sessions._open)) == ([0, 1], _LIMIT)
+        release.set()
 
 
 @pytest.mark.parametrize("given", ["", "?session_id=", "?session_id=" + "x" * 5_000, "?session_id=%0d%0a%1b[31m"])

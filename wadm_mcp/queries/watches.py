@@ -103,10 +103,9 @@ class Watches:
         if self.waits >= self._max_waits:
             self._make_room(caller)
         key = (scope.name, scope.listings, timeframe, condition, level)
-        watch = self._watches.get(key)
-        if watch is None:
-            watch = self._watches[key] = Watch(view, scope, timeframe, condition, level)
+        watch = self._watches.get(key) or Watch(view, scope, timeframe, condition, level)
         wait = watch.join()
+        self._watches[key] = watch
         self._waits.add(wait, caller)
         try:
             yield watch, wait

@@ -44,13 +44,10 @@ class SseSessions:
     async def listen(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a session. A bare ASGI application: nothing may be sent after the stream."""
         caller = Caller(client_address(scope))
-        if len(self._open) >= self._max_sessions:
-            greediest = self._shares.makes_room_for(caller)
-            shared = self._open if greediest is None else self._shares.of(greediest)
-            min(shared, key=lambda each: self._open[each].used_at).cancel()
-            self._log_eviction(sessions=self._max_sessions)
         async with self._transport.connect_sse(scope, receive, send) as (read, write):
             writes = CountedWrites(write)
+            if len(self._open) >= self._max_sessions:
+                self._make_room(caller)
             # Only the session is ended, so that the transport closes.
             with self._streams.cancellable_scope() as session:
                 self._open[session] = writes
@@ -58,8 +55,20 @@ class SseSessions:
                 try:
                     await self._server.run(PacedReads(read, writes), writes, self._server.create_initialization_options())
                 finally:
-                    del self._open[session]
-                    self._shares.discard(session)
+                    self._forget(session)
+
+    def _make_room(self, caller: Caller) -> None:
+        """End the session that was not used for longest, of the address with most of them. It takes a while to end, and counts no more."""
+        greediest = self._shares.makes_room_for(caller)
+        shared = self._open if greediest is None else self._shares.of(greediest)
+        session = min(shared, key=lambda each: self._open[each].used_at)
+        self._forget(session)
+        session.cancel()
+        self._log_eviction(sessions=self._max_sessions)
+
+    def _forget(self, session: anyio.CancelScope) -> None:
+        self._open.pop(session, None)
+        self._shares.discard(session)
 
     async def post(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Take a message. It waits while its session reads no more, so that a client may not have many of them."""
