@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 import anyio
+import msgspec
 import pytest
 from anyio import to_thread
 from hypothesis import given
@@ -24,7 +25,7 @@ from tests.market import BYBIT, NOON, SPOT, trade
 from wadm_mcp.analytics.footprint import Footprint
 from wadm_mcp.collection.recording import journal as journal_module
 from wadm_mcp.collection.recording import journal_segment as segment_module
-from wadm_mcp.collection.recording.journal import Batch, Journal
+from wadm_mcp.collection.recording.journal import Batch, Journal, StoreNote
 from wadm_mcp.collection.recording.journal_segment import Entry, pack, unpack
 from wadm_mcp.coverage.spans import Basis, GapReason, Span, SpanReason
 from wadm_mcp.errors import JournalFull, StoreError
@@ -238,13 +239,13 @@ async def test_entries_come_back_in_order_from_memory_and_from_disk(folder: Path
     assert batch.spans == [late]
 
 
-async def test_an_empty_journal_returns_nothing_and_leaves_no_file(folder: Path) -> None:
+async def test_an_empty_journal_returns_nothing_and_leaves_no_segment(folder: Path) -> None:
     async with Journal(folder, ROOM) as journal:
         assert await journal.next() is None
         await journal.append(Entry([], []))
         assert await journal.next() is None
         assert (journal.backlog, journal.bytes, journal.limit) == (0, 0, ROOM)
-    assert list(folder.iterdir()) == []
+    assert segments(folder) == []
 
 
 async def test_the_same_trades_are_returned_until_they_are_released(folder: Path) -> None:
@@ -314,7 +315,7 @@ async def test_a_segment_is_deleted_once_all_of_it_is_released(folder: Path) -> 
         for first in (1, 4, 7):
             await journal.append(entry(first))
         assert segments(folder) == ["000001.seg", "000002.seg", "000003.seg"]
-        assert journal.bytes == sum(path.stat().st_size for path in folder.iterdir())
+        assert journal.bytes == sum(path.stat().st_size for path in folder.glob("*.seg"))
         await journal.release(await next_of(journal, 2))
         assert segments(folder) == ["000001.seg", "000002.seg", "000003.seg"]
         await journal.release(await next_of(journal, 2))
@@ -514,7 +515,7 @@ async def test_files_that_are_not_segments_are_left_alone(folder: Path, tmp_path
     before = sorted(folder.iterdir())
     async with Journal(folder, ROOM) as journal:
         assert (journal.damaged, journal.torn, journal.backlog) == ([], 0, 0)
-    assert sorted(folder.iterdir()) == before
+    assert sorted(path for path in folder.iterdir() if path.name != "store.json") == before
 
 
 @pytest.mark.usefixtures("small_segments")
@@ -780,24 +781,44 @@ async def test_many_callers_at_once_take_turns(folder: Path) -> None:
         assert sorted(await drained(journal)) == list(range(60))
 
 
+async def compare(journal: Journal, store: StoreVersion) -> StoreVersion | None:
+    """As the writer does it before the first batch."""
+    expected = await journal.compare_store(store)
+    await journal.adopt_store(store)
+    return expected
+
+
+def note_of(folder: Path) -> StoreNote:
+    return msgspec.json.decode((folder / "store.json").read_bytes(), type=StoreNote)
+
+
+async def found_spans(journal: Journal) -> list[int]:
+    """The first ids of the spans that are returned."""
+    batch = await journal.next()
+    return [] if batch is None else [span.first_seq for _, span in batch.spans]
+
+
 @pytest.mark.parametrize(
     ("earlier", "store", "expected"),
     [
-        (None, StoreVersion("a", 0), None),
         (StoreVersion("a", 7), StoreVersion("b", 9), StoreVersion("a", 7)),
         (StoreVersion("a", 7), StoreVersion("a", 6), StoreVersion("a", 7)),
+        (None, StoreVersion("a", 0), None),
     ],
 )
 async def test_beside_another_or_an_older_store_the_coverage_of_an_earlier_process_is_not_returned(
-    tmp_path: Path, earlier: StoreVersion | None, store: StoreVersion, expected: StoreVersion | None
+    folder: Path, earlier: StoreVersion | None, store: StoreVersion, expected: StoreVersion | None
 ) -> None:
     span = Span(NOON, NOON + 5, 1, 9, Basis.EXACT)
-    async with Journal(tmp_path, 1 << 20) as journal:
+    async with Journal(folder, ROOM) as journal:
         if earlier is not None:
-            await journal.meet(earlier)
+            await compare(journal, earlier)
         await journal.append(Entry([trade(9)], [(SPOT, span)]))
-    async with Journal(tmp_path, 1 << 20) as journal:
-        assert await journal.meet(store) == expected
+    if earlier is None:
+        # As an earlier release left it.
+        (folder / "store.json").unlink()
+    async with Journal(folder, ROOM) as journal:
+        assert await compare(journal, store) == expected
         await journal.append(Entry([trade(10)], [(SPOT, Span(NOON + 6, NOON + 7, 10, 10, Basis.EXACT))]))
         batches = [await journal.next(1)]
         batches.append(await journal.next(1, after=batches[0]))
@@ -806,23 +827,106 @@ async def test_beside_another_or_an_older_store_the_coverage_of_an_earlier_proce
         assert [span.first_seq for batch in found for _, span in batch.spans] == [10]
 
 
-async def test_a_journal_whose_store_was_lost_keeps_what_it_released_for_the_next_store(tmp_path: Path) -> None:
-    async with Journal(tmp_path, 1 << 20) as journal:
+@pytest.mark.parametrize("store", [StoreVersion("a", 0), StoreVersion("a", 7)])
+async def test_a_journal_that_never_had_a_store_takes_any_as_its_own(folder: Path, store: StoreVersion) -> None:
+    # The first process never reaches a store, and is killed; the second is as well.
+    await fill(folder, entry(1))
+    await fill(folder, entry(4))
+    async with Journal(folder, ROOM) as journal:
+        assert await compare(journal, store) is None
+        assert await found_spans(journal) == [1]
+        assert await drained(journal) == [1, 2, 3, 4, 5, 6]
+
+
+async def test_a_difference_is_found_again_until_the_store_is_adopted(folder: Path) -> None:
+    await fill(folder, entry(1))
+    async with Journal(folder, ROOM) as journal:
+        await compare(journal, StoreVersion("a", 7))
+    for _ in range(2):
+        async with Journal(folder, ROOM) as journal:
+            for _ in range(2):
+                assert await journal.compare_store(StoreVersion("a", 6)) == StoreVersion("a", 7)
+                assert await found_spans(journal) == []
+    async with Journal(folder, ROOM) as journal:
+        await compare(journal, StoreVersion("a", 6))
+    async with Journal(folder, ROOM) as journal:
+        assert await compare(journal, StoreVersion("a", 6)) is None
+        assert await found_spans(journal) == []
+
+
+async def test_a_journal_whose_store_was_lost_keeps_what_it_released_for_the_next_store(folder: Path) -> None:
+    async with Journal(folder, ROOM) as journal:
         await journal.append(Entry([trade(1)], ()))
         batch = await next_of(journal, 1)
         await journal.release(batch, StoreVersion("a", 1))
-        journal.keep_released()
-    async with Journal(tmp_path, 1 << 20) as journal:
-        assert await journal.meet(StoreVersion("b", 0)) is None
+        journal.stop_deleting()
+    async with Journal(folder, ROOM) as journal:
+        assert await compare(journal, StoreVersion("b", 0)) is None
         assert await drained(journal) == [1]
 
 
-async def test_a_note_that_cannot_be_read_is_of_no_store(tmp_path: Path) -> None:
-    async with Journal(tmp_path, 1 << 20) as journal:
-        await journal.append(Entry([trade(9)], [(SPOT, Span(NOON, NOON + 5, 1, 9, Basis.EXACT))]))
-    (tmp_path / "store.json").write_bytes(b"{")
-    async with Journal(tmp_path, 1 << 20) as journal:
-        assert await journal.meet(StoreVersion("a", 7)) is not None
-        batch = await journal.next()
-        assert batch is not None
-        assert batch.spans == []
+@pytest.mark.usefixtures("small_segments")
+async def test_on_a_full_disk_released_segments_are_deleted_after_the_note_was_written_over_itself(folder: Path) -> None:
+    async with Journal(folder, ROOM) as journal:
+        await compare(journal, StoreVersion("a", 7))
+        for first in (1, 4, 7):
+            await journal.append(entry(first))
+        # No other file can be written there.
+        (folder / "store.json.new").mkdir()
+        await journal.release(await next_of(journal, 3), StoreVersion("a", 12_345))
+        assert segments(folder) == ["000002.seg", "000003.seg"]
+        assert note_of(folder) == StoreNote("a", 12_345)
+        (folder / "store.json.new").rmdir()
+        await journal.release(await next_of(journal, 3), StoreVersion("a", 12_346))
+        assert segments(folder) == ["000003.seg"]
+        assert note_of(folder) == StoreNote("a", 12_346)
+
+
+@pytest.mark.usefixtures("small_segments")
+async def test_on_a_full_disk_the_journal_of_an_earlier_release_is_drained_without_a_note(folder: Path) -> None:
+    await fill(folder, entry(1), entry(4), entry(7))
+    (folder / "store.json").unlink()
+    (folder / "store.json.new").mkdir()
+    async with Journal(folder, ROOM) as journal:
+        assert await compare(journal, StoreVersion("a", 7)) is None
+        await journal.release(await next_of(journal, 3), StoreVersion("a", 8))
+        assert segments(folder) == ["000002.seg", "000003.seg"]
+        (folder / "store.json.new").rmdir()
+        await journal.release(await next_of(journal, 3), StoreVersion("a", 9))
+        assert note_of(folder) == StoreNote("a", 9)
+
+
+@pytest.mark.parametrize("written", [1, 2])
+async def test_a_note_that_was_not_written_over_itself_completely_is_of_no_store(
+    folder: Path, written: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process ends after one or two of the three steps."""
+
+    def write(file: FileIO, data: bytes) -> None:
+        nonlocal written
+        written -= 1
+        if written < 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        file.write(data)
+
+    async with Journal(folder, ROOM) as journal:
+        await journal.append(entry(1))
+        await compare(journal, StoreVersion("a", 7))
+        (folder / "store.json.new").mkdir()
+        with monkeypatch.context() as patch:
+            patch.setattr(journal_module, "_write_all", write)
+            with pytest.raises(StoreError, match="cannot be used"):
+                await journal.adopt_store(StoreVersion("a", 8))
+        left = crashed(folder)
+    async with Journal(left, ROOM) as journal:
+        assert await compare(journal, StoreVersion("a", 8)) is not None
+        assert await found_spans(journal) == []
+        assert note_of(left) == StoreNote("a", 8, 1)
+
+
+async def test_a_note_that_cannot_be_read_is_of_no_store(folder: Path) -> None:
+    await fill(folder, entry(1))
+    (folder / "store.json").write_bytes(b"{")
+    async with Journal(folder, ROOM) as journal:
+        assert await compare(journal, StoreVersion("a", 7)) is not None
+        assert await found_spans(journal) == []

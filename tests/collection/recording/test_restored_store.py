@@ -10,8 +10,10 @@ import pytest
 from tests.market import NOON, SPOT, trade
 from tests.recording import ALWAYS, Recording, recording
 from wadm_mcp.coverage.spans import COVERS_NOTHING
+from wadm_mcp.errors import StoreError
 from wadm_mcp.health import State
 from wadm_mcp.model import Instrument
+from wadm_mcp.storage.sqlite import SqliteStore
 
 pytestmark = pytest.mark.anyio
 
@@ -111,7 +113,7 @@ async def test_what_was_withheld_stays_withheld_after_a_crash(tmp_path: Path) ->
     restore(folder, backup)
     async with recording(folder) as r:
         # It finds out, and is killed before it has stored anything.
-        await r.writer._meet_store()
+        await r.writer._compare_store()
     async with recording(folder) as r:
         await r.write()
         claimed, stored = await claimed_and_stored(r)
@@ -126,3 +128,45 @@ async def test_a_store_that_only_grew_is_the_journals_own(tmp_path: Path) -> Non
         await r.write()
         assert "restored store" not in r.health.parts
         assert await claimed_and_stored(r) == (30, 30)
+
+
+@pytest.mark.parametrize("instrument", [SPOT, BYBIT], ids=str)
+async def test_what_was_recorded_before_the_first_store_could_be_reached_is_claimed_after_a_crash(
+    instrument: Instrument, tmp_path: Path
+) -> None:
+    await record(tmp_path, 1, 10, instrument, store=False)
+    async with recording(tmp_path, instrument=instrument) as r:
+        await r.write()
+        claimed, stored = await claimed_and_stored(r)
+        assert claimed == stored >= 9
+        assert "restored store" not in r.health.parts
+
+
+@pytest.mark.parametrize("failing", ["state", "renew_identity"])
+async def test_a_store_that_fails_while_it_is_compared_is_compared_again(
+    failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, backup = tmp_path / "data", tmp_path / "backup"
+    async with recording(folder) as r:
+        identity = r.store.version.identity
+        await take(r, 1, 10)
+        await r.write()
+    copy_store(folder, backup)
+    await record(folder, 11, 20, SPOT)
+    await record(folder, 21, 22, SPOT, store=False)
+    restore(folder, backup)
+
+    async def fail(store: SqliteStore) -> None:
+        raise StoreError("down for a moment")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SqliteStore, failing, fail)
+        with pytest.raises(StoreError, match="down for a moment"):
+            async with recording(folder):
+                pass
+    async with recording(folder) as r:
+        await r.write()
+        assert "is older than the journal" in r.health.parts["restored store"].detail
+        assert r.store.version.identity != identity
+        claimed, stored = await claimed_and_stored(r)
+        assert claimed == stored == 12

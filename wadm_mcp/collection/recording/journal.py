@@ -45,15 +45,17 @@ SYNC_SECONDS: Final = 1.0
 """Between fsyncs while there is something to sync."""
 
 _NOTE: Final = "store.json"
+_NOTE_BYTES: Final = 160
+"""Length of the note: always the same, so that it can be written over itself."""
 
 _NAME: Final = re.compile(r"([0-9]{6}|[1-9][0-9]{6,})\.seg", re.ASCII)
 
 T = TypeVar("T")
 
 
-class _Note(msgspec.Struct, frozen=True):
+class StoreNote(msgspec.Struct, frozen=True):
     """The store that must be beside this journal: what was deleted of the journal is in it. Coverage of the segments up to number
-    `withheld` is not returned, since it was recorded beside another store."""
+    `withheld` is not returned, since it was recorded beside another store. With `_NO_STORE` as identity nothing was deleted yet."""
 
     identity: str
     writes: int
@@ -62,6 +64,11 @@ class _Note(msgspec.Struct, frozen=True):
     @property
     def version(self) -> StoreVersion:
         return StoreVersion(self.identity, self.writes)
+
+
+_NO_STORE: Final = ""
+_UNREADABLE_NOTE: Final = StoreNote("unreadable", 0)
+"""Of no store: whichever is there may not have what the journal had."""
 
 
 class Batch(NamedTuple):
@@ -107,17 +114,18 @@ class Journal:
     coverage is found only together with all of them. `StoreError` if the folder cannot be used.
 
     A journal belongs to a store: a span that it returns may include trades that were deleted from it long ago, because the store had them.
-    Beside the segments is a note of what the store must have. `meet` compares it with the store that is there.
+    Beside the segments is a note of what the store must have. `compare_store` compares it with the store that is there.
     """
 
     def __init__(self, folder: Path, limit: int, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._folder = folder
-        self._note: _Note | None = None
+        self._note: StoreNote | None = None
+        """The note on disk; None if there is none, as beside the journal of an earlier release."""
         self._store: StoreVersion | None = None
         """The store, after everything that is released."""
-        self._earlier = -1
-        """Number of the newest segment of an earlier process."""
-        self._keeps_released = False
+        self._earlier = self._withheld = -1
+        """Numbers of the newest segment of an earlier process, and of the newest one whose coverage is not returned."""
+        self._deletes = True
         self._limit = limit
         self._monotonic = monotonic
         self._segments: deque[_Segment] = deque()
@@ -184,17 +192,22 @@ class Journal:
         released, after that version is noted."""
         await self._run(partial(self._release, batch, store))
 
-    async def meet(self, store: StoreVersion) -> StoreVersion | None:
-        """Compare the store with the one that this journal was beside. Call it before the first `next`.
+    async def compare_store(self, store: StoreVersion) -> StoreVersion | None:
+        """Compare the store with the one that this journal was beside. Call it before the first `next`. It writes nothing.
 
         Where it is another one, or an older copy, coverage that earlier processes left in the journal is not returned, and the version
         that the store should have had is. Otherwise None.
         """
-        return await self._run(partial(self._meet, store))
+        return await self._run(partial(self._compare_store, store))
 
-    def keep_released(self) -> None:
+    async def adopt_store(self, store: StoreVersion) -> None:
+        """Note that this journal is beside `store` from now on. Call it once all that follows from `compare_store` is done: until then
+        the next process would find the same difference."""
+        await self._run(partial(self._adopt_store, store))
+
+    def stop_deleting(self) -> None:
         """Delete nothing from now on: the store was lost, and the next one may not have what was released."""
-        self._keeps_released = True
+        self._deletes = False
 
     async def _run(self, work: Callable[[], T]) -> T:
         try:
@@ -211,8 +224,10 @@ class Journal:
         _sync_folder(self._folder.parent)
         numbers = _segment_numbers(self._folder)
         self._note = self._read_note()
-        noted = [] if self._note is None else [self._note.withheld]
-        self._newest = max([*numbers, *_segment_numbers(self._folder / "damaged"), *noted, 0])
+        if self._note is None and not numbers:
+            self._write_note(StoreNote(_NO_STORE, 0))
+        self._withheld = -1 if self._note is None else self._note.withheld
+        self._newest = max([*numbers, *_segment_numbers(self._folder / "damaged"), self._withheld, 0])
         self._earlier = numbers[-1] if numbers else -1
         unreadable: list[Unreadable] = []
         for number in numbers:
@@ -225,34 +240,48 @@ class Journal:
         self._update_backlog()
         self._delete_released()
 
-    def _meet(self, store: StoreVersion) -> StoreVersion | None:
+    def _compare_store(self, store: StoreVersion) -> StoreVersion | None:
         note = self._note
-        own = note is not None and note.identity == store.identity and note.writes <= store.writes
-        # A journal without a note is that of an earlier release, or of a store that has just been created.
-        withhold = not own and (note is not None or not store.writes)
-        self._store = store
-        self._write_note(_Note(*store, self._earlier if withhold else -1 if note is None else note.withheld))
-        return note.version if note is not None and withhold else None
+        if note is None:
+            # Left by an earlier release, which had written to its store.
+            own = store.writes > 0
+        else:
+            own = note.identity == _NO_STORE or (note.identity == store.identity and note.writes <= store.writes)
+        if not own:
+            self._withheld = self._earlier
+        return None if own or note is None else note.version
 
-    def _read_note(self) -> _Note | None:
+    def _adopt_store(self, store: StoreVersion) -> None:
+        self._store = store
+        self._write_note(StoreNote(*store, self._withheld))
+
+    def _read_note(self) -> StoreNote | None:
         try:
-            return msgspec.json.decode((self._folder / _NOTE).read_bytes(), type=_Note)
+            return msgspec.json.decode((self._folder / _NOTE).read_bytes(), type=StoreNote)
         except FileNotFoundError:
             return None
         except msgspec.DecodeError:
-            # Of no store: whichever is there may not have what the journal had.
-            return _Note("", 0)
+            return _UNREADABLE_NOTE
 
-    def _write_note(self, note: _Note) -> None:
+    def _write_note(self, note: StoreNote) -> None:
+        """Replace the note. On a full disk it is written over itself, since deleting segments is what gives space back."""
         if note == self._note:
             return
-        fresh = self._folder / f"{_NOTE}.new"
-        with fresh.open("wb") as file:
-            file.write(msgspec.json.encode(note))
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(self._folder / _NOTE)
-        _sync_folder(self._folder)
+        data = msgspec.json.encode(note).ljust(_NOTE_BYTES)
+        path, fresh = self._folder / _NOTE, self._folder / f"{_NOTE}.new"
+        try:
+            with fresh.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.replace(path)
+        except OSError:
+            if self._note is None:
+                # There is nothing to write over. Until there is space, the journal stays one of an earlier release.
+                return
+            _overwrite(path, data)
+        else:
+            _sync_folder(self._folder)
         self._note = note
 
     def _recover(self, number: int, *, newest: bool) -> None:
@@ -455,7 +484,7 @@ class Journal:
 
         Without fsync: a power cut may bring them back, and storing their trades again changes nothing.
         """
-        while self._segments and not self._keeps_released:
+        while self._segments and self._deletes:
             oldest = self._segments[0]
             if self._released < oldest.end or (self._file is not None and len(self._segments) == 1):
                 return
@@ -464,13 +493,13 @@ class Journal:
                 return
             if self._store is not None:
                 # Before what only the store has from then on.
-                self._write_note(_Note(*self._store, -1 if self._note is None else self._note.withheld))
+                self._write_note(StoreNote(*self._store, self._withheld))
             oldest.path.unlink(missing_ok=True)
             self._segments.popleft()
             self._bytes -= oldest.size
 
     def _coverage_suspended(self, place: Place) -> bool:
-        if self._note is not None and place.segment <= self._note.withheld:
+        if place.segment <= self._withheld:
             return True
         return place < self._suspended_until and any(segment.damaged and segment.number < place.segment for segment in self._segments)
 
@@ -521,6 +550,15 @@ def _write_all(file: FileIO, data: bytes) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[file.write(rest) :]
+
+
+def _overwrite(path: Path, data: bytes) -> None:
+    """Write over a file without taking space. Until it is complete its first byte makes it unreadable."""
+    with path.open("r+b", buffering=0) as file:
+        for offset, part in ((0, b"!"), (1, data[1:]), (0, data[:1])):
+            file.seek(offset)
+            _write_all(file, part)
+            os.fsync(file.fileno())
 
 
 def _link(path: Path, target: Path) -> None:

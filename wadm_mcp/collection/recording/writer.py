@@ -48,7 +48,7 @@ class Writer:
         self._turn = anyio.Lock()
         self._journaled = anyio.Event()
         self._damage_logged = 0
-        self._met = False
+        self._compared = False
         """Whether the store was compared with the one that the journal was written beside."""
         self.failing = False
         """True if the last access to the store failed."""
@@ -76,8 +76,8 @@ class Writer:
         before = anyio.Event()
         before.set()
         batch = await self._journal.next(_STORE_BATCH_TRADES)
-        if batch is not None and not self._met:
-            await self._meet_store()
+        if batch is not None and not self._compared:
+            await self._compare_store()
             batch = await self._journal.next(_STORE_BATCH_TRADES)
         with ungrouped():
             async with anyio.create_task_group() as tasks:
@@ -117,26 +117,27 @@ class Writer:
         self._health.count("store.failures")
         self.failing = True
         if isinstance(error, StoreLost):
-            self._journal.keep_released()
+            self._journal.stop_deleting()
 
-    async def _meet_store(self) -> None:
+    async def _compare_store(self) -> None:
         """Name a store that does not have what the journal had when it was deleted there, such as a restored backup."""
         version = self._store.version
-        expected = await self._journal.meet(version)
+        expected = await self._journal.compare_store(version)
         if expected is not None:
             place = (await self._store.state()).place
             older = expected.identity == version.identity
             which = "is older than the journal beside it, such as a restored backup" if older else "is not the store of its journal"
+            if older:
+                await self._store.renew_identity()
             self._health.report(
                 _RESTORED_PART,
                 State.OK,
                 f"{place} {which}: what was recorded since is not claimed, unless the store or the journal still has it",
             )
             log.warning("store.restored", place=place, older=older, writes=version.writes, expected_writes=expected.writes)
-            if older:
-                await self._store.renew_identity()
-                await self._journal.meet(self._store.version)
-        self._met = True
+        # Last, so that whatever fails before is tried again, by the next process if need be.
+        await self._journal.adopt_store(self._store.version)
+        self._compared = True
 
     async def _keep_journal(self) -> None:
         while True:
