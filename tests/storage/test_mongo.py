@@ -28,8 +28,13 @@ from hypothesis import strategies as st
 from pymongo.database import Database
 from pymongo.errors import OperationFailure
 
+from tests import market
+from tests.market import NOON, SPOT, ManualClock
+from tests.recording import Recording
 from tests.servers import Mongod, free_port, own_mongod
 from wadm_mcp.clock import now_ms
+from wadm_mcp.collection.recording import journal as journal_module
+from wadm_mcp.collection.recording.journal import Journal
 from wadm_mcp.errors import SettingError, StoreError, StoreLost, StoreUnreachable
 from wadm_mcp.model import DAY, HOUR, MINUTE, SECOND, Instrument, Listing, Retention, Scale, Timeframe, TradeType, Window
 from wadm_mcp.storage import mongo
@@ -1028,27 +1033,141 @@ async def _value(value: int) -> int:
     return value
 
 
-@pytest.mark.parametrize("emptied", [True, False])
-async def test_a_database_that_was_emptied_or_replaced_by_an_older_copy_is_noticed_at_the_next_write_of_any_kind(
-    url: str, plain: Plain, emptied: bool
+def drop(plain: Plain) -> None:
+    plain.client.drop_database(plain.name)
+
+
+def replace_counter(**fields: object) -> Callable[[Plain], None]:
+    """Another state of the count of writes, as a restored dump brings it."""
+
+    def replace(plain: Plain) -> None:
+        plain["counters"].replace_one({"_id": "writes"}, fields)
+
+    return replace
+
+
+def go_back(plain: Plain) -> None:
+    plain["counters"].update_one({"_id": "writes"}, {"$set": {"value": 2}})
+
+
+@pytest.mark.parametrize(
+    ("happens", "says"),
+    [
+        (drop, "was dropped or emptied"),
+        (go_back, "was replaced by another or an older copy"),
+        (replace_counter(value=500, store="another"), "was replaced by another or an older copy"),
+        (replace_counter(value=500), "was replaced by another or an older copy"),
+    ],
+    ids=["dropped", "older", "another", "of an earlier release"],
+)
+@pytest.mark.parametrize("first", ["check", "trades", "spans"])
+async def test_a_database_that_is_not_the_one_that_was_opened_any_more_is_noticed_by_the_next_access_and_never_written_again(
+    url: str, plain: Plain, first: str, happens: Callable[[Plain], None], says: str
 ) -> None:
     async with MongoStore(url, LIVES) as store:
         for seq in range(1, 4):
             await store.write([trade(seq, T0 + seq)], [(BTC, span(T0, T0 + seq, 1, seq))])
         await store.check()
-        if emptied:
-            plain.client.drop_database(plain.name)
-            with pytest.raises(StoreLost, match="was dropped or emptied"):
-                await store.check()
-        else:
-            plain["counters"].update_one({"_id": "writes"}, {"$set": {"value": 2}})
-        for trades, spans in (([trade(4, T0 + 4)], []), ([], [(BTC, span(T0, T0 + 9, 1, 3))])):
-            with pytest.raises(StoreLost, match="was dropped or emptied" if emptied else "was replaced by an older copy"):
-                await store.write(trades, spans)
-        assert plain.list_collection_names() == [] if emptied else plain["coverage"].count_documents({}) == 1
-    # Nothing is left behind that would be taken for another program's.
+        happens(plain)
+        counted = list(plain["counters"].find({}))
+        accesses: dict[str, Callable[[], Awaitable[object]]] = {
+            "check": store.check,
+            "trades": lambda: store.write([trade(4, T0 + 4)], []),
+            "spans": lambda: store.write([], [(BTC, span(T0, T0 + 9, 1, 3))]),
+            "leases": lambda: store.acquire_leases("me", [BTC], 60),
+            "listings": lambda: store.save_listings([Listing(BTC, Decimal("0.01"), Decimal("0.001"), True)]),
+        }
+        # No number of attempts makes it the right one.
+        for name in [first] * 10 + list(accesses):
+            with pytest.raises(StoreLost, match=says):
+                await accesses[name]()
+        assert list(plain["counters"].find({})) == counted
+        assert plain["trades"].count_documents({"seq": 4}) == 0
+        assert plain["leases"].count_documents({}) == 0
     async with MongoStore(url, LIVES) as store:
+        await store.check()
         await store.write([trade(4, T0 + 4)], [])
+
+
+async def test_a_count_that_no_wadm_wrote_is_named(url: str, plain: Plain) -> None:
+    async with MongoStore(url, LIVES) as store:
+        replace_counter(value="many", store="a")(plain)
+        for access in (store.check, lambda: store.write([trade(1)], [])):
+            with pytest.raises(StoreError, match=r"is damaged \(counters, _id writes: store 'a', value 'many'\)") as error:
+                await access()
+            assert type(error.value) is StoreError
+
+
+async def test_what_was_written_in_the_second_after_the_database_was_dropped_is_not_taken_for_another_programs(
+    url: str, plain: Plain
+) -> None:
+    async with MongoStore(url, LIVES) as store:
+        await store.write([trade(1, T0)], [])
+        settled = await store.dirty_minutes()
+        drop(plain)
+        await store.acquire_leases("me", [BTC], 60)
+        await store.save_listings([Listing(BTC, Decimal("0.01"), Decimal("0.001"), True)])
+        await store.track([BTC])
+        await store.derive(Derived([], [], [order_flow(T0, [trade(1, T0)])], settled))
+    async with MongoStore(url, LIVES) as store:
+        assert await store.spans(BTC, Window(0, T0 + DAY)) == []
+
+
+@pytest.mark.parametrize("name", ["leases", "bars", "counters"])
+async def test_documents_of_other_fields_are_another_programs(url: str, plain: Plain, name: str) -> None:
+    plain[name].insert_one({"owner": "somebody"})
+    with pytest.raises(StoreError, match=f"already has a collection `{name}` of another program"):
+        await MongoStore(url, LIVES).__aenter__()
+
+
+async def test_of_two_processes_that_find_an_older_copy_one_renews_it_and_a_third_that_runs_ends(url: str, plain: Plain) -> None:
+    async with MongoStore(url, LIVES) as one, MongoStore(url, LIVES) as two, MongoStore(url, LIVES) as running:
+        before = one.version.identity
+        await one.renew_identity()
+        await two.renew_identity()
+        assert one.version.identity == two.version.identity != before
+        for store in (one, two):
+            await store.write([trade(1)], [])
+            await store.check()
+        for access in (running.check, lambda: running.write([trade(2)], [])):
+            with pytest.raises(StoreLost, match="was replaced by another or an older copy"):
+                await access()
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+async def test_after_a_failover_that_lost_acknowledged_writes_nothing_is_claimed_that_is_not_stored(
+    url: str, plain: Plain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deleted: bool
+) -> None:
+    """The newest writes are rolled back: with or without what the journal has deleted since."""
+    if deleted:
+        monkeypatch.setattr(journal_module, "SEGMENT_BYTES", 10)
+    async with MongoStore(url, Retention(3_650 * DAY, 3_650 * DAY, 3_650 * DAY)) as store, Journal(tmp_path, 1 << 20) as journal:
+        r = Recording(store, journal, ManualClock())
+        await r.begin()
+        for seq in range(1, 11):
+            await r.trade(market.trade(seq, NOON + 100 * seq))
+            await r.save()
+        plain["trades"].delete_many({"seq": {"$gte": 9}})
+        plain["counters"].update_one({"_id": "writes"}, {"$inc": {"value": -4}})
+        plain["coverage"].update_many({}, {"$set": {"last_seq": Int64(8), "end": datetime.fromtimestamp((NOON + 801) / 1_000, UTC)}})
+        await r.trade(market.trade(11, NOON + 1_100))
+        await r.writer._journal_all()
+        for _ in range(5):
+            with pytest.raises(StoreLost, match="was replaced by another or an older copy") as error:
+                await r.writer.drain()
+            r.writer.store_failed(error.value)
+    async with MongoStore(url, Retention(3_650 * DAY, 3_650 * DAY, 3_650 * DAY)) as store, Journal(tmp_path, 1 << 20) as journal:
+        r = Recording(store, journal, ManualClock())
+        await r.begin()
+        await r.trade(market.trade(12, NOON + 1_200))
+        await r.save()
+        spans = await store.spans(SPOT, Window(NOON - DAY, NOON + DAY))
+        claimed = {seq for span in spans for seq in range(span.first_seq, span.last_seq + 1)}
+        stored = {each.seq for each in await store.trades(SPOT, Window(NOON - DAY, NOON + DAY), limit=100)}
+        assert claimed <= stored
+        # What the journal had not deleted is stored again.
+        assert stored == set(range(1, 13)) - ({9, 10} if deleted else set())
+        assert ("restored store" in r.health.parts) is deleted
 
 
 async def test_what_coverage_claims_before_the_oldest_documents_is_expired(url: str, plain: Plain, monkeypatch: pytest.MonkeyPatch) -> None:

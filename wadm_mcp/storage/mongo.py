@@ -69,8 +69,21 @@ _SERVER_TIME_SECONDS: Final = 30.0
 _SEARCH_SECONDS: Final = 600.0
 """Pause between two searches for what the server has deleted beyond its TTLs."""
 _EMPTIED: Final = "was dropped or emptied"
+_REPLACED: Final = "was replaced by another or an older copy"
 _CLOSE_SECONDS: Final = 1.0
 """Timeout for closing connections and cursors."""
+
+_LEFTOVERS: Final[Mapping[str, Sequence[str]]] = {
+    "leases": ("owner", "until"),
+    "listings": ("tick", "lot", "trading"),
+    "tracked": ("exchange", "market", "symbol"),
+    "bars": ("packed", "cumulative_delta", "revision"),
+    "footprints": ("packed", "start_time", "revision"),
+    "volume_profiles": ("row_size", "rule_version", "revision"),
+    "order_flow": ("cumulative_delta", "imbalance_ratio", "revision"),
+}
+"""Fields of documents that WADM may still write in the second after its database was dropped. Where all documents have them they are not
+another program's; none of them claims that anything is recorded."""
 
 # Acknowledged before it is in the journal. It is in the journal once any later write has been acknowledged from there.
 _NOT_JOURNALED: Final = WriteConcern(w=1, j=False)
@@ -118,12 +131,15 @@ class MongoStore(Store):
         self._place = ""
         self._version = ""
         self._store_version: StoreVersion | None = None
+        self._loss: str | None = None
+        """Why nothing more is written: what happened to the database that was opened."""
         self._server_time: tuple[int, float] | None = None
         """The server's time (ms), and when it was read (seconds of the event loop's clock)."""
         self._searched_at = -math.inf
         """When the database was last searched for what its server has deleted (seconds of the same clock)."""
 
     async def __aenter__(self) -> Self:
+        self._loss = None
         self._connect()
         try:
             await self._open()
@@ -142,11 +158,19 @@ class MongoStore(Store):
         return self._store_version
 
     async def renew_identity(self) -> None:
-        await self._write_op(partial(_set_identity, uuid4().hex))
+        # Unless another process has just done so: then its identity is as new.
+        await self._write_op(partial(_replace_identity, self.version.identity, uuid4().hex))
         self._store_version = await self._read_version()
 
     async def check(self) -> None:
-        await self._read_version()
+        if self._loss is not None:
+            raise StoreLost(self._loss)
+        if self._store_version is not None:
+            # Before the counter is read: a write that ends meanwhile counts on.
+            durable = self._store_version
+            counter = await self._read_version()
+            if counter.identity != durable.identity or counter.writes < durable.writes:
+                raise self._lost(_REPLACED)
 
     async def write(
         self,
@@ -319,23 +343,30 @@ class MongoStore(Store):
         return await self._read_op(lambda database: mongo_expiry.expired(database, instrument, self._retention, now))
 
     async def _count_write(self) -> int:
-        """A number higher than the `writes` of every mark so far. `StoreLost` if the count is gone, or went back."""
-        durable = self._store_version.writes if self._store_version is not None else 0
-        writes = await self._write_op(_count_writes)
+        """A number higher than the `writes` of every mark so far. `StoreLost` if it is not the count of the database that was opened, or
+        went back below what was durable there."""
+        writes = await self._write_op(lambda database: _count_write(self.version, database))
         if writes is None:
-            raise self._lost(_EMPTIED)
-        if writes <= durable:
-            raise self._lost("was replaced by an older copy")
+            await self.check()
+            raise self._lost(_REPLACED)
         return writes
 
     async def _read_version(self) -> StoreVersion:
+        """The identity and the count of writes that are stored. `StoreLost` if one is missing."""
         counter = await self._read_op(_find_counter)
         if counter is None:
             raise self._lost(_EMPTIED)
-        return StoreVersion(str(counter["store"]), int(counter["value"]))
+        identity, writes = counter.get("store"), counter.get("value")
+        if identity is None:
+            # An earlier release wrote it.
+            raise self._lost(_REPLACED)
+        if not isinstance(identity, str) or not isinstance(writes, int):
+            raise damaged_document(self._place, f"counters, {documents.describe(counter)}: store {identity!r}, value {writes!r}")
+        return StoreVersion(identity, writes)
 
     def _lost(self, what: str) -> StoreLost:
-        return StoreLost(f"{self._place} {what} while WADM was recording into it: what was stored in it is gone; start WADM again")
+        self._loss = f"{self._place} {what} while WADM was recording into it: what was stored in it is gone; start WADM again"
+        return StoreLost(self._loss)
 
     async def _find_deleted(self) -> None:
         self._searched_at = current_time()
@@ -491,6 +522,9 @@ class MongoStore(Store):
         await checkpoint_if_cancelled()
         if self._read_only:
             raise StoreError(f"{self._place} was opened for reading only: nothing was written")
+        if self._loss is not None:
+            # Whatever is there now, its next start must not find documents without what they belong to.
+            raise StoreLost(self._loss)
         try:
             with translate_errors(self._place), fail_after(None, shield=True):
                 return await step(self._require_database("written"))
@@ -565,7 +599,8 @@ class MongoStore(Store):
         found = await self._read_op(lambda database: database[SCHEMA].find_one({"_id": _DATABASE}))
         if found is None:
             for name in sorted(set(names).intersection(collections(self._retention))):
-                if await self._read_op(lambda database, name=name: database[name].find_one({}, {"_id": 1})):
+                foreign: Document = {"$or": [{field: {"$exists": False}} for field in _LEFTOVERS[name]]} if name in _LEFTOVERS else {}
+                if await self._read_op(lambda database, name=name, foreign=foreign: database[name].find_one(foreign, {"_id": 1})):
                     raise StoreError(
                         f"{self._place} already has a collection `{name}` of another program; set MONGODB_URL to another database"
                     )
@@ -656,8 +691,8 @@ async def _begin_counter(identity: str, database: Database) -> None:
         await database["counters"].update_one({"_id": "writes"}, [{"$set": fields}])
 
 
-async def _set_identity(identity: str, database: Database) -> None:
-    await database["counters"].update_one({"_id": "writes"}, {"$set": {"store": identity}})
+async def _replace_identity(identity: str, fresh: str, database: Database) -> None:
+    await database["counters"].update_one({"_id": "writes", "store": identity}, {"$set": {"store": fresh}})
 
 
 async def _find_counter(database: Database) -> Document | None:
@@ -665,10 +700,11 @@ async def _find_counter(database: Database) -> Document | None:
     return await database.get_collection("counters", read_preference=ReadPreference.PRIMARY).find_one({"_id": "writes"})
 
 
-async def _count_writes(database: Database) -> int | None:
-    """Count a write; None if there is no count any more."""
+async def _count_write(durable: StoreVersion, database: Database) -> int | None:
+    """Count a write; None if this is another count than the one of `durable`, or an older copy of it."""
     counters = database.get_collection("counters", write_concern=_NOT_JOURNALED)
-    counter: Any = await counters.find_one_and_update({"_id": "writes"}, {"$inc": {"value": 1}}, return_document=ReturnDocument.AFTER)
+    known = {"_id": "writes", "store": durable.identity, "value": {"$gte": durable.writes}}
+    counter: Any = await counters.find_one_and_update(known, {"$inc": {"value": 1}}, return_document=ReturnDocument.AFTER)
     return None if counter is None else int(counter["value"])
 
 
