@@ -930,3 +930,24 @@ async def test_a_note_that_cannot_be_read_is_of_no_store(folder: Path) -> None:
     async with Journal(folder, ROOM) as journal:
         assert await compare(journal, StoreVersion("a", 7)) is not None
         assert await found_spans(journal) == []
+
+
+@pytest.mark.usefixtures("small_segments")
+@pytest.mark.parametrize("damaged", [False, True])
+async def test_spans_that_withdraw_coverage_are_returned_where_coverage_is_not(folder: Path, damaged: bool) -> None:
+    """Beside another store, and after a damaged segment."""
+    reasons = [SpanReason.LIVE, SpanReason.DIFFERS, SpanReason.ABSENT, SpanReason.REPAIRED, SpanReason.IMPORTED]
+    spans = [(SPOT, Span(NOON, NOON + 5, seq, seq, Basis.EXACT, reason)) for seq, reason in enumerate(reasons)]
+    async with Journal(folder, ROOM) as journal:
+        if not damaged:
+            await compare(journal, StoreVersion("a", 7))
+        await journal.append(entry(1, span=False))
+        await journal.append(Entry([trade(9)], spans))
+    if damaged:
+        path = folder / "000001.seg"
+        path.write_bytes(path.read_bytes()[:-1] + b"!")
+    async with Journal(folder, ROOM) as journal:
+        await compare(journal, StoreVersion("a" if damaged else "b", 7))
+        assert len(journal.damaged) == damaged
+        batch = await next_of(journal)
+        assert [span.reason for _, span in batch.spans] == [SpanReason.DIFFERS, SpanReason.ABSENT]

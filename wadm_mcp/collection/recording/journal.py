@@ -28,7 +28,7 @@ import msgspec
 from anyio import CancelScope, CapacityLimiter, to_thread
 
 from wadm_mcp.collection.recording.journal_segment import HEADER, Entry, Place, SegmentReader, Unreadable, pack
-from wadm_mcp.coverage.spans import Span
+from wadm_mcp.coverage.spans import COVERS_NOTHING, Span
 from wadm_mcp.errors import JournalFull, StoreError
 from wadm_mcp.model import Instrument, Trade
 from wadm_mcp.storage.store import PartialFootprint, StoreVersion
@@ -107,7 +107,8 @@ class Journal:
     Enter it once as an async context manager. Opening recovers what an earlier process left. If the newest segment ends in an incomplete
     record, that record is truncated and its bytes are counted in `torn`. Any other unreadable record is damage: the records before it are
     returned, the segment is moved to `damaged/`, where nothing deletes it, and `damaged` gets a line. Trades after the damage are returned
-    as well, but not the coverage recorded after it, since that may include lost trades. Files with other names are left alone.
+    as well, but not the coverage recorded after it, since that may include lost trades; spans that withdraw coverage (`COVERS_NOTHING`)
+    are. Files with other names are left alone.
 
     After `append` the operating system has the data, so it survives the end of the process, even `kill -9`. It is fsynced at most once a
     second, so a power cut loses about the last second. If an `append` did not return, some of its trades may still be found later; its
@@ -195,8 +196,8 @@ class Journal:
     async def compare_store(self, store: StoreVersion) -> StoreVersion | None:
         """Compare the store with the one that this journal was beside. Call it before the first `next`. It writes nothing.
 
-        Where it is another one, or an older copy, coverage that earlier processes left in the journal is not returned, and the version
-        that the store should have had is. Otherwise None.
+        Where it is another one, or an older copy, coverage that earlier processes left in the journal is not returned, as after damage,
+        and the version that the store should have had is. Otherwise None.
         """
         return await self._run(partial(self._compare_store, store))
 
@@ -440,8 +441,10 @@ class Journal:
             weight += unread_weight
             trades += unread
             partials += entry.pieces
-            if not self._coverage_suspended(place):
-                spans |= {(instrument, span.start, span.first_seq): (instrument, span) for instrument, span in entry.spans}
+            suspended = self._coverage_suspended(place)
+            for instrument, span in entry.spans:
+                if not suspended or span.reason in COVERS_NOTHING:
+                    spans[instrument, span.start, span.first_seq] = instrument, span
             end = following
         return None if end == start else Batch(trades, list(spans.values()), end, partials)
 
