@@ -281,7 +281,7 @@ def test_two_trades_of_one_id_refuse_the_file(field: str) -> None:
         bybit_partials([first, other[field]], {START})
 
 
-def _suspect(times: Iterable[int], *, newest_first: bool) -> set[int]:
+def _suspect(times: Iterable[float], *, newest_first: bool) -> set[int]:
     """The suspect minutes of a file with trades at these seconds of the day, by number."""
     lines = [linear_line(START + round(second * SECOND), f"id-{place}") for place, second in enumerate(times)]
     pauses = Pauses(BYBIT, list(BybitLinearTrades().rows(BYBIT, lines[::-1] if newest_first else lines)))
