@@ -212,3 +212,29 @@ async def test_a_session_whose_client_leaves_many_requests_open_is_refused_more(
             assert refused.json()["error"]["message"].startswith("busy: 2 requests of this session are in progress; read their answers")
             answer.set()
         assert await _lives(client)
+
+
+async def test_a_client_that_leaves_while_it_sends_a_request_leaves_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sent: list[Any] = []
+
+    async def left() -> Any:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async with _served(monkeypatch) as (url, _, sessions), session(url) as client:
+        headers = {**HEADERS, "Content-Type": "application/json", "Mcp-Session-Id": client.headers["Mcp-Session-Id"]}
+        scope: dict[str, Any] = {
+            "type": "http",
+            "method": "POST",
+            "path": "/mcp",
+            "query_string": b"",
+            "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
+        }
+        await sessions.handle_request(scope, left, send)
+        assert await _lives(client)
+    assert sent[0]["status"] == 500
+    assert not [record.getMessage() for record in caplog.records if record.exc_info]

@@ -7,6 +7,7 @@ needs least: the one that has been idle for longest, if one is. Its client recei
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -22,6 +23,7 @@ from mcp.shared._stream_protocols import ReadStream, WriteStream
 from mcp.shared.message import SessionMessage
 from mcp_types import INTERNAL_ERROR, ErrorData, JSONRPCError
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -30,6 +32,7 @@ from wadm_mcp.queries.callers import Caller, Shares, asked_by, current_caller, s
 from wadm_mcp.server.backpressure import CountedWrites, PacedReads
 from wadm_mcp.web.resumption import KeptEvents, SessionEvents
 
+_sdk_log: Final = logging.getLogger("mcp.server.streamable_http")
 _Pair: TypeAlias = tuple[ReadStream[SessionMessage | Exception], WriteStream[SessionMessage]]
 
 MAX_SESSIONS: Final = 256
@@ -58,6 +61,7 @@ class Sessions(StreamableHTTPSessionManager):
             session_idle_timeout=_IDLE_SECONDS,
             max_sessions=max_sessions,
         )
+        _sdk_log.addFilter(_is_fault)
         self._busy = busy
         self._shares = Shares[str]()
         """The IDs of the sessions, by address."""
@@ -140,6 +144,11 @@ def client_address(scope: Scope) -> str:
     """The address, or the network, that a request comes from, whose sessions are counted together."""
     client = scope.get("client")
     return shared_address(client[0] if client else "")
+
+
+def _is_fault(record: logging.LogRecord) -> bool:
+    """False for the SDK's traceback of a client that left while it sent its request."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], ClientDisconnect)
 
 
 def too_many_posts() -> Response:
